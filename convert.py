@@ -1,0 +1,3 @@
+from exaone4_mlx.cli import run_command
+
+run_command("convert")

@@ -1,0 +1,54 @@
+"""EXAONE 4.0 on MLX: load a checkpoint, stream its replies.
+
+    from exaone4_mlx import load, stream_generate
+    model, tokenizer = load("demo")
+    for event in stream_generate(model, tokenizer, "Hello"):
+        print(event)
+
+Names are imported when they are first used, so that a wrong platform or a `--help` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .generation.respond import Done, Generation, Reply, generate, stream_generate
+    from .generation.sampling import Sampling
+    from .model.config import Exaone4Config
+    from .model.files import CheckpointError
+    from .model.network import Exaone4ForCausalLM, Exaone4Model
+    from .text.reply import Answer, ReplyParser, Thinking, ToolCall
+    from .text.tokenizer import Tokenizer
+    from .weights.checkpoint import load
+    from .weights.converter import Summary, convert
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "generation.respond": ("Done", "Generation", "Reply", "generate", "stream_generate"),
+    "generation.sampling": ("Sampling",),
+    "model.config": ("Exaone4Config",),
+    "model.files": ("CheckpointError",),
+    "model.network": ("Exaone4ForCausalLM", "Exaone4Model"),
+    "text.reply": ("Answer", "ReplyParser", "Thinking", "ToolCall"),
+    "text.tokenizer": ("Tokenizer",),
+    "weights.checkpoint": ("load",),
+    "weights.converter": ("Summary", "convert"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [*sorted(_MODULE_OF), "__version__"]  # noqa: PLE0604 (all are strings)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

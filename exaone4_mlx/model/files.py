@@ -1,0 +1,221 @@
+"""A folder or a hub id -> its config and its tensors, one at a time, each checked before it is read.
+
+What is peculiar here:
+- The header of every safetensors file is read and checked first, so that a damaged or foreign file is named
+  before gigabytes are read. MLX then reads single tensors from the file when they are evaluated.
+- Names are accounted for in both directions: a checkpoint with a tensor too many is as wrong as one too few.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+from safetensors import SafetensorError, safe_open
+
+from .config import read_json
+
+DEMO_FOLDER = Path(__file__).parents[1] / "demo"
+INDEX_NAME = "model.safetensors.index.json"
+#: What a model folder may hold that is of use here; nothing else is downloaded.
+USEFUL_FILES = ("*.json", "*.jinja", "model*.safetensors", "merges.txt", "LICENSE*")
+
+#: safetensors dtype -> (MLX dtype, bytes per element)
+DTYPES = {
+    "BF16": (mx.bfloat16, 2),
+    "F16": (mx.float16, 2),
+    "F32": (mx.float32, 4),
+    "U8": (mx.uint8, 1),
+    "I8": (mx.int8, 1),
+    "U16": (mx.uint16, 2),
+    "U32": (mx.uint32, 4),
+    "I32": (mx.int32, 4),
+    "I64": (mx.int64, 8),
+    "F8_E4M3": (mx.uint8, 1),
+}
+FLOATS = ("BF16", "F16", "F32")
+DTYPE_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint8: "U8", mx.uint32: "U32"}
+FLOAT_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: damaged, incomplete, or of another architecture."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies, and what it is. `dtype` is safetensors' name of it."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def find_folder(path_or_repo: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a model: "demo", a folder, or a hub id, which is downloaded or found in the hub's cache.
+
+    Raises FileNotFoundError where there is neither such a folder nor, within reach, such a repository.
+    """
+    if str(path_or_repo) == "demo":
+        if revision is not None:
+            raise ValueError("the demo model has no revisions")
+        return DEMO_FOLDER
+    folder = Path(path_or_repo).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} is for hub ids; {folder} is a local folder")
+        return folder
+    if folder.exists():
+        raise FileNotFoundError(f"{folder} is a file; a model is a folder with config.json and model.safetensors")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo)) or str(path_or_repo).startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"no folder {folder}, and no hub id either (those look like LGAI-EXAONE/EXAONE-4.0-1.2B)"
+        )
+    return _download(str(path_or_repo), revision)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download  # here: its import costs more than a demo reply
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(USEFUL_FILES)))
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"no folder {repo} here, and no such repository on the hub (or it is private)"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        at = f" at revision {revision}" if revision else ""
+        raise FileNotFoundError(
+            f"{repo}{at} is not in the local hub cache and cannot be downloaded: {reason}"
+        ) from error
+
+
+class Checkpoint:
+    """The tensors of a model folder, by name. Nothing but headers is read until `read`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises FileNotFoundError or CheckpointError, naming the file, for a folder that is not complete."""
+        self.folder = folder
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} has no config.json: it is not a model folder")
+        self.tensors: dict[str, TensorInfo] = {}
+        listed = self._read_index()
+        for file in self._weight_files(listed):
+            for name, info in read_header(file).items():
+                if name in self.tensors:
+                    raise CheckpointError(f"tensor {name} stands in {self.tensors[name].file.name} and in {file.name}")
+                self.tensors[name] = info
+        for name, file_name in listed.items():
+            if name not in self.tensors or self.tensors[name].file.name != file_name:
+                raise CheckpointError(f"{INDEX_NAME} promises tensor {name} in {file_name}, which does not hold it")
+        self._open: tuple[Path, dict[str, mx.array]] | None = None
+
+    def _read_index(self) -> dict[str, str]:
+        index = self.folder / INDEX_NAME
+        if not index.is_file():
+            return {}
+        listed = read_json(index).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+            raise CheckpointError(f"{index} has no weight_map")
+        return listed
+
+    def _weight_files(self, listed: dict[str, str]) -> list[Path]:
+        if listed:
+            files = [self.folder / name for name in sorted(set(listed.values()))]
+            if missing := [file.name for file in files if not file.is_file()]:
+                raise FileNotFoundError(f"{self.folder} lacks {', '.join(missing)}, listed in {INDEX_NAME}")
+            return files
+        files = sorted(self.folder.glob("model*.safetensors"))
+        if not files:
+            other = next((p.name for p in self.folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".gguf"}), None)
+            hint = f"; {other} is not a format that is read here" if other else ""
+            raise FileNotFoundError(f"{self.folder} has no model.safetensors{hint}")
+        return files
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def read(self, name: str) -> mx.array:
+        """One tensor, not yet evaluated: MLX reads it from the file when it is."""
+        file = self.tensors[name].file
+        if self._open is None or self._open[0] != file:
+            loaded = mx.load(str(file))
+            assert isinstance(loaded, dict)
+            self._open = (file, loaded)
+        return self._open[1].pop(name)
+
+    def close(self) -> None:
+        """Forgets the open file, so that what was read from it can be read again."""
+        self._open = None
+
+    def in_file_order(self, names: Iterable[str]) -> list[str]:
+        """The names, file by file, so that each file is opened once."""
+        return sorted(names, key=lambda name: (self.tensors[name].file.name, name))
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """What a safetensors file holds, checked against its size. Raises CheckpointError naming the file."""
+    tensors = {}
+    try:
+        with safe_open(file, framework="mlx") as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                entry = opened.get_slice(name)
+                dtype, shape = entry.get_dtype(), tuple(entry.get_shape())
+                if dtype not in DTYPES:
+                    raise CheckpointError(f"{file}: tensor {name} has dtype {dtype}, which is not read here")
+                tensors[name] = TensorInfo(file, dtype, shape, math.prod(shape) * DTYPES[dtype][1])
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is damaged, cut off, or not a safetensors file ({error})") from error
+    return tensors
+
+
+def placeholders(model: nn.Module) -> dict[str, mx.array]:
+    """The parameters that `model` wants filled, by name: their shapes and kinds count, not their values."""
+    return dict(tree_flatten(model.parameters()))
+
+
+def check_names(found: Iterable[str], wanted: Iterable[str], where: Path) -> None:
+    """Raises CheckpointError naming what is missing or too much."""
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if missing:
+        raise CheckpointError(f"{where} lacks {_some(missing)}")
+    if extra:
+        raise CheckpointError(f"{where} holds {_some(extra)}, which this architecture does not have")
+
+
+def check_shapes(tensors: dict[str, TensorInfo], wanted: dict[str, mx.array]) -> None:
+    """Raises CheckpointError naming the first tensor whose shape or dtype is not what its config asks for."""
+    for name, placeholder in wanted.items():
+        info = tensors[name]
+        if info.shape != placeholder.shape:
+            raise CheckpointError(f"{info.file}: {name} has shape {info.shape}, not {placeholder.shape}")
+        if (info.dtype in FLOATS) != mx.issubdtype(placeholder.dtype, mx.floating) and info.dtype != "U8":
+            raise CheckpointError(f"{info.file}: {name} has dtype {info.dtype}, which cannot stand for this weight")
+
+
+def fill(model: nn.Module, weights: Iterator[tuple[str, mx.array]]) -> None:
+    """Gives `model` its parameters, evaluating each before the next is read, so that none is read twice or late.
+
+    Evaluated here, they can be used from any thread: an array still unevaluated belongs to this one.
+    """
+    filled = []
+    for name, array in weights:
+        mx.eval(array)
+        filled.append((name, array))
+    model.update(tree_unflatten(filled))
+    model.eval()
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"tensor{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}"

@@ -1,0 +1,116 @@
+"""Tiny random models, folders that hold them, the demo, and the data beside the project."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten, tree_unflatten
+
+from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, load
+from exaone4_mlx.model.files import DEMO_FOLDER
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 16.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+#: A hybrid whose window is small enough for short prompts to cross it several times.
+TINY: dict[str, Any] = {
+    "model_type": "exaone4",
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": LLAMA3,
+    "sliding_window": 7,
+    "sliding_window_pattern": "LLLG",
+    "tie_word_embeddings": False,
+    "eos_token_id": 2,
+}
+
+
+def weights_of(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, mx.array]:
+    """Weights that are the same on every machine and in every version: from Python's generator, by name.
+
+    Projections keep the scale of what they are given, norms are around one, and logits come out around ten.
+    """
+    weights = {}
+    for name in sorted(shapes):
+        rng = random.Random(f"{seed} {name}")
+        shape = shapes[name]
+        count = 1
+        for size in shape:
+            count *= size
+        mean, deviation = (1.0, 0.3) if len(shape) == 1 else (0.0, 4.0 * shape[-1] ** -0.5)
+        weights[name] = mx.array([rng.gauss(mean, deviation) for _ in range(count)]).reshape(shape)
+    return weights
+
+
+def tiny_model(seed: int = 0, dtype: mx.Dtype = mx.float32, **changes: Any) -> Exaone4ForCausalLM:
+    """A random tiny model; `changes` go into its config.json."""
+    model = Exaone4ForCausalLM(Exaone4Config.from_dict(TINY | changes))
+    shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
+    model.update(tree_unflatten(list(weights_of(shapes, seed).items())))
+    model.set_dtype(dtype)
+    model.eval()
+    return model
+
+
+def random_ids(length: int, seed: int = 0, vocab_size: int = TINY["vocab_size"], batch: int = 1) -> mx.array:
+    rng = random.Random(seed)
+    return mx.array([[rng.randrange(3, vocab_size) for _ in range(length)] for _ in range(batch)])
+
+
+def distance(a: mx.array, b: mx.array) -> float:
+    """The largest absolute difference."""
+    return mx.max(mx.abs(a.astype(mx.float32) - b.astype(mx.float32))).item()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Data that may be read by tests and not be part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is absent: it holds EXAONE's own tokenizer and prompts, whose licence keeps them out")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def demo() -> tuple[Any, Any]:
+    """The demo model in float32, and its tokenizer."""
+    return load("demo", dtype="float32")
+
+
+@pytest.fixture
+def hf_folder(tmp_path: Path) -> Path:
+    """A copy of the demo checkpoint that a test may damage."""
+    return shutil.copytree(DEMO_FOLDER, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("recipe"))
+
+
+@pytest.fixture
+def edit_json() -> Callable[..., None]:
+    """edit_json(file, key=value, …) changes a JSON file; a value of None removes the key."""
+
+    def edit(file: Path, **changes: Any) -> None:
+        values = json.loads(file.read_text()) | changes
+        file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+    return edit
