@@ -1,0 +1,391 @@
+"""Every command line: arguments in, events out.
+
+What is peculiar here:
+- The reply goes to standard output as it is made, everything else to standard error.
+- What can be checked without the weights is checked before they are read.
+- Exit codes: 0, 1 (an error, in one line), 2 (wrong usage), 130 (Ctrl-C; what came so far is kept).
+- Nothing heavy is imported before the arguments are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from .generation.respond import Done, Generation
+    from .text.reply import Event
+
+DEFAULT_MODEL = "LGAI-EXAONE/EXAONE-4.0-1.2B"
+DIM, NORMAL = "\x1b[2m", "\x1b[0m"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code. `arguments` default to those of the process."""
+    parser = argparse.ArgumentParser(prog="exaone4-mlx", description="EXAONE 4.0 on MLX.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_generate(commands)
+    _add_convert(commands)
+    options = parser.parse_args(arguments)
+    if options.check:
+        options.check(options)
+    try:
+        if message := _unsupported_platform():
+            raise RuntimeError(message)
+        return options.run(options)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has had enough. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if options.debug:
+            raise
+        _say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+        return 1
+
+
+# --- generate -------------------------------------------------------------------------------------------------
+
+
+def _add_generate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "generate",
+        help="stream one reply to a prompt",
+        description="Streams the reply to one prompt to standard output.",
+    )
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("-p", "--prompt", help="the prompt, taken literally; - reads standard input")
+    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a text file that holds the prompt")
+    parser.add_argument("--system-prompt", metavar="TEXT", help="what the model is told before the conversation")
+    parser.add_argument(
+        "--thinking",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="let the model think first (default: no)",
+    )
+    parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end the answer before TEXT; may be repeated"
+    )
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model", default=DEFAULT_MODEL, metavar="PATH", help='a folder, a hub id, or "demo" (default: %(default)s)'
+    )
+    model.add_argument("--revision", help="branch, tag or commit of a hub id")
+    model.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), help="cast the weights; float16 suits M1 and M2"
+    )
+    model.add_argument("--q-bits", type=int, metavar="N", help="quantize a full-precision checkpoint while it loads")
+    model.add_argument(
+        "--q-group-size", type=int, default=64, metavar="N", help="weights per scale (default: %(default)s)"
+    )
+
+    sampling = parser.add_argument_group("sampling", "LG's advice for the mode unless given: see the README")
+    sampling.add_argument("--temp", type=float, metavar="X", help="temperature; 0 takes the most probable token")
+    sampling.add_argument("--top-p", type=float, metavar="X")
+    sampling.add_argument("--top-k", type=int, default=0, metavar="N")
+    sampling.add_argument("--min-p", type=float, default=0.0, metavar="X")
+    sampling.add_argument(
+        "--presence-penalty", type=float, default=0.0, metavar="X", help="LG advises 1.5 against loops"
+    )
+    sampling.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X")
+    sampling.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X")
+    sampling.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same reply")
+    sampling.add_argument(
+        "-m", "--max-tokens", type=int, metavar="N", help="of thought and answer together (default: 8192)"
+    )
+    sampling.add_argument("--prefill-step-size", type=int, default=2048, metavar="N", help="prompt tokens per chunk")
+
+    output = parser.add_argument_group("output")
+    form = output.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object at the end")
+    form.add_argument("--jsonl", action="store_true", help="one JSON object per event, as it comes")
+    output.add_argument("--hide-thinking", action="store_true", help="leave the thought out")
+    output.add_argument("-v", "--verbose", action="store_true", help="tell about the model and the sampling")
+    output.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    def check(options: argparse.Namespace) -> None:
+        if options.raw and (options.thinking or options.system_prompt is not None):
+            parser.error("--raw uses no chat template, so --thinking and --system-prompt have no place in it")
+
+    parser.set_defaults(run=_generate, check=check)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    text = _read_prompt(options)
+    from .generation.respond import Generation, check_ids, prompt_ids
+    from .generation.sampling import Sampling
+    from .model.config import Exaone4Config
+    from .text.tokenizer import Tokenizer
+    from .weights.checkpoint import load_model
+
+    sampling = Sampling(
+        temperature=options.temp,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        repetition_penalty=options.repetition_penalty,
+        seed=options.seed,
+    )
+    folder = _find_model(options.model, options.revision)
+    config = Exaone4Config.from_file(folder / "config.json")
+    tokenizer = Tokenizer.from_pretrained(folder)
+    if options.raw:
+        ids = tokenizer.encode(text)
+    else:
+        system = [] if options.system_prompt is None else [{"role": "system", "content": options.system_prompt}]
+        if not text.strip():
+            raise ValueError("the prompt is empty")
+        ids = prompt_ids(tokenizer, [*system, {"role": "user", "content": text}], thinking=options.thinking)
+    check_ids(ids, config.vocab_size, config.max_position_embeddings)
+
+    started = time.perf_counter()
+    with _progress("loading", "B") as progress:
+        model = load_model(
+            folder, dtype=options.dtype, q_bits=options.q_bits, q_group_size=options.q_group_size, progress=progress
+        )
+    if options.verbose:
+        _say(
+            f"{folder}: {config.num_hidden_layers} layers, context {config.max_position_embeddings} tokens, "
+            f"loaded in {time.perf_counter() - started:.2f} s"
+        )
+    if options.q_bits is not None:
+        _say(
+            f"quantized to {options.q_bits} bits while loading; to keep the result: exaone4-mlx convert --hf-path "
+            f"{options.model} --mlx-path FOLDER --q-bits {options.q_bits} --q-group-size {options.q_group_size}"
+        )
+    with _progress("reading the prompt", " tokens") as progress:
+        generation = Generation(
+            model,
+            tokenizer,
+            ids,
+            sampling=sampling,
+            max_tokens=options.max_tokens,
+            stop=options.stop,
+            prefill_step_size=options.prefill_step_size,
+            progress=progress,
+        )
+        if options.verbose:
+            _say(f"{len(ids)} prompt tokens; {generation.sampling}")
+        with _cancelled_by_ctrl_c(generation):
+            done = _show(generation, options)
+    if not options.json and not options.jsonl:
+        _say(_summary(done))
+    return 130 if done.finish_reason == "cancelled" else 0
+
+
+def _read_prompt(options: argparse.Namespace) -> str:
+    """The prompt as it was given. The line end that closes a file or a pipe is not part of it."""
+    if options.prompt_file is None and options.prompt != "-":
+        return options.prompt
+    source = options.prompt_file or "standard input"
+    data = options.prompt_file.read_bytes() if options.prompt_file else sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is not UTF-8 text") from error
+
+
+def _find_model(model: str, revision: str | None) -> Path:
+    from .model.files import find_folder
+
+    try:
+        return find_folder(model, revision)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; --model demo needs no download") from error
+
+
+def _show(generation: Generation, options: argparse.Namespace) -> Done:
+    """Prints the reply in the form that was asked for."""
+    from .generation.respond import Done, Reply
+    from .text.reply import Thinking
+
+    events: list[Event | Done] = []
+    printer = _TextPrinter(dim=sys.stdout.isatty()) if not options.json else None
+    for event in generation:
+        if options.hide_thinking and isinstance(event, Thinking):
+            continue
+        events.append(event)
+        if options.jsonl:
+            _print_json(_as_json(event))
+        elif printer:
+            printer.show(event)
+    if options.json:
+        reply = dataclasses.asdict(Reply.from_events(events))
+        _print_json({"model": options.model} | reply)
+    assert isinstance(events[-1], Done)
+    return events[-1]
+
+
+class _TextPrinter:
+    """Prints events as text: on a terminal the thought is dim, elsewhere it stands between the model's own tags."""
+
+    def __init__(self, dim: bool) -> None:
+        self._open, self._close = (DIM, NORMAL + "\n\n") if dim else ("<think>\n", "\n</think>\n\n")
+        self._inside_thought = False
+        self._at_line_start = True
+
+    def show(self, event: Event | Done) -> None:
+        from .generation.respond import Done
+        from .text.reply import Thinking, ToolCall
+
+        thought = isinstance(event, Thinking)
+        if thought != self._inside_thought:
+            self._write(self._open if thought else self._close)
+            self._inside_thought = thought
+        if isinstance(event, ToolCall):
+            call = json.dumps({"name": event.name, "arguments": event.arguments}, ensure_ascii=False)
+            self._write(f"<tool_call>{call}</tool_call>")
+        elif isinstance(event, Done):
+            self._write("" if self._at_line_start else "\n")
+        else:
+            self._write(event.text)
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        self._at_line_start = text.endswith("\n") if text else self._at_line_start
+
+
+def _as_json(event: Event | Done) -> dict[str, Any]:
+    kinds = {"Thinking": "thinking", "Answer": "answer", "ToolCall": "tool_call", "Done": "done"}
+    fields = {name: value for name, value in dataclasses.asdict(event).items() if name != "problem" or value}
+    return {"type": kinds[type(event).__name__]} | fields
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def _summary(done: Done) -> str:
+    """One line of counts and speeds."""
+    generated = done.thinking_tokens + done.answer_tokens
+    thought = f" ({done.thinking_tokens} of them thought)" if done.thinking_tokens else ""
+    ended = {"length": ", cut off by the limit", "cancelled": ", cancelled"}.get(done.finish_reason, "")
+    rate = f", {generated / done.decode_seconds:.1f} tokens/s" if generated and done.decode_seconds else ""
+    return (
+        f"[prompt {done.prompt_tokens} tokens in {done.prefill_seconds:.2f} s | "
+        f"reply {generated} tokens{thought} in {done.decode_seconds:.2f} s{rate}{ended} | "
+        f"peak memory {done.peak_bytes / 1e9:.2f} GB]"
+    )
+
+
+@contextmanager
+def _cancelled_by_ctrl_c(generation: Generation) -> Iterator[None]:
+    """The first Ctrl-C ends the reply in good order, the second one at once."""
+
+    def cancel(signal_number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        generation.cancel()
+
+    before = signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --- convert --------------------------------------------------------------------------------------------------
+
+
+def _add_convert(commands: Any) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="convert a Hugging Face checkpoint to an MLX folder",
+        description="Converts a Hugging Face checkpoint to an MLX folder, in four bits unless said otherwise.",
+    )
+    parser.add_argument("--hf-path", required=True, metavar="PATH", help="the checkpoint: a folder or a hub id")
+    parser.add_argument(
+        "--mlx-path", default="mlx_model", metavar="FOLDER", help="where to write (default: %(default)s)"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("-q", "--quantize", action=argparse.BooleanOptionalAction, default=True, help="default: yes")
+    parser.add_argument("--q-bits", type=int, default=4, metavar="N", help="bits per weight (default: %(default)s)")
+    parser.add_argument(
+        "--q-group-size", type=int, default=64, metavar="N", help="weights per scale (default: %(default)s)"
+    )
+    parser.add_argument("--q-mode", default="affine", choices=("affine", "mxfp4", "nvfp4", "mxfp8"))
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), help="cast the weights (default: keep theirs)"
+    )
+    parser.add_argument("--json", action="store_true", help="the summary as one JSON object")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.set_defaults(run=_convert, check=None)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from .weights.converter import convert
+
+    with _progress("converting", "B") as progress:
+        summary = convert(
+            options.hf_path,
+            options.mlx_path,
+            q_bits=options.q_bits,
+            q_group_size=options.q_group_size,
+            q_mode=options.q_mode,
+            quantize=options.quantize,
+            dtype=options.dtype,
+            revision=options.revision,
+            progress=progress,
+        )
+    if options.json:
+        _print_json(dataclasses.asdict(summary) | {"path": str(summary.path)})
+    else:
+        print(
+            f"{summary.path}: {summary.bytes / 1e9:.3f} GB from {summary.source_bytes / 1e9:.3f} GB, "
+            f"{summary.bits_per_weight:.3f} bits per weight, {summary.seconds:.1f} s, "
+            f"peak memory {summary.peak_bytes / 1e9:.2f} GB"
+        )
+    return 0
+
+
+# --- for all --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A function (done, total) that draws a bar with the time left, on a terminal and after half a second."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=unit, unit_scale=True, delay=0.5, leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+            if done >= total:
+                bar.close()
+
+        yield report
+
+
+def _unsupported_platform() -> str | None:
+    if platform.system() != "Darwin" or platform.machine() == "arm64":
+        return None
+    return (
+        "MLX needs a native Python on Apple silicon, and this one is an x86-64 build (on an M-series Mac it runs "
+        "under Rosetta): install an arm64 Python, for instance with `arch -arm64 brew install python`"
+    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_command(command: str) -> NoReturn:
+    """The front of `python -m exaone4_mlx.COMMAND`."""
+    raise SystemExit(main([command, *sys.argv[1:]]))

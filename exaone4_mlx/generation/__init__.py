@@ -1,0 +1,1 @@
+"""Where text and tensors meet: sampling, decoding, and the events of a reply."""

@@ -1,0 +1,133 @@
+"""Logits -> a token.
+
+What is peculiar here:
+- Sampling works on float32 logits; in bfloat16 neighbouring logits merge, and even the argmax changes.
+- Order as in transformers and vLLM, for which LG tuned its advice: penalties, temperature, then top_k,
+  top_p, min_p on what is left. (mlx-lm cuts off before it applies the temperature.)
+- Presence and frequency penalties have OpenAI's meaning, over all generated tokens and no prompt;
+  the repetition penalty is over both, as in transformers.
+- Randomness comes from a key of its own, split per token: the same seed gives the same reply.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. None means LG's advice for the mode: with a thought temperature 0.6 and top_p 0.95,
+    otherwise temperature 0.1.
+
+    `temperature` 0 takes the most probable token. `top_k` 0, `top_p` 1 and `min_p` 0 cut nothing off.
+    `logit_bias` adds to the logits of token ids. `seed` None takes one from the operating system.
+    Raises ValueError for values without meaning.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    logit_bias: Mapping[int, float] | None = None
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0 <= (self.temperature or 0) < math.inf, "0 or more")
+        _check("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
+        _check("top_k", self.top_k, isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 or more")
+        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check(name, getattr(self, name), math.isfinite(getattr(self, name)), "a finite number")
+        _check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
+        _check("seed", self.seed, self.seed is None or 0 <= self.seed < 2**64, "from 0 to 2**64 - 1")
+
+    def resolved(self, thinking: bool) -> Sampling:
+        """The same, what was left open filled in by LG's advice for the mode (README of EXAONE 4.0)."""
+        temperature, top_p = (0.6, 0.95) if thinking else (0.1, 1.0)
+        return replace(
+            self,
+            temperature=temperature if self.temperature is None else self.temperature,
+            top_p=top_p if self.top_p is None else self.top_p,
+        )
+
+
+class Sampler:
+    """Draws the tokens of one reply: `sampler(logits)` takes [1, V] and returns the token, [1].
+
+    Nothing is evaluated here, so that the next step can be built on a token that is not known yet.
+    """
+
+    def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], vocab_size: int) -> None:
+        """Raises ValueError for a logit bias on a token that does not exist."""
+        if sampling.temperature is None or sampling.top_p is None:
+            raise ValueError("temperature and top_p are open; call Sampling.resolved first")
+        self._sampling = sampling
+        self._temperature, self._top_p = sampling.temperature, sampling.top_p
+        self._key = mx.random.key(secrets.randbits(64) if sampling.seed is None else sampling.seed)
+        self._bias = _dense(sampling.logit_bias, vocab_size) if sampling.logit_bias else None
+        self._counts: mx.array | None = None  # [V], how often each token was generated
+        if sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1:
+            self._counts = mx.zeros(vocab_size)
+        self._in_prompt: mx.array | None = None  # [V], booleans
+        if sampling.repetition_penalty != 1:
+            self._in_prompt = mx.zeros(vocab_size, mx.bool_)
+            self._in_prompt[mx.array(list(prompt_ids))] = True
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        logits = self._penalized(logits.astype(mx.float32))
+        if self._temperature == 0:
+            token = mx.argmax(logits, axis=-1)
+        else:
+            self._key, key = mx.random.split(self._key)
+            token = mx.random.categorical(self._cut_off(logits / self._temperature), key=key)
+        if self._counts is not None:
+            self._counts = self._counts.at[token].add(1.0)
+        return token
+
+    def _penalized(self, logits: mx.array) -> mx.array:
+        s = self._sampling
+        if self._counts is not None:
+            generated = self._counts > 0
+            if self._in_prompt is not None:
+                scaled = mx.where(logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty)
+                logits = mx.where(generated | self._in_prompt, scaled, logits)
+            logits = logits - s.presence_penalty * generated - s.frequency_penalty * self._counts
+        return logits if self._bias is None else logits + self._bias
+
+    def _cut_off(self, logits: mx.array) -> mx.array:
+        """Logits [1, V] with -inf for the tokens that top_k, top_p and min_p rule out. Ties stay together."""
+        s = self._sampling
+        if 0 < s.top_k < logits.shape[-1]:
+            smallest = mx.min(mx.topk(logits, s.top_k, axis=-1), axis=-1, keepdims=True)
+            logits = mx.where(logits < smallest, -math.inf, logits)
+        if self._top_p < 1:
+            probabilities = mx.softmax(logits, axis=-1)
+            ordered = -mx.sort(-probabilities, axis=-1)
+            before = mx.cumsum(ordered, axis=-1) - ordered  # what is strictly more probable
+            smallest = mx.min(mx.where(before < self._top_p, ordered, 2.0), axis=-1, keepdims=True)
+            logits = mx.where(probabilities < smallest, -math.inf, logits)
+        if s.min_p > 0:
+            floor = mx.max(logits, axis=-1, keepdims=True) + math.log(s.min_p)
+            logits = mx.where(logits < floor, -math.inf, logits)
+        return logits
+
+
+def _dense(bias: Mapping[int, float], vocab_size: int) -> mx.array:
+    if wrong := [token for token in bias if not 0 <= token < vocab_size]:
+        raise ValueError(f"logit_bias names token {wrong[0]}; there are tokens 0 to {vocab_size - 1}")
+    dense = mx.zeros(vocab_size)
+    dense[mx.array(list(bias))] = mx.array([float(value) for value in bias.values()])
+    return dense
+
+
+def _check(name: str, value: object, holds: bool, meaning: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {meaning}, not {value!r}")

@@ -1,0 +1,106 @@
+"""Which weights are stored in few bits, and how.
+
+What is peculiar here:
+- The rule of what is quantized is mlx-lm's: every projection and the embedding, where a row is a whole
+  number of groups. So its folders are ours and ours are its.
+- A quantized layer is three tensors, `weight` (packed uint32), `scales` and `biases`; the last one exists
+  in affine mode only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+#: mode -> (group sizes, bits): what MLX has kernels for.
+MODES = {
+    "affine": ((32, 64, 128), (2, 3, 4, 5, 6, 8)),
+    "mxfp4": ((32,), (4,)),
+    "nvfp4": ((16,), (4,)),
+    "mxfp8": ((32,), (8,)),
+}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Bits per weight and weights per scale."""
+
+    bits: int = 4
+    group_size: int = 64
+    mode: str = "affine"
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"quantization mode {self.mode!r} is unknown; there are {', '.join(MODES)}")
+        groups, bits = MODES[self.mode]
+        if self.bits not in bits:
+            raise ValueError(f"{self.mode} quantization has {_any_of(bits)} bits, not {self.bits!r}")
+        if self.group_size not in groups:
+            raise ValueError(f"{self.mode} quantization has groups of {_any_of(groups)}, not {self.group_size!r}")
+
+    def applies_to(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether the tensor of this name and shape is stored quantized."""
+        return len(shape) == 2 and name.endswith(".weight") and shape[-1] % self.group_size == 0
+
+    def tensors(self, name: str, weight: mx.array) -> list[tuple[str, mx.array]]:
+        """The named tensors that stand for one quantized weight [rows, columns], not yet evaluated."""
+        layer = name.removesuffix(".weight")
+        parts = mx.quantize(weight, group_size=self.group_size, bits=self.bits, mode=self.mode)
+        return [(f"{layer}.{part}", array) for part, array in zip(("weight", "scales", "biases"), parts, strict=False)]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+
+
+def read_quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The MLX quantization that a config.json tells of, or None for a checkpoint in full precision.
+
+    Raises ValueError for the formats of others (GPTQ, AWQ, FP8, …), which are not read yet.
+    """
+    quantization = config.get("quantization")
+    if quantization is None:
+        foreign = config.get("quantization_config")
+        if not foreign:
+            return None
+        method = foreign.get("quant_method") if isinstance(foreign, dict) else foreign
+        if method is not None or "bits" not in foreign or "group_size" not in foreign:
+            raise ValueError(
+                f"quantization_config of method {method!r} is not read yet; "
+                "take the checkpoint in full precision and convert that"
+            )
+        quantization = foreign
+    if not isinstance(quantization, dict):
+        raise ValueError(f"quantization must be an object, not {quantization!r}")
+    for key in ("bits", "group_size"):
+        if key not in quantization:
+            raise ValueError(f"quantization lacks {key}")
+    return quantization
+
+
+def quantize_layers(model: nn.Module, quantization: Mapping[str, Any], quantized: set[str]) -> None:
+    """Makes the layers named in `quantized` quantized ones, of the bits that a config.json gives each.
+
+    Weights are left unevaluated: they are to be filled from a checkpoint. A layer may have settings of its
+    own under its name, as in mlx-lm's mixed recipes.
+    """
+    default = _read_one(quantization)
+
+    def settings(name: str, layer: nn.Module) -> bool | dict[str, Any]:
+        if name not in quantized or not hasattr(layer, "to_quantized"):
+            return False
+        own = quantization.get(name)
+        return (_read_one({"mode": default.mode} | own) if isinstance(own, dict) else default).as_dict()
+
+    nn.quantize(model, class_predicate=settings)
+
+
+def _read_one(settings: Mapping[str, Any]) -> Quantization:
+    return Quantization(settings["bits"], settings["group_size"], settings.get("mode", "affine"))
+
+
+def _any_of(values: tuple[int, ...]) -> str:
+    return " or ".join(map(str, values))
