@@ -360,9 +360,12 @@ def _convert(options: argparse.Namespace) -> int:
 @contextmanager
 def _progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A function (done, total) that draws a bar with the time left, on a terminal and after half a second."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
     from tqdm import tqdm
 
-    with tqdm(desc=what, unit=unit, unit_scale=True, delay=0.5, leave=False, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(desc=what, unit=unit, unit_scale=True, delay=0.5, leave=False) as bar:
 
         def report(done: int, total: int) -> None:
             bar.total = total

@@ -58,7 +58,9 @@ BROKEN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "pattern shifted": layers_changed(lambda i, layer: GLOBAL if i == 0 else LOCAL),
     "global layer windowed": layers_changed(lambda i, layer: layer._replace(window=7)),
     "llama3 scaling dropped": lambda patch: patch.setattr(
-        network, "inverse_frequencies", lambda rope, size: [rope.rope_theta ** (-2 * i / size) for i in range(size // 2)]
+        network,
+        "inverse_frequencies",
+        lambda rope, size: [rope.rope_theta ** (-2 * i / size) for i in range(size // 2)],
     ),
     "norm before instead of after": lambda patch: patch.setattr(network.Block, "__call__", norm_first),
     "query and key norm dropped": lambda patch: patch.setattr(

@@ -173,7 +173,9 @@ class Exaone4Config:
 
     @classmethod
     def from_file(cls, path: Path) -> Exaone4Config:
-        """Reads a config.json; errors name the file."""
+        """Reads a config.json; errors name the file, and FileNotFoundError its folder."""
+        if not path.is_file():
+            raise FileNotFoundError(f"{path.parent} has no config.json: it is not a model folder")
         try:
             return cls.from_dict(read_json(path))
         except (ValueError, TypeError) as error:

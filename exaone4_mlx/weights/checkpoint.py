@@ -104,8 +104,8 @@ def open_checkpoint(folder: Path) -> tuple[Checkpoint, Exaone4ForCausalLM, Mappi
 
     Every tensor is accounted for: raises CheckpointError for one missing, too much or misshapen.
     """
-    checkpoint = Checkpoint(folder)
     config = Exaone4Config.from_file(folder / "config.json")
+    checkpoint = Checkpoint(folder)
     stored = read_quantization(read_json(folder / "config.json"))
     model = Exaone4ForCausalLM(config)
     _drop_harmless(checkpoint, config)

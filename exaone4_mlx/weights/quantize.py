@@ -24,6 +24,9 @@ MODES = {
     "mxfp8": ((32,), (8,)),
 }
 
+#: mode -> (bits, group size)
+DEFAULTS = {"affine": (4, 64), "mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
+
 
 @dataclass(frozen=True)
 class Quantization:
@@ -61,20 +64,16 @@ def read_quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
     Raises ValueError for the formats of others (GPTQ, AWQ, FP8, …), which are not read yet.
     """
-    quantization = config.get("quantization")
-    if quantization is None:
-        foreign = config.get("quantization_config")
-        if not foreign:
-            return None
-        method = foreign.get("quant_method") if isinstance(foreign, dict) else foreign
-        if method is not None or "bits" not in foreign or "group_size" not in foreign:
-            raise ValueError(
-                f"quantization_config of method {method!r} is not read yet; "
-                "take the checkpoint in full precision and convert that"
-            )
-        quantization = foreign
+    quantization = config.get("quantization") or config.get("quantization_config")
+    if not quantization:
+        return None
     if not isinstance(quantization, dict):
         raise ValueError(f"quantization must be an object, not {quantization!r}")
+    if method := quantization.get("quant_method"):
+        raise ValueError(
+            f"quantization_config of method {method!r} is not read yet; "
+            "take the checkpoint in full precision and convert that"
+        )
     for key in ("bits", "group_size"):
         if key not in quantization:
             raise ValueError(f"quantization lacks {key}")
@@ -99,7 +98,10 @@ def quantize_layers(model: nn.Module, quantization: Mapping[str, Any], quantized
 
 
 def _read_one(settings: Mapping[str, Any]) -> Quantization:
-    return Quantization(settings["bits"], settings["group_size"], settings.get("mode", "affine"))
+    """Settings from a config.json. mlx-lm writes null for what it left to MLX's defaults."""
+    mode = settings.get("mode") or "affine"
+    bits, group_size = DEFAULTS.get(mode, (None, None))
+    return Quantization(settings.get("bits") or bits, settings.get("group_size") or group_size, mode)
 
 
 def _any_of(values: tuple[int, ...]) -> str:

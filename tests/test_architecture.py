@@ -1,0 +1,90 @@
+"""Dependencies run one way: who may import whom, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "exaone4_mlx"
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "demo" not in path.parts)
+
+#: folder -> the folders that it may import from, itself aside
+ALLOWED = {"model": set(), "text": set(), "weights": {"model", "text"}, "generation": {"model", "text"}}
+#: Inside a folder a file imports only files that stand before it.
+ORDER = {
+    "model": ["rope", "config", "cache", "files", "network"],
+    "text": ["template", "tokenizer", "reply"],
+    "weights": ["quantize", "checkpoint", "converter"],
+    "generation": ["sampling", "decode", "respond"],
+}
+AT_CALL_ONLY = {"transformers", "mlx_lm", "huggingface_hub", "tqdm"}
+
+
+def imports(file: Path, top_level_only: bool = False) -> list[tuple[str, ...]]:
+    """What a file imports, as dotted parts; relative imports are resolved. Type-checking blocks do not count."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found += [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = file.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            found.append((*package, *(node.module.split(".") if node.module else ())))
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_run_one_way(file: Path) -> None:
+    folder = file.parent.name if file.parent != PACKAGE else ""
+    for parts in imports(file):
+        assert "torch" not in parts, "the package never needs torch"
+        if parts[0] != "exaone4_mlx" or len(parts) == 1 or not folder:
+            continue
+        if parts[1] != folder:
+            assert parts[1] in ALLOWED[folder], f"{folder}/ must not import {'.'.join(parts)}"
+        elif len(parts) > 2:
+            order = ORDER[folder]
+            assert order.index(parts[2]) < order.index(file.stem), f"{file.stem} stands before {parts[2]}"
+
+
+def test_every_file_has_its_place_in_the_order() -> None:
+    listed = {f"{folder}/{name}.py" for folder, names in ORDER.items() for name in names}
+    found = {f"{f.parent.name}/{f.name}" for f in FILES if f.parent != PACKAGE and f.name != "__init__.py"}
+    assert found == listed
+
+
+def test_text_and_config_know_no_mlx() -> None:
+    for file in [*(PACKAGE / "text").glob("*.py"), PACKAGE / "model" / "config.py", PACKAGE / "model" / "rope.py"]:
+        assert not any(parts[0] == "mlx" for parts in imports(file)), file
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_heavy_packages_are_imported_where_they_are_used(file: Path) -> None:
+    assert not AT_CALL_ONLY & {parts[0] for parts in imports(file, top_level_only=True)}
+
+
+def test_fronts_are_imported_by_nothing() -> None:
+    """A module both run and imported exists twice, and its classes do not match themselves."""
+    for file in FILES:
+        assert not {("exaone4_mlx", "generate"), ("exaone4_mlx", "__main__")} & set(imports(file)), file
+
+
+def test_only_the_command_line_prints() -> None:
+    for file in FILES:
+        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        printed = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+        assert not printed or file.name == "cli.py", file
+
+
+def test_every_folder_is_in_the_wheel() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 cannot read TOML by itself")
+    packages = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {".".join(f.parent.relative_to(ROOT).parts) for f in PACKAGE.rglob("__init__.py")}
+    assert found | {"exaone4_mlx.demo"} == packages

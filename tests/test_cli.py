@@ -1,0 +1,319 @@
+"""The command line, as a user and as a script meet it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from exaone4_mlx import cli
+from exaone4_mlx.cli import main
+
+GENERATE = ["generate", "--model", "demo", "--temp", "0", "--dtype", "float32"]
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "exaone4_mlx", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False, **options)
+
+
+def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Standard output of a command that must succeed."""
+    assert main([*GENERATE, *arguments]) == 0
+    return capsys.readouterr().out
+
+
+# --- the reply ----------------------------------------------------------------
+
+
+def test_reply_goes_to_standard_output_and_the_rest_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*GENERATE, "-p", "Hello", "--max-tokens", "30"]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip()
+    assert out.count("\n") == 1, "the reply and one line end"
+    assert "tokens/s" in err
+    assert out.strip() not in err
+
+
+def test_thought_stands_between_its_tags_and_can_be_hidden(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = output(capsys, "-p", "Hello", "--thinking", "--max-tokens", "60")
+    hidden = output(capsys, "-p", "Hello", "--thinking", "--max-tokens", "60", "--hide-thinking")
+    assert shown.startswith("<think>\n")
+    assert shown.endswith("\n</think>\n\n" + hidden)
+
+
+def test_thought_is_dim_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert main([*GENERATE, "-p", "Hello", "--thinking", "--max-tokens", "60"]) == 0
+    thought, _, answer = screen.getvalue().partition("\x1b[0m\n\n")
+    assert thought.startswith("\x1b[2m")
+    assert "<think>" not in thought + answer
+
+
+def test_json_is_one_object_with_the_fields_of_reply(capsys: pytest.CaptureFixture[str]) -> None:
+    reply = json.loads(output(capsys, "-p", "Hello", "--thinking", "--json", "--max-tokens", "60"))
+    assert set(reply) == {
+        "model", "text", "thinking", "tool_calls", "finish_reason", "prompt_tokens", "cached_tokens",
+        "thinking_tokens", "answer_tokens", "prefill_seconds", "decode_seconds", "peak_bytes",
+    }  # fmt: skip
+    assert reply["model"] == "demo"
+    assert reply["thinking"]
+
+
+def test_jsonl_is_one_object_per_event(capsys: pytest.CaptureFixture[str]) -> None:
+    events = [
+        json.loads(line)
+        for line in output(capsys, "-p", "Hello", "--thinking", "--jsonl", "--max-tokens", "60").splitlines()
+    ]
+    assert events[0]["type"] == "thinking"
+    assert events[-1]["type"] == "done"
+    assert {event["type"] for event in events} >= {"thinking", "done"}
+
+
+def test_stop_and_raw(capsys: pytest.CaptureFixture[str], demo: Any) -> None:
+    plain = output(capsys, "-p", "Hello", "--max-tokens", "20").strip()
+    word = plain.split()[1]
+    assert (
+        output(capsys, "-p", "Hello", "--max-tokens", "20", "--stop", word).strip() == plain.partition(word)[0].strip()
+    )
+    raw = json.loads(output(capsys, "-p", "Hello there", "--raw", "--json", "--max-tokens", "3"))
+    assert raw["prompt_tokens"] == len(demo[1].encode("Hello there"))
+
+
+# --- the prompt ---------------------------------------------------------------
+
+
+def prompt_given(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    """The messages that reach the template."""
+    seen: list[Any] = []
+
+    def stop(tokenizer: Any, messages: Any, **options: Any) -> list[int]:
+        seen.append(messages)
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr("exaone4_mlx.generation.respond.prompt_ids", stop)
+    assert main([*GENERATE, *arguments]) == 1
+    return seen[0]
+
+
+def test_prompt_is_taken_literally(monkeypatch: pytest.MonkeyPatch) -> None:
+    r"""mlx-lm turns a typed \n into a line end, and print("a\nb") into broken code."""
+    given = prompt_given(monkeypatch, "-p", r'print("a\nb\t")')
+    assert given == [{"role": "user", "content": r'print("a\nb\t")'}]
+
+
+def test_prompt_from_a_file_or_a_pipe_loses_its_last_line_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_bytes("  안녕\n하세요\r\n".encode())
+    expected = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "  안녕\n하세요"}]
+    assert prompt_given(monkeypatch, "--prompt-file", str(file), "--system-prompt", "Be brief.") == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes())))
+    assert prompt_given(monkeypatch, "-p", "-")[0]["content"] == "  안녕\n하세요"
+
+
+# --- errors -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", ""], "error: the prompt is empty"),
+        (["-p", "word " * 9000], "error: the prompt has"),
+        (["-p", "x", "--temp", "-1"], "error: temperature must be 0 or more, not -1.0"),
+        (["-p", "x", "--top-p", "2"], "error: top_p must be above 0 and at most 1, not 2.0"),
+        (["-p", "x", "--q-bits", "7"], "bits, not 7"),
+        (["-p", "x", "--max-tokens", "0"], "error: max_tokens must be at least 1, not 0"),
+        (["--prompt-file", "/no/such/file"], "error: [Errno 2] No such file or directory: '/no/such/file'"),
+        (["-p", "x", "--model", "/no/such/folder"], "and no hub id either"),
+        (["-p", "x", "--model", str(ROOT / "tests")], "has no config.json"),
+    ],
+)
+def test_errors_are_one_line_and_exit_1(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert main([*GENERATE, *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_prompt_errors_come_before_the_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "exaone4_mlx.weights.checkpoint.load_model", lambda *a, **o: pytest.fail("the weights were read")
+    )
+    assert main([*GENERATE, "-p", "word " * 9000]) == 1
+    assert main([*GENERATE, "-p", "x", "--temp", "-1"]) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["generate"],
+        ["generate", "-p", "x", "--no-such-flag"],
+        ["generate", "-p", "x", "--temp", "warm"],
+        ["generate", "-p", "x", "--raw", "--thinking"],
+        ["generate", "-p", "x", "--raw", "--system-prompt", "y"],
+        ["generate", "-p", "x", "--json", "--jsonl"],
+        ["convert"],
+    ],
+)
+def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert "usage: exaone4-mlx" in capsys.readouterr().err
+
+
+def test_model_out_of_reach_names_the_demo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def offline(*args: Any, **options: Any) -> str:
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    assert main(["generate", "-p", "x"]) == 1
+    err = capsys.readouterr().err
+    assert "LGAI-EXAONE/EXAONE-4.0-1.2B is not in the local hub cache" in err
+    assert "--model demo needs no download" in err
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        main([*GENERATE, "-p", "", "--debug"])
+
+
+def test_python_under_rosetta_gets_a_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(cli.platform, "machine", lambda: "x86_64")
+    assert main([*GENERATE, "-p", "x"]) == 1
+    assert "needs a native Python on Apple silicon" in capsys.readouterr().err
+
+
+# --- a process among others ---------------------------------------------------
+
+
+def test_all_fronts_are_the_same_program() -> None:
+    arguments = ["--model", "demo", "-p", "Hello", "--temp", "0", "--max-tokens", "9"]
+    fronts = [["-m", "exaone4_mlx.generate"], ["-m", "exaone4_mlx", "generate"]]
+    outputs = [
+        subprocess.run([sys.executable, *front, *arguments], capture_output=True, cwd=ROOT, check=True).stdout
+        for front in fronts
+    ]
+    assert outputs[0] == outputs[1] != b""
+
+
+def test_ctrl_c_keeps_what_came_and_exits_130(tmp_path: Path) -> None:
+    """A reply that cannot end by itself is interrupted; its text is whole JSON all the same."""
+    command = [sys.executable, "-m", "exaone4_mlx", *GENERATE, "-p", "Hello", "--presence-penalty", "-5", "--jsonl"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=30)
+    events = [json.loads(line) for line in [first, *rest.splitlines()]]
+    assert events[0]["type"] == "answer"
+    if events[-1]["finish_reason"] == "cancelled":  # else the reply was over before the signal came
+        assert process.returncode == 130
+    assert "Traceback" not in errors
+
+
+def test_closed_pipe_is_no_error() -> None:
+    command = [sys.executable, "-m", "exaone4_mlx", *GENERATE, "-p", "Hello", "--jsonl"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=30) == 0
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("code", ["import exaone4_mlx", "from exaone4_mlx import generate", "import exaone4_mlx.cli"])
+def test_imports_stay_light(code: str) -> None:
+    heavy = ("transformers", "mlx_lm", "torch", "gradio", "huggingface_hub", "numpy")
+    script = f"import sys; {code}; print([name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert found.strip() == "[]"
+
+
+def test_a_whole_reply_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from exaone4_mlx.cli import main; main(['generate', '--model', 'demo', '-p', 'Hello', '-m', '3']);"
+        "print([n for n in ('transformers', 'mlx_lm', 'torch', 'gradio', 'huggingface_hub', 'numpy') if n in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert found.splitlines()[-1] == "[]"
+
+
+def test_help_is_quick_and_light() -> None:
+    result = run("generate", "--help", env=os.environ | {"PYTHONPROFILEIMPORTTIME": "1"})
+    assert result.returncode == 0
+    imported = [
+        line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time")
+    ]
+    assert "argparse" in imported
+    assert not {"mlx.core", "tokenizers", "jinja2", "transformers"} & set(imported)
+
+
+# --- convert ------------------------------------------------------------------
+
+
+def test_convert_front_writes_a_folder_that_generates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [sys.executable, "convert.py", "--hf-path", "demo", "--mlx-path", str(tmp_path / "out"), "--q-bits", "8"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "bits per weight" in result.stdout
+    assert main(["generate", "--model", str(tmp_path / "out"), "-p", "Hello", "--temp", "0", "--dtype", "float32"]) == 0
+    assert capsys.readouterr().out.strip()
+    again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert again.returncode == 1
+    assert again.stderr.startswith("error: ")
+    assert "exists already" in again.stderr
+
+
+def test_convert_can_report_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "--hf-path", "demo", "--mlx-path", str(tmp_path / "out"), "--no-quantize", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bits_per_weight"] == pytest.approx(16)
+
+
+def test_quantizing_while_loading_says_how_to_keep_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*GENERATE, "-p", "Hello", "--q-bits", "4", "-m", "3"]) == 0
+    assert (
+        "to keep the result: exaone4-mlx convert --hf-path demo --mlx-path FOLDER --q-bits 4" in capsys.readouterr().err
+    )
+
+
+def test_progress_is_drawn_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def drawn(screen: io.StringIO) -> str:
+        monkeypatch.setattr(sys, "stderr", screen)
+        with cli._progress("reading the prompt", " tokens") as progress:
+            progress(0, 100)
+            time.sleep(0.6)
+            progress(50, 100)
+            progress(60, 100)
+        return screen.getvalue()
+
+    assert "reading the prompt" in drawn(Terminal())
+    assert drawn(io.StringIO()) == ""

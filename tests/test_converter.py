@@ -1,0 +1,169 @@
+"""Converting: the same model under another name, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest import distance
+from mlx.utils import tree_flatten
+from safetensors import safe_open
+
+from exaone4_mlx import Exaone4Config, convert, load
+from exaone4_mlx.model.files import DEMO_FOLDER
+from exaone4_mlx.weights import converter
+
+IDS = mx.array([[40, 50, 60, 70, 80]])
+
+
+def test_quantized_folder_equals_quantizing_while_loading(tmp_path: Path) -> None:
+    summary = convert("demo", tmp_path / "out", q_bits=4, q_group_size=32)
+    direct, _ = load("demo", q_bits=4, q_group_size=32)
+    converted, _ = load(tmp_path / "out")
+    assert distance(converted(IDS), direct(IDS)) == 0
+    assert summary.bits_per_weight == pytest.approx(5.0, abs=0.02), "4 bits, and 32 for each group of 32"
+    assert summary.parameters == sum(array.size for _, array in tree_flatten(load("demo")[0].parameters()))
+    assert sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors")) >= summary.bytes
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "mode"), [(8, 64, "affine"), (4, 32, "mxfp4"), (4, 16, "nvfp4"), (8, 32, "mxfp8")]
+)
+def test_every_mode_loads_back(bits: int, group: int, mode: str, tmp_path: Path) -> None:
+    convert("demo", tmp_path / "out", q_bits=bits, q_group_size=group, q_mode=mode)
+    model, _ = load(tmp_path / "out")
+    assert model.layers[0].mlp.gate_proj.mode == mode
+    assert mx.all(mx.isfinite(model(IDS))).item()
+
+
+def test_unquantized_conversion_changes_no_weight(tmp_path: Path, demo: Any) -> None:
+    convert("demo", tmp_path / "out", quantize=False, dtype="float32")
+    model, _ = load(tmp_path / "out")
+    assert distance(model(IDS), demo[0](IDS)) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float32"
+
+
+def test_several_shards_hold_every_tensor_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert("demo", tmp_path / "single")
+    monkeypatch.setattr(converter, "MAX_SHARD_BYTES", 1_000_000)
+    convert("demo", tmp_path / "sharded")
+    index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
+    files = sorted((tmp_path / "sharded").glob("*.safetensors"))
+    assert len(files) > 2
+    names: list[str] = []
+    for file in files:
+        with safe_open(file, framework="mlx") as opened:
+            assert opened.metadata() == {"format": "mlx"}
+            names += opened.keys()
+    assert sorted(names) == sorted(index["weight_map"])
+    assert distance(load(tmp_path / "single")[0](IDS), load(tmp_path / "sharded")[0](IDS)) == 0
+
+
+def test_what_belongs_to_the_model_is_carried_over(tmp_path: Path, hf_folder: Path) -> None:
+    (hf_folder / "LICENSE").write_text("LG's")
+    (hf_folder / "notes.txt").write_text("not needed")
+    convert(hf_folder, tmp_path / "out")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE"):
+        assert (tmp_path / "out" / name).read_bytes() == (hf_folder / name).read_bytes()
+    assert not (tmp_path / "out" / "notes.txt").exists()
+    assert "licence of the original weights applies" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_config_carries_every_spelling(tmp_path: Path) -> None:
+    convert("demo", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["sliding_window_pattern"] == "LLLG"
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert config["rope_scaling"]["rope_type"] == config["rope_parameters"]["rope_type"] == "llama3"
+    assert config["quantization"] == config["quantization_config"] == {"bits": 4, "group_size": 64, "mode": "affine"}
+    assert Exaone4Config.from_dict(config).layers == Exaone4Config.from_file(DEMO_FOLDER / "config.json").layers
+
+
+def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
+    """Not by the model: its 11 MB pass through while far less is in use."""
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    summary = convert("demo", tmp_path / "out")
+    largest = 3072 * 256 * 2
+    assert summary.source_bytes > 6 * largest
+    assert summary.peak_bytes - before < 4 * largest
+
+
+# --- nothing is half done ---------------------------------------------------
+
+
+def test_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(done: int, total: int) -> None:
+        if done > total / 2:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        convert("demo", tmp_path / "out", progress=full_disk)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_remains_of_a_killed_run_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "model.safetensors").write_text("half")
+    convert("demo", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_folder_of_a_stranger_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.docx").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"holds thesis.docx, which no conversion wrote"):
+        convert("demo", tmp_path / "out")
+    assert (tmp_path / "out.partial" / "thesis.docx").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"mlx_path": "exists"}, FileExistsError, "exists exists already; choose another --mlx-path"),
+        ({"mlx_path": "source/inside"}, ValueError, "would lie inside its own source"),
+        ({"q_bits": 9}, ValueError, "bits, not 9"),
+        ({"q_mode": "int4"}, ValueError, "quantization mode 'int4' is unknown"),
+        ({"q_mode": "mxfp4"}, ValueError, "mxfp4 quantization has groups of 32, not 64"),
+        ({"dtype": "int8"}, ValueError, "dtype must be one of"),
+        ({"hf_path": "nowhere"}, FileNotFoundError, "no folder nowhere"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_is_written(
+    options: dict[str, Any], error: type[Exception], message: str, hf_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(hf_folder.parent)
+    hf_folder.rename("source")
+    Path("exists").mkdir()
+    with pytest.raises(error, match=message):
+        convert(**({"hf_path": "source", "mlx_path": "out"} | options))
+    assert sorted(path.name for path in Path().iterdir()) == ["exists", "source"]
+
+
+def test_quantized_source_is_refused(tmp_path: Path) -> None:
+    convert("demo", tmp_path / "once")
+    with pytest.raises(ValueError, match="is already quantized, to 4 bits"):
+        convert(tmp_path / "once", tmp_path / "twice")
+    with pytest.raises(ValueError, match="is already quantized, to 4 bits; load it without q_bits"):
+        load(tmp_path / "once", q_bits=4)
+
+
+def test_layers_may_have_bits_of_their_own(tmp_path: Path, edit_json: Callable[..., None]) -> None:
+    """As in the folders of mlx-lm's mixed recipes."""
+    convert("demo", tmp_path / "out")
+    tensors = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    exact = mx.load(str(DEMO_FOLDER / "model.safetensors"))
+    name = "model.layers.0.mlp.down_proj"
+    parts = mx.quantize(exact[f"{name}.weight"], group_size=32, bits=8)
+    tensors |= {f"{name}.{part}": array for part, array in zip(("weight", "scales", "biases"), parts, strict=True)}
+    mx.save_safetensors(str(tmp_path / "out" / "new.safetensors"), tensors)
+    (tmp_path / "out" / "new.safetensors").rename(tmp_path / "out" / "model.safetensors")
+    quantization = {"bits": 4, "group_size": 64, name: {"bits": 8, "group_size": 32}}
+    edit_json(tmp_path / "out" / "config.json", quantization=quantization)
+    model, _ = load(tmp_path / "out")
+    assert model.layers[0].mlp.down_proj.bits == 8
+    assert model.layers[1].mlp.down_proj.bits == 4

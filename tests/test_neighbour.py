@@ -1,0 +1,96 @@
+"""Folders are shared with mlx-lm: it reads what we write, we read what it writes, and both say the same."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest import distance
+
+from exaone4_mlx import Sampling, convert, generate, load
+from exaone4_mlx.generation.decode import decode, prefill
+from exaone4_mlx.model.files import DEMO_FOLDER
+
+PROMPT = "Which one is bigger, 3.12 vs 3.9? What is the capital of France? " * 4  # several windows long
+
+
+@pytest.fixture(scope="module")
+def mlx_lm() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers tells that there is no torch
+        return pytest.importorskip("mlx_lm")
+
+
+def their_load(mlx_lm: Any, folder: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, _ = mlx_lm.load(str(folder))
+    model.set_dtype(mx.float32)
+    return model
+
+
+def ids() -> list[int]:
+    return load("demo")[1].encode(PROMPT)
+
+
+def greedy_tokens(model: Any, prompt: list[int], count: int = 24) -> list[int]:
+    cache = model.make_cache()
+    sample = lambda logits: mx.argmax(logits, axis=-1)  # noqa: E731
+    return list(islice(decode(model, prefill(model, prompt, cache), cache, sample), count))
+
+
+def their_greedy_tokens(model: Any, prompt: list[int], count: int = 24) -> list[int]:
+    from mlx_lm.generate import generate_step
+
+    return [int(token) for token, _ in generate_step(mx.array(prompt), model, max_tokens=count)]
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    prompt = ids()
+    ours.set_dtype(mx.float32)
+    assert distance(ours(mx.array([prompt])), theirs(mx.array([prompt]))) < 1e-3
+    assert greedy_tokens(ours, prompt) == their_greedy_tokens(theirs, prompt)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"q_bits": 8, "q_group_size": 32}, {"q_mode": "mxfp4", "q_group_size": 32}, {"quantize": False}],
+    ids=["4 bit", "8 bit", "mxfp4", "unquantized"],
+)
+def test_mlx_lm_reads_what_we_convert(mlx_lm: Any, tmp_path: Path, options: dict[str, Any]) -> None:
+    convert("demo", tmp_path / "ours", **options)
+    assert_same(load(tmp_path / "ours")[0], their_load(mlx_lm, tmp_path / "ours"))
+
+
+@pytest.mark.parametrize(
+    "options", [{"q_bits": 4, "q_group_size": 64}, {"quant_predicate": "mixed_4_6"}], ids=["4 bit", "mixed"]
+)
+def test_we_read_what_mlx_lm_converts(mlx_lm: Any, tmp_path: Path, options: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlx_lm.convert(str(DEMO_FOLDER), str(tmp_path / "theirs"), quantize=True, **options)
+    assert_same(load(tmp_path / "theirs")[0], their_load(mlx_lm, tmp_path / "theirs"))
+
+
+def test_old_mlx_community_config_is_read(mlx_lm: Any, tmp_path: Path, edit_json: Callable[..., None]) -> None:
+    """Folders of the model's release days have neither layer_types nor rope_parameters."""
+    convert("demo", tmp_path / "old")
+    theirs = their_load(mlx_lm, tmp_path / "old")
+    edit_json(tmp_path / "old" / "config.json", layer_types=None, rope_parameters=None)
+    assert_same(load(tmp_path / "old")[0], theirs)
+
+
+def test_our_model_runs_under_their_generator(mlx_lm: Any) -> None:
+    model, _ = load("demo", dtype="float32")
+    assert their_greedy_tokens(model, ids()) == greedy_tokens(model, ids())
+
+
+def test_quantized_folder_generates(tmp_path: Path) -> None:
+    convert("demo", tmp_path / "out")
+    model, tokenizer = load(tmp_path / "out", dtype="float32")
+    assert generate(model, tokenizer, "Hello", sampling=Sampling(temperature=0.0), max_tokens=30).text

@@ -1,0 +1,213 @@
+"""Replies: events in order, limits that hold, and errors before work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest import tiny_model
+
+from exaone4_mlx import Answer, Done, Generation, Reply, Sampling, Thinking, ToolCall, generate, stream_generate
+from exaone4_mlx.generation import respond
+from exaone4_mlx.generation.respond import StopStrings
+
+GREEDY = Sampling(temperature=0.0)
+CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
+
+
+@pytest.fixture
+def scripted(demo: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """scripted(text) makes the model's next reply `text`, then the end of the turn: a mock is a list of ids."""
+    model, tokenizer = demo
+
+    def script(text: str, ends: bool = True) -> tuple[Any, Any]:
+        ids = tokenizer.encode(text) + ([tokenizer.eos_token_id] if ends else [])
+
+        def decode(*args: Any) -> Iterator[int]:
+            yield from ids
+            while True:
+                yield tokenizer.encode("…")[0]
+
+        monkeypatch.setattr(respond, "decode", decode)
+        return model, tokenizer
+
+    return script
+
+
+def test_thought_and_answer_come_apart(scripted: Any) -> None:
+    reply = generate(*scripted("hm, hm\n</think>\n\nYes."), "Hello", thinking=True)
+    assert (reply.thinking, reply.text, reply.finish_reason) == ("hm, hm", "Yes.", "stop")
+    assert reply.thinking_tokens + reply.answer_tokens == len(scripted("")[1].encode("hm, hm\n</think>\n\nYes."))
+    assert reply.thinking_tokens > 0 < reply.answer_tokens
+
+
+def test_without_thinking_all_is_answer(scripted: Any) -> None:
+    reply = generate(*scripted("Yes."), "Hello")
+    assert (reply.thinking, reply.text, reply.thinking_tokens) == ("", "Yes.", 0)
+
+
+def test_opening_state_is_read_from_the_prompt(scripted: Any, demo: Any) -> None:
+    """Ids that end inside a thought give a thought, whatever made them."""
+    _, tokenizer = demo
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], enable_thinking=True)
+    assert generate(*scripted("hm\n</think>\n\nYes."), ids).thinking == "hm"
+    assert generate(*scripted("hm\n</think>\n\nYes."), mx.array(ids)).thinking == "hm"
+
+
+def test_tool_calls_are_reported(scripted: Any) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    events = list(stream_generate(*scripted(f"Well: {CALL}"), "Hello", tools=tools))
+    assert ToolCall("f", {"x": 1}) in events
+    assert isinstance(events[-1], Done)
+    assert events[-1].finish_reason == "tool_calls"
+    assert Reply.from_events(events).tool_calls == (ToolCall("f", {"x": 1}),)
+
+
+def test_tools_reach_the_prompt(demo: Any) -> None:
+    _, tokenizer = demo
+    tools = [{"type": "function", "function": {"name": "measure_rain", "parameters": {}}}]
+    with_tools = respond.prompt_ids(tokenizer, "Hello", tools=tools)
+    assert '{"type": "function", "function": {"name": "measure_rain", "parameters": {}}}' in tokenizer.decode(
+        with_tools
+    )
+
+
+# --- ends ---------------------------------------------------------------------
+
+
+def test_max_tokens_bounds_thought_and_answer_together(scripted: Any) -> None:
+    reply = generate(*scripted("a b c d e f\n</think>\n\na b c d e f"), "Hello", thinking=True, max_tokens=12)
+    assert reply.thinking_tokens + reply.answer_tokens == 12
+    assert reply.finish_reason == "length"
+
+
+def test_context_bounds_the_reply(demo: Any) -> None:
+    tokenizer = demo[1]
+    prompt = tokenizer.encode("a b c d e f g h") * 5
+    small = tiny_model(vocab_size=3072, max_position_embeddings=len(prompt) + 10)
+    never_stop = {tokenizer.eos_token_id: -1e9, 2: -1e9}
+    reply = generate(small, tokenizer, prompt, sampling=Sampling(temperature=0.0, logit_bias=never_stop), max_tokens=99)
+    assert (reply.answer_tokens, reply.finish_reason) == (10, "length")
+
+
+@pytest.mark.parametrize("stop", ["STOP", ["nothing", "STOP"], ("ST", "STOP")])
+def test_stop_string_ends_the_answer_before_it(scripted: Any, stop: Any) -> None:
+    reply = generate(*scripted("one STO two STOP three"), "Hello", stop=stop)
+    expected = "one " if "ST" in stop and isinstance(stop, tuple) else "one STO two "
+    assert (reply.text, reply.finish_reason) == (expected, "stop")
+
+
+def test_stop_string_means_nothing_inside_a_thought(scripted: Any) -> None:
+    reply = generate(*scripted("a STOP b\n</think>\n\nc STOP d"), "Hello", thinking=True, stop="STOP")
+    assert (reply.thinking, reply.text) == ("a STOP b", "c ")
+
+
+def test_text_held_back_for_a_stop_string_is_given_in_the_end() -> None:
+    stops = StopStrings(["abcd"])
+    events = [*stops.filter([Answer("xab"), Answer("c")]), *stops.close()]
+    assert "".join(event.text for event in events) == "xabc"
+    order = [*StopStrings(["abc"]).filter([Answer("ab"), ToolCall("f", {}), Answer("c")])]
+    assert order == [Answer("ab"), ToolCall("f", {}), Answer("c")]
+
+
+def test_unfinished_character_and_tag_are_flushed(scripted: Any, demo: Any) -> None:
+    ids = demo[1].encode("뷁")
+    assert len(ids) > 1, "this test needs a character of several tokens"
+    assert generate(*scripted("a 뷁"), "Hello", max_tokens=len(demo[1].encode("a 뷁")) - 1).text.endswith("�")
+    assert generate(*scripted("wait <tool_call>oops"), "Hello").text == "wait <tool_call>oops"
+
+
+def test_cancel_keeps_what_came(scripted: Any) -> None:
+    generation = stream_generate(*scripted("one two three four five six"), "Hello")
+    events = []
+    for event in generation:
+        events.append(event)
+        if len(events) == 2:
+            threading.Thread(target=generation.cancel).start()
+            while not generation._cancelled:
+                pass
+    assert events[-1].finish_reason == "cancelled"
+    assert Reply.from_events(events).text.startswith("one")
+
+
+def test_cancel_during_the_prompt_ends_at_the_next_chunk(demo: Any) -> None:
+    generation: Generation
+
+    def progress(done: int, total: int) -> None:
+        calls.append(done)
+        if done:
+            generation.cancel()
+
+    calls: list[int] = []
+    generation = stream_generate(*demo, "Hello " * 100, prefill_step_size=32, progress=progress)
+    events = list(generation)
+    assert [type(event) for event in events] == [Done]
+    assert (events[0].finish_reason, calls) == ("cancelled", [0, 32])
+
+
+# --- what is measured ---------------------------------------------------------
+
+
+def test_done_tells_counts_and_times(demo: Any) -> None:
+    done = list(stream_generate(*demo, "Hello", sampling=GREEDY, max_tokens=20))[-1]
+    assert isinstance(done, Done)
+    assert done.prompt_tokens == len(respond.prompt_ids(demo[1], "Hello"))
+    assert done.cached_tokens == 0
+    assert done.prefill_seconds > 0 < done.decode_seconds
+    assert done.peak_bytes > 1_000_000
+
+
+def test_reply_is_the_joined_stream(demo: Any) -> None:
+    events = list(stream_generate(*demo, "Hello", sampling=GREEDY, max_tokens=30))
+    reply = generate(*demo, "Hello", sampling=GREEDY, max_tokens=30)
+    assert reply.text == "".join(event.text for event in events if isinstance(event, Answer)) != ""
+    assert sum(isinstance(event, (Answer, Thinking)) for event in events) > 1, "a stream comes in pieces"
+
+
+def test_same_seed_same_reply(demo: Any) -> None:
+    options = {"sampling": Sampling(temperature=1.5, seed=11), "max_tokens": 25}
+    assert generate(*demo, "Hello", **options).text == generate(*demo, "Hello", **options).text
+
+
+def test_replies_can_be_made_in_any_thread(demo: Any) -> None:
+    texts: list[str] = []
+    thread = threading.Thread(
+        target=lambda: texts.append(generate(*demo, "Hello", sampling=GREEDY, max_tokens=30).text)
+    )
+    thread.start()
+    thread.join()
+    assert texts == [generate(*demo, "Hello", sampling=GREEDY, max_tokens=30).text]
+
+
+# --- errors before work -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("", {}, "the prompt is empty"),
+        (" \n", {}, "the prompt is empty"),
+        ([], {}, "the prompt is empty"),
+        ("word " * 9000, {}, r"the prompt has \d+ tokens, but the model's context of 8192"),
+        ([1, 99_999], {}, "the prompt holds token id 99999; this model has ids 0 to 3071"),
+        ([1, -1], {}, "the prompt holds token id -1"),
+        ([{"role": "robot", "content": "x"}], {}, "unknown role 'robot'"),
+        ([{"role": "user", "content": {"a": 1}}], {}, "user content must be a string"),
+        ([1, 2], {"thinking": True}, "thinking and tools belong to the chat template"),
+        ("Hello", {"max_tokens": 0}, "max_tokens must be at least 1, not 0"),
+        ("Hello", {"prefill_step_size": 0}, "prefill_step_size must be at least 1"),
+        ("Hello", {"stop": ""}, "stop strings must be texts"),
+        ("Hello", {"stop": [3]}, "stop strings must be texts"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_computed(demo: Any, prompt: Any, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        stream_generate(*demo, prompt, **options)
+
+
+def test_unknown_options_are_refused(demo: Any) -> None:
+    with pytest.raises(TypeError, match="temprature"):
+        generate(*demo, "Hello", temprature=0.5)

@@ -1,0 +1,149 @@
+"""Sampling has the distribution that its options describe; a chi-square test says so for each."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from exaone4_mlx import Sampling
+from exaone4_mlx.generation.sampling import Sampler
+
+LOGITS = mx.array([[2.0, 1.0, 0.0, -1.0, 1.0, -3.0]])
+SIZE = LOGITS.shape[1]
+DRAWS = 4000
+
+
+def softmax(logits: list[float]) -> list[float]:
+    weights = [math.exp(value) for value in logits]
+    return [weight / sum(weights) for weight in weights]
+
+
+def sampler(prompt: list[int] | None = None, **options: Any) -> Sampler:
+    options = {"temperature": 1.0, "top_p": 1.0, "seed": 7} | options
+    return Sampler(Sampling(**options), prompt or [], SIZE)
+
+
+def chi_square(draw: Sampler, expected: list[float]) -> float:
+    tokens = [draw(LOGITS) for _ in range(DRAWS)]
+    counts = Counter(mx.concatenate(tokens).tolist())
+    assert all(counts[token] == 0 for token in range(SIZE) if expected[token] == 0), "a token that was cut off came"
+    return sum((counts[t] - DRAWS * p) ** 2 / (DRAWS * p) for t, p in enumerate(expected) if p > 0)
+
+
+def renormalized(probabilities: list[float], kept: set[int]) -> list[float]:
+    total = sum(probabilities[token] for token in kept)
+    return [p / total if token in kept else 0.0 for token, p in enumerate(probabilities)]
+
+
+PLAIN = softmax(LOGITS[0].tolist())  # about .54 .20 .07 .03 .20 .004
+CRITICAL = 20.5  # chi-square, 5 degrees of freedom, one in a thousand
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, PLAIN),
+        ({"temperature": 0.5}, softmax([2 * value for value in LOGITS[0].tolist()])),
+        ({"top_k": 1}, renormalized(PLAIN, {0})),
+        ({"top_k": 2}, renormalized(PLAIN, {0, 1, 4})),
+        ({"top_k": 99}, PLAIN),
+        ({"top_p": 0.5}, renormalized(PLAIN, {0})),
+        ({"top_p": 0.6}, renormalized(PLAIN, {0, 1, 4})),
+        ({"top_p": 0.95}, renormalized(PLAIN, {0, 1, 2, 4})),
+        ({"min_p": 0.1}, renormalized(PLAIN, {0, 1, 2, 4})),
+        ({"top_k": 3, "min_p": 0.5}, renormalized(PLAIN, {0})),
+        ({"logit_bias": {5: 5.0}}, softmax([2.0, 1.0, 0.0, -1.0, 1.0, 2.0])),
+        ({"logit_bias": {0: -math.inf}}, renormalized(PLAIN, {1, 2, 3, 4, 5})),
+    ],
+)
+def test_draws_follow_the_distribution(options: dict[str, Any], expected: list[float]) -> None:
+    assert chi_square(sampler(**options), expected) < CRITICAL
+
+
+def test_cutting_off_comes_after_the_temperature() -> None:
+    """As in transformers and vLLM. The other order (mlx-lm's) would keep three tokens here."""
+    hot = softmax([value / 2 for value in LOGITS[0].tolist()])
+    assert chi_square(sampler(temperature=2.0, top_p=0.8), renormalized(hot, {0, 1, 2, 4})) < CRITICAL
+
+
+def greedy(prompt: list[int] | None = None, **options: Any) -> list[int]:
+    draw = sampler(prompt, temperature=0.0, **options)
+    return [draw(LOGITS).item() for _ in range(4)]
+
+
+def test_greedy_takes_the_most_probable() -> None:
+    assert greedy() == [0, 0, 0, 0]
+
+
+def test_presence_penalty_counts_generated_tokens_once_and_no_prompt() -> None:
+    assert greedy([0, 1, 4], presence_penalty=1.5) == [0, 1, 4, 0]
+
+
+def test_frequency_penalty_adds_up() -> None:
+    assert greedy([0, 1, 4], frequency_penalty=0.9) == [0, 0, 1, 4]
+
+
+def test_repetition_penalty_is_over_prompt_and_reply() -> None:
+    """Positive logits are divided, negative ones multiplied."""
+    assert greedy([0], repetition_penalty=4.0) == [1, 4, 0, 0]
+    draw = Sampler(Sampling(temperature=0.0, top_p=1.0, repetition_penalty=2.0), [1], 2)
+    assert draw(mx.array([[-3.0, -2.0]])).item() == 0
+
+
+def test_same_seed_same_draws() -> None:
+    draws = [[sampler(seed=seed)(LOGITS).item() for _ in range(1)] for seed in (3, 3)]
+    assert draws[0] == draws[1]
+    one, other, third = sampler(seed=1), sampler(seed=1), sampler(seed=2)
+    sequences = [[draw(LOGITS).item() for _ in range(50)] for draw in (one, other, third)]
+    assert sequences[0] == sequences[1] != sequences[2]
+
+
+def test_global_random_state_is_left_alone() -> None:
+    mx.random.seed(5)
+    expected = mx.random.uniform(shape=(3,)).tolist()
+    mx.random.seed(5)
+    sampler()(LOGITS)
+    assert mx.random.uniform(shape=(3,)).tolist() == expected
+
+
+def test_sampling_is_in_float32() -> None:
+    """In bfloat16 these two logits are one number, and the first would win."""
+    close = mx.array([[20.0, 20.03]])
+    assert mx.argmax(close.astype(mx.bfloat16)).item() == 0
+    assert Sampler(Sampling(temperature=0.0, top_p=1.0), [], 2)(close).item() == 1
+
+
+def test_what_is_left_open_follows_lgs_advice() -> None:
+    thinking, answering = Sampling().resolved(thinking=True), Sampling().resolved(thinking=False)
+    assert (thinking.temperature, thinking.top_p) == (0.6, 0.95)
+    assert (answering.temperature, answering.top_p) == (0.1, 1.0)
+    assert Sampling(temperature=0.0).resolved(thinking=True).temperature == 0.0
+    assert Sampling(temperature=0.0).resolved(thinking=True).top_p == 0.95
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1}, "temperature must be 0 or more, not -1"),
+        ({"temperature": math.nan}, "temperature must be 0 or more, not nan"),
+        ({"top_p": 0}, "top_p must be above 0 and at most 1, not 0"),
+        ({"top_p": 2}, "top_p must be above 0 and at most 1, not 2"),
+        ({"top_k": -1}, "top_k must be a whole number, 0 or more, not -1"),
+        ({"min_p": 1.5}, "min_p must be from 0 to 1, not 1.5"),
+        ({"presence_penalty": math.inf}, "presence_penalty must be a finite number, not inf"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be above 0, not 0"),
+        ({"seed": -1}, "seed must be from 0"),
+    ],
+)
+def test_values_without_meaning_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sampling(**options)
+
+
+def test_bias_on_a_token_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="logit_bias names token 6; there are tokens 0 to 5"):
+        sampler(logit_bias={6: 1.0})
