@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,23 @@ def tiny_model(seed: int = 0, dtype: mx.Dtype = mx.float32, **changes: Any) -> E
 def random_ids(length: int, seed: int = 0, vocab_size: int = TINY["vocab_size"], batch: int = 1) -> mx.array:
     rng = random.Random(seed)
     return mx.array([[rng.randrange(3, vocab_size) for _ in range(length)] for _ in range(batch)])
+
+
+def in_a_thread(work: Callable[[], Any]) -> Any:
+    """What `work` returns in a thread of its own.
+
+    The thread clears its streams at its end: MLX's CPU backend (0.32) may abort the process otherwise.
+    """
+    results = []
+
+    def run() -> None:
+        results.append(work())
+        mx.clear_streams()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return results[0]
 
 
 def distance(a: mx.array, b: mx.array) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import threading
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import distance
+from conftest import ROOT, distance, in_a_thread
 from mlx.utils import tree_flatten
 
 from exaone4_mlx import CheckpointError, load
@@ -66,11 +68,8 @@ def test_dtype_is_a_name_or_a_dtype(dtype: Any) -> None:
 def test_loaded_arrays_work_in_any_thread() -> None:
     """Streams belong to threads: an array left unevaluated by load would fail in another one."""
     model, _ = load("demo")
-    results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.append(model(IDS).tolist()))
-    thread.start()
-    thread.join()
-    assert len(results) == 1
+    assert in_a_thread(lambda: model(IDS).shape) == (1, 5, 3072)
+    assert in_a_thread(lambda: distance(model(IDS), model(IDS))) == 0
 
 
 def test_quantizing_while_loading_is_smaller_and_close(demo: Any) -> None:
@@ -230,6 +229,20 @@ def test_hub_out_of_reach_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) ->
         FileNotFoundError, match=r"^some/repo at revision v1 .* cannot be downloaded: cannot reach the hub$"
     ):
         find_folder("some/repo", revision="v1")
+
+
+def test_downloaded_model_is_found_offline(tmp_path: Path) -> None:
+    """A model in the hub's cache needs no network. In a process of its own: the hub reads its settings once."""
+    snapshot = tmp_path / "hub" / "models--some--repo" / "snapshots" / ("0" * 40)
+    shutil.copytree(DEMO_FOLDER, snapshot, ignore=shutil.ignore_patterns("recipe"))
+    (tmp_path / "hub" / "models--some--repo" / "refs").mkdir()
+    (tmp_path / "hub" / "models--some--repo" / "refs" / "main").write_text("0" * 40)
+    script = "from exaone4_mlx.model.files import find_folder; print(find_folder('some/repo'))"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    found = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == str(snapshot)
 
 
 def test_hub_gives_only_the_files_that_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:

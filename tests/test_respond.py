@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import tiny_model
+from conftest import in_a_thread, tiny_model
 
 from exaone4_mlx import Answer, Done, Generation, Reply, Sampling, Thinking, ToolCall, generate, stream_generate
 from exaone4_mlx.generation import respond
@@ -173,13 +173,10 @@ def test_same_seed_same_reply(demo: Any) -> None:
 
 
 def test_replies_can_be_made_in_any_thread(demo: Any) -> None:
-    texts: list[str] = []
-    thread = threading.Thread(
-        target=lambda: texts.append(generate(*demo, "Hello", sampling=GREEDY, max_tokens=30).text)
-    )
-    thread.start()
-    thread.join()
-    assert texts == [generate(*demo, "Hello", sampling=GREEDY, max_tokens=30).text]
+    def text() -> str:
+        return generate(*demo, "Hello", sampling=GREEDY, max_tokens=30).text
+
+    assert in_a_thread(text) == text()
 
 
 # --- errors before work -------------------------------------------------------

@@ -182,8 +182,14 @@ def test_unfinished_character_is_not_lost(tokenizer: Tokenizer) -> None:
 
 
 def test_unknown_ids_are_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="token id 3072 does not exist"):
-        tokenizer.decode([3072])
+    for id in (3072, -1):
+        with pytest.raises(ValueError, match=f"token id {id} does not exist: the tokenizer has ids 0 to 3071"):
+            tokenizer.decode([id])
+
+
+def test_model_that_says_an_unknown_id_breaks_no_stream(tokenizer: Tokenizer) -> None:
+    """A model's vocabulary may be padded beyond its tokenizer's."""
+    assert tokenizer.stream_decoder().feed(3072) == "�"
 
 
 # --- files --------------------------------------------------------------------

@@ -94,6 +94,9 @@ def stream_generate(
     not run. `sampling` defaults to LG's advice for the mode. `max_tokens` bounds thought and answer together
     (8,192 unless given; the context bounds them too). `progress(done, total)` is told of the prefill.
 
+    Replies can be made in any thread. On MLX's CPU backend (0.32) a thread of your own should call
+    `mx.clear_streams()` as its last act: the process may be aborted otherwise.
+
     Raises ValueError, before anything is computed, for an empty prompt, one longer than the context, a token
     id that does not exist, malformed messages, or an option without meaning.
     """

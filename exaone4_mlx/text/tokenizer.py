@@ -85,6 +85,9 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises ValueError for an id that does not exist."""
+        for id in ids:
+            if not self.has_text(id):
+                raise ValueError(f"token id {id} does not exist: the tokenizer has ids 0 to {self.vocab_size - 1}")
         decoder = self.stream_decoder(skip_special_tokens)
         return "".join(map(decoder.feed, ids)) + decoder.close()
 
@@ -92,14 +95,16 @@ class Tokenizer:
         """A decoder that takes ids one by one and never returns half a character."""
         return StreamDecoder(self, skip_special_tokens)
 
+    def has_text(self, id: int) -> bool:
+        """Whether the tokenizer knows this id. A model's vocabulary may be larger, padded or untrained."""
+        return id >= 0 and self._backend.id_to_token(id) is not None
+
     def token_bytes(self, id: int, skip_special_tokens: bool = False) -> bytes:
-        """The bytes that one token stands for. Raises ValueError for an id that does not exist."""
+        """The bytes that one token stands for: those of U+FFFD for an id that the tokenizer does not know."""
         if (added := self._added_text.get(id)) is not None:
             return b"" if skip_special_tokens and added in self._special else added.encode()
         token = self._backend.id_to_token(id)
-        if token is None:
-            raise ValueError(f"token id {id} does not exist: the tokenizer has ids 0 to {self.vocab_size - 1}")
-        return bytes(map(_byte_of_character().__getitem__, token))
+        return "\ufffd".encode() if token is None else bytes(map(_byte_of_character().__getitem__, token))
 
     @overload
     def apply_chat_template(

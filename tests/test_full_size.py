@@ -1,0 +1,98 @@
+"""The full-size 1.2B with random weights: converted beside mlx-lm in bounded memory, loaded, and made to speak."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest import LLAMA3, ROOT
+from mlx.utils import tree_flatten
+
+from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM
+from exaone4_mlx.model.files import DEMO_FOLDER
+
+pytestmark = pytest.mark.heavy
+
+#: Sizes of EXAONE-4.0-1.2B, as published.
+SIZES: dict[str, Any] = {
+    "model_type": "exaone4",
+    "vocab_size": 102_400,
+    "hidden_size": 2048,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 65_536,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": LLAMA3 | {"rope_theta": 1_000_000.0, "original_max_position_embeddings": 8192},
+    "sliding_window": None,
+    "sliding_window_pattern": None,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 361,
+}
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint of 2.56 GB in Hugging Face's layout, with the demo's tokenizer."""
+    folder = tmp_path_factory.mktemp("full")
+    config = Exaone4Config.from_dict(SIZES)
+    (folder / "config.json").write_text(json.dumps(SIZES | config.to_dict() | {"torch_dtype": "bfloat16"}))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).write_bytes((DEMO_FOLDER / name).read_bytes())
+    keys = iter(mx.random.split(mx.random.key(0), 1000))
+    weights = {}
+    for name, array in tree_flatten(Exaone4ForCausalLM(config).parameters()):
+        scale = 0.3 if array.ndim == 1 else array.shape[-1] ** -0.5
+        noise = mx.random.normal(array.shape, scale=scale, key=next(keys))
+        weights[name] = ((1.0 if array.ndim == 1 else 0.0) + noise).astype(mx.bfloat16)
+        mx.eval(weights[name])
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
+    return folder
+
+
+def peak_and_seconds(script: str) -> tuple[float, float]:
+    """Peak resident memory in MB and seconds of a Python process of its own."""
+    measure = "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", script + measure], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    peak = int(done.stdout.split()[-1]) / (1e6 if sys.platform == "darwin" else 1e3)
+    return peak, time.perf_counter() - started
+
+
+def test_conversion_is_bounded_and_the_result_speaks(full_size: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = full_size.parent / "theirs-4bit"
+    ours = full_size.parent / "ours-4bit"
+    our_peak, our_seconds = peak_and_seconds(
+        f"from exaone4_mlx import convert; convert({str(full_size)!r}, {str(ours)!r})"
+    )
+    their_peak, their_seconds = peak_and_seconds(
+        f"from mlx_lm import convert; convert({str(full_size)!r}, {str(theirs)!r}, quantize=True)"
+    )
+    reply = subprocess.run(
+        [sys.executable, "-m", "exaone4_mlx", "generate", "--model", str(ours), "-p", "Hello", "--dtype", "float32",
+         "--max-tokens", "1", "--temp", "0", "--json"],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    told = json.loads(reply.stdout)
+    with capsys.disabled():
+        print(
+            f"\nfull-size 1.2B to 4 bits: ours {our_seconds:.0f} s, peak {our_peak:.0f} MB; "
+            f"mlx-lm {their_seconds:.0f} s, peak {their_peak:.0f} MB; one token after loading: "
+            f"{told['prefill_seconds']:.1f} s of prefill, peak {told['peak_bytes'] / 1e6:.0f} MB"
+        )
+    same = mx.load(str(ours / "model.safetensors")), mx.load(str(theirs / "model.safetensors"))
+    assert {name: array.shape for name, array in same[0].items()} == {n: array.shape for n, array in same[1].items()}
+    assert all(mx.array_equal(same[0][name], same[1][name]).item() for name in same[0]), "the same weights, bit for bit"
+    assert our_peak < 900 < their_peak
+    assert told["answer_tokens"] + (told["finish_reason"] == "stop") == 1
