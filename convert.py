@@ -1,3 +1,4 @@
 from exaone4_mlx.cli import run_command
 
-run_command("convert")
+if __name__ == "__main__":
+    run_command("convert")

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import platform
+import shlex
 import signal
 import sys
 import time
@@ -24,7 +26,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from .generation.respond import Done, Generation
+    from .model.config import Exaone4Config
     from .text.reply import Event
+    from .text.tokenizer import Tokenizer
 
 DEFAULT_MODEL = "LGAI-EXAONE/EXAONE-4.0-1.2B"
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
@@ -36,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands)
     _add_convert(commands)
+    _prepare_streams()
     options = parser.parse_args(arguments)
     if options.check:
         options.check(options)
@@ -126,11 +131,9 @@ def _add_generate(commands: Any) -> None:
 
 def _generate(options: argparse.Namespace) -> int:
     text = _read_prompt(options)
-    from .generation.respond import Generation, check_ids, prompt_ids
+    from .generation.respond import Generation, check_limits
     from .generation.sampling import Sampling
-    from .model.config import Exaone4Config
-    from .text.tokenizer import Tokenizer
-    from .weights.checkpoint import load_model
+    from .weights.checkpoint import load_model, vocabulary_warning
 
     sampling = Sampling(
         temperature=options.temp,
@@ -142,17 +145,10 @@ def _generate(options: argparse.Namespace) -> int:
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
     )
-    folder = _find_model(options.model, options.revision)
-    config = Exaone4Config.from_file(folder / "config.json")
-    tokenizer = Tokenizer.from_pretrained(folder)
-    if options.raw:
-        ids = tokenizer.encode(text)
-    else:
-        system = [] if options.system_prompt is None else [{"role": "system", "content": options.system_prompt}]
-        if not text.strip():
-            raise ValueError("the prompt is empty")
-        ids = prompt_ids(tokenizer, [*system, {"role": "user", "content": text}], thinking=options.thinking)
-    check_ids(ids, config.vocab_size, config.max_position_embeddings)
+    check_limits(options.max_tokens, options.stop, options.prefill_step_size)
+    folder, config, tokenizer, ids = _read_model_folder(options, text)
+    if warning := vocabulary_warning(tokenizer, config):
+        _say(f"warning: {warning}")
 
     started = time.perf_counter()
     with _progress("loading", "B") as progress:
@@ -160,15 +156,11 @@ def _generate(options: argparse.Namespace) -> int:
             folder, dtype=options.dtype, q_bits=options.q_bits, q_group_size=options.q_group_size, progress=progress
         )
     if options.verbose:
-        _say(
-            f"{folder}: {config.num_hidden_layers} layers, context {config.max_position_embeddings} tokens, "
-            f"loaded in {time.perf_counter() - started:.2f} s"
-        )
+        seconds = time.perf_counter() - started
+        context = config.max_position_embeddings
+        _say(f"{folder}: {config.num_hidden_layers} layers, context {context} tokens, loaded in {seconds:.2f} s")
     if options.q_bits is not None:
-        _say(
-            f"quantized to {options.q_bits} bits while loading; to keep the result: exaone4-mlx convert --hf-path "
-            f"{options.model} --mlx-path FOLDER --q-bits {options.q_bits} --q-group-size {options.q_group_size}"
-        )
+        _say(f"quantized to {options.q_bits} bits while loading; to keep the result: {_convert_command(options)}")
     with _progress("reading the prompt", " tokens") as progress:
         generation = Generation(
             model,
@@ -189,25 +181,58 @@ def _generate(options: argparse.Namespace) -> int:
     return 130 if done.finish_reason == "cancelled" else 0
 
 
-def _read_prompt(options: argparse.Namespace) -> str:
-    """The prompt as it was given. The line end that closes a file or a pipe is not part of it."""
-    if options.prompt_file is None and options.prompt != "-":
-        return options.prompt
-    source = options.prompt_file or "standard input"
-    data = options.prompt_file.read_bytes() if options.prompt_file else sys.stdin.buffer.read()
-    try:
-        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not UTF-8 text") from error
-
-
-def _find_model(model: str, revision: str | None) -> Path:
+def _read_model_folder(options: argparse.Namespace, text: str) -> tuple[Path, Exaone4Config, Tokenizer, list[int]]:
+    """Everything about the model but its weights, and the prompt's ids, checked. Downloads what is not there."""
+    from .generation.respond import check_ids, prompt_ids
+    from .model.config import Exaone4Config
     from .model.files import find_folder
+    from .text.tokenizer import Tokenizer
 
     try:
-        return find_folder(model, revision)
+        folder = find_folder(options.model, options.revision)
+        config = Exaone4Config.from_file(folder / "config.json")
+        tokenizer = Tokenizer.from_pretrained(folder)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; --model demo needs no download") from error
+    if options.raw:
+        ids = tokenizer.encode(text)
+    elif not text.strip():
+        raise ValueError("the prompt is empty")
+    else:
+        system = [] if options.system_prompt is None else [{"role": "system", "content": options.system_prompt}]
+        ids = prompt_ids(tokenizer, [*system, {"role": "user", "content": text}], thinking=options.thinking)
+    check_ids(ids, config.vocab_size, config.max_position_embeddings)
+    return folder, config, tokenizer, ids
+
+
+def _convert_command(options: argparse.Namespace) -> str:
+    """The command that keeps what --q-bits made while loading."""
+    chosen = {
+        "--hf-path": options.model,
+        "--mlx-path": "FOLDER",
+        "--q-bits": options.q_bits,
+        "--q-group-size": options.q_group_size,
+        "--dtype": options.dtype,
+        "--revision": options.revision,
+    }
+    return shlex.join(
+        ["exaone4-mlx", "convert", *(str(x) for pair in chosen.items() if pair[1] is not None for x in pair)]
+    )
+
+
+def _read_prompt(options: argparse.Namespace) -> str:
+    """The prompt as it was given. The line end that closes a file or a pipe is not part of it."""
+    if options.prompt_file:
+        source, data = str(options.prompt_file), options.prompt_file.read_bytes()
+    elif options.prompt == "-":
+        source, data = "standard input", sys.stdin.buffer.read()
+    else:
+        source, data = "--prompt", os.fsencode(options.prompt)  # as the bytes that the shell gave, whatever the locale
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is not UTF-8 text") from error
+    return text if source == "--prompt" else text.removesuffix("\n").removesuffix("\r")
 
 
 def _show(generation: Generation, options: argparse.Namespace) -> Done:
@@ -216,15 +241,18 @@ def _show(generation: Generation, options: argparse.Namespace) -> Done:
     from .text.reply import Thinking
 
     events: list[Event | Done] = []
-    printer = _TextPrinter(dim=sys.stdout.isatty()) if not options.json else None
-    for event in generation:
-        if options.hide_thinking and isinstance(event, Thinking):
-            continue
-        events.append(event)
-        if options.jsonl:
-            _print_json(_as_json(event))
-        elif printer:
-            printer.show(event)
+    printer = _TextPrinter(terminal=sys.stdout.isatty())
+    try:
+        for event in generation:
+            if options.hide_thinking and isinstance(event, Thinking):
+                continue
+            events.append(event)
+            if options.jsonl:
+                _print_json(_as_json(event))
+            elif not options.json:
+                printer.show(event)
+    finally:
+        printer.close()
     if options.json:
         reply = dataclasses.asdict(Reply.from_events(events))
         _print_json({"model": options.model} | reply)
@@ -233,10 +261,14 @@ def _show(generation: Generation, options: argparse.Namespace) -> Done:
 
 
 class _TextPrinter:
-    """Prints events as text: on a terminal the thought is dim, elsewhere it stands between the model's own tags."""
+    """Prints events as text: on a terminal the thought is dim, elsewhere it stands between the model's own tags.
 
-    def __init__(self, dim: bool) -> None:
-        self._open, self._close = (DIM, NORMAL + "\n\n") if dim else ("<think>\n", "\n</think>\n\n")
+    A thought that was cut off has no closing tag.
+    """
+
+    def __init__(self, terminal: bool) -> None:
+        self._terminal = terminal
+        self._open, self._close = (DIM, NORMAL + "\n\n") if terminal else ("<think>\n", "\n</think>\n\n")
         self._inside_thought = False
         self._at_line_start = True
 
@@ -244,17 +276,25 @@ class _TextPrinter:
         from .generation.respond import Done
         from .text.reply import Thinking, ToolCall
 
-        thought = isinstance(event, Thinking)
-        if thought != self._inside_thought:
-            self._write(self._open if thought else self._close)
-            self._inside_thought = thought
+        if isinstance(event, Done):
+            self.close()
+            return
+        if isinstance(event, Thinking) != self._inside_thought:
+            self._write(self._close if self._inside_thought else self._open)
+            self._inside_thought = not self._inside_thought
         if isinstance(event, ToolCall):
             call = json.dumps({"name": event.name, "arguments": event.arguments}, ensure_ascii=False)
             self._write(f"<tool_call>{call}</tool_call>")
-        elif isinstance(event, Done):
-            self._write("" if self._at_line_start else "\n")
         else:
             self._write(event.text)
+
+    def close(self) -> None:
+        """Ends the line, and the dimness."""
+        if self._inside_thought and self._terminal:
+            self._write(NORMAL)
+            self._inside_thought = False
+        if not self._at_line_start:
+            self._write("\n")
 
     def _write(self, text: str) -> None:
         sys.stdout.write(text)
@@ -315,10 +355,8 @@ def _add_convert(commands: Any) -> None:
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("-q", "--quantize", action=argparse.BooleanOptionalAction, default=True, help="default: yes")
-    parser.add_argument("--q-bits", type=int, default=4, metavar="N", help="bits per weight (default: %(default)s)")
-    parser.add_argument(
-        "--q-group-size", type=int, default=64, metavar="N", help="weights per scale (default: %(default)s)"
-    )
+    parser.add_argument("--q-bits", type=int, metavar="N", help="bits per weight (default: 4; 8 for mxfp8)")
+    parser.add_argument("--q-group-size", type=int, metavar="N", help="weights per scale (default: 64 for affine)")
     parser.add_argument("--q-mode", default="affine", choices=("affine", "mxfp4", "nvfp4", "mxfp8"))
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), help="cast the weights (default: keep theirs)"
@@ -383,6 +421,16 @@ def _unsupported_platform() -> str | None:
         "MLX needs a native Python on Apple silicon, and this one is an x86-64 build (on an M-series Mac it runs "
         "under Rosetta): install an arm64 Python, for instance with `arch -arm64 brew install python`"
     )
+
+
+def _prepare_streams() -> None:
+    """Streams that were closed become empty, and text is UTF-8 whatever the locale says."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open as long as the process)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
 
 
 def _say(text: str) -> None:

@@ -1,3 +1,4 @@
 from .cli import run_command
 
-run_command("generate")
+if __name__ == "__main__":
+    run_command("generate")

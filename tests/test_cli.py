@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from conftest import ROOT
 
@@ -156,7 +157,8 @@ def test_prompt_errors_come_before_the_weights_are_read(monkeypatch: pytest.Monk
         "exaone4_mlx.weights.checkpoint.load_model", lambda *a, **o: pytest.fail("the weights were read")
     )
     assert main([*GENERATE, "-p", "word " * 9000]) == 1
-    assert main([*GENERATE, "-p", "x", "--temp", "-1"]) == 1
+    for flag, value in (("--temp", "-1"), ("--stop", ""), ("--max-tokens", "0"), ("--prefill-step-size", "0")):
+        assert main([*GENERATE, "-p", "x", flag, value]) == 1
 
 
 @pytest.mark.parametrize(
@@ -212,27 +214,65 @@ def test_python_under_rosetta_gets_a_message(
 
 def test_all_fronts_are_the_same_program() -> None:
     arguments = ["--model", "demo", "-p", "Hello", "--temp", "0", "--max-tokens", "9"]
-    fronts = [["-m", "exaone4_mlx.generate"], ["-m", "exaone4_mlx", "generate"]]
-    outputs = [
-        subprocess.run([sys.executable, *front, *arguments], capture_output=True, cwd=ROOT, check=True).stdout
-        for front in fronts
-    ]
-    assert outputs[0] == outputs[1] != b""
+    fronts = [[sys.executable, "-m", "exaone4_mlx.generate"], [sys.executable, "-m", "exaone4_mlx", "generate"]]
+    if (script := Path(sys.executable).with_name("exaone4-mlx")).exists():
+        fronts.append([str(script), "generate"])
+    outputs = {subprocess.run([*f, *arguments], capture_output=True, cwd=ROOT, check=True).stdout for f in fronts}
+    assert len(outputs) == 1
+    assert outputs != {b""}
 
 
-def test_ctrl_c_keeps_what_came_and_exits_130(tmp_path: Path) -> None:
-    """A reply that cannot end by itself is interrupted; its text is whole JSON all the same."""
-    command = [sys.executable, "-m", "exaone4_mlx", *GENERATE, "-p", "Hello", "--presence-penalty", "-5", "--jsonl"]
+def test_importing_a_front_runs_nothing() -> None:
+    script = "import exaone4_mlx.generate, exaone4_mlx.__main__, convert; print('quiet')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "quiet\n"
+
+
+def endless(hf_folder: Path, edit_json: Any) -> Path:
+    """The demo as a model whose turns never end."""
+    edit_json(hf_folder / "config.json", eos_token_id=0)
+    edit_json(hf_folder / "tokenizer_config.json", eos_token="[PAD]")
+    edit_json(hf_folder / "generation_config.json", eos_token_id=0)
+    return hf_folder
+
+
+def interrupted(command: list[str]) -> tuple[list[dict[str, Any]], int]:
+    """The events of a command that is interrupted once its first line is out, and its exit code."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     first = process.stdout.readline()
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=30)
-    events = [json.loads(line) for line in [first, *rest.splitlines()]]
-    assert events[0]["type"] == "answer"
-    if events[-1]["finish_reason"] == "cancelled":  # else the reply was over before the signal came
-        assert process.returncode == 130
     assert "Traceback" not in errors
+    return [json.loads(line) for line in [first, *rest.splitlines()]], process.returncode
+
+
+def test_ctrl_c_keeps_what_came_and_exits_130(hf_folder: Path, edit_json: Any) -> None:
+    folder = str(endless(hf_folder, edit_json))
+    command = [sys.executable, "-m", "exaone4_mlx", "generate", "--model", folder, "-p", "Hello", "--jsonl"]
+    events, code = interrupted([*command, "--temp", "0"])
+    assert code == 130
+    assert events[0]["type"] == "answer"
+    assert events[-1]["finish_reason"] == "cancelled"
+    assert events[-1]["answer_tokens"] >= len(events) - 1
+
+
+def test_ctrl_c_during_the_prompt_exits_130() -> None:
+    script = (
+        "import sys, os, signal; from exaone4_mlx import cli, Generation; real = cli._progress\n"
+        "import exaone4_mlx.generation.decode as d; prefill = d.prefill\n"
+        "import exaone4_mlx.generation.respond as r\n"
+        "def slow(model, ids, cache, step, progress):\n"
+        "    def told(done, total):\n"
+        "        if done == step: os.kill(os.getpid(), signal.SIGINT)\n"
+        "        progress(done, total)\n"
+        "    return prefill(model, ids, cache, step, told)\n"
+        "r.prefill = slow\n"
+        "sys.exit(cli.main(['generate', '--model', 'demo', '-p', 'Hello ' * 100, '--prefill-step-size', '32', '--json']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 130, done.stderr
+    assert json.loads(done.stdout)["finish_reason"] == "cancelled"
 
 
 def test_closed_pipe_is_no_error() -> None:
@@ -245,6 +285,75 @@ def test_closed_pipe_is_no_error() -> None:
     assert process.stderr is not None
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+def test_text_is_utf_8_whatever_the_locale_says() -> None:
+    environment = os.environ | {
+        "LC_ALL": "POSIX",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONIOENCODING": "latin-1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "exaone4_mlx", *GENERATE, "-p", "안녕하세요", "--json", "-m", "30"],
+        capture_output=True, cwd=ROOT, check=True, env=environment,
+    )  # fmt: skip
+    expected = subprocess.run(
+        [sys.executable, "-m", "exaone4_mlx", *GENERATE, "-p", "안녕하세요", "--json", "-m", "30"],
+        capture_output=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["text"] == json.loads(expected.stdout)["text"]
+
+
+def test_prompt_that_is_no_text_is_told() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "exaone4_mlx", *GENERATE, "-p", b"a\xffb"], capture_output=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, b"error: --prompt is not UTF-8 text\n")
+
+
+def test_closed_streams_are_empty_ones() -> None:
+    command = " ".join([sys.executable, "-m exaone4_mlx", *GENERATE, "-p Hello -m 3"])
+    for redirection in (">&-", "2>&-", "<&-"):
+        assert (
+            subprocess.run(
+                ["sh", "-c", f"{command} {redirection}"], capture_output=True, cwd=ROOT, check=False
+            ).returncode
+            == 0
+        )
+
+
+def test_thought_that_was_cut_off_has_no_end(capsys: pytest.CaptureFixture[str]) -> None:
+    out = output(capsys, "-p", "Hello", "--thinking", "-m", "3")
+    assert out.startswith("<think>\n")
+    assert "</think>" not in out
+
+
+def test_terminal_does_not_stay_dim_after_an_error(monkeypatch: pytest.MonkeyPatch, demo: Any) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def failing(*args: Any) -> Any:
+        yield demo[1].encode("hm")[0]
+        raise RuntimeError("out of memory")
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr("exaone4_mlx.generation.respond.decode", failing)
+    assert main([*GENERATE, "-p", "Hello", "--thinking"]) == 1
+    assert screen.getvalue().rstrip("\n").endswith("\x1b[0m")
+
+
+def test_tokenizer_larger_than_the_model_is_told(
+    hf_folder: Path, edit_json: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = mx.load(str(hf_folder / "model.safetensors"))
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:3000]
+    mx.save_safetensors(str(hf_folder / "model.safetensors"), dict(tensors))
+    edit_json(hf_folder / "config.json", vocab_size=3000)
+    assert main(["generate", "--model", str(hf_folder), "-p", "Hello", "-m", "3"]) == 0
+    assert "warning: the tokenizer knows 3072 tokens, the model 3000" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("code", ["import exaone4_mlx", "from exaone4_mlx import generate", "import exaone4_mlx.cli"])
@@ -296,9 +405,8 @@ def test_convert_can_report_in_json(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_quantizing_while_loading_says_how_to_keep_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*GENERATE, "-p", "Hello", "--q-bits", "4", "-m", "3"]) == 0
-    assert (
-        "to keep the result: exaone4-mlx convert --hf-path demo --mlx-path FOLDER --q-bits 4" in capsys.readouterr().err
-    )
+    command = "exaone4-mlx convert --hf-path demo --mlx-path FOLDER --q-bits 4 --q-group-size 64 --dtype float32"
+    assert f"to keep the result: {command}" in capsys.readouterr().err
 
 
 def test_progress_is_drawn_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:

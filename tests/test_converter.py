@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def test_quantized_folder_equals_quantizing_while_loading(tmp_path: Path) -> Non
 )
 def test_every_mode_loads_back(bits: int, group: int, mode: str, tmp_path: Path) -> None:
     convert("demo", tmp_path / "out", q_bits=bits, q_group_size=group, q_mode=mode)
+    convert("demo", tmp_path / "default", q_mode=mode, q_bits=bits)
     model, _ = load(tmp_path / "out")
     assert model.layers[0].mlp.gate_proj.mode == mode
     assert mx.all(mx.isfinite(model(IDS))).item()
@@ -102,8 +104,20 @@ def test_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
             raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        convert("demo", tmp_path / "out", progress=full_disk)
+        convert("demo", tmp_path / "new" / "parents" / "out", progress=full_disk)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_second_conversion_to_the_same_folder_waits_its_turn(tmp_path: Path) -> None:
+    """Else one would rename the other's half-written folder."""
+
+    def meanwhile(done: int, total: int) -> None:
+        with pytest.raises(FileExistsError, match=r"another conversion to .*out is under way"):
+            convert("demo", tmp_path / "out")
+
+    convert("demo", tmp_path / "out", progress=meanwhile)
+    load(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_remains_of_a_killed_run_are_replaced(tmp_path: Path) -> None:
@@ -128,7 +142,10 @@ def test_folder_of_a_stranger_is_not_touched(tmp_path: Path) -> None:
         ({"mlx_path": "source/inside"}, ValueError, "would lie inside its own source"),
         ({"q_bits": 9}, ValueError, "bits, not 9"),
         ({"q_mode": "int4"}, ValueError, "quantization mode 'int4' is unknown"),
-        ({"q_mode": "mxfp4"}, ValueError, "mxfp4 quantization has groups of 32, not 64"),
+        ({"q_mode": "mxfp4", "q_group_size": 64}, ValueError, "mxfp4 quantization has groups of 32, not 64"),
+        ({"quantize": False, "q_bits": 4}, ValueError, "say nothing where nothing is quantized"),
+        ({"mlx_path": "dangling"}, FileExistsError, "dangling exists already"),
+        ({"hf_path": "untold"}, FileNotFoundError, "has no tokenizer.json"),
         ({"dtype": "int8"}, ValueError, "dtype must be one of"),
         ({"hf_path": "nowhere"}, FileNotFoundError, "no folder nowhere"),
     ],
@@ -139,9 +156,13 @@ def test_bad_requests_are_refused_before_anything_is_written(
     monkeypatch.chdir(hf_folder.parent)
     hf_folder.rename("source")
     Path("exists").mkdir()
+    Path("dangling").symlink_to("nowhere")
+    shutil.copytree("source", "untold")
+    Path("untold/tokenizer.json").unlink()
+    before = sorted(path.name for path in Path().iterdir())
     with pytest.raises(error, match=message):
         convert(**({"hf_path": "source", "mlx_path": "out"} | options))
-    assert sorted(path.name for path in Path().iterdir()) == ["exists", "source"]
+    assert sorted(path.name for path in Path().iterdir()) == before
 
 
 def test_quantized_source_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from exaone4_mlx import Answer, ReplyParser, Thinking, ToolCall
-from exaone4_mlx.text.reply import Event, _joined
+from exaone4_mlx.text.reply import Event, _joined, _JsonPrefix
 
 CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
 F = ToolCall("f", {"x": 1})
@@ -61,6 +61,11 @@ def test_thoughts(text: str, events: list[object]) -> None:
         ("<tool_call>[]</tool_call>", [("<tool_call>[]</tool_call>", True)]),
         ("<tool_call>oops</tool_call>z", [("<tool_call>oops</tool_call>", True), ("z", False)]),
         ("<tool_call>oops", [("<tool_call>oops", True)]),
+        (
+            '<tool_call>{"name": "f", "arguments": NaN}</tool_call>',
+            [('<tool_call>{"name": "f", "arguments": NaN}</tool_call>', True)],
+        ),
+        ('<tool_call>{"name": "\\ud83d"}</tool_call>', [('<tool_call>{"name": "\\ud83d"}</tool_call>', True)]),
         ("ends in <tool_ca", [("ends in <tool_ca", False)]),
         (
             '<tool_call>{"name": "f", "arguments": {"x": "</tool_call>"}}</tool_call>!',
@@ -120,10 +125,19 @@ def test_text_comes_as_soon_as_its_meaning_is_clear() -> None:
     assert parser.feed("box>") == [Answer("<toolbox>")]
 
 
-def test_long_reply_takes_time_in_proportion() -> None:
-    """A quadratic parser would need minutes for this."""
+def test_long_call_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading it again for every piece would take minutes."""
+    read = 0
+    feed = _JsonPrefix.feed
+
+    def counted(self: _JsonPrefix, text: str) -> None:
+        nonlocal read
+        read += len(text)
+        feed(self, text)
+
+    monkeypatch.setattr(_JsonPrefix, "feed", counted)
     parser = ReplyParser(inside_thought=False)
-    parser.feed('<tool_call>{"name": "f", "arguments": {"x": "')
-    for _ in range(20_000):
-        parser.feed("</tool_call> ")
-    assert len(parser.feed('"}}</tool_call>')) == 1
+    parts = ['<tool_call>{"name": "f", "arguments": {"x": "', *["</tool_call> "] * 2000, '"}}</tool_call>']
+    events = [event for part in parts for event in parser.feed(part)]
+    assert [type(event) for event in events] == [ToolCall]
+    assert read <= sum(map(len, parts))

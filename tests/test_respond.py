@@ -113,6 +113,16 @@ def test_text_held_back_for_a_stop_string_is_given_in_the_end() -> None:
     assert order == [Answer("ab"), ToolCall("f", {}), Answer("c")]
 
 
+@pytest.mark.parametrize("stops", [("abcd", "bc"), ("bc", "abcd"), ("abc", "bc"), ("b", "c")])
+def test_stop_strings_cut_at_the_same_place_in_any_pieces(stops: tuple[str, ...]) -> None:
+    def said(pieces: list[str]) -> str:
+        strings = StopStrings(stops)
+        return "".join(event.text for event in [*strings.filter(map(Answer, pieces)), *strings.close()])
+
+    for text in ("xabcdx", "abc", "ab", "aabbccdd"):
+        assert said([text]) == said(list(text)) == said([text[:2], text[2:]]), text
+
+
 def test_unfinished_character_and_tag_are_flushed(scripted: Any, demo: Any) -> None:
     ids = demo[1].encode("뷁")
     assert len(ids) > 1, "this test needs a character of several tokens"
@@ -196,6 +206,9 @@ def test_replies_can_be_made_in_any_thread(demo: Any) -> None:
         ([1, 2], {"thinking": True}, "thinking and tools belong to the chat template"),
         ("Hello", {"max_tokens": 0}, "max_tokens must be at least 1, not 0"),
         ("Hello", {"prefill_step_size": 0}, "prefill_step_size must be at least 1"),
+        ("Hello", {"thinking": 1}, "thinking must be true or false, not 1"),
+        ("Hello", {"tools": {"name": "f"}}, "tools must be a list of JSON schemas"),
+        ("Hello \ud83d", {}, "half a character"),
         ("Hello", {"stop": ""}, "stop strings must be texts"),
         ("Hello", {"stop": [3]}, "stop strings must be texts"),
     ],

@@ -110,11 +110,16 @@ def test_global_random_state_is_left_alone() -> None:
     assert mx.random.uniform(shape=(3,)).tolist() == expected
 
 
-def test_sampling_is_in_float32() -> None:
-    """In bfloat16 these two logits are one number, and the first would win."""
-    close = mx.array([[20.0, 20.03]])
-    assert mx.argmax(close.astype(mx.bfloat16)).item() == 0
-    assert Sampler(Sampling(temperature=0.0, top_p=1.0), [], 2)(close).item() == 1
+def test_penalties_are_computed_in_float32() -> None:
+    """In bfloat16, 20 - 0.01 is 20, and the first token would win again."""
+    draw = Sampler(Sampling(temperature=0.0, top_p=1.0, presence_penalty=0.01), [], 2)
+    assert [draw(mx.array([[20.0, 20.0]], mx.bfloat16)).item() for _ in range(2)] == [0, 1]
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-45])
+def test_tiny_temperature_is_greedy(temperature: float) -> None:
+    draw = Sampler(Sampling(temperature=temperature, top_p=1.0, seed=1), [], 4)
+    assert {draw(mx.array([[2.0, 1.0, 8.0, -1.0]])).item() for _ in range(20)} == {2}
 
 
 def test_what_is_left_open_follows_lgs_advice() -> None:
@@ -136,7 +141,8 @@ def test_what_is_left_open_follows_lgs_advice() -> None:
         ({"min_p": 1.5}, "min_p must be from 0 to 1, not 1.5"),
         ({"presence_penalty": math.inf}, "presence_penalty must be a finite number, not inf"),
         ({"repetition_penalty": 0}, "repetition_penalty must be above 0, not 0"),
-        ({"seed": -1}, "seed must be from 0"),
+        ({"seed": -1}, "seed must be a whole number from 0"),
+        ({"seed": 1.5}, "seed must be a whole number from 0"),
     ],
 )
 def test_values_without_meaning_are_refused(options: dict[str, Any], message: str) -> None:

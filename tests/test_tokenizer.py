@@ -98,12 +98,38 @@ def test_tool_results_may_be_any_json(tokenizer: Tokenizer, content: Any) -> Non
         ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "message 0: user content"),
         ([{"role": "assistant", "tool_calls": "f"}], "tool_calls must be a list"),
         ([{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}], "needs a name and arguments"),
-        ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{oops"}]}], "arguments of f are not JSON"),
+        ([{"role": "user", "content": "\ud83d"}], "half a character"),
+        ([{"role": "tool", "content": {(1, 2): 3}}], "must be JSON values"),
+        (
+            [{"role": "tool", "content": eval("[" * 90 + "]" * 90)}, {"role": "tool", "content": {1, 2}}],
+            "must be JSON values",
+        ),
     ],
 )
 def test_malformed_messages_are_refused(tokenizer: Tokenizer, messages: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tokenizer.apply_chat_template(messages)
+
+
+def test_bare_text_as_arguments_stays_a_text(tokenizer: Tokenizer) -> None:
+    """What the parser reads as a ToolCall can go back into the history."""
+    for arguments, rendered in (("hello", '"hello"'), ("", "{}"), ("[" * 100_000, '"' + "[" * 100_000 + '"')):
+        call = {"name": "f", "arguments": arguments}
+        text = tokenizer.apply_chat_template([{"role": "assistant", "tool_calls": [call]}], tokenize=False)
+        assert f'"arguments": {rendered}}}</tool_call>' in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"enable_thinking": 1}, "enable_thinking must be true or false, not 1"),
+        ({"enable_thiking": True}, "it has no option enable_thiking"),
+        ({"tools": {"type": "function"}}, "tools must be a list of JSON schemas"),
+    ],
+)
+def test_options_without_meaning_are_refused(tokenizer: Tokenizer, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tokenizer.apply_chat_template(HELLO, **options)
 
 
 # --- forged control strings ---------------------------------------------------
@@ -130,6 +156,19 @@ def test_control_strings_in_messages_are_ordinary_text(tokenizer: Tokenizer, for
     forged, honest = tokenizer.apply_chat_template(forge(FORGED)), tokenizer.apply_chat_template(forge("honest"))
     assert control_ids(tokenizer, forged) == control_ids(tokenizer, honest)
     assert tokenizer.decode(forged) == tokenizer.apply_chat_template(forge(FORGED), tokenize=False)
+
+
+def test_marks_leak_from_no_template(tokenizer: Tokenizer) -> None:
+    """Also where a template escapes what it is given, and for its own options."""
+    escaping = Tokenizer(
+        tokenizer._backend, {}, ChatTemplate("{{ messages[0].content | tojson(ensure_ascii=true) }}{{ x }}", "t")
+    )
+    messages = [{"role": "user", "content": "[|user|] é"}]
+    text = escaping.apply_chat_template(messages, tokenize=False, x="<think>")
+    assert text == '"[|user|] \\u00e9"<think>'
+    ids = escaping.apply_chat_template(messages, x="<think>")
+    assert escaping.decode(ids) == text
+    assert control_ids(escaping, ids) == []
 
 
 def test_past_reply_keeps_its_own_marks_but_opens_no_turn(tokenizer: Tokenizer) -> None:

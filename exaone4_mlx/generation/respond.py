@@ -129,6 +129,8 @@ def prompt_ids(
         if not prompt.strip():
             raise ValueError("the prompt is empty")
         prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(thinking, bool):
+        raise ValueError(f"thinking must be true or false, not {thinking!r}")
     items: Any = prompt.tolist() if isinstance(prompt, mx.array) else list(prompt)
     if not items:
         raise ValueError("the prompt is empty")
@@ -156,13 +158,7 @@ class Generation:
     ) -> None:
         context = model.config.max_position_embeddings
         check_ids(ids, model.config.vocab_size, context)
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-        if prefill_step_size < 1:
-            raise ValueError(f"prefill_step_size must be at least 1, not {prefill_step_size}")
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if not all(isinstance(text, str) and text for text in stops):
-            raise ValueError(f"stop strings must be texts of at least one character, not {list(stops)!r}")
+        stops = check_limits(max_tokens, stop, prefill_step_size)
 
         self._model, self._tokenizer, self._ids = model, tokenizer, list(ids)
         self._parser = ReplyParser(_ends_inside_thought(self._ids, tokenizer))
@@ -171,8 +167,7 @@ class Generation:
         self._max_tokens = min(MAX_TOKENS if max_tokens is None else max_tokens, context - len(self._ids))
         self._stop = StopStrings(stops)
         self._step_size, self._progress = prefill_step_size, progress
-        stop_ids = set(model.config.stop_token_ids)
-        self._stop_ids = stop_ids if tokenizer.eos_token_id is None else stop_ids | {tokenizer.eos_token_id}
+        self._stop_ids = model.config.stop_token_ids | tokenizer.stop_token_ids
         self._counts = _Counts(prompt_tokens=len(self._ids))
         self._cancelled = False
         self._events = self._run()
@@ -275,10 +270,10 @@ class StopStrings:
 
     def _cut(self, text: str) -> str:
         text = self._held + text
-        ends = [position for position in map(text.find, self._stops) if position >= 0]
-        if ends:
+        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if found:  # the one that is complete first, whatever pieces the text came in
             self.found, self._held = True, ""
-            return text[: min(ends)]
+            return text[: min(found)[1]]
         longest = min(len(text), max(map(len, self._stops)) - 1)
         kept = next((n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in self._stops)), 0)
         self._held = text[len(text) - kept :]
@@ -331,6 +326,18 @@ def check_ids(ids: Sequence[int], vocab_size: int, context: int) -> None:
         raise ValueError(
             f"the prompt has {len(ids)} tokens, but the model's context of {context} must hold it and a reply"
         )
+
+
+def check_limits(max_tokens: int | None, stop: str | Sequence[str] | None, prefill_step_size: int) -> tuple[str, ...]:
+    """The stop strings as a tuple. Raises ValueError for a limit or a stop string without meaning."""
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+    if prefill_step_size < 1:
+        raise ValueError(f"prefill_step_size must be at least 1, not {prefill_step_size}")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if not all(isinstance(text, str) and text for text in stops):
+        raise ValueError(f"stop strings must be texts of at least one character, not {list(stops)!r}")
+    return stops
 
 
 def _ends_inside_thought(ids: Sequence[int], tokenizer: Tokenizer) -> bool:

@@ -1,7 +1,7 @@
 """Logits -> a token.
 
 What is peculiar here:
-- Sampling works on float32 logits; in bfloat16 neighbouring logits merge, and even the argmax changes.
+- Penalties, temperature and probabilities are computed in float32: in bfloat16 neighbouring values merge.
 - Order as in transformers and vLLM, for which LG tuned its advice: penalties, temperature, then top_k,
   top_p, min_p on what is left. (mlx-lm cuts off before it applies the temperature.)
 - Presence and frequency penalties have OpenAI's meaning, over all generated tokens and no prompt;
@@ -47,7 +47,8 @@ class Sampling:
         for name in ("presence_penalty", "frequency_penalty"):
             _check(name, getattr(self, name), math.isfinite(getattr(self, name)), "a finite number")
         _check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
-        _check("seed", self.seed, self.seed is None or 0 <= self.seed < 2**64, "from 0 to 2**64 - 1")
+        whole = isinstance(self.seed, int) and 0 <= self.seed < 2**64
+        _check("seed", self.seed, self.seed is None or whole, "a whole number from 0 to 2**64 - 1")
 
     def resolved(self, thinking: bool) -> Sampling:
         """The same, what was left open filled in by LG's advice for the mode (README of EXAONE 4.0)."""
@@ -87,7 +88,9 @@ class Sampler:
             token = mx.argmax(logits, axis=-1)
         else:
             self._key, key = mx.random.split(self._key)
-            token = mx.random.categorical(self._cut_off(logits / self._temperature), key=key)
+            # Zero at the best token, so that no temperature is low enough to make every logit infinite.
+            logits = (logits - mx.max(logits, axis=-1, keepdims=True)) / self._temperature
+            token = mx.random.categorical(self._cut_off(logits), key=key)
         if self._counts is not None:
             self._counts = self._counts.at[token].add(1.0)
         return token

@@ -27,7 +27,7 @@ DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 INDEX_NAME = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
 #: What a model folder may hold that is of use here; nothing else is downloaded.
-USEFUL_FILES = ("*.json", "*.jinja", "model*.safetensors", "merges.txt", "LICENSE*")
+USEFUL_FILES = ("*.json", "*.jinja", "model*.safetensors", "merges.txt", "LICENSE*", "NOTICE*")
 
 #: safetensors dtype -> (MLX dtype, bytes per element)
 DTYPES = {
@@ -86,16 +86,18 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None) -> Path:
 
 def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download  # here: its import costs more than a demo reply
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(USEFUL_FILES)))
+    except GatedRepoError as error:
+        raise FileNotFoundError(f"{repo} asks for a login: accept its terms on the hub and set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
             f"no folder {repo} here, and no such repository on the hub (or it is private)"
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # connections fail in many classes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         at = f" at revision {revision}" if revision else ""
         raise FileNotFoundError(
             f"{repo}{at} is not in the local hub cache and cannot be downloaded: {reason}"
@@ -116,7 +118,7 @@ class Checkpoint:
                     raise CheckpointError(f"tensor {name} stands in {self.tensors[name].file.name} and in {file.name}")
                 self.tensors[name] = info
         for name, file_name in listed.items():
-            if name not in self.tensors or self.tensors[name].file.name != file_name:
+            if name not in self.tensors or self.tensors[name].file != folder / file_name:
                 raise CheckpointError(f"{INDEX_NAME} promises tensor {name} in {file_name}, which does not hold it")
         self._open: tuple[Path, dict[str, mx.array]] | None = None
 
@@ -180,7 +182,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             header = json.loads(stream.read(length))
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
             return {name: _read_entry(file, name, entry, size - 8 - length) for name, entry in entries.items()}
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{file} is not a safetensors file: its header is malformed") from error
 
 
@@ -215,7 +217,8 @@ def check_shapes(tensors: dict[str, TensorInfo], wanted: dict[str, mx.array]) ->
         info = tensors[name]
         if info.shape != placeholder.shape:
             raise CheckpointError(f"{info.file}: {name} has shape {info.shape}, not {placeholder.shape}")
-        if (info.dtype in FLOATS) != mx.issubdtype(placeholder.dtype, mx.floating) and info.dtype != "U8":
+        kind = "float" if mx.issubdtype(placeholder.dtype, mx.floating) else DTYPE_NAMES[placeholder.dtype]
+        if kind != ("float" if info.dtype in FLOATS else info.dtype):
             raise CheckpointError(f"{info.file}: {name} has dtype {info.dtype}, which cannot stand for this weight")
 
 

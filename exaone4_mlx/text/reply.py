@@ -235,7 +235,8 @@ class _JsonPrefix:
 def read_calls(body: str) -> tuple[list[ToolCall], str | None]:
     """The calls in the body of one tag (an object, or an array of them), or no call and the reason."""
     try:
-        value = json.loads(body, strict=False)
+        value = json.loads(body, strict=False, parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False).encode()  # half a character (a lone surrogate) is no text
     except (ValueError, RecursionError) as error:
         return [], f"not JSON: {error}"
     items = value if isinstance(value, list) else [value]
@@ -250,6 +251,10 @@ def read_calls(body: str) -> tuple[list[ToolCall], str | None]:
             arguments = _parsed(arguments)
         calls.append(ToolCall(item["name"], {} if arguments is None else arguments))
     return calls, None if calls else "an empty list of calls"
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
 
 
 def _parsed(arguments: str) -> Any:

@@ -3,67 +3,94 @@
 What is peculiar here:
 - EXAONE's template needs loop controls, `trim_blocks`, `lstrip_blocks` and a `tojson` that takes
   `ensure_ascii` and escapes nothing for HTML: the environment of transformers.
-- The sandbox refuses attributes with underscores. Loops, endless ones too, end at the deadline, which a line
-  trace of this thread watches. It cannot interrupt a single operation, so what one operation takes in (the
-  operands of `~` and of filters, what is printed, numbers given to calls) is measured before it runs.
+- The sandbox refuses attributes with underscores, and all filters and methods but those that chat templates use.
+- Loops, endless ones too, end at the deadline, which a line trace of this thread watches. It cannot interrupt
+  a single operation, so what an operation takes in is measured before it runs.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-DEADLINE_SECONDS = 2.0
+DEADLINE_SECONDS = 2.0  # of this thread's own time
 MAX_SIZE = 10_000_000  # characters that one operation may take in: far more than any prompt
-MAX_PRODUCT = 1_000_000_000  # characters of a string times characters of what a method of it is given
-#: Filters that make text of any size out of a number; no chat template needs them.
-OVERSIZED_FILTERS = ("center", "indent", "format", "wordwrap", "batch", "slice")
+MAX_BITS = 4096  # of a product of numbers
+
+FILTERS = set(
+    "capitalize count d default e escape first float forceescape int items join last length list lower map reject "
+    "rejectattr replace reverse safe select selectattr string title tojson trim upper".split()
+)
+GLOBALS = {"dict", "namespace", "range"}
+METHODS = {
+    str: set(
+        "capitalize count endswith find index isalnum isalpha isdigit isspace join lower lstrip partition "
+        "removeprefix removesuffix replace rfind rpartition rsplit rstrip split splitlines startswith strip title "
+        "upper".split()
+    ),
+    dict: {"get", "items", "keys", "values"},
+    list: {"count", "index"},
+    tuple: {"count", "index"},
+}
+#: Noncharacters: never text, so the tokenizer may mark text with them on its way through a template.
+MARKS = "".join(map(chr, (*range(0xFDD0, 0xFDF0), 0xFFFE, 0xFFFF)))
 
 
 class ChatTemplate:
-    """A compiled chat template; `origin` names its file in errors."""
+    """A chat template; `origin` names its file in errors."""
 
     def __init__(self, source: str, origin: str) -> None:
         self._source, self._origin = source, origin
         self._compiled: jinja2.Template | None = None
+        self._variables: set[str] = set()
 
     @classmethod
     def find(cls, folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
         """chat_template.jinja, else the one in tokenizer_config.json (of several, the one named "default")."""
         file = folder / "chat_template.jinja"
         if file.is_file():
-            return cls(file.read_text(encoding="utf-8"), str(file))
+            try:
+                return cls(file.read_text(encoding="utf-8"), str(file))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{file} is not UTF-8 text") from error
         source = tokenizer_config.get("chat_template")
         if isinstance(source, list):
-            source = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, Mapping)}.get(
-                "default"
-            )
+            named = [entry for entry in source if isinstance(entry, Mapping) and entry.get("name") == "default"]
+            source = named[0].get("template") if named else None
         return cls(source, f"{folder / 'tokenizer_config.json'} (chat_template)") if isinstance(source, str) else None
 
-    def render(self, **variables: Any) -> str:
-        """The prompt text. Raises ValueError, naming the template, for whatever goes wrong in it."""
+    def render(self, options: Mapping[str, Any], **variables: Any) -> str:
+        """The prompt text. `options` must be variables that the template reads, the others need not.
+
+        Raises ValueError, naming the template, for whatever goes wrong in it.
+        """
         try:
             with _deadline(DEADLINE_SECONDS):
                 if self._compiled is None:
-                    self._compiled = _Environment().from_string(self._source)
-                return self._compiled.render(**variables)
+                    environment = _Environment()
+                    self._variables = meta.find_undeclared_variables(environment.parse(self._source))
+                    self._compiled = environment.from_string(self._source)
+                if unknown := sorted(set(options) - self._variables):
+                    raise _Refusal(f"it has no option {', '.join(unknown)}")
+                return self._compiled.render(**variables, **options)
         except _Overdue as error:
             raise ValueError(f"{self._origin}: the chat template did not end within {DEADLINE_SECONDS:g} s") from error
         except (SecurityError, MemoryError, RecursionError, OverflowError) as error:
             raise ValueError(f"{self._origin}: the chat template was stopped: {_reason(error)}") from error
         except _Refusal as error:
-            raise ValueError(f"the chat template refuses these messages: {error}") from error
+            raise ValueError(f"the chat template refuses this: {error}") from error
         except Exception as error:
             raise ValueError(f"{self._origin}: the chat template fails: {_reason(error)}") from error
 
@@ -81,62 +108,83 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        self.filters |= {"tojson": _tojson, "replace": _replace, "measured": _measured}
+        self.filters = {name: made for name, made in self.filters.items() if name in FILTERS}
+        self.filters |= {"tojson": _tojson, "replace": _replace, "join": _join, "measured": _measured}
+        self.globals = {name: made for name, made in self.globals.items() if name in GLOBALS}
         self.globals["raise_exception"] = _raise_exception
-        for name in OVERSIZED_FILTERS:
-            del self.filters[name]
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        """The template, with every operand whose size could matter measured."""
         tree = super()._parse(source, name, filename)
-
-        def measured(node: nodes.Expr) -> nodes.Expr:
-            constant = isinstance(node, (nodes.TemplateData, nodes.Const))
-            return node if constant else nodes.Filter(node, "measured", [], [], None, None, lineno=node.lineno)
-
-        for printed in list(tree.find_all((nodes.Concat, nodes.Output))):
-            printed.nodes = [measured(operand) for operand in printed.nodes]  # type: ignore[attr-defined]
-        for filtered in list(tree.find_all(nodes.Filter)):
-            if filtered.node is not None and filtered.name != "measured":
-                filtered.node = measured(filtered.node)
+        for node in list(tree.find_all(nodes.Node)):
+            if isinstance(node, (nodes.Concat, nodes.Output)):
+                node.nodes = [_measured_node(operand) for operand in node.nodes]
+            elif isinstance(node, (nodes.Compare, nodes.Operand)):
+                node.expr = _measured_node(node.expr)
+            elif isinstance(node, nodes.Pair):
+                node.key = _measured_node(node.key)
+            elif isinstance(node, nodes.Getitem):
+                node.arg = _measured_node(node.arg)
+            elif isinstance(node, (nodes.Filter, nodes.Test)) and node.name != "measured" and node.node is not None:
+                node.node = _measured_node(node.node)
         return tree
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
         raise SecurityError(f"access to attribute {attribute!r} of a {type(obj).__name__} is not allowed")
 
+    def wrap_str_format(self, value: Any) -> Any:
+        if super().wrap_str_format(value) is not None:
+            raise SecurityError("the method 'format' of a str is not allowed")
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "%" and isinstance(left, str):
-            raise SecurityError("text formatting with % is not available in chat templates")
-        if operator == "**" and (abs(left) > MAX_SIZE or abs(right) > 16):
-            raise SecurityError(f"the power {left} ** {right} is too large")
-        if operator == "*" and not (isinstance(left, (int, float)) and isinstance(right, (int, float))):
+        numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
+        if operator == "%" and not numbers:
+            raise SecurityError("formatting with % is not allowed")
+        if operator == "**" and not (numbers and abs(left) <= MAX_SIZE and abs(right) <= 16):
+            raise SecurityError("a power this large is not allowed")
+        if operator == "*" and numbers:
+            if sum(side.bit_length() for side in (left, right) if isinstance(side, int)) > MAX_BITS:
+                raise SecurityError("a product this large is not allowed")
+        elif operator == "*":
             times, text = (left, right) if isinstance(left, int) else (right, left)
             if not isinstance(text, str) or not isinstance(times, int) or times * len(text) > MAX_SIZE:
                 raise SecurityError("a repetition this large is not allowed")
-        if operator == "+":
-            _measured(left), _measured(right)
+        elif operator == "+":
+            _measured([left, right])
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        given = (*args, *kwargs.values())
-        if any(isinstance(value, (int, float)) and abs(value) > MAX_SIZE for value in given):
-            raise SecurityError(f"a call with a number above {MAX_SIZE} is not allowed")
-        owner = getattr(__obj, "__self__", None)
-        if isinstance(owner, str):
-            _check_product(owner, *(value for value in given if isinstance(value, str)))
-            if any(isinstance(value, int) and value > 1000 for value in given):
-                raise SecurityError("a text this wide is not allowed")
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # jinja2's signature
+        _measured([args, kwargs])
+        owner: Any = getattr(__obj, "__self__", None)
+        name = getattr(__obj, "__name__", "")
+        if isinstance(owner, (str, bytes, int, float, dict, list, tuple)):
+            allowed = next((names for kind, names in METHODS.items() if isinstance(owner, kind)), set())
+            if name not in allowed:
+                raise SecurityError(f"the method {name!r} of a {type(owner).__name__} is not allowed")
+            if isinstance(owner, str) and name == "replace":
+                return _replace(owner, *args, **kwargs)
+            if isinstance(owner, str) and name == "join":
+                return _join(args[0], owner)
         return super().call(__context, __obj, *args, **kwargs)
+
+
+def _measured_node(node: nodes.Expr) -> nodes.Expr:
+    constant = isinstance(node, (nodes.TemplateData, nodes.Const, nodes.Slice))
+    return node if constant else nodes.Filter(node, "measured", [], [], None, None, lineno=node.lineno)
 
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Raises _Overdue inside the block, at its next line of Python, once `seconds` are over. For this thread only."""
-    end = time.monotonic() + seconds
+    """Raises _Overdue inside the block once this thread has worked for `seconds`.
+
+    It is noticed at the template's next line, or at the next call anywhere.
+    """
+    end = time.thread_time() + seconds
 
     def watch(frame: FrameType, event: str, argument: Any) -> Any:
-        if time.monotonic() > end:
+        if time.thread_time() > end:
             raise _Overdue
-        return watch
+        return watch if frame.f_code.co_filename == "<template>" else None
 
     before = sys.gettrace()
     sys.settrace(watch)
@@ -146,19 +194,31 @@ def _deadline(seconds: float) -> Iterator[None]:
         sys.settrace(before)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    if indent is not None and indent > 16:
-        raise SecurityError(f"an indent of {indent} is too large")
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+    if indent is not None and not 0 <= indent <= 16:
+        raise SecurityError(f"an indent of {indent} is not allowed")
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    if ensure_ascii:  # but for marks, which are to be found again
+        text = re.sub(rf"[^\x00-\x7f{MARKS}]+", lambda match: json.dumps(match[0])[1:-1], text)
+    return text
 
 
-def _replace(text: str, old: str, new: str, count: int = -1) -> str:
-    _check_product(text, new)
+def _replace(text: Any, old: str, new: str, count: int = -1) -> str:
+    text = str(text)
+    if len(text) + text.count(old) * len(new) > MAX_SIZE:
+        raise SecurityError("a text this long is not allowed")
     return text.replace(old, new, count)
 
 
+def _join(values: Iterable[Any], separator: str = "", attribute: str | None = None) -> str:
+    texts = [str(value if attribute is None else value[attribute]) for value in values]
+    if len(texts) * len(separator) + sum(map(len, texts)) > MAX_SIZE:
+        raise SecurityError("a text this long is not allowed")
+    return separator.join(texts)
+
+
 def _measured(value: Any) -> Any:
-    """`value`, unless printing it would take more than MAX_SIZE characters."""
+    """`value`, unless it is nested or long beyond what MAX_SIZE characters could show."""
     if _size(value, MAX_SIZE) > MAX_SIZE:
         raise SecurityError(f"a value of more than {MAX_SIZE} characters is not allowed")
     return value
@@ -166,7 +226,7 @@ def _measured(value: Any) -> Any:
 
 def _size(value: Any, limit: int) -> int:
     """Characters of `value`, roughly; counting ends beyond `limit`."""
-    if isinstance(value, str):
+    if isinstance(value, (str, bytes)):
         return len(value)
     total = 1
     if isinstance(value, (list, tuple, dict)):
@@ -175,11 +235,6 @@ def _size(value: Any, limit: int) -> int:
             if total > limit:
                 break
     return total
-
-
-def _check_product(text: str, *others: str) -> None:
-    if len(text) * (1 + max(map(len, others), default=0)) > MAX_PRODUCT:
-        raise SecurityError("an operation on texts this long is not allowed")
 
 
 def _raise_exception(message: str) -> None:

@@ -13,6 +13,7 @@ What is peculiar here:
 from __future__ import annotations
 
 import codecs
+import contextlib
 import functools
 import json
 import re
@@ -22,7 +23,7 @@ from typing import Any, Literal, overload
 
 import tokenizers
 
-from .template import ChatTemplate
+from .template import MARKS, ChatTemplate
 
 Message = Mapping[str, Any]
 
@@ -34,7 +35,13 @@ EOS = "[|endofturn|]"
 class Tokenizer:
     """The tokenizer of one checkpoint. Make one with `from_pretrained`."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: Mapping[str, Any], template: ChatTemplate | None) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        config: Mapping[str, Any],
+        template: ChatTemplate | None,
+        extra_stop_ids: Iterable[int] = (),
+    ) -> None:
         self._backend = backend
         self._template = template
         added = backend.get_added_tokens_decoder()
@@ -45,9 +52,11 @@ class Tokenizer:
         self._control_split = re.compile(
             "(" + "|".join(re.escape(s) for s in sorted(self.control_tokens, key=len, reverse=True)) + ")"
         )
-        eos = config.get("eos_token", EOS)
+        eos = config.get("eos_token") or EOS
         self.eos_token = str(eos["content"] if isinstance(eos, Mapping) else eos)
         self.eos_token_id = backend.token_to_id(self.eos_token)
+        #: Every id that ends a turn: the tokenizer's, and those that generation_config.json adds.
+        self.stop_token_ids = frozenset(extra_stop_ids) | ({self.eos_token_id} - {None})
         self.think_start_id = backend.token_to_id("<think>")
         self.think_end_id = backend.token_to_id("</think>")
 
@@ -69,7 +78,9 @@ class Tokenizer:
         if not isinstance(backend.decoder, tokenizers.decoders.ByteLevel):
             raise ValueError(f"{file} is not the tokenizer of an EXAONE 4 model: it is not a byte-level one")
         config = _read_config(folder / "tokenizer_config.json")
-        return cls(backend, config, ChatTemplate.find(folder, config))
+        stop_ids = _read_config(folder / "generation_config.json").get("eos_token_id")
+        stop_ids = stop_ids if isinstance(stop_ids, list) else [stop_ids] if isinstance(stop_ids, int) else []
+        return cls(backend, config, ChatTemplate.find(folder, config), stop_ids)
 
     @property
     def vocab_size(self) -> int:
@@ -80,8 +91,11 @@ class Tokenizer:
         return self.vocab_size
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, in which control strings such as `[|user|]` are control tokens."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        """The ids of `text`, in which control strings such as `[|user|]` are control tokens.
+
+        Raises ValueError for half characters (lone surrogates), which are no text.
+        """
+        return _encode(self._backend, text)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises ValueError for an id that does not exist."""
@@ -97,7 +111,7 @@ class Tokenizer:
 
     def has_text(self, id: int) -> bool:
         """Whether the tokenizer knows this id. A model's vocabulary may be larger, padded or untrained."""
-        return id >= 0 and self._backend.id_to_token(id) is not None
+        return 0 <= id < 2**31 and self._backend.id_to_token(id) is not None
 
     def token_bytes(self, id: int, skip_special_tokens: bool = False) -> bytes:
         """The bytes that one token stands for: those of U+FFFD for an id that the tokenizer does not know."""
@@ -142,23 +156,25 @@ class Tokenizer:
 
         `messages` are OpenAI-style; a message's content is a string or a list of text parts, a tool's may be
         any JSON value. Arguments of tool calls that are JSON strings are parsed. Further keywords reach the
-        template (`skip_think=False` keeps the thought of a final reply).
+        template (`skip_think=False` keeps the thought of a final reply), if it knows them.
 
         Raises ValueError for malformed messages, for a tokenizer without a template, and for a template
         that fails, oversteps its sandbox or its two seconds.
         """
+        if not isinstance(enable_thinking, bool):
+            raise ValueError(f"enable_thinking must be true or false, not {enable_thinking!r}")
         if self._template is None:
             raise ValueError(
                 "this tokenizer has no chat template (neither chat_template.jinja nor in tokenizer_config.json)"
             )
-        checked = check_messages(messages)
-        mark = _unused_mark(json.dumps([checked, list(tools or ())], ensure_ascii=False, default=str))
+        checked, schemas = check_messages(messages), _check_tools(tools)
+        mark = _unused_mark([checked, schemas, template_kwargs])
         rendered = self._template.render(
+            self._guard(template_kwargs, mark),
             messages=[self._guard_message(message, mark) for message in checked],
-            tools=[self._guard(tool, mark) for tool in tools] if tools else None,
+            tools=self._guard(schemas, mark) or None,
             add_generation_prompt=add_generation_prompt,
             enable_thinking=enable_thinking,
-            **template_kwargs,
         )
         if not tokenize:
             return rendered.replace(mark, "")
@@ -167,7 +183,7 @@ class Tokenizer:
             if piece in self.control_tokens:
                 ids += self.encode(piece)
             elif mark in piece:
-                ids += self._plain_backend.encode(piece.replace(mark, ""), add_special_tokens=False).ids
+                ids += _encode(self._plain_backend, piece.replace(mark, ""))
             else:
                 ids += self.encode(piece)
         return ids
@@ -279,18 +295,37 @@ def _check_call(call: Any, where: str) -> dict[str, Any]:
             f"{where}: a tool call needs a name and arguments, not {json.dumps(function, default=str)[:200]}"
         )
     if isinstance(function[key], str):  # OpenAI's form; rendered as it is, it would be quoted twice
-        try:
-            function[key] = json.loads(function[key])
-        except ValueError as error:
-            raise ValueError(
-                f"{where}: the arguments of {function['name']} are not JSON: {function[key][:200]!r}"
-            ) from error
+        with contextlib.suppress(ValueError, RecursionError):  # else it is a bare value, a text
+            function[key] = json.loads(function[key] or "{}")
     return {**call, "function": function} if "function" in call else function
 
 
-def _unused_mark(text: str) -> str:
-    """A noncharacter that `text` does not hold."""
-    return next(mark for mark in map(chr, (*range(0xFDD0, 0xFDF0), 0xFFFE, 0xFFFF)) if mark not in text)
+def _encode(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text holds half a character (a lone surrogate) at position {error.start}") from error
+    return backend.encode(text, add_special_tokens=False).ids
+
+
+def _check_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, Any]]:
+    if tools is None:
+        return []
+    if not isinstance(tools, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError("tools must be a list of JSON schemas, each an object")
+    return list(tools)
+
+
+def _unused_mark(content: Any) -> str:
+    """A noncharacter that `content` does not hold. Raises ValueError for what is no JSON."""
+    try:
+        text = json.dumps(content, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"messages and tools must be JSON values: {error}") from error
+    for mark in MARKS:
+        if mark not in text:
+            return mark
+    raise ValueError("the messages hold every noncharacter of Unicode; at least one must be free")
 
 
 def _read_config(file: Path) -> Mapping[str, Any]:

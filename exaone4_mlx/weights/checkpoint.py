@@ -58,13 +58,19 @@ def load(
     folder = find_folder(path_or_repo, revision)
     tokenizer = Tokenizer.from_pretrained(folder)
     model = load_model(folder, dtype=dtype, q_bits=q_bits, q_group_size=q_group_size, progress=progress)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        warnings.warn(
-            f"the tokenizer knows {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: "
-            "text that uses the others cannot be processed",
-            stacklevel=2,
-        )
+    if warning := vocabulary_warning(tokenizer, model.config):
+        warnings.warn(warning, stacklevel=2)
     return model, tokenizer
+
+
+def vocabulary_warning(tokenizer: Tokenizer, config: Exaone4Config) -> str | None:
+    """What to tell a user whose tokenizer knows more tokens than the model does."""
+    if tokenizer.vocab_size <= config.vocab_size:
+        return None
+    return (
+        f"the tokenizer knows {tokenizer.vocab_size} tokens, the model {config.vocab_size}: "
+        "text that uses the others cannot be processed"
+    )
 
 
 def load_model(
@@ -77,6 +83,8 @@ def load_model(
 ) -> Exaone4ForCausalLM:
     """The model of a local folder, without its tokenizer. Arguments and errors as for `load`."""
     cast = read_dtype(dtype)
+    if q_bits is None and q_group_size != 64:
+        raise ValueError(f"q_group_size {q_group_size} says nothing without q_bits")
     quantization = None if q_bits is None else Quantization(q_bits, q_group_size)
     checkpoint, model, stored = open_checkpoint(folder)
     if stored and quantization:

@@ -9,12 +9,14 @@ What is peculiar here:
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,9 @@ import mlx.core as mx
 
 from ..model.config import read_json
 from ..model.files import DTYPE_NAMES, DTYPES, FLOAT_DTYPES, INDEX_NAME, Checkpoint, find_folder, placeholders
+from ..text.tokenizer import Tokenizer
 from .checkpoint import Progress, converted, open_checkpoint, read_dtype
-from .quantize import Quantization
+from .quantize import DEFAULTS, Quantization
 
 MAX_SHARD_BYTES = 5 << 30  # mlx-lm's
 #: What is carried over as it is, beside the weights and the config.
@@ -71,8 +74,8 @@ def convert(
     hf_path: str | Path,
     mlx_path: str | Path = "mlx_model",
     *,
-    q_bits: int = 4,
-    q_group_size: int = 64,
+    q_bits: int | None = None,
+    q_group_size: int | None = None,
     q_mode: str = "affine",
     quantize: bool = True,
     dtype: mx.Dtype | str | None = None,
@@ -82,17 +85,20 @@ def convert(
     """Converts a full-precision EXAONE 4 checkpoint (folder or hub id) to a folder that MLX loads fast.
 
     The weights are cast to `dtype` (None keeps theirs) and, unless `quantize` is false, the projections and
-    the embedding are quantized to `q_bits` in groups of `q_group_size`. The layout is mlx-lm's.
+    the embedding are quantized to `q_bits` in groups of `q_group_size` (4 and 64 in affine mode, the only ones
+    there are in the others). The layout is mlx-lm's.
     `progress(done, total)` counts source bytes.
 
     Raises FileExistsError where `mlx_path` exists, FileNotFoundError and ValueError as `load` does, and
     OSError when the disk is full. Nothing half done is left behind.
     """
     started = time.perf_counter()
-    quantization = Quantization(q_bits, q_group_size, q_mode) if quantize else None
+    quantization = _requested(q_bits, q_group_size, q_mode) if quantize else None
+    if not quantize and (q_bits is not None or q_group_size is not None or q_mode != "affine"):
+        raise ValueError("q_bits, q_group_size and q_mode say nothing where nothing is quantized")
     cast = read_dtype(dtype)
     target = Path(mlx_path).expanduser()
-    if target.exists():
+    if os.path.lexists(target):
         raise FileExistsError(f"{target} exists already; choose another --mlx-path or remove it")
     source = find_folder(hf_path, revision)
     if source.resolve() in target.resolve().parents:
@@ -100,20 +106,17 @@ def convert(
     checkpoint, model, stored = open_checkpoint(source)
     if stored:
         raise ValueError(f"{source} is already quantized, to {stored['bits']} bits; convert the original checkpoint")
+    Tokenizer.from_pretrained(source)  # or the result could not be loaded
 
     parameters = sum(array.size for array in placeholders(model).values())
     plan = _plan(checkpoint, cast, quantization)
-    partial = _fresh_partial(target)
     mx.reset_peak_memory()
-    try:
+    with _partial_folder(target) as partial:
         _write_weights(partial, checkpoint, plan, cast, quantization, progress, parameters)
         config = _config(source, model.config.to_dict(), cast, quantization)
         _write_text(partial / "config.json", json.dumps(dict(sorted(config.items())), indent=4))
-        _carry_files(source, partial, str(hf_path))
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        _carry_files(source, partial)
+        _write_card(partial, str(hf_path))
     written = sum(tensor.nbytes for tensor in plan)
     return Summary(
         path=target,
@@ -215,34 +218,71 @@ def _config(
     return config
 
 
-def _carry_files(source: Path, target: Path, origin: str) -> None:
+def _carry_files(source: Path, target: Path) -> None:
     for pattern in CARRIED_FILES:
         for file in sorted(source.glob(pattern)):
             shutil.copyfile(file, target / file.name)
-    hub_id = f"base_model: {origin}\n" if not Path(origin).exists() and "/" in origin else ""
-    card = (
-        f"---\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n{hub_id}---\n\n"
-        f"Converted from {origin} with exaone4_mlx. The licence of the original weights applies to these too.\n"
+
+
+def _write_card(target: Path, origin: str) -> None:
+    from_hub = origin != "demo" and not Path(origin).expanduser().exists()
+    base = f"base_model: {origin}\n" if from_hub else ""
+    _write_text(
+        target / "README.md",
+        f"---\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n{base}---\n\n"
+        f"Converted from {origin} with exaone4_mlx. The licence of the original weights applies to these too.\n",
     )
-    _write_text(target / "README.md", card)
 
 
-def _fresh_partial(target: Path) -> Path:
-    """An empty folder beside `target`. One left by a killed run is replaced; a stranger's is not touched."""
+@contextmanager
+def _partial_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target` that takes its name when the block ends well, and else disappears.
+
+    It is locked for this process. What a killed run left there is replaced; a stranger's files are not touched.
+    """
     partial = target.with_name(target.name + ".partial")
-    if partial.exists():
-        foreign = [
-            p.name
-            for p in partial.iterdir()
-            if p.is_dir() or p.suffix not in {".safetensors", ".json", ".jinja", ".txt", ".md", ""}
-        ]
-        if foreign:
-            raise FileExistsError(
-                f"{partial} is in the way and holds {foreign[0]}, which no conversion wrote; remove it"
-            )
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    return partial
+    made_parents = [folder for folder in partial.parents if not folder.exists()]
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        _lock(lock, partial, target)
+        _clear(partial)
+        try:
+            yield partial
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            for folder in made_parents:
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
+    finally:
+        os.close(lock)
+
+
+def _lock(lock: int, partial: Path, target: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise FileExistsError(f"another conversion to {target} is under way") from error
+    if not partial.exists() or os.stat(partial).st_ino != os.fstat(lock).st_ino:
+        raise FileExistsError(f"another conversion to {target} has just ended")
+
+
+def _clear(partial: Path) -> None:
+    ours = {".safetensors", ".json", ".jinja", ".txt", ".md", ""}
+    entries = list(partial.iterdir())
+    if foreign := [entry.name for entry in entries if entry.is_dir() or entry.suffix not in ours]:
+        raise FileExistsError(f"{partial} is in the way and holds {foreign[0]}, which no conversion wrote; remove it")
+    for entry in entries:
+        entry.unlink()
+
+
+def _requested(bits: int | None, group_size: int | None, mode: str) -> Quantization:
+    default_bits, default_group_size = DEFAULTS.get(mode, (0, 0))
+    return Quantization(
+        default_bits if bits is None else bits, default_group_size if group_size is None else group_size, mode
+    )
 
 
 def _write_text(file: Path, text: str) -> None:

@@ -100,7 +100,7 @@ def quantize_layers(model: nn.Module, quantization: Mapping[str, Any], quantized
 def _read_one(settings: Mapping[str, Any]) -> Quantization:
     """Settings from a config.json. mlx-lm writes null for what it left to MLX's defaults."""
     mode = settings.get("mode") or "affine"
-    bits, group_size = DEFAULTS.get(mode, (None, None))
+    bits, group_size = DEFAULTS.get(mode, (0, 0))
     return Quantization(settings.get("bits") or bits, settings.get("group_size") or group_size, mode)
 
 
