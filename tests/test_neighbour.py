@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import warnings
 from collections.abc import Callable
 from itertools import islice
@@ -10,7 +12,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import distance
+from conftest import distance, tiny_model
+from mlx.utils import tree_flatten
 
 from exaone4_mlx import Sampling, convert, generate, load
 from exaone4_mlx.generation.decode import decode, prefill
@@ -75,6 +78,20 @@ def test_we_read_what_mlx_lm_converts(mlx_lm: Any, tmp_path: Path, options: dict
         warnings.simplefilter("ignore")
         mlx_lm.convert(str(DEMO_FOLDER), str(tmp_path / "theirs"), quantize=True, **options)
     assert_same(load(tmp_path / "theirs")[0], their_load(mlx_lm, tmp_path / "theirs"))
+
+
+@pytest.mark.parametrize("window", [7, None], ids=["hybrid", "all global"])
+def test_untied_models_are_shared_too(mlx_lm: Any, tmp_path: Path, window: int | None) -> None:
+    """The 32B has a head of its own, and 1.2B's layers all see everything."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "vocab_size": 3072}
+    model = tiny_model(**sizes, sliding_window=window, sliding_window_pattern="LLLG" if window else None)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(model.config.to_dict()))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(DEMO_FOLDER / name, tmp_path / "hf")
+    mx.save_safetensors(str(tmp_path / "hf" / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    convert(tmp_path / "hf", tmp_path / "ours")
+    assert_same(load(tmp_path / "ours")[0], their_load(mlx_lm, tmp_path / "ours"))
 
 
 def test_old_mlx_community_config_is_read(mlx_lm: Any, tmp_path: Path, edit_json: Callable[..., None]) -> None:
