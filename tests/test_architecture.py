@@ -16,7 +16,7 @@ ALLOWED = {"model": set(), "text": set(), "weights": {"model", "text"}, "generat
 #: Inside a folder a file imports only files that stand before it.
 ORDER = {
     "model": ["rope", "config", "cache", "files", "network"],
-    "text": ["template", "tokenizer", "reply"],
+    "text": ["template", "reply", "tools", "tokenizer"],
     "weights": ["quantize", "checkpoint", "converter"],
     "generation": ["sampling", "decode", "respond"],
 }

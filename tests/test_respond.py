@@ -64,15 +64,18 @@ def test_tool_calls_are_reported(scripted: Any) -> None:
     assert isinstance(events[-1], Done)
     assert events[-1].finish_reason == "tool_calls"
     assert Reply.from_events(events).tool_calls == (ToolCall("f", {"x": 1}),)
+    assert generate(*scripted(f"{CALL}\n{CALL}"), "Hello", tools=tools).text == ""
 
 
 def test_tools_reach_the_prompt(demo: Any) -> None:
-    _, tokenizer = demo
-    tools = [{"type": "function", "function": {"name": "measure_rain", "parameters": {}}}]
-    with_tools = respond.prompt_ids(tokenizer, "Hello", tools=tools)
-    assert '{"type": "function", "function": {"name": "measure_rain", "parameters": {}}}' in tokenizer.decode(
-        with_tools
-    )
+    def measure_rain(city: str) -> float:
+        """Measure the rain."""
+        return 0.0
+
+    ready = {"type": "function", "function": {"name": "count_birds", "parameters": {}}}
+    text = demo[1].decode(respond.prompt_ids(demo[1], "Hello", tools=[measure_rain, ready]))
+    assert '<tool>{"type": "function", "function": {"name": "count_birds", "parameters": {}}}</tool>' in text
+    assert '"name": "measure_rain", "description": "Measure the rain.", "parameters": {"type": "object"' in text
 
 
 # --- ends ---------------------------------------------------------------------
@@ -207,7 +210,7 @@ def test_replies_can_be_made_in_any_thread(demo: Any) -> None:
         ("Hello", {"max_tokens": 0}, "max_tokens must be at least 1, not 0"),
         ("Hello", {"prefill_step_size": 0}, "prefill_step_size must be at least 1"),
         ("Hello", {"thinking": 1}, "thinking must be true or false, not 1"),
-        ("Hello", {"tools": {"name": "f"}}, "tools must be a list of JSON schemas"),
+        ("Hello", {"tools": {"name": "f"}}, "tools must be a list of functions or JSON schemas"),
         ("Hello \ud83d", {}, "half a character"),
         ("Hello", {"stop": ""}, "stop strings must be texts"),
         ("Hello", {"stop": [3]}, "stop strings must be texts"),

@@ -124,7 +124,7 @@ def test_bare_text_as_arguments_stays_a_text(tokenizer: Tokenizer) -> None:
     [
         ({"enable_thinking": 1}, "enable_thinking must be true or false, not 1"),
         ({"enable_thiking": True}, "it has no option enable_thiking"),
-        ({"tools": {"type": "function"}}, "tools must be a list of JSON schemas"),
+        ({"tools": {"type": "function"}}, "tools must be a list of functions or JSON schemas"),
     ],
 )
 def test_options_without_meaning_are_refused(tokenizer: Tokenizer, options: dict[str, Any], message: str) -> None:

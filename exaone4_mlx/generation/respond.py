@@ -19,6 +19,7 @@ import mlx.core as mx
 from ..model.network import Exaone4ForCausalLM
 from ..text.reply import Answer, Event, ReplyParser, Thinking, ToolCall
 from ..text.tokenizer import Message, Tokenizer
+from ..text.tools import Tool
 from .decode import PREFILL_STEP_SIZE, PrefillProgress, decode, prefill
 from .sampling import Sampler, Sampling
 
@@ -66,10 +67,12 @@ class Reply:
         """Collects the events of one reply, `Done` among them."""
         collected = list(events)
         done = next(event for event in collected if isinstance(event, Done))
+        text = "".join(event.text for event in collected if isinstance(event, Answer))
+        calls = tuple(event for event in collected if isinstance(event, ToolCall))
         return cls(
-            text="".join(event.text for event in collected if isinstance(event, Answer)),
+            text=text.strip() if calls else text,  # between calls stand line ends
             thinking="".join(event.text for event in collected if isinstance(event, Thinking)),
-            tool_calls=tuple(event for event in collected if isinstance(event, ToolCall)),
+            tool_calls=calls,
             **vars(done),
         )
 
@@ -80,7 +83,7 @@ def stream_generate(
     prompt: Prompt,
     *,
     thinking: bool = False,
-    tools: Sequence[dict[str, Any]] | None = None,
+    tools: Sequence[Tool] | None = None,
     sampling: Sampling | None = None,
     max_tokens: int | None = None,
     stop: str | Sequence[str] = (),
@@ -90,8 +93,8 @@ def stream_generate(
     """Streams the reply to `prompt` as events: `Thinking`, `Answer`, `ToolCall`, and `Done` at the end.
 
     `prompt` is text (one user turn), a list of OpenAI-style messages, or token ids, which are taken as they
-    are. `thinking` lets the model think first. `tools` are JSON schemas of functions; calls are reported,
-    not run. `sampling` defaults to LG's advice for the mode. `max_tokens` bounds thought and answer together
+    are. `thinking` lets the model think first. `tools` are Python functions or their JSON schemas; calls are
+    reported, not run. `sampling` defaults to LG's advice for the mode. `max_tokens` bounds thought and answer together
     (8,192 unless given; the context bounds them too). `progress(done, total)` is told of the prefill.
 
     Replies can be made in any thread. On MLX's CPU backend (0.32) a thread of your own should call
@@ -122,7 +125,7 @@ def prompt_ids(
     prompt: Prompt,
     *,
     thinking: bool = False,
-    tools: Sequence[dict[str, Any]] | None = None,
+    tools: Sequence[Tool] | None = None,
 ) -> list[int]:
     """The ids of a prompt in any of its three forms. Raises ValueError for an empty or malformed one."""
     if isinstance(prompt, str):

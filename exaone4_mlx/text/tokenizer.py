@@ -24,6 +24,7 @@ from typing import Any, Literal, overload
 import tokenizers
 
 from .template import MARKS, ChatTemplate
+from .tools import Tool, schemas
 
 Message = Mapping[str, Any]
 
@@ -124,7 +125,7 @@ class Tokenizer:
     def apply_chat_template(
         self,
         messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Tool] | None = None,
         add_generation_prompt: bool = True,
         enable_thinking: bool = False,
         tokenize: Literal[True] = True,
@@ -135,7 +136,7 @@ class Tokenizer:
     def apply_chat_template(
         self,
         messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Tool] | None = None,
         add_generation_prompt: bool = True,
         enable_thinking: bool = False,
         *,
@@ -146,7 +147,7 @@ class Tokenizer:
     def apply_chat_template(
         self,
         messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Tool] | None = None,
         add_generation_prompt: bool = True,
         enable_thinking: bool = False,
         tokenize: bool = True,
@@ -155,8 +156,9 @@ class Tokenizer:
         """The prompt of a conversation, as ids or (`tokenize=False`) as text.
 
         `messages` are OpenAI-style; a message's content is a string or a list of text parts, a tool's may be
-        any JSON value. Arguments of tool calls that are JSON strings are parsed. Further keywords reach the
-        template (`skip_think=False` keeps the thought of a final reply), if it knows them.
+        any JSON value. Arguments of tool calls that are JSON strings are parsed. `tools` are functions or JSON
+        schemas (`text/tools.py`). Further keywords reach the template, if it knows them: `skip_think=False`
+        keeps the thought of a final reply.
 
         Raises ValueError for malformed messages, for a tokenizer without a template, and for a template
         that fails, oversteps its sandbox or its two seconds.
@@ -167,12 +169,12 @@ class Tokenizer:
             raise ValueError(
                 "this tokenizer has no chat template (neither chat_template.jinja nor in tokenizer_config.json)"
             )
-        checked, schemas = check_messages(messages), _check_tools(tools)
-        mark = _unused_mark([checked, schemas, template_kwargs])
+        checked, offered = check_messages(messages), schemas(tools)
+        mark = _unused_mark([checked, offered, template_kwargs])
         rendered = self._template.render(
             self._guard(template_kwargs, mark),
             messages=[self._guard_message(message, mark) for message in checked],
-            tools=self._guard(schemas, mark) or None,
+            tools=self._guard(offered, mark) or None,
             add_generation_prompt=add_generation_prompt,
             enable_thinking=enable_thinking,
         )
@@ -306,14 +308,6 @@ def _encode(backend: tokenizers.Tokenizer, text: str) -> list[int]:
     except UnicodeEncodeError as error:
         raise ValueError(f"the text holds half a character (a lone surrogate) at position {error.start}") from error
     return backend.encode(text, add_special_tokens=False).ids
-
-
-def _check_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, Any]]:
-    if tools is None:
-        return []
-    if not isinstance(tools, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise ValueError("tools must be a list of JSON schemas, each an object")
-    return list(tools)
 
 
 def _unused_mark(content: Any) -> str:

@@ -1,0 +1,45 @@
+"""The README says what is so: its Python runs, its flags exist, its tree is the tree."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from conftest import ROOT
+
+import exaone4_mlx
+from exaone4_mlx import cli
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippets_run_and_print_what_they_say(snippet: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(snippet, "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert out
+    for line in re.findall(r"^# (.+)$", snippet, re.MULTILINE):
+        assert line in out
+
+
+def test_flags_that_it_names_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    known = set()
+    for command in ("generate", "convert"):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    ours = README.partition("## Commands")[2].partition("## Tests")[0]
+    assert set(re.findall(r"--[a-z][\w-]+", ours)) <= known
+
+
+def test_public_names_are_told() -> None:
+    for name in exaone4_mlx.__all__:
+        assert name in README or name.startswith("__"), f"{name} is public, and the README does not name it"
+
+
+def test_tree_names_every_file() -> None:
+    tree = README.partition("pyproject.toml  LICENSE")[2].partition("```")[0]
+    for folder in ("model", "text", "weights", "generation"):
+        for file in (ROOT / "exaone4_mlx" / folder).glob("*.py"):
+            assert file.name in tree or file.name == "__init__.py", f"{file.name} has no place in the README's tree"
