@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from conftest import LLAMA3, distance
 
 from exaone4_mlx import Exaone4Config, convert
+from exaone4_mlx.model.files import DEMO_FOLDER
 from exaone4_mlx.weights.checkpoint import load_model
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
@@ -97,6 +99,7 @@ def test_greedy_reply_equals_transformers(tmp_path: Path) -> None:
 def test_transformers_reads_the_config_that_we_write(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     theirs = saved(tmp_path / "hf", 4, window=6, **SHAPES["hybrid"])
+    shutil.copy(DEMO_FOLDER / "tokenizer.json", tmp_path / "hf")  # a folder without one is not converted
     convert(tmp_path / "hf", tmp_path / "mlx", quantize=False)
     read = transformers.AutoConfig.from_pretrained(tmp_path / "mlx")
     assert read.layer_types == theirs.config.layer_types
@@ -123,7 +126,6 @@ def test_prompts_equal_transformers_rendering_of_the_same_template(shared: Path,
     """Random conversations, through transformers' own template machinery and through ours."""
     transformers = pytest.importorskip("transformers")
     from exaone4_mlx import Tokenizer
-    from exaone4_mlx.model.files import DEMO_FOLDER
 
     ours = Tokenizer.from_pretrained(DEMO_FOLDER)
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(DEMO_FOLDER)
