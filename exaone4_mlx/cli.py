@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from . import __version__
+
 if TYPE_CHECKING:
     from .generation.respond import Done, Generation
     from .model.config import Exaone4Config
@@ -37,6 +39,7 @@ DIM, NORMAL = "\x1b[2m", "\x1b[0m"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. `arguments` default to those of the process."""
     parser = argparse.ArgumentParser(prog="exaone4-mlx", description="EXAONE 4.0 on MLX.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands)
     _add_convert(commands)
@@ -71,7 +74,11 @@ def _add_generate(commands: Any) -> None:
         description="Streams the reply to one prompt to standard output.",
     )
     prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("-p", "--prompt", help="the prompt, taken literally; - reads standard input")
+    prompt.add_argument(
+        "-p",
+        "--prompt",
+        help="the prompt, taken literally (--prompt=TEXT if it begins with a dash); - reads standard input",
+    )
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a text file that holds the prompt")
     parser.add_argument("--system-prompt", metavar="TEXT", help="what the model is told before the conversation")
     parser.add_argument(
@@ -98,16 +105,28 @@ def _add_generate(commands: Any) -> None:
         "--q-group-size", type=int, default=64, metavar="N", help="weights per scale (default: %(default)s)"
     )
 
-    sampling = parser.add_argument_group("sampling", "LG's advice for the mode unless given: see the README")
+    sampling = parser.add_argument_group(
+        "sampling", "unless given, LG's advice: with a thought temperature 0.6 and top-p 0.95, else temperature 0.1"
+    )
     sampling.add_argument("--temp", type=float, metavar="X", help="temperature; 0 takes the most probable token")
-    sampling.add_argument("--top-p", type=float, metavar="X")
-    sampling.add_argument("--top-k", type=int, default=0, metavar="N")
-    sampling.add_argument("--min-p", type=float, default=0.0, metavar="X")
+    sampling.add_argument("--top-p", type=float, metavar="X", help="only the most probable tokens that make up X")
+    sampling.add_argument("--top-k", type=int, default=0, metavar="N", help="only the N most probable tokens")
+    sampling.add_argument(
+        "--min-p", type=float, default=0.0, metavar="X", help="only tokens at least X times as probable as the best"
+    )
     sampling.add_argument(
         "--presence-penalty", type=float, default=0.0, metavar="X", help="LG advises 1.5 against loops"
     )
-    sampling.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X")
-    sampling.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X")
+    sampling.add_argument(
+        "--frequency-penalty", type=float, default=0.0, metavar="X", help="against tokens as often as they came"
+    )
+    sampling.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1 against all that came, the prompt too",
+    )
     sampling.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same reply")
     sampling.add_argument(
         "-m", "--max-tokens", type=int, metavar="N", help="of thought and answer together (default: 8192)"
@@ -223,7 +242,11 @@ def _convert_command(options: argparse.Namespace) -> str:
 def _read_prompt(options: argparse.Namespace) -> str:
     """The prompt as it was given. The line end that closes a file or a pipe is not part of it."""
     if options.prompt_file:
-        source, data = str(options.prompt_file), options.prompt_file.read_bytes()
+        source = str(options.prompt_file)
+        try:
+            data = options.prompt_file.read_bytes()
+        except OSError as error:
+            raise OSError(f"cannot read {source}: {error.strerror}") from error
     elif options.prompt == "-":
         source, data = "standard input", sys.stdin.buffer.read()
     else:
@@ -321,7 +344,7 @@ def _summary(done: Done) -> str:
     return (
         f"[prompt {done.prompt_tokens} tokens in {done.prefill_seconds:.2f} s | "
         f"reply {generated} tokens{thought} in {done.decode_seconds:.2f} s{rate}{ended} | "
-        f"peak memory {done.peak_bytes / 1e9:.2f} GB]"
+        f"peak memory {_size(done.peak_bytes)}]"
     )
 
 
@@ -385,10 +408,11 @@ def _convert(options: argparse.Namespace) -> int:
         _print_json(dataclasses.asdict(summary) | {"path": str(summary.path)})
     else:
         print(
-            f"{summary.path}: {summary.bytes / 1e9:.3f} GB from {summary.source_bytes / 1e9:.3f} GB, "
+            f"{summary.path}: {_size(summary.bytes)} from {_size(summary.source_bytes)}, "
             f"{summary.bits_per_weight:.3f} bits per weight, {summary.seconds:.1f} s, "
-            f"peak memory {summary.peak_bytes / 1e9:.2f} GB"
+            f"peak memory {_size(summary.peak_bytes)}"
         )
+        _say(f"try it: {shlex.join(['exaone4-mlx', 'generate', '--model', str(summary.path), '--prompt', 'Hello'])}")
     return 0
 
 
@@ -421,6 +445,10 @@ def _unsupported_platform() -> str | None:
         "MLX needs a native Python on Apple silicon, and this one is an x86-64 build (on an M-series Mac it runs "
         "under Rosetta): install an arm64 Python, for instance with `arch -arm64 brew install python`"
     )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _prepare_streams() -> None:

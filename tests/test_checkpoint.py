@@ -191,7 +191,7 @@ def test_bad_folder_is_refused_by_name(case: str, hf_folder: Path) -> None:
         ({"quantization": {"bits": 4}}, "quantization lacks group_size"),
         (
             {"quantization": {"bits": 7, "group_size": 64}},
-            "affine quantization has 2 or 3 or 4 or 5 or 6 or 8 bits, not 7",
+            "affine quantization has 2, 3, 4, 5, 6 or 8 bits, not 7",
         ),
     ],
 )
@@ -265,7 +265,8 @@ def test_hub_gives_only_the_files_that_are_needed(monkeypatch: pytest.MonkeyPatc
     [
         ({"dtype": "int8"}, "dtype must be one of bfloat16, float16, float32, not 'int8'"),
         ({"q_bits": 7}, "bits, not 7"),
-        ({"q_bits": 4, "q_group_size": 48}, "groups of 32 or 64 or 128, not 48"),
+        ({"q_bits": 4, "q_group_size": 48}, "groups of 32, 64 or 128, not 48"),
+        ({"q_group_size": 32}, "q_group_size 32 needs q_bits beside it"),
         ({"revision": "main"}, "the demo model has no revisions"),
     ],
 )

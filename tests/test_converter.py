@@ -138,12 +138,12 @@ def test_folder_of_a_stranger_is_not_touched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"mlx_path": "exists"}, FileExistsError, "exists exists already; choose another --mlx-path"),
+        ({"mlx_path": "exists"}, FileExistsError, "exists exists already; choose another folder"),
         ({"mlx_path": "source/inside"}, ValueError, "would lie inside its own source"),
         ({"q_bits": 9}, ValueError, "bits, not 9"),
         ({"q_mode": "int4"}, ValueError, "quantization mode 'int4' is unknown"),
         ({"q_mode": "mxfp4", "q_group_size": 64}, ValueError, "mxfp4 quantization has groups of 32, not 64"),
-        ({"quantize": False, "q_bits": 4}, ValueError, "say nothing where nothing is quantized"),
+        ({"quantize": False, "q_bits": 4}, ValueError, "have no meaning where nothing is quantized"),
         ({"mlx_path": "dangling"}, FileExistsError, "dangling exists already"),
         ({"hf_path": "untold"}, FileNotFoundError, "has no tokenizer.json"),
         ({"dtype": "int8"}, ValueError, "dtype must be one of"),

@@ -141,6 +141,8 @@ def test_what_is_left_open_follows_lgs_advice() -> None:
         ({"min_p": 1.5}, "min_p must be from 0 to 1, not 1.5"),
         ({"presence_penalty": math.inf}, "presence_penalty must be a finite number, not inf"),
         ({"repetition_penalty": 0}, "repetition_penalty must be above 0, not 0"),
+        ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+        ({"logit_bias": {"a": 1}}, "logit_bias must be numbers by token id"),
         ({"seed": -1}, "seed must be a whole number from 0"),
         ({"seed": 1.5}, "seed must be a whole number from 0"),
     ],

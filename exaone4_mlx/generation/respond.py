@@ -9,7 +9,7 @@ What is peculiar here:
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -134,6 +134,10 @@ def prompt_ids(
         prompt = [{"role": "user", "content": prompt}]
     if not isinstance(thinking, bool):
         raise ValueError(f"thinking must be true or false, not {thinking!r}")
+    if isinstance(prompt, Mapping):
+        raise ValueError("a message goes into a list of messages: [{'role': …, 'content': …}]")
+    if not isinstance(prompt, (Sequence, mx.array)):
+        raise ValueError(f"the prompt must be text, a list of messages or token ids, not {type(prompt).__name__}")
     items: Any = prompt.tolist() if isinstance(prompt, mx.array) else list(prompt)
     if not items:
         raise ValueError("the prompt is empty")
@@ -165,6 +169,8 @@ class Generation:
 
         self._model, self._tokenizer, self._ids = model, tokenizer, list(ids)
         self._parser = ReplyParser(_ends_inside_thought(self._ids, tokenizer))
+        if not isinstance(sampling, (Sampling, type(None))):
+            raise ValueError(f"sampling must be a Sampling, not {type(sampling).__name__}")
         self.sampling = (sampling or Sampling()).resolved(thinking=self._parser.inside_thought)
         self._sampler = Sampler(self.sampling, self._ids, model.config.vocab_size)
         self._max_tokens = min(MAX_TOKENS if max_tokens is None else max_tokens, context - len(self._ids))
@@ -333,11 +339,12 @@ def check_ids(ids: Sequence[int], vocab_size: int, context: int) -> None:
 
 def check_limits(max_tokens: int | None, stop: str | Sequence[str] | None, prefill_step_size: int) -> tuple[str, ...]:
     """The stop strings as a tuple. Raises ValueError for a limit or a stop string without meaning."""
-    if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-    if prefill_step_size < 1:
-        raise ValueError(f"prefill_step_size must be at least 1, not {prefill_step_size}")
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    for name, limit in (("max_tokens", max_tokens), ("prefill_step_size", prefill_step_size)):
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, not {limit!r}")
+    stops = (
+        (stop,) if isinstance(stop, str) else tuple(stop or ()) if isinstance(stop, (Sequence, type(None))) else (stop,)
+    )
     if not all(isinstance(text, str) and text for text in stops):
         raise ValueError(f"stop strings must be texts of at least one character, not {list(stops)!r}")
     return stops

@@ -40,6 +40,12 @@ class Sampling:
     logit_bias: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
+            value = getattr(self, name)
+            _check(name, value, value is None or isinstance(value, (int, float)), "a number")
+        bias = self.logit_bias or {}
+        numbers = all(isinstance(token, int) and isinstance(value, (int, float)) for token, value in bias.items())
+        _check("logit_bias", self.logit_bias, numbers, "numbers by token id")
         _check("temperature", self.temperature, 0 <= (self.temperature or 0) < math.inf, "0 or more")
         _check("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
         _check("top_k", self.top_k, isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 or more")

@@ -84,7 +84,7 @@ def load_model(
     """The model of a local folder, without its tokenizer. Arguments and errors as for `load`."""
     cast = read_dtype(dtype)
     if q_bits is None and q_group_size != 64:
-        raise ValueError(f"q_group_size {q_group_size} says nothing without q_bits")
+        raise ValueError(f"q_group_size {q_group_size} needs q_bits beside it")
     quantization = None if q_bits is None else Quantization(q_bits, q_group_size)
     checkpoint, model, stored = open_checkpoint(folder)
     if stored and quantization:

@@ -95,14 +95,14 @@ def convert(
     started = time.perf_counter()
     quantization = _requested(q_bits, q_group_size, q_mode) if quantize else None
     if not quantize and (q_bits is not None or q_group_size is not None or q_mode != "affine"):
-        raise ValueError("q_bits, q_group_size and q_mode say nothing where nothing is quantized")
+        raise ValueError("q_bits, q_group_size and q_mode have no meaning where nothing is quantized")
     cast = read_dtype(dtype)
     target = Path(mlx_path).expanduser()
     if os.path.lexists(target):
-        raise FileExistsError(f"{target} exists already; choose another --mlx-path or remove it")
+        raise FileExistsError(f"{target} exists already; choose another folder or remove it")
     source = find_folder(hf_path, revision)
     if source.resolve() in target.resolve().parents:
-        raise ValueError(f"{target} would lie inside its own source {source}; choose another --mlx-path")
+        raise ValueError(f"{target} would lie inside its own source {source}; choose another folder")
     checkpoint, model, stored = open_checkpoint(source)
     if stored:
         raise ValueError(f"{source} is already quantized, to {stored['bits']} bits; convert the original checkpoint")

@@ -105,4 +105,5 @@ def _read_one(settings: Mapping[str, Any]) -> Quantization:
 
 
 def _any_of(values: tuple[int, ...]) -> str:
-    return " or ".join(map(str, values))
+    *others, last = map(str, values)
+    return f"{', '.join(others)} or {last}" if others else last
