@@ -97,7 +97,7 @@ def test_tool_arguments_are_copied_and_results_told(demo: Any, question: str, ci
 def test_recall_over_a_thousand_tokens(demo: Any) -> None:
     """The fact lies some thirty windows back: only the global layers can still see it."""
     filler: list[dict[str, str]] = []
-    for question, answer in [*ANSWERS.items()] * 8:
+    for question, answer in [*ANSWERS.items()] * 4:
         filler += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     messages = [
         {"role": "user", "content": "My name is Clara."},
