@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..model.network import Exaone4ForCausalLM
-from ..text.reply import Answer, Event, ReplyParser, Thinking, ToolCall
+from ..text.reply import Answer, Event, ReplyParser, Thinking, ToolCall, open_end
 from ..text.tokenizer import Message, Tokenizer
 from ..text.tools import Tool
 from .decode import PREFILL_STEP_SIZE, PrefillProgress, decode, prefill
@@ -283,8 +283,7 @@ class StopStrings:
         if found:  # the one that is complete first, whatever pieces the text came in
             self.found, self._held = True, ""
             return text[: min(found)[1]]
-        longest = min(len(text), max(map(len, self._stops)) - 1)
-        kept = next((n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in self._stops)), 0)
+        kept = open_end(text, *self._stops)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]
 
@@ -309,16 +308,7 @@ class _Counts:
             self.answer_tokens += 1
 
     def done(self, finish_reason: str) -> Done:
-        return Done(
-            finish_reason,
-            self.prompt_tokens,
-            self.cached_tokens,
-            self.thinking_tokens,
-            self.answer_tokens,
-            self.prefill_seconds,
-            self.decode_seconds,
-            mx.get_peak_memory(),
-        )
+        return Done(finish_reason, **vars(self), peak_bytes=mx.get_peak_memory())
 
 
 class _Cancelled(Exception):
@@ -342,9 +332,9 @@ def check_limits(max_tokens: int | None, stop: str | Sequence[str] | None, prefi
     for name, limit in (("max_tokens", max_tokens), ("prefill_step_size", prefill_step_size)):
         if limit is not None and (not isinstance(limit, int) or limit < 1):
             raise ValueError(f"{name} must be a whole number of at least 1, not {limit!r}")
-    stops = (
-        (stop,) if isinstance(stop, str) else tuple(stop or ()) if isinstance(stop, (Sequence, type(None))) else (stop,)
-    )
+    if stop is None:
+        stop = ()
+    stops = tuple(stop) if isinstance(stop, Sequence) and not isinstance(stop, str) else (stop,)
     if not all(isinstance(text, str) and text for text in stops):
         raise ValueError(f"stop strings must be texts of at least one character, not {list(stops)!r}")
     return stops

@@ -36,6 +36,18 @@ FOREIGN_KEYS = (
 )
 
 
+#: Keys that must be positive whole numbers.
+COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
+
+
 class LayerAttention(NamedTuple):
     """What one layer attends to: `window` in tokens (None: everything), and whether it rotates queries and keys."""
 
@@ -79,9 +91,7 @@ class Exaone4Config:
         def set_once(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings"):
-            _check_count(name, getattr(self, name))
-        for name in ("num_attention_heads", "num_key_value_heads"):
+        for name in COUNTS:
             _check_count(name, getattr(self, name))
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(

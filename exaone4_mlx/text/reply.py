@@ -80,7 +80,7 @@ class ReplyParser:
             self.inside_thought, self._newlines, self._held = False, 2, rest
             text = text.removesuffix("\n")
         else:
-            kept = 0 if final else _open_end(text, "\n" + THINK_END, THINK_END)
+            kept = 0 if final else open_end(text, "\n" + THINK_END, THINK_END)
             text, self._held = text[: len(text) - kept], text[len(text) - kept :]
         if text:
             yield Thinking(text)
@@ -95,7 +95,7 @@ class ReplyParser:
         if tag:
             self._call, self._held = _CallBody(), rest
         else:
-            kept = 0 if final else _open_end(text, CALL_START)
+            kept = 0 if final else open_end(text, CALL_START)
             text, self._held = text[: len(text) - kept], text[len(text) - kept :]
         if text:
             yield Answer(text)
@@ -142,7 +142,7 @@ class _CallBody:
                 # Out of a string this is the end, and where the JSON is broken the first one was.
                 return self._cut(end if self._json.valid else self._first_end)
             self._searched = end + 1
-        safe = len(self._text) - _open_end(self._text, CALL_END)
+        safe = len(self._text) - open_end(self._text, CALL_END)
         self._searched = max(self._searched, safe)
         self._advance(safe)
         if self._first_end is not None and (final or not self._json.valid):
@@ -266,7 +266,7 @@ def _parsed(arguments: str) -> Any:
     return value if isinstance(value, dict) else arguments
 
 
-def _open_end(text: str, *tags: str) -> int:
+def open_end(text: str, *tags: str) -> int:
     """How many characters at the end of `text` could be the beginning of one of `tags`."""
     longest = min(len(text), max(map(len, tags)))
     return next((n for n in range(longest, 0, -1) if any(tag.startswith(text[-n:]) for tag in tags)), 0)
