@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, load
+from exaone4_mlx.generation.decode import TokenStream
 from exaone4_mlx.model.files import DEMO_FOLDER
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +80,17 @@ def tiny_model(seed: int = 0, dtype: mx.Dtype = mx.float32, **changes: Any) -> E
 def random_ids(length: int, seed: int = 0, vocab_size: int = TINY["vocab_size"], batch: int = 1) -> mx.array:
     rng = random.Random(seed)
     return mx.array([[rng.randrange(3, vocab_size) for _ in range(length)] for _ in range(batch)])
+
+
+def scripted_stream(ids: Sequence[int], then: int = 0) -> type[TokenStream]:
+    """A TokenStream that draws `ids` and after them `then` for ever, whatever the logits say. The caches are real."""
+    script = iter(ids)
+
+    class Scripted(TokenStream):
+        def _draw(self, allowed: mx.array | None = None) -> None:
+            self._following = mx.array([next(script, then)])
+
+    return Scripted
 
 
 def in_a_thread(work: Callable[[], Any]) -> Any:

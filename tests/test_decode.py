@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 import mlx.core as mx
 import pytest
 from conftest import random_ids, tiny_model
 
-from exaone4_mlx.generation.decode import decode, prefill
+from exaone4_mlx.generation.decode import TokenStream, prefill
 
 
-def greedy(logits: mx.array) -> mx.array:
-    return mx.argmax(logits, axis=-1)
+class Greedy:
+    """The most probable token, and a note of what was taken back."""
+
+    def __init__(self) -> None:
+        self.taken_back: list[tuple[int, ...]] = []
+
+    def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
+        return mx.argmax(logits if allowed is None else mx.where(allowed, logits, -1e9), axis=-1)
+
+    def take_back(self, forced: Sequence[int] = ()) -> None:
+        self.taken_back.append(tuple(forced))
+
+
+def token_stream(model, prompt: list[int], step_size: int = 2048, sample: Greedy | None = None) -> TokenStream:
+    cache = model.make_cache()
+    return TokenStream(model, prefill(model, prompt, cache, step_size), cache, sample or Greedy())
 
 
 def stream(model, prompt: list[int], step_size: int = 2048) -> list[int]:
-    cache = model.make_cache()
-    return list(islice(decode(model, prefill(model, prompt, cache, step_size), cache, greedy), 20))
+    return list(islice(token_stream(model, prompt, step_size), 20))
 
 
 def one_by_one(model, prompt: list[int]) -> list[int]:
     """The same with no cache at all: the whole text again for every token."""
     ids = list(prompt)
     for _ in range(20):
-        ids.append(greedy(model(mx.array([ids]))[:, -1]).item())
+        ids.append(Greedy()(model(mx.array([ids]))[:, -1]).item())
     return ids[len(prompt) :]
 
 
@@ -44,12 +58,36 @@ def test_progress_is_told_chunk_by_chunk() -> None:
 
 
 def test_next_step_is_under_way_before_a_token_is_handed_out() -> None:
-    """When the first token comes, the second one is already being computed: the cache has seen the first."""
+    """When the first token comes, the second one is already being drawn: the caches have seen the first, no more."""
     model = tiny_model()
     cache = model.make_cache()
-    tokens = decode(model, prefill(model, [5] * 10, cache), cache, greedy)
+    tokens = TokenStream(model, prefill(model, [5] * 10, cache), cache, Greedy())
+    assert cache[0].offset == 10
     next(tokens)
     assert cache[0].offset == 11
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 12])
+def test_forced_tokens_stand_in_place_of_what_was_drawn(after: int) -> None:
+    model, prompt, forced = tiny_model(), random_ids(20)[0].tolist(), [9, 8, 7]
+    sample = Greedy()
+    tokens = token_stream(model, prompt, sample=sample)
+    came = list(islice(tokens, after))
+    tokens.force(forced)
+    assert list(islice(tokens, 20)) == one_by_one(model, [*prompt, *came, *forced])
+    assert sample.taken_back == [(9, 8, 7)]
+
+
+def test_restricted_token_is_drawn_among_those_allowed_and_the_next_is_free() -> None:
+    model, prompt = tiny_model(), random_ids(20)[0].tolist()
+    tokens = token_stream(model, prompt)
+    came = list(islice(tokens, 5))
+    allowed = mx.zeros(61, mx.bool_)
+    allowed[mx.array([3, 4])] = True
+    tokens.restrict(allowed)
+    came.append(next(tokens))
+    assert came[-1] in (3, 4)
+    assert list(islice(tokens, 20)) == one_by_one(model, [*prompt, *came])
 
 
 def test_prompt_chunks_need_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,14 @@
 What is peculiar here:
 - The stream never ends by itself: stop tokens, limits and text are the caller's business.
 - The prompt is processed in chunks, so that its memory is bounded and its progress can be told.
-- One step ahead: while the caller looks at a token, the next one is being computed. When the caller stops,
-  the caches have seen one token that it never asked for.
+- One step ahead: while the caller looks at a token, the one after it is being drawn. The caches have seen
+  the tokens that were handed out, and no others, so a caller may stop, or steer, after any of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import mlx.core as mx
 
@@ -23,6 +24,35 @@ PREFILL_STEP_SIZE = 2048  # tokens; mlx-lm's default
 CLEAR_EVERY = 256  # tokens between which freed buffers are given back
 
 
+class Sample(Protocol):
+    """Draws the next token [1] from logits [1, V], among the tokens `allowed` [V] if that is given."""
+
+    def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array: ...
+
+    def take_back(self, forced: Sequence[int] = ()) -> None:
+        """Forgets the last token drawn, for which `forced` stand instead."""
+
+
+def read(
+    model: Exaone4ForCausalLM,
+    ids: Sequence[int],
+    cache: list[Cache],
+    step_size: int = PREFILL_STEP_SIZE,
+) -> Iterator[tuple[int, mx.array]]:
+    """Processes `ids` into `cache`, `step_size` tokens at a time.
+
+    After each chunk it yields the tokens processed so far and the chunk's hidden states [1, L, E]. Each chunk
+    is computed before the next one; the last one is the caller's to evaluate.
+    """
+    array = mx.array(list(ids))[None]  # [1, L]
+    for start in range(0, len(ids), step_size):
+        hidden = model.model(array[:, start : start + step_size], cache)
+        if start + step_size < len(ids):
+            mx.eval([layer.state for layer in cache])
+            mx.clear_cache()
+        yield min(start + step_size, len(ids)), hidden
+
+
 def prefill(
     model: Exaone4ForCausalLM,
     prompt_ids: Sequence[int],
@@ -30,21 +60,17 @@ def prefill(
     step_size: int = PREFILL_STEP_SIZE,
     progress: PrefillProgress | None = None,
 ) -> mx.array:
-    """Processes the prompt into `cache`, `step_size` tokens at a time; the logits after its last token, [1, V].
+    """Processes the prompt into `cache`; the logits after its last token, [1, V].
 
     `progress` is called before the first chunk and after each; an exception that it raises ends the work.
     """
     total = len(prompt_ids)
     if progress:
         progress(0, total)
-    ids = mx.array(list(prompt_ids))[None]  # [1, L]
-    for start in range(0, total, step_size):
-        hidden = model.model(ids[:, start : start + step_size], cache)
-        if start + step_size < total:
-            mx.eval([layer.state for layer in cache])
-            mx.clear_cache()
-            if progress:
-                progress(start + step_size, total)
+    for done, chunk in read(model, prompt_ids, cache, step_size):
+        hidden = chunk
+        if progress and done < total:
+            progress(done, total)
     logits = model.logits(hidden[:, -1:])[:, -1]
     mx.eval(logits)
     if progress:
@@ -52,21 +78,42 @@ def prefill(
     return logits
 
 
-def decode(
-    model: Exaone4ForCausalLM,
-    logits: mx.array,
-    cache: list[Cache],
-    sample: Callable[[mx.array], mx.array],
-) -> Iterator[int]:
-    """The tokens that follow a prefill, for ever. `sample` takes logits [1, V] and returns a token [1]."""
-    token = sample(logits)
-    mx.async_eval(token)
-    count = 0
-    while True:
-        following = sample(model(token[None], cache)[:, -1])
-        mx.async_eval(following)
-        yield int(token.item())  # type: ignore[arg-type]
-        token = following
-        count += 1
-        if count % CLEAR_EVERY == 0:
+class TokenStream:
+    """The tokens that follow a prefill, for ever: `next()` hands out one, [1] -> int.
+
+    `restrict` and `force` change what comes after the token handed out last.
+    """
+
+    def __init__(self, model: Exaone4ForCausalLM, logits: mx.array, cache: list[Cache], sample: Sample) -> None:
+        """`logits` [1, V] are those after the prompt, which `cache` holds."""
+        self._model, self._cache, self._sample = model, cache, sample
+        self._logits = logits
+        self._draw()
+        self._count = 0
+
+    def __iter__(self) -> TokenStream:
+        return self
+
+    def __next__(self) -> int:
+        token = self._following
+        self._logits = self._model(token[None], self._cache)[:, -1]
+        self._draw()
+        self._count += 1
+        if self._count % CLEAR_EVERY == 0:
             mx.clear_cache()
+        return int(token.item())  # type: ignore[arg-type]
+
+    def restrict(self, allowed: mx.array) -> None:
+        """Draws the next token again, among `allowed`, booleans [V]."""
+        self._sample.take_back()
+        self._draw(allowed)
+
+    def force(self, ids: Sequence[int]) -> None:
+        """Goes on after `ids`, which the model did not draw. They are not handed out."""
+        self._sample.take_back(ids)
+        self._logits = prefill(self._model, ids, self._cache)
+        self._draw()
+
+    def _draw(self, allowed: mx.array | None = None) -> None:
+        self._following = self._sample(self._logits, allowed)
+        mx.async_eval(self._following)

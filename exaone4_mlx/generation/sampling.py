@@ -69,16 +69,17 @@ class Sampling:
 class Sampler:
     """Draws the tokens of one reply: `sampler(logits)` takes [1, V] and returns the token, [1].
 
-    Nothing is evaluated here, so that the next step can be built on a token that is not known yet.
+    Nothing is evaluated here, so that the next step can be built on a token that is not known yet. Its arrays
+    belong to the thread that makes it.
     """
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], vocab_size: int) -> None:
-        """Raises ValueError for a logit bias on a token that does not exist."""
         if sampling.temperature is None or sampling.top_p is None:
             raise ValueError("temperature and top_p are open; call Sampling.resolved first")
         self._sampling = sampling
         self._temperature, self._top_p = sampling.temperature, sampling.top_p
         self._key = mx.random.key(secrets.randbits(64) if sampling.seed is None else sampling.seed)
+        check_bias(sampling.logit_bias, vocab_size)
         self._bias = _dense(sampling.logit_bias, vocab_size) if sampling.logit_bias else None
         self._counts: mx.array | None = None  # [V], how often each token was generated
         if sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1:
@@ -88,8 +89,13 @@ class Sampler:
             self._in_prompt = mx.zeros(vocab_size, mx.bool_)
             self._in_prompt[mx.array(list(prompt_ids))] = True
 
-    def __call__(self, logits: mx.array) -> mx.array:
+        self._counts_before = self._counts  # the last token
+
+    def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
+        """The next token, [1]; with `allowed`, booleans [V], one of those."""
         logits = self._penalized(logits.astype(mx.float32))
+        if allowed is not None:
+            logits = mx.where(allowed, logits, -math.inf)
         if self._temperature == 0:
             token = mx.argmax(logits, axis=-1)
         else:
@@ -97,9 +103,16 @@ class Sampler:
             # Zero at the best token, so that no temperature is low enough to make every logit infinite.
             logits = (logits - mx.max(logits, axis=-1, keepdims=True)) / self._temperature
             token = mx.random.categorical(self._cut_off(logits), key=key)
+        self._counts_before = self._counts
         if self._counts is not None:
             self._counts = self._counts.at[token].add(1.0)
         return token
+
+    def take_back(self, forced: Sequence[int] = ()) -> None:
+        """Forgets the last token drawn, for which `forced` stand instead: penalties count those."""
+        self._counts = self._counts_before
+        if self._counts is not None and forced:
+            self._counts = self._counts.at[mx.array(list(forced))].add(1.0)
 
     def _penalized(self, logits: mx.array) -> mx.array:
         s = self._sampling
@@ -129,9 +142,13 @@ class Sampler:
         return logits
 
 
-def _dense(bias: Mapping[int, float], vocab_size: int) -> mx.array:
-    if wrong := [token for token in bias if not 0 <= token < vocab_size]:
+def check_bias(bias: Mapping[int, float] | None, vocab_size: int) -> None:
+    """Raises ValueError for a logit bias on a token that does not exist."""
+    if wrong := [token for token in bias or () if not 0 <= token < vocab_size]:
         raise ValueError(f"logit_bias names token {wrong[0]}; there are tokens 0 to {vocab_size - 1}")
+
+
+def _dense(bias: Mapping[int, float], vocab_size: int) -> mx.array:
     dense = mx.zeros(vocab_size)
     dense[mx.array(list(bias))] = mx.array([float(value) for value in bias.values()])
     return dense

@@ -1,6 +1,7 @@
 """What one layer remembers of the tokens before, and the mask that goes with it.
 
-A cache answers four questions: `offset`, `update(keys, values)`, `mask(length)` and `rewind(n)`.
+A cache answers four questions: `offset`, `update(keys, values)`, `mask(length)` and `rewind(n)`; and it can
+be taken back further by `snapshot()` and `restore(snapshot)`.
 
 What is peculiar here:
 - `RotatingKVCache` is no ring. It is a straight buffer with some slack: rows are appended in place, the
@@ -9,11 +10,14 @@ What is peculiar here:
 - `Rows` alone knows how keys and values are stored; a quantized storage would be a second such class.
 - What `update` returns are views. They must not outlive the step: a live view makes the next write copy
   the whole buffer.
+- A snapshot of a global layer is a number: its rows stay where they are. Only a local layer's are copied.
 
 Shapes: B batch, L new tokens, S attended tokens, K key heads, D head size.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import mlx.core as mx
 
@@ -33,6 +37,25 @@ def causal_mask(past: int, length: int, window: int | None = None) -> mx.array |
     query = mx.arange(past, rows)[:, None]
     key = mx.arange(rows)[None]
     return (key <= query) & (key > query - window)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a cache held after `offset` tokens: its last rows, [B, K, rows, D], or none where they are shared.
+
+    The arrays are not evaluated yet. Evaluate them before the next step: until then they hold the buffers.
+    """
+
+    offset: int
+    arrays: tuple[mx.array, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return self.arrays[0].shape[2] if self.arrays else 0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays)
 
 
 class Rows:
@@ -76,6 +99,22 @@ class Rows:
         assert self.keys is not None and self.values is not None
         return self.keys[:, :, start:stop], self.values[:, :, start:stop]
 
+    def copy(self, start: int, stop: int) -> tuple[mx.array, ...]:
+        """The same in buffers of their own; none where there are no rows."""
+        if self.keys is None or self.values is None or start == stop:
+            return ()
+        copied = Rows()
+        copied.keys, copied.values = self.keys, self.values
+        copied.resize(stop - start, start, stop, self.keys, self.values)
+        return copied.keys, copied.values
+
+    def fill(self, arrays: tuple[mx.array, ...], limit: int | None) -> None:
+        """Takes copies of `arrays` as the first rows. Buffers grow as in `grown_capacity`."""
+        if arrays:
+            if arrays[0].shape[2] > self.capacity:
+                self.resize(grown_capacity(arrays[0].shape[2], 0, limit), 0, 0, *arrays)
+            self.write(0, *arrays)
+
 
 def grown_capacity(needed: int, current: int, limit: int | None) -> int:
     """Rows to allocate when `needed` no longer fit into `current`: a whole bucket, and never `limit` in vain."""
@@ -114,10 +153,29 @@ class KVCache:
         """How many of the last tokens can be forgotten."""
         return self.offset
 
+    def rewindable_from(self, snapshot: Snapshot) -> int:
+        """`rewindable` as it will be after `restore(snapshot)`."""
+        return snapshot.offset
+
     def rewind(self, n: int) -> None:
         """Forgets the last `n` tokens. Raises ValueError for more than `rewindable`."""
         _check_rewind(n, self.rewindable, self.offset)
         self.offset -= n
+
+    def snapshot(self, whole: bool = False) -> Snapshot:
+        """The state now: the offset alone, since rows are only appended. With `whole` the rows too, as views."""
+        return Snapshot(self.offset, self.rows.read(0, self.offset) if whole and self.offset else ())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes back to a snapshot of this cache, or to a whole one of another.
+
+        Raises ValueError for an offset alone that lies ahead.
+        """
+        if snapshot.arrays:
+            self.rows.fill(snapshot.arrays, self.max_length)
+        elif snapshot.offset > self.offset:
+            raise ValueError(f"cannot go on to token {snapshot.offset}: this cache holds {self.offset}")
+        self.offset = snapshot.offset
 
     @property
     def nbytes(self) -> int:
@@ -199,15 +257,29 @@ class RotatingKVCache:
 
         It is less right after a rewind, and fills up again with new tokens.
         """
-        if self.stop == self.offset:
-            return self.offset
-        return min(self.rewind_capacity, self.stop - (self.window - 1))
+        return self._rewindable(self.stop, self.offset)
+
+    def rewindable_from(self, snapshot: Snapshot) -> int:
+        """`rewindable` as it will be after `restore(snapshot)`."""
+        return self._rewindable(snapshot.rows, snapshot.offset)
+
+    def _rewindable(self, rows: int, offset: int) -> int:
+        return offset if rows == offset else min(self.rewind_capacity, rows - (self.window - 1))
 
     def rewind(self, n: int) -> None:
         """Forgets the last `n` tokens. Raises ValueError for more than `rewindable`."""
         _check_rewind(n, self.rewindable, self.offset)
         self.stop -= n
         self.offset -= n
+
+    def snapshot(self, whole: bool = False) -> Snapshot:
+        """A copy of the rows that survive a compaction, `whole` or not; it can be rewound as far as the cache."""
+        return Snapshot(self.offset, self.rows.copy(self.stop - min(self.stop, self.needed_rows), self.stop))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes back, or on, to a snapshot of a cache of this window and reserve."""
+        self.rows.fill(snapshot.arrays, self.max_rows)
+        self.stop, self.offset = snapshot.rows, snapshot.offset
 
     @property
     def nbytes(self) -> int:

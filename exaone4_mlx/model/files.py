@@ -4,18 +4,23 @@ What is peculiar here:
 - The header of every safetensors file is read and checked first, so that a damaged or foreign file is named
   before gigabytes are read. MLX then reads single tensors from the file when they are evaluated.
 - Names are accounted for in both directions: a checkpoint with a tensor too many is as wrong as one too few.
+- What is written appears under its name when it is whole, or not at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import re
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -233,6 +238,39 @@ def fill(model: nn.Module, weights: Iterator[tuple[str, mx.array]]) -> None:
         filled.append((name, array))
     model.update(tree_unflatten(filled))
     model.eval()
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which takes the place of `path` at the end of the block, unless that fails.
+
+    It is written beside it as .NAME.PROCESS-THREAD.partial; what a killed process left is removed.
+    """
+    for left in path.parent.glob(f".{path.name}.*.partial"):
+        process = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)-\d+\.partial", left.name)
+        if process and not _is_running(int(process[1])):
+            left.unlink(missing_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        with partial.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _some(names: Sequence[str]) -> str:

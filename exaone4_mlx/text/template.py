@@ -52,7 +52,7 @@ class ChatTemplate:
     """A chat template; `origin` names its file in errors."""
 
     def __init__(self, source: str, origin: str) -> None:
-        self._source, self._origin = source, origin
+        self.source, self._origin = source, origin
         self._compiled: jinja2.Template | None = None
         self._variables: set[str] = set()
 
@@ -80,8 +80,8 @@ class ChatTemplate:
             with _deadline(DEADLINE_SECONDS):
                 if self._compiled is None:
                     environment = _Environment()
-                    self._variables = meta.find_undeclared_variables(environment.parse(self._source))
-                    self._compiled = environment.from_string(self._source)
+                    self._variables = meta.find_undeclared_variables(environment.parse(self.source))
+                    self._compiled = environment.from_string(self.source)
                 if unknown := sorted(set(options) - self._variables):
                     raise _Refusal(f"it has no option {', '.join(unknown)}")
                 return self._compiled.render(**variables, **options)

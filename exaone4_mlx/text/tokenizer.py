@@ -15,6 +15,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import functools
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,6 +61,8 @@ class Tokenizer:
         self.stop_token_ids = frozenset(extra_stop_ids) | ({self.eos_token_id} - {None})
         self.think_start_id = backend.token_to_id("<think>")
         self.think_end_id = backend.token_to_id("</think>")
+        #: What a turn that is not the model's own begins with.
+        self.turn_start_ids = frozenset(map(backend.token_to_id, ("[|user|]", "[|tool|]"))) - {None}
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Tokenizer:
@@ -120,6 +123,15 @@ class Tokenizer:
             return b"" if skip_special_tokens and added in self._special else added.encode()
         token = self._backend.id_to_token(id)
         return "\ufffd".encode() if token is None else bytes(map(_byte_of_character().__getitem__, token))
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Digests of the tokenizer and of its chat template: equal where they make the same ids of the same text."""
+        template = "" if self._template is None else self._template.source
+        return {
+            "tokenizer": hashlib.sha256(self._backend.to_str().encode()).hexdigest(),
+            "chat template": hashlib.sha256(template.encode()).hexdigest(),
+        }
 
     @overload
     def apply_chat_template(
@@ -239,6 +251,11 @@ class StreamDecoder:
     def feed(self, id: int) -> str:
         """The text that is complete with this token: often "" while a character's bytes come in pieces."""
         return self._utf8.decode(self._tokenizer.token_bytes(id, self._skip))
+
+    @property
+    def pending(self) -> bool:
+        """Whether a character has begun and is not complete."""
+        return bool(self._utf8.getstate()[0])
 
     def close(self) -> str:
         """What is left: U+FFFD for a character that never was completed."""

@@ -1,0 +1,356 @@
+"""One conversation's caches: what of a new prompt they can serve, how far back they can go, and their file.
+
+What is peculiar here:
+- EXAONE's template erases earlier thoughts, so after a thinking turn the next prompt differs from what the
+  caches hold right behind `[|assistant|]\\n<think>\\n`. A local layer cannot go back that far by itself. So
+  checkpoints are taken where a new turn begins and where a prompt ends, and the caches go back to the best one.
+- A checkpoint of a global layer is a number, since its rows are only appended; windows are copied. How many
+  there are, and how large, is bounded over all conversations that share a `CheckpointPool`.
+- `settle` reads a history in small pieces, in idle time, so that the next prompt is new tokens only.
+- A file carries digests of all that its numbers depend on. One made by another model is refused; one that is
+  damaged means a cold start with a warning. Neither ever gives wrong tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..model.cache import KVCache, RotatingKVCache, Snapshot
+from ..model.files import CheckpointError, atomic_file, read_header
+from ..model.network import Exaone4ForCausalLM
+from ..text.tokenizer import Tokenizer
+from .decode import PREFILL_STEP_SIZE, PrefillProgress, read
+
+MAX_CHECKPOINTS = 16  # of all conversations that share a pool
+MAX_CHECKPOINT_BYTES = 2 << 30  # of them together; one of the 32B's is 0.8 GB in bfloat16
+SETTLE_STEP_SIZE = 128  # tokens: what a new prompt may have to wait for
+
+FILE_FORMAT = "exaone4_mlx prompt cache, version 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The state of every layer after `length` tokens. `conversation` is the prompt cache that it belongs to."""
+
+    length: int
+    layers: tuple[Snapshot, ...]
+    conversation: weakref.ref[PromptCache]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(snapshot.nbytes for snapshot in self.layers)
+
+
+class CheckpointPool:
+    """Bounds the checkpoints of many conversations: the least recently used go, but the newest of each goes last."""
+
+    def __init__(self, max_count: int = MAX_CHECKPOINTS, max_bytes: int = MAX_CHECKPOINT_BYTES) -> None:
+        self.max_count, self.max_bytes = max_count, max_bytes
+        self._used: list[weakref.ref[Checkpoint]] = []  # least recently first
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """Those in use, least recently used first."""
+        return [checkpoint for ref in self._used if (checkpoint := ref()) is not None]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(checkpoint.nbytes for checkpoint in self.checkpoints)
+
+    def use(self, checkpoint: Checkpoint) -> None:
+        """Counts a new checkpoint, or one that is used again, and makes room."""
+        others = [other for other in self.checkpoints if other is not checkpoint]
+        self._used = [weakref.ref(other) for other in (*others, checkpoint)]
+        newest = {id(other.conversation()): other for other in (*others, checkpoint)}
+        victims = sorted((*others, checkpoint), key=lambda other: newest[id(other.conversation())] is other)
+        count, size = len(victims), sum(other.nbytes for other in victims)
+        for victim in victims:
+            if count <= self.max_count and size <= self.max_bytes:
+                break
+            if (conversation := victim.conversation()) is not None:
+                conversation.checkpoints.remove(victim)
+            count, size = count - 1, size - victim.nbytes
+
+
+class PromptCache:
+    """What a model has read of one conversation. `ids` are the tokens that its caches hold.
+
+    `prefill` takes any prompt: what it shares with `ids` is not processed again, as far back as the caches
+    and the checkpoints reach. All work on one prompt cache belongs into one thread at a time.
+    """
+
+    def __init__(self, model: Exaone4ForCausalLM, tokenizer: Tokenizer, pool: CheckpointPool | None = None) -> None:
+        """`pool` bounds the checkpoints; unless given, this conversation has one of its own."""
+        self._model, self._tokenizer = model, tokenizer
+        self._pool = pool or CheckpointPool()
+        self.checkpoints: list[Checkpoint] = []  # shortest first, all of them beginnings of `ids`
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything, and frees its memory."""
+        self.ids: list[int] = []
+        self.layers = self._model.make_cache()
+        self.checkpoints.clear()
+        windows = [layer for layer in self.layers if isinstance(layer, RotatingKVCache)]
+        #: Tokens that every layer can always forget; None where no layer has a window.
+        self._reserve = min((layer.rewind_capacity for layer in windows), default=None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the caches; checkpoints not counted."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def prefill(
+        self,
+        ids: Sequence[int],
+        step_size: int = PREFILL_STEP_SIZE,
+        progress: PrefillProgress | None = None,
+    ) -> tuple[mx.array, int]:
+        """Brings the caches to the end of a prompt: the logits after it, [1, V], and how many tokens were there.
+
+        `progress(done, total)` is called first with what was there already, and after each chunk; an exception
+        that it raises ends the work and leaves what was done.
+        """
+        ids, total = list(ids), len(ids)
+        cached = self.reuse(ids, total - 1)  # the last token is always processed, for its logits
+        if progress:
+            progress(cached, total)
+        begin = max(self._turn_start(ids), cached)  # of the new turn, as far as the caches do not know it yet
+        far = self._reserve is not None and 0 < begin < total - self._reserve
+        for stop in (begin, total) if far else (total,):
+            for done, chunk in self._read(ids[:stop], step_size):
+                hidden = chunk
+                if progress and done < total:
+                    progress(done, total)
+            if stop < total:
+                self._checkpoint()
+        logits = self._model.logits(hidden[:, -1:])[:, -1]
+        mx.eval(logits, self._states)
+        self._checkpoint()
+        if progress:
+            progress(total, total)
+        return logits, cached
+
+    def settle(self, ids: Sequence[int], step_size: int = SETTLE_STEP_SIZE) -> Iterator[int]:
+        """Brings the caches to the end of a history, piece by piece; yields how many tokens are done.
+
+        It may be dropped between two pieces: what was done stays.
+        """
+        ids = list(ids)
+        yield self.reuse(ids, len(ids))
+        for done, _ in self._read(ids, step_size):
+            mx.eval(self._states)
+            yield done
+
+    def append(self, token: int) -> None:
+        """Notes a token that the model has processed in the course of decoding."""
+        self.ids.append(token)
+
+    def finish(self) -> None:
+        """Completes the work under way, so that the caches may be used from any thread."""
+        mx.eval(self._states)
+
+    def reuse(self, ids: Sequence[int], limit: int) -> int:
+        """Takes the caches back to what they share with `ids`, `limit` tokens at most: how many that are.
+
+        Of the states that can be reached (the present one or a checkpoint, each rewound by what it allows)
+        the longest is taken.
+        """
+        self._repair()
+        shared = common_prefix(self.ids, ids)
+        wanted = min(shared, limit)
+        best, source = 0, None
+        if len(self.ids) - wanted <= min(layer.rewindable for layer in self.layers):
+            best = wanted
+        for checkpoint in self.checkpoints:
+            length = min(wanted, checkpoint.length)
+            if length > best and checkpoint.length - length <= self._rewindable_from(checkpoint):
+                best, source = length, checkpoint
+        self._go_to(best, source)
+        self.checkpoints[:] = [c for c in self.checkpoints if c.length <= shared]
+        return best
+
+    def _go_to(self, length: int, source: Checkpoint | None) -> None:
+        """Goes back to `length` tokens, from a checkpoint or else from the present state; to 0 by itself."""
+        for i, layer in enumerate(self.layers):
+            if source is not None:
+                layer.restore(source.layers[i])
+            elif length == 0:
+                layer.restore(Snapshot(0))
+            layer.rewind(layer.offset - length)
+        if source is not None:
+            mx.eval(self._states)
+            self._pool.use(source)
+        self.ids = self.ids[:length]
+
+    def _repair(self) -> None:
+        """Makes the caches agree with `ids` again after an exception in the middle of a step."""
+        offsets = {layer.offset for layer in self.layers}
+        surplus = max(offsets) - len(self.ids)
+        if len(offsets) > 1 or not 0 <= surplus <= min(layer.rewindable for layer in self.layers):
+            self.clear()
+        elif surplus:
+            for layer in self.layers:
+                layer.rewind(surplus)
+
+    def _rewindable_from(self, checkpoint: Checkpoint) -> int:
+        pairs = zip(self.layers, checkpoint.layers, strict=True)
+        return min(layer.rewindable_from(snapshot) for layer, snapshot in pairs)
+
+    def _turn_start(self, ids: Sequence[int]) -> int:
+        """Where the last user's or tool's turn begins; 0 without one."""
+        marks = self._tokenizer.turn_start_ids
+        return next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in marks), 0)
+
+    def _read(self, ids: list[int], step_size: int) -> Iterator[tuple[int, mx.array]]:
+        """Processes what the caches lack of `ids`: how many they hold after each chunk, and its hidden states."""
+        start = len(self.ids)
+        for done, hidden in read(self._model, ids[start:], self.layers, step_size):
+            self.ids += ids[len(self.ids) : start + done]
+            yield start + done, hidden
+
+    def _checkpoint(self) -> None:
+        """Remembers the present state, if any layer could lose it."""
+        if self._reserve is None or any(c.length == len(self.ids) for c in self.checkpoints):
+            return
+        made = Checkpoint(len(self.ids), tuple(layer.snapshot() for layer in self.layers), weakref.ref(self))
+        mx.eval([snapshot.arrays for snapshot in made.layers])
+        self.checkpoints.append(made)
+        self._pool.use(made)
+
+    @property
+    def _states(self) -> list[list[mx.array]]:
+        return [layer.state for layer in self.layers]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the caches and checkpoints to a file, whole or not at all."""
+        arrays = {"ids": mx.array(self.ids, dtype=mx.int32)}
+        for i, layer in enumerate(self.layers):
+            arrays |= _named(f"{i}", layer.snapshot(whole=True))
+        for k, checkpoint in enumerate(self.checkpoints):
+            for i, snapshot in enumerate(checkpoint.layers):
+                arrays |= _named(f"checkpoint {k}.{i}", snapshot)
+        mx.eval(arrays)
+        about = {
+            "format": FILE_FORMAT,
+            "fingerprints": json.dumps(self._fingerprints()),
+            "checkpoints": json.dumps([checkpoint.length for checkpoint in self.checkpoints]),
+        }
+        about["digest"] = _digest(arrays, about)
+        with atomic_file(Path(path)) as stream:
+            mx.save_safetensors(stream, arrays, about)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(
+        cls, path: str | Path, model: Exaone4ForCausalLM, tokenizer: Tokenizer, pool: CheckpointPool | None = None
+    ) -> PromptCache:
+        """Reads a file that `save` wrote; damaged, it gives a warning and an empty prompt cache.
+
+        Raises FileNotFoundError without the file, and ValueError, saying what differs, for one that was written
+        with another model, tokenizer, chat template or cache layout.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no prompt cache {path}")
+        cache = cls(model, tokenizer, pool)
+        try:
+            arrays, about = _read_file(path)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; starting without it", stacklevel=2)
+            return cache
+        written, here = json.loads(about["fingerprints"]), cache._fingerprints()
+        if foreign := [name for name, digest in here.items() if written.get(name) != digest]:
+            raise ValueError(f"the prompt cache {path} belongs to another model: {', '.join(foreign)} differ")
+        cache._take(arrays, json.loads(about["checkpoints"]))
+        return cache
+
+    def _take(self, arrays: dict[str, mx.array], lengths: list[int]) -> None:
+        ids: Any = arrays["ids"].tolist()
+        self.ids = ids
+        for i, layer in enumerate(self.layers):
+            layer.restore(_from_names(arrays, f"{i}", len(self.ids)))
+        mx.eval(self._states)
+        for k, length in enumerate(lengths):
+            layers = [_from_names(arrays, f"checkpoint {k}.{i}", length) for i in range(len(self.layers))]
+            self.checkpoints.append(Checkpoint(length, tuple(layers), weakref.ref(self)))
+            self._pool.use(self.checkpoints[-1])
+
+    def _fingerprints(self) -> dict[str, str]:
+        """What the numbers depend on. Every weight is read once, in about the time of a token."""
+        layout = [
+            "global" if isinstance(layer, KVCache) else f"window {layer.window} reserve {layer.rewind_capacity}"
+            for layer in self.layers
+        ]
+        return {
+            "config": hashlib.sha256(json.dumps(self._model.config.to_dict()).encode()).hexdigest(),
+            "weights": weights_digest(self._model),
+            **self._tokenizer.fingerprints,
+            "cache layout": ", ".join(layout),
+        }
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two sequences share at their beginnings."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def weights_digest(model: Exaone4ForCausalLM) -> str:
+    """A digest that changes with any change of any weight: of the sums of its bits by row and by column."""
+    digest = hashlib.sha256()
+    for name, array in sorted(tree_flatten(model.parameters())):
+        bits = array.view({1: mx.uint8, 2: mx.uint16, 4: mx.uint32}[array.dtype.size])
+        sums = [mx.sum(bits, axis=-1), mx.sum(bits, axis=0)] if array.ndim > 1 else [bits]
+        mx.eval(sums)
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        for row in sums:
+            digest.update(memoryview(row.view(mx.uint8)))  # type: ignore[arg-type]
+    return digest.hexdigest()
+
+
+def _named(name: str, snapshot: Snapshot) -> dict[str, mx.array]:
+    return {f"{name} {kind}": array for kind, array in zip(("keys", "values"), snapshot.arrays, strict=False)}
+
+
+def _from_names(arrays: dict[str, mx.array], name: str, offset: int) -> Snapshot:
+    found = [arrays[f"{name} {kind}"] for kind in ("keys", "values") if f"{name} {kind}" in arrays]
+    return Snapshot(offset, tuple(found))
+
+
+def _digest(arrays: dict[str, mx.array], about: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps({key: about[key] for key in sorted(about) if key != "digest"}).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(memoryview(mx.contiguous(array).view(mx.uint8)) if array.size else b"")  # type: ignore[arg-type]
+    return digest.hexdigest()
+
+
+def _read_file(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """The arrays and notes of a prompt cache. Raises CheckpointError for any damage."""
+    try:
+        read_header(path)
+        loaded: Any = mx.load(str(path), format="safetensors", return_metadata=True)
+        arrays, about = loaded
+        mx.eval(arrays)
+        whole = about.get("format") == FILE_FORMAT and about.get("digest") == _digest(arrays, about)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"the prompt cache {path} is damaged ({error})") from error
+    if not whole:
+        raise CheckpointError(f"the prompt cache {path} is damaged or of another version")
+    return arrays, about
