@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 THINK_END, CALL_START, CALL_END = "</think>", "<tool_call>", "</tool_call>"
+#: The problem of a tag that holds a value and no call: as EXAONE's prompt allows for tools without names.
+VALUE_ONLY = "a value only, which names no tool"
 
 
 @dataclass(frozen=True)
@@ -242,9 +244,11 @@ def read_calls(body: str) -> tuple[list[ToolCall], str | None]:
     items = value if isinstance(value, list) else [value]
     calls = []
     for item in items:
-        if isinstance(item, dict) and isinstance(item.get("function"), dict):
+        if not isinstance(item, dict):
+            return [], VALUE_ONLY
+        if isinstance(item.get("function"), dict):
             item = item["function"]
-        if not isinstance(item, dict) or not isinstance(item.get("name"), str) or not item["name"]:
+        if not isinstance(item.get("name"), str) or not item["name"]:
             return [], "a call needs a name"
         arguments = item.get("arguments", item.get("parameters", {}))
         if isinstance(arguments, str):

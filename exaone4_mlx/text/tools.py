@@ -9,13 +9,14 @@ What is peculiar here:
 from __future__ import annotations
 
 import enum
+import functools
 import inspect
 import json
 import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 Tool = Callable[..., Any] | Mapping[str, Any]
 
@@ -39,7 +40,7 @@ def schemas(tools: Sequence[Tool] | None) -> list[Mapping[str, Any]]:
             made.append(function_schema(tool))
         else:
             raise ValueError(f"a tool must be a function or a JSON schema, not {type(tool).__name__}")
-    names = [name for name in map(_name, made) if name is not None]
+    names = [name for name in map(name_of, made) if name is not None]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two tools are called {doubled[0]!r}")
     return made
@@ -48,29 +49,55 @@ def schemas(tools: Sequence[Tool] | None) -> list[Mapping[str, Any]]:
 def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
     """The schema of a function in OpenAI's format: its name, the first paragraph of its docstring, its parameters.
 
-    Type hints may be str, int, float, bool, list, dict, Optional, Literal, Enum and combinations of them;
-    parameters are described by the docstring's `Args:` section or its `:param name:` lines. Raises ValueError,
-    naming function and parameter, for what cannot be described.
+    Type hints may be str, int, float, bool, list, dict, Optional, Literal, Enum and combinations of them, and
+    `Annotated[T, "description"]`; parameters are described by that, by the docstring's `Args:` section or by
+    its `:param name:` lines. Raises ValueError, naming function and parameter, for what cannot be described.
     """
     name = getattr(function, "__name__", "")
     if not name.isidentifier():
         raise ValueError(
             f"a tool needs a name of its own, and {name or function!r} is none; use a function made with def"
         )
-    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+    source = _source(function)
+    if any(kind(source) for kind in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)) or (
+        inspect.isgeneratorfunction(source)
+    ):
         raise ValueError(f"tool {name} must be a plain function, not a coroutine or a generator")
+    description, _ = read_docstring(_documentation(function))
+    parameters = parameters_of(function)
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+
+
+def _source(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What holds the type hints of a callable: of an object, its `__call__`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.isroutine(function) or isinstance(function, type) or hasattr(function, "__wrapped__"):
+        return function
+    return type(function).__call__
+
+
+def _documentation(function: Callable[..., Any]) -> str:
+    return inspect.getdoc(_source(function)) or inspect.getdoc(function) or ""
+
+
+def type_hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
-        hints = typing.get_type_hints(function)
+        return typing.get_type_hints(_source(function), include_extras=True)
     except (NameError, TypeError) as error:
-        raise ValueError(f"the type hints of tool {name} cannot be read: {error}") from error
-    description, told = read_docstring(inspect.getdoc(function) or "")
+        raise ValueError(f"the type hints of tool {function.__name__} cannot be read: {error}") from error
+
+
+def parameters_of(function: Callable[..., Any], exact: bool = False) -> dict[str, Any]:
+    """The schema of a function's parameters. An `exact` one, for checking, also says where null may stand."""
+    hints, (_, told) = type_hints(function), read_docstring(_documentation(function))
     properties, required = {}, []
     for parameter in inspect.signature(function).parameters.values():
-        properties[parameter.name] = _describe_parameter(name, parameter, hints, told.get(parameter.name))
+        description = told.get(parameter.name)
+        properties[parameter.name] = _describe_parameter(function.__name__, parameter, hints, description, exact)
         if parameter.default is parameter.empty:
             required.append(parameter.name)
-    parameters = {"type": "object", "properties": properties, "required": required}
-    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+    return {"type": "object", "properties": properties, "required": required}
 
 
 def read_docstring(text: str) -> tuple[str, dict[str, str]]:
@@ -92,14 +119,14 @@ def read_docstring(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _describe_parameter(
-    tool: str, parameter: inspect.Parameter, hints: Mapping[str, Any], description: str | None
+    tool: str, parameter: inspect.Parameter, hints: Mapping[str, Any], description: str | None, exact: bool
 ) -> dict[str, Any]:
     where = f"parameter {parameter.name!r} of tool {tool}"
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
         raise ValueError(f"{where} cannot be given by name, as a model gives it")
     if parameter.name not in hints:
         raise ValueError(f"{where} needs a type hint")
-    schema = _describe_type(hints[parameter.name], where)
+    schema = _describe_type(hints[parameter.name], where, exact)
     if description:
         schema["description"] = description
     if parameter.default is not parameter.empty and parameter.default is not None:
@@ -112,23 +139,28 @@ def _describe_parameter(
     return schema
 
 
-def _describe_type(hint: Any, where: str) -> dict[str, Any]:
+def _describe_type(hint: Any, where: str, exact: bool) -> dict[str, Any]:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint in JSON_TYPES:
-        return {"type": JSON_TYPES[hint]}
+    if origin is Annotated:
+        described = _describe_type(arguments[0], where, exact)
+        texts = [text for text in arguments[1:] if isinstance(text, str)]
+        return {**described, "description": texts[0]} if texts else described
     if origin is Literal:
         return _choices(list(arguments), where)
+    if origin in (Union, types.UnionType):
+        kinds = [_describe_type(kind, where, exact) for kind in arguments if kind is not type(None)]
+        if exact and type(None) in arguments:
+            kinds.append({"type": "null"})
+        return kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+    if origin is list and arguments:
+        return {"type": "array", "items": _describe_type(arguments[0], where, exact)}
+    if origin is dict and arguments and arguments[0] is str:
+        return {"type": "object", "additionalProperties": _describe_type(arguments[1], where, exact)}
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return _choices([member.value for member in hint], where)
-    if origin in (Union, types.UnionType):
-        kinds = [kind for kind in arguments if kind is not type(None)]
-        if len(kinds) == 1:
-            return _describe_type(kinds[0], where)
-        return {"anyOf": [_describe_type(kind, where) for kind in kinds]}
-    if origin is list:
-        return {"type": "array", "items": _describe_type(arguments[0], where)}
-    if origin is dict and arguments[0] is str:
-        return {"type": "object", "additionalProperties": _describe_type(arguments[1], where)}
+    kind = hint if origin is None or arguments else origin  # typing.List without arguments is a bare list
+    if isinstance(kind, type) and kind in JSON_TYPES:
+        return {"type": JSON_TYPES[kind]}
     raise ValueError(f"{where} has the type {hint!r}, which has no JSON form")
 
 
@@ -139,6 +171,6 @@ def _choices(values: list[Any], where: str) -> dict[str, Any]:
     return {"type": JSON_TYPES[kinds.pop()], "enum": values}
 
 
-def _name(schema: Mapping[str, Any]) -> Any:
+def name_of(schema: Mapping[str, Any]) -> Any:
     function = schema.get("function", schema)
     return function.get("name") if isinstance(function, Mapping) else None
