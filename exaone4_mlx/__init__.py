@@ -14,26 +14,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .generation.conversation import Chat
     from .generation.respond import Done, Generation, Reply, generate, stream_generate
     from .generation.sampling import Sampling
+    from .generation.session import PromptCache
+    from .generation.turn import Turn
     from .model.config import Exaone4Config
     from .model.files import CheckpointError
     from .model.network import Exaone4ForCausalLM, Exaone4Model
+    from .text.builtin_tools import BUILTIN_TOOLS
     from .text.reply import Answer, ReplyParser, Thinking, ToolCall
     from .text.tokenizer import Tokenizer
+    from .text.toolbox import ToolResult
     from .weights.checkpoint import load
     from .weights.converter import Summary, convert
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "generation.conversation": ("Chat",),
     "generation.respond": ("Done", "Generation", "Reply", "generate", "stream_generate"),
     "generation.sampling": ("Sampling",),
+    "generation.session": ("PromptCache",),
+    "generation.turn": ("Turn",),
     "model.config": ("Exaone4Config",),
     "model.files": ("CheckpointError",),
     "model.network": ("Exaone4ForCausalLM", "Exaone4Model"),
     "text.reply": ("Answer", "ReplyParser", "Thinking", "ToolCall"),
+    "text.builtin_tools": ("BUILTIN_TOOLS",),
     "text.tokenizer": ("Tokenizer",),
+    "text.toolbox": ("ToolResult",),
     "weights.checkpoint": ("load",),
     "weights.converter": ("Summary", "convert"),
 }

@@ -16,11 +16,25 @@ ALLOWED = {"model": set(), "text": set(), "weights": {"model", "text"}, "generat
 #: Inside a folder a file imports only files that stand before it.
 ORDER = {
     "model": ["rope", "config", "cache", "files", "network"],
-    "text": ["template", "reply", "tools", "tokenizer"],
+    "text": [
+        "template",
+        "reply",
+        "schema",
+        "values",
+        "tools",
+        "toolbox",
+        "calculator",
+        "clock",
+        "units",
+        "builtin_tools",
+        "tokenizer",
+    ],
     "weights": ["quantize", "checkpoint", "converter"],
-    "generation": ["sampling", "decode", "respond"],
+    "generation": ["sampling", "decode", "session", "constrain", "ending", "respond", "owner", "turn", "conversation"],
 }
-AT_CALL_ONLY = {"transformers", "mlx_lm", "huggingface_hub", "tqdm"}
+AT_CALL_ONLY = {
+    "transformers", "mlx_lm", "huggingface_hub", "tqdm", "jsonschema", "referencing", "llguidance", "rich", "prompt_toolkit",
+}  # fmt: skip
 
 
 def imports(file: Path, top_level_only: bool = False) -> list[tuple[str, ...]]:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import in_a_thread, tiny_model
+from conftest import in_a_thread, scripted_stream, tiny_model
 
-from exaone4_mlx import Answer, Done, Generation, Reply, Sampling, Thinking, ToolCall, generate, stream_generate
+from exaone4_mlx import (
+    Answer,
+    Done,
+    Generation,
+    PromptCache,
+    Reply,
+    Sampling,
+    Thinking,
+    ToolCall,
+    generate,
+    stream_generate,
+)
 from exaone4_mlx.generation import respond
-from exaone4_mlx.generation.respond import StopStrings
 
 GREEDY = Sampling(temperature=0.0)
 CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
@@ -25,13 +34,7 @@ def scripted(demo: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def script(text: str, ends: bool = True) -> tuple[Any, Any]:
         ids = tokenizer.encode(text) + ([tokenizer.eos_token_id] if ends else [])
-
-        def decode(*args: Any) -> Iterator[int]:
-            yield from ids
-            while True:
-                yield tokenizer.encode("…")[0]
-
-        monkeypatch.setattr(respond, "decode", decode)
+        monkeypatch.setattr(respond, "TokenStream", scripted_stream(ids, then=tokenizer.encode("…")[0]))
         return model, tokenizer
 
     return script
@@ -106,24 +109,6 @@ def test_stop_string_ends_the_answer_before_it(scripted: Any, stop: Any) -> None
 def test_stop_string_means_nothing_inside_a_thought(scripted: Any) -> None:
     reply = generate(*scripted("a STOP b\n</think>\n\nc STOP d"), "Hello", thinking=True, stop="STOP")
     assert (reply.thinking, reply.text) == ("a STOP b", "c ")
-
-
-def test_text_held_back_for_a_stop_string_is_given_in_the_end() -> None:
-    stops = StopStrings(["abcd"])
-    events = [*stops.filter([Answer("xab"), Answer("c")]), *stops.close()]
-    assert "".join(event.text for event in events) == "xabc"
-    order = [*StopStrings(["abc"]).filter([Answer("ab"), ToolCall("f", {}), Answer("c")])]
-    assert order == [Answer("ab"), ToolCall("f", {}), Answer("c")]
-
-
-@pytest.mark.parametrize("stops", [("abcd", "bc"), ("bc", "abcd"), ("abc", "bc"), ("b", "c")])
-def test_stop_strings_cut_at_the_same_place_in_any_pieces(stops: tuple[str, ...]) -> None:
-    def said(pieces: list[str]) -> str:
-        strings = StopStrings(stops)
-        return "".join(event.text for event in [*strings.filter(map(Answer, pieces)), *strings.close()])
-
-    for text in ("xabcdx", "abc", "ab", "aabbccdd"):
-        assert said([text]) == said(list(text)) == said([text[:2], text[2:]]), text
 
 
 def test_unfinished_character_and_tag_are_flushed(scripted: Any, demo: Any) -> None:
@@ -215,6 +200,13 @@ def test_replies_can_be_made_in_any_thread(demo: Any) -> None:
         ("Hello", {"stop": 5}, "stop strings must be texts"),
         ("Hello", {"prefill_step_size": 0}, "prefill_step_size must be a whole number of at least 1"),
         ("Hello", {"thinking": 1}, "thinking must be true or false, not 1"),
+        ("Hello", {"thinking_budget": 5}, "thinking_budget bounds a thought, and this prompt opens none"),
+        ("Hello", {"thinking": True, "thinking_budget": -1}, "thinking_budget must be a whole number of at least 0"),
+        (
+            "Hello",
+            {"thinking": True, "thinking_budget": 5, "max_tokens": 8},
+            r"max_tokens 8 is too small for a thinking budget: ending the thought takes \d+ tokens",
+        ),
         ("Hello", {"tools": {"name": "f"}}, "tools must be a list of functions or JSON schemas"),
         ("Hello \ud83d", {}, "half a character"),
         ("Hello", {"stop": ""}, "stop strings must be texts"),
@@ -229,3 +221,97 @@ def test_bad_input_is_refused_before_anything_is_computed(demo: Any, prompt: Any
 def test_unknown_options_are_refused(demo: Any) -> None:
     with pytest.raises(TypeError, match="temprature"):
         generate(*demo, "Hello", temprature=0.5)
+
+
+# --- the thought's budget, loops, the prompt cache ----------------------------
+
+
+@pytest.mark.parametrize("budget", [0, 1, 3, 8])
+def test_thought_ends_after_its_budget_and_the_answer_comes(scripted: Any, demo: Any, budget: int) -> None:
+    wrap_up = "\nI will answer now."
+    text = "one two three four five six seven eight nine ten"
+    reply = generate(*scripted(text), "Hello", thinking=True, thinking_budget=budget, max_tokens=60)
+    ended = len(demo[1].encode(f"{wrap_up}\n</think>\n\n"))
+    came, _, rest = reply.thinking.partition(wrap_up)
+    assert rest == ""
+    assert reply.thinking_tokens == budget + ended
+    assert text.startswith(came)
+    assert len(demo[1].encode(came)) == budget
+    assert reply.answer_tokens > 0
+
+
+def test_thought_that_ends_by_itself_is_left_alone(scripted: Any) -> None:
+    reply = generate(*scripted("short\n</think>\n\nYes."), "Hello", thinking=True, thinking_budget=50)
+    assert (reply.thinking, reply.text) == ("short", "Yes.")
+
+
+def test_with_a_budget_a_quarter_of_max_tokens_is_kept_for_the_answer(scripted: Any) -> None:
+    reply = generate(*scripted("a " * 200), "Hello", thinking=True, thinking_budget=5000, max_tokens=80)
+    assert (reply.thinking_tokens, reply.answer_tokens, reply.finish_reason) == (60, 20, "length")
+
+
+def test_without_a_budget_the_thought_may_take_everything(scripted: Any) -> None:
+    reply = generate(*scripted("a " * 200), "Hello", thinking=True, max_tokens=80)
+    assert (reply.thinking_tokens, reply.answer_tokens) == (80, 0)
+
+
+def test_budget_never_cuts_a_character_in_two(scripted: Any, demo: Any) -> None:
+    assert len(demo[1].encode("뷁")) > 2, "this test needs a character of several tokens"
+    for budget in range(1, 9):
+        reply = generate(*scripted("뷁" * 40), "Hello", thinking=True, thinking_budget=budget, max_tokens=60)
+        assert set(reply.thinking.partition("\n")[0]) == {"뷁"}
+
+
+def test_model_goes_on_from_the_forced_end_of_its_thought(demo: Any) -> None:
+    """What follows equals a cold reading of the same tokens, the forced ones among them."""
+    model, tokenizer = demo
+    ids = respond.prompt_ids(tokenizer, "What is 348 + 275?", thinking=True)
+    cache = PromptCache(model, tokenizer)
+    cut = generate(model, tokenizer, ids, sampling=GREEDY, thinking_budget=9, prompt_cache=cache)
+    seen = cache.ids[: len(ids) + cut.thinking_tokens]
+    assert tokenizer.decode(seen).endswith("\nI will answer now.\n</think>\n\n")
+    assert generate(model, tokenizer, seen, sampling=GREEDY).text == cut.text
+
+
+def test_thought_and_answer_are_timed_apart(demo: Any) -> None:
+    reply = generate(*demo, "What is 348 + 275?", thinking=True, sampling=GREEDY)
+    assert 0 < reply.thinking_seconds < reply.decode_seconds
+    assert generate(*demo, "Hello", sampling=GREEDY).thinking_seconds == 0
+
+
+@pytest.mark.parametrize("inside_thought", [False, True])
+def test_loop_ends_the_reply(scripted: Any, inside_thought: bool) -> None:
+    reply = generate(*scripted("again and " * 500), "Hello", thinking=inside_thought)
+    assert reply.finish_reason == "repetition"
+    assert reply.thinking_tokens + reply.answer_tokens < 600
+    endless = generate(*scripted("again and " * 500), "Hello", stop_on_repetition=False, max_tokens=900)
+    assert (endless.finish_reason, endless.answer_tokens) == ("length", 900)
+
+
+def test_prompt_cache_saves_what_two_prompts_share(demo: Any) -> None:
+    cache = PromptCache(*demo)
+    messages = [{"role": "user", "content": "My name is Clara."}]
+    first = generate(*demo, messages, sampling=GREEDY, prompt_cache=cache)
+    messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "What is my name?"}]
+    second = generate(*demo, messages, sampling=GREEDY, prompt_cache=cache)
+    assert first.cached_tokens == 0
+    assert second.cached_tokens >= first.prompt_tokens + first.answer_tokens
+    assert second.text == generate(*demo, messages, sampling=GREEDY).text == "Your name is Clara."
+
+
+def test_prompt_cache_holds_exactly_what_the_model_has_seen(demo: Any) -> None:
+    model, tokenizer = demo
+    cache = PromptCache(model, tokenizer)
+    for options in ({}, {"max_tokens": 3}, {"stop": "a"}, {"thinking": True, "thinking_budget": 2}):
+        generate(model, tokenizer, "Hello", sampling=GREEDY, prompt_cache=cache, **options)
+        assert {layer.offset for layer in cache.layers} == {len(cache.ids)}
+    stream = stream_generate(model, tokenizer, "Hello", sampling=GREEDY, prompt_cache=cache)
+    next(iter(stream))
+    stream.close()
+    assert {layer.offset for layer in cache.layers} == {len(cache.ids)}
+
+
+def test_reply_can_be_made_in_another_thread_than_it_was_asked_for(demo: Any) -> None:
+    penalties = Sampling(temperature=0.5, seed=1, presence_penalty=1.0, repetition_penalty=1.1, logit_bias={5: 1.0})
+    generation = stream_generate(*demo, "Hello", sampling=penalties, max_tokens=5)
+    assert in_a_thread(lambda: len(list(generation))) > 0

@@ -4,10 +4,12 @@ What is peculiar here:
 - Everything that a caller can get wrong is refused before the first token is computed.
 - Whether the reply begins inside a thought is read from the prompt itself, not from a flag.
 - Stop strings end the answer; inside a thought and inside a tool call they mean nothing.
+- A reply can be made in another thread than the one that asked for it: no array is made before it begins.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,14 +18,16 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..model.config import Exaone4Config
 from ..model.network import Exaone4ForCausalLM
-from ..text.reply import Answer, Event, ReplyParser, Thinking, ToolCall, open_end
+from ..text.reply import Answer, Event, ReplyParser, Thinking, ToolCall
 from ..text.tokenizer import Message, Tokenizer
-from ..text.tools import Tool
-from .decode import PREFILL_STEP_SIZE, PrefillProgress, decode, prefill
-from .sampling import Sampler, Sampling
-
-MAX_TOKENS = 8192  # of a reply, thought included: enough for a long thought, an end for a loop
+from ..text.tools import Tool, schemas
+from .constrain import ToolConstraint
+from .decode import PREFILL_STEP_SIZE, PrefillProgress, TokenStream
+from .ending import MAX_TOKENS, WRAP_UP, LoopDetector, Options, StopStrings, thought_limit
+from .sampling import Sampler, Sampling, check_bias
+from .session import CheckpointPool, PromptCache
 
 Prompt = str | Sequence[Message] | Sequence[int] | mx.array
 
@@ -33,7 +37,9 @@ class Done:
     """The last event of every reply. Times are in seconds; tokens do not count the one that ends the turn.
 
     `finish_reason` is "stop" (the model ended its turn, or a stop string came), "length" (`max_tokens` or the
-    context is used up), "tool_calls" or "cancelled".
+    context is used up), "tool_calls", "cancelled" or "repetition" (it went round in a loop; LG advises a
+    presence_penalty of 1.5 against that). Of the prompt's tokens `cached_tokens` were not processed again, and of
+    `decode_seconds` `thinking_seconds` went into the thought.
     """
 
     finish_reason: str
@@ -43,6 +49,7 @@ class Done:
     answer_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    thinking_seconds: float
     peak_bytes: int
 
 
@@ -60,6 +67,7 @@ class Reply:
     answer_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    thinking_seconds: float
     peak_bytes: int
 
     @classmethod
@@ -83,19 +91,25 @@ def stream_generate(
     prompt: Prompt,
     *,
     thinking: bool = False,
+    thinking_budget: int | None = None,
     tools: Sequence[Tool] | None = None,
+    constrain_tools: bool = False,
     sampling: Sampling | None = None,
     max_tokens: int | None = None,
     stop: str | Sequence[str] = (),
+    stop_on_repetition: bool = True,
     prefill_step_size: int = PREFILL_STEP_SIZE,
     progress: PrefillProgress | None = None,
+    prompt_cache: PromptCache | None = None,
 ) -> Generation:
     """Streams the reply to `prompt` as events: `Thinking`, `Answer`, `ToolCall`, and `Done` at the end.
 
     `prompt` is text (one user turn), a list of OpenAI-style messages, or token ids, which are taken as they
-    are. `thinking` lets the model think first. `tools` are Python functions or their JSON schemas; calls are
-    reported, not run. `sampling` defaults to LG's advice for the mode. `max_tokens` bounds thought and answer together
+    are. `thinking` lets the model think first, `thinking_budget` tokens at most. `tools` are Python functions or
+    their JSON schemas; calls are reported, not run; `constrain_tools` holds them to the schemas while they are
+    written. `sampling` defaults to LG's advice for the mode. `max_tokens` bounds thought and answer together
     (8,192 unless given; the context bounds them too). `progress(done, total)` is told of the prefill.
+    `prompt_cache` keeps what was processed for the next prompt that begins alike. More on each: `Options`.
 
     Replies can be made in any thread. On MLX's CPU backend (0.32) a thread of your own should call
     `mx.clear_streams()` as its last act: the process may be aborted otherwise.
@@ -107,17 +121,23 @@ def stream_generate(
         model,
         tokenizer,
         prompt_ids(tokenizer, prompt, thinking=thinking, tools=tools),
-        sampling=sampling,
-        max_tokens=max_tokens,
-        stop=stop,
-        prefill_step_size=prefill_step_size,
-        progress=progress,
+        Options(sampling, max_tokens, thinking_budget, stop, stop_on_repetition, prefill_step_size, progress),
+        prompt_cache=prompt_cache,
+        constraint=tool_constraint(model, tokenizer, tools) if constrain_tools else None,
     )
 
 
 def generate(model: Exaone4ForCausalLM, tokenizer: Tokenizer, prompt: Prompt, **options: Any) -> Reply:
     """The whole reply to `prompt`. Options and errors are those of `stream_generate`."""
     return Reply.from_events(stream_generate(model, tokenizer, prompt, **options))
+
+
+def tool_constraint(
+    model: Exaone4ForCausalLM, tokenizer: Tokenizer, tools: Sequence[Tool] | None
+) -> ToolConstraint | None:
+    """What holds calls to the schemas of `tools`; None without any."""
+    offered = schemas(tools)
+    return ToolConstraint(tokenizer, offered, model.config.vocab_size) if offered else None
 
 
 def prompt_ids(
@@ -156,26 +176,27 @@ class Generation:
         model: Exaone4ForCausalLM,
         tokenizer: Tokenizer,
         ids: Sequence[int],
+        options: Options | None = None,
         *,
-        sampling: Sampling | None = None,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
-        prefill_step_size: int = PREFILL_STEP_SIZE,
-        progress: PrefillProgress | None = None,
+        prompt_cache: PromptCache | None = None,
+        constraint: ToolConstraint | None = None,
     ) -> None:
-        context = model.config.max_position_embeddings
-        check_ids(ids, model.config.vocab_size, context)
-        stops = check_limits(max_tokens, stop, prefill_step_size)
-
-        self._model, self._tokenizer, self._ids = model, tokenizer, list(ids)
+        options = options or Options()
+        check_request(ids, options, model.config, tokenizer)
+        self._model, self._tokenizer, self._ids, self._options = model, tokenizer, list(ids), options
+        self._cache = prompt_cache or PromptCache(model, tokenizer, CheckpointPool(max_count=0))
+        self._constraint = constraint
         self._parser = ReplyParser(_ends_inside_thought(self._ids, tokenizer))
-        if not isinstance(sampling, (Sampling, type(None))):
-            raise ValueError(f"sampling must be a Sampling, not {type(sampling).__name__}")
-        self.sampling = (sampling or Sampling()).resolved(thinking=self._parser.inside_thought)
-        self._sampler = Sampler(self.sampling, self._ids, model.config.vocab_size)
-        self._max_tokens = min(MAX_TOKENS if max_tokens is None else max_tokens, context - len(self._ids))
-        self._stop = StopStrings(stops)
-        self._step_size, self._progress = prefill_step_size, progress
+        self.sampling = (options.sampling or Sampling()).resolved(thinking=self._parser.inside_thought)
+        room = model.config.max_position_embeddings - len(self._ids)
+        self._max_tokens = min(_wanted_tokens(options), room)
+        self._wrap_up: list[int] = []
+        if options.thinking_budget is not None:
+            self._wrap_up = tokenizer.encode(WRAP_UP)
+            limit = thought_limit(options.thinking_budget, self._max_tokens, len(self._wrap_up))
+            self._thought_limit = max(0, limit)  # negative where the context is nearly full
+        self._stop = StopStrings(options.stops)
+        self._loops = LoopDetector()
         self._stop_ids = model.config.stop_token_ids | tokenizer.stop_token_ids
         self._counts = _Counts(prompt_tokens=len(self._ids))
         self._cancelled = False
@@ -200,49 +221,61 @@ class Generation:
         with _wired_memory():
             finish_reason = "cancelled"
             try:
-                tokens = self._prefilled()
+                stream = self._prefilled()
             except _Cancelled:
-                tokens = None
-            if tokens is not None:
-                finish_reason = yield from self._reply(tokens)
+                stream = None
+            if stream is not None:
+                try:
+                    finish_reason = yield from self._reply(stream)
+                finally:
+                    self._cache.finish()
         yield self._counts.done(finish_reason)
 
-    def _prefilled(self) -> Iterator[int]:
+    def _prefilled(self) -> TokenStream:
         def report(done: int, total: int) -> None:
-            if self._progress:
-                self._progress(done, total)
+            if self._options.progress:
+                self._options.progress(done, total)
             if self._cancelled:
                 raise _Cancelled
 
         started = time.perf_counter()
-        cache = self._model.make_cache()
         try:
-            logits = prefill(self._model, self._ids, cache, self._step_size, report)
+            logits, self._counts.cached_tokens = self._cache.prefill(self._ids, self._options.prefill_step_size, report)
         finally:
             self._counts.prefill_seconds = time.perf_counter() - started
-        return decode(self._model, logits, cache, self._sampler)
+        sampler = Sampler(self.sampling, self._ids, self._model.config.vocab_size)
+        return TokenStream(self._model, logits, self._cache.layers, sampler)
 
-    def _reply(self, tokens: Iterator[int]) -> Generator[Event, None, str]:
+    def _reply(self, stream: TokenStream) -> Generator[Event, None, str]:
         """Yields the events of the reply; its value is the finish reason."""
         decoder = self._tokenizer.stream_decoder()
         called = False
         finish_reason = "length"
-        started = time.perf_counter()
-        for token in tokens:
+        self._counts.start()
+        if self._thought_is_over(half_a_character=False):
+            yield from self._end_thought(stream)
+        for token in stream:
+            self._cache.append(token)
             if self._cancelled:
                 finish_reason = "cancelled"
                 break
             if token in self._stop_ids:
                 finish_reason = "stop"
                 break
-            self._counts.add(inside_thought=self._parser.inside_thought)
-            self._counts.decode_seconds = time.perf_counter() - started
+            self._counts.add(1, self._parser.inside_thought)
             for event in self._stop.filter(self._parser.feed(decoder.feed(token))):
                 called = called or isinstance(event, ToolCall)
                 yield event
             if self._stop.found or self._counts.generated >= self._max_tokens:
                 break
-        self._counts.decode_seconds = time.perf_counter() - started
+            if self._options.stop_on_repetition and self._loops.add(token):
+                finish_reason = "repetition"
+                break
+            if self._thought_is_over(decoder.pending):
+                yield from self._end_thought(stream)
+            elif self._constraint is not None:
+                self._hold_call(self._constraint, stream, token)
+        self._counts.stop(self._parser.inside_thought)
         if not self._stop.found:
             rest = [*self._parser.feed(decoder.close()), *self._parser.close()]
             for event in (*self._stop.filter(rest), *self._stop.close()):
@@ -252,40 +285,29 @@ class Generation:
             return "stop"
         return "tool_calls" if called and finish_reason == "stop" else finish_reason
 
+    def _thought_is_over(self, half_a_character: bool) -> bool:
+        """Whether the budget is used up; a character of several tokens is completed first."""
+        if not self._wrap_up or not self._parser.inside_thought:
+            return False
+        room = self._counts.generated + len(self._wrap_up) < self._max_tokens
+        return self._counts.thinking_tokens >= self._thought_limit and room and not half_a_character
 
-class StopStrings:
-    """Holds back of an answer what could be the beginning of a stop string, and cuts it off before one."""
+    def _end_thought(self, stream: TokenStream) -> Iterator[Event]:
+        """Ends the thought in the model's place."""
+        stream.force(self._wrap_up)
+        for token in self._wrap_up:
+            self._cache.append(token)
+        self._counts.add(len(self._wrap_up), inside_thought=True)
+        yield from self._parser.feed(WRAP_UP)
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
-        self._held = ""
-        self.found = False
-
-    def filter(self, events: Iterable[Event]) -> Iterator[Event]:
-        for event in events:
-            if self.found:
-                return
-            if not self._stops or not isinstance(event, Answer) or event.problem:
-                yield from self.close()
-                yield event
-            elif text := self._cut(event.text):
-                yield Answer(text)
-
-    def close(self) -> Iterator[Event]:
-        """What was held back, once it is clear that no stop string follows."""
-        held, self._held = self._held, ""
-        if held and not self.found:
-            yield Answer(held)
-
-    def _cut(self, text: str) -> str:
-        text = self._held + text
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if found:  # the one that is complete first, whatever pieces the text came in
-            self.found, self._held = True, ""
-            return text[: min(found)[1]]
-        kept = open_end(text, *self._stops)
-        self._held = text[len(text) - kept :]
-        return text[: len(text) - kept]
+    def _hold_call(self, constraint: ToolConstraint, stream: TokenStream, token: int) -> None:
+        """Restricts the next token where a tool call is being written."""
+        if constraint.active:
+            constraint.advance(token)
+        elif token == constraint.start_id and not self._parser.inside_thought:
+            constraint.begin()
+        if constraint.active:
+            stream.restrict(constraint.allowed())
 
 
 @dataclass
@@ -296,48 +318,67 @@ class _Counts:
     answer_tokens: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    thinking_seconds: float = 0.0
 
     @property
     def generated(self) -> int:
         return self.thinking_tokens + self.answer_tokens
 
-    def add(self, inside_thought: bool) -> None:
+    def start(self) -> None:
+        """Decoding begins."""
+        self._now = time.perf_counter()
+
+    def add(self, tokens: int, inside_thought: bool) -> None:
         if inside_thought:
-            self.thinking_tokens += 1
+            self.thinking_tokens += tokens
         else:
-            self.answer_tokens += 1
+            self.answer_tokens += tokens
+        self.stop(inside_thought)
+
+    def stop(self, inside_thought: bool) -> None:
+        """Counts the time since the last token."""
+        seconds = -self._now
+        self._now = time.perf_counter()
+        seconds += self._now
+        self.decode_seconds += seconds
+        if inside_thought:
+            self.thinking_seconds += seconds
 
     def done(self, finish_reason: str) -> Done:
-        return Done(finish_reason, **vars(self), peak_bytes=mx.get_peak_memory())
+        counted = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Done(finish_reason, **counted, peak_bytes=mx.get_peak_memory())
 
 
 class _Cancelled(Exception):
     """cancel() was called during the prefill."""
 
 
-def check_ids(ids: Sequence[int], vocab_size: int, context: int) -> None:
-    """Raises ValueError for a prompt that is empty, longer than `context` tokens, or of another vocabulary."""
+def check_request(ids: Sequence[int], options: Options, config: Exaone4Config, tokenizer: Tokenizer) -> None:
+    """Raises ValueError for a prompt, or options beside it, that no reply can be made to."""
+    context = config.max_position_embeddings
     if not ids:
         raise ValueError("the prompt is empty")
-    if wrong := [id for id in ids if not 0 <= id < vocab_size]:
-        raise ValueError(f"the prompt holds token id {wrong[0]}; this model has ids 0 to {vocab_size - 1}")
+    if wrong := [id for id in ids if not 0 <= id < config.vocab_size]:
+        raise ValueError(f"the prompt holds token id {wrong[0]}; this model has ids 0 to {config.vocab_size - 1}")
     if len(ids) >= context:
         raise ValueError(
             f"the prompt has {len(ids)} tokens, but the model's context of {context} must hold it and a reply"
         )
+    check_bias(options.sampling.logit_bias if options.sampling else None, config.vocab_size)
+    if options.thinking_budget is None:
+        return
+    if not _ends_inside_thought(ids, tokenizer):
+        raise ValueError("thinking_budget bounds a thought, and this prompt opens none; set thinking=True")
+    wanted, wrap_up = _wanted_tokens(options), len(tokenizer.encode(WRAP_UP))
+    if thought_limit(options.thinking_budget, wanted, wrap_up) < 0:
+        raise ValueError(
+            f"max_tokens {wanted} is too small for a thinking budget: ending the thought takes {wrap_up} tokens, "
+            "and the answer needs some"
+        )
 
 
-def check_limits(max_tokens: int | None, stop: str | Sequence[str] | None, prefill_step_size: int) -> tuple[str, ...]:
-    """The stop strings as a tuple. Raises ValueError for a limit or a stop string without meaning."""
-    for name, limit in (("max_tokens", max_tokens), ("prefill_step_size", prefill_step_size)):
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, not {limit!r}")
-    if stop is None:
-        stop = ()
-    stops = tuple(stop) if isinstance(stop, Sequence) and not isinstance(stop, str) else (stop,)
-    if not all(isinstance(text, str) and text for text in stops):
-        raise ValueError(f"stop strings must be texts of at least one character, not {list(stops)!r}")
-    return stops
+def _wanted_tokens(options: Options) -> int:
+    return MAX_TOKENS if options.max_tokens is None else options.max_tokens
 
 
 def _ends_inside_thought(ids: Sequence[int], tokenizer: Tokenizer) -> bool:

@@ -1,0 +1,224 @@
+"""Tool schemas -> which tokens may come next while a tool call is being written.
+
+What is peculiar here:
+- A call is `<tool_call>{"name": NAME, "arguments": {...}}</tool_call>`. Its tags are single tokens, although not
+  "special" ones, so it ends with a token that no text can spell. To the grammar all control tokens are hidden,
+  also those that other software takes for text; `</tool_call>` stands in for its end of text.
+- The library is llguidance (the extra `constrain`). Text that the schemas leave no choice in is held to the
+  tokens that the tokenizer itself makes of it, those that the model has learned; elsewhere any tokens will do.
+- The grammar is compiled once and rewound for every call.
+- Schemas are closed: an object takes the properties that it lists, unless it says otherwise. JSON Schema
+  itself takes any others, and a model that may invent arguments does.
+- A schema of which any part cannot be enforced is refused, by the name of its tool.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from ..text.reply import CALL_END, CALL_START
+from ..text.schema import COMPOSING, normalized
+from ..text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+#: The spacing of json.dumps, which is that of the calls in the model's prompt.
+SPACING = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+NEEDS_PACKAGE = "constrain_tools needs the package llguidance: pip install 'exaone4_mlx[constrain]'"
+
+
+class ToolConstraint:
+    """Holds a tool call's name and arguments to the schemas, from <tool_call> to </tool_call>.
+
+    `schemas` are OpenAI's tool objects, or their function objects alone; `vocab_size` is the model's, and may
+    differ from the tokenizer's. Raises ValueError for no tools, for a schema that cannot be enforced (naming
+    the tool), and for a tokenizer without the two tokens; RuntimeError where llguidance is not installed.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, schemas: Sequence[Mapping[str, Any]], vocab_size: int) -> None:
+        self.start_id = _control_id(tokenizer, CALL_START, vocab_size)
+        self.end_id = _control_id(tokenizer, CALL_END, vocab_size)
+        #: Whether a call is being written.
+        self.active = False
+        self._vocab_size = vocab_size
+        self._known_mask: bytes | None = None  # of this position
+        size = min(vocab_size, tokenizer.vocab_size)
+        forced = size == tokenizer.vocab_size and tokenizer.stop_token_ids <= _control_ids(tokenizer)
+        self._matcher = _compiled(_vocabulary(tokenizer, size), schemas, forced)
+
+    def begin(self) -> None:
+        """<tool_call> has been drawn."""
+        self.reset()
+        self.active = True
+
+    def allowed(self) -> mx.array:
+        """What may come next: booleans [vocab_size]. Raises RuntimeError outside a call."""
+        mask = self._mask()
+        padded: Any = memoryview(mask + bytes(self._vocab_size - len(mask)))
+        return mx.array(padded) != 0
+
+    def advance(self, token: int) -> None:
+        """Takes the token that was drawn; `active` is False after </tool_call>.
+
+        Raises ValueError for a token that was not allowed, and stays where it was.
+        """
+        mask = self._mask()
+        if not (0 <= token < len(mask) and mask[token]):
+            raise ValueError(f"token {token} was not allowed here: a tool call must follow its schema")
+        if token == self.end_id:
+            self.reset()
+        else:
+            self._known_mask = None
+            self._matcher.consume_token(token)
+
+    def reset(self) -> None:
+        """Gets ready for another call; one that was being written is forgotten."""
+        self.active, self._known_mask = False, None
+        self._matcher.reset()
+
+    def _mask(self) -> bytes:
+        """The grammar's mask of this position: one byte a token, 0 for what may not come."""
+        if not self.active:
+            raise RuntimeError("no tool call is being written: begin() comes first")
+        if self._known_mask is None:
+            self._known_mask = self._matcher.compute_logit_bias()
+            if self._matcher.is_error():  # llguidance bounds the work for one token
+                raise RuntimeError(f"the tool call cannot be held to its schema: {_reason(self._matcher.get_error())}")
+        return self._known_mask
+
+
+def _control_id(tokenizer: Tokenizer, text: str, vocab_size: int) -> int:
+    ids = tokenizer.encode(text)
+    if text not in tokenizer.control_tokens or len(ids) != 1 or ids[0] >= vocab_size:
+        raise ValueError(f"tool calls cannot be constrained: {text} is no token of this model")
+    return ids[0]
+
+
+def _control_ids(tokenizer: Tokenizer) -> set[int]:
+    return {id for text in tokenizer.control_tokens for id in tokenizer.encode(text)}
+
+
+# The vocabulary as the grammar sees it
+
+
+@functools.lru_cache(maxsize=4)
+def _vocabulary(tokenizer: Tokenizer, size: int) -> LLTokenizer:
+    """The first `size` tokens, in the grammar's form. It takes half a second for 102,400, so it is kept."""
+    try:
+        from llguidance import LLTokenizer, TokenizerWrapper
+    except ImportError as error:
+        raise RuntimeError(NEEDS_PACKAGE) from error
+    return LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, size)), slices=LLTokenizer.json_slices())
+
+
+class _Vocabulary:
+    """The attributes that llguidance reads. What is special can be drawn only where a grammar says so: nowhere."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
+        self._tokenizer = tokenizer
+        special = _control_ids(tokenizer) | tokenizer.stop_token_ids
+        self.eos_token_id = tokenizer.encode(CALL_END)[0]
+        self.special_token_ids = [id for id in range(size) if id in special]
+        # An id without a text has no bytes, and is never drawn.
+        self.tokens = [tokenizer.token_bytes(id) if tokenizer.has_text(id) else b"" for id in range(size)]
+
+    def __call__(self, text: bytes) -> list[int]:
+        """The ids of forced text, where a schema's own control strings (in an enum, say) are ordinary text."""
+        whole = text.decode()
+        pieces = list(whole) if any(control in whole for control in self._tokenizer.control_tokens) else [whole]
+        return [id for piece in pieces for id in self._tokenizer.encode(piece)]
+
+
+# Schemas -> grammar
+
+
+def _compiled(vocabulary: LLTokenizer, schemas: Sequence[Mapping[str, Any]], forced: bool) -> LLMatcher:
+    """The grammar of one call of any of the tools, at its beginning.
+
+    Text without a choice is `forced` into the tokenizer's own tokens; that needs all that are text.
+    """
+    from llguidance import LLMatcher
+
+    if not schemas:
+        raise ValueError("there are no tools to constrain calls to")
+    rules = [f"%llguidance {json.dumps({'no_forcing': not forced})}"]
+    for number, schema in enumerate(schemas):
+        name, rule = _rule(number, schema)
+        failed, told = LLMatcher.validate_grammar_with_warnings(f"start: call_{number}\n{rule}", vocabulary)
+        if failed or told:
+            raise ValueError(f"the schema of tool {name!r} cannot be enforced: {_reason(told[0])}")
+        rules.append(rule)
+    start = "start: " + " | ".join(f"call_{number}" for number in range(len(schemas)))
+    matcher = LLMatcher(vocabulary, "\n".join([*rules, start]), log_level=0)
+    if matcher.is_error():
+        raise ValueError(f"the schemas of the tools cannot be enforced: {_reason(matcher.get_error())}")
+    return matcher
+
+
+def _rule(number: int, schema: Mapping[str, Any]) -> tuple[str, str]:
+    """A tool's name, and the rule of a call of it in llguidance's dialect of Lark.
+
+    Each tool has a `%json` of its own, so that a `$ref` finds what it means.
+    """
+    function = schema.get("function", schema)
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"tool {number + 1} has no name")
+    try:
+        arguments = _spaced(_arguments(function.get("parameters") or {}))
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"the schema of tool {name!r} cannot be enforced: {error}") from error
+    lines = [
+        f'call_{number}: "{{\\"name\\": " name_{number} ", \\"arguments\\": " arguments_{number} "}}"',
+        f"name_{number}: %json {_spaced({'const': name})}",
+        f"arguments_{number}: %json {arguments}",
+    ]
+    return name, "\n".join(lines) + "\n"
+
+
+def _spaced(schema: Mapping[str, Any]) -> str:
+    return json.dumps({**schema, "x-guidance": SPACING})
+
+
+def _arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a call's arguments: an object, {} for a tool without parameters."""
+    given = normalized(parameters)
+    if given.get("type", "object") != "object":
+        raise ValueError(f"its parameters must be of type object, not {given['type']!r}")
+    schema = {"type": "object", **given}
+    if not schema.keys() & COMPOSING:
+        schema.setdefault("properties", {})
+    # The parts of an allOf must bear each other, wherever they stand.
+    return schema if '"allOf"' in json.dumps(schema) else _closed(schema)
+
+
+def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in which objects that list their properties take no others, unless they say so."""
+    result = {key: _closed_part(key, value, "properties" in schema) for key, value in schema.items()}
+    if "properties" in schema and not schema.keys() & COMPOSING:
+        result.setdefault("additionalProperties", False)
+    return result
+
+
+def _closed_part(key: str, value: Any, listed: bool) -> Any:
+    if key in ("properties", "$defs", "definitions") and isinstance(value, Mapping):
+        return {name: _closed(part) if isinstance(part, Mapping) else part for name, part in value.items()}
+    # Alternatives beside a list of properties are parts of that object, and none is the whole.
+    if (key == "prefixItems" or (key in ("anyOf", "oneOf") and not listed)) and isinstance(value, (list, tuple)):
+        return [_closed(part) if isinstance(part, Mapping) else part for part in value]
+    if key in ("items", "additionalProperties") and isinstance(value, Mapping):
+        return _closed(value)
+    return value
+
+
+def _reason(report: str) -> str:
+    """What went wrong, without the place in a grammar that no user wrote."""
+    return report.splitlines()[0].rpartition("failed to compile JSON schema: ")[2]

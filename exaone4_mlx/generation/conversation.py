@@ -1,0 +1,580 @@
+"""`Chat`: a conversation that remembers, thinks, uses tools and never reads the same tokens twice.
+
+What is peculiar here:
+- A turn is a generator in the caller's thread. It hands the model's work to the owner thread and runs tools and
+  approvals itself, so that neither blocks another chat.
+- After each reply, and while tools run, the caches are brought into the form that the next prompt will have
+  (EXAONE's template erases thoughts from history), in idle time.
+- The history is always one that can go on: a reply that was cut is kept and marked, and no call is left without
+  a result.
+- Only functions that were given as tools can run; calls of tools known by their schema alone are left to the
+  caller (`resume`).
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import dataclasses
+import json
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import mlx.core as mx
+
+from ..model.files import atomic_file
+from ..model.network import Exaone4ForCausalLM
+from ..text.reply import ToolCall
+from ..text.tokenizer import Tokenizer, check_messages
+from ..text.toolbox import Toolbox, ToolError, ToolResult
+from ..text.tools import Tool
+from .constrain import ToolConstraint
+from .ending import MAX_TOKENS, Options
+from .owner import IdleWork, Owner
+from .respond import Done, Generation, tool_constraint
+from .sampling import Sampling
+from .session import PromptCache
+from .turn import Came, Message, Plan, Running, Turn, TurnEvent, added, tool_messages
+
+FILE_FORMAT, FILE_VERSION = "exaone4_mlx chat", 1
+CACHE_SUFFIX = ".cache"  # of the file beside a saved chat that holds its caches
+
+
+class Chat:
+    """A conversation with a model. It may be used from any thread, one turn at a time.
+
+    `messages` is the history, OpenAI-style, the system prompt first; each reply carries its thought as
+    `reasoning_content`, why it ended as `finish_reason`, and its counts as `stats`.
+    """
+
+    def __init__(
+        self,
+        model: Exaone4ForCausalLM,
+        tokenizer: Tokenizer,
+        system: str | None = None,
+        tools: Sequence[Tool] = (),
+        sampling: Sampling | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] = (),
+        thinking: bool = False,
+        thinking_budget: int | None = None,
+        max_tokens: int | None = None,
+        constrain_tools: bool = False,
+        approve: Callable[[ToolCall], bool] | None = None,
+        max_tool_rounds: int = 8,
+        tool_timeout: float | None = 60.0,
+        overflow: Literal["error", "drop_oldest"] = "error",
+        settle: bool = True,
+        prompt_cache: PromptCache | None = None,
+    ) -> None:
+        """A new conversation, or one that goes on from `messages`.
+
+        `system` is the system prompt, unless the messages begin with one; `tools` are functions, which the model
+        may have run, or JSON schemas. `thinking`, `thinking_budget` (tokens, while thinking), `sampling` and
+        `max_tokens` (of each reply) hold unless `send` says otherwise; `constrain_tools` holds calls to the
+        schemas while they are written.
+
+        `approve(call)` is asked, in the caller's thread, before each call runs. A call may take `tool_timeout`
+        seconds, and a turn may go round `max_tool_rounds` times; then the model must answer.
+
+        When the context is full, `overflow="error"` raises before work; "drop_oldest" lets the model see the
+        system prompt and the newest whole turns (`messages` keeps all). `settle` prepares the next turn in idle
+        time. `prompt_cache` is one that holds something of the conversation already.
+
+        Raises ValueError for a setting without meaning.
+        """
+        self.model, self.tokenizer = model, tokenizer
+        self._messages: list[Message] = check_messages(messages) if messages else []
+        if system is not None and self._system_length:
+            raise ValueError("there are two system prompts: one given as such, and one among the messages")
+        if system is not None:
+            self.system = system
+        self.tools = tools
+        self.sampling, self.thinking, self.thinking_budget = sampling, thinking, thinking_budget
+        self.max_tokens, self.constrain_tools, self.approve = max_tokens, constrain_tools, approve
+        if overflow not in ("error", "drop_oldest"):
+            raise ValueError(f"overflow must be 'error' or 'drop_oldest', not {overflow!r}")
+        if not isinstance(max_tool_rounds, int) or max_tool_rounds < 0:
+            raise ValueError(f"max_tool_rounds must be a whole number of at least 0, not {max_tool_rounds!r}")
+        self.max_tool_rounds, self.tool_timeout, self.overflow = max_tool_rounds, tool_timeout, overflow
+        Options(sampling=sampling, max_tokens=max_tokens, thinking_budget=thinking_budget)  # raises what they raise
+        self.dropped = 0  # messages behind the system prompt that the model does not see any more
+        self.context_tokens = 0  # of the history, as the next prompt will hold it
+        self._owner = Owner.of(model)
+        self._compute_weights()
+        self._cache = prompt_cache or PromptCache(model, tokenizer, self._owner.checkpoints)
+        self._auto_settle = settle
+        self._settling: IdleWork | None = None
+        self._constraint: ToolConstraint | None = None
+        self._lock = threading.Lock()
+        self._running: Running | None = None
+
+    # --- the history ----------------------------------------------------------
+
+    @property
+    def messages(self) -> list[Message]:
+        """The history, as a list of its own."""
+        return list(self._messages)
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt. Changed, it means that the whole conversation is read again."""
+        return self._messages[0]["content"] if self._system_length else None
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"the system prompt must be a text, not {type(text).__name__}")
+        message = [] if text is None else [{"role": "system", "content": text}]
+        self._messages = [*message, *self._messages[self._system_length :]]
+
+    @property
+    def _system_length(self) -> int:
+        return int(bool(self._messages) and self._messages[0]["role"] == "system")
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The tools on offer. Changed, they mean that the whole conversation is read again."""
+        return self._tools
+
+    @tools.setter
+    def tools(self, tools: Sequence[Tool] | None) -> None:
+        self._use(Toolbox(tools), tuple(tools or ()))
+
+    def _use(self, toolbox: Toolbox, tools: tuple[Tool, ...]) -> None:
+        if tools is not getattr(self, "_tools", None):
+            self._toolbox, self._tools, self._constraint = toolbox, tools, None
+
+    @property
+    def turns(self) -> list[str]:
+        """What the user said, turn by turn."""
+        return [self._messages[i]["content"] for i in self._turn_starts(self._messages)]
+
+    @property
+    def context_limit(self) -> int:
+        """Tokens that the model can see at once, prompt and reply together."""
+        return self.model.config.max_position_embeddings
+
+    @staticmethod
+    def _turn_starts(messages: Sequence[Message]) -> list[int]:
+        return [i for i, message in enumerate(messages) if message["role"] == "user"]
+
+    # --- turns ----------------------------------------------------------------
+
+    def send(self, text: str, **options: Any) -> Turn:
+        """Says `text` and streams the reply: `Thinking`, `Answer`, `ToolCall`, `ToolResult`, and `Done` at the end.
+
+        `Done` adds up the rounds of the turn. Options, for this turn: `thinking` and those of `Options`
+        (`sampling`, `max_tokens`, `thinking_budget`, `stop`, …; `progress` is called in another thread); `tools`,
+        from this turn on. The turn begins when it is iterated. A turn that is dropped half way, or closed, keeps
+        what came, marked as cut.
+
+        Raises ValueError, before anything is done, for an empty text, an option without meaning and a full
+        context, and RuntimeError while another thread's turn is under way.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError("there is nothing to send: the text is empty")
+        self._end_abandoned_turn()
+        if self.open_calls:
+            raise ValueError("the last reply waits for the results of its calls: give them to resume(), or undo()")
+        return self._begin([*self._messages, {"role": "user", "content": text}], options)
+
+    def reply(self, **options: Any) -> Turn:
+        """Replies to the history as it is, which must end with the user's words or a tool's result."""
+        self._end_abandoned_turn()
+        if not self._messages or self._messages[-1]["role"] not in ("user", "tool"):
+            raise ValueError("there is nothing to reply to: the last message is not the user's and no tool's")
+        return self._begin(list(self._messages), options)
+
+    def resume(self, results: Sequence[Any], **options: Any) -> Turn:
+        """Goes on with the results of `open_calls`, one JSON value for each, in their order."""
+        self._end_abandoned_turn()
+        calls = self.open_calls
+        if not calls or len(results) != len(calls):
+            raise ValueError(f"{len(calls)} calls wait for results, and {len(results)} results were given")
+        return self._begin([*self._messages, *tool_messages(results)], options)
+
+    def retry(self, **options: Any) -> Turn:
+        """Replies to the last turn again; the old reply goes once the new one begins."""
+        self._end_abandoned_turn()
+        last = self._turn_index(-1)
+        return self._begin(self._messages[: last + 1], options, replaces=True)
+
+    def edit(self, turn: int, text: str, **options: Any) -> Turn:
+        """Says `text` in place of a turn, counted from 0 (or from the end: -1 is the last); what followed it goes."""
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError("there is nothing to send: the text is empty")
+        self._end_abandoned_turn()
+        index = self._turn_index(turn)
+        return self._begin([*self._messages[:index], {"role": "user", "content": text}], options, replaces=True)
+
+    def undo(self) -> str:
+        """Takes the last turn back, and returns what it said."""
+        self._end_abandoned_turn()
+        index = self._turn_index(-1)
+        text: str = self._messages[index]["content"]
+        self._messages = self._messages[:index]
+        self._prepare()
+        return text
+
+    def reset(self) -> None:
+        """Forgets the conversation but for the system prompt."""
+        self._end_abandoned_turn()
+        self._messages = self._messages[: self._system_length]
+        self.dropped = 0
+        self._prepare()
+
+    def cancel(self) -> None:
+        """Ends the turn under way, from any thread; what came is kept, and its `Done` says "cancelled"."""
+        if (running := self._running) is not None:
+            running.cancel()
+
+    def settle(self) -> None:
+        """Returns when the next turn is prepared: everything up to here has been read in the form it will have."""
+        if self._running is None:
+            self._prepare(always=True)
+        if (settling := self._settling) is not None:
+            settling.wait()
+
+    @property
+    def open_calls(self) -> tuple[ToolCall, ...]:
+        """Calls of the last reply that wait for `resume`, because their tools are known by a schema only."""
+        last: Message = self._messages[-1] if self._messages else {}
+        calls = [call.get("function", call) for call in last.get("tool_calls") or ()]
+        return tuple(ToolCall(call["name"], call.get("arguments", call.get("parameters"))) for call in calls)
+
+    def _turn_index(self, turn: int) -> int:
+        starts = self._turn_starts(self._messages)
+        if not isinstance(turn, int) or not -len(starts) <= turn < len(starts):
+            raise ValueError(f"there is no turn {turn!r}: the conversation has {len(starts)}")
+        return starts[turn]
+
+    def _end_abandoned_turn(self) -> None:
+        """A turn that this thread began and left (an interrupted notebook cell, say) is closed here."""
+        if (running := self._running) is None:
+            return
+        turn = running.turn() if running.turn is not None else None
+        if turn is not None and running.thread == threading.get_ident():
+            turn.close()
+        else:
+            raise RuntimeError("a turn of this chat is under way in another thread: cancel() it or wait for its end")
+
+    def _begin(self, messages: list[Message], options: Mapping[str, Any], replaces: bool = False) -> Turn:
+        """Checks a turn; it changes the chat only once it is iterated."""
+        options = dict(options)
+        toolbox, tools = self._toolbox, self._tools
+        if "tools" in options:
+            tools = tuple(options.pop("tools") or ())
+            toolbox = Toolbox(tools)
+        self._compute_weights()
+        plan = Plan(messages, toolbox, tools, *self._options(options))
+        plan.before, plan.replaces = self._messages, replaces
+        self._fit(plan)
+        self._generation(plan)  # raises what is wrong with the options
+        running = Running()
+        turn = Turn(self._turn(plan, running), running)
+        running.turn = weakref.ref(turn)
+        return turn
+
+    def _compute_weights(self) -> None:
+        """Weights that this thread has changed are computed here: the owner's thread cannot do it."""
+        mx.eval(self.model.parameters())
+
+    def _options(self, given: Mapping[str, Any]) -> tuple[Options, bool]:
+        """The options of a turn, and whether it thinks: what was given, and else what holds for the chat."""
+        given = {name: value for name, value in given.items() if value is not None}
+        thinking = given.pop("thinking", self.thinking)
+        if not isinstance(thinking, bool):
+            raise ValueError(f"thinking must be true or false, not {thinking!r}")
+        chosen: dict[str, Any] = {"sampling": self.sampling, "max_tokens": self.max_tokens}
+        if thinking:
+            chosen["thinking_budget"] = self.thinking_budget
+        return Options(**(chosen | given)), thinking
+
+    def _render(self, plan: Plan, messages: Sequence[Message], reply: bool) -> list[int]:
+        return self.tokenizer.apply_chat_template(
+            messages, tools=plan.tools or None, add_generation_prompt=reply, enable_thinking=plan.thinking
+        )
+
+    def _fit(self, plan: Plan) -> None:
+        """Renders the prompt, without the oldest turns where they have to go. Raises ValueError if it is too long."""
+        system = self._system_length
+        starts = self._turn_starts(plan.messages)
+        dropped = self.dropped if system + self.dropped in starts else 0
+
+        def without(dropped: int) -> list[int]:
+            return self._render(plan, [*plan.messages[:system], *plan.messages[system + dropped :]], reply=True)
+
+        ids = without(dropped)
+        limit = self.context_limit
+        if self.overflow == "drop_oldest":
+            kept = min(plan.options.max_tokens or MAX_TOKENS, limit // 4)  # for the reply
+            if len(ids) + kept > limit:
+                # Down to three quarters of what may be used: dropping means reading the rest again.
+                target = (limit - kept) * 3 // 4
+                later = [start - system for start in starts if start > system + dropped] or [dropped]
+                fitting = bisect.bisect_left(later, True, key=lambda dropped: len(without(dropped)) <= target)
+                dropped = later[min(fitting, len(later) - 1)]
+                ids = without(dropped)
+        if len(ids) >= limit:
+            newest = " (the newest turn alone)" if self.overflow == "drop_oldest" else ""
+            raise ValueError(
+                f"the conversation has {len(ids)} tokens{newest}, and the model's context of {limit} must hold it and "
+                "a reply: undo() or edit() a turn, reset(), or make the Chat with overflow='drop_oldest'"
+            )
+        plan.ids, plan.dropped = ids, dropped
+
+    def _generation(self, plan: Plan) -> Generation:
+        constraint = None
+        if self.constrain_tools and plan.tools:
+            known = self._constraint if plan.tools is self._tools else None
+            constraint = known or tool_constraint(self.model, self.tokenizer, plan.tools)
+            if plan.tools is self._tools:
+                self._constraint = constraint
+        return Generation(
+            self.model, self.tokenizer, plan.ids, plan.options, prompt_cache=self._cache, constraint=constraint
+        )
+
+    def _turn(self, plan: Plan, running: Running) -> Generator[TurnEvent, None, None]:
+        """The events of a turn; keeps the history whole, however it ends."""
+        with self._lock:
+            if self._running is not None:
+                raise RuntimeError("another turn of this chat is under way")
+            if self._messages is not plan.before:
+                raise RuntimeError("the conversation has changed since this turn was made")
+            self._running = running
+        running.thread = threading.get_ident()
+        self._messages, self.dropped = plan.messages, plan.dropped
+        self._use(plan.toolbox, plan.tools)
+        total: Done | None = None
+        try:
+            for rounds_left in range(self.max_tool_rounds, -1, -1):
+                done, problems = yield from self._reply(plan, running)
+                total = done if total is None else added(total, done)
+                if not (yield from self._run_calls(running, done, problems, rounds_left)):
+                    break
+                if running.cancelled.is_set():
+                    total = dataclasses.replace(total, finish_reason="cancelled")
+                    break
+                if not self._next_round(plan):
+                    total = dataclasses.replace(total, finish_reason="length")
+                    break
+        finally:
+            self._running = None
+            self._prepare()
+        assert total is not None
+        yield total
+
+    def _reply(self, plan: Plan, running: Running) -> Generator[TurnEvent, None, tuple[Done, list[str]]]:
+        """One reply of the model, put into the history whole or cut: its `Done`, and what was wrong with its calls."""
+        self._stop_settling()
+        generation = self._generation(plan)
+        came = Came()
+        job = self._owner.submit(generation)
+        running.begin(generation, job)
+        done = None
+        try:
+            for event in job:
+                if isinstance(event, Done):
+                    done = event
+                else:
+                    came.add(event)
+                    yield event
+        except Exception:
+            came.finish_reason = "error"
+            raise
+        finally:
+            if done is None:
+                generation.cancel()
+            job.close()
+            running.end()
+            self._keep(came, done, plan)
+        # Without an end of its own it was cancelled while it waited for its place.
+        return done or Done("cancelled", len(plan.ids), 0, 0, 0, 0.0, 0.0, 0.0, 0), came.problems
+
+    def _keep(self, came: Came, done: Done | None, plan: Plan) -> None:
+        """Puts a reply into the history. Where nothing came that could replace an old one, the old one stays."""
+        if done is not None:
+            came.finish_reason, came.stats = done.finish_reason, dataclasses.asdict(done)
+        if plan.replaces and not came.anything and came.finish_reason in ("cancelled", "error"):
+            self._messages = plan.before
+            return
+        plan.replaces = False
+        self._append(came.message())
+        if came.calls and came.finish_reason != "tool_calls":
+            self._append(*tool_messages([{"error": "not run: the reply was cut off"}] * len(came.calls)))
+
+    def _run_calls(
+        self, running: Running, done: Done, problems: list[str], rounds_left: int
+    ) -> Generator[TurnEvent, None, bool]:
+        """Runs the calls of the last reply; whether the model is to go on with their results."""
+        calls = self.open_calls
+        if done.finish_reason not in ("stop", "tool_calls") or not (calls or (problems and self._toolbox)):
+            return False
+        if any(call.name in self._toolbox.names and not self._toolbox.runnable(call.name) for call in calls):
+            return False  # the results are the caller's to give
+        self._prepare()
+        results: list[Any] = []
+        try:
+            for call in calls:
+                result = self._run_call(call, running, rounds_left)
+                results.append(result.content)
+                yield result
+        finally:
+            results += [{"error": "not run: the turn was ended"}] * (len(calls) - len(results))
+            results += [{"error": f"this is no valid call: {problem}"} for problem in problems]
+            self._append(*tool_messages(results))
+        return rounds_left > 0
+
+    def _run_call(self, call: ToolCall, running: Running, rounds_left: int) -> ToolResult:
+        def refused(reason: str) -> ToolResult:
+            return ToolResult(call, {"error": reason}, failed=True, seconds=0.0)
+
+        if running.cancelled.is_set():
+            return refused("not run: the turn was ended")
+        if rounds_left == 0:
+            return refused(f"not run: a turn has {self.max_tool_rounds} rounds of calls, and they are used up")
+        try:
+            self._toolbox.arguments(call)
+        except ToolError as error:
+            return refused(str(error))
+        if self.approve is not None and not self.approve(call):
+            return refused("not run: the user did not allow this call")
+        return self._toolbox.run(call, timeout=self.tool_timeout, cancelled=running.cancelled)
+
+    def _next_round(self, plan: Plan) -> bool:
+        """The prompt with the results in it. Results too long for the context are replaced; False if it is full."""
+        plan.messages = self._messages
+        with contextlib.suppress(ValueError):
+            self._fit(plan)
+            self.dropped = plan.dropped
+            return True
+        first = max(i for i, message in enumerate(self._messages) if message["role"] != "tool") + 1
+        error = {"error": "the result is too long for what is left of the context"}
+        plan.messages = self._messages = [
+            *self._messages[:first],
+            *tool_messages([error] * len(self._messages[first:])),
+        ]
+        with contextlib.suppress(ValueError):
+            self._fit(plan)
+            self.dropped = plan.dropped
+            return True
+        return False
+
+    def _append(self, *messages: Message) -> None:
+        self._messages = [*self._messages, *messages]
+
+    # --- the caches -----------------------------------------------------------
+
+    def _prepare(self, always: bool = False) -> None:
+        """Has the history read in the form that the next prompt will begin with, when the thread is idle."""
+        self._stop_settling()
+        system = self._system_length
+        dropped = self.dropped if system + self.dropped < len(self._messages) else 0
+        messages = [*self._messages[:system], *self._messages[system + dropped :]]
+        ids = []
+        if self._turn_starts(messages):
+            ids = self._render(Plan([], self._toolbox, self._tools, Options(), False), messages, reply=False)
+        self.context_tokens = len(ids)
+        if 0 < len(ids) < self.context_limit and (always or self._auto_settle):
+            self._settling = self._owner.when_idle(self._cache.settle(ids))
+
+    def _stop_settling(self) -> None:
+        if self._settling is not None:
+            self._settling.drop()
+            self._settling = None
+
+    # --- the file -------------------------------------------------------------
+
+    def save(self, path: str | Path, caches: bool = False) -> None:
+        """Writes the conversation to a JSON file, whole or not at all; with `caches` what was read of it, beside it.
+
+        The caches go to PATH.cache, and may be large. Tools are functions and cannot be saved: their names are.
+        """
+        path = Path(path)
+        content = {
+            "format": FILE_FORMAT,
+            "version": FILE_VERSION,
+            "messages": self._messages,
+            "dropped": self.dropped,
+            "tools": list(self._toolbox.names),
+            "settings": {
+                "thinking": self.thinking,
+                "thinking_budget": self.thinking_budget,
+                "max_tokens": self.max_tokens,
+                "sampling": None if self.sampling is None else dataclasses.asdict(self.sampling),
+                "overflow": self.overflow,
+            },
+        }
+        text = json.dumps(content, ensure_ascii=False, indent=1)
+        if caches:
+            self.settle()
+            self._owner.call(lambda: self._cache.save(_cache_path(path)))
+        with atomic_file(path) as stream:
+            stream.write(text.encode())
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        model: Exaone4ForCausalLM,
+        tokenizer: Tokenizer,
+        *,
+        tools: Sequence[Tool] = (),
+        caches: bool = False,
+        **settings: Any,
+    ) -> Chat:
+        """The conversation that `save` wrote. `settings` are those of `Chat` and come before the saved ones.
+
+        `caches` takes up what was read of it; where that file is damaged there is a warning, and it is read again.
+        Raises FileNotFoundError for a file that is not there, and ValueError for one that is no saved chat, or,
+        with `caches`, for caches of another model.
+        """
+        path = Path(path)
+        content = _read_chat(path)
+        saved = content["settings"]
+        if saved.get("sampling") is not None:
+            saved["sampling"] = Sampling(**saved["sampling"])
+        if missing := sorted(set(content["tools"]) - set(Toolbox(tools).names)):
+            warnings.warn(f"{path} was saved with tools that are not given now: {', '.join(missing)}", stacklevel=2)
+        system = settings.pop("system", None)
+        chat = cls(model, tokenizer, tools=tools, messages=content["messages"], **(saved | settings))
+        if system is not None:
+            chat.system = system
+        chat.dropped = content["dropped"]
+        if caches:
+            pool = chat._owner.checkpoints
+            chat._cache = chat._owner.call(lambda: PromptCache.load(_cache_path(path), model, tokenizer, pool))
+        chat._prepare()
+        return chat
+
+
+def _cache_path(path: Path) -> Path:
+    return path.with_name(path.name + CACHE_SUFFIX)
+
+
+def _read_chat(path: Path) -> dict[str, Any]:
+    """The content of a saved chat, checked."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no saved chat {path}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
+            raise ValueError(f"its format is not {FILE_FORMAT!r}")
+        if content.get("version") != FILE_VERSION:
+            raise ValueError(f"it has version {content.get('version')!r}, and this program reads {FILE_VERSION}")
+        messages, dropped = content.get("messages"), content.get("dropped", 0)
+        if messages != []:
+            check_messages(messages)  # type: ignore[arg-type]
+        if not isinstance(dropped, int) or not 0 <= dropped <= len(messages):  # type: ignore[arg-type]
+            raise ValueError(f"dropped is {dropped!r}")
+        settings, tools = content.get("settings", {}), content.get("tools", [])
+        if not isinstance(settings, dict) or not isinstance(tools, list):
+            raise ValueError("settings or tools are malformed")
+    except ValueError as error:
+        raise ValueError(f"{path} is not a saved chat: {error}") from error
+    return {"messages": messages, "dropped": dropped, "settings": settings, "tools": tools}
