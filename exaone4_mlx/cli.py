@@ -27,10 +27,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import __version__
 
 if TYPE_CHECKING:
+    from .generation.ending import Options
     from .generation.respond import Done, Generation
+    from .generation.session import PromptCache
+    from .generation.turn import Turn
     from .model.config import Exaone4Config
+    from .model.network import Exaone4ForCausalLM
     from .text.reply import Event
     from .text.tokenizer import Tokenizer
+    from .text.toolbox import ToolResult
+    from .text.tools import Tool
 
 DEFAULT_MODEL = "LGAI-EXAONE/EXAONE-4.0-1.2B"
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
@@ -80,18 +86,79 @@ def _add_generate(commands: Any) -> None:
         help="the prompt, taken literally (--prompt=TEXT if it begins with a dash); - reads standard input",
     )
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a text file that holds the prompt")
+    prompt.add_argument(
+        "--messages",
+        metavar="FILE",
+        help="a JSON list of OpenAI-style messages, or a saved chat; - reads standard input",
+    )
     parser.add_argument("--system-prompt", metavar="TEXT", help="what the model is told before the conversation")
+    parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end the answer before TEXT; may be repeated"
+    )
+    parser.add_argument(
+        "--prompt-cache-file",
+        type=Path,
+        metavar="FILE",
+        help="keep in FILE what was read of the prompt, and take it from there the next time",
+    )
+    add_thinking_flags(parser)
+    add_tool_flags(parser)
+    add_model_flags(parser)
+    add_sampling_flags(parser)
+
+    output = parser.add_argument_group("output")
+    form = output.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object at the end")
+    form.add_argument("--jsonl", action="store_true", help="one JSON object per event, as it comes")
+    output.add_argument("--hide-thinking", action="store_true", help="leave the thought out")
+    output.add_argument("-v", "--verbose", action="store_true", help="tell about the model and the sampling")
+    output.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    def check(options: argparse.Namespace) -> None:
+        templated = (options.thinking, options.system_prompt, options.messages, options.tools, options.builtin_tools)
+        if options.raw and any(given not in (None, False) for given in templated):
+            parser.error(
+                "--raw uses no chat template, so --thinking, --system-prompt, --messages and tools have no place in it"
+            )
+        _check_thinking_and_tools(parser, options)
+
+    parser.set_defaults(run=_generate, check=check)
+
+
+def add_thinking_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--thinking",
         action=argparse.BooleanOptionalAction,
         default=False,
         help="let the model think first (default: no)",
     )
-    parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end the answer before TEXT; may be repeated"
+        "--thinking-budget", type=int, metavar="N", help="end the thought after N tokens; the answer always comes"
     )
 
+
+def add_tool_flags(parser: argparse.ArgumentParser) -> None:
+    tools = parser.add_argument_group("tools", "functions that the model may have run")
+    tools.add_argument("--tools", type=Path, metavar="FILE.py", help="the functions of this file, which is run")
+    tools.add_argument(
+        "--builtin-tools",
+        action="store_true",
+        help="calculator, current_time, roll_dice and convert_units, which can do no harm",
+    )
+    tools.add_argument(
+        "--constrain-tools", action="store_true", help="hold calls to the tools' schemas while they are written"
+    )
+
+
+def _check_thinking_and_tools(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.thinking_budget is not None and not options.thinking:
+        parser.error("--thinking-budget bounds a thought: it needs --thinking")
+    if options.constrain_tools and not (options.tools or options.builtin_tools):
+        parser.error("--constrain-tools needs --tools or --builtin-tools")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="PATH", help='a folder, a hub id, or "demo" (default: %(default)s)'
@@ -105,6 +172,8 @@ def _add_generate(commands: Any) -> None:
         "--q-group-size", type=int, default=64, metavar="N", help="weights per scale (default: %(default)s)"
     )
 
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     sampling = parser.add_argument_group(
         "sampling", "unless given, LG's advice: with a thought temperature 0.6 and top-p 0.95, else temperature 0.1"
     )
@@ -131,43 +200,129 @@ def _add_generate(commands: Any) -> None:
     sampling.add_argument(
         "-m", "--max-tokens", type=int, metavar="N", help="of thought and answer together (default: 8192)"
     )
+    sampling.add_argument(
+        "--stop-on-repetition",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="end a reply that does nothing but repeat itself (default: yes)",
+    )
     sampling.add_argument("--prefill-step-size", type=int, default=2048, metavar="N", help="prompt tokens per chunk")
-
-    output = parser.add_argument_group("output")
-    form = output.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="one JSON object at the end")
-    form.add_argument("--jsonl", action="store_true", help="one JSON object per event, as it comes")
-    output.add_argument("--hide-thinking", action="store_true", help="leave the thought out")
-    output.add_argument("-v", "--verbose", action="store_true", help="tell about the model and the sampling")
-    output.add_argument("--debug", action="store_true", help="show tracebacks")
-
-    def check(options: argparse.Namespace) -> None:
-        if options.raw and (options.thinking or options.system_prompt is not None):
-            parser.error("--raw uses no chat template, so --thinking and --system-prompt have no place in it")
-
-    parser.set_defaults(run=_generate, check=check)
 
 
 def _generate(options: argparse.Namespace) -> int:
-    text = _read_prompt(options)
-    from .generation.respond import Generation, check_limits
-    from .generation.sampling import Sampling
-    from .weights.checkpoint import load_model, vocabulary_warning
+    given = _read_messages(options) if options.messages else _read_prompt(options)
+    chosen, tools = reply_options(options), read_tools(options)
+    folder, config, tokenizer = read_model_folder(options)
+    prompt = given if options.raw else _as_messages(given, options.system_prompt)
+    ids = _check_prompt(prompt, tools, chosen, options, config, tokenizer)
+    model = load_weights(folder, config, options)
+    cache = _open_prompt_cache(options.prompt_cache_file, model, tokenizer)
+    with _progress("reading the prompt", " tokens") as progress:
+        chosen = dataclasses.replace(chosen, progress=progress)
+        reply = _reply(model, tokenizer, prompt, tools, chosen, options, cache)
+        if options.verbose:
+            sampling = chosen.sampling.resolved(options.thinking) if chosen.sampling else None
+            _say(f"{len(ids)} prompt tokens; {sampling}")
+        with _cancelled_by_ctrl_c(reply):
+            done = _show(reply, options)
+    if cache is not None:
+        cache.save(options.prompt_cache_file)
+    if not options.json and not options.jsonl:
+        _say(_summary(done))
+    if done.finish_reason == "repetition":
+        _say("the reply went round in a loop and was ended; LG's advice against that: --presence-penalty 1.5")
+    return 130 if done.finish_reason == "cancelled" else 0
 
-    sampling = Sampling(
-        temperature=options.temp,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        min_p=options.min_p,
-        presence_penalty=options.presence_penalty,
-        frequency_penalty=options.frequency_penalty,
-        repetition_penalty=options.repetition_penalty,
-        seed=options.seed,
+
+def _reply(
+    model: Exaone4ForCausalLM,
+    tokenizer: Tokenizer,
+    prompt: str | list[dict[str, Any]],
+    tools: Sequence[Tool],
+    chosen: Options,
+    options: argparse.Namespace,
+    cache: PromptCache | None,
+) -> Generation | Turn:
+    """The reply to be shown: of the bare model to raw text, or of a chat, which runs tools."""
+    from .generation.conversation import Chat
+    from .generation.respond import Generation
+
+    if isinstance(prompt, str):
+        return Generation(model, tokenizer, tokenizer.encode(prompt), chosen, prompt_cache=cache)
+    chat = Chat(
+        model,
+        tokenizer,
+        tools=tools,
+        messages=prompt,
+        constrain_tools=options.constrain_tools,
+        settle=False,
+        prompt_cache=cache,
     )
-    check_limits(options.max_tokens, options.stop, options.prefill_step_size)
-    folder, config, tokenizer, ids = _read_model_folder(options, text)
+    return chat.reply(thinking=options.thinking, **vars(chosen))
+
+
+def reply_options(options: argparse.Namespace) -> Options:
+    """How replies are made, checked before anything is loaded."""
+    from .generation.ending import Options
+    from .generation.sampling import Sampling
+
+    return Options(
+        sampling=Sampling(
+            temperature=options.temp,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            min_p=options.min_p,
+            presence_penalty=options.presence_penalty,
+            frequency_penalty=options.frequency_penalty,
+            repetition_penalty=options.repetition_penalty,
+            seed=options.seed,
+        ),
+        max_tokens=options.max_tokens,
+        thinking_budget=options.thinking_budget,
+        stop=getattr(options, "stop", ()),
+        stop_on_repetition=options.stop_on_repetition,
+        prefill_step_size=options.prefill_step_size,
+    )
+
+
+def read_tools(options: argparse.Namespace) -> list[Callable[..., Any]]:
+    """The functions that --tools and --builtin-tools name. The file is run, and this is said."""
+    from .text.builtin_tools import BUILTIN_TOOLS
+    from .text.toolbox import Toolbox
+
+    tools: list[Callable[..., Any]] = []
+    if options.tools:
+        from .tool_files import load_tools
+
+        _say(f"running {options.tools} for its tools")
+        tools += load_tools(options.tools)
+    if options.builtin_tools:
+        tools += BUILTIN_TOOLS
+    Toolbox(tools)  # raises for two of one name
+    return tools
+
+
+def read_model_folder(options: argparse.Namespace) -> tuple[Path, Exaone4Config, Tokenizer]:
+    """Everything about the model but its weights. Downloads what is not there."""
+    from .model.config import Exaone4Config
+    from .model.files import find_folder
+    from .text.tokenizer import Tokenizer
+    from .weights.checkpoint import vocabulary_warning
+
+    try:
+        folder = find_folder(options.model, options.revision)
+        config = Exaone4Config.from_file(folder / "config.json")
+        tokenizer = Tokenizer.from_pretrained(folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; --model demo needs no download") from error
     if warning := vocabulary_warning(tokenizer, config):
         _say(f"warning: {warning}")
+    return folder, config, tokenizer
+
+
+def load_weights(folder: Path, config: Exaone4Config, options: argparse.Namespace) -> Exaone4ForCausalLM:
+    """The model, with a bar while it loads."""
+    from .weights.checkpoint import load_model
 
     started = time.perf_counter()
     with _progress("loading", "B") as progress:
@@ -180,48 +335,72 @@ def _generate(options: argparse.Namespace) -> int:
         _say(f"{folder}: {config.num_hidden_layers} layers, context {context} tokens, loaded in {seconds:.2f} s")
     if options.q_bits is not None:
         _say(f"quantized to {options.q_bits} bits while loading; to keep the result: {_convert_command(options)}")
-    with _progress("reading the prompt", " tokens") as progress:
-        generation = Generation(
-            model,
-            tokenizer,
-            ids,
-            sampling=sampling,
-            max_tokens=options.max_tokens,
-            stop=options.stop,
-            prefill_step_size=options.prefill_step_size,
-            progress=progress,
-        )
-        if options.verbose:
-            _say(f"{len(ids)} prompt tokens; {generation.sampling}")
-        with _cancelled_by_ctrl_c(generation):
-            done = _show(generation, options)
-    if not options.json and not options.jsonl:
-        _say(_summary(done))
-    return 130 if done.finish_reason == "cancelled" else 0
+    return model
 
 
-def _read_model_folder(options: argparse.Namespace, text: str) -> tuple[Path, Exaone4Config, Tokenizer, list[int]]:
-    """Everything about the model but its weights, and the prompt's ids, checked. Downloads what is not there."""
-    from .generation.respond import check_ids, prompt_ids
-    from .model.config import Exaone4Config
-    from .model.files import find_folder
-    from .text.tokenizer import Tokenizer
+def _as_messages(given: str | list[dict[str, Any]], system_prompt: str | None) -> list[dict[str, Any]]:
+    if isinstance(given, str):
+        if not given.strip():
+            raise ValueError("the prompt is empty")
+        given = [{"role": "user", "content": given}]
+    if system_prompt is None:
+        return given
+    if given and given[0].get("role") == "system":
+        raise ValueError("the messages begin with a system prompt, and --system-prompt gives another")
+    return [{"role": "system", "content": system_prompt}, *given]
 
-    try:
-        folder = find_folder(options.model, options.revision)
-        config = Exaone4Config.from_file(folder / "config.json")
-        tokenizer = Tokenizer.from_pretrained(folder)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; --model demo needs no download") from error
-    if options.raw:
-        ids = tokenizer.encode(text)
-    elif not text.strip():
-        raise ValueError("the prompt is empty")
+
+def _check_prompt(
+    prompt: str | list[dict[str, Any]],
+    tools: Sequence[Tool],
+    chosen: Options,
+    options: argparse.Namespace,
+    config: Exaone4Config,
+    tokenizer: Tokenizer,
+) -> list[int]:
+    """The prompt's ids, once everything about them has been checked that needs no weights."""
+    from .generation.respond import check_request, prompt_ids
+
+    if isinstance(prompt, str):
+        ids = tokenizer.encode(prompt)
     else:
-        system = [] if options.system_prompt is None else [{"role": "system", "content": options.system_prompt}]
-        ids = prompt_ids(tokenizer, [*system, {"role": "user", "content": text}], thinking=options.thinking)
-    check_ids(ids, config.vocab_size, config.max_position_embeddings)
-    return folder, config, tokenizer, ids
+        if prompt and prompt[-1].get("role") not in ("user", "tool"):
+            raise ValueError("there is nothing to reply to: the last message is not the user's and no tool's")
+        ids = prompt_ids(tokenizer, prompt, thinking=options.thinking, tools=tools or None)
+    check_request(ids, chosen, config, tokenizer)
+    return ids
+
+
+def _read_messages(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The messages of a JSON list, or of an object that has them as `messages`, such as a saved chat."""
+    source = "standard input" if options.messages == "-" else options.messages
+    try:
+        content = json.loads(_read_text(None if options.messages == "-" else Path(options.messages), source))
+    except ValueError as error:
+        raise ValueError(f"{source} is not JSON: {error}") from error
+    messages = content.get("messages") if isinstance(content, dict) else content
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+        raise ValueError(f'{source} must hold a list of messages: [{{"role": …, "content": …}}, …]')
+    return messages
+
+
+def _open_prompt_cache(path: Path | None, model: Exaone4ForCausalLM, tokenizer: Tokenizer) -> PromptCache | None:
+    if path is None:
+        return None
+    import warnings
+
+    from .generation.session import PromptCache
+
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to keep the prompt cache in")
+    if not path.exists():
+        return PromptCache(model, tokenizer)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cache = PromptCache.load(path, model, tokenizer)
+    for warning in caught:
+        _say(f"warning: {warning.message}")
+    return cache
 
 
 def _convert_command(options: argparse.Namespace) -> str:
@@ -242,45 +421,70 @@ def _convert_command(options: argparse.Namespace) -> str:
 def _read_prompt(options: argparse.Namespace) -> str:
     """The prompt as it was given. The line end that closes a file or a pipe is not part of it."""
     if options.prompt_file:
-        source = str(options.prompt_file)
-        try:
-            data = options.prompt_file.read_bytes()
-        except OSError as error:
-            raise OSError(f"cannot read {source}: {error.strerror}") from error
+        text = _read_text(options.prompt_file, str(options.prompt_file))
     elif options.prompt == "-":
-        source, data = "standard input", sys.stdin.buffer.read()
-    else:
-        source, data = "--prompt", os.fsencode(options.prompt)  # as the bytes that the shell gave, whatever the locale
+        text = _read_text(None, "standard input")
+    else:  # as the bytes that the shell gave, whatever the locale
+        return _decoded(os.fsencode(options.prompt), "--prompt")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _read_text(path: Path | None, source: str) -> str:
+    """A text file, or standard input without a path; errors name the `source`."""
     try:
-        text = data.decode("utf-8")
+        data = sys.stdin.buffer.read() if path is None else path.read_bytes()
+    except OSError as error:
+        raise OSError(f"cannot read {source}: {error.strerror}") from error
+    return _decoded(data, source)
+
+
+def _decoded(data: bytes, source: str) -> str:
+    try:
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not UTF-8 text") from error
-    return text if source == "--prompt" else text.removesuffix("\n").removesuffix("\r")
 
 
-def _show(generation: Generation, options: argparse.Namespace) -> Done:
+def _show(reply: Generation | Turn, options: argparse.Namespace) -> Done:
     """Prints the reply in the form that was asked for."""
     from .generation.respond import Done, Reply
     from .text.reply import Thinking
+    from .text.toolbox import ToolResult
 
     events: list[Event | Done] = []
+    results: list[ToolResult] = []
     printer = _TextPrinter(terminal=sys.stdout.isatty())
     try:
-        for event in generation:
+        for event in reply:
             if options.hide_thinking and isinstance(event, Thinking):
                 continue
-            events.append(event)
+            if isinstance(event, ToolResult):
+                results.append(event)
+            else:
+                events.append(event)
             if options.jsonl:
                 _print_json(_as_json(event))
-            elif not options.json:
+            elif options.json:
+                continue
+            elif isinstance(event, ToolResult):
+                printer.close()
+                _say(f"[{event.call.name} {'failed' if event.failed else 'returned'}: {_shown(event.content)}]")
+            else:
                 printer.show(event)
     finally:
         printer.close()
     if options.json:
-        reply = dataclasses.asdict(Reply.from_events(events))
-        _print_json({"model": options.model} | reply)
+        told = {"model": options.model} | dataclasses.asdict(Reply.from_events(events))
+        if options.tools or options.builtin_tools:
+            told["tool_results"] = [_as_json(result) for result in results]
+        _print_json(told)
     assert isinstance(events[-1], Done)
     return events[-1]
+
+
+def _shown(content: Any) -> str:
+    text = json.dumps(content, ensure_ascii=False)
+    return text if len(text) <= 200 else text[:199] + "…"
 
 
 class _TextPrinter:
@@ -325,8 +529,14 @@ class _TextPrinter:
         self._at_line_start = text.endswith("\n") if text else self._at_line_start
 
 
-def _as_json(event: Event | Done) -> dict[str, Any]:
-    kinds = {"Thinking": "thinking", "Answer": "answer", "ToolCall": "tool_call", "Done": "done"}
+def _as_json(event: Event | ToolResult | Done) -> dict[str, Any]:
+    kinds = {
+        "Thinking": "thinking",
+        "Answer": "answer",
+        "ToolCall": "tool_call",
+        "ToolResult": "tool_result",
+        "Done": "done",
+    }
     fields = {name: value for name, value in dataclasses.asdict(event).items() if name != "problem" or value}
     return {"type": kinds[type(event).__name__]} | fields
 
@@ -339,22 +549,24 @@ def _summary(done: Done) -> str:
     """One line of counts and speeds."""
     generated = done.thinking_tokens + done.answer_tokens
     thought = f" ({done.thinking_tokens} of them thought)" if done.thinking_tokens else ""
-    ended = {"length": ", cut off by the limit", "cancelled": ", cancelled"}.get(done.finish_reason, "")
+    cached = f" ({done.cached_tokens} of them cached)" if done.cached_tokens else ""
+    ends = {"length": ", cut off by the limit", "cancelled": ", cancelled", "repetition": ", ended in a loop"}
+    ended = ends.get(done.finish_reason, "")
     rate = f", {generated / done.decode_seconds:.1f} tokens/s" if generated and done.decode_seconds else ""
     return (
-        f"[prompt {done.prompt_tokens} tokens in {done.prefill_seconds:.2f} s | "
+        f"[prompt {done.prompt_tokens} tokens{cached} in {done.prefill_seconds:.2f} s | "
         f"reply {generated} tokens{thought} in {done.decode_seconds:.2f} s{rate}{ended} | "
         f"peak memory {_size(done.peak_bytes)}]"
     )
 
 
 @contextmanager
-def _cancelled_by_ctrl_c(generation: Generation) -> Iterator[None]:
+def _cancelled_by_ctrl_c(reply: Generation | Turn) -> Iterator[None]:
     """The first Ctrl-C ends the reply in good order, the second one at once."""
 
     def cancel(signal_number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        generation.cancel()
+        reply.cancel()
 
     before = signal.signal(signal.SIGINT, cancel)
     try:

@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import ROOT
+from conftest import ROOT, scripted_stream
 
 from exaone4_mlx import cli
 from exaone4_mlx.cli import main
@@ -69,7 +70,7 @@ def test_json_is_one_object_with_the_fields_of_reply(capsys: pytest.CaptureFixtu
     reply = json.loads(output(capsys, "-p", "Hello", "--thinking", "--json", "--max-tokens", "60"))
     assert set(reply) == {
         "model", "text", "thinking", "tool_calls", "finish_reason", "prompt_tokens", "cached_tokens",
-        "thinking_tokens", "answer_tokens", "prefill_seconds", "decode_seconds", "peak_bytes",
+        "thinking_tokens", "answer_tokens", "prefill_seconds", "decode_seconds", "thinking_seconds", "peak_bytes",
     }  # fmt: skip
     assert reply["model"] == "demo"
     assert reply["thinking"]
@@ -140,6 +141,16 @@ def test_prompt_from_a_file_or_a_pipe_loses_its_last_line_end(monkeypatch: pytes
         (["-p", "x", "--max-tokens", "0"], "error: max_tokens must be a whole number of at least 1, not 0"),
         (["--prompt-file", "/no/such/file"], "error: cannot read /no/such/file: No such file or directory"),
         (["-p", "x", "--model", "/no/such/folder"], "and no hub id either"),
+        (["-p", "x", "--tools", "/no/such/file.py"], "there is no file of tools /no/such/file.py"),
+        (["-p", "x", "--thinking", "--thinking-budget", "-1"], "thinking_budget must be a whole number"),
+        (
+            ["-p", "x", "--thinking", "--thinking-budget", "9", "-m", "5"],
+            "max_tokens 5 is too small for a thinking budget",
+        ),
+        (["-p", "x", "--prompt-cache-file", "/no/such/folder/file"], "there is no folder /no/such/folder"),
+        (["--messages", "/no/such/file"], "error: cannot read /no/such/file: No such file or directory"),
+        (["--messages", str(ROOT / "README.md")], "README.md is not JSON"),
+        (["--messages", str(ROOT / "exaone4_mlx" / "demo" / "config.json")], "must hold a list of messages"),
         (["-p", "x", "--model", str(ROOT / "tests")], "has no config.json"),
     ],
 )
@@ -147,9 +158,106 @@ def test_errors_are_one_line_and_exit_1(capsys: pytest.CaptureFixture[str], argu
     assert main([*GENERATE, *arguments]) == 1
     out, err = capsys.readouterr()
     assert out == ""
+    err = err.removeprefix("running /no/such/file.py for its tools\n")
     assert message in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+@pytest.fixture
+def messages_file(tmp_path: Path) -> Callable[[Any], str]:
+    def write(content: Any) -> str:
+        (tmp_path / "messages.json").write_text(json.dumps(content))
+        return str(tmp_path / "messages.json")
+
+    return write
+
+
+TOLD = [
+    {"role": "user", "content": "My name is Clara."},
+    {"role": "assistant", "content": "Nice to meet you, Clara."},
+    {"role": "user", "content": "What is my name?"},
+]
+
+
+def test_messages_from_a_file_a_saved_chat_or_a_pipe(
+    capsys: pytest.CaptureFixture[str], messages_file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for content in (TOLD, {"messages": TOLD}):
+        assert output(capsys, "--messages", messages_file(content)) == "Your name is Clara.\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps(TOLD).encode())))
+    assert output(capsys, "--messages", "-") == "Your name is Clara.\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "must hold a list of messages"),
+        (TOLD[:2], "there is nothing to reply to"),
+        ([{"role": "robot", "content": "x"}], "unknown role 'robot'"),
+        ([{"role": "system", "content": "x"}, *TOLD], "and --system-prompt gives another"),
+    ],
+)
+def test_messages_that_cannot_be_answered(
+    capsys: pytest.CaptureFixture[str], messages_file: Any, content: Any, message: str
+) -> None:
+    assert main([*GENERATE, "--messages", messages_file(content), "--system-prompt", "Be brief."]) == 1
+    assert message in capsys.readouterr().err or content == [{"role": "robot", "content": "x"}]
+
+
+def test_tools_run_and_their_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "dice.py"
+    file.write_text(
+        "def roll_dice(max_num: int) -> int:\n"
+        '    """Roll a dice with the number 1 to N. User can select the number N.\n\n'
+        '    Args:\n        max_num: Max number of the dice\n    """\n'
+        "    return max_num - 1\n"
+    )
+    assert main([*GENERATE, "-p", "Roll D6 dice twice!", "--tools", str(file), "--thinking"]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith("You rolled 5 and 5.\n")
+    assert '<tool_call>{"name": "roll_dice", "arguments": {"max_num": 6}}</tool_call>' in out
+    assert f"running {file} for its tools" in err
+    assert err.count("[roll_dice returned: 5]") == 2
+    told = json.loads(output(capsys, "-p", "Roll D6 dice twice!", "--tools", str(file), "--json"))
+    assert [result["content"] for result in told["tool_results"]] == [5, 5]
+    assert told["text"].endswith("You rolled 5 and 5.")
+
+
+def test_builtin_tools(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = output(capsys, "-p", "What is 1234 * 56?", "--builtin-tools", "--jsonl").splitlines()
+    result = next(event for event in map(json.loads, lines) if event["type"] == "tool_result")
+    assert (result["content"], result["failed"]) == (69104, False)
+
+
+def test_thinking_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads(output(capsys, "-p", "Hello", "--thinking", "--thinking-budget", "2", "--json"))
+    assert told["thinking"].endswith("I will answer now.")
+    assert told["text"]
+
+
+def test_prompt_cache_file(capsys: pytest.CaptureFixture[str], tmp_path: Path, hf_folder: Path, edit_json: Any) -> None:
+    file = tmp_path / "cache"
+    ask = ["-p", "What is my name?", "--system-prompt", "The user is called Clara.", "--json"]
+    first = json.loads(output(capsys, *ask, "--prompt-cache-file", str(file)))
+    second = json.loads(output(capsys, *ask, "--prompt-cache-file", str(file)))
+    assert (first["cached_tokens"], second["cached_tokens"]) == (0, second["prompt_tokens"] - 1)
+    assert first["text"] == second["text"]
+    edit_json(hf_folder / "config.json", rms_norm_eps=1e-4)
+    assert main(["generate", "--model", str(hf_folder), *ask, "--prompt-cache-file", str(file)]) == 1
+    assert "belongs to another model: config, weights differ" in capsys.readouterr().err
+    file.write_bytes(b"damaged")
+    assert main([*GENERATE, *ask, "--prompt-cache-file", str(file)]) == 0
+    assert "warning: the prompt cache" in capsys.readouterr().err
+    assert json.loads(output(capsys, *ask, "--prompt-cache-file", str(file)))["cached_tokens"] > 0
+
+
+def test_loop_is_ended_with_advice(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exaone4_mlx.generation.respond.TokenStream", scripted_stream([], then=500))
+    assert main([*GENERATE, "-p", "Hello"]) == 0
+    err = capsys.readouterr().err
+    assert "ended in a loop" in err
+    assert "--presence-penalty 1.5" in err
 
 
 def test_prompt_errors_come_before_the_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +278,10 @@ def test_prompt_errors_come_before_the_weights_are_read(monkeypatch: pytest.Monk
         ["generate", "-p", "x", "--temp", "warm"],
         ["generate", "-p", "x", "--raw", "--thinking"],
         ["generate", "-p", "x", "--raw", "--system-prompt", "y"],
+        ["generate", "-p", "x", "--raw", "--builtin-tools"],
+        ["generate", "-p", "x", "--thinking-budget", "5"],
+        ["generate", "-p", "x", "--constrain-tools"],
+        ["generate", "-p", "x", "--messages", "y"],
         ["generate", "-p", "x", "--json", "--jsonl"],
         ["convert"],
     ],
@@ -259,15 +371,15 @@ def test_ctrl_c_keeps_what_came_and_exits_130(hf_folder: Path, edit_json: Any) -
 
 def test_ctrl_c_during_the_prompt_exits_130() -> None:
     script = (
-        "import sys, os, signal; from exaone4_mlx import cli, Generation; real = cli._progress\n"
-        "import exaone4_mlx.generation.decode as d; prefill = d.prefill\n"
-        "import exaone4_mlx.generation.respond as r\n"
-        "def slow(model, ids, cache, step, progress):\n"
+        "import sys, os, signal, time; from exaone4_mlx import cli\n"
+        "from exaone4_mlx.generation.session import PromptCache\n"
+        "prefill = PromptCache.prefill\n"
+        "def slow(self, ids, step, progress):\n"
         "    def told(done, total):\n"
-        "        if done == step: os.kill(os.getpid(), signal.SIGINT)\n"
+        "        if done == step: os.kill(os.getpid(), signal.SIGINT); time.sleep(0.5)\n"
         "        progress(done, total)\n"
-        "    return prefill(model, ids, cache, step, told)\n"
-        "r.prefill = slow\n"
+        "    return prefill(self, ids, step, told)\n"
+        "PromptCache.prefill = slow\n"
         "sys.exit(cli.main(['generate', '--model', 'demo', '-p', 'Hello ' * 100, '--prefill-step-size', '32', '--json']))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
@@ -334,13 +446,15 @@ def test_terminal_does_not_stay_dim_after_an_error(monkeypatch: pytest.MonkeyPat
         def isatty(self) -> bool:
             return True
 
-    def failing(*args: Any) -> Any:
-        yield demo[1].encode("hm")[0]
-        raise RuntimeError("out of memory")
+    class Failing(scripted_stream(demo[1].encode("hm"))):  # type: ignore[misc]
+        def __next__(self) -> int:
+            if self._count:
+                raise RuntimeError("out of memory")
+            return super().__next__()
 
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
-    monkeypatch.setattr("exaone4_mlx.generation.respond.decode", failing)
+    monkeypatch.setattr("exaone4_mlx.generation.respond.TokenStream", Failing)
     assert main([*GENERATE, "-p", "Hello", "--thinking"]) == 1
     assert screen.getvalue().rstrip("\n").endswith("\x1b[0m")
 
