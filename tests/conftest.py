@@ -129,6 +129,12 @@ def demo() -> tuple[Any, Any]:
     return load("demo", dtype="float32")
 
 
+@pytest.fixture(scope="session")
+def unread(demo: tuple[Any, Any]) -> tuple[Any, Any]:
+    """A tiny random model with the demo's tokenizer and context: quick, where what it would say does not matter."""
+    return tiny_model(vocab_size=3072, max_position_embeddings=8192), demo[1]
+
+
 @pytest.fixture
 def hf_folder(tmp_path: Path) -> Path:
     """A copy of the demo checkpoint that a test may damage."""

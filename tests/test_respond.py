@@ -28,9 +28,9 @@ CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
 
 
 @pytest.fixture
-def scripted(demo: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def scripted(unread: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """scripted(text) makes the model's next reply `text`, then the end of the turn: a mock is a list of ids."""
-    model, tokenizer = demo
+    model, tokenizer = unread
 
     def script(text: str, ends: bool = True) -> tuple[Any, Any]:
         ids = tokenizer.encode(text) + ([tokenizer.eos_token_id] if ends else [])

@@ -219,16 +219,15 @@ class Generation:
     def _run(self) -> Generator[Event | Done, None, None]:
         mx.reset_peak_memory()
         with _wired_memory():
-            finish_reason = "cancelled"
             try:
-                stream = self._prefilled()
+                finish_reason = yield from self._reply(self._prefilled())
             except _Cancelled:
-                stream = None
-            if stream is not None:
-                try:
-                    finish_reason = yield from self._reply(stream)
-                finally:
-                    self._cache.finish()
+                finish_reason = "cancelled"
+            except Exception:
+                self._cache.clear()  # what a failed step left behind fails again
+                raise
+            finally:
+                self._cache.finish()
         yield self._counts.done(finish_reason)
 
     def _prefilled(self) -> TokenStream:

@@ -102,8 +102,10 @@ class PromptCache:
         self.layers = self._model.make_cache()
         self.checkpoints.clear()
         windows = [layer for layer in self.layers if isinstance(layer, RotatingKVCache)]
-        #: Tokens that every layer can always forget; None where no layer has a window.
+        #: Tokens that every layer can always forget; None where checkpoints are not needed, or not wanted.
         self._reserve = min((layer.rewind_capacity for layer in windows), default=None)
+        if self._pool.max_count == 0:
+            self._reserve = None
 
     @property
     def nbytes(self) -> int:
@@ -194,7 +196,7 @@ class PromptCache:
         self.ids = self.ids[:length]
 
     def _repair(self) -> None:
-        """Makes the caches agree with `ids` again after an exception in the middle of a step."""
+        """Makes the caches agree with `ids` again after an interrupt in the middle of a step."""
         offsets = {layer.offset for layer in self.layers}
         surplus = max(offsets) - len(self.ids)
         if len(offsets) > 1 or not 0 <= surplus <= min(layer.rewindable for layer in self.layers):
@@ -215,9 +217,13 @@ class PromptCache:
     def _read(self, ids: list[int], step_size: int) -> Iterator[tuple[int, mx.array]]:
         """Processes what the caches lack of `ids`: how many they hold after each chunk, and its hidden states."""
         start = len(self.ids)
-        for done, hidden in read(self._model, ids[start:], self.layers, step_size):
-            self.ids += ids[len(self.ids) : start + done]
-            yield start + done, hidden
+        try:
+            for done, hidden in read(self._model, ids[start:], self.layers, step_size):
+                self.ids += ids[len(self.ids) : start + done]
+                yield start + done, hidden
+        except Exception:
+            self.clear()  # what a failed step left behind fails again
+            raise
 
     def _checkpoint(self) -> None:
         """Remembers the present state, if any layer could lose it."""

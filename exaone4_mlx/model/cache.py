@@ -103,10 +103,8 @@ class Rows:
         """The same in buffers of their own; none where there are no rows."""
         if self.keys is None or self.values is None or start == stop:
             return ()
-        copied = Rows()
-        copied.keys, copied.values = self.keys, self.values
-        copied.resize(stop - start, start, stop, self.keys, self.values)
-        return copied.keys, copied.values
+        rows = mx.arange(start, stop)  # a gather copies; a slice, or assigning all of one, would share the buffer
+        return mx.take(self.keys, rows, axis=2), mx.take(self.values, rows, axis=2)
 
     def fill(self, arrays: tuple[mx.array, ...], limit: int | None) -> None:
         """Takes copies of `arrays` as the first rows. Buffers grow as in `grown_capacity`."""
