@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands)
+    _add_chat(commands)
     _add_convert(commands)
     _prepare_streams()
     options = parser.parse_args(arguments)
@@ -121,7 +122,9 @@ def _add_generate(commands: Any) -> None:
             parser.error(
                 "--raw uses no chat template, so --thinking, --system-prompt, --messages and tools have no place in it"
             )
-        _check_thinking_and_tools(parser, options)
+        if options.thinking_budget is not None and not options.thinking:
+            parser.error("--thinking-budget bounds a thought: it needs --thinking")
+        _check_tools(parser, options)
 
     parser.set_defaults(run=_generate, check=check)
 
@@ -151,9 +154,7 @@ def add_tool_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _check_thinking_and_tools(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    if options.thinking_budget is not None and not options.thinking:
-        parser.error("--thinking-budget bounds a thought: it needs --thinking")
+def _check_tools(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.constrain_tools and not (options.tools or options.builtin_tools):
         parser.error("--constrain-tools needs --tools or --builtin-tools")
 
@@ -287,9 +288,6 @@ def reply_options(options: argparse.Namespace) -> Options:
 
 def read_tools(options: argparse.Namespace) -> list[Callable[..., Any]]:
     """The functions that --tools and --builtin-tools name. The file is run, and this is said."""
-    from .text.builtin_tools import BUILTIN_TOOLS
-    from .text.toolbox import Toolbox
-
     tools: list[Callable[..., Any]] = []
     if options.tools:
         from .tool_files import load_tools
@@ -297,8 +295,13 @@ def read_tools(options: argparse.Namespace) -> list[Callable[..., Any]]:
         _say(f"running {options.tools} for its tools")
         tools += load_tools(options.tools)
     if options.builtin_tools:
+        from .text.builtin_tools import BUILTIN_TOOLS
+
         tools += BUILTIN_TOOLS
-    Toolbox(tools)  # raises for two of one name
+    if tools:
+        from .text.tools import schemas
+
+        schemas(tools)  # raises for two of one name
     return tools
 
 
@@ -573,6 +576,21 @@ def _cancelled_by_ctrl_c(reply: Generation | Turn) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+# --- chat -----------------------------------------------------------------------------------------------------
+
+
+def _add_chat(commands: Any) -> None:
+    from .terminal import repl
+
+    parser = commands.add_parser(
+        "chat",
+        help="a conversation in the terminal",
+        description="A conversation in the terminal; without one, a line of standard input is a turn.",
+    )
+    repl.add_arguments(parser)
+    parser.set_defaults(run=repl.run, check=lambda options: _check_tools(parser, options))
 
 
 # --- convert --------------------------------------------------------------------------------------------------

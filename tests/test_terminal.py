@@ -30,13 +30,13 @@ from rich.console import Console
 from exaone4_mlx.generation.conversation import Chat
 from exaone4_mlx.generation.respond import Done
 from exaone4_mlx.generation.sampling import Sampling
-from exaone4_mlx.markdown_stream import BlockStream
-from exaone4_mlx.terminal import Repl
-from exaone4_mlx.terminal_commands import COMMANDS, completions, goes_on, read_line
-from exaone4_mlx.terminal_input import TerminalInput, history_file
-from exaone4_mlx.terminal_pipe import PipeScreen
-from exaone4_mlx.terminal_screen import THEME, Screen
-from exaone4_mlx.terminal_words import Pace, call_text, cell_width, clean, progress_text, shortened, summary
+from exaone4_mlx.terminal.commands import COMMANDS, completions, goes_on, read_line
+from exaone4_mlx.terminal.input import TerminalInput, history_file
+from exaone4_mlx.terminal.markdown import BlockStream
+from exaone4_mlx.terminal.pipe import PipeScreen
+from exaone4_mlx.terminal.repl import Repl
+from exaone4_mlx.terminal.screen import THEME, Screen
+from exaone4_mlx.terminal.words import Pace, call_text, cell_width, clean, progress_text, shortened, summary
 from exaone4_mlx.text.reply import Answer, Thinking, ToolCall
 from exaone4_mlx.text.toolbox import ToolResult
 from exaone4_mlx.tool_files import load_tools
@@ -240,7 +240,7 @@ def test_what_is_drawn_again_is_never_taller_than_the_screen(width: int) -> None
 
 
 def test_rows_are_counted_at_the_width_that_the_terminal_has_now() -> None:
-    from exaone4_mlx.terminal_screen import Region
+    from exaone4_mlx.terminal.screen import Region
 
     written: list[str] = []
     width = 80
@@ -540,7 +540,8 @@ class ScriptedChat:
         self.script, self.said, self.tools = list(script), [], tools
         self.thinking, self.overflow, self.sampling, self.max_tokens = False, "drop_oldest", None, None
         self.thinking_budget, self.system, self.constrain_tools = None, None, False
-        self.dropped, self.context_tokens, self.context_limit = 0, 10, 100
+        self.dropped, self.context_tokens = 0, 10
+        self.context_limit = self.prompt_limit = 100
         self.cancelled = threading.Event()
         self.messages: list[Any] = []
         self.approve: Callable[[ToolCall], bool] = lambda call: True
@@ -743,11 +744,11 @@ def test_a_context_that_fills_up_is_said_once() -> None:
 
     chat = ScriptedChat(*[[fill(*state), DONE] for state in ((81,), (90,), (60, 4), (85, 4))])
     _, _, notes = talk(chat, *"1234")
-    said = [line for line in notes.lines if "context" in line and not line.startswith("[")]
+    said = [line for line in notes.lines if ("context" in line or "room" in line) and not line.startswith("[")]
     assert [line.split(":")[0] for line in said] == [
-        "81% of the context are used",
+        "81% of the room for the conversation is used",
         "the context is full",
-        "85% of the context are used",
+        "85% of the room for the conversation is used",
     ]
     assert "first 4 messages" in said[1]
 
@@ -1058,13 +1059,13 @@ def tmux(tmp_path: Path) -> Iterator[Tmux]:
 def test_thoughts_and_tools_in_a_real_terminal(tmux: Tmux) -> None:
     tmux.start("--thinking", "--builtin-tools")
     tmux.type("D6 주사위를 두 번 굴려 줘!")
-    text = tmux.wait_for(r"^\[.*context")
+    text = tmux.wait_for(r"^\[\d+ tokens")
     assert re.search(
         r"^▸ thought [\d.]+ s, \d+ tokens; /thought shows it\n▸ roll_dice\(max_num=6\) → \d", text, re.MULTILINE
     )
     assert re.search(r"\n\n\d[^\n]*나왔습니다\.\n\n\[", text)
     tmux.type("/retry")
-    tmux.wait_for(r"^\[.*context", count=2)
+    tmux.wait_for(r"^\[\d+ tokens", count=2)
     tmux.keys("C-d")
     assert re.search(r" echo ", tmux.wait_for(r"^code 0")), "the terminal echoes again"
 

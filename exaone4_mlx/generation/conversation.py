@@ -113,6 +113,10 @@ class Chat:
         self._lock = threading.Lock()
         self._running: Running | None = None
 
+    def __del__(self) -> None:
+        if getattr(self, "_settling", None) is not None:
+            self._stop_settling()  # nobody will send the next turn
+
     # --- the history ----------------------------------------------------------
 
     @property
@@ -158,6 +162,16 @@ class Chat:
     def context_limit(self) -> int:
         """Tokens that the model can see at once, prompt and reply together."""
         return self.model.config.max_position_embeddings
+
+    @property
+    def prompt_limit(self) -> int:
+        """Tokens up to which a prompt goes in whole: beyond, `send` raises or the oldest turns are dropped."""
+        return self._prompt_limit(self.max_tokens)
+
+    def _prompt_limit(self, max_tokens: int | None) -> int:
+        if self.overflow == "error":
+            return self.context_limit - 1
+        return self.context_limit - min(max_tokens or MAX_TOKENS, self.context_limit // 4)  # the rest is the reply's
 
     @staticmethod
     def _turn_starts(messages: Sequence[Message]) -> list[int]:
@@ -309,22 +323,18 @@ class Chat:
         def without(dropped: int) -> list[int]:
             return self._render(plan, [*plan.messages[:system], *plan.messages[system + dropped :]], reply=True)
 
-        ids = without(dropped)
-        limit = self.context_limit
-        if self.overflow == "drop_oldest":
-            kept = min(plan.options.max_tokens or MAX_TOKENS, limit // 4)  # for the reply
-            if len(ids) + kept > limit:
-                # Down to three quarters of what may be used: dropping means reading the rest again.
-                target = (limit - kept) * 3 // 4
-                later = [start - system for start in starts if start > system + dropped] or [dropped]
-                fitting = bisect.bisect_left(later, True, key=lambda dropped: len(without(dropped)) <= target)
-                dropped = later[min(fitting, len(later) - 1)]
-                ids = without(dropped)
-        if len(ids) >= limit:
+        ids, limit = without(dropped), self._prompt_limit(plan.options.max_tokens)
+        if len(ids) > limit and self.overflow == "drop_oldest":
+            # Down to three quarters of what may be used: dropping means reading the rest again.
+            later = [start - system for start in starts if start > system + dropped] or [dropped]
+            fitting = bisect.bisect_left(later, True, key=lambda dropped: len(without(dropped)) <= limit * 3 // 4)
+            dropped = later[min(fitting, len(later) - 1)]
+            ids = without(dropped)
+        if len(ids) >= self.context_limit:
             newest = " (the newest turn alone)" if self.overflow == "drop_oldest" else ""
             raise ValueError(
-                f"the conversation has {len(ids)} tokens{newest}, and the model's context of {limit} must hold it and "
-                "a reply: undo() or edit() a turn, reset(), or make the Chat with overflow='drop_oldest'"
+                f"the conversation has {len(ids)} tokens{newest}, and the model's context of {self.context_limit} must "
+                "hold it and a reply: undo() or edit() a turn, reset(), or make the Chat with overflow='drop_oldest'"
             )
         plan.ids, plan.dropped = ids, dropped
 

@@ -1,0 +1,143 @@
+"""A chat without a terminal: a line in is a turn, replies go out plain.
+
+What is peculiar here:
+- Standard output holds the answers and nothing else, each ended by a line end. Thoughts, tools, counts and
+  errors go to standard error.
+- Nobody can be asked, so a tool that asks first does not run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from typing import TYPE_CHECKING
+
+from .words import ENDS, call_text, result_text, shortened
+
+if TYPE_CHECKING:
+    from ..generation.turn import TurnEvent
+    from ..text.reply import ToolCall
+
+LINE = 200  # columns of a tool's line
+
+
+class PipeScreen:
+    """Shows events as plain text."""
+
+    can_ask = False
+
+    def __init__(self) -> None:
+        self.count_tokens: Callable[[str], int] = len  # of no use here
+        self._out, self._err = sys.stdout, sys.stderr
+        self._in_thought = False
+        self._at_line_start = True
+        self._held = ""  # empty lines that may turn out to end the answer
+
+    @contextmanager
+    def reply(self) -> Iterator[None]:
+        """Around the events of a turn; what a tool prints meanwhile goes to standard error."""
+        try:
+            with redirect_stdout(self._err):
+                yield
+        finally:
+            self._end_thought()
+            self._end_line()
+
+    def show(self, event: TurnEvent) -> None:
+        from ..generation.respond import Done
+        from ..text.reply import Answer, Thinking
+        from ..text.toolbox import ToolResult
+
+        if isinstance(event, Thinking):
+            if not self._in_thought:
+                self._say("<think>\n")
+                self._in_thought = True
+            self._say(event.text)
+            return
+        self._end_thought()
+        if isinstance(event, Answer):
+            self._write(event.text)
+            if event.problem:
+                self.error(f"the model wrote what is no call: {event.problem}")
+        elif isinstance(event, ToolResult):
+            self._end_line()
+            mark = "failed: " if event.failed else ""
+            line = f"{call_text(event.call)} -> {mark}{result_text(event.content, event.failed)}"
+            self._say(f"{shortened(line, LINE)}  {event.seconds:.2f} s\n")
+        elif isinstance(event, Done):
+            self._end_line()
+            if event.finish_reason in ENDS:
+                self.note(ENDS[event.finish_reason])
+
+    def markdown(self, text: str) -> None:
+        self.note(text)
+
+    def progress(self, done: int, total: int, what: str = "", unit: str = "") -> None:
+        """Shown on terminals only."""
+
+    def status(self, text: str) -> None:
+        """Shown on terminals only: it is called in a signal handler, where nothing may be written."""
+
+    def asking(self, call: ToolCall) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def summary(self, text: str) -> None:
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        self._say(text + "\n")
+
+    def error(self, text: str) -> None:
+        self._say(f"error: {text}\n")
+
+    def _write(self, text: str) -> None:
+        """Part of an answer. Line ends before it, or behind it, are not written: one follows when it is over."""
+        text = self._held + text
+        shown = text.rstrip("\n")
+        self._held = text[len(shown) :]
+        if self._at_line_start:
+            shown = shown.lstrip("\n")
+            self._held = self._held if shown else ""
+        if shown:
+            self._out.write(shown)
+            self._out.flush()
+            self._at_line_start = False
+
+    def _end_line(self) -> None:
+        if not self._at_line_start:
+            self._out.write("\n")
+            self._out.flush()
+        self._at_line_start, self._held = True, ""
+
+    def _end_thought(self) -> None:
+        if self._in_thought:
+            self._say("\n</think>\n")
+            self._in_thought = False
+
+    def _say(self, text: str) -> None:
+        self._err.write(text)
+        self._err.flush()
+
+
+class PipeInput:
+    """The lines of standard input."""
+
+    def read(self, prompt: str, default: str = "") -> str:
+        """The next line. Raises EOFError at the end, and ValueError for bytes that are no UTF-8."""
+        if sys.stdin.isatty():
+            sys.stderr.write(prompt)
+            sys.stderr.flush()
+        line = sys.stdin.buffer.readline()
+        if not line:
+            raise EOFError
+        try:
+            return line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError("a line of standard input is not UTF-8 text") from error
+
+    def ask(self) -> str:
+        return "no"
+
+    def quiet(self) -> AbstractContextManager[None]:
+        return nullcontext()
