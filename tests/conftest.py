@@ -7,6 +7,7 @@ import random
 import shutil
 import threading
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, load
-from exaone4_mlx.generation.decode import TokenStream
+from exaone4_mlx.generation.decode import TokenStream, prefill
 from exaone4_mlx.model.files import DEMO_FOLDER
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +81,25 @@ def tiny_model(seed: int = 0, dtype: mx.Dtype = mx.float32, **changes: Any) -> E
 def random_ids(length: int, seed: int = 0, vocab_size: int = TINY["vocab_size"], batch: int = 1) -> mx.array:
     rng = random.Random(seed)
     return mx.array([[rng.randrange(3, vocab_size) for _ in range(length)] for _ in range(batch)])
+
+
+class Greedy:
+    """The most probable token, and a note of what was taken back."""
+
+    def __init__(self) -> None:
+        self.taken_back: list[tuple[int, ...]] = []
+
+    def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
+        return mx.argmax(logits if allowed is None else mx.where(allowed, logits, -1e9), axis=-1)
+
+    def take_back(self, forced: Sequence[int] = ()) -> None:
+        self.taken_back.append(tuple(forced))
+
+
+def greedy_tokens(model: Any, prompt: list[int], count: int, step_size: int = 2048) -> list[int]:
+    """What the model says after a prompt, most probable tokens only."""
+    cache = model.make_cache()
+    return list(islice(TokenStream(model, prefill(model, prompt, cache, step_size), cache, Greedy()), count))
 
 
 def scripted_stream(ids: Sequence[int], then: int = 0) -> type[TokenStream]:

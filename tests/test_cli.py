@@ -254,6 +254,7 @@ def test_prompt_cache_file(capsys: pytest.CaptureFixture[str], tmp_path: Path, h
 
 def test_loop_is_ended_with_advice(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exaone4_mlx.generation.respond.TokenStream", scripted_stream([], then=500))
+    monkeypatch.setattr("exaone4_mlx.generation.ending.LoopDetector.TOKENS", 64)
     assert main([*GENERATE, "-p", "Hello"]) == 0
     err = capsys.readouterr().err
     assert "ended in a loop" in err

@@ -7,6 +7,7 @@ import json
 import random
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import mlx.core as mx
 import pytest
 from conftest import distance, scripted_stream, tiny_model
 
-from exaone4_mlx import Answer, Chat, Done, Reply, Sampling, Thinking, ToolCall, ToolResult, load
-from exaone4_mlx.generation import respond
+from exaone4_mlx import Answer, Chat, Done, Generation, Reply, Sampling, Thinking, ToolCall, ToolResult, load
+from exaone4_mlx.generation import conversation, respond
 from exaone4_mlx.generation.decode import TokenStream, prefill
 from exaone4_mlx.generation.owner import Owner
 from exaone4_mlx.model.cache import KVCache, RotatingKVCache
@@ -142,14 +143,13 @@ def twelve_turns(
         if "small" in name:
             small_caches(model)
     prompts: list[list[int]] = []
-    generation = Chat._generation
 
-    def noted(chat: Chat, plan: Any) -> Any:
-        prompts.append(plan.ids)
-        return generation(chat, plan)
+    def noted(model: Any, tokenizer: Any, ids: list[int], *rest: Any, **options: Any) -> Any:
+        prompts.append(list(ids))
+        return Generation(model, tokenizer, ids, *rest, **options)
 
     monkeypatch.setattr(respond, "TokenStream", Recorded)
-    monkeypatch.setattr(Chat, "_generation", noted)
+    monkeypatch.setattr(conversation, "Generation", noted)
     chat = Chat(model, tokenizer, tools=[roll_dice], sampling=GREEDY, max_tokens=60, settle=settled)
     call = "hm\n</think>\n\n" + "\n".join([call_text("roll_dice", max_num=6)] * 2) + tokenizer.eos_token
     rows = []
@@ -296,7 +296,10 @@ def test_what_is_wrong_is_told_before_anything_changes(scripted: Any, act: Any, 
     [
         ({"overflow": "forget"}, "overflow must be 'error' or 'drop_oldest', not 'forget'"),
         ({"system": 5}, "the system prompt must be a text"),
-        ({"max_tool_rounds": -1}, "max_tool_rounds must be a whole number"),
+        ({"max_tool_rounds": -1}, "max_tool_rounds must be a count, not -1"),
+        ({"tool_timeout": 0}, "tool_timeout must be seconds, more than 0, not 0"),
+        ({"thinking": "yes"}, "thinking must be true or false, not 'yes'"),
+        ({"approve": 5}, "approve must be a function, not 5"),
         ({"thinking_budget": -1}, "thinking_budget must be a whole number"),
         ({"tools": "calculator"}, "tools must be a list"),
     ],
@@ -353,8 +356,108 @@ def test_turn_of_another_thread_is_not_disturbed(scripted: Any) -> None:
     thread.start()
     thread.join()
     assert len(errors) == 3
-    assert "under way in another thread" in str(errors[0])
+    assert "a turn of this chat is under way: cancel() it" in str(errors[0])
     assert reply([Answer("one"), *turn]).text == "one two three four"
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_turn_whose_thread_is_gone_or_that_was_cancelled_is_closed_by_the_next(scripted: Any, cancelled: bool) -> None:
+    """Web servers take every event in some thread of a pool."""
+    chat = Chat(*scripted("one two three four", "again"))
+    turn = chat.send("a")
+    leave = threading.Event()
+    taken = threading.Event()
+
+    def consume() -> None:
+        next(turn)
+        taken.set()
+        if cancelled:
+            leave.wait(20)
+
+    thread = threading.Thread(target=consume)
+    thread.start()
+    taken.wait(20)
+    if cancelled:
+        chat.cancel()
+    else:
+        thread.join()
+    assert reply(chat.send("b")).text == "again"
+    leave.set()
+    assert chat.messages[1]["finish_reason"] == "cancelled"
+
+
+def test_misuse_inside_an_approval_is_told(scripted: Any) -> None:
+    errors: list[str] = []
+
+    def approve(call: ToolCall) -> bool:
+        for act in (chat.undo, chat.reset, lambda: chat.send("b")):
+            with pytest.raises(RuntimeError) as error:
+                act()
+            errors.append(str(error.value))
+        return True
+
+    chat = Chat(*scripted(call_text("roll_dice", max_num=6), "Well."), tools=[roll_dice], approve=approve)
+    assert reply(chat.send("a")).text == "Well."
+    assert len(errors) == 3
+
+
+def test_left_turn_that_the_garbage_collector_ends_in_the_owners_thread_blocks_nobody(scripted: Any) -> None:
+    model, tokenizer = scripted("word " * 30, "again")
+    chat = Chat(model, tokenizer, settle=False)
+    turns = [chat.send("a", stop_on_repetition=False)]
+    next(turns[0])
+    Owner.of(model).call(turns.clear)  # the last reference goes there
+    assert chat.messages[-1]["role"] == "assistant"
+    assert reply(Chat(model, tokenizer).send("b")).text == "again"
+
+
+def test_dropped_chats_leave_nothing_alive(scripted: Any) -> None:
+    """No reference cycle keeps the caches until the garbage collector comes."""
+    model, tokenizer = scripted(*["one"] * 6)
+    caches = []
+    gc.collect()
+    gc.disable()
+    try:
+        for settle in (False, True):
+            chat = Chat(model, tokenizer, settle=settle)
+            reply(chat.send("a"))
+            chat.send("never begun")
+            caches.append(weakref.ref(chat._cache))
+            del chat
+        Owner.of(model).call(lambda: None)
+        Owner.of(model).call(lambda: None)
+        assert [cache() for cache in caches] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_settling_twice_at_once_reads_no_nonsense(scripted: Any) -> None:
+    """Two pieces of idle work on one cache: the later one ends the earlier one."""
+    model, tokenizer = small_caches(tiny_model(1, vocab_size=3072, max_position_embeddings=9000)), scripted("x")[1]
+    chat = Chat(model, tokenizer, messages=[{"role": "user", "content": "word " * 400}], settle=False)
+    ids = tokenizer.apply_chat_template(chat.messages, add_generation_prompt=False)
+    owner = Owner.of(model)
+    works = [owner.when_idle(chat._cache.settle(ids)) for _ in range(3)]
+    for work in works:
+        work.wait()
+    assert chat._cache.ids == ids[: len(chat._cache.ids)]
+    assert {layer.offset for layer in chat._cache.layers} == {len(chat._cache.ids)}
+    logits, cached = owner.call(lambda: chat._cache.prefill([*ids, 9]))
+    assert cached > 0
+    assert owner.call(lambda: distance(logits, model(mx.array([[*ids, 9]]))[:, -1])) < 1e-3
+
+
+def test_weights_that_change_between_turns_count_from_the_next(unread: Any) -> None:
+    model, tokenizer = tiny_model(5, vocab_size=3072, max_position_embeddings=4000), unread[1]
+    chat = Chat(model, tokenizer, sampling=GREEDY, max_tokens=8)
+    reply(chat.send("Hello"))
+    chat.settle()
+    model.update({"model": {"norm": {"weight": model.model.norm.weight * 1.5}}})
+    text = reply(chat.retry()).text
+    cold = Chat(model, tokenizer, sampling=GREEDY, max_tokens=8)
+    assert reply(cold.send("Hello")).text == text
+    with pytest.raises(ValueError, match="this prompt cache was made for another model"):
+        Chat(*unread, prompt_cache=chat._cache)
 
 
 def test_cancel_from_another_thread_ends_in_good_order(scripted: Any) -> None:
@@ -652,6 +755,44 @@ def test_result_too_long_for_the_context_is_replaced(scripted: Any) -> None:
     assert "too long for what is left of the context" in chat.messages[2]["content"]["error"]
 
 
+@pytest.mark.parametrize("result", ["word " * 9000, "x" * 10_000_001], ids=["context", "template"])
+def test_result_too_long_of_a_turn_that_was_cancelled(scripted: Any, result: str) -> None:
+    def read(path: str) -> str:
+        """Read a file.
+
+        Args:
+            path: which
+        """
+        return result
+
+    chat = Chat(*scripted(call_text("read", path="x") * 2, "Well."), tools=[read])
+    for event in chat.send("a"):
+        if isinstance(event, ToolResult):
+            chat.cancel()
+    assert event.finish_reason == "cancelled"
+    assert reply(chat.send("b")).text == "Well."
+
+
+def test_call_before_a_stop_string_runs(scripted: Any) -> None:
+    chat = Chat(*scripted(call_text("roll_dice", max_num=6) + "\nstop here", "Well."), tools=[roll_dice])
+    assert results_of(chat.send("a", stop=["stop"])) == [4]
+
+
+def test_tool_that_changes_its_arguments_changes_no_history(scripted: Any) -> None:
+    def note(entry: dict) -> str:  # type: ignore[type-arg]
+        """Note.
+
+        Args:
+            entry: what
+        """
+        entry["seen"] = object()
+        return "ok"
+
+    chat = Chat(*scripted(call_text("note", entry={"a": 1}), "Well."), tools=[note])
+    reply(chat.send("x"))
+    assert chat.messages[1]["tool_calls"][0]["function"]["arguments"] == {"entry": {"a": 1}}
+
+
 def test_constrained_calls_fit_the_schema(demo: Any) -> None:
     pytest.importorskip("llguidance")
     tokenizer = demo[1]
@@ -678,6 +819,26 @@ def test_constrained_calls_fit_the_schema(demo: Any) -> None:
             assert not (isinstance(event, ToolResult) and event.failed and "not run" not in str(event.content))
             finished += isinstance(event, ToolCall)
     assert finished
+
+
+def test_constraint_of_a_call_that_was_cut_does_not_hold_the_next_reply(scripted: Any) -> None:
+    pytest.importorskip("llguidance")
+    chat = Chat(*scripted("<tool_call>", "Plain words."), tools=[roll_dice], constrain_tools=True)
+    reply(chat.send("a", max_tokens=2))
+    assert reply(chat.send("b")).text == "Plain words."
+
+
+def test_call_whose_tag_is_spelled_is_held_too(unread: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`<tool_call>` in ordinary tokens opens a call for the parser, so it does for the constraint."""
+    pytest.importorskip("llguidance")
+    spelled = unread[1]._plain_backend.encode("<tool_call>", add_special_tokens=False).ids
+    began: list[bool] = []
+    real = respond.ToolConstraint.begin
+    monkeypatch.setattr(respond.ToolConstraint, "begin", lambda self: began.append(True) or real(self))
+    monkeypatch.setattr(respond, "TokenStream", scripted_stream(spelled))
+    chat = Chat(*unread, tools=[roll_dice], constrain_tools=True, settle=False)
+    reply(chat.send("a", max_tokens=len(spelled) + 1))
+    assert began == [True]
 
 
 # --- the context --------------------------------------------------------------
@@ -787,6 +948,19 @@ def test_caches_are_saved_beside_the_chat(demo: Any, tmp_path: Path) -> None:
         ('{"format": "exaone4_mlx chat", "version": 1}', "messages must be a list"),
         ('{"format": "exaone4_mlx chat", "version": 1, "messages": [{"role": "robot"}]}', "unknown role 'robot'"),
         ('{"format": "exaone4_mlx chat", "version": 1, "messages": [], "dropped": 5}', "dropped is 5"),
+        (
+            '{"format": "exaone4_mlx chat", "version": 1, "messages": [], "settings": {"approve": 5}}',
+            "settings are malformed",
+        ),
+        (
+            '{"format": "exaone4_mlx chat", "version": 1, "messages": [], "settings": {"sampling": {"x": 1}}}',
+            "is not a saved chat",
+        ),
+        (
+            '{"format": "exaone4_mlx chat", "version": 1, "messages": [], "settings": {"sampling": {"min_p": null}}}',
+            "min_p must be a number",
+        ),
+        ('{"format": "exaone4_mlx chat", "version": 1, "messages": [], "tools": [5]}', "its tools are malformed"),
     ],
 )
 def test_files_that_are_no_saved_chats(demo: Any, tmp_path: Path, content: str, message: str) -> None:

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import islice
 
 import mlx.core as mx
 import pytest
-from conftest import random_ids, tiny_model
+from conftest import Greedy, random_ids, tiny_model
 
 from exaone4_mlx.generation.decode import TokenStream, prefill
-
-
-class Greedy:
-    """The most probable token, and a note of what was taken back."""
-
-    def __init__(self) -> None:
-        self.taken_back: list[tuple[int, ...]] = []
-
-    def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
-        return mx.argmax(logits if allowed is None else mx.where(allowed, logits, -1e9), axis=-1)
-
-    def take_back(self, forced: Sequence[int] = ()) -> None:
-        self.taken_back.append(tuple(forced))
 
 
 def token_stream(model, prompt: list[int], step_size: int = 2048, sample: Greedy | None = None) -> TokenStream:

@@ -6,17 +6,15 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import distance, tiny_model
+from conftest import distance, greedy_tokens, tiny_model
 from mlx.utils import tree_flatten
 
 from exaone4_mlx import Sampling, convert, generate, load
-from exaone4_mlx.generation.decode import decode, prefill
 from exaone4_mlx.model.files import DEMO_FOLDER
 
 PROMPT = "Which one is bigger, 3.12 vs 3.9? What is the capital of France? " * 4  # several windows long
@@ -41,12 +39,6 @@ def ids() -> list[int]:
     return load("demo")[1].encode(PROMPT)
 
 
-def greedy_tokens(model: Any, prompt: list[int], count: int = 24) -> list[int]:
-    cache = model.make_cache()
-    sample = lambda logits: mx.argmax(logits, axis=-1)  # noqa: E731
-    return list(islice(decode(model, prefill(model, prompt, cache), cache, sample), count))
-
-
 def their_greedy_tokens(model: Any, prompt: list[int], count: int = 24) -> list[int]:
     from mlx_lm.generate import generate_step
 
@@ -57,7 +49,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
     prompt = ids()
     ours.set_dtype(mx.float32)
     assert distance(ours(mx.array([prompt])), theirs(mx.array([prompt]))) < 1e-3
-    assert greedy_tokens(ours, prompt) == their_greedy_tokens(theirs, prompt)
+    assert greedy_tokens(ours, prompt, 24) == their_greedy_tokens(theirs, prompt)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +96,7 @@ def test_old_mlx_community_config_is_read(mlx_lm: Any, tmp_path: Path, edit_json
 
 def test_our_model_runs_under_their_generator(mlx_lm: Any) -> None:
     model, _ = load("demo", dtype="float32")
-    assert their_greedy_tokens(model, ids()) == greedy_tokens(model, ids())
+    assert their_greedy_tokens(model, ids()) == greedy_tokens(model, ids(), 24)
 
 
 def test_quantized_folder_generates(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import LLAMA3, distance
+from conftest import LLAMA3, distance, greedy_tokens
 
 from exaone4_mlx import Exaone4Config, convert
 from exaone4_mlx.model.files import DEMO_FOLDER
@@ -85,15 +85,11 @@ def test_logits_equal_transformers_in_every_chunking(shape: str, window: int, tm
 def test_greedy_reply_equals_transformers(tmp_path: Path) -> None:
     import torch
 
-    from exaone4_mlx.generation.decode import decode, prefill
-
     theirs = saved(tmp_path, 3, window=6, **SHAPES["hybrid"])
     ours = load_model(tmp_path)
     prompt = [5, 9, 40, 60, 22, 80, 3]
     expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, eos_token_id=None)[0, 7:]
-    cache = ours.make_cache()
-    tokens = decode(ours, prefill(ours, prompt, cache, 4), cache, lambda logits: mx.argmax(logits, axis=-1))
-    assert [next(tokens) for _ in range(40)] == expected.tolist()
+    assert greedy_tokens(ours, prompt, 40, step_size=4) == expected.tolist()
 
 
 def test_transformers_reads_the_config_that_we_write(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -164,6 +165,44 @@ def test_failing_idle_work_warns_and_does_not_stop_the_thread(owner: Owner) -> N
     with pytest.warns(UserWarning, match="preparing the next turn failed: out of memory"):
         owner.when_idle(failing()).wait()
     assert owner.call(lambda: 1) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as with python -W error
+        owner.when_idle(failing()).wait()
+    assert owner.call(lambda: 1) == 1
+
+
+def test_dropped_idle_work_is_freed_though_the_thread_is_busy(owner: Owner) -> None:
+    ended: list[bool] = []
+
+    def work() -> Iterator[int]:
+        try:
+            yield 0
+            yield 1
+        finally:
+            ended.append(True)
+
+    idle_work = work()
+    next(idle_work)
+    go = hold(owner)
+    idle = owner.when_idle(idle_work)
+    idle.drop()
+    assert ended == [True]
+    idle.wait()
+    go.set()
+
+
+def test_owner_does_not_wait_for_itself(owner: Owner) -> None:
+    def endless() -> Iterator[int]:
+        while True:
+            time.sleep(0.001)
+            yield 0
+
+    job = owner.submit(iter([1]))
+    owner.call(job.close)
+    idle = owner.when_idle(endless())
+    with pytest.raises(RuntimeError, match="cannot wait for it"):
+        owner.call(idle.wait)
+    idle.drop()
 
 
 def test_thread_ends_with_its_model() -> None:

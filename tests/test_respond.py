@@ -22,6 +22,7 @@ from exaone4_mlx import (
     stream_generate,
 )
 from exaone4_mlx.generation import respond
+from exaone4_mlx.generation.ending import LoopDetector
 
 GREEDY = Sampling(temperature=0.0)
 CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
@@ -262,6 +263,14 @@ def test_budget_never_cuts_a_character_in_two(scripted: Any, demo: Any) -> None:
         assert set(reply.thinking.partition("\n")[0]) == {"뷁"}
 
 
+def test_bytes_that_never_make_a_character_do_not_hold_the_thought_open(demo: Any, monkeypatch: Any) -> None:
+    tokenizer = demo[1]
+    lead = next(id for id in range(tokenizer.vocab_size) if tokenizer.token_bytes(id) == b"\xf0")
+    monkeypatch.setattr(respond, "TokenStream", scripted_stream([], then=lead))
+    reply = generate(*demo, "Hello", thinking=True, thinking_budget=5, max_tokens=60)
+    assert reply.thinking.endswith("I will answer now.")
+
+
 def test_model_goes_on_from_the_forced_end_of_its_thought(demo: Any) -> None:
     """What follows equals a cold reading of the same tokens, the forced ones among them."""
     model, tokenizer = demo
@@ -280,12 +289,13 @@ def test_thought_and_answer_are_timed_apart(demo: Any) -> None:
 
 
 @pytest.mark.parametrize("inside_thought", [False, True])
-def test_loop_ends_the_reply(scripted: Any, inside_thought: bool) -> None:
-    reply = generate(*scripted("again and " * 500), "Hello", thinking=inside_thought)
+def test_loop_ends_the_reply(scripted: Any, inside_thought: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LoopDetector, "TOKENS", 64)
+    reply = generate(*scripted("again and " * 50), "Hello", thinking=inside_thought)
     assert reply.finish_reason == "repetition"
-    assert reply.thinking_tokens + reply.answer_tokens < 600
-    endless = generate(*scripted("again and " * 500), "Hello", stop_on_repetition=False, max_tokens=900)
-    assert (endless.finish_reason, endless.answer_tokens) == ("length", 900)
+    assert reply.thinking_tokens + reply.answer_tokens < 100
+    endless = generate(*scripted("again and " * 50), "Hello", stop_on_repetition=False, max_tokens=120)
+    assert (endless.finish_reason, endless.answer_tokens) == ("length", 120)
 
 
 def test_prompt_cache_saves_what_two_prompts_share(demo: Any) -> None:

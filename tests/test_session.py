@@ -275,7 +275,15 @@ def swapped_weights(model: Any) -> None:
     weight[3, 5], weight[4, 6] = weight[4, 6] + 0, weight[3, 5] + 0
 
 
-@pytest.mark.parametrize("change", [other_weights, swapped_weights])
+def rectangle(model: Any) -> None:
+    """Four entries change so that the sums of their rows and columns stay."""
+    bits = model.model.layers[1].mlp.up_proj.weight.view(mx.uint32)
+    for row, column, change in ((3, 5, 4096), (3, 6, -4096), (4, 5, -4096), (4, 6, 4096)):
+        bits[row, column] = bits[row, column] + change % 2**32
+    model.model.layers[1].mlp.up_proj.weight = bits.view(mx.float32)
+
+
+@pytest.mark.parametrize("change", [other_weights, swapped_weights, rectangle])
 def test_digest_of_the_weights_notices_any_change(change: Callable[[Any], None]) -> None:
     model = small_model()
     before = weights_digest(model)

@@ -35,12 +35,13 @@ from ..text.tools import Tool
 from .constrain import ToolConstraint
 from .ending import MAX_TOKENS, Options
 from .owner import IdleWork, Owner
-from .respond import Done, Generation, tool_constraint
+from .respond import Done, Generation, check_request, tool_constraint
 from .sampling import Sampling
 from .session import PromptCache
 from .turn import Came, Message, Plan, Running, Turn, TurnEvent, added, tool_messages
 
 FILE_FORMAT, FILE_VERSION = "exaone4_mlx chat", 1
+SAVED_SETTINGS = {"thinking", "thinking_budget", "max_tokens", "sampling", "overflow", "constrain_tools"}
 CACHE_SUFFIX = ".cache"  # of the file beside a saved chat that holds its caches
 
 
@@ -96,21 +97,26 @@ class Chat:
         self.tools = tools
         self.sampling, self.thinking, self.thinking_budget = sampling, thinking, thinking_budget
         self.max_tokens, self.constrain_tools, self.approve = max_tokens, constrain_tools, approve
-        if overflow not in ("error", "drop_oldest"):
-            raise ValueError(f"overflow must be 'error' or 'drop_oldest', not {overflow!r}")
-        if not isinstance(max_tool_rounds, int) or max_tool_rounds < 0:
-            raise ValueError(f"max_tool_rounds must be a whole number of at least 0, not {max_tool_rounds!r}")
+        _check("overflow", overflow, overflow in ("error", "drop_oldest"), "'error' or 'drop_oldest'")
+        _check("max_tool_rounds", max_tool_rounds, type(max_tool_rounds) is int and max_tool_rounds >= 0, "a count")
+        seconds = isinstance(tool_timeout, (int, float)) and tool_timeout > 0
+        _check("tool_timeout", tool_timeout, tool_timeout is None or seconds, "seconds, more than 0")
+        for name, value in (("thinking", thinking), ("constrain_tools", constrain_tools), ("settle", settle)):
+            _check(name, value, isinstance(value, bool), "true or false")
+        _check("approve", approve, approve is None or callable(approve), "a function")
         self.max_tool_rounds, self.tool_timeout, self.overflow = max_tool_rounds, tool_timeout, overflow
         Options(sampling=sampling, max_tokens=max_tokens, thinking_budget=thinking_budget)  # raises what they raise
         self.dropped = 0  # messages behind the system prompt that the model does not see any more
         self.context_tokens = 0  # of the history, as the next prompt will hold it
         self._owner = Owner.of(model)
         self._compute_weights()
+        if prompt_cache is not None and prompt_cache.model is not model:
+            raise ValueError("this prompt cache was made for another model")
         self._cache = prompt_cache or PromptCache(model, tokenizer, self._owner.checkpoints)
         self._auto_settle = settle
         self._settling: IdleWork | None = None
         self._constraint: ToolConstraint | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._running: Running | None = None
 
     def __del__(self) -> None:
@@ -272,10 +278,13 @@ class Chat:
         if (running := self._running) is None:
             return
         turn = running.turn() if running.turn is not None else None
-        if turn is not None and running.thread == threading.get_ident():
-            turn.close()
-        else:
-            raise RuntimeError("a turn of this chat is under way in another thread: cancel() it or wait for its end")
+        thread = running.thread
+        here = thread is threading.current_thread() or thread is None or not thread.is_alive()
+        if turn is not None and (here or running.cancelled.is_set()):
+            with contextlib.suppress(ValueError):  # it is being asked for its next event just now
+                turn.close()
+                return
+        raise RuntimeError("a turn of this chat is under way: cancel() it or wait for its end")
 
     def _begin(self, messages: list[Message], options: Mapping[str, Any], replaces: bool = False) -> Turn:
         """Checks a turn; it changes the chat only once it is iterated."""
@@ -288,7 +297,8 @@ class Chat:
         plan = Plan(messages, toolbox, tools, *self._options(options))
         plan.before, plan.replaces = self._messages, replaces
         self._fit(plan)
-        self._generation(plan)  # raises what is wrong with the options
+        check_request(plan.ids, plan.options, self.model.config, self.tokenizer)
+        self._constraint_of(plan)
         running = Running()
         turn = Turn(self._turn(plan, running), running)
         running.turn = weakref.ref(turn)
@@ -338,16 +348,15 @@ class Chat:
             )
         plan.ids, plan.dropped = ids, dropped
 
-    def _generation(self, plan: Plan) -> Generation:
-        constraint = None
-        if self.constrain_tools and plan.tools:
-            known = self._constraint if plan.tools is self._tools else None
-            constraint = known or tool_constraint(self.model, self.tokenizer, plan.tools)
-            if plan.tools is self._tools:
-                self._constraint = constraint
-        return Generation(
-            self.model, self.tokenizer, plan.ids, plan.options, prompt_cache=self._cache, constraint=constraint
-        )
+    def _constraint_of(self, plan: Plan) -> ToolConstraint | None:
+        """What holds calls to the schemas, if that is wanted; made once for the chat's own tools."""
+        if not self.constrain_tools or not plan.tools:
+            return None
+        if plan.tools is not self._tools:
+            return tool_constraint(self.model, self.tokenizer, plan.tools)
+        if self._constraint is None:
+            self._constraint = tool_constraint(self.model, self.tokenizer, plan.tools)
+        return self._constraint
 
     def _turn(self, plan: Plan, running: Running) -> Generator[TurnEvent, None, None]:
         """The events of a turn; keeps the history whole, however it ends."""
@@ -357,7 +366,6 @@ class Chat:
             if self._messages is not plan.before:
                 raise RuntimeError("the conversation has changed since this turn was made")
             self._running = running
-        running.thread = threading.get_ident()
         self._messages, self.dropped = plan.messages, plan.dropped
         self._use(plan.toolbox, plan.tools)
         total: Done | None = None
@@ -365,13 +373,10 @@ class Chat:
             for rounds_left in range(self.max_tool_rounds, -1, -1):
                 done, problems = yield from self._reply(plan, running)
                 total = done if total is None else added(total, done)
-                if not (yield from self._run_calls(running, done, problems, rounds_left)):
+                if not (yield from self._run_calls(plan, running, done, problems, rounds_left)):
                     break
-                if running.cancelled.is_set():
-                    total = dataclasses.replace(total, finish_reason="cancelled")
-                    break
-                if not self._next_round(plan):
-                    total = dataclasses.replace(total, finish_reason="length")
+                if running.cancelled.is_set() or not plan.fits:
+                    total = dataclasses.replace(total, finish_reason="length" if not plan.fits else "cancelled")
                     break
         finally:
             self._running = None
@@ -382,7 +387,14 @@ class Chat:
     def _reply(self, plan: Plan, running: Running) -> Generator[TurnEvent, None, tuple[Done, list[str]]]:
         """One reply of the model, put into the history whole or cut: its `Done`, and what was wrong with its calls."""
         self._stop_settling()
-        generation = self._generation(plan)
+        generation = Generation(
+            self.model,
+            self.tokenizer,
+            plan.ids,
+            plan.options,
+            prompt_cache=self._cache,
+            constraint=self._constraint_of(plan),
+        )
         came = Came()
         job = self._owner.submit(generation)
         running.begin(generation, job)
@@ -419,7 +431,7 @@ class Chat:
             self._append(*tool_messages([{"error": "not run: the reply was cut off"}] * len(came.calls)))
 
     def _run_calls(
-        self, running: Running, done: Done, problems: list[str], rounds_left: int
+        self, plan: Plan, running: Running, done: Done, problems: list[str], rounds_left: int
     ) -> Generator[TurnEvent, None, bool]:
         """Runs the calls of the last reply; whether the model is to go on with their results."""
         calls = self.open_calls
@@ -437,7 +449,7 @@ class Chat:
         finally:
             results += [{"error": "not run: the turn was ended"}] * (len(calls) - len(results))
             results += [{"error": f"this is no valid call: {problem}"} for problem in problems]
-            self._append(*tool_messages(results))
+            self._append_results(plan, results)
         return rounds_left > 0
 
     def _run_call(self, call: ToolCall, running: Running, rounds_left: int) -> ToolResult:
@@ -456,24 +468,17 @@ class Chat:
             return refused("not run: the user did not allow this call")
         return self._toolbox.run(call, timeout=self.tool_timeout, cancelled=running.cancelled)
 
-    def _next_round(self, plan: Plan) -> bool:
-        """The prompt with the results in it. Results too long for the context are replaced; False if it is full."""
-        plan.messages = self._messages
-        with contextlib.suppress(ValueError):
-            self._fit(plan)
-            self.dropped = plan.dropped
-            return True
-        first = max(i for i, message in enumerate(self._messages) if message["role"] != "tool") + 1
-        error = {"error": "the result is too long for what is left of the context"}
-        plan.messages = self._messages = [
-            *self._messages[:first],
-            *tool_messages([error] * len(self._messages[first:])),
-        ]
-        with contextlib.suppress(ValueError):
-            self._fit(plan)
-            self.dropped = plan.dropped
-            return True
-        return False
+    def _append_results(self, plan: Plan, results: Sequence[Any]) -> None:
+        """Puts results into the history, and makes the prompt that follows. What is too long is replaced."""
+        too_long = {"error": "the result is too long for what is left of the context"}
+        before = self._messages
+        for contents in (results, [too_long] * len(results)):
+            plan.messages = self._messages = [*before, *tool_messages(contents)]
+            with contextlib.suppress(ValueError):
+                self._fit(plan)
+                plan.fits, self.dropped = True, plan.dropped
+                return
+        plan.fits = False
 
     def _append(self, *messages: Message) -> None:
         self._messages = [*self._messages, *messages]
@@ -482,7 +487,6 @@ class Chat:
 
     def _prepare(self, always: bool = False) -> None:
         """Has the history read in the form that the next prompt will begin with, when the thread is idle."""
-        self._stop_settling()
         system = self._system_length
         dropped = self.dropped if system + self.dropped < len(self._messages) else 0
         messages = [*self._messages[:system], *self._messages[system + dropped :]]
@@ -490,13 +494,16 @@ class Chat:
         if self._turn_starts(messages):
             ids = self._render(Plan([], self._toolbox, self._tools, Options(), False), messages, reply=False)
         self.context_tokens = len(ids)
-        if 0 < len(ids) < self.context_limit and (always or self._auto_settle):
-            self._settling = self._owner.when_idle(self._cache.settle(ids))
+        with self._lock:
+            self._stop_settling()
+            if 0 < len(ids) < self.context_limit and (always or self._auto_settle):
+                self._settling = self._owner.when_idle(self._cache.settle(ids))
 
     def _stop_settling(self) -> None:
-        if self._settling is not None:
-            self._settling.drop()
-            self._settling = None
+        with self._lock:
+            if self._settling is not None:
+                self._settling.drop()
+                self._settling = None
 
     # --- the file -------------------------------------------------------------
 
@@ -518,6 +525,7 @@ class Chat:
                 "max_tokens": self.max_tokens,
                 "sampling": None if self.sampling is None else dataclasses.asdict(self.sampling),
                 "overflow": self.overflow,
+                "constrain_tools": self.constrain_tools,
             },
         }
         text = json.dumps(content, ensure_ascii=False, indent=1)
@@ -547,8 +555,6 @@ class Chat:
         path = Path(path)
         content = _read_chat(path)
         saved = content["settings"]
-        if saved.get("sampling") is not None:
-            saved["sampling"] = Sampling(**saved["sampling"])
         if missing := sorted(set(content["tools"]) - set(Toolbox(tools).names)):
             warnings.warn(f"{path} was saved with tools that are not given now: {', '.join(missing)}", stacklevel=2)
         system = settings.pop("system", None)
@@ -561,6 +567,11 @@ class Chat:
             chat._cache = chat._owner.call(lambda: PromptCache.load(_cache_path(path), model, tokenizer, pool))
         chat._prepare()
         return chat
+
+
+def _check(name: str, value: object, holds: bool, meaning: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {meaning}, not {value!r}")
 
 
 def _cache_path(path: Path) -> Path:
@@ -583,8 +594,12 @@ def _read_chat(path: Path) -> dict[str, Any]:
         if not isinstance(dropped, int) or not 0 <= dropped <= len(messages):  # type: ignore[arg-type]
             raise ValueError(f"dropped is {dropped!r}")
         settings, tools = content.get("settings", {}), content.get("tools", [])
-        if not isinstance(settings, dict) or not isinstance(tools, list):
-            raise ValueError("settings or tools are malformed")
-    except ValueError as error:
+        if not isinstance(settings, dict) or set(settings) - SAVED_SETTINGS:
+            raise ValueError("its settings are malformed")
+        if not isinstance(tools, list) or not all(isinstance(name, str) for name in tools):
+            raise ValueError("its tools are malformed")
+        if settings.get("sampling") is not None:
+            settings["sampling"] = Sampling(**settings["sampling"])
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a saved chat: {error}") from error
     return {"messages": messages, "dropped": dropped, "settings": settings, "tools": tools}

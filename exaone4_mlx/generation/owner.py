@@ -11,6 +11,8 @@ What is peculiar here:
 from __future__ import annotations
 
 import collections
+import contextlib
+import sys
 import threading
 import warnings
 import weakref
@@ -60,10 +62,14 @@ class Job(Generic[T]):
         self._line.withdraw(self)
 
     def close(self) -> None:
-        """Ends the work after the result in hand, or before it has begun, and waits for that."""
+        """Ends the work after the result in hand, or before it has begun, and waits for that.
+
+        In the thread of the owner itself, where the garbage collector may call it, there is no waiting.
+        """
         self._closed = True
         self._line.withdraw(self)
-        self._ended.wait()
+        while not self._line.is_here() and not self._ended.wait(1.0) and not sys.is_finalizing():
+            pass
 
     def run(self) -> None:
         """All of the work, in the thread of the owner."""
@@ -85,16 +91,21 @@ class Job(Generic[T]):
 class IdleWork:
     """Work for when nothing else is to be done. `drop()` ends it between two pieces."""
 
-    def __init__(self, work: Iterator[Any]) -> None:
-        self._work = work
+    def __init__(self, work: Iterator[Any], line: _Line) -> None:
+        self._work, self._line = work, line
         self._ended = threading.Event()
         self.dropped = False
 
     def drop(self) -> None:
+        """Ends the work after the piece in hand, and frees what it holds."""
         self.dropped = True
+        if self._line.withdraw(self):
+            _close(self._work)
 
     def wait(self) -> None:
-        """Returns when the work is done or dropped."""
+        """Returns when the work is done or dropped. Raises RuntimeError in the thread that has to do it."""
+        if self._line.is_here():
+            raise RuntimeError("the thread that does the model's work cannot wait for it")
         self._ended.wait()
 
     def step(self) -> bool:
@@ -106,7 +117,8 @@ class IdleWork:
         except StopIteration:
             pass
         except Exception as error:  # nobody waits for it, and the next job begins afresh
-            warnings.warn(f"preparing the next turn failed: {error}", stacklevel=1)
+            with contextlib.suppress(Warning):  # raised where warnings are errors
+                warnings.warn(f"preparing the next turn failed: {error}", stacklevel=1)
         _close(self._work)
         self.end()
         return False
@@ -123,7 +135,12 @@ class _Line:
         self._idle: collections.deque[IdleWork] = collections.deque()
         self._changed = threading.Condition()
         self._running = False
+        self._thread = 0
         self.stopped = False
+
+    def is_here(self) -> bool:
+        """Whether this is the thread that does the work."""
+        return threading.get_ident() == self._thread
 
     def add(self, work: Job[Any] | IdleWork) -> None:
         with self._changed:
@@ -139,13 +156,15 @@ class _Line:
         with self._changed:
             return self._jobs.index(job) + self._running if job in self._jobs else 0
 
-    def withdraw(self, job: Job[Any]) -> None:
-        """Takes a job that has not begun out of the line."""
+    def withdraw(self, work: Job[Any] | IdleWork) -> bool:
+        """Takes work that is not being done out of the line; whether it was there."""
+        line: collections.deque[Any] = self._jobs if isinstance(work, Job) else self._idle
         with self._changed:
-            if job not in self._jobs:
-                return
-            self._jobs.remove(job)
-        job.end()
+            if work not in line:
+                return False
+            line.remove(work)
+        work.end()
+        return True
 
     def stop(self) -> None:
         with self._changed:
@@ -154,6 +173,7 @@ class _Line:
 
     def serve(self) -> None:
         """The life of the thread."""
+        self._thread = threading.get_ident()
         while (work := self._next()) is not None:
             if isinstance(work, Job):
                 work.run()
@@ -218,7 +238,7 @@ class Owner:
 
     def when_idle(self, work: Iterator[Any]) -> IdleWork:
         """Has `work` done, a piece for each `next`, while no job waits."""
-        idle = IdleWork(work)
+        idle = IdleWork(work, self._line)
         self._line.add(idle)
         return idle
 

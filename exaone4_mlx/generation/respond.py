@@ -185,6 +185,8 @@ class Generation:
         check_request(ids, options, model.config, tokenizer)
         self._model, self._tokenizer, self._ids, self._options = model, tokenizer, list(ids), options
         self._cache = prompt_cache or PromptCache(model, tokenizer, CheckpointPool(max_count=0))
+        if self._cache.model is not model:
+            raise ValueError("this prompt cache was made for another model")
         self._constraint = constraint
         self._parser = ReplyParser(_ends_inside_thought(self._ids, tokenizer))
         self.sampling = (options.sampling or Sampling()).resolved(thinking=self._parser.inside_thought)
@@ -200,12 +202,14 @@ class Generation:
         self._stop_ids = model.config.stop_token_ids | tokenizer.stop_token_ids
         self._counts = _Counts(prompt_tokens=len(self._ids))
         self._cancelled = False
-        self._events = self._run()
+        self._events: Generator[Event | Done, None, None] | None = None  # begun when it is asked for
 
-    def __iter__(self) -> Iterator[Event | Done]:
-        return self._events
+    def __iter__(self) -> Generation:
+        return self
 
     def __next__(self) -> Event | Done:
+        if self._events is None:
+            self._events = self._run()
         return next(self._events)
 
     def cancel(self) -> None:
@@ -214,6 +218,8 @@ class Generation:
 
     def close(self) -> None:
         """Ends the reply at once and without `Done`."""
+        if self._events is None:
+            self._events = self._run()
         self._events.close()
 
     def _run(self) -> Generator[Event | Done, None, None]:
@@ -251,6 +257,8 @@ class Generation:
         called = False
         finish_reason = "length"
         self._counts.start()
+        if self._constraint is not None:
+            self._constraint.reset()  # of a call that was cut off
         if self._thought_is_over(half_a_character=False):
             yield from self._end_thought(stream)
         for token in stream:
@@ -281,15 +289,16 @@ class Generation:
                 called = called or isinstance(event, ToolCall)
                 yield event
         if self._stop.found:
-            return "stop"
+            finish_reason = "stop"
         return "tool_calls" if called and finish_reason == "stop" else finish_reason
 
     def _thought_is_over(self, half_a_character: bool) -> bool:
-        """Whether the budget is used up; a character of several tokens is completed first."""
+        """Whether the budget is used up; a character is completed first, if three tokens can do it."""
         if not self._wrap_up or not self._parser.inside_thought:
             return False
         room = self._counts.generated + len(self._wrap_up) < self._max_tokens
-        return self._counts.thinking_tokens >= self._thought_limit and room and not half_a_character
+        over = self._counts.thinking_tokens - self._thought_limit
+        return room and over >= (3 if half_a_character else 0)
 
     def _end_thought(self, stream: TokenStream) -> Iterator[Event]:
         """Ends the thought in the model's place."""
@@ -303,7 +312,7 @@ class Generation:
         """Restricts the next token where a tool call is being written."""
         if constraint.active:
             constraint.advance(token)
-        elif token == constraint.start_id and not self._parser.inside_thought:
+        elif self._parser.opens_call:
             constraint.begin()
         if constraint.active:
             stream.restrict(constraint.allowed())

@@ -42,10 +42,12 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
             value = getattr(self, name)
-            _check(name, value, value is None or isinstance(value, (int, float)), "a number")
-        bias = self.logit_bias or {}
-        numbers = all(isinstance(token, int) and isinstance(value, (int, float)) for token, value in bias.items())
-        _check("logit_bias", self.logit_bias, numbers, "numbers by token id")
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            _check(name, value, number or (value is None and name in ("temperature", "top_p")), "a number")
+        bias = {} if self.logit_bias is None else self.logit_bias
+        _check(
+            "logit_bias", bias, isinstance(bias, Mapping) and all(map(_is_bias, bias.items())), "numbers by token id"
+        )
         _check("temperature", self.temperature, 0 <= (self.temperature or 0) < math.inf, "0 or more")
         _check("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
         _check("top_k", self.top_k, isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 or more")
@@ -146,6 +148,13 @@ def check_bias(bias: Mapping[int, float] | None, vocab_size: int) -> None:
     """Raises ValueError for a logit bias on a token that does not exist."""
     if wrong := [token for token in bias or () if not 0 <= token < vocab_size]:
         raise ValueError(f"logit_bias names token {wrong[0]}; there are tokens 0 to {vocab_size - 1}")
+
+
+def _is_bias(item: tuple[object, object]) -> bool:
+    """Whether a token id and what is added to its logit; minus infinity forbids a token."""
+    token, value = item
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(token) is int and number and value < math.inf  # type: ignore[operator]
 
 
 def _dense(bias: Mapping[int, float], vocab_size: int) -> mx.array:

@@ -35,6 +35,8 @@ MAX_CHECKPOINTS = 16  # of all conversations that share a pool
 MAX_CHECKPOINT_BYTES = 2 << 30  # of them together; one of the 32B's is 0.8 GB in bfloat16
 SETTLE_STEP_SIZE = 128  # tokens: what a new prompt may have to wait for
 
+DIGEST_BLOCK = 1 << 24  # weights that are looked at together
+
 FILE_FORMAT = "exaone4_mlx prompt cache, version 1"
 
 
@@ -78,7 +80,7 @@ class CheckpointPool:
             if count <= self.max_count and size <= self.max_bytes:
                 break
             if (conversation := victim.conversation()) is not None:
-                conversation.checkpoints.remove(victim)
+                conversation.checkpoints[:] = [kept for kept in conversation.checkpoints if kept is not victim]
             count, size = count - 1, size - victim.nbytes
 
 
@@ -91,7 +93,7 @@ class PromptCache:
 
     def __init__(self, model: Exaone4ForCausalLM, tokenizer: Tokenizer, pool: CheckpointPool | None = None) -> None:
         """`pool` bounds the checkpoints; unless given, this conversation has one of its own."""
-        self._model, self._tokenizer = model, tokenizer
+        self.model, self._tokenizer = model, tokenizer
         self._pool = pool or CheckpointPool()
         self.checkpoints: list[Checkpoint] = []  # shortest first, all of them beginnings of `ids`
         self.clear()
@@ -99,7 +101,9 @@ class PromptCache:
     def clear(self) -> None:
         """Forgets everything, and frees its memory."""
         self.ids: list[int] = []
-        self.layers = self._model.make_cache()
+        self._work: object = None  # what is under way; other work ends it
+        self._weights = self._weights_now()
+        self.layers = self.model.make_cache()
         self.checkpoints.clear()
         windows = [layer for layer in self.layers if isinstance(layer, RotatingKVCache)]
         #: Tokens that every layer can always forget; None where checkpoints are not needed, or not wanted.
@@ -136,7 +140,7 @@ class PromptCache:
                     progress(done, total)
             if stop < total:
                 self._checkpoint()
-        logits = self._model.logits(hidden[:, -1:])[:, -1]
+        logits = self.model.logits(hidden[:, -1:])[:, -1]
         mx.eval(logits, self._states)
         self._checkpoint()
         if progress:
@@ -149,10 +153,12 @@ class PromptCache:
         It may be dropped between two pieces: what was done stays.
         """
         ids = list(ids)
-        yield self.reuse(ids, len(ids))
-        for done, _ in self._read(ids, step_size):
-            mx.eval(self._states)
-            yield done
+        reused, work = self.reuse(ids, len(ids)), self._work
+        yield reused
+        if self._work is work:
+            for done, _ in self._read(ids, step_size):
+                mx.eval(self._states)
+                yield done
 
     def append(self, token: int) -> None:
         """Notes a token that the model has processed in the course of decoding."""
@@ -168,6 +174,9 @@ class PromptCache:
         Of the states that can be reached (the present one or a checkpoint, each rewound by what it allows)
         the longest is taken.
         """
+        self._work = object()
+        if self._weights != self._weights_now():
+            self.clear()
         self._repair()
         shared = common_prefix(self.ids, ids)
         wanted = min(shared, limit)
@@ -205,6 +214,10 @@ class PromptCache:
             for layer in self.layers:
                 layer.rewind(surplus)
 
+    def _weights_now(self) -> list[int]:
+        """Which arrays the weights are. An update, a cast or a quantization of the model makes others of them."""
+        return [id(array) for _, array in tree_flatten(self.model.parameters())]
+
     def _rewindable_from(self, checkpoint: Checkpoint) -> int:
         pairs = zip(self.layers, checkpoint.layers, strict=True)
         return min(layer.rewindable_from(snapshot) for layer, snapshot in pairs)
@@ -216,11 +229,13 @@ class PromptCache:
 
     def _read(self, ids: list[int], step_size: int) -> Iterator[tuple[int, mx.array]]:
         """Processes what the caches lack of `ids`: how many they hold after each chunk, and its hidden states."""
-        start = len(self.ids)
+        start, work = len(self.ids), self._work
         try:
-            for done, hidden in read(self._model, ids[start:], self.layers, step_size):
+            for done, hidden in read(self.model, ids[start:], self.layers, step_size):
                 self.ids += ids[len(self.ids) : start + done]
                 yield start + done, hidden
+                if self._work is not work:
+                    return
         except Exception:
             self.clear()  # what a failed step left behind fails again
             raise
@@ -240,6 +255,7 @@ class PromptCache:
 
     def save(self, path: str | Path) -> None:
         """Writes the caches and checkpoints to a file, whole or not at all."""
+        self._repair()
         arrays = {"ids": mx.array(self.ids, dtype=mx.int32)}
         for i, layer in enumerate(self.layers):
             arrays |= _named(f"{i}", layer.snapshot(whole=True))
@@ -298,8 +314,8 @@ class PromptCache:
             for layer in self.layers
         ]
         return {
-            "config": hashlib.sha256(json.dumps(self._model.config.to_dict()).encode()).hexdigest(),
-            "weights": weights_digest(self._model),
+            "config": hashlib.sha256(json.dumps(self.model.config.to_dict()).encode()).hexdigest(),
+            "weights": weights_digest(self.model),
             **self._tokenizer.fingerprints,
             "cache layout": ", ".join(layout),
         }
@@ -318,15 +334,19 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def weights_digest(model: Exaone4ForCausalLM) -> str:
-    """A digest that changes with any change of any weight: of the sums of its bits by row and by column."""
+    """A digest of all weights: of the sum of each column's bits, every row weighted by a number of its own.
+
+    It takes reading the weights, and not hashing gigabytes. Only a change made for the purpose escapes it.
+    """
     digest = hashlib.sha256()
     for name, array in sorted(tree_flatten(model.parameters())):
-        bits = array.view({1: mx.uint8, 2: mx.uint16, 4: mx.uint32}[array.dtype.size])
-        sums = [mx.sum(bits, axis=-1), mx.sum(bits, axis=0)] if array.ndim > 1 else [bits]
-        mx.eval(sums)
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        for row in sums:
-            digest.update(memoryview(row.view(mx.uint8)))  # type: ignore[arg-type]
+        bits = array.view(mx.uint8 if array.dtype.size == 1 else mx.uint16).reshape(-1, array.shape[-1])
+        for start in range(0, bits.shape[0], rows := max(1, DIGEST_BLOCK // bits.shape[1])):
+            block = bits[start : start + rows].astype(mx.uint32)
+            places = mx.arange(start + 1, start + 1 + block.shape[0]).astype(mx.uint32)
+            sums = mx.sum(block * (places * 2654435761 | 1)[:, None], axis=0)  # odd numbers without a pattern
+            digest.update(memoryview(sums.view(mx.uint8)))  # type: ignore[arg-type]
     return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import threading
 import weakref
@@ -30,6 +31,7 @@ class Turn(Iterator[TurnEvent]):
         return self
 
     def __next__(self) -> TurnEvent:
+        self._running.thread = threading.current_thread()
         return next(self._events)
 
     @property
@@ -48,7 +50,8 @@ class Turn(Iterator[TurnEvent]):
 
 @dataclass
 class Plan:
-    """What a turn is made from. `ids` is the prompt of its next reply, without the first `dropped` messages.
+    """What a turn is made from. `ids` is the prompt of its next reply, without the first `dropped` messages,
+    if the context holds it (`fits`).
 
     `replaces` holds until something came that can stand for what the history had `before`.
     """
@@ -60,6 +63,7 @@ class Plan:
     thinking: bool
     ids: list[int] = field(default_factory=list)
     dropped: int = 0
+    fits: bool = True
     before: list[Message] = field(default_factory=list)
     replaces: bool = False
 
@@ -69,7 +73,7 @@ class Running:
 
     def __init__(self) -> None:
         self.cancelled = threading.Event()
-        self.thread = 0
+        self.thread: threading.Thread | None = None  # that took the last event
         self.turn: weakref.ref[Turn] | None = None
         self._lock = threading.RLock()  # a signal handler may cancel in the midst of this thread's own call
         self._generation: Generation | None = None
@@ -129,7 +133,7 @@ class Came:
             message["reasoning_content"] = self.thinking
         if self.calls:
             message["tool_calls"] = [
-                {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                {"type": "function", "function": {"name": call.name, "arguments": copy.deepcopy(call.arguments)}}
                 for call in self.calls
             ]
         message["finish_reason"] = self.finish_reason

@@ -57,6 +57,11 @@ class ReplyParser:
         self._newlines = 0  # of the glue after </think>, how many may still come
         self._call: _CallBody | None = None
 
+    @property
+    def opens_call(self) -> bool:
+        """Whether `<tool_call>` was read last, and nothing of the call yet."""
+        return self._call is not None and self._call.empty
+
     def feed(self, text: str) -> list[Event]:
         self._held += text
         return _joined(self._read(final=False))
@@ -130,6 +135,10 @@ class _CallBody:
         self._read = 0  # characters of the text that the JSON reader has seen
         self._searched = 0  # no </tool_call> begins before this
         self._first_end: int | None = None
+
+    @property
+    def empty(self) -> bool:
+        return not self._text
 
     def feed(self, text: str) -> None:
         self._text += text

@@ -9,6 +9,7 @@ What is peculiar here:
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -96,7 +97,7 @@ class Toolbox:
         tool = self._tools[call.name]
         if tool.function is None:
             raise ToolError(f"{call.name} cannot be run here: only its description is known")
-        work = functools.partial(tool.function, **tool.as_python(arguments))
+        work = functools.partial(tool.function, **tool.as_python(copy.deepcopy(arguments)))  # a tool may change them
         return _in_thread(work, call.name, timeout, cancelled)
 
 
