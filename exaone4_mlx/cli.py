@@ -212,6 +212,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 def _generate(options: argparse.Namespace) -> int:
     given = _read_messages(options) if options.messages else _read_prompt(options)
+    _check_cache_file(options.prompt_cache_file)
     chosen, tools = reply_options(options), read_tools(options)
     folder, config, tokenizer = read_model_folder(options)
     prompt = given if options.raw else _as_messages(given, options.system_prompt)
@@ -226,10 +227,13 @@ def _generate(options: argparse.Namespace) -> int:
             _say(f"{len(ids)} prompt tokens; {sampling}")
         with _cancelled_by_ctrl_c(reply):
             done = _show(reply, options)
-    if cache is not None:
-        cache.save(options.prompt_cache_file)
     if not options.json and not options.jsonl:
         _say(_summary(done))
+    if cache is not None:
+        try:
+            cache.save(options.prompt_cache_file)
+        except OSError as error:
+            _say(f"warning: the prompt cache {options.prompt_cache_file} could not be written: {error.strerror}")
     if done.finish_reason == "repetition":
         _say("the reply went round in a loop and was ended; LG's advice against that: --presence-penalty 1.5")
     return 130 if done.finish_reason == "cancelled" else 0
@@ -387,6 +391,18 @@ def _read_messages(options: argparse.Namespace) -> list[dict[str, Any]]:
     return messages
 
 
+def _check_cache_file(path: Path | None) -> None:
+    """Raises OSError, before any work, for a place where no prompt cache can be kept."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to keep the prompt cache in")
+    if path.is_dir():
+        raise IsADirectoryError(f"the prompt cache {path} must be a file, and is a folder")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"the prompt cache {path} cannot be written: its folder is read-only")
+
+
 def _open_prompt_cache(path: Path | None, model: Exaone4ForCausalLM, tokenizer: Tokenizer) -> PromptCache | None:
     if path is None:
         return None
@@ -394,8 +410,6 @@ def _open_prompt_cache(path: Path | None, model: Exaone4ForCausalLM, tokenizer: 
 
     from .generation.session import PromptCache
 
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to keep the prompt cache in")
     if not path.exists():
         return PromptCache(model, tokenizer)
     with warnings.catch_warnings(record=True) as caught:

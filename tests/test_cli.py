@@ -252,6 +252,22 @@ def test_prompt_cache_file(capsys: pytest.CaptureFixture[str], tmp_path: Path, h
     assert json.loads(output(capsys, *ask, "--prompt-cache-file", str(file)))["cached_tokens"] > 0
 
 
+def test_prompt_cache_that_cannot_be_kept(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([*GENERATE, "-p", "Hello", "--prompt-cache-file", str(tmp_path)]) == 1
+    assert "must be a file, and is a folder" in capsys.readouterr().err
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("exaone4_mlx.generation.session.PromptCache.save", full)
+    assert main([*GENERATE, "-p", "Hello", "--prompt-cache-file", str(tmp_path / "cache")]) == 0
+    out, err = capsys.readouterr()
+    assert out
+    assert "could not be written: No space left on device" in err
+
+
 def test_loop_is_ended_with_advice(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exaone4_mlx.generation.respond.TokenStream", scripted_stream([], then=500))
     monkeypatch.setattr("exaone4_mlx.generation.ending.LoopDetector.TOKENS", 64)

@@ -214,6 +214,24 @@ def test_calls_are_read_in_their_new_form_while_their_tools_run(scripted: Any) -
     assert done.prompt_tokens - done.cached_tokens <= len(first) + len(tokenizer.encode('{"result": "done"}')) + 16
 
 
+def test_settling_that_is_waited_for_takes_its_turn_among_busy_chats(scripted: Any) -> None:
+    model, tokenizer = scripted("one")
+    chat = Chat(model, tokenizer, settle=False)
+    reply(chat.send("a"))
+    owner, ended = Owner.of(model), threading.Event()
+
+    def piece() -> Iterator[None]:
+        if not ended.is_set():
+            owner.submit(piece())  # never idle
+        time.sleep(0.005)
+        yield
+
+    owner.submit(piece())
+    chat.settle()
+    ended.set()
+    assert len(chat._cache.ids) == chat.context_tokens
+
+
 def test_two_chats_of_a_model_do_not_mix(demo: Any) -> None:
     one, two = Chat(*demo, sampling=GREEDY), Chat(*demo, sampling=GREEDY)
     assert reply(one.send("My name is Clara.")).text == "Nice to meet you, Clara."
@@ -377,10 +395,11 @@ def test_turn_whose_thread_is_gone_or_that_was_cancelled_is_closed_by_the_next(s
     thread = threading.Thread(target=consume)
     thread.start()
     taken.wait(20)
-    if cancelled:
-        chat.cancel()
-    else:
+    if not cancelled:
         thread.join()
+    with pytest.raises(RuntimeError, match=r"cancel\(\) it"):
+        chat.send("b")
+    chat.cancel()
     assert reply(chat.send("b")).text == "again"
     leave.set()
     assert chat.messages[1]["finish_reason"] == "cancelled"
@@ -474,6 +493,39 @@ def test_cancel_from_another_thread_ends_in_good_order(scripted: Any) -> None:
     assert chat.messages[-1]["content"].startswith("word")
 
 
+def test_nothing_comes_after_cancel_but_the_end(scripted: Any) -> None:
+    """Events that were made ahead of a slow reader are not given, nor kept."""
+    chat = Chat(*scripted("word " * 60))
+    turn = chat.send("a", stop_on_repetition=False)
+    first = next(turn)
+    time.sleep(0.5)  # the reply is being made meanwhile
+    chat.cancel()
+    assert [type(event) for event in turn] == [Done]
+    assert chat.messages[-1]["content"] == first.text
+    assert chat.messages[-1]["finish_reason"] == "cancelled"
+
+
+@pytest.mark.parametrize("where", ["_prepare", "_use"])
+def test_interrupt_at_a_bad_moment_leaves_a_chat_that_goes_on(
+    scripted: Any, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = Chat(*scripted(call_text("roll_dice", max_num=6), "Well."), tools=[roll_dice])
+
+    real, calls = getattr(Chat, where), []
+
+    def interrupted(self: Chat, *args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Chat, where, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(chat.send("a"))
+    assert chat.open_calls == ()
+    assert reply(chat.send("b")).finish_reason == "stop"
+
+
 def test_cancel_ends_a_turn_that_waits_for_another_chat(scripted: Any) -> None:
     model, tokenizer = scripted("never")
     go = threading.Event()
@@ -513,7 +565,7 @@ def test_error_in_the_model_is_raised_and_the_chat_goes_on(scripted: Any, monkey
         return False
 
     with monkeypatch.context() as patch:
-        patch.setattr(respond.Generation, "_thought_is_over", fail)
+        patch.setattr(respond._Making, "_thought_is_over", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             list(chat.send("a"))
     assert (chat.messages[-1]["content"], chat.messages[-1]["finish_reason"]) == ("one", "error")
@@ -915,6 +967,9 @@ def test_saved_chat_is_readable_and_goes_on(demo: Any, tmp_path: Path) -> None:
     assert loaded.messages == chat.messages
     assert (loaded.thinking, loaded.sampling, loaded.system) == (True, GREEDY, "Be brief.")
     assert reply(loaded.send("What is my name?")).text == "Your name is Clara."
+    chat.sampling = Sampling(logit_bias={5: -1.5})
+    chat.save(file)
+    assert Chat.load(file, *demo, tools=[roll_dice]).sampling == chat.sampling
     with pytest.warns(UserWarning, match="saved with tools that are not given now: roll_dice"):
         Chat.load(file, *demo)
 

@@ -205,6 +205,34 @@ def test_owner_does_not_wait_for_itself(owner: Owner) -> None:
     idle.drop()
 
 
+def test_end_of_the_process_ends_the_work_under_way() -> None:
+    """A reply that yields nothing for long (a call being written) would be killed inside MLX otherwise."""
+    model = tiny_model()
+    owner = Owner.of(model)
+
+    class Endless:
+        cancelled = False
+
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> None:
+            while not self.cancelled:
+                time.sleep(0.001)
+            raise StopIteration
+
+        def cancel(self) -> None:
+            self.cancelled = True
+
+    job: Any = owner.submit(Endless())
+    while owner._line._running is None:
+        time.sleep(0.001)
+    owner._line.stop()
+    assert list(job) == []
+    owner._thread.join(5)
+    assert not owner._thread.is_alive()
+
+
 def test_thread_ends_with_its_model() -> None:
     model = tiny_model()
     owner = Owner.of(model)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from typing import Any
 
 import mlx.core as mx
@@ -126,7 +128,7 @@ def test_cancel_keeps_what_came(scripted: Any) -> None:
         events.append(event)
         if len(events) == 2:
             threading.Thread(target=generation.cancel).start()
-            while not generation._cancelled:
+            while not generation._making.cancelled:
                 pass
     assert events[-1].finish_reason == "cancelled"
     assert Reply.from_events(events).text.startswith("one")
@@ -307,6 +309,31 @@ def test_prompt_cache_saves_what_two_prompts_share(demo: Any) -> None:
     assert first.cached_tokens == 0
     assert second.cached_tokens >= first.prompt_tokens + first.answer_tokens
     assert second.text == generate(*demo, messages, sampling=GREEDY).text == "Your name is Clara."
+
+
+def test_two_replies_on_one_prompt_cache_do_not_mix(demo: Any) -> None:
+    cache = PromptCache(*demo)
+    first = stream_generate(*demo, "Hello", sampling=GREEDY, prompt_cache=cache)
+    next(first)
+    generate(*demo, "What is 3 + 4?", sampling=GREEDY, prompt_cache=cache)
+    with pytest.raises(RuntimeError, match="other work on the same prompt cache"):
+        list(first)
+
+
+def test_dropped_reply_frees_its_caches_at_once(demo: Any) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for events in (0, 1):
+            cache = PromptCache(*demo)
+            stream = stream_generate(*demo, "Hello", prompt_cache=cache)
+            for _ in range(events):
+                next(stream)
+            alive = weakref.ref(cache)
+            del stream, cache
+            assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_prompt_cache_holds_exactly_what_the_model_has_seen(demo: Any) -> None:

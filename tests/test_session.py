@@ -343,6 +343,53 @@ def test_damage_means_a_cold_start_with_a_warning(tokenizer: Tokenizer, tmp_path
             assert PromptCache.load(file, model, tokenizer).ids == []
 
 
+@pytest.mark.parametrize("damage", ["no ids", "fewer ids", "a layer gone", "another shape", "a long checkpoint"])
+def test_file_with_a_right_digest_and_wrong_content_is_not_taken(
+    damage: str, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, file = small_model(), tmp_path / "cache"
+    digest = session._digest
+
+    def forged(arrays: dict[str, mx.array], about: dict[str, str]) -> str:
+        if damage == "no ids":
+            arrays.pop("ids", None)
+        if damage == "fewer ids":
+            arrays["ids"] = arrays["ids"][:50]
+        if damage == "a layer gone":
+            arrays.pop("3 keys", None)
+        if damage == "another shape":
+            arrays["0 keys"] = arrays["0 keys"][:, :1]
+        if damage == "a long checkpoint":
+            about["checkpoints"] = about["checkpoints"].replace("81", "99").replace("50", "999")
+        return digest(arrays, about)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "_digest", forged)
+        filled(model, tokenizer).save(file)
+    with pytest.warns(UserWarning, match="starting without it"):
+        assert PromptCache.load(file, model, tokenizer).ids == []
+
+
+def test_replaced_weights_are_noticed_whatever_their_place_in_memory(tokenizer: Tokenizer) -> None:
+    """The id of an array that is gone goes to the next one."""
+    model = small_model()
+    cache = filled(model, tokenizer)
+    for factor in (2.0, 1.5):
+        norm = model.model.norm
+        norm.weight = norm.weight * factor
+    assert cache.prefill([*cache.ids, 9])[1] == 0
+
+
+def test_file_keeps_its_mode_and_may_have_any_name(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    file = tmp_path / ("[한글]" * 17)
+    for _ in range(2):
+        filled(small_model(), tokenizer).save(file)
+        file.chmod(0o600)
+    filled(small_model(), tokenizer).save(file)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_failed_write_leaves_the_old_file(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

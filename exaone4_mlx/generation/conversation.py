@@ -80,7 +80,7 @@ class Chat:
         schemas while they are written.
 
         `approve(call)` is asked, in the caller's thread, before each call runs. A call may take `tool_timeout`
-        seconds, and a turn may go round `max_tool_rounds` times; then the model must answer.
+        seconds, and a turn may go round `max_tool_rounds` times; calls after that are refused and end it.
 
         When the context is full, `overflow="error"` raises before work; "drop_oldest" lets the model see the
         system prompt and the newest whole turns (`messages` keeps all). `settle` prepares the next turn in idle
@@ -110,6 +110,7 @@ class Chat:
         self.context_tokens = 0  # of the history, as the next prompt will hold it
         self._owner = Owner.of(model)
         self._compute_weights()
+        _check("prompt_cache", prompt_cache, isinstance(prompt_cache, (PromptCache, type(None))), "a PromptCache")
         if prompt_cache is not None and prompt_cache.model is not model:
             raise ValueError("this prompt cache was made for another model")
         self._cache = prompt_cache or PromptCache(model, tokenizer, self._owner.checkpoints)
@@ -118,6 +119,8 @@ class Chat:
         self._constraint: ToolConstraint | None = None
         self._lock = threading.RLock()
         self._running: Running | None = None
+        if messages:
+            self._prepare()
 
     def __del__(self) -> None:
         if getattr(self, "_settling", None) is not None:
@@ -237,7 +240,7 @@ class Chat:
         self._end_abandoned_turn()
         index = self._turn_index(-1)
         text: str = self._messages[index]["content"]
-        self._messages = self._messages[:index]
+        self._messages, self.dropped = self._messages[:index], 0
         self._prepare()
         return text
 
@@ -255,10 +258,12 @@ class Chat:
 
     def settle(self) -> None:
         """Returns when the next turn is prepared: everything up to here has been read in the form it will have."""
-        if self._running is None:
-            self._prepare(always=True)
-        if (settling := self._settling) is not None:
-            settling.wait()
+        if self._running is not None:
+            if (settling := self._settling) is not None:
+                settling.wait()
+        elif ids := self._prepare(idle=False):
+            for _ in self._owner.submit(self._cache.settle(ids)):
+                pass
 
     @property
     def open_calls(self) -> tuple[ToolCall, ...]:
@@ -278,9 +283,10 @@ class Chat:
         if (running := self._running) is None:
             return
         turn = running.turn() if running.turn is not None else None
-        thread = running.thread
-        here = thread is threading.current_thread() or thread is None or not thread.is_alive()
-        if turn is not None and (here or running.cancelled.is_set()):
+        if turn is None:
+            self._running = None
+            return
+        if running.thread is threading.current_thread() or running.cancelled.is_set():
             with contextlib.suppress(ValueError):  # it is being asked for its next event just now
                 turn.close()
                 return
@@ -290,9 +296,8 @@ class Chat:
         """Checks a turn; it changes the chat only once it is iterated."""
         options = dict(options)
         toolbox, tools = self._toolbox, self._tools
-        if "tools" in options:
-            tools = tuple(options.pop("tools") or ())
-            toolbox = Toolbox(tools)
+        if (given := options.pop("tools", None)) is not None:
+            toolbox, tools = Toolbox(given), tuple(given)
         self._compute_weights()
         plan = Plan(messages, toolbox, tools, *self._options(options))
         plan.before, plan.replaces = self._messages, replaces
@@ -319,9 +324,11 @@ class Chat:
             chosen["thinking_budget"] = self.thinking_budget
         return Options(**(chosen | given)), thinking
 
-    def _render(self, plan: Plan, messages: Sequence[Message], reply: bool) -> list[int]:
+    def _render(
+        self, messages: Sequence[Message], tools: tuple[Tool, ...], *, thinking: bool, reply: bool
+    ) -> list[int]:
         return self.tokenizer.apply_chat_template(
-            messages, tools=plan.tools or None, add_generation_prompt=reply, enable_thinking=plan.thinking
+            messages, tools=tools or None, add_generation_prompt=reply, enable_thinking=thinking
         )
 
     def _fit(self, plan: Plan) -> None:
@@ -331,7 +338,8 @@ class Chat:
         dropped = self.dropped if system + self.dropped in starts else 0
 
         def without(dropped: int) -> list[int]:
-            return self._render(plan, [*plan.messages[:system], *plan.messages[system + dropped :]], reply=True)
+            seen = [*plan.messages[:system], *plan.messages[system + dropped :]]
+            return self._render(seen, plan.tools, thinking=plan.thinking, reply=True)
 
         ids, limit = without(dropped), self._prompt_limit(plan.options.max_tokens)
         if len(ids) > limit and self.overflow == "drop_oldest":
@@ -360,16 +368,16 @@ class Chat:
 
     def _turn(self, plan: Plan, running: Running) -> Generator[TurnEvent, None, None]:
         """The events of a turn; keeps the history whole, however it ends."""
-        with self._lock:
-            if self._running is not None:
-                raise RuntimeError("another turn of this chat is under way")
-            if self._messages is not plan.before:
-                raise RuntimeError("the conversation has changed since this turn was made")
-            self._running = running
-        self._messages, self.dropped = plan.messages, plan.dropped
-        self._use(plan.toolbox, plan.tools)
         total: Done | None = None
         try:
+            with self._lock:
+                if self._running is not None:
+                    raise RuntimeError("another turn of this chat is under way")
+                if self._messages is not plan.before:
+                    raise RuntimeError("the conversation has changed since this turn was made")
+                self._running = running
+            self._messages, self.dropped = plan.messages, plan.dropped
+            self._use(plan.toolbox, plan.tools)
             for rounds_left in range(self.max_tool_rounds, -1, -1):
                 done, problems = yield from self._reply(plan, running)
                 total = done if total is None else added(total, done)
@@ -379,8 +387,10 @@ class Chat:
                     total = dataclasses.replace(total, finish_reason="length" if not plan.fits else "cancelled")
                     break
         finally:
-            self._running = None
-            self._prepare()
+            if self._running is running:
+                self._running = None
+                self._answer_calls(plan)
+                self._prepare()
         assert total is not None
         yield total
 
@@ -402,7 +412,9 @@ class Chat:
         try:
             for event in job:
                 if isinstance(event, Done):
-                    done = event
+                    done = event if not came.cut else dataclasses.replace(event, finish_reason="cancelled")
+                elif running.cancelled.is_set():
+                    came.cut = True  # it was made ahead of a slow reader, and comes too late
                 else:
                     came.add(event)
                     yield event
@@ -412,9 +424,11 @@ class Chat:
         finally:
             if done is None:
                 generation.cancel()
-            job.close()
-            running.end()
-            self._keep(came, done, plan)
+            try:
+                job.close()
+            finally:  # of an impatient Ctrl-C, too
+                running.end()
+                self._keep(came, done, plan)
         # Without an end of its own it was cancelled while it waited for its place.
         return done or Done("cancelled", len(plan.ids), 0, 0, 0, 0.0, 0.0, 0.0, 0), came.problems
 
@@ -437,11 +451,11 @@ class Chat:
         calls = self.open_calls
         if done.finish_reason not in ("stop", "tool_calls") or not (calls or (problems and self._toolbox)):
             return False
-        if any(call.name in self._toolbox.names and not self._toolbox.runnable(call.name) for call in calls):
-            return False  # the results are the caller's to give
-        self._prepare()
+        if self._are_the_callers(calls):
+            return False
         results: list[Any] = []
         try:
+            self._prepare()
             for call in calls:
                 result = self._run_call(call, running, rounds_left)
                 results.append(result.content)
@@ -451,6 +465,15 @@ class Chat:
             results += [{"error": f"this is no valid call: {problem}"} for problem in problems]
             self._append_results(plan, results)
         return rounds_left > 0
+
+    def _are_the_callers(self, calls: Sequence[ToolCall]) -> bool:
+        """Whether results are the caller's to give: of a tool that is known by its schema only."""
+        return any(call.name in self._toolbox.names and not self._toolbox.runnable(call.name) for call in calls)
+
+    def _answer_calls(self, plan: Plan) -> None:
+        """Leaves no call without a result that nobody would give."""
+        if (calls := self.open_calls) and not self._are_the_callers(calls):
+            self._append_results(plan, [{"error": "not run: the turn was ended"}] * len(calls))
 
     def _run_call(self, call: ToolCall, running: Running, rounds_left: int) -> ToolResult:
         def refused(reason: str) -> ToolResult:
@@ -485,19 +508,25 @@ class Chat:
 
     # --- the caches -----------------------------------------------------------
 
-    def _prepare(self, always: bool = False) -> None:
-        """Has the history read in the form that the next prompt will begin with, when the thread is idle."""
+    def _prepare(self, idle: bool = True) -> list[int]:
+        """Has the history read in the form that the next prompt will begin with, when the thread is idle.
+
+        Returns its ids, if the context holds them; with `idle=False` it does no more than that.
+        """
         system = self._system_length
         dropped = self.dropped if system + self.dropped < len(self._messages) else 0
         messages = [*self._messages[:system], *self._messages[system + dropped :]]
-        ids = []
+        ids: list[int] = []
         if self._turn_starts(messages):
-            ids = self._render(Plan([], self._toolbox, self._tools, Options(), False), messages, reply=False)
+            ids = self._render(messages, self._tools, thinking=False, reply=False)
         self.context_tokens = len(ids)
+        if len(ids) >= self.context_limit:
+            ids = []
         with self._lock:
             self._stop_settling()
-            if 0 < len(ids) < self.context_limit and (always or self._auto_settle):
+            if ids and idle and self._auto_settle:
                 self._settling = self._owner.when_idle(self._cache.settle(ids))
+        return ids
 
     def _stop_settling(self) -> None:
         with self._lock:
@@ -562,11 +591,18 @@ class Chat:
         if system is not None:
             chat.system = system
         chat.dropped = content["dropped"]
+        chat._stop_settling()
         if caches:
             pool = chat._owner.checkpoints
             chat._cache = chat._owner.call(lambda: PromptCache.load(_cache_path(path), model, tokenizer, pool))
         chat._prepare()
         return chat
+
+
+def _read_sampling(values: Mapping[str, Any]) -> Sampling:
+    """A Sampling from JSON, in which token ids are texts."""
+    bias = values.get("logit_bias")
+    return Sampling(**{**values, "logit_bias": bias and {int(token): value for token, value in bias.items()}})
 
 
 def _check(name: str, value: object, holds: bool, meaning: str) -> None:
@@ -599,7 +635,7 @@ def _read_chat(path: Path) -> dict[str, Any]:
         if not isinstance(tools, list) or not all(isinstance(name, str) for name in tools):
             raise ValueError("its tools are malformed")
         if settings.get("sampling") is not None:
-            settings["sampling"] = Sampling(**settings["sampling"])
+            settings["sampling"] = _read_sampling(settings["sampling"])
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a saved chat: {error}") from error
     return {"messages": messages, "dropped": dropped, "settings": settings, "tools": tools}

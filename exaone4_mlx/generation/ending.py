@@ -3,7 +3,8 @@
 What is peculiar here:
 - A thought that has used up its budget is ended as the model itself would end it, behind one sentence that says
   so. Of `max_tokens` a part is kept for the answer, so that an answer always comes.
-- A loop is many copies of one block and nothing else, for hundreds of tokens: no table or list looks like it.
+- A loop is many copies of one block and nothing else, for hundreds of tokens. A table of zeros looks like it, too:
+  who asks for one switches the detection off.
 """
 
 from __future__ import annotations

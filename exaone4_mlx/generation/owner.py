@@ -48,9 +48,10 @@ class Job(Generic[T]):
         kind, value = self._results.get()
         if kind == "result":
             return value
-        if kind == "error":
-            raise value
-        raise StopIteration
+        try:
+            raise value if kind == "error" else StopIteration
+        finally:
+            del value  # its traceback holds this frame
 
     @property
     def place(self) -> int:
@@ -70,6 +71,11 @@ class Job(Generic[T]):
         self._line.withdraw(self)
         while not self._line.is_here() and not self._ended.wait(1.0) and not sys.is_finalizing():
             pass
+
+    def cancel(self) -> None:
+        """Asks work that can be cancelled to end."""
+        if (cancel := getattr(self._work, "cancel", None)) is not None:
+            cancel()
 
     def run(self) -> None:
         """All of the work, in the thread of the owner."""
@@ -134,7 +140,7 @@ class _Line:
         self._jobs: collections.deque[Job[Any]] = collections.deque()
         self._idle: collections.deque[IdleWork] = collections.deque()
         self._changed = threading.Condition()
-        self._running = False
+        self._running: Job[Any] | None = None
         self._thread = 0
         self.stopped = False
 
@@ -154,7 +160,7 @@ class _Line:
 
     def place(self, job: Job[Any]) -> int:
         with self._changed:
-            return self._jobs.index(job) + self._running if job in self._jobs else 0
+            return self._jobs.index(job) + (self._running is not None) if job in self._jobs else 0
 
     def withdraw(self, work: Job[Any] | IdleWork) -> bool:
         """Takes work that is not being done out of the line; whether it was there."""
@@ -169,6 +175,8 @@ class _Line:
     def stop(self) -> None:
         with self._changed:
             self.stopped = True
+            if self._running is not None:
+                self._running.cancel()
             self._changed.notify()
 
     def serve(self) -> None:
@@ -180,7 +188,7 @@ class _Line:
             elif work.step():
                 self.add(work)
             with self._changed:
-                self._running = False
+                self._running = None
             del work  # it may hold the last reference to the model
         waiting: list[Job[Any] | IdleWork] = [*self._jobs, *self._idle]
         for left in waiting:
@@ -193,8 +201,10 @@ class _Line:
                 self._changed.wait()
             if self.stopped:
                 return None
-            self._running = bool(self._jobs)
-            return self._jobs.popleft() if self._jobs else self._idle.popleft()
+            if not self._jobs:
+                return self._idle.popleft()
+            self._running = self._jobs.popleft()
+            return self._running
 
 
 class Owner:

@@ -183,15 +183,49 @@ class Generation:
     ) -> None:
         options = options or Options()
         check_request(ids, options, model.config, tokenizer)
-        self._model, self._tokenizer, self._ids, self._options = model, tokenizer, list(ids), options
-        self._cache = prompt_cache or PromptCache(model, tokenizer, CheckpointPool(max_count=0))
-        if self._cache.model is not model:
+        if prompt_cache is not None and prompt_cache.model is not model:
             raise ValueError("this prompt cache was made for another model")
-        self._constraint = constraint
-        self._parser = ReplyParser(_ends_inside_thought(self._ids, tokenizer))
+        cache = prompt_cache or PromptCache(model, tokenizer, CheckpointPool(max_count=0))
+        self._making = _Making(model, tokenizer, list(ids), options, cache, constraint)
+        self._events = self._making.run()  # which knows nothing of this object: dropped, both are gone at once
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn, LG's advice filled in."""
+        return self._making.sampling
+
+    def __iter__(self) -> Iterator[Event | Done]:
+        return self._events
+
+    def __next__(self) -> Event | Done:
+        return next(self._events)
+
+    def cancel(self) -> None:
+        """Ends the reply at the next token, or at the next chunk of the prompt; `Done` says "cancelled"."""
+        self._making.cancelled = True
+
+    def close(self) -> None:
+        """Ends the reply at once and without `Done`."""
+        self._events.close()
+
+
+class _Making:
+    """How a reply is made, step by step."""
+
+    def __init__(
+        self,
+        model: Exaone4ForCausalLM,
+        tokenizer: Tokenizer,
+        ids: list[int],
+        options: Options,
+        cache: PromptCache,
+        constraint: ToolConstraint | None,
+    ) -> None:
+        self._model, self._tokenizer, self._ids, self._options = model, tokenizer, ids, options
+        self._cache, self._constraint = cache, constraint
+        self._parser = ReplyParser(_ends_inside_thought(ids, tokenizer))
         self.sampling = (options.sampling or Sampling()).resolved(thinking=self._parser.inside_thought)
-        room = model.config.max_position_embeddings - len(self._ids)
-        self._max_tokens = min(_wanted_tokens(options), room)
+        self._max_tokens = min(_wanted_tokens(options), model.config.max_position_embeddings - len(ids))
         self._wrap_up: list[int] = []
         if options.thinking_budget is not None:
             self._wrap_up = tokenizer.encode(WRAP_UP)
@@ -200,29 +234,10 @@ class Generation:
         self._stop = StopStrings(options.stops)
         self._loops = LoopDetector()
         self._stop_ids = model.config.stop_token_ids | tokenizer.stop_token_ids
-        self._counts = _Counts(prompt_tokens=len(self._ids))
-        self._cancelled = False
-        self._events: Generator[Event | Done, None, None] | None = None  # begun when it is asked for
+        self._counts = _Counts(prompt_tokens=len(ids))
+        self.cancelled = False
 
-    def __iter__(self) -> Generation:
-        return self
-
-    def __next__(self) -> Event | Done:
-        if self._events is None:
-            self._events = self._run()
-        return next(self._events)
-
-    def cancel(self) -> None:
-        """Ends the reply at the next token, or at the next chunk of the prompt; `Done` says "cancelled"."""
-        self._cancelled = True
-
-    def close(self) -> None:
-        """Ends the reply at once and without `Done`."""
-        if self._events is None:
-            self._events = self._run()
-        self._events.close()
-
-    def _run(self) -> Generator[Event | Done, None, None]:
+    def run(self) -> Generator[Event | Done, None, None]:
         mx.reset_peak_memory()
         with _wired_memory():
             try:
@@ -240,7 +255,7 @@ class Generation:
         def report(done: int, total: int) -> None:
             if self._options.progress:
                 self._options.progress(done, total)
-            if self._cancelled:
+            if self.cancelled:
                 raise _Cancelled
 
         started = time.perf_counter()
@@ -257,13 +272,16 @@ class Generation:
         called = False
         finish_reason = "length"
         self._counts.start()
+        work = self._cache.work
         if self._constraint is not None:
             self._constraint.reset()  # of a call that was cut off
         if self._thought_is_over(half_a_character=False):
             yield from self._end_thought(stream)
         for token in stream:
+            if self._cache.work is not work:
+                raise RuntimeError("other work on the same prompt cache came between the tokens of this reply")
             self._cache.append(token)
-            if self._cancelled:
+            if self.cancelled:
                 finish_reason = "cancelled"
                 break
             if token in self._stop_ids:

@@ -25,7 +25,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..model.cache import KVCache, RotatingKVCache, Snapshot
+from ..model.cache import Cache, KVCache, RotatingKVCache, Snapshot
 from ..model.files import CheckpointError, atomic_file, read_header
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
@@ -88,7 +88,9 @@ class PromptCache:
     """What a model has read of one conversation. `ids` are the tokens that its caches hold.
 
     `prefill` takes any prompt: what it shares with `ids` is not processed again, as far back as the caches
-    and the checkpoints reach. All work on one prompt cache belongs into one thread at a time.
+    and the checkpoints reach. Weights that were replaced (an update, a cast, a quantization) mean a fresh start;
+    after writing into a weight in place call `clear()`. All work on one prompt cache belongs into one thread at a
+    time.
     """
 
     def __init__(self, model: Exaone4ForCausalLM, tokenizer: Tokenizer, pool: CheckpointPool | None = None) -> None:
@@ -101,8 +103,8 @@ class PromptCache:
     def clear(self) -> None:
         """Forgets everything, and frees its memory."""
         self.ids: list[int] = []
-        self._work: object = None  # what is under way; other work ends it
-        self._weights = self._weights_now()
+        self.work: object = None  # what is under way; other work ends it
+        self._weights = [weakref.ref(array) for _, array in tree_flatten(self.model.parameters())]
         self.layers = self.model.make_cache()
         self.checkpoints.clear()
         windows = [layer for layer in self.layers if isinstance(layer, RotatingKVCache)]
@@ -153,9 +155,9 @@ class PromptCache:
         It may be dropped between two pieces: what was done stays.
         """
         ids = list(ids)
-        reused, work = self.reuse(ids, len(ids)), self._work
+        reused, work = self.reuse(ids, len(ids)), self.work
         yield reused
-        if self._work is work:
+        if self.work is work:
             for done, _ in self._read(ids, step_size):
                 mx.eval(self._states)
                 yield done
@@ -174,8 +176,11 @@ class PromptCache:
         Of the states that can be reached (the present one or a checkpoint, each rewound by what it allows)
         the longest is taken.
         """
-        self._work = object()
-        if self._weights != self._weights_now():
+        self.work = object()
+        now = [array for _, array in tree_flatten(self.model.parameters())]
+        if len(now) != len(self._weights) or any(
+            seen() is not array for seen, array in zip(self._weights, now, strict=False)
+        ):
             self.clear()
         self._repair()
         shared = common_prefix(self.ids, ids)
@@ -214,10 +219,6 @@ class PromptCache:
             for layer in self.layers:
                 layer.rewind(surplus)
 
-    def _weights_now(self) -> list[int]:
-        """Which arrays the weights are. An update, a cast or a quantization of the model makes others of them."""
-        return [id(array) for _, array in tree_flatten(self.model.parameters())]
-
     def _rewindable_from(self, checkpoint: Checkpoint) -> int:
         pairs = zip(self.layers, checkpoint.layers, strict=True)
         return min(layer.rewindable_from(snapshot) for layer, snapshot in pairs)
@@ -229,12 +230,12 @@ class PromptCache:
 
     def _read(self, ids: list[int], step_size: int) -> Iterator[tuple[int, mx.array]]:
         """Processes what the caches lack of `ids`: how many they hold after each chunk, and its hidden states."""
-        start, work = len(self.ids), self._work
+        start, work = len(self.ids), self.work
         try:
             for done, hidden in read(self.model, ids[start:], self.layers, step_size):
                 self.ids += ids[len(self.ids) : start + done]
                 yield start + done, hidden
-                if self._work is not work:
+                if self.work is not work:
                     return
         except Exception:
             self.clear()  # what a failed step left behind fails again
@@ -290,22 +291,44 @@ class PromptCache:
         except CheckpointError as error:
             warnings.warn(f"{error}; starting without it", stacklevel=2)
             return cache
-        written, here = json.loads(about["fingerprints"]), cache._fingerprints()
-        if foreign := [name for name, digest in here.items() if written.get(name) != digest]:
+        written, here = json.loads(about.get("fingerprints", "{}")), cache._fingerprints()
+        if foreign := [name for name, digest in here.items() if dict(written).get(name) != digest]:
             raise ValueError(f"the prompt cache {path} belongs to another model: {', '.join(foreign)} differ")
-        cache._take(arrays, json.loads(about["checkpoints"]))
+        try:
+            cache._take(arrays, json.loads(about["checkpoints"]))
+        except (CheckpointError, KeyError, TypeError, AttributeError) as error:
+            warnings.warn(f"the prompt cache {path} is damaged ({error}); starting without it", stacklevel=2)
+            cache.clear()
         return cache
 
     def _take(self, arrays: dict[str, mx.array], lengths: list[int]) -> None:
         ids: Any = arrays["ids"].tolist()
         self.ids = ids
         for i, layer in enumerate(self.layers):
-            layer.restore(_from_names(arrays, f"{i}", len(self.ids)))
+            snapshot = self._checked(_from_names(arrays, f"{i}", len(self.ids)), layer)
+            if isinstance(layer, KVCache) and snapshot.rows != len(self.ids):
+                raise CheckpointError(f"layer {i} holds {snapshot.rows} rows of {len(self.ids)} tokens")
+            layer.restore(snapshot)
         mx.eval(self._states)
         for k, length in enumerate(lengths):
-            layers = [_from_names(arrays, f"checkpoint {k}.{i}", length) for i in range(len(self.layers))]
+            if not 0 < length <= len(self.ids):
+                raise CheckpointError(f"a checkpoint after {length} of {len(self.ids)} tokens")
+            named = [_from_names(arrays, f"checkpoint {k}.{i}", length) for i in range(len(self.layers))]
+            layers = [self._checked(*pair) for pair in zip(named, self.layers, strict=True)]
             self.checkpoints.append(Checkpoint(length, tuple(layers), weakref.ref(self)))
             self._pool.use(self.checkpoints[-1])
+
+    def _checked(self, snapshot: Snapshot, layer: Cache) -> Snapshot:
+        """A snapshot from a file, once it has the shape that this layer needs."""
+        config = self.model.config
+        wanted = (1, config.num_key_value_heads, snapshot.rows, config.head_dim)
+        if any(array.shape != wanted or not mx.issubdtype(array.dtype, mx.floating) for array in snapshot.arrays):
+            raise CheckpointError(f"rows of shape {[array.shape for array in snapshot.arrays]}, not {wanted}")
+        if isinstance(layer, RotatingKVCache):
+            least = min(snapshot.offset, layer.window - 1)
+            if not least <= snapshot.rows <= snapshot.offset:
+                raise CheckpointError(f"a window of {snapshot.rows} rows after {snapshot.offset} tokens")
+        return snapshot
 
     def _fingerprints(self) -> dict[str, str]:
         """What the numbers depend on. Every weight is read once, in about the time of a token."""

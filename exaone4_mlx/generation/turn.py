@@ -110,6 +110,7 @@ class Came:
     answer: str = ""
     calls: list[ToolCall] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    cut: bool = False
     finish_reason: str = "cancelled"
     stats: dict[str, Any] | None = None
 

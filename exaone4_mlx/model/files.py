@@ -10,6 +10,7 @@ What is peculiar here:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -244,18 +245,22 @@ def fill(model: nn.Module, weights: Iterator[tuple[str, mx.array]]) -> None:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write, which takes the place of `path` at the end of the block, unless that fails.
 
-    It is written beside it as .NAME.PROCESS-THREAD.partial; what a killed process left is removed.
+    It is written beside it as .DIGEST.PROCESS-THREAD.partial, with the digest of its name; what a killed process
+    left is removed. A file that was there before passes its mode on.
     """
-    for left in path.parent.glob(f".{path.name}.*.partial"):
-        process = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)-\d+\.partial", left.name)
-        if process and not _is_running(int(process[1])):
+    name = hashlib.sha256(path.name.encode()).hexdigest()[:16]
+    for left in path.parent.glob(f".{name}.*-*.partial"):
+        process = left.name.split(".")[2].partition("-")[0]
+        if process.isdecimal() and not _is_running(int(process)):
             left.unlink(missing_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    partial = path.with_name(f".{name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         with partial.open("wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            partial.chmod(path.stat().st_mode & 0o777)
         partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
