@@ -389,6 +389,8 @@ class Chat:
         finally:
             if self._running is running:
                 self._running = None
+                if plan.came is not None:  # interrupted while it was being put into the history
+                    self._keep(plan.came, None, plan)
                 self._answer_calls(plan)
                 self._prepare()
         assert total is not None
@@ -405,7 +407,7 @@ class Chat:
             prompt_cache=self._cache,
             constraint=self._constraint_of(plan),
         )
-        came = Came()
+        came = plan.came = Came()
         job = self._owner.submit(generation)
         running.begin(generation, job)
         done = None
@@ -437,10 +439,11 @@ class Chat:
         if done is not None:
             came.finish_reason, came.stats = done.finish_reason, dataclasses.asdict(done)
         if plan.replaces and not came.anything and came.finish_reason in ("cancelled", "error"):
-            self._messages = plan.before
+            self._messages, plan.came = plan.before, None
             return
         plan.replaces = False
         self._append(came.message())
+        plan.came = None
         if came.calls and came.finish_reason != "tool_calls":
             self._append(*tool_messages([{"error": "not run: the reply was cut off"}] * len(came.calls)))
 

@@ -64,6 +64,7 @@ class Plan:
     ids: list[int] = field(default_factory=list)
     dropped: int = 0
     fits: bool = True
+    came: Came | None = None  # of the reply under way
     before: list[Message] = field(default_factory=list)
     replaces: bool = False
 
