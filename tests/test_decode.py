@@ -37,12 +37,6 @@ def test_stream_equals_computing_everything_again(length: int) -> None:
         assert stream(model, prompt, step_size) == expected
 
 
-def test_progress_is_told_chunk_by_chunk() -> None:
-    model, calls = tiny_model(), []
-    prefill(model, [5] * 10, model.make_cache(), 4, lambda done, total: calls.append((done, total)))
-    assert calls == [(0, 10), (4, 10), (8, 10), (10, 10)]
-
-
 def test_next_step_is_under_way_before_a_token_is_handed_out() -> None:
     """When the first token comes, the second one is already being drawn: the caches have seen the first, no more."""
     model = tiny_model()

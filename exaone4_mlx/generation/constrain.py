@@ -24,6 +24,7 @@ import mlx.core as mx
 from ..text.reply import CALL_END, CALL_START
 from ..text.schema import COMPOSING, normalized
 from ..text.tokenizer import Tokenizer
+from ..text.tools import name_of
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -168,8 +169,7 @@ def _rule(number: int, schema: Mapping[str, Any]) -> tuple[str, str]:
 
     Each tool has a `%json` of its own, so that a `$ref` finds what it means.
     """
-    function = schema.get("function", schema)
-    name = function.get("name") if isinstance(function, Mapping) else None
+    function, name = schema.get("function", schema), name_of(schema)
     if not isinstance(name, str) or not name:
         raise ValueError(f"tool {number + 1} has no name")
     try:

@@ -36,7 +36,7 @@ from .constrain import ToolConstraint
 from .ending import MAX_TOKENS, Options
 from .owner import IdleWork, Owner
 from .respond import Done, Generation, check_request, tool_constraint
-from .sampling import Sampling
+from .sampling import Sampling, check
 from .session import PromptCache
 from .turn import Came, Message, Plan, Running, Turn, TurnEvent, added, tool_messages
 
@@ -89,41 +89,43 @@ class Chat:
         Raises ValueError for a setting without meaning.
         """
         self.model, self.tokenizer = model, tokenizer
+        self._settling: IdleWork | None = None
+        self._constraint: ToolConstraint | None = None
+        self._lock = threading.RLock()
+        self._running: Running | None = None
         self._messages: list[Message] = check_messages(messages) if messages else []
         if system is not None and self._system_length:
             raise ValueError("there are two system prompts: one given as such, and one among the messages")
         if system is not None:
             self.system = system
+        self._tools: tuple[Tool, ...] = ()
+        self._toolbox = Toolbox()
         self.tools = tools
         self.sampling, self.thinking, self.thinking_budget = sampling, thinking, thinking_budget
         self.max_tokens, self.constrain_tools, self.approve = max_tokens, constrain_tools, approve
-        _check("overflow", overflow, overflow in ("error", "drop_oldest"), "'error' or 'drop_oldest'")
-        _check("max_tool_rounds", max_tool_rounds, type(max_tool_rounds) is int and max_tool_rounds >= 0, "a count")
+        check("overflow", overflow, overflow in ("error", "drop_oldest"), "'error' or 'drop_oldest'")
+        check("max_tool_rounds", max_tool_rounds, type(max_tool_rounds) is int and max_tool_rounds >= 0, "a count")
         seconds = isinstance(tool_timeout, (int, float)) and tool_timeout > 0
-        _check("tool_timeout", tool_timeout, tool_timeout is None or seconds, "seconds, more than 0")
+        check("tool_timeout", tool_timeout, tool_timeout is None or seconds, "seconds, more than 0")
         for name, value in (("thinking", thinking), ("constrain_tools", constrain_tools), ("settle", settle)):
-            _check(name, value, isinstance(value, bool), "true or false")
-        _check("approve", approve, approve is None or callable(approve), "a function")
+            check(name, value, isinstance(value, bool), "true or false")
+        check("approve", approve, approve is None or callable(approve), "a function")
         self.max_tool_rounds, self.tool_timeout, self.overflow = max_tool_rounds, tool_timeout, overflow
         Options(sampling=sampling, max_tokens=max_tokens, thinking_budget=thinking_budget)  # raises what they raise
         self.dropped = 0  # messages behind the system prompt that the model does not see any more
         self.context_tokens = 0  # of the history, as the next prompt will hold it
         self._owner = Owner.of(model)
         self._compute_weights()
-        _check("prompt_cache", prompt_cache, isinstance(prompt_cache, (PromptCache, type(None))), "a PromptCache")
+        check("prompt_cache", prompt_cache, isinstance(prompt_cache, (PromptCache, type(None))), "a PromptCache")
         if prompt_cache is not None and prompt_cache.model is not model:
             raise ValueError("this prompt cache was made for another model")
         self._cache = prompt_cache or PromptCache(model, tokenizer, self._owner.checkpoints)
         self._auto_settle = settle
-        self._settling: IdleWork | None = None
-        self._constraint: ToolConstraint | None = None
-        self._lock = threading.RLock()
-        self._running: Running | None = None
         if messages:
             self._prepare()
 
     def __del__(self) -> None:
-        if getattr(self, "_settling", None) is not None:
+        if hasattr(self, "_settling"):  # __init__ may have refused
             self._stop_settling()  # nobody will send the next turn
 
     # --- the history ----------------------------------------------------------
@@ -159,7 +161,7 @@ class Chat:
         self._use(Toolbox(tools), tuple(tools or ()))
 
     def _use(self, toolbox: Toolbox, tools: tuple[Tool, ...]) -> None:
-        if tools is not getattr(self, "_tools", None):
+        if tools is not self._tools:
             self._toolbox, self._tools, self._constraint = toolbox, tools, None
 
     @property
@@ -606,11 +608,6 @@ def _read_sampling(values: Mapping[str, Any]) -> Sampling:
     """A Sampling from JSON, in which token ids are texts."""
     bias = values.get("logit_bias")
     return Sampling(**{**values, "logit_bias": bias and {int(token): value for token, value in bias.items()}})
-
-
-def _check(name: str, value: object, holds: bool, meaning: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {meaning}, not {value!r}")
 
 
 def _cache_path(path: Path) -> Path:

@@ -54,27 +54,13 @@ def read(
 
 
 def prefill(
-    model: Exaone4ForCausalLM,
-    prompt_ids: Sequence[int],
-    cache: list[Cache],
-    step_size: int = PREFILL_STEP_SIZE,
-    progress: PrefillProgress | None = None,
+    model: Exaone4ForCausalLM, ids: Sequence[int], cache: list[Cache], step_size: int = PREFILL_STEP_SIZE
 ) -> mx.array:
-    """Processes the prompt into `cache`; the logits after its last token, [1, V].
-
-    `progress` is called before the first chunk and after each; an exception that it raises ends the work.
-    """
-    total = len(prompt_ids)
-    if progress:
-        progress(0, total)
-    for done, chunk in read(model, prompt_ids, cache, step_size):
+    """Processes `ids` into `cache`: the logits after the last of them, [1, V]."""
+    for _, chunk in read(model, ids, cache, step_size):
         hidden = chunk
-        if progress and done < total:
-            progress(done, total)
     logits = model.logits(hidden[:, -1:])[:, -1]
     mx.eval(logits)
-    if progress:
-        progress(total, total)
     return logits
 
 

@@ -43,20 +43,18 @@ class Sampling:
         for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            _check(name, value, number or (value is None and name in ("temperature", "top_p")), "a number")
+            check(name, value, number or (value is None and name in ("temperature", "top_p")), "a number")
         bias = {} if self.logit_bias is None else self.logit_bias
-        _check(
-            "logit_bias", bias, isinstance(bias, Mapping) and all(map(_is_bias, bias.items())), "numbers by token id"
-        )
-        _check("temperature", self.temperature, 0 <= (self.temperature or 0) < math.inf, "0 or more")
-        _check("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
-        _check("top_k", self.top_k, isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 or more")
-        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
+        check("logit_bias", bias, isinstance(bias, Mapping) and all(map(_is_bias, bias.items())), "numbers by token id")
+        check("temperature", self.temperature, 0 <= (self.temperature or 0) < math.inf, "0 or more")
+        check("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
+        check("top_k", self.top_k, isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 or more")
+        check("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
         for name in ("presence_penalty", "frequency_penalty"):
-            _check(name, getattr(self, name), math.isfinite(getattr(self, name)), "a finite number")
-        _check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
+            check(name, getattr(self, name), math.isfinite(getattr(self, name)), "a finite number")
+        check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
         whole = isinstance(self.seed, int) and 0 <= self.seed < 2**64
-        _check("seed", self.seed, self.seed is None or whole, "a whole number from 0 to 2**64 - 1")
+        check("seed", self.seed, self.seed is None or whole, "a whole number from 0 to 2**64 - 1")
 
     def resolved(self, thinking: bool) -> Sampling:
         """The same, what was left open filled in by LG's advice for the mode (README of EXAONE 4.0)."""
@@ -163,6 +161,7 @@ def _dense(bias: Mapping[int, float], vocab_size: int) -> mx.array:
     return dense
 
 
-def _check(name: str, value: object, holds: bool, meaning: str) -> None:
+def check(name: str, value: object, holds: bool, meaning: str) -> None:
+    """Raises ValueError for a value of `name` that is not what it must be: `meaning`, in words."""
     if not holds:
         raise ValueError(f"{name} must be {meaning}, not {value!r}")

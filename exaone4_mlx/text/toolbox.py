@@ -22,7 +22,7 @@ from typing import Any
 from .reply import ToolCall
 from .schema import COMPOSING, check_schema, expected, normalized, shortened, shown, validator, worded
 from .tools import Tool, name_of, parameters_of, schemas, type_hints
-from .values import fitted, numbers_in, plain_result, plain_text
+from .values import fitted, number_in, plain_result, plain_text
 
 #: Seconds between two looks at whether a running tool was cancelled.
 CANCEL_STEP = 0.02
@@ -117,11 +117,10 @@ class _Registered:
         except (TypeError, ValueError, RecursionError) as error:
             raise ToolError(f"the arguments of {self.name} must be JSON values: {error}") from error
         problems = self._problems(named)
-        if problems and isinstance(given, str):
-            for number in numbers_in(given):
-                renamed = dict.fromkeys(named, number)
-                if not self._problems(renamed):
-                    return renamed
+        if problems and isinstance(given, str) and (number := number_in(given)) is not None:
+            renamed = dict.fromkeys(named, number)
+            if not self._problems(renamed):
+                return renamed
         if problems:
             raise ToolError(f"{self.name}: " + "; ".join(problems[:3]))
         return named

@@ -17,13 +17,13 @@ from typing import Annotated, Any, Literal, Union
 from .schema import shown
 
 
-def numbers_in(text: str) -> list[int | float]:
+def number_in(text: str) -> int | float | None:
     """The number that a text is, if it is one, exactly as JSON writes it."""
     with contextlib.suppress(ValueError, RecursionError):
         number = json.loads(text)
         if isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number):
-            return [number]
-    return []
+            return number
+    return None
 
 
 def fitted(value: Any, hint: Any) -> Any:
