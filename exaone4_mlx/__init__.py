@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .generation.conversation import Chat
+    from .generation.ending import Options
     from .generation.respond import Done, Generation, Reply, generate, stream_generate
     from .generation.sampling import Sampling
     from .generation.session import PromptCache
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "generation.conversation": ("Chat",),
+    "generation.ending": ("Options",),
     "generation.respond": ("Done", "Generation", "Reply", "generate", "stream_generate"),
     "generation.sampling": ("Sampling",),
     "generation.session": ("PromptCache",),

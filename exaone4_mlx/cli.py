@@ -296,7 +296,8 @@ def read_tools(options: argparse.Namespace) -> list[Callable[..., Any]]:
     if options.tools:
         from .tool_files import load_tools
 
-        _say(f"running {options.tools} for its tools")
+        if options.tools.is_file():
+            _say(f"running {options.tools} for its tools")
         tools += load_tools(options.tools)
     if options.builtin_tools:
         from .text.builtin_tools import BUILTIN_TOOLS
@@ -371,9 +372,9 @@ def _check_prompt(
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
     else:
-        if prompt and prompt[-1].get("role") not in ("user", "tool"):
-            raise ValueError("there is nothing to reply to: the last message is not the user's and no tool's")
         ids = prompt_ids(tokenizer, prompt, thinking=options.thinking, tools=tools or None)
+        if prompt[-1]["role"] not in ("user", "tool"):
+            raise ValueError("there is nothing to reply to: the last message is not the user's and no tool's")
     check_request(ids, chosen, config, tokenizer)
     return ids
 

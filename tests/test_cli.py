@@ -246,7 +246,7 @@ def test_prompt_cache_file(capsys: pytest.CaptureFixture[str], tmp_path: Path, h
     edit_json(hf_folder / "config.json", rms_norm_eps=1e-4)
     assert main(["generate", "--model", str(hf_folder), *ask, "--prompt-cache-file", str(file)]) == 1
     assert "belongs to another model: config, weights differ" in capsys.readouterr().err
-    file.write_bytes(b"damaged")
+    file.write_bytes(file.read_bytes()[:-5])
     assert main([*GENERATE, *ask, "--prompt-cache-file", str(file)]) == 0
     assert "warning: the prompt cache" in capsys.readouterr().err
     assert json.loads(output(capsys, *ask, "--prompt-cache-file", str(file)))["cached_tokens"] > 0

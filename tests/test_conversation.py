@@ -51,6 +51,10 @@ def call_text(name: str, **arguments: Any) -> str:
     return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
 
 
+async def coroutine(call: Any) -> bool:
+    return False
+
+
 @pytest.fixture
 def scripted(unread: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """scripted(text, …) makes these the next replies; the caches stay real."""
@@ -287,7 +291,9 @@ def test_retry_undo_edit_and_reset(scripted: Any) -> None:
     ("act", "message"),
     [
         (lambda chat: chat.send(" \n"), "there is nothing to send"),
-        (lambda chat: chat.send(None), "there is nothing to send"),
+        (lambda chat: chat.send(None), "the text to send must be a string, not None"),
+        (lambda chat: chat.resume("x"), "results must be a list, one for each open call"),
+        (lambda chat: chat.resume([float("nan")]), "not JSON compliant"),
         (lambda chat: chat.edit(0, ""), "there is nothing to send"),
         (lambda chat: chat.edit(1, "x"), "there is no turn 1: the conversation has 1"),
         (lambda chat: chat.edit("a", "x"), "there is no turn 'a'"),
@@ -317,7 +323,8 @@ def test_what_is_wrong_is_told_before_anything_changes(scripted: Any, act: Any, 
         ({"max_tool_rounds": -1}, "max_tool_rounds must be a count, not -1"),
         ({"tool_timeout": 0}, "tool_timeout must be seconds, more than 0, not 0"),
         ({"thinking": "yes"}, "thinking must be true or false, not 'yes'"),
-        ({"approve": 5}, "approve must be a function, not 5"),
+        ({"approve": 5}, "approve must be a function that returns True or False"),
+        ({"approve": coroutine}, "and no coroutine"),
         ({"thinking_budget": -1}, "thinking_budget must be a whole number"),
         ({"tools": "calculator"}, "tools must be a list"),
     ],
@@ -329,7 +336,7 @@ def test_settings_without_meaning_are_refused(demo: Any, settings: Any, message:
 
 def test_undo_and_retry_need_a_turn(demo: Any) -> None:
     for act in (lambda chat: chat.undo(), lambda chat: chat.retry()):
-        with pytest.raises(ValueError, match="there is no turn -1: the conversation has 0"):
+        with pytest.raises(ValueError, match="the conversation has no turns yet"):
             act(Chat(*demo))
 
 
@@ -712,6 +719,29 @@ def test_approval_is_asked_in_the_callers_thread_before_each_call(scripted: Any)
     assert asked == [(ToolCall("roll_dice", {"max_num": 6}), threading.get_ident())] * 2
 
 
+@pytest.mark.parametrize("answer", [1, "not today", None, object()])
+def test_anything_but_true_is_a_refusal(scripted: Any, answer: Any) -> None:
+    script = scripted(call_text("roll_dice", max_num=6), "Well.")
+    chat = Chat(*script, tools=[roll_dice], approve=lambda call: answer)
+    assert results_of(chat.send("a")) == [{"error": "not run: the user did not allow this call"}]
+
+
+def test_saving_overwrites_saved_chats_only(demo: Any, tmp_path: Path) -> None:
+    chat = Chat(*demo, messages=[{"role": "user", "content": "a"}], settle=False)
+    file = tmp_path / "tools.py"
+    file.write_text("precious = 1")
+    with pytest.raises(ValueError, match="is there already and is no saved chat"):
+        chat.save(file)
+    assert file.read_text() == "precious = 1"
+    for _ in range(2):
+        chat.save(tmp_path / "chat.json")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        chat.save(tmp_path / "none" / "chat.json")
+    with pytest.warns(UserWarning, match="there are no caches"):
+        assert Chat.load(tmp_path / "chat.json", *demo, caches=True, settle=False).turns == ["a"]
+    assert repr(chat) == f"Chat(1 turns, {chat.context_tokens} of 8192 tokens)"
+
+
 def test_slow_tool_is_left_after_its_time_and_blocks_no_other_chat(scripted: Any) -> None:
     entered, leave = threading.Event(), threading.Event()
 
@@ -908,7 +938,7 @@ def test_oldest_turns_are_dropped_whole_and_stay_in_the_history(scripted: Any) -
     assert chat.messages[1 + chat.dropped]["role"] == "user"
     shown = [*chat.messages[:1], *chat.messages[1 + chat.dropped :]]
     assert len(tokenizer.apply_chat_template(shown)) < 400
-    with pytest.raises(ValueError, match=r"has \d+ tokens \(the newest turn alone\)"):
+    with pytest.raises(ValueError, match=r"the newest turn alone has \d+ tokens"):
         chat.send("word " * 500)
     chat.reset()
     assert (chat.dropped, chat.context_tokens) == (0, 0)

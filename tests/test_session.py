@@ -335,12 +335,31 @@ def test_damage_means_a_cold_start_with_a_warning(tokenizer: Tokenizer, tmp_path
         file.write_bytes(damaged)
         if place < header and damaged.replace(b" ", b"") == whole.replace(b" ", b""):
             continue
+        if session.FILE_FORMAT.encode() not in damaged:
+            with pytest.raises(ValueError, match="is no prompt cache"):
+                PromptCache.load(file, model, tokenizer)
+            continue
         with pytest.warns(UserWarning, match="starting without it"):
             assert PromptCache.load(file, model, tokenizer).ids == [], place
-    for length in (0, 5, 100, header, len(whole) - 1):
+    for length in (0, header, len(whole) - 1):
         file.write_bytes(whole[:length])
         with pytest.warns(UserWarning, match="starting without it"):
             assert PromptCache.load(file, model, tokenizer).ids == []
+
+
+@pytest.mark.parametrize("content", [b"important notes", b"{}", b"\x00" * 100])
+def test_file_that_never_was_a_prompt_cache_is_neither_read_nor_overwritten(
+    content: bytes, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"notes\.txt is there already and is no prompt cache"):
+        PromptCache.load(file, small_model(), tokenizer)
+    with pytest.raises(ValueError, match=r"notes\.txt is there already and is no prompt cache"):
+        filled(small_model(), tokenizer).save(file)
+    assert file.read_bytes() == content
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        filled(small_model(), tokenizer).save(tmp_path / "none" / "cache")
 
 
 @pytest.mark.parametrize("damage", ["no ids", "fewer ids", "a layer gone", "another shape", "a long checkpoint"])

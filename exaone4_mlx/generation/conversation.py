@@ -16,6 +16,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import dataclasses
+import inspect
 import json
 import threading
 import warnings
@@ -109,7 +110,8 @@ class Chat:
         check("tool_timeout", tool_timeout, tool_timeout is None or seconds, "seconds, more than 0")
         for name, value in (("thinking", thinking), ("constrain_tools", constrain_tools), ("settle", settle)):
             check(name, value, isinstance(value, bool), "true or false")
-        check("approve", approve, approve is None or callable(approve), "a function")
+        plain = callable(approve) and not inspect.iscoroutinefunction(approve)
+        check("approve", approve, approve is None or plain, "a function that returns True or False, and no coroutine")
         self.max_tool_rounds, self.tool_timeout, self.overflow = max_tool_rounds, tool_timeout, overflow
         Options(sampling=sampling, max_tokens=max_tokens, thinking_budget=thinking_budget)  # raises what they raise
         self.dropped = 0  # messages behind the system prompt that the model does not see any more
@@ -127,6 +129,9 @@ class Chat:
     def __del__(self) -> None:
         if hasattr(self, "_settling"):  # __init__ may have refused
             self._stop_settling()  # nobody will send the next turn
+
+    def __repr__(self) -> str:
+        return f"Chat({len(self.turns)} turns, {self.context_tokens} of {self.context_limit} tokens)"
 
     # --- the history ----------------------------------------------------------
 
@@ -193,16 +198,16 @@ class Chat:
     def send(self, text: str, **options: Any) -> Turn:
         """Says `text` and streams the reply: `Thinking`, `Answer`, `ToolCall`, `ToolResult`, and `Done` at the end.
 
-        `Done` adds up the rounds of the turn. Options, for this turn: `thinking` and those of `Options`
-        (`sampling`, `max_tokens`, `thinking_budget`, `stop`, …; `progress` is called in another thread); `tools`,
-        from this turn on. The turn begins when it is iterated. A turn that is dropped half way, or closed, keeps
-        what came, marked as cut.
+        `Done` adds up the rounds of the turn. Options, for this turn: `thinking`, `thinking_budget`, `sampling`,
+        `max_tokens`, `stop`, `stop_on_repetition`, `prefill_step_size`, `progress` (called in another thread; see
+        `Options`); and `tools`, from this turn on. The turn begins when it is iterated. A turn that is dropped half
+        way, or closed, keeps what came, marked as cut.
 
         Raises ValueError, before anything is done, for an empty text, an option without meaning and a full
-        context, and RuntimeError while another thread's turn is under way.
+        context, TypeError for an unknown option, and RuntimeError while another thread's turn is under way: a chat
+        is one person's.
         """
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError("there is nothing to send: the text is empty")
+        _check_text(text)
         self._end_abandoned_turn()
         if self.open_calls:
             raise ValueError("the last reply waits for the results of its calls: give them to resume(), or undo()")
@@ -216,8 +221,10 @@ class Chat:
         return self._begin(list(self._messages), options)
 
     def resume(self, results: Sequence[Any], **options: Any) -> Turn:
-        """Goes on with the results of `open_calls`, one JSON value for each, in their order."""
+        """Goes on with the results of `open_calls`: a list of JSON values, one for each, in their order."""
         self._end_abandoned_turn()
+        check("results", results, isinstance(results, (list, tuple)), "a list, one for each open call")
+        json.dumps(results, allow_nan=False)  # raises for what is no JSON
         calls = self.open_calls
         if not calls or len(results) != len(calls):
             raise ValueError(f"{len(calls)} calls wait for results, and {len(results)} results were given")
@@ -231,8 +238,7 @@ class Chat:
 
     def edit(self, turn: int, text: str, **options: Any) -> Turn:
         """Says `text` in place of a turn, counted from 0 (or from the end: -1 is the last); what followed it goes."""
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError("there is nothing to send: the text is empty")
+        _check_text(text)
         self._end_abandoned_turn()
         index = self._turn_index(turn)
         return self._begin([*self._messages[:index], {"role": "user", "content": text}], options, replaces=True)
@@ -276,6 +282,8 @@ class Chat:
 
     def _turn_index(self, turn: int) -> int:
         starts = self._turn_starts(self._messages)
+        if not starts:
+            raise ValueError("the conversation has no turns yet")
         if not isinstance(turn, int) or not -len(starts) <= turn < len(starts):
             raise ValueError(f"there is no turn {turn!r}: the conversation has {len(starts)}")
         return starts[turn]
@@ -317,6 +325,12 @@ class Chat:
 
     def _options(self, given: Mapping[str, Any]) -> tuple[Options, bool]:
         """The options of a turn, and whether it thinks: what was given, and else what holds for the chat."""
+        known = ("thinking", "tools", *(item.name for item in dataclasses.fields(Options)))
+        if unknown := sorted(set(given) - set(known)):
+            raise TypeError(
+                f"a turn has no option {unknown[0]!r}; it has {', '.join(known)} (how tokens are drawn is said by "
+                "sampling=Sampling(…), and the rest when the Chat is made)"
+            )
         given = {name: value for name, value in given.items() if value is not None}
         thinking = given.pop("thinking", self.thinking)
         if not isinstance(thinking, bool):
@@ -351,10 +365,12 @@ class Chat:
             dropped = later[min(fitting, len(later) - 1)]
             ids = without(dropped)
         if len(ids) >= self.context_limit:
-            newest = " (the newest turn alone)" if self.overflow == "drop_oldest" else ""
+            what, advice = "conversation has", "undo() or edit() a turn, reset(), or set overflow='drop_oldest'"
+            if self.overflow == "drop_oldest":
+                what, advice = "newest turn alone has", "make it shorter"
             raise ValueError(
-                f"the conversation has {len(ids)} tokens{newest}, and the model's context of {self.context_limit} must "
-                "hold it and a reply: undo() or edit() a turn, reset(), or make the Chat with overflow='drop_oldest'"
+                f"the {what} {len(ids)} tokens, and the model's context of {self.context_limit} must hold it and a "
+                f"reply: {advice}"
             )
         plan.ids, plan.dropped = ids, dropped
 
@@ -492,7 +508,7 @@ class Chat:
             self._toolbox.arguments(call)
         except ToolError as error:
             return refused(str(error))
-        if self.approve is not None and not self.approve(call):
+        if self.approve is not None and self.approve(call) is not True:
             return refused("not run: the user did not allow this call")
         return self._toolbox.run(call, timeout=self.tool_timeout, cancelled=running.cancelled)
 
@@ -545,8 +561,11 @@ class Chat:
         """Writes the conversation to a JSON file, whole or not at all; with `caches` what was read of it, beside it.
 
         The caches go to PATH.cache, and may be large. Tools are functions and cannot be saved: their names are.
+        Raises ValueError in place of a file that is no saved chat.
         """
         path = Path(path)
+        if path.is_file() and path.stat().st_size and FILE_FORMAT not in path.read_text("utf-8", "replace")[:200]:
+            raise ValueError(f"{path} is there already and is no saved chat; choose another name, or delete it")
         content = {
             "format": FILE_FORMAT,
             "version": FILE_VERSION,
@@ -582,7 +601,8 @@ class Chat:
     ) -> Chat:
         """The conversation that `save` wrote. `settings` are those of `Chat` and come before the saved ones.
 
-        `caches` takes up what was read of it; where that file is damaged there is a warning, and it is read again.
+        `caches` takes up what was read of it; without that file, or where it is damaged, there is a warning, and
+        the conversation is read again.
         Raises FileNotFoundError for a file that is not there, and ValueError for one that is no saved chat, or,
         with `caches`, for caches of another model.
         """
@@ -597,11 +617,19 @@ class Chat:
             chat.system = system
         chat.dropped = content["dropped"]
         chat._stop_settling()
-        if caches:
+        if caches and _cache_path(path).is_file():
             pool = chat._owner.checkpoints
             chat._cache = chat._owner.call(lambda: PromptCache.load(_cache_path(path), model, tokenizer, pool))
+        elif caches:
+            warnings.warn(f"there are no caches {_cache_path(path)}; starting without them", stacklevel=2)
         chat._prepare()
         return chat
+
+
+def _check_text(text: object) -> None:
+    check("the text to send", text, isinstance(text, str), "a string")
+    if not str(text).strip():
+        raise ValueError("there is nothing to send: the text is empty")
 
 
 def _read_sampling(values: Mapping[str, Any]) -> Sampling:

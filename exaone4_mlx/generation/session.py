@@ -255,7 +255,8 @@ class PromptCache:
         return [layer.state for layer in self.layers]
 
     def save(self, path: str | Path) -> None:
-        """Writes the caches and checkpoints to a file, whole or not at all."""
+        """Writes the caches and checkpoints to a file, whole or not at all; ValueError in place of any other file."""
+        _check_ours(Path(path))
         self._repair()
         arrays = {"ids": mx.array(self.ids, dtype=mx.int32)}
         for i, layer in enumerate(self.layers):
@@ -279,12 +280,13 @@ class PromptCache:
     ) -> PromptCache:
         """Reads a file that `save` wrote; damaged, it gives a warning and an empty prompt cache.
 
-        Raises FileNotFoundError without the file, and ValueError, saying what differs, for one that was written
-        with another model, tokenizer, chat template or cache layout.
+        Raises FileNotFoundError without the file, and ValueError for one that is no prompt cache, or, saying what
+        differs, was written with another model, tokenizer, chat template or cache layout.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"there is no prompt cache {path}")
+        _check_ours(path)
         cache = cls(model, tokenizer, pool)
         try:
             arrays, about = _read_file(path)
@@ -388,6 +390,14 @@ def _digest(arrays: dict[str, mx.array], about: dict[str, str]) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(memoryview(mx.contiguous(array).view(mx.uint8)) if array.size else b"")  # type: ignore[arg-type]
     return digest.hexdigest()
+
+
+def _check_ours(path: Path) -> None:
+    """Raises ValueError for a file that is there and never was a prompt cache, so that it is not overwritten."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as stream:
+            if FILE_FORMAT.encode() not in stream.read(1 << 20):
+                raise ValueError(f"{path} is there already and is no prompt cache; choose another name, or delete it")
 
 
 def _read_file(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:

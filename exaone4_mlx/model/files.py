@@ -248,6 +248,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     It is written beside it as .DIGEST.PROCESS-THREAD.partial, with the digest of its name; what a killed process
     left is removed. A file that was there before passes its mode on.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}")
     name = hashlib.sha256(path.name.encode()).hexdigest()[:16]
     for left in path.parent.glob(f".{name}.*-*.partial"):
         process = left.name.split(".")[2].partition("-")[0]

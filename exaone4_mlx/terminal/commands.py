@@ -102,7 +102,9 @@ def _budget(repl: Repl, rest: str) -> None:
     if rest:
         repl.chat.thinking_budget = None if rest == "off" else _whole(rest, "/budget", least=0)
     budget = repl.chat.thinking_budget
-    repl.screen.note("a thought has no limit of its own" if budget is None else f"a thought has {budget} tokens")
+    repl.screen.note(
+        "a thought has no limit of its own" if budget is None else f"a thought is ended after {budget} tokens"
+    )
 
 
 def _tools(repl: Repl, rest: str) -> None:
@@ -188,8 +190,8 @@ def _retry(repl: Repl, rest: str) -> None:
 
 
 def _undo(repl: Repl, rest: str) -> None:
-    text = repl.chat.undo()
-    repl.screen.note(f"taken back: {text}")
+    first, *more = repl.chat.undo().splitlines()
+    repl.screen.note(f"taken back: {first}" + (f" … and {len(more)} more lines" if more else ""))
 
 
 def _edit(repl: Repl, rest: str) -> None:
@@ -199,8 +201,8 @@ def _edit(repl: Repl, rest: str) -> None:
         raise ValueError(f"there is no turn {number}: the conversation has {len(turns)}")
     repl.edit(number - 1, turns[number - 1])
     later = len(turns) - number
-    goes = f"; the {later} after it go" if later else ""
-    repl.screen.note(f"turn {number}: Enter says it anew{goes}, an empty line leaves it as it is")
+    goes = f" and drops the {later} after it" if later else ""
+    repl.screen.note(f"turn {number}: Enter sends it{goes}; an empty line leaves everything as it is")
 
 
 def _save(repl: Repl, rest: str) -> None:
@@ -306,4 +308,5 @@ COMMANDS = {
     "/stats": Command("", "tokens, speed, memory, context", _stats),
     "/help": Command("", "this list", _help),
     "/exit": Command("", "leave", _exit),
+    "/quit": Command("", "leave", _exit),
 }

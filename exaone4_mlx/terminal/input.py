@@ -28,8 +28,8 @@ from prompt_toolkit.shortcuts import CompleteStyle
 from .commands import QUOTES, goes_on
 
 HISTORY_VARIABLE = "EXAONE4_MLX_HISTORY"
-QUESTION = "  run it? y yes, n no, a always "
-ANSWERS = {"y": "yes", "n": "no", "a": "always"}
+QUESTION = "  run it? yes, no or always: "
+ANSWERS = {"y": "yes", "yes": "yes", "n": "no", "no": "no", "a": "always", "always": "always"}
 
 
 def history_file() -> Path:
@@ -80,27 +80,15 @@ class TerminalInput:
 
     def ask(self) -> str:
         """Whether the call that was shown may run: "yes", "no" or "always". The question goes when it is answered."""
-        keys = KeyBindings()
-        for key, answer in ANSWERS.items():
-            keys.add(key)(_returning(answer))
-            keys.add(key.upper())(_returning(answer))
-
-        @keys.add("c-c")
-        def interrupt(event: KeyPressEvent) -> None:
-            event.app.exit(exception=KeyboardInterrupt())
-
-        @keys.add("c-d")
-        def refuse(event: KeyPressEvent) -> None:
-            event.app.exit(result="no")
-
-        @keys.add("<any>")
-        @keys.add("enter")
-        def ignore(event: KeyPressEvent) -> None:
-            pass
-
-        question: PromptSession[str] = PromptSession(key_bindings=keys, erase_when_done=True)
+        question: PromptSession[str] = PromptSession(erase_when_done=True)
         self._forget_typed(question)
-        return question.prompt(FormattedText([("ansicyan", QUESTION)]))
+        while True:
+            try:
+                typed = question.prompt(FormattedText([("ansicyan", QUESTION)])).strip().casefold()
+            except EOFError:
+                return "no"
+            if answer := ANSWERS.get(typed):
+                return answer
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -128,13 +116,6 @@ class TerminalInput:
             import termios
 
             termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
-
-
-def _returning(answer: str) -> Callable[[KeyPressEvent], None]:
-    def answered(event: KeyPressEvent) -> None:
-        event.app.exit(result=answer)
-
-    return answered
 
 
 def _line_keys() -> KeyBindings:

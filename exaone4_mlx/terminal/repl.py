@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..text.reply import ToolCall
 
 CONTEXT_WARNING = 0.8  # of the context, used
+STEP_SIZE = 512  # prompt tokens between two looks at Ctrl-C, and at how far it is
 SECONDS_TO_LEAVE = 2.0  # between two Ctrl-C
 
 
@@ -93,7 +94,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_tool_flags(parser)
     cli.add_model_flags(parser)
     cli.add_sampling_flags(parser)
-    parser.set_defaults(thinking=None)  # so that a loaded conversation keeps what it has
+    # A loaded conversation keeps what it has; and a prompt that is being read can be stopped soon.
+    parser.set_defaults(thinking=None, prefill_step_size=STEP_SIZE)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -290,7 +292,7 @@ class Repl:
         with self.keys.quiet(), self._ctrl_c_cancels(), self.screen.reply():
             try:
                 for event in turn:
-                    if first_token_seconds is None:
+                    if first_token_seconds is None and not is_done(event):
                         first_token_seconds = self._clock() - began
                     self.screen.show(event)
                     done = event if is_done(event) else None
