@@ -527,7 +527,9 @@ def test_where_the_history_is(monkeypatch: pytest.MonkeyPatch) -> None:
     ("typed", "answer"),
     [("x\ry\r", "yes"), ("\rNo\r", "no"), ("a\r", "always"), ("\x04", "no"), ("What about Lima?\ryes\r", "yes")],
 )
-def test_questions_take_a_line_and_no_other_words_for_an_answer(typed: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_questions_take_a_line_and_no_other_words_for_an_answer(
+    typed: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(TerminalInput, "_forget_typed", staticmethod(lambda session: None))  # typed ahead, here
     with typing(typed, tmp_path / "history", monkeypatch) as line:
         assert line.ask() == answer
