@@ -13,11 +13,14 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+import tokenizers
 from mlx.utils import tree_flatten, tree_unflatten
 
-from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, load
+from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, Tokenizer, load
 from exaone4_mlx.generation.decode import TokenStream, prefill
+from exaone4_mlx.model.cache import KVCache, RotatingKVCache
 from exaone4_mlx.model.files import DEMO_FOLDER
+from exaone4_mlx.text.template import ChatTemplate
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -96,6 +99,17 @@ class Greedy:
         self.taken_back.append(tuple(forced))
 
 
+def small_caches(model: Exaone4ForCausalLM, reserve: int = 8, slack: int = 5) -> Exaone4ForCausalLM:
+    """The model, its caches so small that they compact all the time and go back hardly at all by themselves."""
+    layers = model.config.layers
+    object.__setattr__(
+        model,
+        "make_cache",
+        lambda: [RotatingKVCache(layer.window, reserve, slack) if layer.window else KVCache() for layer in layers],
+    )
+    return model
+
+
 def greedy_tokens(model: Any, prompt: list[int], count: int, step_size: int = 2048) -> list[int]:
     """What the model says after a prompt, most probable tokens only."""
     cache = model.make_cache()
@@ -141,6 +155,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is absent: it holds EXAONE's own tokenizer and prompts, whose licence keeps them out")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def real(shared: Path) -> Tokenizer:
+    """EXAONE's own tokenizer, with the demo's template."""
+    backend = tokenizers.Tokenizer.from_file(str(shared / "tokenizer" / "tokenizer.json"))
+    config = json.loads((shared / "tokenizer" / "tokenizer_config.json").read_text())
+    return Tokenizer(backend, config, ChatTemplate.find(DEMO_FOLDER, {}))
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,10 @@ import json
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
-import tokenizers
 from conftest import in_a_thread, tiny_model
 
 from exaone4_mlx import Tokenizer
@@ -30,12 +28,6 @@ LIMIT = 250  # tokens of a call; a longer one is cut off and not looked at
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.from_pretrained(DEMO_FOLDER)
-
-
-@pytest.fixture(scope="module")
-def real(shared: Path) -> Tokenizer:
-    backend = tokenizers.Tokenizer.from_file(str(shared / "tokenizer" / "tokenizer.json"))
-    return Tokenizer(backend, json.loads((shared / "tokenizer" / "tokenizer_config.json").read_text()), None)
 
 
 def tool(name: str, properties: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:

@@ -14,13 +14,12 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import distance, scripted_stream, tiny_model
+from conftest import distance, scripted_stream, small_caches, tiny_model
 
 from exaone4_mlx import Answer, Chat, Done, Generation, Reply, Sampling, Thinking, ToolCall, ToolResult, load
 from exaone4_mlx.generation import conversation, respond
 from exaone4_mlx.generation.decode import TokenStream, prefill
 from exaone4_mlx.generation.owner import Owner
-from exaone4_mlx.model.cache import KVCache, RotatingKVCache
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -91,17 +90,6 @@ class Recorded(TokenStream):
         super()._draw(allowed)
         if (token := next(Recorded.script, None)) is not None:
             self._following = mx.array([token])
-
-
-def small_caches(model: Any, reserve: int = 8, slack: int = 5) -> Any:
-    """The model, its caches so small that they compact all the time and go back hardly at all by themselves."""
-    layers = model.config.layers
-    object.__setattr__(
-        model,
-        "make_cache",
-        lambda: [RotatingKVCache(layer.window, reserve, slack) if layer.window else KVCache() for layer in layers],
-    )
-    return model
 
 
 def course(rng: random.Random) -> Iterator[tuple[str, str, bool]]:

@@ -14,12 +14,12 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import ROOT, distance, random_ids, tiny_model
+from conftest import ROOT, distance, random_ids, small_caches, tiny_model
 
 from exaone4_mlx import PromptCache, Tokenizer
 from exaone4_mlx.generation import session
 from exaone4_mlx.generation.session import CheckpointPool, common_prefix, weights_digest
-from exaone4_mlx.model.cache import KVCache, RotatingKVCache
+from exaone4_mlx.model.cache import RotatingKVCache
 from exaone4_mlx.model.files import DEMO_FOLDER
 
 TURN = 7  # stands for [|user|]
@@ -34,14 +34,7 @@ def tokenizer() -> Tokenizer:
 
 def small_model(seed: int = 0, reserve: int = 4, slack: int = 3, **changes: Any) -> Any:
     """A tiny hybrid whose caches compact every few tokens and can go back `reserve` tokens by themselves."""
-    model = tiny_model(seed, **({"max_position_embeddings": 600} | changes))
-    layers = model.config.layers
-    object.__setattr__(
-        model,
-        "make_cache",
-        lambda: [RotatingKVCache(layer.window, reserve, slack) if layer.window else KVCache() for layer in layers],
-    )
-    return model
+    return small_caches(tiny_model(seed, **({"max_position_embeddings": 600} | changes)), reserve, slack)
 
 
 def ids(length: int, seed: int = 0) -> list[int]:

@@ -25,14 +25,6 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def real(shared: Path) -> Tokenizer:
-    """EXAONE's own tokenizer, with the demo's template."""
-    backend = tokenizers.Tokenizer.from_file(str(shared / "tokenizer" / "tokenizer.json"))
-    config = json.loads((shared / "tokenizer" / "tokenizer_config.json").read_text())
-    return Tokenizer(backend, config, ChatTemplate.find(DEMO_FOLDER, {}))
-
-
-@pytest.fixture(scope="module")
 def goldens(shared: Path) -> dict[str, Any]:
     return json.loads((shared / "goldens" / "chat_template.json").read_text())
 

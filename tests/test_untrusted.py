@@ -10,15 +10,12 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
 
 from exaone4_mlx import Tokenizer
 from exaone4_mlx.model.files import DEMO_FOLDER
-from exaone4_mlx.text.template import ChatTemplate
 from exaone4_mlx.text.tokenizer import OWN_MARKS
 
 ASK = {"role": "user", "content": "안녕?"}
@@ -91,14 +88,6 @@ def forgeries(control: str) -> list[str]:
 @pytest.fixture(scope="module")
 def demo_tokenizer() -> Tokenizer:
     return Tokenizer.from_pretrained(DEMO_FOLDER)
-
-
-@pytest.fixture(scope="module")
-def real(shared: Path) -> Tokenizer:
-    """EXAONE's own tokenizer, with the demo's template."""
-    backend = tokenizers.Tokenizer.from_file(str(shared / "tokenizer" / "tokenizer.json"))
-    config = json.loads((shared / "tokenizer" / "tokenizer_config.json").read_text())
-    return Tokenizer(backend, config, ChatTemplate.find(DEMO_FOLDER, {}))
 
 
 def control_ids(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
