@@ -367,14 +367,14 @@ def _check_prompt(
     tokenizer: Tokenizer,
 ) -> list[int]:
     """The prompt's ids, once everything about them has been checked that needs no weights."""
+    from .generation.conversation import check_answerable
     from .generation.respond import check_request, prompt_ids
 
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
     else:
         ids = prompt_ids(tokenizer, prompt, thinking=options.thinking, tools=tools or None)
-        if prompt[-1]["role"] not in ("user", "tool"):
-            raise ValueError("there is nothing to reply to: the last message is not the user's and no tool's")
+        check_answerable(prompt)
     check_request(ids, chosen, config, tokenizer)
     return ids
 
@@ -467,6 +467,7 @@ def _show(reply: Generation | Turn, options: argparse.Namespace) -> Done:
     """Prints the reply in the form that was asked for."""
     from .generation.respond import Done, Reply
     from .text.reply import Thinking
+    from .text.schema import shortened
     from .text.toolbox import ToolResult
 
     events: list[Event | Done] = []
@@ -486,7 +487,8 @@ def _show(reply: Generation | Turn, options: argparse.Namespace) -> Done:
                 continue
             elif isinstance(event, ToolResult):
                 printer.close()
-                _say(f"[{event.call.name} {'failed' if event.failed else 'returned'}: {_shown(event.content)}]")
+                result = json.dumps(event.content, ensure_ascii=False)
+                _say(f"[{event.call.name} {'failed' if event.failed else 'returned'}: {shortened(result, 200)}]")
             else:
                 printer.show(event)
     finally:
@@ -498,11 +500,6 @@ def _show(reply: Generation | Turn, options: argparse.Namespace) -> Done:
         _print_json(told)
     assert isinstance(events[-1], Done)
     return events[-1]
-
-
-def _shown(content: Any) -> str:
-    text = json.dumps(content, ensure_ascii=False)
-    return text if len(text) <= 200 else text[:199] + "…"
 
 
 class _TextPrinter:

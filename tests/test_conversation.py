@@ -8,7 +8,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -730,8 +730,8 @@ def test_saving_overwrites_saved_chats_only(demo: Any, tmp_path: Path) -> None:
     assert repr(chat) == f"Chat(1 turns, {chat.context_tokens} of 8192 tokens)"
 
 
-def test_slow_tool_is_left_after_its_time_and_blocks_no_other_chat(scripted: Any) -> None:
-    entered, leave = threading.Event(), threading.Event()
+def waiting(begun: Callable[[], None], leave: threading.Event) -> Callable[[str], str]:
+    """A tool that says when it has begun and comes back when it may leave."""
 
     def wait(city: str) -> str:
         """Wait.
@@ -739,12 +739,17 @@ def test_slow_tool_is_left_after_its_time_and_blocks_no_other_chat(scripted: Any
         Args:
             city: where
         """
-        entered.set()
+        begun()
         leave.wait(20)
         return "late"
 
+    return wait
+
+
+def test_slow_tool_is_left_after_its_time_and_blocks_no_other_chat(scripted: Any) -> None:
+    entered, leave = threading.Event(), threading.Event()
     script = scripted(call_text("wait", city="x"), "other chat", "Well.")
-    slow = Chat(*script, tools=[wait], tool_timeout=1.5)
+    slow = Chat(*script, tools=[waiting(entered.set, leave)], tool_timeout=1.5)
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.extend(results_of(slow.send("a"))))
     thread.start()
@@ -758,18 +763,7 @@ def test_slow_tool_is_left_after_its_time_and_blocks_no_other_chat(scripted: Any
 
 def test_cancel_while_a_tool_runs(scripted: Any) -> None:
     leave = threading.Event()
-
-    def wait(city: str) -> str:
-        """Wait.
-
-        Args:
-            city: where
-        """
-        chat.cancel()
-        leave.wait(20)
-        return "late"
-
-    chat = Chat(*scripted(call_text("wait", city="x") * 2, "never"), tools=[wait])
+    chat = Chat(*scripted(call_text("wait", city="x") * 2, "never"), tools=[waiting(lambda: chat.cancel(), leave)])
     started = time.perf_counter()
     done = list(chat.send("a"))[-1]
     leave.set()

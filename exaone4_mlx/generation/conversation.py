@@ -119,9 +119,8 @@ class Chat:
         self._owner = Owner.of(model)
         self._compute_weights()
         check("prompt_cache", prompt_cache, isinstance(prompt_cache, (PromptCache, type(None))), "a PromptCache")
-        if prompt_cache is not None and prompt_cache.model is not model:
-            raise ValueError("this prompt cache was made for another model")
         self._cache = prompt_cache or PromptCache(model, tokenizer, self._owner.checkpoints)
+        self._cache.check_model(model)
         self._auto_settle = settle
         if messages:
             self._prepare()
@@ -216,8 +215,7 @@ class Chat:
     def reply(self, **options: Any) -> Turn:
         """Replies to the history as it is, which must end with the user's words or a tool's result."""
         self._end_abandoned_turn()
-        if not self._messages or self._messages[-1]["role"] not in ("user", "tool"):
-            raise ValueError("there is nothing to reply to: the last message is not the user's and no tool's")
+        check_answerable(self._messages)
         return self._begin(list(self._messages), options)
 
     def resume(self, results: Sequence[Any], **options: Any) -> Turn:
@@ -333,8 +331,7 @@ class Chat:
             )
         given = {name: value for name, value in given.items() if value is not None}
         thinking = given.pop("thinking", self.thinking)
-        if not isinstance(thinking, bool):
-            raise ValueError(f"thinking must be true or false, not {thinking!r}")
+        check("thinking", thinking, isinstance(thinking, bool), "true or false")
         chosen: dict[str, Any] = {"sampling": self.sampling, "max_tokens": self.max_tokens}
         if thinking:
             chosen["thinking_budget"] = self.thinking_budget
@@ -624,6 +621,12 @@ class Chat:
             warnings.warn(f"there are no caches {_cache_path(path)}; starting without them", stacklevel=2)
         chat._prepare()
         return chat
+
+
+def check_answerable(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError for messages that do not end with the user's words or a tool's result."""
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
+        raise ValueError("there is nothing to reply to: the last message is not the user's and no tool's")
 
 
 def _check_text(text: object) -> None:

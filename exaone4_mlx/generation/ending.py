@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ..text.reply import Answer, Event, open_end
 from .decode import PREFILL_STEP_SIZE, PrefillProgress
-from .sampling import Sampling
+from .sampling import Sampling, check
 
 MAX_TOKENS = 8192  # of a reply, thought included: enough for a long thought, an end for a loop
 #: What ends a thought whose budget is used up. The last part is the template's own.
@@ -46,8 +46,8 @@ class Options:
         for name, least in (("max_tokens", 1), ("prefill_step_size", 1), ("thinking_budget", 0)):
             limit = getattr(self, name)
             whole = isinstance(limit, int) and not isinstance(limit, bool) and limit >= least
-            if not whole and (limit is not None or name == "prefill_step_size"):
-                raise ValueError(f"{name} must be a whole number of at least {least}, not {limit!r}")
+            optional = limit is None and name != "prefill_step_size"
+            check(name, limit, whole or optional, f"a whole number of at least {least}")
         if not all(isinstance(text, str) and text for text in self.stops):
             raise ValueError(f"stop strings must be texts of at least one character, not {list(self.stops)!r}")
 

@@ -183,9 +183,8 @@ class Generation:
     ) -> None:
         options = options or Options()
         check_request(ids, options, model.config, tokenizer)
-        if prompt_cache is not None and prompt_cache.model is not model:
-            raise ValueError("this prompt cache was made for another model")
         cache = prompt_cache or PromptCache(model, tokenizer, CheckpointPool(max_count=0))
+        cache.check_model(model)
         self._making = _Making(model, tokenizer, list(ids), options, cache, constraint)
         self._events = self._making.run()  # which knows nothing of this object: dropped, both are gone at once
 

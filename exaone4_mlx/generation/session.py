@@ -100,6 +100,11 @@ class PromptCache:
         self.checkpoints: list[Checkpoint] = []  # shortest first, all of them beginnings of `ids`
         self.clear()
 
+    def check_model(self, model: Exaone4ForCausalLM) -> None:
+        """Raises ValueError for a model that this was not made for."""
+        if self.model is not model:
+            raise ValueError("this prompt cache was made for another model")
+
     def clear(self) -> None:
         """Forgets everything, and frees its memory."""
         self.ids: list[int] = []
