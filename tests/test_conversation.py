@@ -617,7 +617,7 @@ def test_bad_calls_go_back_to_the_model_as_results(scripted: Any, body: str, tol
     result = next(event for event in events if isinstance(event, ToolResult))
     assert result.failed
     assert told in result.content["error"]
-    assert chat.messages[-2] == {"role": "tool", "content": result.content}
+    assert chat.messages[-2] == {"role": "tool", "content": result.content, "failed": True, "seconds": result.seconds}
     assert chat.messages[-1]["content"] == "I see."
 
 
@@ -801,7 +801,8 @@ def test_reply_that_is_cut_behind_a_call_leaves_none_open(scripted: Any) -> None
     model, tokenizer = scripted(text + " and then more words", "Well.")
     chat = Chat(model, tokenizer, tools=[roll_dice])
     assert reply(chat.send("a", max_tokens=len(tokenizer.encode(text)) + 2)).finish_reason == "length"
-    assert chat.messages[-1] == {"role": "tool", "content": {"error": "not run: the reply was cut off"}}
+    refused = {"role": "tool", "content": {"error": "not run: the reply was cut off"}, "failed": True}
+    assert chat.messages[-1] == refused
     assert reply(chat.send("b")).text == "Well."
 
 
@@ -1086,3 +1087,31 @@ def test_thinking_and_answer_are_separate_events(demo: Any) -> None:
     events = list(Chat(*demo, sampling=GREEDY).send("What is 348 + 275?", thinking=True))
     kinds = [type(event) for event in events]
     assert kinds == sorted(kinds, key=[Thinking, Answer, Done].index)
+
+
+def test_message_that_is_sent_keeps_keys_of_the_callers_own(scripted: Any) -> None:
+    chat = Chat(*scripted("Hi.", "Hi again."))
+    list(chat.send({"role": "user", "content": "Hello", "files": ["notes.md"]}))
+    assert chat.messages[0] == {"role": "user", "content": "Hello", "files": ["notes.md"]}
+    list(chat.retry())
+    assert chat.messages[0]["files"] == ["notes.md"]
+    list(chat.edit(0, {"role": "user", "content": "Hello!", "files": []}))
+    assert chat.messages[0]["files"] == []
+    with pytest.raises(ValueError, match="not of role 'system'"):
+        chat.send({"role": "system", "content": "Obey."})
+    with pytest.raises(ValueError, match="nothing to send"):
+        chat.send({"role": "user", "content": " "})
+
+
+def test_counts_can_be_read_while_a_turn_is_made(scripted: Any) -> None:
+    chat = Chat(*scripted(call_text("roll_dice", max_num=6), "You rolled 3."), tools=[roll_dice])
+    turn = chat.send("Roll!")
+    assert turn.so_far is None
+    counts = [turn.so_far for event in turn]
+    assert counts[0].finish_reason == "unfinished"
+    generated = [done.answer_tokens for done in counts]
+    assert generated == sorted(generated) and generated[0] > 0
+    assert (
+        turn.so_far.answer_tokens
+        == chat.messages[1]["stats"]["answer_tokens"] + chat.messages[3]["stats"]["answer_tokens"]
+    )

@@ -50,7 +50,8 @@ class Chat:
     """A conversation with a model. It may be used from any thread, one turn at a time.
 
     `messages` is the history, OpenAI-style, the system prompt first; each reply carries its thought as
-    `reasoning_content`, why it ended as `finish_reason`, and its counts as `stats`.
+    `reasoning_content`, why it ended as `finish_reason`, and its counts as `stats`; each result of a tool whether it
+    `failed`, and the `seconds` that the tool ran, if it did.
     """
 
     def __init__(
@@ -194,9 +195,10 @@ class Chat:
 
     # --- turns ----------------------------------------------------------------
 
-    def send(self, text: str, **options: Any) -> Turn:
+    def send(self, text: str | Message, **options: Any) -> Turn:
         """Says `text` and streams the reply: `Thinking`, `Answer`, `ToolCall`, `ToolResult`, and `Done` at the end.
 
+        In place of the text a whole message of the user may be given; `messages` keeps keys of your own in it.
         `Done` adds up the rounds of the turn. Options, for this turn: `thinking`, `thinking_budget`, `sampling`,
         `max_tokens`, `stop`, `stop_on_repetition`, `prefill_step_size`, `progress` (called in another thread; see
         `Options`); and `tools`, from this turn on. The turn begins when it is iterated. A turn that is dropped half
@@ -206,11 +208,11 @@ class Chat:
         context, TypeError for an unknown option, and RuntimeError while another thread's turn is under way: a chat
         is one person's.
         """
-        _check_text(text)
+        message = _user_message(text)
         self._end_abandoned_turn()
         if self.open_calls:
             raise ValueError("the last reply waits for the results of its calls: give them to resume(), or undo()")
-        return self._begin([*self._messages, {"role": "user", "content": text}], options)
+        return self._begin([*self._messages, message], options)
 
     def reply(self, **options: Any) -> Turn:
         """Replies to the history as it is, which must end with the user's words or a tool's result."""
@@ -234,12 +236,12 @@ class Chat:
         last = self._turn_index(-1)
         return self._begin(self._messages[: last + 1], options, replaces=True)
 
-    def edit(self, turn: int, text: str, **options: Any) -> Turn:
+    def edit(self, turn: int, text: str | Message, **options: Any) -> Turn:
         """Says `text` in place of a turn, counted from 0 (or from the end: -1 is the last); what followed it goes."""
-        _check_text(text)
+        message = _user_message(text)
         self._end_abandoned_turn()
         index = self._turn_index(turn)
-        return self._begin([*self._messages[:index], {"role": "user", "content": text}], options, replaces=True)
+        return self._begin([*self._messages[:index], message], options, replaces=True)
 
     def undo(self) -> str:
         """Takes the last turn back, and returns what it said."""
@@ -383,7 +385,6 @@ class Chat:
 
     def _turn(self, plan: Plan, running: Running) -> Generator[TurnEvent, None, None]:
         """The events of a turn; keeps the history whole, however it ends."""
-        total: Done | None = None
         try:
             with self._lock:
                 if self._running is not None:
@@ -395,7 +396,7 @@ class Chat:
             self._use(plan.toolbox, plan.tools)
             for rounds_left in range(self.max_tool_rounds, -1, -1):
                 done, problems = yield from self._reply(plan, running)
-                total = done if total is None else added(total, done)
+                total = running.total = done if running.total is None else added(running.total, done)
                 if not (yield from self._run_calls(plan, running, done, problems, rounds_left)):
                     break
                 if running.cancelled.is_set() or not plan.fits:
@@ -408,7 +409,6 @@ class Chat:
                     self._keep(plan.came, None, plan)
                 self._answer_calls(plan)
                 self._prepare()
-        assert total is not None
         yield total
 
     def _reply(self, plan: Plan, running: Running) -> Generator[TurnEvent, None, tuple[Done, list[str]]]:
@@ -460,7 +460,7 @@ class Chat:
         self._append(came.message())
         plan.came = None
         if came.calls and came.finish_reason != "tool_calls":
-            self._append(*tool_messages([{"error": "not run: the reply was cut off"}] * len(came.calls)))
+            self._append(*tool_messages([{"error": "not run: the reply was cut off"}] * len(came.calls), failed=True))
 
     def _run_calls(
         self, plan: Plan, running: Running, done: Done, problems: list[str], rounds_left: int
@@ -471,16 +471,17 @@ class Chat:
             return False
         if self._are_the_callers(calls):
             return False
-        results: list[Any] = []
+        results: list[Message] = []
         try:
             self._prepare()
             for call in calls:
                 result = self._run_call(call, running, rounds_left)
-                results.append(result.content)
+                results += tool_messages([result.content], failed=result.failed, seconds=result.seconds)
                 yield result
         finally:
-            results += [{"error": "not run: the turn was ended"}] * (len(calls) - len(results))
-            results += [{"error": f"this is no valid call: {problem}"} for problem in problems]
+            not_run = [{"error": "not run: the turn was ended"}] * (len(calls) - len(results))
+            wrong = [{"error": f"this is no valid call: {problem}"} for problem in problems]
+            results += tool_messages([*not_run, *wrong], failed=True)
             self._append_results(plan, results)
         return rounds_left > 0
 
@@ -491,7 +492,9 @@ class Chat:
     def _answer_calls(self, plan: Plan) -> None:
         """Leaves no call without a result that nobody would give."""
         if (calls := self.open_calls) and not self._are_the_callers(calls):
-            self._append_results(plan, [{"error": "not run: the turn was ended"}] * len(calls))
+            self._append_results(
+                plan, tool_messages([{"error": "not run: the turn was ended"}] * len(calls), failed=True)
+            )
 
     def _run_call(self, call: ToolCall, running: Running, rounds_left: int) -> ToolResult:
         def refused(reason: str) -> ToolResult:
@@ -509,12 +512,12 @@ class Chat:
             return refused("not run: the user did not allow this call")
         return self._toolbox.run(call, timeout=self.tool_timeout, cancelled=running.cancelled)
 
-    def _append_results(self, plan: Plan, results: Sequence[Any]) -> None:
+    def _append_results(self, plan: Plan, results: Sequence[Message]) -> None:
         """Puts results into the history, and makes the prompt that follows. What is too long is replaced."""
         too_long = {"error": "the result is too long for what is left of the context"}
         before = self._messages
-        for contents in (results, [too_long] * len(results)):
-            plan.messages = self._messages = [*before, *tool_messages(contents)]
+        for messages in (results, [{**result, "content": too_long, "failed": True} for result in results]):
+            plan.messages = self._messages = [*before, *messages]
             with contextlib.suppress(ValueError):
                 self._fit(plan)
                 plan.fits, self.dropped = True, plan.dropped
@@ -629,10 +632,17 @@ def check_answerable(messages: Sequence[Mapping[str, Any]]) -> None:
         raise ValueError("there is nothing to reply to: the last message is not the user's and no tool's")
 
 
-def _check_text(text: object) -> None:
-    check("the text to send", text, isinstance(text, str), "a string")
-    if not str(text).strip():
+def _user_message(text: str | Message) -> Message:
+    """What the user says, as a message. Raises ValueError for what is empty or no text."""
+    if not isinstance(text, Mapping):
+        check("the text to send", text, isinstance(text, str), "a string")
+        text = {"role": "user", "content": text}
+    [message] = check_messages([text])
+    if message["role"] != "user":
+        raise ValueError(f"only messages of the user can be sent, not of role {message['role']!r}")
+    if not message["content"].strip():
         raise ValueError("there is nothing to send: the text is empty")
+    return message
 
 
 def _read_sampling(values: Mapping[str, Any]) -> Sampling:

@@ -193,6 +193,11 @@ class Generation:
         """How tokens are drawn, LG's advice filled in."""
         return self._making.sampling
 
+    @property
+    def so_far(self) -> Done:
+        """The counts and times of what was made until now, from any thread; its `finish_reason` is "unfinished"."""
+        return self._making.so_far
+
     def __iter__(self) -> Iterator[Event | Done]:
         return self._events
 
@@ -249,6 +254,10 @@ class _Making:
             finally:
                 self._cache.finish()
         yield self._counts.done(finish_reason)
+
+    @property
+    def so_far(self) -> Done:
+        return self._counts.done("unfinished")
 
     def _prefilled(self) -> TokenStream:
         def report(done: int, total: int) -> None:

@@ -39,6 +39,11 @@ class Turn(Iterator[TurnEvent]):
         """How many replies of other chats come before this one."""
         return self._running.place
 
+    @property
+    def so_far(self) -> Done | None:
+        """The counts and times of all rounds until now, from any thread; None before the first has begun."""
+        return self._running.so_far
+
     def cancel(self) -> None:
         """Ends the turn, from any thread; what came is kept, and its `Done` says "cancelled"."""
         self._running.cancel()
@@ -76,6 +81,7 @@ class Running:
         self.cancelled = threading.Event()
         self.thread: threading.Thread | None = None  # that took the last event
         self.turn: weakref.ref[Turn] | None = None
+        self.total: Done | None = None  # of the rounds that are over
         self._lock = threading.RLock()  # a signal handler may cancel in the midst of this thread's own call
         self._generation: Generation | None = None
         self._job: Job[Any] | None = None
@@ -101,6 +107,13 @@ class Running:
     def place(self) -> int:
         with self._lock:
             return 0 if self._job is None else self._job.place
+
+    @property
+    def so_far(self) -> Done | None:
+        with self._lock:
+            if self._generation is None:
+                return self.total
+            return self._generation.so_far if self.total is None else added(self.total, self._generation.so_far)
 
 
 @dataclass
@@ -144,8 +157,8 @@ class Came:
         return message
 
 
-def tool_messages(contents: Sequence[Any]) -> list[Message]:
-    return [{"role": "tool", "content": content} for content in contents]
+def tool_messages(contents: Sequence[Any], **more: Any) -> list[Message]:
+    return [{"role": "tool", "content": content, **more} for content in contents]
 
 
 def added(first: Done, second: Done) -> Done:
