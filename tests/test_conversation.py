@@ -290,7 +290,7 @@ def test_retry_undo_edit_and_reset(scripted: Any) -> None:
         (lambda chat: chat.send("x", thinking_budget=5), "this prompt opens none"),
         (lambda chat: chat.send("x", max_tokens=0), "max_tokens must be"),
         (lambda chat: chat.send("x", tools=[5]), "a tool must be a function"),
-        (lambda chat: chat.send("word " * 9000), r"has \d+ tokens, and the model's context of 8192 must hold it"),
+        (lambda chat: chat.send("word " * 9000), r"has \d+ tokens, and the context of 8192 must hold it"),
         (lambda chat: chat.resume([1]), "0 calls wait for results, and 1 results were given"),
     ],
 )
@@ -1090,7 +1090,7 @@ def test_thinking_and_answer_are_separate_events(demo: Any) -> None:
 
 
 def test_message_that_is_sent_keeps_keys_of_the_callers_own(scripted: Any) -> None:
-    chat = Chat(*scripted("Hi.", "Hi again."))
+    chat = Chat(*scripted("Hi.", "Hi again.", "Hello."))
     list(chat.send({"role": "user", "content": "Hello", "files": ["notes.md"]}))
     assert chat.messages[0] == {"role": "user", "content": "Hello", "files": ["notes.md"]}
     list(chat.retry())
@@ -1115,3 +1115,18 @@ def test_counts_can_be_read_while_a_turn_is_made(scripted: Any) -> None:
         turn.so_far.answer_tokens
         == chat.messages[1]["stats"]["answer_tokens"] + chat.messages[3]["stats"]["answer_tokens"]
     )
+
+
+def test_context_can_be_bounded_below_the_models(scripted: Any) -> None:
+    model, tokenizer = scripted("word " * 500, "Hi.")
+    with pytest.raises(ValueError, match="context_limit must be a number of tokens from 2 to the model's 8192"):
+        Chat(model, tokenizer, context_limit=8193)
+    chat = Chat(model, tokenizer, context_limit=300)
+    done = list(chat.send("Hello"))[-1]
+    assert done.finish_reason == "length"
+    assert done.prompt_tokens + done.answer_tokens == 300, "the reply ends with the context"
+    with pytest.raises(ValueError, match="the context of 300 must hold it"):
+        chat.send("and now?")
+    chat.overflow = "drop_oldest"
+    list(chat.send("and now?"))
+    assert chat.dropped == 2

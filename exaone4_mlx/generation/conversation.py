@@ -71,6 +71,7 @@ class Chat:
         max_tool_rounds: int = 8,
         tool_timeout: float | None = 60.0,
         overflow: Literal["error", "drop_oldest"] = "error",
+        context_limit: int | None = None,
         settle: bool = True,
         prompt_cache: PromptCache | None = None,
     ) -> None:
@@ -85,7 +86,8 @@ class Chat:
         seconds, and a turn may go round `max_tool_rounds` times; calls after that are refused and end it.
 
         When the context is full, `overflow="error"` raises before work; "drop_oldest" lets the model see the
-        system prompt and the newest whole turns (`messages` keeps all). `settle` prepares the next turn in idle
+        system prompt and the newest whole turns (`messages` keeps all). `context_limit` bounds the context, and the
+        memory of its caches, below what the model can see. `settle` prepares the next turn in idle
         time. `prompt_cache` is one that holds something of the conversation already.
 
         Raises ValueError for a setting without meaning.
@@ -114,6 +116,10 @@ class Chat:
         plain = callable(approve) and not inspect.iscoroutinefunction(approve)
         check("approve", approve, approve is None or plain, "a function that returns True or False, and no coroutine")
         self.max_tool_rounds, self.tool_timeout, self.overflow = max_tool_rounds, tool_timeout, overflow
+        longest = model.config.max_position_embeddings
+        fits = context_limit is None or (type(context_limit) is int and 1 < context_limit <= longest)
+        check("context_limit", context_limit, fits, f"a number of tokens from 2 to the model's {longest}")
+        self.context_limit = context_limit or longest  # tokens seen at once, prompt and reply together
         Options(sampling=sampling, max_tokens=max_tokens, thinking_budget=thinking_budget)  # raises what they raise
         self.dropped = 0  # messages behind the system prompt that the model does not see any more
         self.context_tokens = 0  # of the history, as the next prompt will hold it
@@ -173,11 +179,6 @@ class Chat:
     def turns(self) -> list[str]:
         """What the user said, turn by turn."""
         return [self._messages[i]["content"] for i in self._turn_starts(self._messages)]
-
-    @property
-    def context_limit(self) -> int:
-        """Tokens that the model can see at once, prompt and reply together."""
-        return self.model.config.max_position_embeddings
 
     @property
     def prompt_limit(self) -> int:
@@ -368,7 +369,7 @@ class Chat:
             if self.overflow == "drop_oldest":
                 what, advice = "newest turn alone has", "make it shorter"
             raise ValueError(
-                f"the {what} {len(ids)} tokens, and the model's context of {self.context_limit} must hold it and a "
+                f"the {what} {len(ids)} tokens, and the context of {self.context_limit} must hold it and a "
                 f"reply: {advice}"
             )
         plan.ids, plan.dropped = ids, dropped
@@ -421,6 +422,7 @@ class Chat:
             plan.options,
             prompt_cache=self._cache,
             constraint=self._constraint_of(plan),
+            context_limit=self.context_limit,
         )
         came = plan.came = Came()
         job = self._owner.submit(generation)

@@ -180,12 +180,15 @@ class Generation:
         *,
         prompt_cache: PromptCache | None = None,
         constraint: ToolConstraint | None = None,
+        context_limit: int | None = None,
     ) -> None:
         options = options or Options()
         check_request(ids, options, model.config, tokenizer)
+        longest = model.config.max_position_embeddings
+        room = min(context_limit or longest, longest) - len(ids)
         cache = prompt_cache or PromptCache(model, tokenizer, CheckpointPool(max_count=0))
         cache.check_model(model)
-        self._making = _Making(model, tokenizer, list(ids), options, cache, constraint)
+        self._making = _Making(model, tokenizer, list(ids), options, cache, constraint, room)
         self._events = self._making.run()  # which knows nothing of this object: dropped, both are gone at once
 
     @property
@@ -224,12 +227,13 @@ class _Making:
         options: Options,
         cache: PromptCache,
         constraint: ToolConstraint | None,
+        room: int,
     ) -> None:
         self._model, self._tokenizer, self._ids, self._options = model, tokenizer, ids, options
         self._cache, self._constraint = cache, constraint
         self._parser = ReplyParser(_ends_inside_thought(ids, tokenizer))
         self.sampling = (options.sampling or Sampling()).resolved(thinking=self._parser.inside_thought)
-        self._max_tokens = min(_wanted_tokens(options), model.config.max_position_embeddings - len(ids))
+        self._max_tokens = min(_wanted_tokens(options), room)
         self._wrap_up: list[int] = []
         if options.thinking_budget is not None:
             self._wrap_up = tokenizer.encode(WRAP_UP)
