@@ -13,22 +13,30 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .generation.conversation import Chat
-    from .generation.ending import Options
-    from .generation.respond import Done, Generation, Reply, generate, stream_generate
-    from .generation.sampling import Sampling
-    from .generation.session import PromptCache
-    from .generation.turn import Turn
-    from .model.config import Exaone4Config
-    from .model.files import CheckpointError
-    from .model.network import Exaone4ForCausalLM, Exaone4Model
-    from .text.builtin_tools import BUILTIN_TOOLS
-    from .text.reply import Answer, ReplyParser, Thinking, ToolCall
-    from .text.tokenizer import Tokenizer
-    from .text.toolbox import ToolResult
-    from .weights.checkpoint import load
-    from .weights.converter import Summary, convert
+if TYPE_CHECKING:  # `as` exports a name to type checkers
+    from .generation.conversation import Chat as Chat
+    from .generation.ending import Options as Options
+    from .generation.respond import (
+        Done as Done,
+        Generation as Generation,
+        Reply as Reply,
+        generate as generate,
+        stream_generate as stream_generate,
+    )
+    from .generation.sampling import Sampling as Sampling
+    from .generation.session import PromptCache as PromptCache
+    from .generation.turn import Turn as Turn
+    from .model.config import Exaone4Config as Exaone4Config
+    from .model.files import CheckpointError as CheckpointError
+    from .model.network import Exaone4ForCausalLM as Exaone4ForCausalLM, Exaone4Model as Exaone4Model
+    from .text.builtin_tools import BUILTIN_TOOLS as BUILTIN_TOOLS
+    from .text.reply import Answer as Answer, ReplyParser as ReplyParser, Thinking as Thinking, ToolCall as ToolCall
+    from .text.tokenizer import Tokenizer as Tokenizer
+    from .text.toolbox import ToolResult as ToolResult
+    from .tool_files import load_tools as load_tools
+    from .weights.checkpoint import load as load
+    from .weights.converter import Summary as Summary, convert as convert
+    from .weights.fit import Fit as Fit, fit as fit
 
 __version__ = "0.1.0"
 
@@ -47,7 +55,9 @@ _HOME = {
     "text.tokenizer": ("Tokenizer",),
     "text.toolbox": ("ToolResult",),
     "weights.checkpoint": ("load",),
+    "tool_files": ("load_tools",),
     "weights.converter": ("Summary", "convert"),
+    "weights.fit": ("Fit", "fit"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

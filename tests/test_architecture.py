@@ -35,7 +35,7 @@ ORDER = {
         "builtin_tools",
         "tokenizer",
     ],
-    "weights": ["quantize", "checkpoint", "converter"],
+    "weights": ["quantize", "checkpoint", "fit", "converter"],
     "generation": ["sampling", "decode", "session", "constrain", "ending", "respond", "owner", "turn", "conversation"],
     "terminal": ["words", "markdown", "commands", "input", "pipe", "screen", "repl"],
 }

@@ -1,0 +1,1 @@
+"""The desktop chat: `python -m app`."""

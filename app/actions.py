@@ -1,0 +1,437 @@
+"""What happens when something on the page is used: one method for each.
+
+What is peculiar here:
+- A method returns, or yields, new values by widget; what it does not name stays as it is.
+- What a person did wrong is said in a notice, and nothing of what was typed is lost.
+- Following a reply only looks at it: whoever closes the page ends nothing by that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from . import transcript
+from .desk import Desk, Tab
+from .files import read_file
+from .messages import shown, turn_at
+from .models import memory_in_use
+from .session import View
+from .settings import SAMPLING, Settings, recommended
+from .status import status_html
+from .widgets import SETTINGS, Page, labels
+from .words import EXAMPLES, Words, size_text
+
+Update = dict[Any, Any]
+
+FRAME_SECONDS = 0.08  # between two looks at a reply
+IDLE_SECONDS = 0.25  # after which counts of seconds go on without news
+WIDE = 900  # pixels, from which on the list of conversations is open by itself
+LISTED = 200  # conversations shown at once; a search finds the others
+
+
+class Actions:
+    """The actions of one page description, for all tabs."""
+
+    def __init__(self, desk: Desk, page: Page) -> None:
+        self.desk, self.page = desk, page
+
+    # --- the page -------------------------------------------------------------
+
+    def opened(
+        self, conversation: str, chosen: str, browser: str, width: float | None, request: gr.Request
+    ) -> Iterator[Update]:
+        """The page was loaded: it shows the conversation of its address, and follows a reply that is under way."""
+        tab = self.desk.tab(_key(request), conversation)
+        tab.words, tab.narrow = Words(chosen or browser), (width or WIDE) < WIDE
+        yield {
+            self.page.left: gr.Sidebar(open=not tab.narrow),
+            **(labels(self.page, tab.words) if chosen else {}),
+            **self._conversation(tab),
+            **self._list(tab),
+            **self._models(tab),
+            self.page.chat: self._whole_chat(tab),
+            self.page.language: chosen,
+        }
+        yield from self._follow(tab)
+
+    def left(self, request: gr.Request) -> None:
+        """The page was closed, or is loaded again."""
+        self.desk.leave(_key(request))
+
+    def language_chosen(self, chosen: str, browser: str, request: gr.Request) -> Update:
+        tab = self._tab(request)
+        tab.words = Words(chosen or browser)
+        return {
+            **labels(self.page, tab.words),
+            **self._list(tab),
+            **self._frame(tab, tab.session.view()),
+            self.page.chat: self._whole_chat(tab),
+            self.page.kept_language: chosen,
+        }
+
+    # --- the chat -------------------------------------------------------------
+
+    def sent(self, request: gr.Request, box: dict[str, Any], *values: Any) -> Iterator[Update]:
+        tab = self._tab(request)
+        attached = [self._read(tab, path) for path in box.get("files") or ()]
+        if None in attached:
+            return  # it was said which one cannot be read
+
+        def begin(settings: Settings) -> None:
+            tab.session.send(box.get("text") or "", [file for file in attached if file], settings)
+
+        yield from self._turn(tab, begin, values, clears=True)
+
+    def example_chosen(self, event: gr.SelectData, request: gr.Request, *values: Any) -> Iterator[Update]:
+        """Sends an example, with the switches as it needs them."""
+        tab = self._tab(request)
+        text = event.value["text"]
+        known = {example[0]: example for examples in EXAMPLES.values() for example in examples}
+        _, thinking, tools = known[text]
+        given = dict(zip(SETTINGS, values, strict=True)) | {"thinking": thinking, "use_tools": tools}
+        yield {self.page.thinking: thinking, self.page.use_tools: tools}
+        yield from self._turn(tab, lambda settings: tab.session.send(text, [], settings), list(given.values()))
+
+    def retried(self, request: gr.Request, *values: Any) -> Iterator[Update]:
+        tab = self._tab(request)
+        yield from self._turn(tab, tab.session.retry, values)
+
+    def edited(self, event: gr.EditData, request: gr.Request, *values: Any) -> Iterator[Update]:
+        tab = self._tab(request)
+        session = tab.session
+        index = event.index if isinstance(event.index, int) else event.index[0]
+        turn = turn_at(shown(session.view().messages, tab.words), index)
+
+        def begin(settings: Settings) -> None:
+            if turn is not None:
+                session.edit(turn, event.value, settings)
+
+        yield from self._turn(tab, begin, values)
+
+    def undone(self, request: gr.Request) -> Update:
+        tab = self._tab(request)
+        try:
+            text = tab.session.undo()
+        except ValueError as error:
+            return self._refused(tab, error)
+        return {**self._frame(tab, tab.session.view()), self.page.box: {"text": text, "files": []}}
+
+    def stopped(self, request: gr.Request) -> None:
+        self._tab(request).session.stop()
+
+    def answered(self, event: gr.SelectData, request: gr.Request) -> None:
+        """The person's word on a tool that asks."""
+        self._tab(request).session.answer(event.value == "yes")
+
+    def files_changed(self, box: dict[str, Any], request: gr.Request) -> Update:
+        """Says how large the files are that would be sent."""
+        tab = self._tab(request)
+        paths = (box or {}).get("files") or ()
+        read = [file for path in paths if (file := self._read(tab, path)) is not None]
+        view = tab.session.view()
+        if not read:
+            return {self.page.attached: gr.update(visible=False)}
+        names = ", ".join(tab.words("attached", name=file.name, tokens=f"{tokens:,}") for file, tokens in read)
+        total = view.context_tokens + sum(tokens for _, tokens in read)
+        limit = view.context_limit or self.desk.loaded.context
+        text = tab.words("to_be_sent", names=names, total=f"{total:,}", limit=f"{limit:,}")
+        return {self.page.attached: gr.update(value=_plain(text), visible=True)}
+
+    # --- settings -------------------------------------------------------------
+
+    def settings_opened(self) -> gr.Sidebar:
+        return gr.Sidebar(open=True)
+
+    def thinking_switched(self, thinking: bool, temperature: float, top_p: float) -> Update:
+        """The recommendation of the mode, unless something else was set."""
+        if not _is_recommended(temperature, top_p, not thinking):
+            return {}
+        temperature, top_p = recommended(thinking)
+        return {self.page.temperature: temperature, self.page.top_p: top_p}
+
+    def reset(self, thinking: bool) -> Update:
+        return self._widgets(Settings(thinking=thinking), only=(*SAMPLING, "max_tokens", "thinking_budget"))
+
+    # --- conversations --------------------------------------------------------
+
+    def new_chat(self, request: gr.Request, *values: Any) -> Update:
+        """Another conversation, with the settings as they are; the one before stays in the list."""
+        tab = self._tab(request)
+        try:
+            settings = self._settings(tab, values)
+        except ValueError as error:
+            return self._refused(tab, error)
+        if tab.session.view().messages:
+            self.desk.show(tab, self.desk.new_session(settings=settings))
+        return {**self._conversation(tab), **self._list(tab)}
+
+    def chosen(self, conversation: str, request: gr.Request) -> Iterator[Update]:
+        """Another conversation of the list."""
+        tab = self._tab(request)
+        try:
+            self.desk.show(tab, self.desk.session(conversation))
+        except (OSError, ValueError) as error:
+            gr.Warning(tab.words("not_opened", error=_plain(str(error))))
+        folded = {self.page.left: gr.Sidebar(open=False)} if tab.narrow else {}
+        yield {**self._conversation(tab), **self._list(tab), **folded}
+        yield from self._follow(tab)
+
+    def searched(self, query: str, request: gr.Request) -> Update:
+        return self._list(self._tab(request), query)
+
+    def renamed(self, title: str, query: str, request: gr.Request) -> Update:
+        tab = self._tab(request)
+        try:
+            self.desk.rename(tab.session.id, title)
+        except (OSError, ValueError) as error:
+            return self._refused(tab, error)
+        return self._list(tab, query)
+
+    def delete_asked(self) -> Update:
+        return {self.page.delete: gr.update(visible=False), self.page.delete_row: gr.update(visible=True)}
+
+    def delete_kept(self) -> Update:
+        return {self.page.delete: gr.update(visible=True), self.page.delete_row: gr.update(visible=False)}
+
+    def deleted(self, query: str, request: gr.Request) -> Update:
+        tab = self._tab(request)
+        try:
+            self.desk.delete(tab.session.id)
+        except (OSError, ValueError) as error:
+            return {**self._refused(tab, error), **self.delete_kept()}
+        return {**self._conversation(tab), **self._list(tab, query), **self.delete_kept()}
+
+    def exported_markdown(self, request: gr.Request) -> Update:
+        return self._export(request, transcript.to_markdown, ".md")
+
+    def exported_json(self, request: gr.Request) -> Update:
+        return self._export(request, transcript.to_json, ".json")
+
+    def imported(self, path: str | None, request: gr.Request) -> Update:
+        tab = self._tab(request)
+        if path is None:
+            return {}
+        try:
+            conversation = transcript.from_text(Path(path).read_bytes(), Path(path).name)
+            conversation = self.desk.store.write(conversation)
+            self.desk.show(tab, self.desk.session(conversation.id))
+        except (OSError, ValueError) as error:
+            gr.Warning(tab.words("not_imported", error=_plain(str(error))))
+            return {}
+        gr.Info(tab.words("imported", title=_plain(conversation.title)))
+        return {**self._conversation(tab), **self._list(tab)}
+
+    # --- models ---------------------------------------------------------------
+
+    def model_asked(self, path: str, context: float | None, request: gr.Request) -> Update:
+        """What a model would need, before it is loaded."""
+        tab = self._tab(request)
+        try:
+            return {self.page.needs: self._needs(tab, path, context)}
+        except (OSError, ValueError) as error:
+            return {self.page.needs: _plain(str(error))}
+
+    def model_chosen(self, path: str, context: float | None, request: gr.Request) -> Iterator[Update]:
+        """Loads a model and says how far it is."""
+        tab = self._tab(request)
+        words, before = tab.words, self.desk.loaded.choice.label
+        yield {self.page.load: gr.update(interactive=False)}
+        try:
+            for done, total in self.desk.switch(path.strip(), _whole(context)):
+                progress = words("loading", name=path, done=size_text(done), total=size_text(total))
+                yield {self.page.needs: _plain(progress)}
+            told = words("loaded", name=self.desk.loaded.choice.label)
+        except Exception as error:  # a damaged checkpoint can fail in many ways
+            told = words("not_loaded", error=f"{error}" or type(error).__name__, name=before)
+            gr.Warning(_plain(told))
+        yield {
+            self.page.needs: _plain(told),
+            self.page.load: gr.update(interactive=True),
+            **self._frame(tab, tab.session.view()),
+        }
+
+    # --- inside ---------------------------------------------------------------
+
+    def _tab(self, request: gr.Request) -> Tab:
+        """The tab that a request comes from; after a restart of the app, the conversation of its address."""
+        return self.desk.tab(_key(request), str(request.query_params.get("conversation", "")))
+
+    def _turn(
+        self, tab: Tab, begin: Callable[[Settings], None], values: Sequence[Any], clears: bool = False
+    ) -> Iterator[Update]:
+        """Begins a turn and follows it, or says why it cannot begin."""
+        try:
+            begin(self._settings(tab, values))
+        except ValueError as error:
+            yield self._refused(tab, error)
+            return
+        cleared = gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
+        tab.files.clear()
+        yield {
+            **self._list(tab),
+            **self._frame(tab, tab.session.view()),
+            self.page.conversation: tab.session.id,
+            **({self.page.box: cleared, self.page.attached: gr.update(visible=False)} if clears else {}),
+        }
+        yield from self._follow(tab)
+
+    def _follow(self, tab: Tab) -> Iterator[Update]:
+        """Shows a reply while it is made, as long as the tab looks at its conversation."""
+        session = tab.session
+        view = session.view()
+        if not view.running:
+            return
+        yield {self.page.box: gr.MultimodalTextbox(submit_btn=False, stop_btn=True)}
+        while tab.session is session and view.running:
+            seen = session.version
+            view = session.view()
+            yield self._frame(tab, view)
+            session.wait(seen, IDLE_SECONDS)
+            time.sleep(FRAME_SECONDS)
+        if tab.session is not session:
+            return
+        if view.error:
+            gr.Warning(tab.words("not_sent", error=_plain(view.error)), duration=None)
+        yield {
+            **self._frame(tab, view),
+            **self._list(tab),
+            self.page.conversation: session.id,
+            self.page.box: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),
+        }
+
+    def _refused(self, tab: Tab, error: Exception) -> Update:
+        gr.Warning(tab.words("not_sent", error=_plain(str(error))))
+        view = tab.session.view()
+        return {} if view.running else self._frame(tab, view)
+
+    def _settings(self, tab: Tab, values: Sequence[Any]) -> Settings:
+        """The settings as the widgets have them. Raises ValueError for one without meaning."""
+        given = dict(zip(SETTINGS, values, strict=True))
+        if given["seed"] in ("", None):
+            given["seed"] = None
+        if _is_recommended(given["temperature"], given["top_p"], given["thinking"]):
+            given |= {"temperature": None, "top_p": None}
+        return tab.session.settings.updated(given)
+
+    def _frame(self, tab: Tab, view: View) -> Update:
+        status = status_html(view, tab.words, self._model_label, memory_in_use())
+        return {
+            self.page.chat: shown(view.messages, tab.words, view.coming, view.asking),
+            self.page.status: status,
+        }
+
+    @property
+    def _model_label(self) -> str:
+        try:
+            return self.desk.loaded.choice.label
+        except ValueError:
+            return "…"
+
+    def _conversation(self, tab: Tab) -> Update:
+        """Everything that shows a conversation: its messages, and the settings that it has."""
+        view = tab.session.view()
+        return {
+            **self._frame(tab, view),
+            **self._widgets(tab.session.settings),
+            self.page.conversation: tab.session.id if view.messages else "",
+            self.page.title: tab.session.conversation.title,
+            self.page.box: gr.MultimodalTextbox(submit_btn=not view.running, stop_btn=view.running),
+            self.page.attached: gr.update(visible=False),
+            **self.delete_kept(),
+        }
+
+    def _widgets(self, settings: Settings, only: Sequence[str] = SETTINGS) -> Update:
+        values = settings.values()
+        values["tools"] = [name for name in self.desk.tool_names if settings.tools is None or name in settings.tools]
+        return {getattr(self.page, name): values[name] for name in only}
+
+    def _list(self, tab: Tab, query: str | None = None) -> Update:
+        """The list of conversations, of those that match the query where there is one."""
+        tab.query = tab.query if query is None else query
+        found = self.desk.store.list(tab.query)
+        choices = [(one.title or tab.words("untitled"), one.id) for one in found[:LISTED]]
+        here = tab.session.id if any(id == tab.session.id for _, id in choices) else None
+        hint = "" if choices else tab.words("none_found" if tab.query else "none_yet")
+        if damaged := self.desk.store.damaged:
+            hint += ("\n\n" if hint else "") + tab.words("damaged", names=", ".join(sorted(damaged)))
+        return {
+            self.page.listed: gr.update(choices=choices, value=here, visible=bool(choices)),
+            self.page.list_hint: gr.update(value=_plain(hint), visible=bool(hint)),
+            self.page.title: tab.session.conversation.title,
+        }
+
+    def _whole_chat(self, tab: Tab) -> gr.Chatbot:
+        """The chat with what an empty one shows, in the language of the tab."""
+        examples: Any = [{"text": text} for text, _, _ in EXAMPLES[tab.words.language]]
+        view = tab.session.view()
+        messages: Any = shown(view.messages, tab.words, view.coming, view.asking)
+        return gr.Chatbot(messages, examples=examples, placeholder=tab.words("welcome"))
+
+    def _models(self, tab: Tab) -> Update:
+        loaded = self.desk.loaded
+        found = [(choice.label, choice.path) for choice in self.desk.models()]
+        return {
+            self.page.model: gr.update(choices=found, value=loaded.choice.path),
+            self.page.context: loaded.context,
+            self.page.needs: self._needs(tab, loaded.choice.path, loaded.context),
+        }
+
+    def _needs(self, tab: Tab, path: str, context: float | None) -> str:
+        needs = self.desk.needs(path.strip(), _whole(context))
+        cache = needs.total_bytes - needs.weights_bytes
+        text = tab.words(
+            "needs",
+            total=size_text(needs.total_bytes),
+            weights=size_text(needs.weights_bytes),
+            cache=size_text(cache),
+            context=f"{needs.context:,}",
+            memory=size_text(needs.memory_bytes),
+        )
+        if needs.fits:
+            return text
+        if not needs.largest_context:
+            return f"{text} {tab.words('too_large_anyway')}"
+        return f"{text} {tab.words('too_large', context=f'{needs.largest_context:,}')}"
+
+    def _read(self, tab: Tab, path: str) -> Any:
+        """A file that was dropped, and its tokens; None, with a notice, for one that cannot be read."""
+        if path not in tab.files:
+            try:
+                attachment = read_file(path)
+                tab.files[path] = attachment, len(self.desk.loaded.tokenizer.encode(attachment.text))
+            except ValueError as error:
+                gr.Warning(_plain(str(error)))
+                return None
+        return tab.files[path]
+
+    def _export(self, request: gr.Request, form: Callable[[Any], str], suffix: str) -> Update:
+        tab = self._tab(request)
+        conversation = tab.session.conversation
+        if not conversation.messages:
+            gr.Info(tab.words("empty"))
+            return {self.page.download: None}
+        name = transcript.file_name(conversation.title, suffix)
+        return {self.page.download: {"name": name, "text": form(conversation)}}
+
+
+def _key(request: gr.Request) -> str:
+    return request.session_hash or "none"
+
+
+def _is_recommended(temperature: float, top_p: float, thinking: bool) -> bool:
+    wanted = recommended(thinking)
+    return abs(temperature - wanted[0]) < 1e-6 and abs(top_p - wanted[1]) < 1e-6
+
+
+def _whole(context: float | None) -> int | None:
+    return None if not context else int(context)
+
+
+def _plain(text: str) -> str:
+    """A text whose marks mean nothing to HTML and Markdown."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")

@@ -1,0 +1,195 @@
+"""The endpoints for programs: `gradio_client` finds them by name, and nothing else of the page answers to it.
+
+What is peculiar here:
+- Each client has a conversation of its own, which ends with the client and is written nowhere.
+- Nobody can be asked here: a tool runs only if the call names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from .desk import Desk
+from .messages import Message
+from .session import Session, View
+from .settings import SAMPLING
+
+WAIT_SECONDS = 0.1
+
+
+def add_endpoints(desk: Desk) -> None:
+    """Adds the endpoints to the page that is being built."""
+    endpoints = Endpoints(desk)
+    for endpoint in (
+        endpoints.chat,
+        endpoints.retry,
+        endpoints.undo,
+        endpoints.clear,
+        endpoints.stop,
+        endpoints.messages,
+        endpoints.state,
+    ):
+        gr.events.api(endpoint, api_name=endpoint.__name__, queue=endpoint.__name__ != "stop", concurrency_limit=None)
+
+
+class Endpoints:
+    """What programs can ask for, one method for each; their docstrings are the API's documentation."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    def chat(
+        self, request: gr.Request, message: str, options: dict[str, Any] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """
+        Says something in this client's conversation and streams the reply, each time all that came so far.
+
+        Parameters:
+            message: what the user says
+            options: thinking (true or false), thinking_budget (tokens), tools (a list of names), system_prompt,
+                max_tokens, and temperature, top_p, top_k, min_p, presence_penalty, frequency_penalty,
+                repetition_penalty, seed; null for the defaults
+        Returns:
+            answer, thinking, tool_calls (a list of name, arguments, result, failed), finish_reason (null until the
+            end), and stats (prompt_tokens, cached_tokens, thinking_tokens, answer_tokens and times in seconds)
+        """
+        session = self._session(request)
+        with _told():
+            settings = self._settings(session, options)
+            session.send(message, [], settings)
+        yield from self._follow(session)
+
+    def retry(self, request: gr.Request) -> Iterator[dict[str, Any]]:
+        """
+        Replies to the last message again, with the same options; streams like chat.
+
+        Returns:
+            the same as chat
+        """
+        session = self._session(request)
+        with _told():
+            session.retry(session.settings)
+        yield from self._follow(session)
+
+    def undo(self, request: gr.Request) -> str:
+        """
+        Takes the last turn of this client's conversation back.
+
+        Returns:
+            what the user had said in it
+        """
+        with _told():
+            return self._session(request).undo()
+
+    def clear(self, request: gr.Request) -> None:
+        """
+        Begins another conversation for this client.
+        """
+        tab = self._tab(request)
+        self.desk.show(tab, self.desk.new_session(keeps=False))
+
+    def stop(self, request: gr.Request) -> None:
+        """
+        Ends the reply that is being made for this client; what came is kept.
+        """
+        self._session(request).stop()
+
+    def messages(self, request: gr.Request) -> list[dict[str, Any]]:
+        """
+        The conversation of this client.
+
+        Returns:
+            OpenAI-style messages; replies carry reasoning_content, finish_reason and stats
+        """
+        return self._session(request).view().messages
+
+    def state(self, request: gr.Request) -> dict[str, Any]:
+        """
+        The model in use, the tools there are, and how full the context of this client's conversation is.
+
+        Returns:
+            model, context_limit, context_tokens, tools, running, place (how many replies come before this client's)
+        """
+        view = self._session(request).view()
+        with _told():
+            loaded = self.desk.loaded
+        return {
+            "model": loaded.choice.label,
+            "context_limit": loaded.context,
+            "context_tokens": view.context_tokens,
+            "tools": self.desk.tool_names,
+            "running": view.running,
+            "place": view.place,
+        }
+
+    def _tab(self, request: gr.Request) -> Any:
+        return self.desk.tab(request.session_hash or "none", keeps=False)
+
+    def _session(self, request: gr.Request) -> Session:
+        return self._tab(request).session
+
+    def _settings(self, session: Session, options: dict[str, Any] | None) -> Any:
+        given = dict(options or {})
+        known = {"thinking", "thinking_budget", "tools", "system_prompt", "max_tokens", *SAMPLING}
+        if unknown := sorted(set(given) - known):
+            raise ValueError(f"there is no option {unknown[0]!r}; there are {', '.join(sorted(known))}")
+        tools = given.pop("tools", None) or []
+        if not isinstance(tools, list) or (unknown := [name for name in tools if name not in self.desk.tool_names]):
+            raise ValueError(f"tools must be a list of these names: {', '.join(self.desk.tool_names)}")
+        if "system_prompt" in given:
+            given["system"] = given.pop("system_prompt")
+        return self.desk.settings.updated({**given, "use_tools": bool(tools), "tools": tools, "ask": False})
+
+    def _follow(self, session: Session) -> Iterator[dict[str, Any]]:
+        while (view := session.view()).running:
+            seen = session.version
+            if view.coming:
+                yield _reply(view, view.coming)
+            session.wait(seen, WAIT_SECONDS)
+        if view.error:
+            raise gr.Error(view.error, print_exception=False)
+        yield _reply(view, _last_turn(view.messages))
+
+
+def _reply(view: View, messages: list[Message]) -> dict[str, Any]:
+    """The replies of a turn as one."""
+    replies = [message for message in messages if message["role"] == "assistant"]
+    results = iter([message for message in messages if message["role"] == "tool"])
+    calls = [call["function"] for reply in replies for call in reply.get("tool_calls") or ()]
+    stats = None if view.counts is None else {k: v for k, v in vars(view.counts).items() if k != "finish_reason"}
+    return {
+        "answer": _joined([reply.get("content") or "" for reply in replies]),
+        "thinking": _joined([reply.get("reasoning_content", "") for reply in replies]),
+        "tool_calls": [{**call, **_result(next(results, None))} for call in calls],
+        "finish_reason": None if view.running or view.counts is None else view.counts.finish_reason,
+        "stats": stats,
+    }
+
+
+def _joined(texts: list[str]) -> str:
+    """The texts of several rounds; that of one as it is."""
+    return texts[0] if len(texts) == 1 else "\n\n".join(text.strip() for text in texts if text.strip())
+
+
+def _result(message: Message | None) -> dict[str, Any]:
+    if message is None:
+        return {"result": None, "failed": False}
+    return {"result": message["content"], "failed": bool(message.get("failed"))}
+
+
+def _last_turn(messages: list[Message]) -> list[Message]:
+    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    return messages[last + 1 :]
+
+
+class _told:
+    """What is wrong with a request is told to the client."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ValueError):
+            raise gr.Error(str(error), print_exception=False) from error

@@ -1,0 +1,319 @@
+"""What all tabs share: the model, the open conversations, the tools, and the folder on disk.
+
+What is peculiar here:
+- A tab is known by Gradio's session hash. A tab that is closed or loaded again leaves its turn a few seconds to be
+  found again, before it is ended.
+- The caches of conversations that rest are bounded, in number and in bytes; the least recently used go first.
+- Locks are taken in one order: a session's, then the desk's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from exaone4_mlx import Chat, Exaone4ForCausalLM, Fit, Tokenizer, fit
+
+from .files import Attachment
+from .models import Choice, Loading, choices, memory_in_use
+from .session import Busy, Session
+from .settings import Settings
+from .store import Conversation, Store
+from .words import Words
+
+GRACE_SECONDS = 10.0  # that a turn goes on without a tab that looks at it
+MAX_CACHES = 8  # conversations at rest that keep their caches
+MAX_OPEN = 200  # conversations of clients that never say good-bye
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The model in use. `context` is how many tokens a conversation may have."""
+
+    choice: Choice
+    model: Exaone4ForCausalLM
+    tokenizer: Tokenizer
+    fit: Fit
+
+    @property
+    def context(self) -> int:
+        return self.fit.context
+
+
+@dataclass
+class Tab:
+    """One browser tab, or one client of the API."""
+
+    session: Session
+    words: Words
+    narrow: bool = False  # a phone
+    query: str = ""  # what the list is searched for
+    files: dict[str, tuple[Attachment, int]] = field(default_factory=dict)  # by path: what was read, and its tokens
+
+
+class Desk:
+    """Made once for the app. Its methods may be called from any thread."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        store: Store,
+        *,
+        tools: Sequence[Callable[..., Any]] = (),
+        settings: Settings | None = None,
+        folders: Sequence[Path] = (),
+        given: str = "",
+    ) -> None:
+        """`settings` are those of a new conversation; `folders` is where models are looked for."""
+        self.store, self.tools, self.settings = store, tuple(tools), settings or Settings()
+        self._loaded: Loaded | None = loaded
+        self._folders, self._given = tuple(folders), given or loaded.choice.path
+        self._tabs: dict[str, Tab] = {}
+        self._sessions: dict[str, Session] = {}  # by the conversation's id
+        self._lock = threading.RLock()
+        self._switching = threading.Lock()
+
+    @property
+    def loaded(self) -> Loaded:
+        """The model in use. Raises ValueError while another takes its place and both have no room."""
+        if (loaded := self._loaded) is None:
+            raise ValueError("a model is being loaded; try again when it is ready")
+        return loaded
+
+    @property
+    def tool_names(self) -> list[str]:
+        return [tool.__name__ for tool in self.tools]
+
+    # --- tabs and conversations -----------------------------------------------
+
+    def tab(self, key: str, conversation: str = "", *, keeps: bool = True) -> Tab:
+        """The tab of a session hash. A new one opens `conversation`, if there is one, or begins another.
+
+        Without `keeps` its conversations are not written to disk.
+        """
+        with self._lock:
+            if (tab := self._tabs.get(key)) is not None:
+                return tab
+        session = None
+        if conversation and keeps:
+            with contextlib.suppress(OSError, ValueError):
+                session = self.session(conversation)
+        session = session or self.new_session(keeps=keeps)
+        with self._lock:
+            self._bound(keeps)
+            return self._tabs.setdefault(key, Tab(session, Words("en")))
+
+    def leave(self, key: str) -> None:
+        """A tab is closed, or loaded again."""
+        with self._lock:
+            tab = self._tabs.pop(key, None)
+        if tab is None:
+            return
+        timer = threading.Timer(GRACE_SECONDS if tab.session.keeps else 0.0, self._tidy, [tab.session])
+        timer.daemon = True
+        timer.start()
+
+    def show(self, tab: Tab, session: Session) -> None:
+        """Lets a tab look at another conversation."""
+        with self._lock:
+            before, tab.session = tab.session, session
+            tab.files = {}
+        if before is not session and not before.running:
+            self._forget(before)
+
+    def session(self, id: str) -> Session:
+        """The open session of a conversation, or a new one. Raises FileNotFoundError and ValueError as `Store.read`."""
+        with self._lock:
+            if (session := self._sessions.get(id)) is not None:
+                return session
+        return self._open(self.store.read(id))
+
+    def new_session(self, *, keeps: bool = True, settings: Settings | None = None) -> Session:
+        """A conversation that begins. It is written with its first turn, unless it is not to be kept."""
+        settings = settings or self.settings
+        return self._open(Conversation.new(settings=settings.as_dict()), keeps)
+
+    def _open(self, conversation: Conversation, keeps: bool = True) -> Session:
+        settings = self.settings.restored(conversation.settings)
+        if conversation.messages and conversation.messages[0]["role"] == "system":
+            settings = settings.updated({"system": conversation.messages[0]["content"]})
+        session = Session(
+            conversation,
+            settings,
+            tools=self.tools,
+            keeps=keeps,
+            chat_of=self._chat,
+            save=self._write,
+            ended=self._ended,
+        )
+        with self._lock:
+            return self._sessions.setdefault(conversation.id, session)
+
+    def rename(self, id: str, title: str) -> None:
+        """Gives a conversation another title. Raises ValueError for an empty one."""
+        session = self._sessions.get(id)
+        self.store.rename(id, title)
+        if session is not None:
+            written = self.store.read(id)
+            named = (written.title, written.named, written.revision)
+            session.conversation.title, session.conversation.named, session.conversation.revision = named
+
+    def delete(self, id: str) -> None:
+        """Deletes a conversation for good; tabs that look at it get a new one."""
+        with self._lock:
+            session = self._sessions.pop(id, None)
+            if session is not None:
+                session.keeps = False
+            tabs = [tab for tab in self._tabs.values() if tab.session is session]
+        if session is not None:
+            session.stop()
+            session.join(GRACE_SECONDS)
+        self.store.delete(id)
+        for tab in tabs:
+            self.show(tab, self.new_session())
+
+    def _write(self, session: Session) -> None:
+        if not session.keeps:
+            return
+        before = session.conversation.id
+        session.conversation.model = self._loaded.choice.label if self._loaded else session.conversation.model
+        session.conversation = self.store.write(session.conversation)
+        if session.conversation.id != before:  # another program had written it
+            with self._lock:
+                self._sessions.pop(before, None)
+                self._sessions[session.conversation.id] = session
+
+    def _ended(self, session: Session) -> None:
+        if not self._looked_at(session):
+            self._forget(session)
+
+    def _tidy(self, session: Session) -> None:
+        """Ends the turn of a conversation that no tab looks at any more."""
+        if self._looked_at(session):
+            return
+        session.stop()
+        if not session.running:
+            self._forget(session)
+
+    def _looked_at(self, session: Session) -> bool:
+        with self._lock:
+            return any(tab.session is session for tab in self._tabs.values())
+
+    def _forget(self, session: Session) -> None:
+        with self._lock:
+            if self._looked_at(session):
+                return
+            self._sessions.pop(session.id, None)
+        session.release()
+
+    def _bound(self, keeps: bool) -> None:
+        """Lets the oldest clients of the API go, where they have become too many."""
+        if keeps:
+            return
+        clients = [key for key, tab in self._tabs.items() if not tab.session.keeps]
+        for key in clients[: max(0, len(clients) - MAX_OPEN)]:
+            if not self._tabs[key].session.running:
+                self._forget(self._tabs.pop(key).session)
+
+    def stop_all(self, timeout: float = 5.0) -> None:
+        """Ends all turns under way and waits until they are written."""
+        until = time.monotonic() + timeout
+        sessions = list(self._sessions.values())
+        for session in sessions:
+            session.stop()
+        for session in sessions:
+            session.join(max(0.0, until - time.monotonic()))
+
+    # --- the model ------------------------------------------------------------
+
+    def models(self) -> list[Choice]:
+        """The models that can be chosen."""
+        return choices(self._given, self._folders)
+
+    def needs(self, path: str, context: int | None) -> Fit:
+        """What a model needs, before it is loaded. Errors are those of `fit`."""
+        return fit(path, context=context)
+
+    def switch(self, path: str, context: int | None = None) -> Iterator[tuple[int, int]]:
+        """Loads another model, or gives the one in use another context; yields (bytes read, bytes in all).
+
+        Where both have room, the one in use answers until the other is ready; otherwise its turns are ended first,
+        and it is loaded again if the other fails. Raises ValueError, with the old one in use.
+        """
+        if not self._switching.acquire(blocking=False):
+            raise Busy("another model is being loaded")
+        try:
+            needs = self.needs(path, context)
+            old = self.loaded
+            if path == old.choice.path:
+                self._use(Loaded(old.choice, old.model, old.tokenizer, needs))
+                return
+            if memory_in_use() + needs.total_bytes > needs.memory_bytes:
+                self._unload()
+            try:
+                yield from self._load(path, needs)
+            except Exception:
+                if self._loaded is None:
+                    yield from self._load(old.choice.path, old.fit)
+                raise
+        finally:
+            self._switching.release()
+
+    def _load(self, path: str, needs: Fit) -> Iterator[tuple[int, int]]:
+        loading = Loading(path)
+        while not loading.wait(0.2):
+            yield loading.done, loading.total
+        model, tokenizer = loading.result()
+        label = next((choice.label for choice in self.models() if choice.path == path), path)
+        self._use(Loaded(Choice(label, path), model, tokenizer, needs))
+
+    def _use(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._release_all()
+
+    def _unload(self) -> None:
+        self.stop_all()
+        self._loaded = None
+        self._release_all()
+
+    def _release_all(self) -> None:
+        for session in list(self._sessions.values()):
+            session.release()
+        gc.collect()
+        mx.clear_cache()
+
+    def _chat(self, session: Session) -> Chat:
+        """A chat for a session, on the model in use. Makes room for its caches."""
+        loaded = self.loaded
+        self._make_room(session, loaded)
+        chat = Chat(
+            loaded.model,
+            loaded.tokenizer,
+            messages=session.conversation.messages,
+            overflow="drop_oldest",
+            context_limit=min(loaded.context, loaded.model.config.max_position_embeddings),
+        )
+        chat.dropped = session.conversation.dropped
+        return chat
+
+    def _make_room(self, session: Session, loaded: Loaded) -> None:
+        resting = sorted(self._sessions.values(), key=lambda other: other.used, reverse=True)
+        needs = loaded.fit
+        row = needs.global_cache_bytes / max(needs.context, 1)
+        room = (needs.memory_bytes - needs.weights_bytes) / 2 - needs.local_window_bytes
+        kept = 1
+        for other in resting:
+            if other is session or other.running or not other.has_caches:
+                continue
+            room -= row * other.context_tokens + needs.local_window_bytes
+            kept += 1
+            if kept > MAX_CACHES or room < 0:
+                other.release(wait=False)

@@ -1,0 +1,212 @@
+"""A dropped file -> its text, and that text in a prompt.
+
+What is peculiar here:
+- What a file is, its bytes decide. Its suffix says only which language stands on the fence around it, and that a
+  damaged PDF was meant to be one.
+- Legacy encodings do not name themselves. Bytes that are no UTF-8 are Korean (cp949) if that reads without an error
+  and yields Hangul that Western text could not have produced; otherwise they are Western (cp1252, latin-1).
+- A PDF is bounded in pages and in characters: a small file may unpack to any size.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_FILE_BYTES = 20_000_000
+MAX_PDF_PAGES = 2000
+MAX_PDF_CHARACTERS = 4_000_000
+MAX_NAME_LENGTH = 120  # characters
+
+#: suffix -> the language on the fence; "" where there is none
+LANGUAGES = {
+    ".txt": "", ".text": "", ".log": "", ".rst": "rst", ".tex": "latex", ".srt": "", ".vtt": "",
+    ".md": "markdown", ".markdown": "markdown",
+    ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".ipynb": "json", ".yaml": "yaml", ".yml": "yaml",
+    ".toml": "toml", ".ini": "ini", ".cfg": "ini", ".conf": "", ".xml": "xml", ".svg": "xml", ".html": "html",
+    ".htm": "html", ".css": "css", ".scss": "scss", ".diff": "diff", ".patch": "diff", ".sql": "sql",
+    ".py": "python", ".pyi": "python", ".js": "javascript", ".mjs": "javascript", ".jsx": "jsx", ".ts": "typescript",
+    ".tsx": "tsx", ".vue": "vue", ".java": "java", ".kt": "kotlin", ".scala": "scala", ".c": "c", ".h": "c",
+    ".cc": "cpp", ".cpp": "cpp", ".hpp": "cpp", ".metal": "cpp", ".cu": "cpp", ".cs": "csharp", ".go": "go",
+    ".rs": "rust", ".swift": "swift", ".m": "objectivec", ".mm": "objectivec", ".rb": "ruby", ".php": "php",
+    ".pl": "perl", ".lua": "lua", ".r": "r", ".jl": "julia", ".hs": "haskell", ".ml": "ocaml", ".ex": "elixir",
+    ".erl": "erlang", ".clj": "clojure", ".dart": "dart", ".zig": "zig", ".asm": "asm", ".s": "asm",
+    ".sh": "bash", ".bash": "bash", ".zsh": "bash", ".ps1": "powershell", ".bat": "batch", ".proto": "protobuf",
+    ".gradle": "groovy", ".cmake": "cmake", ".jinja": "jinja",
+}  # fmt: skip
+
+#: Suffixes for a file chooser.
+ACCEPTED: tuple[str, ...] = (*LANGUAGES, ".pdf")
+KINDS = "text, Markdown, code, CSV, JSON, YAML, TOML, XML, HTML, logs and PDF"
+
+BOMS_16 = (b"\xff\xfe", b"\xfe\xff")
+HARMLESS_CONTROLS = frozenset("\t\n\v\f\r\b\x1b")  # overstriking, and the colours of terminals, occur in text
+ONE_LETTER_IN_A_WORD = re.compile(r"(?<=[A-Za-z])[^\x00-\x7f](?=[A-Za-z])")
+
+
+@dataclass(frozen=True)
+class Attachment:
+    name: str
+    text: str
+
+
+def read_file(path: str | Path, name: str | None = None) -> Attachment:
+    """The text of a file, lines ending in "\\n". `name` is what the file is called, if not as `path` is.
+
+    Raises ValueError, naming the file, for what is missing, empty, too large, or neither text nor a PDF with text.
+    """
+    path = Path(path)
+    name = clean_name(path.name if name is None else name)
+    data = _read_bytes(path, name)
+    if data.startswith(b"%PDF-") or name.lower().endswith(".pdf"):
+        text = _pdf_text(data, name)
+    else:
+        text = decoded(data)
+        if _is_binary(text):
+            raise ValueError(f"{name} holds no text; accepted are {KINDS}")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.strip():
+        raise ValueError(f"{name} holds nothing but blanks")
+    return Attachment(name, text)
+
+
+def in_prompt(text: str, attachments: Sequence[Attachment]) -> str:
+    """What the model sees of a message: each file's name and fenced text, and last what the person wrote.
+
+    A fence is longer than any run of backticks within, so that a file ends where it ends. Control strings such as
+    "[|endofturn|]" stay as they are: in a message the tokenizer reads them as ordinary text.
+    """
+    parts = []
+    for attachment in attachments:
+        name, body = clean_name(attachment.name), attachment.text.removesuffix("\n")
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", body)), default=0))
+        parts.append(f"File: {name}\n\n{fence}{LANGUAGES.get(Path(name).suffix.lower(), '')}\n{body}\n{fence}")
+    if text or not parts:
+        parts.append(text)
+    return "\n\n".join(parts)
+
+
+def clean_name(name: str) -> str:
+    """The last part of a path in any system's spelling: one line, nothing invisible, at most 120 characters."""
+    name = unicodedata.normalize("NFC", re.split(r"[/\\]", name.rstrip("/\\"))[-1])  # macOS takes Hangul apart
+    name = "".join(c for c in name if unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029").strip()
+    if len(name) > MAX_NAME_LENGTH:
+        suffix = Path(name).suffix if len(Path(name).suffix) <= 20 else ""
+        name = name[: MAX_NAME_LENGTH - len(suffix)] + suffix
+    return name or "file"
+
+
+def decoded(data: bytes) -> str:
+    """Bytes as text: UTF-8, UTF-16 if it says so, and then what legacy encoding it looks like. Never fails."""
+    if data.startswith(BOMS_16):
+        try:
+            return data.decode("utf-16")
+        except UnicodeDecodeError:
+            return data.decode("latin-1")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        pass
+    repaired = data.decode("utf-8-sig", "replace")  # a log cut off within a character is still UTF-8
+    counts = Counter(repaired)
+    if sum(count for c, count in counts.items() if c > "\x7f") > 10 * counts["\ufffd"]:
+        return repaired
+    for encoding in ("cp949", "cp1252"):
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if encoding != "cp949" or _is_korean(text):
+            return text
+    return data.decode("latin-1")
+
+
+def _is_korean(text: str) -> bool:
+    """Whether what was read as cp949 was meant so.
+
+    Common syllables are two high bytes. In Western text those are two accented letters, which are rare together and
+    then stand within a word ("AÇÃO"), or make Hanja ("GRÖß"). One accented letter before a plain one makes a
+    syllable as well ("Ángel"), but one that KS X 1001 lacks and Korean seldom needs.
+    """
+    common = rare = 0
+    for c, count in Counter(ONE_LETTER_IN_A_WORD.sub("", text)).items():
+        if "가" <= c <= "힣":
+            first, second = c.encode("cp949")
+            if 0xB0 <= first <= 0xC8 and second >= 0xA1:
+                common += count
+            else:
+                rare += count
+    return common > rare
+
+
+def _is_binary(text: str) -> bool:
+    controls = sum(
+        count for c, count in Counter(text).items() if unicodedata.category(c) == "Cc" and c not in HARMLESS_CONTROLS
+    )
+    return "\0" in text or controls > len(text) / 10
+
+
+def _read_bytes(path: Path, name: str) -> bytes:
+    try:
+        if path.is_dir():
+            raise ValueError(f"{name} is a folder; drop the files in it")
+        if not path.is_file():
+            raise ValueError(f"there is no file {name}")
+        with path.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error.strerror}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"{name} is larger than {MAX_FILE_BYTES // 1_000_000} MB, the most that is read")
+    if not data:
+        raise ValueError(f"{name} is empty")
+    return data
+
+
+def _pdf_text(data: bytes, name: str) -> str:
+    """The text of a PDF's pages, with blank lines between them."""
+    try:
+        import pypdf
+    except ImportError as error:
+        raise ValueError(
+            f"{name} is a PDF, and reading those needs pypdf: pip install 'pypdf', or the extra '.[pdf]'"
+        ) from error
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)  # what it mends is of no interest in a terminal
+    locked = False
+    try:
+        reader = pypdf.PdfReader(io.BytesIO(data))
+        locked = reader.is_encrypted
+        locked = locked and not reader.decrypt("")  # many open without a password
+        page_count = 0 if locked else len(reader.pages)
+    except Exception as error:  # of any kind: whatever a damaged file makes pypdf stumble over
+        if not locked:
+            raise _damaged(name, error) from error
+    if locked:
+        raise ValueError(f"{name} is encrypted; save a copy without a password")
+    if page_count > MAX_PDF_PAGES:
+        raise ValueError(f"{name} has {page_count} pages, more than the {MAX_PDF_PAGES} that are read; split it")
+    pages: list[str] = []
+    characters = 0
+    for number in range(page_count):
+        try:
+            page = reader.pages[number].extract_text().strip()
+        except Exception as error:
+            raise _damaged(name, error) from error
+        characters += len(page)
+        if characters > MAX_PDF_CHARACTERS:
+            raise ValueError(f"{name} holds more than {MAX_PDF_CHARACTERS:,} characters of text; split it")
+        pages.append(page)
+    text = "\n\n".join(filter(None, pages))
+    if not text:
+        raise ValueError(f"{name} holds no text: a scan is pictures of pages, and needs text recognition first")
+    return text.replace("\0", "").encode("utf-8", "replace").decode()  # halves of characters occur
+
+
+def _damaged(name: str, error: Exception) -> ValueError:
+    return ValueError(f"{name} is damaged, or no PDF: {str(error) or type(error).__name__}")

@@ -1,0 +1,238 @@
+"""A conversation's messages and a reply's events -> what Gradio's Chatbot shows.
+
+What is peculiar here:
+- Only this direction exists. Gradio sends its list back with the panels of thoughts and tools in it, and none of
+  that may enter a prompt: the conversation itself stays on the server.
+- A reply under way has the form of finished messages, so that nothing jumps when it ends.
+- Text is shown as Markdown, but HTML in it as it is written, and pictures from elsewhere as links.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from exaone4_mlx import Answer, Thinking, ToolCall, ToolResult
+
+from .words import Words
+
+Message = dict[str, Any]
+ENDS = {"cancelled": "was_stopped", "length": "was_cut", "repetition": "was_loop", "error": "was_error"}
+SHORT, LONG = 60, 20_000  # characters of a value in a title, and in a panel
+FILE_PREVIEW = 2_000
+
+#: What is code and stays as it is: a fenced block, also one that is still open, or a span in backticks.
+CODE = re.compile(r"^ {0,3}(?P<fence>`{3,}|~{3,})[^\n]*(?:\n(?:.*\n)*? {0,3}(?P=fence)[`~]*[ \t]*$|[\s\S]*\Z)"
+                  r"|(?<!`)(?P<ticks>`+)(?!`)[^\n]*?(?<!`)(?P=ticks)(?!`)", re.MULTILINE)  # fmt: skip
+#: `$x$` as pandoc reads it: nothing blank inside at the ends, no digit behind.
+DOLLARS = re.compile(r"(?<![\\$])\$(?![\s$])([^$\n]*?[^\s$\\])\$(?![\d$])")
+
+
+class Counts(Protocol):
+    """The counts that a thought is shown with: `exaone4_mlx.Done` has them."""
+
+    @property
+    def thinking_tokens(self) -> int: ...
+    @property
+    def thinking_seconds(self) -> float: ...
+
+
+class LiveReply:
+    """The messages of a turn under way, made from its events."""
+
+    def __init__(self) -> None:
+        self._messages: list[Message] = []
+        self._before = (0, 0.0)  # tokens and seconds of thoughts in earlier rounds
+
+    def add(self, event: object) -> None:
+        """Takes up an event of `Chat.send`; `Done` and unknown ones change nothing."""
+        if isinstance(event, ToolResult):
+            message = {"role": "tool", "content": event.content, "failed": event.failed, "seconds": event.seconds}
+            self._messages.append(message)
+        elif isinstance(event, Thinking):
+            self._reply["reasoning_content"] = self._reply.get("reasoning_content", "") + event.text
+        elif isinstance(event, Answer):
+            self._reply["content"] += event.text
+        elif isinstance(event, ToolCall):
+            call = {"type": "function", "function": {"name": event.name, "arguments": event.arguments}}
+            self._reply.setdefault("tool_calls", []).append(call)
+
+    def count(self, counts: Counts | None) -> None:
+        """Takes up how much was thought until now."""
+        if counts is None or not self._messages or self._messages[-1]["role"] != "assistant":
+            return
+        tokens, seconds = self._before
+        self._messages[-1]["stats"] = {
+            "thinking_tokens": counts.thinking_tokens - tokens,
+            "thinking_seconds": counts.thinking_seconds - seconds,
+        }
+
+    @property
+    def messages(self) -> list[Message]:
+        """What came, in the form of a chat's history; a copy, to be read in another thread."""
+        return [{**message, **_copied_calls(message)} for message in self._messages]
+
+    @property
+    def _reply(self) -> Message:
+        """The message that the events of this round go into."""
+        if not self._messages or self._messages[-1]["role"] != "assistant":
+            stats = [message["stats"] for message in self._messages if "stats" in message]
+            self._before = (sum(s["thinking_tokens"] for s in stats), sum(s["thinking_seconds"] for s in stats))
+            self._messages.append({"role": "assistant", "content": ""})
+        return self._messages[-1]
+
+
+def shown(
+    messages: Sequence[Message], words: Words, coming: Sequence[Message] = (), asking: bool = False
+) -> list[Message]:
+    """A conversation as a value of `gr.Chatbot`: its messages, and those `coming` of a reply under way.
+
+    With `asking` the last call waits for the user's word.
+    """
+    result: list[Message] = []
+    everything = [*messages, *coming]
+    for index, message in enumerate(everything):
+        under_way = index >= len(messages)
+        if message["role"] == "user":
+            result += _user(message, words)
+        elif message["role"] == "assistant":
+            results = _results(everything, index)
+            last = index + len(results) == len(everything) - 1
+            result += _reply(message, results, f"{index}", words, under_way and last)
+    if asking:
+        options = [{"value": "yes", "label": words("allow")}, {"value": "no", "label": words("deny")}]
+        result.append({"role": "assistant", "content": words("waits_for_you"), "options": options})
+    return result
+
+
+def turn_at(shown_messages: Sequence[Mapping[str, Any]], index: int) -> int | None:
+    """Which turn of the conversation, counted from 0, the message at `index` is; None if it is not a turn's text."""
+    if not 0 <= index < len(shown_messages) or not _is_turn(shown_messages[index]):
+        return None
+    return sum(_is_turn(message) for message in shown_messages[:index])
+
+
+def inert(text: str) -> str:
+    """Markdown whose HTML is shown as it is written, and whose pictures are links. Code stays as it is."""
+    parts, end = [], 0
+    for code in CODE.finditer(text):
+        parts += [_escaped(text[end : code.start()]), code[0]]
+        end = code.end()
+    return "".join([*parts, _escaped(text[end:])])
+
+
+def call_text(name: str, arguments: Any) -> str:
+    """A call as one line of Python: `roll_dice(max_num=6)`."""
+    if isinstance(arguments, Mapping):
+        inside = ", ".join(f"{key}={_line(value)}" for key, value in arguments.items())
+    else:
+        inside = "" if arguments is None else _line(arguments)
+    return f"{name}({_short(inside)})"
+
+
+def _user(message: Message, words: Words) -> Iterator[Message]:
+    for file in message.get("files") or ():
+        title = words("attached", name=file["name"], tokens=f"{file['tokens']:,}")
+        text = str(file.get("text", ""))
+        more = len(text) - FILE_PREVIEW
+        rest = f"\n\n{words('more', count=f'{more:,}')}" if more > 0 else ""
+        yield _panel(title, _fenced(text[:FILE_PREVIEW], "") + rest, role="user")
+    yield {"role": "user", "content": inert(str(message.get("text", message["content"])))}
+
+
+def _reply(message: Message, results: Sequence[Message], key: str, words: Words, under_way: bool) -> Iterator[Message]:
+    answer, calls = str(message.get("content") or ""), message.get("tool_calls") or ()
+    if thought := message.get("reasoning_content"):
+        growing = under_way and not answer.strip() and not calls
+        title = _thought_title(message.get("stats") or {}, growing, words)
+        yield _panel(title, inert(str(thought).strip("\n")), status="pending" if growing else "done")
+    if answer.strip():
+        yield {"role": "assistant", "content": inert(answer)}
+    for number, call in enumerate(calls):
+        result = results[number] if number < len(results) else None
+        yield from _call(call.get("function", call), result, f"{key}-{number}", words, under_way)
+    if (end := ENDS.get(str(message.get("finish_reason")))) is not None:
+        yield {"role": "assistant", "content": f"*{words(end)}*"}
+
+
+def _thought_title(stats: Mapping[str, Any], growing: bool, words: Words) -> str:
+    tokens = stats.get("thinking_tokens")
+    if not tokens:
+        return words("thinking_now" if growing else "thought")
+    seconds = words.seconds(stats.get("thinking_seconds", 0.0))
+    begin = f"{words('thinking_now')} · {seconds}" if growing else words("thought_for", seconds=seconds)
+    return f"{begin} · {words('tokens', count=f'{tokens:,}')}"
+
+
+def _call(
+    call: Mapping[str, Any], result: Message | None, key: str, words: Words, under_way: bool
+) -> Iterator[Message]:
+    """A call as a panel, and what came of it as a panel inside."""
+    title = call_text(call["name"], call.get("arguments"))
+    arguments = _fenced(_pretty(call.get("arguments")), "json")
+    if result is None:
+        yield _panel(title, arguments, id=key, status="pending" if under_way else "done")
+        return
+    content = result.get("content")
+    failed = bool(result.get("failed"))
+    outcome = content.get("error", content) if failed and isinstance(content, Mapping) else content
+    told = f"{words('failed')}: {_short(_line(outcome))}" if failed else _short(_line(outcome))
+    more: Message = {"duration": round(result["seconds"], 2)} if result.get("seconds") else {}
+    yield _panel(f"{title} → {told}", arguments, id=key, **more)
+    yield _panel(words("failed" if failed else "result"), _fenced(_pretty(outcome), "json"), parent_id=key)
+
+
+def _panel(title: str, content: str, role: str = "assistant", **metadata: Any) -> Message:
+    return {"role": role, "content": content, "metadata": {"title": title, "status": "done", **metadata}}
+
+
+def _results(messages: Sequence[Message], index: int) -> list[Message]:
+    """The results that follow a reply."""
+    results = []
+    for message in messages[index + 1 :]:
+        if message["role"] != "tool":
+            break
+        results.append(message)
+    return results
+
+
+def _copied_calls(message: Message) -> Message:
+    return {"tool_calls": list(message["tool_calls"])} if "tool_calls" in message else {}
+
+
+def _is_turn(message: Mapping[str, Any]) -> bool:
+    return message["role"] == "user" and not (message.get("metadata") or {}).get("title")
+
+
+def _escaped(text: str) -> str:
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("![", "&#33;[")
+    return DOLLARS.sub(lambda math: rf"\({math[1]}\)", text)
+
+
+def _fenced(text: str, language: str) -> str:
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text[:LONG]}\n{fence}" if text else ""
+
+
+def _pretty(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=2)
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)
+
+
+def _line(value: Any) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        text = repr(value)
+    return " ".join(text.split())
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHORT else text[: SHORT - 1] + "…"

@@ -1,0 +1,226 @@
+"""Which models there are to choose from, and one of them loaded while the window goes on answering.
+
+What is peculiar here:
+- Looking for models never fails: what cannot be read is no choice. Only loading says what is wrong.
+- A model is loaded in a thread of its own, which clears its streams as its last act: MLX's CPU backend (0.32) may
+  abort the process otherwise. `load` has computed every array, so that other threads can use them.
+- A result is handed over, once. What `Loading` kept of it would not be freed with the model.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+import exaone4_mlx
+from exaone4_mlx import Exaone4ForCausalLM, Tokenizer, fit, load
+
+MAX_CHOICES = 100
+EXIT_SECONDS = 2.0  # that the end of the process waits for a model half loaded
+
+Loaded = tuple[Exaone4ForCausalLM, Tokenizer]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model to choose: `label` is what a person sees, `path` what `load` takes."""
+
+    label: str
+    path: str
+
+
+class Found(NamedTuple):
+    """`folder` is where the weights lie, None where that is not known yet."""
+
+    name: str
+    path: str
+    folder: Path | None
+
+
+def choices(given: str, folders: Sequence[Path] = ()) -> list[Choice]:
+    """The models at hand, each once: `given`, "demo", those in `folders` and one level below, those in the hub's cache.
+
+    A folder counts if it has EXAONE 4's config.json and weights, a repository if all of it is there.
+    """
+    cached = sorted(_in_the_hub_cache())
+    models = sorted(found for folder in folders for found in _in_folder(Path(folder).expanduser()))
+    unique: dict[str, Found] = {}
+    for found in (_given(given, cached), Found("demo", "demo", None), *models, *cached):
+        unique.setdefault(_identity(found.path), found)
+    chosen = list(unique.values())[:MAX_CHOICES]
+    names = Counter(found.name for found in chosen)
+    return [Choice(_label(found, found.name if names[found.name] == 1 else found.path), found.path) for found in chosen]
+
+
+def memory_in_use() -> int:
+    """Bytes of all MLX arrays alive in this process."""
+    return mx.get_active_memory()
+
+
+class Loading:
+    """A model that is being loaded. `done` of `total` bytes are read; both are 0 until the first is."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        revision: str | None = None,
+        dtype: mx.Dtype | str | None = None,
+        q_bits: int | None = None,
+    ) -> None:
+        """Starts at once. Options are those of `load`, and so are the errors, which `result` raises."""
+        self.done = self.total = 0
+        #: What a user should know of a model that was loaded. `load` warns of the same.
+        self.warnings: list[str] = []
+        self._loaded: Loaded | None = None
+        self._error: BaseException | None = None
+        self._abandoned = False
+        options = {"revision": revision, "dtype": dtype, "q_bits": q_bits}
+        self._thread = threading.Thread(target=self._run, args=(path, options), name="loading", daemon=True)
+        atexit.register(self._abandon)
+        self._thread.start()
+
+    @property
+    def finished(self) -> bool:
+        return not self._thread.is_alive()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits for the end, at most `timeout` seconds. Returns whether it has come, well or not."""
+        self._thread.join(timeout)
+        return self.finished
+
+    def result(self) -> Loaded:
+        """Waits, and hands over the model and its tokenizer, or raises the error that loading met: once."""
+        self._thread.join()
+        loaded, self._loaded = self._loaded, None
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+            if loaded is None:
+                raise RuntimeError("the result of this loading was handed over already")
+            return loaded
+        finally:
+            del error  # its traceback holds this frame
+
+    def _run(self, path: str, options: dict[str, Any]) -> None:
+        try:
+            self._loaded = load(path, **options, progress=self._progress)
+            self.warnings += _warnings(*self._loaded)
+        except BaseException as error:
+            self._error = error
+        if not self._abandoned:
+            atexit.unregister(self._abandon)
+        mx.clear_streams()
+
+    def _progress(self, done: int, total: int) -> None:
+        if self._abandoned:
+            raise SystemExit
+        self.done, self.total = done, total
+
+    def _abandon(self) -> None:
+        """The process ends: nobody will want the model."""
+        self._abandoned = True
+        self._thread.join(EXIT_SECONDS)
+
+
+def _warnings(model: Exaone4ForCausalLM, tokenizer: Tokenizer) -> Iterator[str]:
+    # Not recorded from `load`'s own: warnings.catch_warnings changes the filters of all threads, and two that
+    # overlap can leave them changed for good.
+    if tokenizer.vocab_size > model.config.vocab_size:
+        yield (
+            f"the tokenizer knows {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: "
+            "text that uses the others cannot be processed"
+        )
+
+
+def _given(path: str, cached: Sequence[Found]) -> Found:
+    folder = Path(path).expanduser()
+    try:
+        if path != "demo" and folder.is_dir():
+            return Found(folder.resolve().name, path, folder.resolve())
+    except OSError:
+        pass
+    return next((found for found in cached if found.path == path), Found(path, path, None))
+
+
+def _in_folder(folder: Path) -> Iterator[Found]:
+    """The folder itself and those in it, where they are models. Paths are absolute: "demo" is a name of its own."""
+    try:
+        folders = [folder, *folder.iterdir()]
+    except OSError:
+        return
+    for one in folders:
+        if _is_model(one):
+            one = one.resolve()
+            yield Found(one.name, str(one), one)
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        str(folder).encode()  # a name that is no text cannot be sent to a browser
+        return (
+            folder.suffix != ".partial"  # a conversion under way
+            and folder.is_dir()
+            and _read_config(folder).get("model_type") == "exaone4"
+            and next(folder.glob("*.safetensors"), None) is not None
+        )
+    except Exception:  # a stranger's folder can be wrong in any way
+        return False
+
+
+def _in_the_hub_cache() -> Iterator[Found]:
+    """Repositories whose main revision is complete, which is what `load` takes without a network."""
+    try:
+        from huggingface_hub import scan_cache_dir  # here: its import costs more than a demo reply
+
+        repositories = scan_cache_dir().repos
+    except Exception:  # there is no cache, or it is damaged in one of many ways
+        return
+    for repository in repositories:
+        for revision in repository.revisions:
+            folder = revision.snapshot_path
+            whole = _is_model(folder) and _weights_bytes(folder) is not None and (folder / "tokenizer.json").is_file()
+            if repository.repo_type == "model" and "main" in revision.refs and whole:
+                yield Found(repository.repo_id, repository.repo_id, folder)
+
+
+def _identity(path: str) -> str:
+    """The same for two spellings of a model."""
+    folder = Path(exaone4_mlx.__file__).with_name("demo") if path == "demo" else Path(path).expanduser()
+    try:
+        return str(folder.resolve()) if folder.is_dir() else path
+    except OSError:
+        return path
+
+
+def _label(found: Found, name: str) -> str:
+    """The name, and how large the weights are where that is known."""
+    if found.folder is None or (size := _weights_bytes(found.folder)) is None:
+        return name
+    facts = [f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"]
+    quantization = _read_config(found.folder).get("quantization")
+    if isinstance(quantization, dict) and isinstance(quantization.get("bits"), int):
+        facts.append(f"{quantization['bits']} bits")
+    return f"{name} ({', '.join(facts)})"
+
+
+def _weights_bytes(folder: Path) -> int | None:
+    """None for weights that are damaged or not all there."""
+    try:
+        return fit(folder).weights_bytes
+    except Exception:
+        return None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config if isinstance(config, dict) else {}

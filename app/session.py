@@ -1,0 +1,401 @@
+"""One conversation, live: its `Chat`, the turn under way, and what the tabs that look at it see.
+
+What is peculiar here:
+- A turn runs in a thread of its own, whoever looks on: a page that is loaded again finds it still going.
+- Any number of tabs may look at one conversation; they all see the same.
+- The conversation is written when a turn begins, when it ends, and every few seconds in between.
+- The `Chat` with its caches can go at any time between turns (another model, memory); it is made again from the
+  messages.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from exaone4_mlx import Chat, Done, ToolCall, Turn
+
+from .files import Attachment, in_prompt
+from .messages import LiveReply, Message
+from .settings import Settings
+from .store import Conversation
+
+SAVE_SECONDS = 5.0
+PREFILL_STEP_SIZE = 512  # tokens between two looks at Stop
+TITLE_LENGTH = 48
+
+
+class Busy(ValueError):
+    """A reply of this conversation is under way."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What there is to be seen of a conversation at one moment. Times are in seconds."""
+
+    messages: list[Message]
+    coming: list[Message] = field(default_factory=list)
+    running: bool = False
+    asking: bool = False
+    place: int = 0  # how many replies come before this one
+    reading: tuple[int, int] | None = None  # prompt tokens read, of how many
+    reading_left: float | None = None  # seconds
+    tool_runs: bool = False
+    counts: Done | None = None
+    first_token_seconds: float | None = None
+    context_tokens: int = 0
+    context_limit: int = 0
+    dropped: int = 0
+    error: str | None = None
+
+
+class Work:
+    """A turn under way."""
+
+    def __init__(self, turn: Turn, history: Sequence[Message]) -> None:
+        self.turn, self.history = turn, list(history)
+        self.live = LiveReply()
+        self.started = time.monotonic()
+        self.first_token_seconds: float | None = None
+        self.reading: tuple[int, int] | None = None
+        self.reading_began: tuple[float, int] | None = None
+        self.asking = threading.Event()
+        self.answered = threading.Event()
+        self.allowed = False
+        self.saved = self.started
+
+    def read(self, done: int, total: int) -> None:
+        """How far the prompt is read."""
+        if self.reading_began is None:
+            self.reading_began = (time.monotonic(), done)
+        self.reading = (done, total) if done < total else None
+        if done >= total:
+            self.reading_began = None  # the next round reads its own
+
+    @property
+    def reading_left(self) -> float | None:
+        if self.reading is None or self.reading_began is None:
+            return None
+        (done, total), (began, first) = self.reading, self.reading_began
+        return (total - done) * (time.monotonic() - began) / (done - first) if done > first else None
+
+    def ask(self) -> bool:
+        """Waits for the user's word."""
+        self.answered.clear()
+        self.asking.set()
+        self.answered.wait()
+        self.asking.clear()
+        return self.allowed
+
+    def answer(self, allowed: bool) -> None:
+        self.allowed = allowed
+        self.answered.set()
+
+
+class Session:
+    """A conversation that is open. Its methods may be called from any thread."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        settings: Settings,
+        *,
+        tools: Sequence[Callable[..., Any]],
+        keeps: bool,
+        chat_of: Callable[[Session], Chat],
+        save: Callable[[Session], None],
+        ended: Callable[[Session], None],
+    ) -> None:
+        """`tools` are those there are; `keeps` says whether the conversation is written.
+
+        `chat_of` makes the chat, `save` writes the conversation, `ended` is told of the end of a turn.
+        """
+        self.conversation, self.settings, self.keeps = conversation, settings, keeps
+        self._tools = tuple(tools)
+        self._chat_of, self._save, self._ended = chat_of, save, ended
+        self._chat: Chat | None = None
+        self._work: Work | None = None
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._version = 0
+        self._last = View([])  # counts and error of the last turn
+        self.used = time.monotonic()
+
+    @property
+    def id(self) -> str:
+        return self.conversation.id
+
+    @property
+    def running(self) -> bool:
+        return self._work is not None
+
+    @property
+    def version(self) -> int:
+        """A number that changes with everything that is seen."""
+        return self._version
+
+    @property
+    def has_caches(self) -> bool:
+        return self._chat is not None
+
+    @property
+    def context_tokens(self) -> int:
+        """Of what its caches hold; 0 without any."""
+        return 0 if self._chat is None else self._chat.context_tokens
+
+    # --- turns ----------------------------------------------------------------
+
+    def send(self, text: str, attachments: Sequence[tuple[Attachment, int]], settings: Settings) -> None:
+        """Begins a turn that says `text`; `attachments` come with their size in tokens.
+
+        Raises `Busy`, and ValueError for what cannot be sent.
+        """
+        with self._lock:
+            chat = self._ready(settings)
+            message = user_message(text, attachments)
+            turn = chat.send(message, **self._options(settings))
+            self._begin(turn, [*chat.messages, message], settings)
+
+    def retry(self, settings: Settings) -> None:
+        """Replies to the last turn again."""
+        with self._lock:
+            chat = self._ready(settings)
+            turn = chat.retry(**self._options(settings))
+            self._begin(turn, chat.messages[: _turn_starts(chat.messages)[-1] + 1], settings)
+
+    def edit(self, number: int, text: str, settings: Settings) -> None:
+        """Says `text` in place of a turn, counted from 0. Files that came with it stay."""
+        with self._lock:
+            chat = self._ready(settings)
+            starts = _turn_starts(chat.messages)
+            if not 0 <= number < len(starts):
+                raise ValueError(f"there is no turn {number}")
+            before = chat.messages[starts[number]]
+            message = edited(before, text)
+            turn = chat.edit(number, message, **self._options(settings))
+            self._begin(turn, [*chat.messages[: starts[number]], message], settings)
+
+    def undo(self) -> str:
+        """Takes the last turn back, and returns what the person had typed."""
+        with self._lock:
+            chat = self._ready(self.settings)
+            messages = chat.messages
+            starts = _turn_starts(messages)
+            text = chat.undo()
+            self._keep(chat)
+            self._touch()
+            return str(messages[starts[-1]].get("text", text))
+
+    def stop(self) -> None:
+        """Ends the turn under way; what came is kept."""
+        with self._lock:
+            if (work := self._work) is not None:
+                work.turn.cancel()
+                work.answer(False)
+
+    def answer(self, allowed: bool) -> None:
+        """The user's word on the call that waits for it."""
+        with self._lock:
+            if self._work is not None and self._work.asking.is_set():
+                self._work.answer(allowed)
+
+    def release(self, wait: bool = True) -> None:
+        """Lets the caches go, if no turn is under way; without `wait` only where nothing else is being done."""
+        if self._lock.acquire(blocking=wait):
+            try:
+                if self._work is None:
+                    self._chat = None
+            finally:
+                self._lock.release()
+
+    def join(self, timeout: float) -> bool:
+        """Whether the turn under way has ended, within so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._work is None, timeout)
+
+    # --- what is seen ---------------------------------------------------------
+
+    def view(self) -> View:
+        """What there is to be seen now."""
+        with self._lock:
+            chat, work = self._chat, self._work
+            limit = 0 if chat is None else chat.context_limit
+            dropped = self.conversation.dropped if chat is None else chat.dropped
+            if work is None:
+                tokens = 0 if chat is None else chat.context_tokens
+                return View(
+                    list(self.conversation.messages),
+                    counts=self._last.counts,
+                    first_token_seconds=self._last.first_token_seconds,
+                    error=self._last.error,
+                    context_tokens=tokens,
+                    context_limit=limit,
+                    dropped=dropped,
+                )
+            counts = work.turn.so_far
+            work.live.count(counts)
+            coming = work.live.messages
+            made = 0 if counts is None else counts.prompt_tokens + counts.thinking_tokens + counts.answer_tokens
+            return View(
+                list(work.history),
+                coming,
+                running=True,
+                asking=work.asking.is_set(),
+                place=work.turn.place,
+                reading=work.reading,
+                reading_left=work.reading_left,
+                tool_runs=bool(coming) and _calls_without_result(coming) and not work.asking.is_set(),
+                counts=counts,
+                first_token_seconds=work.first_token_seconds,
+                context_tokens=max(0 if chat is None else chat.context_tokens, made),
+                context_limit=limit,
+                dropped=dropped,
+            )
+
+    def wait(self, version: int, timeout: float) -> None:
+        """Returns when something has changed since `version`, or after so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._version != version, timeout)
+
+    # --- inside ---------------------------------------------------------------
+
+    def _ready(self, settings: Settings) -> Chat:
+        """The chat, as the settings want it."""
+        if self._work is not None:
+            raise Busy("a reply of this conversation is under way")
+        self.used = time.monotonic()
+        if self._chat is None:
+            self._chat = self._chat_of(self)
+        chat = self._chat
+        system = settings.system.strip() or None
+        if chat.system != system:
+            chat.system = system
+        tools = tuple(tool for tool in self._tools if settings.allows(tool.__name__))
+        if chat.tools != tools:
+            chat.tools = tools
+        chat.approve = self._approve if settings.ask else None
+        return chat
+
+    def _options(self, settings: Settings) -> dict[str, Any]:
+        return settings.options() | {"prefill_step_size": PREFILL_STEP_SIZE, "progress": self._read}
+
+    def _read(self, done: int, total: int) -> None:
+        with self._lock:
+            if self._work is not None:
+                self._work.read(done, total)
+                self._touch()
+
+    def _begin(self, turn: Turn, history: Sequence[Message], settings: Settings) -> None:
+        self.settings = settings
+        self._work = Work(turn, history)
+        self.conversation.messages = list(history)
+        if not self.conversation.title:
+            self.conversation.title = title_of(history)
+        self.conversation.settings = settings.as_dict()
+        self._save(self)
+        self._touch()
+        threading.Thread(target=self._run, args=(self._work,), name="turn", daemon=True).start()
+
+    def _run(self, work: Work) -> None:
+        """The life of a turn's thread."""
+        counts, error = None, None
+        try:
+            for event in work.turn:
+                self._take(work, event)
+                if isinstance(event, Done):
+                    counts = event
+        except Exception as problem:
+            error = f"{problem}" or type(problem).__name__
+        with self._lock:
+            self._last = View([], counts=counts, first_token_seconds=work.first_token_seconds, error=error)
+            self._work = None
+            if self._chat is not None:
+                self._keep(self._chat)
+            self._touch()
+        self._ended(self)
+
+    def _take(self, work: Work, event: object) -> None:
+        with self._lock:
+            if work.first_token_seconds is None and not isinstance(event, Done):
+                work.first_token_seconds = time.monotonic() - work.started
+            work.live.add(event)
+            if time.monotonic() - work.saved > SAVE_SECONDS:
+                work.saved = time.monotonic()
+                work.live.count(work.turn.so_far)
+                self.conversation.messages = [*work.history, *closed(work.live.messages)]
+                self._save(self)
+            self._touch()
+
+    def _approve(self, call: ToolCall) -> bool:
+        work = self._work
+        if work is None:
+            return False
+        self._touch()
+        return work.ask()
+
+    def _keep(self, chat: Chat) -> None:
+        """Takes the chat's history over into the conversation, and writes it."""
+        self.conversation.messages, self.conversation.dropped = chat.messages, chat.dropped
+        self._save(self)
+
+    def _touch(self) -> None:
+        with self._changed:
+            self._version += 1
+            self._changed.notify_all()
+
+
+def user_message(text: str, attachments: Sequence[tuple[Attachment, int]]) -> Message:
+    """What a person says, as a message: what the model sees, and beside it what was typed and attached."""
+    message: Message = {"role": "user", "content": in_prompt(text, [attachment for attachment, _ in attachments])}
+    if attachments:
+        message["text"] = text
+        message["files"] = [
+            {"name": attachment.name, "tokens": tokens, "text": attachment.text} for attachment, tokens in attachments
+        ]
+    return message
+
+
+def edited(message: Mapping[str, Any], text: str) -> Message:
+    """A user's message with other words and the same files."""
+    files = [file for file in message.get("files") or () if "text" in file]  # an imported one may have a name only
+    return user_message(text, [(Attachment(file["name"], file["text"]), file["tokens"]) for file in files])
+
+
+def closed(messages: Sequence[Message]) -> list[Message]:
+    """Messages of a reply under way as they would be, were it cut off now: no call is left without a result."""
+    messages = [dict(message) for message in messages]
+    if messages and messages[-1]["role"] == "assistant":
+        messages[-1]["finish_reason"] = "cancelled"
+    refused = {"role": "tool", "content": {"error": "not run: the reply was cut off"}, "failed": True}
+    return [*messages, *[refused] * _missing_results(messages)]
+
+
+def title_of(messages: Sequence[Message]) -> str:
+    """What a conversation is called by itself: how its first turn begins."""
+    for message in messages:
+        if message["role"] == "user":
+            said = str(message.get("text") or message["content"])
+            words = " ".join(said.split()) or ", ".join(file["name"] for file in message.get("files") or ())
+            return words if len(words) <= TITLE_LENGTH else words[: TITLE_LENGTH - 1] + "…"
+    return ""
+
+
+def _turn_starts(messages: Sequence[Message]) -> list[int]:
+    starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    if not starts:
+        raise ValueError("the conversation has no turns yet")
+    return starts
+
+
+def _missing_results(messages: Sequence[Message]) -> int:
+    calls = 0
+    for message in messages:
+        calls = calls - 1 if message["role"] == "tool" else len(message.get("tool_calls") or ())
+    return max(calls, 0)
+
+
+def _calls_without_result(messages: Sequence[Message]) -> bool:
+    return _missing_results(messages) > 0

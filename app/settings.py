@@ -1,0 +1,111 @@
+"""How replies of a conversation are made: what the widgets of the settings say, checked.
+
+What is peculiar here:
+- `temperature` and `top_p` None stand for LG's recommendation for the mode; the widgets always show numbers.
+- Settings are kept with a conversation. Values of a file that have no meaning (any more) are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from exaone4_mlx import Sampling
+
+SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling) if field.name != "logit_bias")
+MAX_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`thinking_budget` 0 sets no bound; `tools` are the names of those allowed, all while None."""
+
+    system: str = ""
+    thinking: bool = False
+    thinking_budget: int = 0
+    use_tools: bool = False
+    tools: tuple[str, ...] | None = None
+    ask: bool = True
+    max_tokens: int = MAX_TOKENS
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+
+    def allows(self, tool: str) -> bool:
+        """Whether a tool of this name may be used."""
+        return self.use_tools and (self.tools is None or tool in self.tools)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return dataclasses.asdict(self)
+
+    def values(self) -> dict[str, Any]:
+        """The settings by the names of the widgets, what LG recommends filled in."""
+        sampling = self.sampling.resolved(self.thinking)
+        return {**vars(self), **{name: getattr(sampling, name) for name in SAMPLING}}
+
+    def updated(self, values: Mapping[str, Any]) -> Settings:
+        """These settings with the `values` of widgets or a file. Raises ValueError for one without meaning."""
+        known = {field.name for field in dataclasses.fields(self)}
+        settings = {name: value for name, value in values.items() if name in known and name != "sampling"}
+        sampling: Any = values.get("sampling")
+        sampling = dict(sampling) if isinstance(sampling, Mapping) else {}
+        sampling |= {name: values[name] for name in SAMPLING if name in values}
+        whole = ("top_k", "seed", "max_tokens", "thinking_budget")
+        for group in (settings, sampling):
+            group.update({name: _whole(name, group[name]) for name in whole if group.get(name) is not None})
+        made = dataclasses.replace(
+            self,
+            **{**settings, "tools": _names(settings.get("tools", self.tools))},
+            sampling=dataclasses.replace(self.sampling, **{k: v for k, v in sampling.items() if k in SAMPLING}),
+        )
+        if not isinstance(made.system, str):
+            raise ValueError("the system prompt must be a text")
+        for name in ("thinking", "use_tools", "ask"):
+            if not isinstance(getattr(made, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(made, name)!r}")
+        if made.max_tokens < 1 or made.thinking_budget < 0:
+            raise ValueError("max_tokens must be at least 1, and thinking_budget at least 0")
+        return made
+
+    def restored(self, values: Mapping[str, Any]) -> Settings:
+        """These settings with those values of a file that have a meaning."""
+        settings = self
+        flat = dict(values)
+        sampling = flat.pop("sampling", None)
+        if isinstance(sampling, Mapping):
+            flat |= sampling
+        for name, value in flat.items():
+            try:
+                settings = settings.updated({name: value})
+            except (TypeError, ValueError):
+                continue
+        return settings
+
+    def options(self) -> dict[str, Any]:
+        """The settings as options of `Chat.send`."""
+        options: dict[str, Any] = {"thinking": self.thinking, "sampling": self.sampling, "max_tokens": self.max_tokens}
+        if self.thinking and self.thinking_budget:
+            options["thinking_budget"] = self.thinking_budget
+        return options
+
+
+def recommended(thinking: bool) -> tuple[float, float]:
+    """LG's (temperature, top_p) for the mode."""
+    sampling = Sampling().resolved(thinking)
+    assert sampling.temperature is not None and sampling.top_p is not None
+    return sampling.temperature, sampling.top_p
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    return int(value)
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"tools must be a list of names, not {value!r}")
+    return tuple(value)

@@ -1,0 +1,338 @@
+"""Conversations on disk: a folder with one JSON file for each, made to be read by people too.
+
+What is peculiar here:
+- A file appears whole or not at all, and nothing is overwritten that the writer has not read: what another program
+  wrote meanwhile, or what is damaged, stays, and the conversation goes to a file of its own.
+- Once the user named a conversation, only `rename` changes its title, and that is no new revision: a reply that was
+  under way while its conversation was renamed is neither lost nor the name.
+- File names are made from ids, never from titles, and an id is checked before the disk is touched.
+- Half a character (a lone surrogate) is written as JSON's escape, so that a file is valid UTF-8 whatever was said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import reprlib
+import secrets
+import stat
+import threading
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+FORMAT, VERSION = "exaone4_mlx conversation", 1
+ROLES = ("system", "user", "assistant", "tool")
+MAX_BYTES = 64 * 2**20  # of a file; what is larger is not read
+MAX_TITLE = 120  # characters
+ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
+
+Message = dict[str, Any]
+
+
+@dataclass
+class Conversation:
+    """What was said, and how to go on with it. `messages` are OpenAI-style and kept as they are."""
+
+    id: str
+    title: str = ""
+    named: bool = False  # the title is the user's own
+    created: str = ""
+    updated: str = ""
+    revision: int = 0  # that was read or written; 0 was never on disk
+    model: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    dropped: int = 0  # messages after the system prompt that the model no longer sees
+    messages: list[Message] = field(default_factory=list)
+
+    @classmethod
+    def new(cls, model: str = "", settings: dict[str, Any] | None = None) -> Conversation:
+        """An empty one with an id of its own, not yet on disk."""
+        now = _now()
+        return cls(_new_id(), created=now, updated=now, model=model, settings=dict(settings or {}))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A line of the list. `turns` is the number of the user's messages."""
+
+    id: str
+    title: str
+    updated: str
+    turns: int
+
+
+Summaries = list[Summary]  # inside Store, `list` is its method
+
+
+class Store:
+    """The conversations in a folder, from any thread; other programs may use the folder too."""
+
+    def __init__(self, folder: Path) -> None:
+        """Touches nothing: the folder is made when there is something to write."""
+        self.folder = folder
+        self._lock = threading.RLock()
+        self._seen: dict[str, _Seen] = {}
+
+    def list(self, query: str = "") -> Summaries:
+        """The conversations with all words of `query` in their title or in what was said, newest first.
+
+        A file is read again only when it has changed. Raises OSError for a folder that cannot be read.
+        """
+        words = _folded(query).split()
+        with self._lock:
+            self._look()
+            found = [
+                seen.summary
+                for seen in self._seen.values()
+                if seen.summary is not None and all(word in seen.text for word in words)
+            ]
+        return sorted(found, key=lambda summary: (_moment(summary.updated), summary.id), reverse=True)
+
+    @property
+    def damaged(self) -> dict[str, str]:
+        """Name of a file -> what is wrong with it, as of the last `list`."""
+        with self._lock:
+            return {f"{id}.json": seen.problem for id, seen in self._seen.items() if seen.problem}
+
+    def read(self, id: str) -> Conversation:
+        """Raises FileNotFoundError, or ValueError saying what is wrong with the file."""
+        path = self._path(id)
+        try:
+            return _load(path, id)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(f"there is no conversation {path}") from error
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read as a conversation: {error}") from error
+
+    def write(self, conversation: Conversation) -> Conversation:
+        """Writes the conversation and returns it as it is on disk now, with a new revision.
+
+        If the file is not that which was read (another program wrote it, or it is damaged), it stays as it is, and
+        the returned conversation has a new id. One that was deleted meanwhile is there again.
+        Raises ValueError for what could not be read back, and OSError where nothing can be written.
+        """
+        path = self._path(conversation.id)
+        check(conversation)
+        written = dataclasses.replace(conversation, revision=conversation.revision + 1, updated=_now())
+        with self._writing():
+            try:
+                there = _load(path, conversation.id)
+                known = there.revision == conversation.revision > 0
+                if known and there.named:
+                    written.title, written.named = there.title, True
+            except FileNotFoundError:
+                known = True
+            except (ValueError, OSError):
+                known = False
+            if not known:
+                written.id, written.revision = _new_id(), 1
+            self._put(written)
+        return written
+
+    def rename(self, id: str, title: str) -> None:
+        """Gives it a title of the user's: one line, cut to 120 characters. Raises ValueError for an empty one."""
+        self._path(id)
+        if not (title := one_line(title)):
+            raise ValueError("a conversation needs a title that is not empty")
+        self.read(id)  # where there is none, no folder is made
+        with self._writing():
+            self._put(dataclasses.replace(self.read(id), title=title, named=True))
+
+    def delete(self, id: str) -> None:
+        """It is gone afterwards, also where it was before, or was damaged."""
+        path = self._path(id)
+        with self._lock, _saying(f"{path} cannot be deleted"), contextlib.suppress(NotADirectoryError):
+            path.unlink(missing_ok=True)
+
+    def _path(self, id: str) -> Path:
+        if not ID.fullmatch(str(id)):
+            raise ValueError(f"{str(id)[:80]!r} is no id of a conversation; those look like 20261125-093015-1f2e3d4c")
+        return self.folder / f"{id}.json"
+
+    def _look(self) -> None:
+        """Brings what is known of the files up to date."""
+        names: tuple[str, ...] = ()
+        nothing_there = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with _saying(f"conversations cannot be read from {self.folder}"), nothing_there:
+            names = tuple(os.listdir(self.folder))
+        before, self._seen = self._seen, {}
+        for id in (name[:-5] for name in names if name.endswith(".json") and ID.fullmatch(name[:-5])):
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                info = self._path(id).stat()
+                stamp = (info.st_mtime_ns, info.st_size, info.st_ino)
+                known = before.get(id)
+                self._seen[id] = known if known and known.stamp == stamp else _see(self._path(id), id, stamp)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Time to look and write, in which no other thread or program writes."""
+        with self._lock, _saying(f"conversations cannot be written to {self.folder}"):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with (self.folder / ".lock").open("ab") as stream:
+                with contextlib.suppress(OSError):  # some network folders have no locks
+                    fcntl.flock(stream, fcntl.LOCK_EX)
+                yield
+
+    def _put(self, conversation: Conversation) -> None:
+        """Writes the file, whole or not at all; what a killed program left half written goes."""
+        data = to_json(conversation).encode()
+        if len(data) > MAX_BYTES:
+            raise ValueError(
+                f"it has {len(data):,} bytes, and at most {MAX_BYTES:,} are kept; start a new conversation"
+            )
+        for left in self.folder.glob(".????????-??????-????????.partial"):
+            left.unlink(missing_ok=True)
+        path = self._path(conversation.id)
+        partial = path.with_name(f".{conversation.id}.partial")
+        try:
+            with open(partial, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a file held when it was read last: a summary and the text to be searched, or a problem."""
+
+    stamp: tuple[int, ...]
+    summary: Summary | None = None
+    text: str = ""
+    problem: str = ""
+
+
+def _see(path: Path, id: str, stamp: tuple[int, ...]) -> _Seen:
+    try:
+        conversation = _load(path, id)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # may pass without a change of the file: without its stamp, it is tried again
+        return _Seen((), problem=f"it cannot be read: {error.strerror or error}")
+    except ValueError as error:
+        return _Seen(stamp, problem=str(error))
+    said = [message for message in conversation.messages if message["role"] in ("user", "assistant")]
+    text = "\n".join([conversation.title, *(message.get("content") or "" for message in said)])
+    turns = sum(message["role"] == "user" for message in said)
+    return _Seen(stamp, Summary(id, conversation.title, conversation.updated, turns), _folded(text))
+
+
+def _load(path: Path, id: str) -> Conversation:
+    """The conversation of a file; its name says which, not the id inside. Raises ValueError and OSError."""
+    info = path.stat()
+    if not stat.S_ISREG(info.st_mode):
+        raise ValueError("it is not a file")
+    if info.st_size > MAX_BYTES:
+        raise ValueError(f"it has {info.st_size:,} bytes, and at most {MAX_BYTES:,} are read")
+    content = parse_json(path.read_bytes())
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"its format is not {FORMAT!r}")
+    if content.get("version") != VERSION:
+        raise ValueError(f"it has version {reprlib.repr(content.get('version'))}, and this program reads {VERSION}")
+    if "messages" not in content:
+        raise ValueError("it has no messages")
+    names = {item.name for item in dataclasses.fields(Conversation)}
+    conversation = Conversation(**{name: value for name, value in content.items() if name in names} | {"id": id})
+    check(conversation)
+    return conversation
+
+
+def check(conversation: Conversation) -> None:
+    """Raises ValueError for a field that does not have its form. Of messages only what is read here is looked at."""
+    messages = conversation.messages
+    if not isinstance(messages, list):
+        raise ValueError(f"messages must be a list, not {type(messages).__name__}")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise ValueError(f"message {index} must be an object with a role of {', '.join(ROLES)}")
+        role, content = message["role"], message.get("content")
+        if not (isinstance(content, str) or role == "tool" or (role == "assistant" and content is None)):
+            raise ValueError(f"message {index}: {role} content must be a string, not {type(content).__name__}")
+    for name, right in {
+        "title": isinstance(conversation.title, str),
+        "named": isinstance(conversation.named, bool),
+        "created": is_time(conversation.created),
+        "updated": is_time(conversation.updated),
+        "revision": type(conversation.revision) is int and conversation.revision >= 0,
+        "model": isinstance(conversation.model, str),
+        "settings": isinstance(conversation.settings, dict),
+        "dropped": type(conversation.dropped) is int and 0 <= conversation.dropped <= len(messages),
+    }.items():
+        if not right:
+            raise ValueError(f"{name} cannot be {reprlib.repr(getattr(conversation, name))}")
+
+
+def to_json(conversation: Conversation) -> str:
+    """The conversation as its file holds it. Raises ValueError for what is no JSON."""
+    return json_text({"format": FORMAT, "version": VERSION, **vars(conversation)}, indent=1)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON that can be encoded, with half characters as escapes. Raises ValueError for other values."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, indent=indent)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply for JSON") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"it cannot be written as JSON: {error}") from error
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def parse_json(data: str | bytes) -> Any:
+    """Raises ValueError saying in one line why it is not JSON."""
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"it is not JSON: {error}") from error
+
+
+def one_line(text: str, limit: int = MAX_TITLE) -> str:
+    """`text` as a title: without control characters and line breaks, and cut."""
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())[:limit].strip()
+
+
+def is_time(text: Any) -> bool:
+    """Whether it is a time as files have it: ISO 8601, with its offset from UTC."""
+    with contextlib.suppress(ValueError):
+        return isinstance(text, str) and _moment(text).tzinfo is not None
+    return False
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 does not know the Z
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+
+
+def _new_id() -> str:
+    return f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
+
+
+def _folded(text: str) -> str:
+    """`text` as it is compared: macOS hands over Korean syllables in pieces, and they are composed here."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
+
+@contextlib.contextmanager
+def _saying(what: str) -> Iterator[None]:
+    """An OSError from inside says what failed, and why, in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{what}: {error.strerror or error}") from error

@@ -1,0 +1,364 @@
+"""Conversations to take along and to bring in: JSON, or Markdown that is made for reading.
+
+What is peculiar here:
+- In Markdown, comments say what is what: <!-- exaone4_mlx: NAME {...} --> on a line of its own begins a message or
+  one of its fields; headings, summaries and lists of files are for people, and are written anew from the comments.
+- A field is the text up to the next comment, so that an edit by hand counts. A line that looks like a comment of
+  ours gets a backslash, and half a character (a lone surrogate) becomes an entity, &#xd800; for instance.
+- A code block that a cut reply left open is closed, or the rest of the page would be shown as code.
+- Texts keep their line breaks to the byte, unless an editor changed those of the whole file.
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .store import (
+    FORMAT,
+    MAX_BYTES,
+    ROLES,
+    VERSION,
+    Conversation,
+    Message,
+    is_time,
+    json_text,
+    one_line,
+    parse_json,
+    to_json,
+)
+
+__all__ = ["file_name", "from_text", "to_json", "to_markdown"]
+
+CHAT_FORMAT = "exaone4_mlx chat"  # what `Chat.save` of the package writes; its version 1 is read
+FIELDS = ("text", "reasoning_content", "content", "tool_calls")  # sections of a message in Markdown, in this order
+HEADINGS = {"system": "System prompt", "user": "You", "assistant": "EXAONE", "tool": "Tool"}
+MAX_STEM_BYTES = 120  # of a file name, which may have 255 with its folder's own additions
+RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
+    f"{port}{n}" for port in ("COM", "LPT") for n in range(10)
+}
+
+_MARK = "<!-- exaone4_mlx:"
+_MARKER = re.compile(_MARK + r" (\w+)(?: (\{.*\}))? -->")
+_HEADER = re.compile(rf"^{_MARK} conversation\b.*$", re.MULTILINE)
+_FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})(.*)")
+_HALF = re.compile("[\ud800-\udfff]|&(?=(?:amp;)*#xd[89a-f][0-9a-f]{2};)")
+_HALF_ENTITY = re.compile(r"&(amp;)?((?:amp;)*)#x(d[89a-f][0-9a-f]{2});")
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("name"), str) and type(value.get("tokens")) is int
+
+
+#: What a message may have besides role and content -> what it must be, in words and as a check.
+EXTRAS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "reasoning_content": ("a string", lambda value: isinstance(value, str)),
+    "tool_calls": ("a list", lambda value: isinstance(value, list)),
+    "finish_reason": ("a string", lambda value: isinstance(value, str)),
+    "stats": ("an object", lambda value: isinstance(value, dict)),
+    "text": ("a string", lambda value: isinstance(value, str)),
+    "files": (
+        "a list of objects with name and tokens",
+        lambda value: isinstance(value, list) and all(map(_is_file, value)),
+    ),
+    "failed": ("true or false", lambda value: isinstance(value, bool)),
+    "seconds": ("a number", lambda value: type(value) in (int, float)),
+}
+
+
+# --- out -------------------------------------------------------------------------
+
+
+def to_markdown(conversation: Conversation) -> str:
+    """A page to read, which `from_text` reads without loss of what was said, thought and called."""
+    head = {name: getattr(conversation, name) for name in ("title", "named", "model", "created", "dropped", "settings")}
+    about = " · ".join(filter(None, (conversation.created[:10], _shown(one_line(conversation.model)))))
+    lines = [_marker("conversation", {"version": VERSION} | head), _title_line(conversation.title), "", about, ""]
+    for message in conversation.messages:
+        lines += _message_lines(message)
+    return "\n".join([*lines, _marker("end"), ""])
+
+
+def _message_lines(message: Message) -> Iterable[str]:
+    yield _marker(message["role"], {name: message[name] for name in EXTRAS if name in message and name not in FIELDS})
+    yield from (f"## {HEADINGS[message['role']]}", "")
+    if names := [one_line(file["name"]) for file in message.get("files") or () if _is_file(file)]:
+        yield from (f"Files: {_shown(', '.join(names))}", "")
+    for name in FIELDS:
+        value = message.get(name)
+        if name not in message or (value is None and message["role"] != "tool"):
+            continue
+        if name == "content" and value == message.get("text"):
+            continue
+        if name == "tool_calls" or not isinstance(value, str):
+            yield _marker(name, None if name == "tool_calls" else {"json": True})
+            yield from ("```json", json_text(value, indent=1), "```", "")
+            continue
+        fence = _open_fence(value)
+        text = _shown(value) + (f"\n{fence}" if fence else "")
+        yield _marker(name, {"closed": fence} if fence else None)
+        if summary := _summary(name, message):
+            yield from (f"<details><summary>{summary}</summary>", "", text, "", "</details>", "")
+        else:
+            yield from ("", text, "")
+
+
+def _summary(name: str, message: Message) -> str:
+    """The line under which a field is folded away; "" for what stands there plainly."""
+    if name == "reasoning_content":
+        return "Thought"
+    return "What the model saw" if name == "content" and "text" in message else ""
+
+
+def _marker(name: str, values: dict[str, Any] | None = None) -> str:
+    inside = json_text(values).replace("--", r"\u002d\u002d") + " " if values else ""  # nothing may end the comment
+    return f"{_MARK} {name} {inside}-->"
+
+
+def _title_line(title: str) -> str:
+    return f"# {_shown(one_line(title)) or 'Conversation'}"
+
+
+def _open_fence(text: str) -> str:
+    """The line that ends the code block which `text` leaves open, or ""."""
+    indent, fence = "", ""
+    for line in text.split("\n"):
+        if not (match := _FENCE.fullmatch(line.rstrip())):
+            continue
+        if not fence and not ("`" in match[2] and "`" in match[3]):
+            indent, fence = match[1], match[2]
+        elif fence and match[2].startswith(fence) and not match[3]:
+            fence = ""
+    return fence and indent + fence
+
+
+def _shown(text: str) -> str:
+    """`text` without lines that could be taken for a comment of ours, and without half characters."""
+    text = re.sub(rf"^(?=\\*{_MARK})", r"\\", text, flags=re.MULTILINE)
+    return _HALF.sub(lambda match: "&amp;" if match[0] == "&" else f"&#x{ord(match[0]):04x};", text)
+
+
+def _unshown(text: str) -> str:
+    text = re.sub(rf"^\\(?=\\*{_MARK})", "", text, flags=re.MULTILINE)
+    return _HALF_ENTITY.sub(lambda m: f"&{m[2]}#x{m[3]};" if m[1] else chr(int(m[3], 16)), text)
+
+
+def file_name(title: str, suffix: str) -> str:
+    """A name for a file of that title, good on macOS, Windows and Linux. `suffix` is ".md", for instance."""
+    text = "".join(" " if unicodedata.category(character)[0] == "C" else character for character in title)
+    text = re.sub(r'[<>:"/\\|?*\s]+', " ", unicodedata.normalize("NFC", text))
+    stem = text.strip(" .-~").encode()[:MAX_STEM_BYTES].decode(errors="ignore").rstrip(" .") or "conversation"
+    if unicodedata.normalize("NFKC", stem.split(".")[0]).strip().upper() in RESERVED:  # COM¹ is one too
+        stem = f"_{stem}"
+    return stem + suffix
+
+
+# --- in --------------------------------------------------------------------------
+
+
+def from_text(text: str | bytes, name: str = "") -> Conversation:
+    """The conversation in a file of one of the kinds that are read here, under a new id.
+
+    These are what `to_json` and `to_markdown` give, a file of `Chat.save`, and OpenAI-style messages, as a list or
+    as "messages" of an object. Notes before the first comment and after the last are no part of a conversation.
+    Raises ValueError saying in one line what is wrong, with `name`, the file's.
+    """
+    try:
+        if len(text) > MAX_BYTES:
+            raise ValueError(f"it is too large: at most {MAX_BYTES:,} bytes are read")
+        text = _decoded(text)
+        if header := _HEADER.search(text):
+            content = _from_markdown(text.replace("\r\n", "\n") if header[0].endswith("\r") else text)
+        elif text.lstrip().startswith(("{", "[")):
+            content = parse_json(text)
+        else:
+            raise ValueError(
+                "it is neither JSON with messages nor Markdown that was exported here, with its lines "
+                f"{_MARK} ... --> in place"
+            )
+        conversation = _conversation(content if isinstance(content, dict) else {"messages": content})
+        to_json(conversation)  # what is brought in can also be written
+    except ValueError as error:
+        raise ValueError(one_line(f"{name or 'the text'} cannot be imported: {error}", limit=500)) from error
+    return conversation
+
+
+def _decoded(text: str | bytes) -> str:
+    try:
+        return (text.decode() if isinstance(text, bytes) else text).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not text in UTF-8 (at byte {error.start})") from error
+
+
+def _conversation(content: dict[str, Any]) -> Conversation:
+    if content.get("format") in (FORMAT, CHAT_FORMAT) and content.get("version") != 1:
+        raise ValueError(f"it has version {reprlib.repr(content.get('version'))}, and this program reads 1")
+    if "messages" not in content:
+        raise ValueError("it has no messages")
+    model, settings, title = content.get("model"), content.get("settings"), content.get("title")
+    messages, dropped = _messages(content["messages"]), content.get("dropped", 0)
+    if type(dropped) is not int or not 0 <= dropped <= len(messages):
+        raise ValueError(f"dropped is {reprlib.repr(dropped)}, and there are {len(messages)} messages")
+    conversation = Conversation.new(model if isinstance(model, str) else "")
+    conversation.settings = settings if isinstance(settings, dict) else {}
+    conversation.title = one_line(title) if isinstance(title, str) else ""
+    conversation.named = bool(conversation.title) and content.get("named") is True
+    conversation.title = conversation.title or _first_words(messages)
+    conversation.created = content["created"] if is_time(content.get("created")) else conversation.created
+    conversation.dropped, conversation.messages = dropped, messages
+    return conversation
+
+
+def _first_words(messages: list[Message]) -> str:
+    asked = next((message for message in messages if message["role"] == "user"), None)
+    lines = str(asked.get("text") or asked["content"]).splitlines() if asked else []
+    return next(filter(None, (one_line(line, limit=60) for line in lines)), "")
+
+
+def _messages(messages: Any) -> list[Message]:
+    if not isinstance(messages, list):
+        raise ValueError(f"messages must be a list, not {type(messages).__name__}")
+    if not messages:
+        raise ValueError("there are no messages")
+    return [_message(message, f"message {index}", index == 0) for index, message in enumerate(messages)]
+
+
+def _message(message: Any, where: str, first: bool) -> Message:
+    """A message with what is known of it. Raises ValueError for what does not have its form."""
+    if not isinstance(message, dict):
+        raise ValueError(f"{where} must be an object with role and content, not {type(message).__name__}")
+    role = message.get("role")
+    if role not in ROLES:
+        raise ValueError(f"{where} has the unknown role {reprlib.repr(role)}; roles are {', '.join(ROLES)}")
+    if role == "system" and not first:
+        raise ValueError(f"{where}: a system message can only be the first")
+    extras = {name: message[name] for name in EXTRAS if message.get(name) is not None}
+    for name, value in extras.items():
+        if not EXTRAS[name][1](value):
+            raise ValueError(f"{where}: {name} must be {EXTRAS[name][0]}, not {reprlib.repr(value)}")
+    calls = [_call(call, where) for call in extras.pop("tool_calls", ())]
+    if calls and role != "assistant":
+        raise ValueError(f"{where}: only the assistant makes tool_calls, not {role}")
+    content = message.get("content")
+    if role == "tool":
+        if "content" not in message:
+            raise ValueError(f"{where}: a tool's message needs content")
+    elif content is None and calls:
+        content = ""
+    elif isinstance(content, list):
+        content = "".join(_part(part, where) for part in content)
+    elif not isinstance(content, str):
+        raise ValueError(f"{where}: {role} content must be a string, not {type(content).__name__}")
+    return {"role": role, "content": content} | ({"tool_calls": calls} if calls else {}) | extras
+
+
+def _part(part: Any, where: str) -> str:
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind != "text":
+        raise ValueError(f"{where}: content has a part of type {reprlib.repr(kind)}; only text can be read here")
+    if not isinstance(part.get("text"), str):
+        raise ValueError(f"{where}: a text part must have a string as its text")
+    text: str = part["text"]
+    return text
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    """A tool call in OpenAI's form, which may also come bare: with name and arguments alone."""
+    if isinstance(call, dict) and "function" not in call and "type" not in call:
+        call = {"type": "function", "function": call}
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or call.get("type", "function") != "function":
+        raise ValueError(
+            f'{where}: a tool call must be {{"type": "function", "function": {{...}}}}, not {reprlib.repr(call)}'
+        )
+    if not isinstance(function.get("name"), str) or not function["name"] or "arguments" not in function:
+        raise ValueError(f"{where}: a tool call needs a name and arguments, not {reprlib.repr(function)}")
+    arguments = function["arguments"]
+    if isinstance(arguments, str):  # OpenAI's way; what is no object is a bare value, and stays a text
+        try:
+            parsed = parse_json(arguments or "{}")
+        except ValueError:
+            parsed = None
+        arguments = parsed if isinstance(parsed, dict) else arguments
+    return {"type": "function", **call, "function": {**function, "arguments": arguments}}
+
+
+@dataclass
+class _Section:
+    """A comment of ours and the lines up to the next."""
+
+    name: str
+    values: dict[str, Any]
+    line: int
+    lines: list[str] = field(default_factory=list)
+
+
+def _from_markdown(text: str) -> dict[str, Any]:
+    head, *sections = _sections(text)
+    if head.name != "conversation":
+        raise ValueError(f"line {head.line}: {head.name!r} cannot stand there")
+    if not sections or sections[-1].name != "end":
+        raise ValueError(f"it is cut off: the last of its comments is {_marker('end')}")
+    title = next((line for line in head.lines if line.startswith("# ")), None)
+    content = head.values | {"format": FORMAT, "messages": []}
+    if title is not None and isinstance(content.get("title"), str) and title.rstrip() != _title_line(content["title"]):
+        content |= {"title": _unshown(title[2:]), "named": True}
+    messages = content["messages"]
+    for section in sections[:-1]:
+        if section.name in ROLES:
+            messages.append(section.values | {"role": section.name})
+            _check_heading(section)
+        elif section.name not in FIELDS or not messages or section.name in messages[-1]:
+            raise ValueError(f"line {section.line}: {section.name!r} cannot stand there")
+        else:
+            messages[-1][section.name] = _value(section, messages[-1])
+    for message in messages:
+        if "text" in message:
+            message.setdefault("content", message["text"])
+    return content
+
+
+def _sections(text: str) -> list[_Section]:
+    sections: list[_Section] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.startswith(_MARK):
+            if sections:
+                sections[-1].lines.append(line)
+            continue
+        try:
+            if not (match := _MARKER.fullmatch(line.rstrip())):
+                raise ValueError(f"{line[:60]!r} is not whole")
+            sections.append(_Section(match[1], parse_json(match[2] or "{}"), number))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return sections
+
+
+def _check_heading(section: _Section) -> None:
+    """Raises ValueError for text between a heading and its message, where it would be lost."""
+    for number, line in enumerate(section.lines, section.line + 1):
+        if line.strip() and not line.startswith(("## ", "Files: ")):
+            raise ValueError(f"line {number}: {line[:60]!r} belongs to no message; move it below the next comment")
+
+
+def _value(section: _Section, message: Message) -> Any:
+    """The value of a field: what stands between its comment and the next, without what is there for looks."""
+    body = "\n".join(section.lines)
+    if section.name == "tool_calls" or section.values.get("json"):
+        if not (match := re.fullmatch(r"```json\n(.*)\n```", body.strip(), re.DOTALL)):
+            raise ValueError(f"line {section.line}: there must be one block ```json below this")
+        try:
+            return parse_json(match[1])
+        except ValueError as error:
+            raise ValueError(f"line {section.line}: {error}") from error
+    if _summary(section.name, message):
+        body = re.sub(r"\A<details><summary>.*</summary>\n", "", body)
+        body = re.sub(r"\n</details>\n*\Z", "", body)
+    body = body.removeprefix("\n").removesuffix("\n")
+    if fence := section.values.get("closed"):
+        body = body.removesuffix(f"\n{fence}")
+    return _unshown(body)

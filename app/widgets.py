@@ -1,0 +1,130 @@
+"""The widgets of the page, by name, and the texts on them.
+
+What is peculiar here:
+- Each text is first an entry of Gradio's i18n, which the browser translates by itself; it is replaced once a person
+  chooses a language.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from .settings import SAMPLING
+from .words import Words
+
+#: The widgets whose values make up the settings of a conversation.
+SETTINGS = ("system", "thinking", "thinking_budget", "use_tools", "tools", "ask", "max_tokens", *SAMPLING)
+
+
+@dataclass
+class Page:
+    """Every widget that is read or changed."""
+
+    # the conversation
+    chat: gr.Chatbot
+    status: gr.HTML
+    box: gr.MultimodalTextbox
+    attached: gr.Markdown
+    thinking: gr.Checkbox
+    use_tools: gr.Checkbox
+    open_settings: gr.Button
+    # the list
+    left: gr.Sidebar
+    new_chat: gr.Button
+    search: gr.Textbox
+    listed: gr.Radio
+    list_hint: gr.Markdown
+    manage: gr.Accordion
+    title: gr.Textbox
+    rename: gr.Button
+    delete: gr.Button
+    delete_row: gr.Row
+    delete_sure: gr.Button
+    delete_keep: gr.Button
+    export_markdown: gr.Button
+    export_json: gr.Button
+    import_: gr.UploadButton
+    # the settings
+    right: gr.Sidebar
+    heading: gr.Markdown
+    system: gr.Textbox
+    thinking_budget: gr.Slider
+    tools: gr.CheckboxGroup
+    ask: gr.Checkbox
+    sampling: gr.Accordion
+    sampling_hint: gr.Markdown
+    temperature: gr.Slider
+    top_p: gr.Slider
+    top_k: gr.Slider
+    min_p: gr.Slider
+    presence_penalty: gr.Slider
+    frequency_penalty: gr.Slider
+    repetition_penalty: gr.Slider
+    max_tokens: gr.Slider
+    seed: gr.Number
+    reset: gr.Button
+    model: gr.Dropdown
+    context: gr.Number
+    needs: gr.Markdown
+    load: gr.Button
+    language: gr.Dropdown
+    # not seen
+    conversation: gr.Textbox  # the id of the one that is shown
+    browser_language: gr.Textbox
+    kept_language: gr.BrowserState
+    width: gr.Number  # of the window
+    file_names: gr.Textbox
+    download: gr.JSON
+
+    @property
+    def all(self) -> list[Any]:
+        return [getattr(self, field.name) for field in dataclasses.fields(self)]
+
+    @property
+    def settings(self) -> list[Any]:
+        return [getattr(self, name) for name in SETTINGS]
+
+
+#: widget -> what of it -> the key of its text
+TEXTS = {
+    "box": {"placeholder": "say"},
+    "thinking": {"label": "think"},
+    "use_tools": {"label": "use_tools"},
+    "open_settings": {"value": "settings"},
+    "new_chat": {"value": "new_chat"},
+    "search": {"placeholder": "search"},
+    "manage": {"label": "manage"},
+    "title": {"label": "title"},
+    "rename": {"value": "rename"},
+    "delete": {"value": "delete"},
+    "delete_sure": {"value": "delete_sure"},
+    "delete_keep": {"value": "keep"},
+    "export_markdown": {"value": "export_markdown"},
+    "export_json": {"value": "export_json"},
+    "import_": {"label": "import"},
+    "heading": {"value": "settings"},
+    "system": {"label": "system", "placeholder": "system_hint"},
+    "thinking_budget": {"label": "budget", "info": "budget_hint"},
+    "tools": {"label": "which_tools"},
+    "ask": {"label": "ask"},
+    "sampling": {"label": "sampling"},
+    "sampling_hint": {"value": "sampling_hint"},
+    **{name: {"label": name} for name in (*SAMPLING, "max_tokens")},
+    "reset": {"value": "reset"},
+    "model": {"label": "model", "info": "model_hint"},
+    "context": {"label": "context_tokens"},
+    "load": {"value": "load"},
+    "language": {"label": "language"},
+}
+
+
+def labels(page: Page, words: Words) -> dict[Any, Any]:
+    """All texts in a language, as updates by widget."""
+    return {
+        getattr(page, name): gr.update(**{what: words(key) for what, key in texts.items()})  # type: ignore[arg-type]
+        for name, texts in TEXTS.items()
+    }
