@@ -30,7 +30,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the app until Ctrl-C, and returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         desk = _desk(options)
         return _serve(desk, options)
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m app", description="EXAONE 4.0 as a chat in the browser, on this computer."
     )
@@ -86,7 +86,7 @@ def _desk(options: argparse.Namespace) -> Desk:
     folder = options.data_dir or _data_folder()
 
     from .desk import Desk, Loaded
-    from .models import Loading, choices
+    from .models import Loading, choices, step_size
     from .settings import Settings
     from .store import Store
 
@@ -98,12 +98,13 @@ def _desk(options: argparse.Namespace) -> Desk:
     started = time.monotonic()
     _say(f"loading {options.model}")
     model, tokenizer = Loading(options.model).result()
-    _say(f"loaded in {time.monotonic() - started:.1f} s")
+    step = step_size(model, tokenizer)
+    _say(f"ready after {time.monotonic() - started:.1f} s")
     folders = options.models or [Path.cwd()]
     choice = choices(options.model, folders)[0]
     settings = Settings(system=options.system_prompt, thinking=options.thinking, ask=bool(options.tools))
     return Desk(
-        Loaded(choice, model, tokenizer, needs),
+        Loaded(choice, model, tokenizer, needs, step),
         Store(folder / "conversations"),
         tools=tools,
         settings=settings,

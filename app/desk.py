@@ -10,6 +10,7 @@ What is peculiar here:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import threading
 import time
@@ -23,7 +24,8 @@ import mlx.core as mx
 from exaone4_mlx import Chat, Exaone4ForCausalLM, Fit, Tokenizer, fit
 
 from .files import Attachment
-from .models import Choice, Loading, choices, memory_in_use
+from .messages import Message
+from .models import Choice, Loading, choices, memory_in_use, step_size
 from .session import Busy, Session
 from .settings import Settings
 from .store import Conversation, Store
@@ -36,12 +38,13 @@ MAX_OPEN = 200  # conversations of clients that never say good-bye
 
 @dataclass(frozen=True)
 class Loaded:
-    """The model in use. `context` is how many tokens a conversation may have."""
+    """The model in use: how many prompt tokens it reads at a time, and how many a conversation may have (`context`)."""
 
     choice: Choice
     model: Exaone4ForCausalLM
     tokenizer: Tokenizer
     fit: Fit
+    step_size: int = 512
 
     @property
     def context(self) -> int:
@@ -87,6 +90,10 @@ class Desk:
         if (loaded := self._loaded) is None:
             raise ValueError("a model is being loaded; try again when it is ready")
         return loaded
+
+    @property
+    def open_tabs(self) -> int:
+        return len(self._tabs)
 
     @property
     def tool_names(self) -> list[str]:
@@ -153,6 +160,8 @@ class Desk:
             chat_of=self._chat,
             save=self._write,
             ended=self._ended,
+            step_size=lambda: self.loaded.step_size,
+            measure=self._measure,
         )
         with self._lock:
             return self._sessions.setdefault(conversation.id, session)
@@ -254,7 +263,7 @@ class Desk:
             needs = self.needs(path, context)
             old = self.loaded
             if path == old.choice.path:
-                self._use(Loaded(old.choice, old.model, old.tokenizer, needs))
+                self._use(dataclasses.replace(old, fit=needs))
                 return
             if memory_in_use() + needs.total_bytes > needs.memory_bytes:
                 self._unload()
@@ -273,7 +282,7 @@ class Desk:
             yield loading.done, loading.total
         model, tokenizer = loading.result()
         label = next((choice.label for choice in self.models() if choice.path == path), path)
-        self._use(Loaded(Choice(label, path), model, tokenizer, needs))
+        self._use(Loaded(Choice(label, path), model, tokenizer, needs, step_size(model, tokenizer)))
 
     def _use(self, loaded: Loaded) -> None:
         self._loaded = loaded
@@ -303,6 +312,14 @@ class Desk:
         )
         chat.dropped = session.conversation.dropped
         return chat
+
+    def _measure(self, messages: Sequence[Message]) -> tuple[int, int]:
+        """How many tokens messages have, and how many they may have."""
+        if (loaded := self._loaded) is None:
+            return 0, 0
+        spoken = any(message["role"] == "user" for message in messages)
+        ids = loaded.tokenizer.apply_chat_template(messages, add_generation_prompt=False) if spoken else []
+        return len(ids), loaded.context
 
     def _make_room(self, session: Session, loaded: Loaded) -> None:
         resting = sorted(self._sessions.values(), key=lambda other: other.used, reverse=True)

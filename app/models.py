@@ -21,9 +21,11 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 import exaone4_mlx
-from exaone4_mlx import Exaone4ForCausalLM, Tokenizer, fit, load
+from exaone4_mlx import Chat, Done, Exaone4ForCausalLM, Tokenizer, fit, load
 
 MAX_CHOICES = 100
+STEPS = (32, 64, 128, 256, 512, 1024, 2048)
+STEP_SECONDS = 0.5
 EXIT_SECONDS = 2.0  # that the end of the process waits for a model half loaded
 
 Loaded = tuple[Exaone4ForCausalLM, Tokenizer]
@@ -63,6 +65,20 @@ def choices(given: str, folders: Sequence[Path] = ()) -> list[Choice]:
 def memory_in_use() -> int:
     """Bytes of all MLX arrays alive in this process."""
     return mx.get_active_memory()
+
+
+def step_size(model: Exaone4ForCausalLM, tokenizer: Tokenizer) -> int:
+    """Prompt tokens that this machine reads in about half a second: as many go between two looks at Stop.
+
+    Measured with a short prompt, after another has warmed the model up.
+    """
+    chat = Chat(model, tokenizer, settle=False)
+    for text in ("Hello", "one two three four five " * 25):
+        *_, done = chat.send(text, max_tokens=1)
+        chat.reset()
+    assert isinstance(done, Done)
+    speed = done.prompt_tokens / max(done.prefill_seconds, 1e-6)
+    return next((step for step in STEPS if step > speed * STEP_SECONDS / 2), STEPS[-1])
 
 
 class Loading:

@@ -24,7 +24,6 @@ from .settings import Settings
 from .store import Conversation
 
 SAVE_SECONDS = 5.0
-PREFILL_STEP_SIZE = 512  # tokens between two looks at Stop
 TITLE_LENGTH = 48
 
 
@@ -64,7 +63,7 @@ class Work:
         self.reading_began: tuple[float, int] | None = None
         self.asking = threading.Event()
         self.answered = threading.Event()
-        self.allowed = False
+        self.allowed = self.stopped = False
         self.saved = self.started
 
     def read(self, done: int, total: int) -> None:
@@ -86,13 +85,19 @@ class Work:
         """Waits for the user's word."""
         self.answered.clear()
         self.asking.set()
-        self.answered.wait()
+        if not self.stopped:
+            self.answered.wait()
         self.asking.clear()
-        return self.allowed
+        return self.allowed and not self.stopped
 
     def answer(self, allowed: bool) -> None:
         self.allowed = allowed
         self.answered.set()
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.turn.cancel()
+        self.answer(False)
 
 
 class Session:
@@ -108,14 +113,20 @@ class Session:
         chat_of: Callable[[Session], Chat],
         save: Callable[[Session], None],
         ended: Callable[[Session], None],
+        step_size: Callable[[], int],
+        measure: Callable[[Sequence[Message]], tuple[int, int]],
     ) -> None:
         """`tools` are those there are; `keeps` says whether the conversation is written.
 
-        `chat_of` makes the chat, `save` writes the conversation, `ended` is told of the end of a turn.
+        `chat_of` makes the chat, `save` writes the conversation, `ended` is told of the end of a turn,
+        `step_size` says how many prompt tokens are read between two looks at Stop, `measure` how many tokens
+        messages have, and how many they may have.
         """
         self.conversation, self.settings, self.keeps = conversation, settings, keeps
         self._tools = tuple(tools)
         self._chat_of, self._save, self._ended = chat_of, save, ended
+        self._step_size, self._measure = step_size, measure
+        self._context: tuple[int, int] | None = None  # tokens used, and the limit, as long as there is no chat
         self._chat: Chat | None = None
         self._work: Work | None = None
         self._lock = threading.RLock()
@@ -192,9 +203,8 @@ class Session:
     def stop(self) -> None:
         """Ends the turn under way; what came is kept."""
         with self._lock:
-            if (work := self._work) is not None:
-                work.turn.cancel()
-                work.answer(False)
+            if self._work is not None:
+                self._work.stop()
 
     def answer(self, allowed: bool) -> None:
         """The user's word on the call that waits for it."""
@@ -207,7 +217,7 @@ class Session:
         if self._lock.acquire(blocking=wait):
             try:
                 if self._work is None:
-                    self._chat = None
+                    self._chat = self._context = None
             finally:
                 self._lock.release()
 
@@ -222,10 +232,9 @@ class Session:
         """What there is to be seen now."""
         with self._lock:
             chat, work = self._chat, self._work
-            limit = 0 if chat is None else chat.context_limit
+            tokens, limit = self._tokens()
             dropped = self.conversation.dropped if chat is None else chat.dropped
             if work is None:
-                tokens = 0 if chat is None else chat.context_tokens
                 return View(
                     list(self.conversation.messages),
                     counts=self._last.counts,
@@ -250,7 +259,7 @@ class Session:
                 tool_runs=bool(coming) and _calls_without_result(coming) and not work.asking.is_set(),
                 counts=counts,
                 first_token_seconds=work.first_token_seconds,
-                context_tokens=max(0 if chat is None else chat.context_tokens, made),
+                context_tokens=max(tokens, made),
                 context_limit=limit,
                 dropped=dropped,
             )
@@ -261,6 +270,14 @@ class Session:
             self._changed.wait_for(lambda: self._version != version, timeout)
 
     # --- inside ---------------------------------------------------------------
+
+    def _tokens(self) -> tuple[int, int]:
+        """Tokens of the context that are used, and the limit."""
+        if self._chat is not None:
+            return self._chat.context_tokens, self._chat.context_limit
+        if self._context is None:
+            self._context = self._measure(self.conversation.messages)
+        return self._context
 
     def _ready(self, settings: Settings) -> Chat:
         """The chat, as the settings want it."""
@@ -280,7 +297,7 @@ class Session:
         return chat
 
     def _options(self, settings: Settings) -> dict[str, Any]:
-        return settings.options() | {"prefill_step_size": PREFILL_STEP_SIZE, "progress": self._read}
+        return settings.options() | {"prefill_step_size": self._step_size(), "progress": self._read}
 
     def _read(self, done: int, total: int) -> None:
         with self._lock:

@@ -39,6 +39,12 @@ ORDER = {
     "generation": ["sampling", "decode", "session", "constrain", "ending", "respond", "owner", "turn", "conversation"],
     "terminal": ["words", "markdown", "commands", "input", "pipe", "screen", "repl"],
 }
+APP = sorted((ROOT / "app").glob("*.py"))
+APP_ORDER = [
+    "words", "store", "transcript", "files", "settings", "messages", "models", "session", "desk", "status",
+    "widgets", "actions", "api", "ui", "__main__",
+]  # fmt: skip
+WITH_GRADIO = {"widgets", "actions", "api", "ui", "__main__"}
 AT_CALL_ONLY = {
     "transformers", "mlx_lm", "huggingface_hub", "tqdm", "jsonschema", "referencing", "llguidance", "rich", "prompt_toolkit",
 }  # fmt: skip
@@ -118,3 +124,24 @@ def test_every_folder_is_in_the_wheel() -> None:
     packages = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {".".join(f.parent.relative_to(ROOT).parts) for f in PACKAGE.rglob("__init__.py")}
     assert found | {"exaone4_mlx.demo"} == packages
+
+
+@pytest.mark.parametrize("file", APP, ids=lambda file: file.stem)
+def test_app_uses_public_names_only(file: Path) -> None:
+    import exaone4_mlx
+
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "exaone4_mlx":
+            assert node.module == "exaone4_mlx", f"{file.name} imports from {node.module}"
+            assert {alias.name for alias in node.names} <= set(exaone4_mlx.__all__), file
+
+
+@pytest.mark.parametrize("file", [file for file in APP if file.stem != "__init__"], ids=lambda file: file.stem)
+def test_app_files_stand_in_order_and_few_know_gradio(file: Path) -> None:
+    for parts in imports(file):
+        if parts[0] == "app" and len(parts) > 1:
+            assert APP_ORDER.index(parts[1]) < APP_ORDER.index(file.stem), f"{file.stem} stands before {parts[1]}"
+        assert parts[0] != "gradio" or file.stem in WITH_GRADIO, file
+    assert "print(" not in file.read_text() or file.stem == "__main__"
+    if file.stem in ("messages", "words", "store", "transcript", "files"):
+        assert not any(parts[0] == "mlx" for parts in imports(file)), "pure Python, tested in milliseconds"

@@ -29,6 +29,9 @@ def test_flags_that_it_names_exist(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             cli.main([command, "--help"])
         known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    from app.__main__ import parser
+
+    known |= set(re.findall(r"--[\w-]+", parser().format_help()))
     ours = README.partition("## Commands")[2].partition("## Tests")[0]
     assert set(re.findall(r"--[a-z][\w-]+", ours)) <= known
 
@@ -43,3 +46,5 @@ def test_tree_names_every_file() -> None:
     for folder in ("model", "text", "weights", "generation", "terminal"):
         for file in (ROOT / "exaone4_mlx" / folder).glob("*.py"):
             assert file.name in tree or file.name == "__init__.py", f"{file.name} has no place in the README's tree"
+    for file in (ROOT / "app").glob("[a-z]*.py"):
+        assert file.name in tree, f"app/{file.name} has no place in the README's tree"
