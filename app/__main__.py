@@ -152,7 +152,8 @@ def launch_options(host: str) -> dict[str, Any]:
         "share": False,
         "run_history": False,
         "show_error": False,
-        "footer_links": ["api", "settings"],
+        "favicon_path": str(Path(__file__).with_name("icon.svg")),
+        "footer_links": ["api"],
         "app_kwargs": {"middleware": middleware},
     }
 

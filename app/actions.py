@@ -29,6 +29,7 @@ from .words import EXAMPLES, Words, size_text
 Update = dict[Any, Any]
 
 FRAME_SECONDS = 0.08  # between two looks at a reply
+FRAME_SHARE = 3  # times as long as a look takes, nothing is looked at
 IDLE_SECONDS = 0.25  # after which counts of seconds go on without news
 WIDE = 900  # pixels, from which on the list of conversations is open by itself
 LISTED = 200  # conversations shown at once; a search finds the others
@@ -56,6 +57,7 @@ class Actions:
             **self._models(tab),
             self.page.chat: self._whole_chat(tab),
             self.page.language: chosen,
+            self.page.appearance: request.query_params.get("__theme") or "",
         }
         yield from self._follow(tab)
 
@@ -288,11 +290,12 @@ class Actions:
             return
         yield {self.page.box: gr.MultimodalTextbox(submit_btn=False, stop_btn=True)}
         while tab.session is session and view.running:
-            seen = session.version
+            seen, began = session.version, time.monotonic()
             view = session.view()
             yield self._frame(tab, view)
+            cost = time.monotonic() - began  # of a long conversation it is much, and the model wants the time
             session.wait(seen, IDLE_SECONDS)
-            time.sleep(FRAME_SECONDS)
+            time.sleep(max(FRAME_SECONDS, FRAME_SHARE * cost))
         if tab.session is not session:
             return
         if view.error:

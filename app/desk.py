@@ -172,8 +172,7 @@ class Desk:
         self.store.rename(id, title)
         if session is not None:
             written = self.store.read(id)
-            named = (written.title, written.named, written.revision)
-            session.conversation.title, session.conversation.named, session.conversation.revision = named
+            session.conversation.title, session.conversation.named = written.title, written.named
 
     def delete(self, id: str) -> None:
         """Deletes a conversation for good; tabs that look at it get a new one."""

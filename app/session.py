@@ -3,7 +3,8 @@
 What is peculiar here:
 - A turn runs in a thread of its own, whoever looks on: a page that is loaded again finds it still going.
 - Any number of tabs may look at one conversation; they all see the same.
-- The conversation is written when a turn begins, when it ends, and every few seconds in between.
+- The conversation is written when a turn begins, when it ends, and every few seconds in between. Where it cannot be,
+  the reply goes on, the person is told, and it is tried again the next time.
 - The `Chat` with its caches can go at any time between turns (another model, memory); it is made again from the
   messages.
 """
@@ -25,6 +26,7 @@ from .store import Conversation
 
 SAVE_SECONDS = 5.0
 TITLE_LENGTH = 48
+END_SECONDS = 10.0  # that is waited for a turn which was stopped
 
 
 class Busy(ValueError):
@@ -49,6 +51,7 @@ class View:
     context_limit: int = 0
     dropped: int = 0
     error: str | None = None
+    unsaved: str | None = None  # why what is shown is not on disk
 
 
 class Work:
@@ -61,9 +64,9 @@ class Work:
         self.first_token_seconds: float | None = None
         self.reading: tuple[int, int] | None = None
         self.reading_began: tuple[float, int] | None = None
-        self.asking = threading.Event()
-        self.answered = threading.Event()
-        self.allowed = self.stopped = False
+        self.asking = self.stopped = False
+        self.allowed: bool | None = None
+        self.lets_go = False  # of the caches, at its end
         self.saved = self.started
 
     def read(self, done: int, total: int) -> None:
@@ -75,29 +78,16 @@ class Work:
             self.reading_began = None  # the next round reads its own
 
     @property
+    def word(self) -> bool | None:
+        """Whether the call that waits may run; None as long as the user says nothing."""
+        return False if self.stopped else self.allowed
+
+    @property
     def reading_left(self) -> float | None:
         if self.reading is None or self.reading_began is None:
             return None
         (done, total), (began, first) = self.reading, self.reading_began
         return (total - done) * (time.monotonic() - began) / (done - first) if done > first else None
-
-    def ask(self) -> bool:
-        """Waits for the user's word."""
-        self.answered.clear()
-        self.asking.set()
-        if not self.stopped:
-            self.answered.wait()
-        self.asking.clear()
-        return self.allowed and not self.stopped
-
-    def answer(self, allowed: bool) -> None:
-        self.allowed = allowed
-        self.answered.set()
-
-    def stop(self) -> None:
-        self.stopped = True
-        self.turn.cancel()
-        self.answer(False)
 
 
 class Session:
@@ -133,6 +123,7 @@ class Session:
         self._changed = threading.Condition(self._lock)
         self._version = 0
         self._last = View([])  # counts and error of the last turn
+        self._unsaved: str | None = None
         self.used = time.monotonic()
 
     @property
@@ -155,7 +146,12 @@ class Session:
     @property
     def context_tokens(self) -> int:
         """Of what its caches hold; 0 without any."""
-        return 0 if self._chat is None else self._chat.context_tokens
+        return 0 if (chat := self._chat) is None else chat.context_tokens
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether nothing would be lost with it."""
+        return self._unsaved is None
 
     # --- turns ----------------------------------------------------------------
 
@@ -168,7 +164,8 @@ class Session:
             chat = self._ready(settings)
             message = user_message(text, attachments)
             turn = chat.send(message, **self._options(settings))
-            self._begin(turn, [*chat.messages, message], settings)
+            self.conversation.messages = [*chat.messages, message]
+            self._begin(turn, self.conversation.messages, settings)
 
     def retry(self, settings: Settings) -> None:
         """Replies to the last turn again."""
@@ -196,6 +193,7 @@ class Session:
             messages = chat.messages
             starts = _turn_starts(messages)
             text = chat.undo()
+            self._last = View([])
             self._keep(chat)
             self._touch()
             return str(messages[starts[-1]].get("text", text))
@@ -203,21 +201,46 @@ class Session:
     def stop(self) -> None:
         """Ends the turn under way; what came is kept."""
         with self._lock:
-            if self._work is not None:
-                self._work.stop()
+            if (work := self._work) is not None:
+                work.stopped = True
+                work.turn.cancel()
+                self._touch()
 
     def answer(self, allowed: bool) -> None:
         """The user's word on the call that waits for it."""
         with self._lock:
-            if self._work is not None and self._work.asking.is_set():
-                self._work.answer(allowed)
+            if (work := self._work) is not None and work.asking:
+                work.allowed = allowed
+                self._touch()
+
+    def rename(self, title: str) -> None:
+        """Gives it a title of the person's, in memory: the file has it already, or gets it when it is written."""
+        with self._lock:
+            self.conversation.title, self.conversation.named = title, True
+            self._touch()
+
+    def save(self) -> None:
+        """Writes what could not be written before."""
+        with self._lock:
+            if self._unsaved is not None:
+                self._write()
+
+    def delete(self, file: Callable[[], None]) -> None:
+        """Ends the turn under way, has the `file` deleted, and writes no other. Raises what `file` raises."""
+        self.stop()
+        self.join(END_SECONDS)
+        with self._lock:
+            file()
+            self.keeps, self._unsaved = False, None
 
     def release(self, wait: bool = True) -> None:
-        """Lets the caches go, if no turn is under way; without `wait` only where nothing else is being done."""
+        """Lets the caches go, at the end of the turn under way; without `wait` only where nothing else is done."""
         if self._lock.acquire(blocking=wait):
             try:
                 if self._work is None:
                     self._chat = self._context = None
+                else:
+                    self._work.lets_go = True
             finally:
                 self._lock.release()
 
@@ -243,25 +266,29 @@ class Session:
                     context_tokens=tokens,
                     context_limit=limit,
                     dropped=dropped,
+                    unsaved=self._unsaved,
                 )
             counts = work.turn.so_far
             work.live.count(counts)
             coming = work.live.messages
-            made = 0 if counts is None else counts.prompt_tokens + counts.thinking_tokens + counts.answer_tokens
+            reply = work.turn.reply_so_far
+            if reply is not None:
+                tokens = reply.prompt_tokens + reply.thinking_tokens + reply.answer_tokens
             return View(
                 list(work.history),
                 coming,
                 running=True,
-                asking=work.asking.is_set(),
+                asking=work.asking,
                 place=work.turn.place,
                 reading=work.reading,
                 reading_left=work.reading_left,
-                tool_runs=bool(coming) and _calls_without_result(coming) and not work.asking.is_set(),
+                tool_runs=reply is None and _missing_results(coming) > 0 and not work.asking,
                 counts=counts,
                 first_token_seconds=work.first_token_seconds,
-                context_tokens=max(tokens, made),
+                context_tokens=tokens,
                 context_limit=limit,
                 dropped=dropped,
+                unsaved=self._unsaved,
             )
 
     def wait(self, version: int, timeout: float) -> None:
@@ -308,11 +335,10 @@ class Session:
     def _begin(self, turn: Turn, history: Sequence[Message], settings: Settings) -> None:
         self.settings = settings
         self._work = Work(turn, history)
-        self.conversation.messages = list(history)
-        if not self.conversation.title:
+        if not self.conversation.title or (not self.conversation.named and len(_turn_starts(history)) == 1):
             self.conversation.title = title_of(history)
         self.conversation.settings = settings.as_dict()
-        self._save(self)
+        self._write()
         self._touch()
         threading.Thread(target=self._run, args=(self._work,), name="turn", daemon=True).start()
 
@@ -331,6 +357,8 @@ class Session:
             self._work = None
             if self._chat is not None:
                 self._keep(self._chat)
+            if work.lets_go:
+                self._chat = self._context = None
             self._touch()
         self._ended(self)
 
@@ -338,25 +366,38 @@ class Session:
         with self._lock:
             if work.first_token_seconds is None and not isinstance(event, Done):
                 work.first_token_seconds = time.monotonic() - work.started
+            work.live.count(work.turn.so_far)  # of the round that ends, before the next begins
             work.live.add(event)
             if time.monotonic() - work.saved > SAVE_SECONDS:
                 work.saved = time.monotonic()
-                work.live.count(work.turn.so_far)
                 self.conversation.messages = [*work.history, *closed(work.live.messages)]
-                self._save(self)
+                self._write()
             self._touch()
 
     def _approve(self, call: ToolCall) -> bool:
-        work = self._work
-        if work is None:
-            return False
-        self._touch()
-        return work.ask()
+        """Waits for the user's word, in the turn's thread."""
+        with self._changed:
+            if (work := self._work) is None:
+                return False
+            work.asking, work.allowed = True, None
+            self._touch()
+            self._changed.wait_for(lambda: work.word is not None)
+            work.asking = False
+            self._touch()
+            return work.word is True
 
     def _keep(self, chat: Chat) -> None:
         """Takes the chat's history over into the conversation, and writes it."""
         self.conversation.messages, self.conversation.dropped = chat.messages, chat.dropped
-        self._save(self)
+        self._write()
+
+    def _write(self) -> None:
+        """Writes the conversation, or notes why that cannot be: memory still has it all."""
+        try:
+            self._save(self)
+            self._unsaved = None
+        except (OSError, ValueError) as error:
+            self._unsaved = str(error)
 
     def _touch(self) -> None:
         with self._changed:
@@ -412,7 +453,3 @@ def _missing_results(messages: Sequence[Message]) -> int:
     for message in messages:
         calls = calls - 1 if message["role"] == "tool" else len(message.get("tool_calls") or ())
     return max(calls, 0)
-
-
-def _calls_without_result(messages: Sequence[Message]) -> bool:
-    return _missing_results(messages) > 0

@@ -139,7 +139,6 @@ class Store:
 
     def rename(self, id: str, title: str) -> None:
         """Gives it a title of the user's: one line, cut to 120 characters. Raises ValueError for an empty one."""
-        self._path(id)
         if not (title := one_line(title)):
             raise ValueError("a conversation needs a title that is not empty")
         self.read(id)  # where there is none, no folder is made

@@ -92,7 +92,7 @@ def _message_lines(message: Message) -> Iterable[str]:
         value = message.get(name)
         if name not in message or (value is None and message["role"] != "tool"):
             continue
-        if name == "content" and value == message.get("text"):
+        if name == "content" and "text" in message and value == message["text"]:
             continue
         if name == "tool_calls" or not isinstance(value, str):
             yield _marker(name, None if name == "tool_calls" else {"json": True})

@@ -11,7 +11,7 @@ from .api import add_endpoints
 from .desk import Desk
 from .files import ACCEPTED
 from .settings import MAX_TOKENS, recommended
-from .widgets import TEXTS, Page
+from .widgets import TEXTS, THEMES, Page
 from .words import LANGUAGES, WORDS, translations
 
 #: Where the address of the page says which conversation it shows, so that it comes back when the page is loaded again.
@@ -23,6 +23,12 @@ SHOW_ADDRESS = """(conversation) => {
     if (conversation) address.searchParams.set("conversation", conversation);
     else address.searchParams.delete("conversation");
     window.history.replaceState(null, "", address);
+}"""
+APPEARANCE = """(theme) => {
+    const address = new URL(window.location);
+    if (theme) address.searchParams.set("__theme", theme);
+    else address.searchParams.delete("__theme");
+    window.location = address;
 }"""
 LANGUAGE = "(chosen, browser) => [chosen, document.documentElement.lang]"
 FILE_NAMES = "(box) => (box?.files ?? []).map((file) => file.path).join('\\n')"
@@ -150,6 +156,8 @@ def _settings(desk: Desk) -> dict[str, Any]:
         made["context"] = gr.Number(None, precision=0, minimum=2, **_text("context"), elem_id="context")
         made["needs"] = gr.Markdown(elem_id="needs")
         made["load"] = gr.Button(**_text("load"), size="sm", elem_id="load")
+        themes = [(I18N(key), value) for key, value in THEMES.items()]
+        made["appearance"] = gr.Radio(themes, value="", **_text("appearance"), elem_id="appearance")
         languages = [(WORDS["automatic"][0], ""), *((name, code) for code, name in LANGUAGES.items())]
         made["language"] = gr.Dropdown(languages, value="", **_text("language"), elem_id="language")
     return made
@@ -217,6 +225,7 @@ def _connect(blocks: gr.Blocks, page: Page, desk: Desk) -> None:
         **event,
     )
     page.load.click(do.model_chosen, [page.model, page.context], page.all, **event)
+    page.appearance.input(None, [page.appearance], None, js=APPEARANCE, **event)
     page.language.input(do.language_chosen, [page.language, page.browser_language], page.all, js=LANGUAGE, **event)
 
 

@@ -72,6 +72,7 @@ class Page:
     needs: gr.Markdown
     load: gr.Button
     language: gr.Dropdown
+    appearance: gr.Radio
     # not seen
     conversation: gr.Textbox  # the id of the one that is shown
     browser_language: gr.Textbox
@@ -119,12 +120,15 @@ TEXTS = {
     "context": {"label": "context_tokens"},
     "load": {"value": "load"},
     "language": {"label": "language"},
+    "appearance": {"label": "appearance"},
 }
+#: the key of its text -> what Gradio calls it in an address
+THEMES = {"system_theme": "", "light": "light", "dark": "dark"}
 
 
 def labels(page: Page, words: Words) -> dict[Any, Any]:
     """All texts in a language, as updates by widget."""
-    return {
-        getattr(page, name): gr.update(**{what: words(key) for what, key in texts.items()})  # type: ignore[arg-type]
-        for name, texts in TEXTS.items()
-    }
+    updates = {name: {what: words(key) for what, key in texts.items()} for name, texts in TEXTS.items()}
+    themes = [(words(key), value) for key, value in THEMES.items()]
+    updates["appearance"] |= {"choices": themes}  # type: ignore[dict-item]
+    return {getattr(page, name): gr.update(**texts) for name, texts in updates.items()}  # type: ignore[arg-type]

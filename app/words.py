@@ -162,7 +162,11 @@ WORDS = {
     "seed": ("Seed (empty: a new one each time)", "시드(비우면 매번 새로)", "Semilla (vacía: otra cada vez)"),
     "reset": ("Reset to recommended", "권장값으로 되돌리기", "Volver a lo recomendado"),
     "language": ("Language", "언어", "Idioma"),
-    "automatic": ("As the browser", "브라우저 설정", "El del navegador"),
+    "appearance": ("Appearance", "화면 모드", "Apariencia"),
+    "system_theme": ("As the system", "시스템 설정", "La del sistema"),
+    "light": ("Light", "밝게", "Clara"),
+    "dark": ("Dark", "어둡게", "Oscura"),
+    "automatic": ("Auto", "Auto", "Auto"),
     # models
     "model": ("Model", "모델", "Modelo"),
     "model_hint": (

@@ -1107,8 +1107,12 @@ def test_counts_can_be_read_while_a_turn_is_made(scripted: Any) -> None:
     chat = Chat(*scripted(call_text("roll_dice", max_num=6), "You rolled 3."), tools=[roll_dice])
     turn = chat.send("Roll!")
     assert turn.so_far is None
-    counts = [turn.so_far for event in turn]
+    counts, replies = [], []
+    for _ in turn:
+        counts.append(turn.so_far)
+        replies.append(turn.reply_so_far)
     assert counts[0].finish_reason == "unfinished"
+    assert None in replies, "while the tool ran no reply was being made"
     generated = [done.answer_tokens for done in counts]
     assert generated == sorted(generated) and generated[0] > 0
     assert (

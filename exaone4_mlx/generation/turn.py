@@ -44,6 +44,11 @@ class Turn(Iterator[TurnEvent]):
         """The counts and times of all rounds until now, from any thread; None before the first has begun."""
         return self._running.so_far
 
+    @property
+    def reply_so_far(self) -> Done | None:
+        """The same of the reply that is being made; None between two replies, while tools run."""
+        return self._running.reply_so_far
+
     def cancel(self) -> None:
         """Ends the turn, from any thread; what came is kept, and its `Done` says "cancelled"."""
         self._running.cancel()
@@ -111,9 +116,13 @@ class Running:
     @property
     def so_far(self) -> Done | None:
         with self._lock:
-            if self._generation is None:
-                return self.total
-            return self._generation.so_far if self.total is None else added(self.total, self._generation.so_far)
+            reply = self.reply_so_far
+            return self.total if reply is None else reply if self.total is None else added(self.total, reply)
+
+    @property
+    def reply_so_far(self) -> Done | None:
+        with self._lock:
+            return None if self._generation is None else self._generation.so_far
 
 
 @dataclass
