@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +28,7 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
     "object-src 'none'; form-action 'self'; frame-ancestors 'self'"
 )
+MAX_UPLOAD_BYTES = 64 * 2**20
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -33,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         desk = _desk(options)
-        return _serve(desk, options)
+        _serve(desk, options)
+        return 0
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -113,8 +118,16 @@ def _desk(options: argparse.Namespace) -> Desk:
     )
 
 
-def _serve(desk: Desk, options: argparse.Namespace) -> int:
+def _serve(desk: Desk, options: argparse.Namespace) -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    with tempfile.TemporaryDirectory(prefix="exaone4_mlx-") as uploads:  # files that are dropped, until the end
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        for end in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends it as Ctrl-C does: replies are kept
+            signal.signal(end, signal.default_int_handler)
+        _run(desk, options)
+
+
+def _run(desk: Desk, options: argparse.Namespace) -> None:
     from .ui import build
 
     page = build(desk)
@@ -128,10 +141,10 @@ def _serve(desk: Desk, options: argparse.Namespace) -> int:
     )
     _say(f"EXAONE is at {address} (Ctrl-C ends it)")
     try:
-        page.block_thread()
+        threading.Event().wait()
     finally:
         desk.stop_all()
-    return 0
+        page.close()
 
 
 def launch_options(host: str) -> dict[str, Any]:
@@ -141,7 +154,7 @@ def launch_options(host: str) -> dict[str, Any]:
 
     from .ui import CSS, I18N, theme
 
-    middleware = [Middleware(_Policy)]
+    middleware = [Middleware(_Guard)]
     if host in LOOPBACK:  # no other site may name this computer as its own
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK[:2], "[::1]"]))
     return {
@@ -152,14 +165,16 @@ def launch_options(host: str) -> dict[str, Any]:
         "share": False,
         "run_history": False,
         "show_error": False,
+        "max_threads": 256,  # Gradio does as many things at once: every reply that is looked at is one
+        "max_file_size": MAX_UPLOAD_BYTES,
         "favicon_path": str(Path(__file__).with_name("icon.svg")),
-        "footer_links": ["api"],
+        "footer_links": ["api", "gradio"],
         "app_kwargs": {"middleware": middleware},
     }
 
 
-class _Policy:
-    """Adds the content security policy to every answer."""
+class _Guard:
+    """Adds the content security policy to every answer, and lets no page of another site ask for anything."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -171,7 +186,17 @@ class _Policy:
                 message = {**message, "headers": [*message.get("headers", []), *headers]}
             await send(message)
 
+        if scope["type"] == "http" and _is_foreign(dict(scope["headers"])):
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": b"this page is not for other sites"})
+            return
         await self.app(scope, receive, with_policy)
+
+
+def _is_foreign(headers: dict[bytes, bytes]) -> bool:
+    """Whether a page of another site asks, as its browser says."""
+    origin = headers.get(b"origin")
+    return origin is not None and origin.split(b"://")[-1] != headers.get(b"host")
 
 
 def _data_folder() -> Path:

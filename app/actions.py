@@ -18,9 +18,9 @@ import gradio as gr
 from . import transcript
 from .desk import Desk, Tab
 from .files import read_file
-from .messages import shown, turn_at
+from .messages import shown, turn_at, typed
 from .models import memory_in_use
-from .session import View
+from .session import Busy, View
 from .settings import SAMPLING, Settings, recommended
 from .status import status_html
 from .widgets import SETTINGS, Page, labels
@@ -32,6 +32,7 @@ FRAME_SECONDS = 0.08  # between two looks at a reply
 FRAME_SHARE = 3  # times as long as a look takes, nothing is looked at
 IDLE_SECONDS = 0.25  # after which counts of seconds go on without news
 WIDE = 900  # pixels, from which on the list of conversations is open by itself
+NO_MODEL = "…"
 LISTED = 200  # conversations shown at once; a search finds the others
 
 
@@ -49,9 +50,10 @@ class Actions:
         """The page was loaded: it shows the conversation of its address, and follows a reply that is under way."""
         tab = self.desk.tab(_key(request), conversation)
         tab.words, tab.narrow = Words(chosen or browser), (width or WIDE) < WIDE
+        if chosen:
+            yield labels(self.page, tab.words)
         yield {
             self.page.left: gr.Sidebar(open=not tab.narrow),
-            **(labels(self.page, tab.words) if chosen else {}),
             **self._conversation(tab),
             **self._list(tab),
             **self._models(tab),
@@ -65,11 +67,11 @@ class Actions:
         """The page was closed, or is loaded again."""
         self.desk.leave(_key(request))
 
-    def language_chosen(self, chosen: str, browser: str, request: gr.Request) -> Update:
+    def language_chosen(self, chosen: str, browser: str, request: gr.Request) -> Iterator[Update]:
         tab = self._tab(request)
         tab.words = Words(chosen or browser)
-        return {
-            **labels(self.page, tab.words),
+        yield labels(self.page, tab.words)
+        yield {
             **self._list(tab),
             **self._frame(tab, tab.session.view()),
             self.page.chat: self._whole_chat(tab),
@@ -111,16 +113,19 @@ class Actions:
 
         def begin(settings: Settings) -> None:
             if turn is not None:
-                session.edit(turn, event.value, settings)
+                session.edit(turn, typed(event.value), settings)
 
         yield from self._turn(tab, begin, values)
 
     def undone(self, request: gr.Request) -> Update:
         tab = self._tab(request)
         try:
+            files = _files_of_last_turn(tab.session.view())
             text = tab.session.undo()
         except ValueError as error:
             return self._refused(tab, error)
+        if files:
+            gr.Info(tab.words("attach_again", names=_plain(", ".join(files))))
         return {**self._frame(tab, tab.session.view()), self.page.box: {"text": text, "files": []}}
 
     def stopped(self, request: gr.Request) -> None:
@@ -128,7 +133,8 @@ class Actions:
 
     def answered(self, event: gr.SelectData, request: gr.Request) -> None:
         """The person's word on a tool that asks."""
-        self._tab(request).session.answer(event.value == "yes")
+        word, _, call = str(event.value).partition(" ")
+        self._tab(request).session.answer(word == "yes", int(call))
 
     def files_changed(self, box: dict[str, Any], request: gr.Request) -> Update:
         """Says how large the files are that would be sent."""
@@ -152,7 +158,7 @@ class Actions:
     def thinking_switched(self, thinking: bool, temperature: float, top_p: float) -> Update:
         """The recommendation of the mode, unless something else was set."""
         if not _is_recommended(temperature, top_p, not thinking):
-            return {}
+            return {self.page.temperature: gr.skip()}
         temperature, top_p = recommended(thinking)
         return {self.page.temperature: temperature, self.page.top_p: top_p}
 
@@ -217,14 +223,14 @@ class Actions:
     def imported(self, path: str | None, request: gr.Request) -> Update:
         tab = self._tab(request)
         if path is None:
-            return {}
+            return self._nothing
         try:
             conversation = transcript.from_text(Path(path).read_bytes(), Path(path).name)
             conversation = self.desk.store.write(conversation)
             self.desk.show(tab, self.desk.session(conversation.id))
         except (OSError, ValueError) as error:
             gr.Warning(tab.words("not_imported", error=_plain(str(error))))
-            return {}
+            return self._nothing
         gr.Info(tab.words("imported", title=_plain(conversation.title)))
         return {**self._conversation(tab), **self._list(tab)}
 
@@ -241,15 +247,18 @@ class Actions:
     def model_chosen(self, path: str, context: float | None, request: gr.Request) -> Iterator[Update]:
         """Loads a model and says how far it is."""
         tab = self._tab(request)
-        words, before = tab.words, self.desk.loaded.choice.label
+        words, before = tab.words, self._model_label
         yield {self.page.load: gr.update(interactive=False)}
         try:
             for done, total in self.desk.switch(path.strip(), _whole(context)):
                 progress = words("loading", name=path, done=size_text(done), total=size_text(total))
                 yield {self.page.needs: _plain(progress)}
             told = words("loaded", name=self.desk.loaded.choice.label)
+        except Busy:
+            told = words("loading_already")
         except Exception as error:  # a damaged checkpoint can fail in many ways
-            told = words("not_loaded", error=f"{error}" or type(error).__name__, name=before)
+            key = "lost" if self._model_label == NO_MODEL else "not_loaded"
+            told = words(key, error=f"{error}" or type(error).__name__, name=before)
             gr.Warning(_plain(told))
         yield {
             self.page.needs: _plain(told),
@@ -261,7 +270,13 @@ class Actions:
 
     def _tab(self, request: gr.Request) -> Tab:
         """The tab that a request comes from; after a restart of the app, the conversation of its address."""
-        return self.desk.tab(_key(request), str(request.query_params.get("conversation", "")))
+        language = (request.headers.get("accept-language") or "").split(",")[0]
+        return self.desk.tab(_key(request), str(request.query_params.get("conversation", "")), language=language)
+
+    @property
+    def _nothing(self) -> Update:
+        """No new value. (Gradio would take an empty mapping for a value.)"""
+        return {self.page.status: gr.skip()}
 
     def _turn(
         self, tab: Tab, begin: Callable[[Settings], None], values: Sequence[Any], clears: bool = False
@@ -308,9 +323,10 @@ class Actions:
         }
 
     def _refused(self, tab: Tab, error: Exception) -> Update:
-        gr.Warning(tab.words("not_sent", error=_plain(str(error))))
+        busy = isinstance(error, Busy)
+        gr.Warning(tab.words("busy") if busy else tab.words("not_sent", error=_plain(str(error))))
         view = tab.session.view()
-        return {} if view.running else self._frame(tab, view)
+        return self._nothing if view.running else self._frame(tab, view)
 
     def _settings(self, tab: Tab, values: Sequence[Any]) -> Settings:
         """The settings as the widgets have them. Raises ValueError for one without meaning."""
@@ -333,7 +349,7 @@ class Actions:
         try:
             return self.desk.loaded.choice.label
         except ValueError:
-            return "…"
+            return NO_MODEL
 
     def _conversation(self, tab: Tab) -> Update:
         """Everything that shows a conversation: its messages, and the settings that it has."""
@@ -423,7 +439,14 @@ class Actions:
 
 
 def _key(request: gr.Request) -> str:
-    return request.session_hash or "none"
+    if not request.session_hash:
+        raise gr.Error("a request needs a session_hash", print_exception=False)
+    return request.session_hash
+
+
+def _files_of_last_turn(view: View) -> list[str]:
+    last = next((message for message in reversed(view.messages) if message["role"] == "user"), {})
+    return [str(file["name"]) for file in last.get("files") or ()]
 
 
 def _is_recommended(temperature: float, top_p: float, thinking: bool) -> bool:

@@ -1,6 +1,8 @@
-"""The endpoints for programs: `gradio_client` finds them by name, and nothing else of the page answers to it.
+"""The endpoints for programs, as `gradio_client` finds them.
 
 What is peculiar here:
+- Only these are found by name. (Actions of the page are private to it, but no secret: whoever reaches the port can
+  ask for them, too.)
 - Each client has a conversation of its own, which ends with the client and is written nowhere.
 - Nobody can be asked here: a tool runs only if the call names it.
 """
@@ -126,7 +128,9 @@ class Endpoints:
         }
 
     def _tab(self, request: gr.Request) -> Any:
-        return self.desk.tab(request.session_hash or "none", keeps=False)
+        if not request.session_hash:
+            raise gr.Error("a request needs a session_hash, which tells one client from another", print_exception=False)
+        return self.desk.tab(request.session_hash, keeps=False)
 
     def _session(self, request: gr.Request) -> Session:
         return self._tab(request).session
@@ -139,6 +143,7 @@ class Endpoints:
         tools = given.pop("tools", None) or []
         if not isinstance(tools, list) or (unknown := [name for name in tools if name not in self.desk.tool_names]):
             raise ValueError(f"tools must be a list of these names: {', '.join(self.desk.tool_names)}")
+        given = {name: value for name, value in given.items() if value is not None}
         if "system_prompt" in given:
             given["system"] = given.pop("system_prompt")
         return self.desk.settings.updated({**given, "use_tools": bool(tools), "tools": tools, "ask": False})

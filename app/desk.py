@@ -3,6 +3,8 @@
 What is peculiar here:
 - A tab is known by Gradio's session hash. A tab that is closed or loaded again leaves its turn a few seconds to be
   found again, before it is ended.
+- Open are the conversations that a tab looks at, whose reply is under way, or that could not be written. One is open
+  once at most, so that it has one history.
 - The caches of conversations that rest are bounded, in number and in bytes; the least recently used go first.
 - Locks are taken in one order: a session's, then the desk's.
 """
@@ -28,12 +30,14 @@ from .messages import Message
 from .models import Choice, Loading, choices, memory_in_use, step_size
 from .session import Busy, Session
 from .settings import Settings
-from .store import Conversation, Store
+from .store import Conversation, Store, one_line
 from .words import Words
 
 GRACE_SECONDS = 10.0  # that a turn goes on without a tab that looks at it
 MAX_CACHES = 8  # conversations at rest that keep their caches
 MAX_OPEN = 200  # conversations of clients that never say good-bye
+LOOK_SECONDS = 0.2  # between two looks at how far a model is loaded
+UNLOAD_SECONDS = 60.0  # that a model waits for its replies to end before another takes its place
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,11 @@ class Desk:
         """`settings` are those of a new conversation; `folders` is where models are looked for."""
         self.store, self.tools, self.settings = store, tuple(tools), settings or Settings()
         self._loaded: Loaded | None = loaded
+        self._used = (loaded.choice.path, loaded.fit)  # of the model that was in use last
+        self._loading: Loading | None = None
         self._folders, self._given = tuple(folders), given or loaded.choice.path
         self._tabs: dict[str, Tab] = {}
-        self._sessions: dict[str, Session] = {}  # by the conversation's id
+        self._sessions: dict[str, Session] = {}  # those that are open, by the conversation's id
         self._lock = threading.RLock()
         self._switching = threading.Lock()
 
@@ -88,7 +94,8 @@ class Desk:
     def loaded(self) -> Loaded:
         """The model in use. Raises ValueError while another takes its place and both have no room."""
         if (loaded := self._loaded) is None:
-            raise ValueError("a model is being loaded; try again when it is ready")
+            coming = "a model is being loaded; try again when it is ready"
+            raise ValueError(coming if self._switching.locked() else "no model is loaded; choose one in the settings")
         return loaded
 
     @property
@@ -101,7 +108,7 @@ class Desk:
 
     # --- tabs and conversations -----------------------------------------------
 
-    def tab(self, key: str, conversation: str = "", *, keeps: bool = True) -> Tab:
+    def tab(self, key: str, conversation: str = "", *, keeps: bool = True, language: str = "en") -> Tab:
         """The tab of a session hash. A new one opens `conversation`, if there is one, or begins another.
 
         Without `keeps` its conversations are not written to disk.
@@ -115,8 +122,11 @@ class Desk:
                 session = self.session(conversation)
         session = session or self.new_session(keeps=keeps)
         with self._lock:
-            self._bound(keeps)
-            return self._tabs.setdefault(key, Tab(session, Words("en")))
+            if (tab := self._tabs.get(key)) is None:
+                tab = self._tabs[key] = Tab(self._sessions.setdefault(session.id, session), Words(language))
+        if not keeps:
+            self._bound()
+        return tab
 
     def leave(self, key: str) -> None:
         """A tab is closed, or loaded again."""
@@ -129,30 +139,29 @@ class Desk:
         timer.start()
 
     def show(self, tab: Tab, session: Session) -> None:
-        """Lets a tab look at another conversation."""
+        """Lets a tab look at another conversation; a reply in the one before goes on, unless nobody could see it."""
         with self._lock:
-            before, tab.session = tab.session, session
+            before, tab.session = tab.session, self._sessions.setdefault(session.id, session)
             tab.files = {}
-        if before is not session and not before.running:
+        if before is not tab.session:
+            if not before.keeps:
+                before.stop()
             self._forget(before)
 
     def session(self, id: str) -> Session:
-        """The open session of a conversation, or a new one. Raises FileNotFoundError and ValueError as `Store.read`."""
-        with self._lock:
-            if (session := self._sessions.get(id)) is not None:
-                return session
-        return self._open(self.store.read(id))
+        """The session of a conversation, open once a tab shows it. Raises the errors of `Store.read`."""
+        return self._sessions.get(id) or self._made(self.store.read(id))
 
     def new_session(self, *, keeps: bool = True, settings: Settings | None = None) -> Session:
         """A conversation that begins. It is written with its first turn, unless it is not to be kept."""
         settings = settings or self.settings
-        return self._open(Conversation.new(settings=settings.as_dict()), keeps)
+        return self._made(Conversation.new(settings=settings.as_dict()), keeps)
 
-    def _open(self, conversation: Conversation, keeps: bool = True) -> Session:
+    def _made(self, conversation: Conversation, keeps: bool = True) -> Session:
         settings = self.settings.restored(conversation.settings)
         if conversation.messages and conversation.messages[0]["role"] == "system":
             settings = settings.updated({"system": conversation.messages[0]["content"]})
-        session = Session(
+        return Session(
             conversation,
             settings,
             tools=self.tools,
@@ -163,52 +172,52 @@ class Desk:
             step_size=lambda: self.loaded.step_size,
             measure=self._measure,
         )
-        with self._lock:
-            return self._sessions.setdefault(conversation.id, session)
 
     def rename(self, id: str, title: str) -> None:
         """Gives a conversation another title. Raises ValueError for an empty one."""
         session = self._sessions.get(id)
-        self.store.rename(id, title)
+        try:
+            self.store.rename(id, title)
+        except FileNotFoundError:  # it is written with its first turn
+            if session is None:
+                raise
         if session is not None:
-            written = self.store.read(id)
-            session.conversation.title, session.conversation.named = written.title, written.named
+            session.rename(one_line(title))
 
     def delete(self, id: str) -> None:
-        """Deletes a conversation for good; tabs that look at it get a new one."""
+        """Deletes a conversation for good; tabs that look at it get a new one. Raises the errors of `Store.delete`."""
+        if (session := self._sessions.get(id)) is None:
+            self.store.delete(id)
+            return
+        session.delete(lambda: self.store.delete(session.id))
         with self._lock:
-            session = self._sessions.pop(id, None)
-            if session is not None:
-                session.keeps = False
+            self._close(session.id, session)
             tabs = [tab for tab in self._tabs.values() if tab.session is session]
-        if session is not None:
-            session.stop()
-            session.join(GRACE_SECONDS)
-        self.store.delete(id)
         for tab in tabs:
             self.show(tab, self.new_session())
 
     def _write(self, session: Session) -> None:
         if not session.keeps:
             return
-        before = session.conversation.id
-        session.conversation.model = self._loaded.choice.label if self._loaded else session.conversation.model
+        before = session.id
+        if (loaded := self._loaded) is not None:
+            session.conversation.model = loaded.choice.label
         session.conversation = self.store.write(session.conversation)
-        if session.conversation.id != before:  # another program had written it
-            with self._lock:
-                self._sessions.pop(before, None)
-                self._sessions[session.conversation.id] = session
+        with self._lock:  # where another program had written the file, its copy has another id
+            self._close(before, session)
+            self._sessions.setdefault(session.id, session)
 
     def _ended(self, session: Session) -> None:
-        if not self._looked_at(session):
-            self._forget(session)
+        """A turn has ended: what was held for it goes, and what could not be written is tried again."""
+        for one in {session, *self._sessions.values()}:
+            self._forget(one)
+        if (loaded := self._loaded) is not None:
+            self._make_room(session, loaded)
 
     def _tidy(self, session: Session) -> None:
         """Ends the turn of a conversation that no tab looks at any more."""
-        if self._looked_at(session):
-            return
-        session.stop()
-        if not session.running:
+        if not self._looked_at(session):
+            session.stop()
             self._forget(session)
 
     def _looked_at(self, session: Session) -> bool:
@@ -216,20 +225,27 @@ class Desk:
             return any(tab.session is session for tab in self._tabs.values())
 
     def _forget(self, session: Session) -> None:
+        """Closes a conversation that no tab looks at, once its turn has ended and all of it is written."""
+        session.save()
         with self._lock:
-            if self._looked_at(session):
+            if self._looked_at(session) or session.running:
                 return
-            self._sessions.pop(session.id, None)
+            if session.is_saved:
+                self._close(session.id, session)
         session.release()
 
-    def _bound(self, keeps: bool) -> None:
+    def _close(self, id: str, session: Session) -> None:
+        if self._sessions.get(id) is session:
+            del self._sessions[id]
+
+    def _bound(self) -> None:
         """Lets the oldest clients of the API go, where they have become too many."""
-        if keeps:
-            return
-        clients = [key for key, tab in self._tabs.items() if not tab.session.keeps]
-        for key in clients[: max(0, len(clients) - MAX_OPEN)]:
-            if not self._tabs[key].session.running:
-                self._forget(self._tabs.pop(key).session)
+        with self._lock:
+            clients = [key for key, tab in self._tabs.items() if not tab.session.keeps]
+            oldest = [key for key in clients[: max(0, len(clients) - MAX_OPEN)] if not self._tabs[key].session.running]
+            gone = [self._tabs.pop(key).session for key in oldest]
+        for session in gone:
+            self._forget(session)
 
     def stop_all(self, timeout: float = 5.0) -> None:
         """Ends all turns under way and waits until they are written."""
@@ -247,49 +263,75 @@ class Desk:
         return choices(self._given, self._folders)
 
     def needs(self, path: str, context: int | None) -> Fit:
-        """What a model needs, before it is loaded. Errors are those of `fit`."""
+        """What a model needs, before it is loaded. Nothing is downloaded for it. Errors are those of `fit`."""
+        known = {self._given, self._used[0], *(choice.path for choice in self.models())}
+        if path not in known and not Path(path).expanduser().is_dir():
+            raise FileNotFoundError(f"there is no folder {path}; a model of the hub is downloaded with --model {path}")
         return fit(path, context=context)
 
     def switch(self, path: str, context: int | None = None) -> Iterator[tuple[int, int]]:
         """Loads another model, or gives the one in use another context; yields (bytes read, bytes in all).
 
         Where both have room, the one in use answers until the other is ready; otherwise its turns are ended first,
-        and it is loaded again if the other fails. Raises ValueError, with the old one in use.
+        and it is loaded again if the other fails. Whoever stops to look on ends nothing by that.
+        Raises `Busy`, and what `fit` and `load` raise.
         """
         if not self._switching.acquire(blocking=False):
             raise Busy("another model is being loaded")
-        try:
-            needs = self.needs(path, context)
-            old = self.loaded
-            if path == old.choice.path:
-                self._use(dataclasses.replace(old, fit=needs))
-                return
-            if memory_in_use() + needs.total_bytes > needs.memory_bytes:
-                self._unload()
-            try:
-                yield from self._load(path, needs)
-            except Exception:
-                if self._loaded is None:
-                    yield from self._load(old.choice.path, old.fit)
-                raise
-        finally:
-            self._switching.release()
+        errors: list[Exception] = []
 
-    def _load(self, path: str, needs: Fit) -> Iterator[tuple[int, int]]:
-        loading = Loading(path)
-        while not loading.wait(0.2):
-            yield loading.done, loading.total
-        model, tokenizer = loading.result()
+        def work() -> None:
+            try:
+                self._replace(path, context)
+            except Exception as error:
+                errors.append(error)
+            finally:
+                self._loading = None
+                self._switching.release()
+
+        thread = threading.Thread(target=work, name="switch", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            if (loading := self._loading) is not None:
+                yield loading.done, loading.total
+            thread.join(LOOK_SECONDS)
+        if errors:
+            raise errors.pop()
+
+    def _replace(self, path: str, context: int | None) -> None:
+        needs = self.needs(path, context)
+        if self._loaded is not None and path == self._loaded.choice.path:
+            self._use(dataclasses.replace(self._loaded, fit=needs))
+            return
+        if self._loaded is not None and memory_in_use() + needs.total_bytes > needs.memory_bytes:
+            self._unload()
+        try:
+            self._load(path, needs)
+        except Exception as error:
+            if self._loaded is not None:
+                raise
+            before, its_needs = self._used
+            try:
+                self._load(before, its_needs)
+            except Exception as again:
+                raise ValueError(f"{error}; and {before} cannot be loaded again: {again}") from error
+            raise
+
+    def _load(self, path: str, needs: Fit) -> None:
+        self._loading = Loading(path)
+        model, tokenizer = self._loading.result()
         label = next((choice.label for choice in self.models() if choice.path == path), path)
         self._use(Loaded(Choice(label, path), model, tokenizer, needs, step_size(model, tokenizer)))
 
     def _use(self, loaded: Loaded) -> None:
-        self._loaded = loaded
+        self._loaded, self._used = loaded, (loaded.choice.path, loaded.fit)
         self._release_all()
 
     def _unload(self) -> None:
-        self.stop_all()
-        self._loaded = None
+        """Ends all turns, and lets the model go."""
+        self._loaded = None  # from here on none begins
+        self._release_all()
+        self.stop_all(UNLOAD_SECONDS)
         self._release_all()
 
     def _release_all(self) -> None:
@@ -302,34 +344,35 @@ class Desk:
         """A chat for a session, on the model in use. Makes room for its caches."""
         loaded = self.loaded
         self._make_room(session, loaded)
-        chat = Chat(
+        return Chat(
             loaded.model,
             loaded.tokenizer,
             messages=session.conversation.messages,
             overflow="drop_oldest",
             context_limit=min(loaded.context, loaded.model.config.max_position_embeddings),
         )
-        chat.dropped = session.conversation.dropped
-        return chat
 
     def _measure(self, messages: Sequence[Message]) -> tuple[int, int]:
         """How many tokens messages have, and how many they may have."""
         if (loaded := self._loaded) is None:
             return 0, 0
-        spoken = any(message["role"] == "user" for message in messages)
-        ids = loaded.tokenizer.apply_chat_template(messages, add_generation_prompt=False) if spoken else []
+        ids: list[int] = []
+        if any(message["role"] == "user" for message in messages):
+            with contextlib.suppress(ValueError):  # of a file that a person wrote; said once something is sent
+                ids = loaded.tokenizer.apply_chat_template(messages, add_generation_prompt=False)
         return len(ids), loaded.context
 
     def _make_room(self, session: Session, loaded: Loaded) -> None:
         resting = sorted(self._sessions.values(), key=lambda other: other.used, reverse=True)
         needs = loaded.fit
         row = needs.global_cache_bytes / max(needs.context, 1)
-        room = (needs.memory_bytes - needs.weights_bytes) / 2 - needs.local_window_bytes
+        local = needs.local_window_bytes + needs.local_reserve_bytes
+        room = (needs.memory_bytes - needs.weights_bytes) / 2 - row * session.context_tokens - local
         kept = 1
         for other in resting:
             if other is session or other.running or not other.has_caches:
                 continue
-            room -= row * other.context_tokens + needs.local_window_bytes
+            room -= row * other.context_tokens + local
             kept += 1
             if kept > MAX_CACHES or room < 0:
                 other.release(wait=False)

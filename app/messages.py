@@ -4,14 +4,19 @@ What is peculiar here:
 - Only this direction exists. Gradio sends its list back with the panels of thoughts and tools in it, and none of
   that may enter a prompt: the conversation itself stays on the server.
 - A reply under way has the form of finished messages, so that nothing jumps when it ends.
-- Text is shown as Markdown, but HTML in it as it is written, and pictures from elsewhere as links.
+- Text is shown as Markdown, but HTML in it as it is written, and pictures from elsewhere as links. Only code cannot
+  be escaped, and must not be, so it has to be clear to every parser of Markdown what is code: where that depends on
+  the lines around, they are set straight, and a pair of backticks that may be none is no code.
+- What was escaped comes back into view when a person edits a message: `typed` is the way back.
 """
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from exaone4_mlx import Answer, Thinking, ToolCall, ToolResult
@@ -23,11 +28,22 @@ ENDS = {"cancelled": "was_stopped", "length": "was_cut", "repetition": "was_loop
 SHORT, LONG = 60, 20_000  # characters of a value in a title, and in a panel
 FILE_PREVIEW = 2_000
 
-#: What is code and stays as it is: a fenced block, also one that is still open, or a span in backticks.
-CODE = re.compile(r"^ {0,3}(?P<fence>`{3,}|~{3,})[^\n]*(?:\n(?:.*\n)*? {0,3}(?P=fence)[`~]*[ \t]*$|[\s\S]*\Z)"
-                  r"|(?<!`)(?P<ticks>`+)(?!`)[^\n]*?(?<!`)(?P=ticks)(?!`)", re.MULTILINE)  # fmt: skip
+#: The first line of a code block: what stands before it (the marks of list items, say), the fence, the language.
+FENCE = re.compile(r"([ \t]*(?:(?:[-+*]|[0-9]{1,9}[.)])[ \t]+)*(?:\[[ xX]\][ \t]+)?)(`{3,}(?=[^`]*$)|~{3,})(.*)")
+#: The line below the head of a table.
+TABLE = re.compile(r"^(?=.*-)(?=.*[|:])[ \t>|:-]+$", re.MULTILINE)
+#: Where a span of code may begin, and in what Gradio's parser (marked) sees none: an address, and behind a tilde.
+SPAN = re.compile(r"\\[!-/:-@[-`{-~]|((?i:https?://|ftp://|www\.)\S*|~`|\]\(\s*<[^>]*)|(`+)")
+MARK = re.compile(
+    r"\\?(?:<(?=[A-Za-z/!?])|&(?=#[0-9]{1,7};|#[xX][0-9a-fA-F]{1,6};|[A-Za-z][A-Za-z0-9]*;)|!(?=\[))|(\\[!-/:-@[-`{-~])"
+)
+ESCAPED = re.compile(r"(\\[!-/:-@[-`{-~])|&lt;|&amp;|&#33;(?=\[)")
+ENTITIES = {"<": "&lt;", "&": "&amp;", "!": "&#33;"}
+CHARACTERS = {entity: character for character, entity in ENTITIES.items()}
 #: `$x$` as pandoc reads it: nothing blank inside at the ends, no digit behind.
 DOLLARS = re.compile(r"(?<![\\$])\$(?![\s$])([^$\n]*?[^\s$\\])\$(?![\d$])")
+HALF = re.compile("[\ud800-\udfff]")  # of a character, which cannot be sent to a browser
+NESTED = 10  # quotes inside one another in which code is looked for
 
 
 class Counts(Protocol):
@@ -64,10 +80,12 @@ class LiveReply:
         if counts is None or not self._messages or self._messages[-1]["role"] != "assistant":
             return
         tokens, seconds = self._before
-        self._messages[-1]["stats"] = {
+        new = {
             "thinking_tokens": counts.thinking_tokens - tokens,
             "thinking_seconds": counts.thinking_seconds - seconds,
         }
+        if new["thinking_tokens"] >= self._messages[-1].get("stats", new)["thinking_tokens"]:
+            self._messages[-1]["stats"] = new  # between two rounds those of the last one are not added yet
 
     @property
     def messages(self) -> list[Message]:
@@ -84,26 +102,23 @@ class LiveReply:
         return self._messages[-1]
 
 
-def shown(
-    messages: Sequence[Message], words: Words, coming: Sequence[Message] = (), asking: bool = False
-) -> list[Message]:
+def shown(messages: Sequence[Message], words: Words, coming: Sequence[Message] = (), asking: int = 0) -> list[Message]:
     """A conversation as a value of `gr.Chatbot`: its messages, and those `coming` of a reply under way.
 
-    With `asking` the last call waits for the user's word.
+    `asking` is the number of a call, the last one, that waits for the user's word. Whatever a file says that `Store`
+    reads can be shown.
     """
     result: list[Message] = []
     everything = [*messages, *coming]
     for index, message in enumerate(everything):
-        under_way = index >= len(messages)
         if message["role"] == "user":
             result += _user(message, words)
         elif message["role"] == "assistant":
-            results = _results(everything, index)
-            last = index + len(results) == len(everything) - 1
-            result += _reply(message, results, f"{index}", words, under_way and last)
+            result += _reply(message, _results(everything, index), f"{index}", words, index >= len(messages))
     if asking:
-        options = [{"value": "yes", "label": words("allow")}, {"value": "no", "label": words("deny")}]
-        result.append({"role": "assistant", "content": words("waits_for_you"), "options": options})
+        choices = (("yes", "allow"), ("no", "deny"))
+        options = [{"value": f"{value} {asking:d}", "label": words(key)} for value, key in choices]
+        result.append({**_text("assistant", words("waits_for_you")), "options": options})
     return result
 
 
@@ -116,11 +131,12 @@ def turn_at(shown_messages: Sequence[Mapping[str, Any]], index: int) -> int | No
 
 def inert(text: str) -> str:
     """Markdown whose HTML is shown as it is written, and whose pictures are links. Code stays as it is."""
-    parts, end = [], 0
-    for code in CODE.finditer(text):
-        parts += [_escaped(text[end : code.start()]), code[0]]
-        end = code.end()
-    return "".join([*parts, _escaped(text[end:])])
+    return _outside_code(text, _escaped)
+
+
+def typed(text: str) -> str:
+    """What a person meant with a text that was shown by `inert`, and edited then."""
+    return _outside_code(text, _unescaped)
 
 
 def call_text(name: str, arguments: Any) -> str:
@@ -129,63 +145,66 @@ def call_text(name: str, arguments: Any) -> str:
         inside = ", ".join(f"{key}={_line(value)}" for key, value in arguments.items())
     else:
         inside = "" if arguments is None else _line(arguments)
-    return f"{name}({_short(inside)})"
+    return f"{_short(name)}({_short(inside)})"
 
 
 def _user(message: Message, words: Words) -> Iterator[Message]:
-    for file in message.get("files") or ():
-        title = words("attached", name=file["name"], tokens=f"{file['tokens']:,}")
+    for file in _objects(message.get("files")):
+        title = words("attached", name=_code(str(file.get("name"))), tokens=f"{_number(file.get('tokens')):,}")
         text = str(file.get("text", ""))
         more = len(text) - FILE_PREVIEW
         rest = f"\n\n{words('more', count=f'{more:,}')}" if more > 0 else ""
         yield _panel(title, _fenced(text[:FILE_PREVIEW], "") + rest, role="user")
-    yield {"role": "user", "content": inert(str(message.get("text", message["content"])))}
+    yield _text("user", inert(str(message.get("text", message["content"]))))
 
 
 def _reply(message: Message, results: Sequence[Message], key: str, words: Words, under_way: bool) -> Iterator[Message]:
-    answer, calls = str(message.get("content") or ""), message.get("tool_calls") or ()
+    answer, calls = str(message.get("content") or "").strip(), _objects(message.get("tool_calls"))
     if thought := message.get("reasoning_content"):
-        growing = under_way and not answer.strip() and not calls
-        title = _thought_title(message.get("stats") or {}, growing, words)
-        yield _panel(title, inert(str(thought).strip("\n")), status="pending" if growing else "done")
-    if answer.strip():
-        yield {"role": "assistant", "content": inert(answer)}
+        growing = under_way and not answer and not calls
+        title = _thought_title(message.get("stats"), growing, words)
+        yield _panel(title, inert(str(thought).strip()), status="pending" if growing else "done")
+    if answer:
+        yield _text("assistant", inert(answer))
     for number, call in enumerate(calls):
         result = results[number] if number < len(results) else None
         yield from _call(call.get("function", call), result, f"{key}-{number}", words, under_way)
     if (end := ENDS.get(str(message.get("finish_reason")))) is not None:
-        yield {"role": "assistant", "content": f"*{words(end)}*"}
+        yield _text("assistant", f"*{words(end)}*")
 
 
-def _thought_title(stats: Mapping[str, Any], growing: bool, words: Words) -> str:
-    tokens = stats.get("thinking_tokens")
-    if not tokens:
+def _thought_title(stats: Any, growing: bool, words: Words) -> str:
+    stats = stats if isinstance(stats, Mapping) else {}
+    if not (tokens := _number(stats.get("thinking_tokens"))):
         return words("thinking_now" if growing else "thought")
-    seconds = words.seconds(stats.get("thinking_seconds", 0.0))
+    seconds = words.seconds(_number(stats.get("thinking_seconds")))
     begin = f"{words('thinking_now')} · {seconds}" if growing else words("thought_for", seconds=seconds)
     return f"{begin} · {words('tokens', count=f'{tokens:,}')}"
 
 
-def _call(
-    call: Mapping[str, Any], result: Message | None, key: str, words: Words, under_way: bool
-) -> Iterator[Message]:
+def _call(call: Any, result: Message | None, key: str, words: Words, under_way: bool) -> Iterator[Message]:
     """A call as a panel, and what came of it as a panel inside."""
-    title = call_text(call["name"], call.get("arguments"))
-    arguments = _fenced(_pretty(call.get("arguments")), "json")
+    name, given = (str(call.get("name")), call.get("arguments")) if isinstance(call, Mapping) else (str(call), None)
+    title, arguments = _code(call_text(name, given)), "" if given is None else _fenced(_pretty(given), "json")
     if result is None:
         yield _panel(title, arguments, id=key, status="pending" if under_way else "done")
         return
     content = result.get("content")
     failed = bool(result.get("failed"))
     outcome = content.get("error", content) if failed and isinstance(content, Mapping) else content
-    told = f"{words('failed')}: {_short(_line(outcome))}" if failed else _short(_line(outcome))
-    more: Message = {"duration": round(result["seconds"], 2)} if result.get("seconds") else {}
-    yield _panel(f"{title} → {told}", arguments, id=key, **more)
+    told = _code(_short(_line(outcome)))
+    more: Message = {"duration": round(seconds, 2)} if (seconds := _number(result.get("seconds"))) else {}
+    yield _panel(f"{title} → {words('failed')}: {told}" if failed else f"{title} → {told}", arguments, id=key, **more)
     yield _panel(words("failed" if failed else "result"), _fenced(_pretty(outcome), "json"), parent_id=key)
 
 
 def _panel(title: str, content: str, role: str = "assistant", **metadata: Any) -> Message:
-    return {"role": role, "content": content, "metadata": {"title": title, "status": "done", **metadata}}
+    return {**_text(role, content), "metadata": {"title": title, "status": "done", **metadata}}
+
+
+def _text(role: str, text: str) -> Message:
+    """A message; its text in this form is not indented anew, as Gradio does with a string."""
+    return {"role": role, "content": {"type": "text", "text": HALF.sub("\ufffd", text)}}
 
 
 def _results(messages: Sequence[Message], index: int) -> list[Message]:
@@ -206,15 +225,126 @@ def _is_turn(message: Mapping[str, Any]) -> bool:
     return message["role"] == "user" and not (message.get("metadata") or {}).get("title")
 
 
+@dataclass
+class _Block:
+    """An open code block: its fence, the column where it stands, and how far its lines are moved to stand there."""
+
+    fence: str
+    column: int
+    moved: int | None = None
+
+    def ends_with(self, line: str) -> bool:
+        bare = line.strip(" \t")
+        return bare.startswith(self.fence) and not bare.strip("`~") and _indent(line) <= self.column + 3
+
+    def line(self, line: str) -> str:
+        """A line as it stands in the block: a list item would end where it is indented less."""
+        if not self.column or not (bare := line.lstrip(" \t")):
+            return line
+        if self.moved is None:
+            self.moved = max(0, self.column - _indent(line))
+        return " " * max(self.column, self.moved + _indent(line)) + bare
+
+
+def _outside_code(text: str, change: Callable[[str], str], depth: int = 0) -> str:
+    """Markdown with all changed that is not code."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    has_table = TABLE.search(text) is not None
+    result: list[str] = []
+    block: _Block | None = None
+    waits = False  # whether an earlier backtick may be the begin of a span that ends here
+    at = 0
+    while at < len(lines):
+        line, at = lines[at], at + 1
+        if block is not None:
+            ends = block.ends_with(line)
+            result.append(" " * block.column + block.fence if ends else block.line(line))
+            block = None if ends else block
+            continue
+        line = line.replace("```mermaid", "``` mermaid")  # or Gradio would draw it, unescaped
+        if begin := FENCE.fullmatch(line):
+            before, fence, language = begin[1].expandtabs(4), begin[2], begin[3]
+            block, waits = _Block(fence, len(before)), False
+            last = result[-1].strip() if result else ""
+            if last and (before.strip() or len(before) > 3 or last.endswith(":") or at == len(lines)):
+                result.append("")  # or a paragraph could go on here, or the definition of a link
+            result.append(f"{before}{fence}{language}")
+        elif line.startswith(">") and depth < NESTED:
+            end = next((i for i in range(at, len(lines)) if not lines[i].startswith(">")), len(lines))
+            quoted = [quote[1:].removeprefix(" ") for quote in lines[at - 1 : end]]
+            result += [""] * bool(result and result[-1].strip())  # what is above goes on in it otherwise
+            result += [f"> {inner}" for inner in _outside_code("\n".join(quoted), change, depth + 1).split("\n")]
+            waits, at = any("`" in quote for quote in quoted), end
+        elif waits:
+            waits = bool(line.strip(" \t"))
+            result.append(change(line))
+        else:
+            line, waits = _outside_spans(line, change, has_table)
+            result.append(line)
+    return "\n".join(result)
+
+
+def _outside_spans(line: str, change: Callable[[str], str], has_table: bool) -> tuple[str, bool]:
+    """A line with all changed but its spans of code; and whether one may be open at its end."""
+    runs: dict[int, list[int]] = {}  # of backticks: length -> where
+    for run in re.finditer("`+", line):
+        runs.setdefault(len(run[0]), []).append(run.start())
+    parts: list[str] = []
+    bracket = line.find("[")
+    end = at = 0
+    while runs and (found := SPAN.search(line, at)):
+        at = found.end()
+        address, ticks = found[1], found[2]
+        if not ticks:
+            if address and "`" in address:
+                return "".join([*parts, change(line[end:])]), True
+            continue
+        closing = runs.get(len(ticks), [])
+        number = bisect.bisect_left(closing, at)
+        if number == len(closing):
+            return "".join([*parts, change(line[end:])]), True
+        close = closing[number] + len(ticks)
+        if (0 <= bracket < at and "](" in line[at:close]) or (has_table and "|" in line[at:close]):
+            return change(line), True  # links and cells come before code
+        parts += [change(line[end : found.start()]), line[found.start() : close]]
+        end = at = close
+    return "".join([*parts, change(line[end:])]), False
+
+
 def _escaped(text: str) -> str:
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("![", "&#33;[")
+    text = MARK.sub(lambda mark: mark[1] or ENTITIES[mark[0][-1]], text)
     return DOLLARS.sub(lambda math: rf"\({math[1]}\)", text)
+
+
+def _unescaped(text: str) -> str:
+    return ESCAPED.sub(lambda mark: mark[1] or CHARACTERS[mark[0]], text)
+
+
+def _indent(line: str) -> int:
+    return len(line[: len(line) - len(line.lstrip(" \t"))].expandtabs(4))
 
 
 def _fenced(text: str, language: str) -> str:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text[:LONG]}\n{fence}" if text else ""
+    text = text if len(text) <= LONG else f"{text[:LONG]}…"
+    return f"{fence}{language}\n{text}\n{fence}" if text else ""
+
+
+def _code(text: str) -> str:
+    """A line as a span of code: in a title, too, Markdown would have a meaning."""
+    text = HALF.sub("\ufffd", " ".join(text.split()))
+    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{ticks} {text} {ticks}" if "`" in text else f"{ticks}{text}{ticks}"
+
+
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, (list, tuple)) else []
+
+
+def _number(value: Any) -> Any:
+    """A count or seconds; 0 for what is none."""
+    return value if isinstance(value, (int, float)) and 0 < value < 1e12 else 0
 
 
 def _pretty(value: Any) -> str:

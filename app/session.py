@@ -40,7 +40,7 @@ class View:
     messages: list[Message]
     coming: list[Message] = field(default_factory=list)
     running: bool = False
-    asking: bool = False
+    asking: int = 0  # the number of the call that waits for the user's word; 0 for none
     place: int = 0  # how many replies come before this one
     reading: tuple[int, int] | None = None  # prompt tokens read, of how many
     reading_left: float | None = None  # seconds
@@ -64,7 +64,8 @@ class Work:
         self.first_token_seconds: float | None = None
         self.reading: tuple[int, int] | None = None
         self.reading_began: tuple[float, int] | None = None
-        self.asking = self.stopped = False
+        self.stopped = False
+        self.asked = self.asking = 0  # how many calls were asked about, and which of them waits
         self.allowed: bool | None = None
         self.lets_go = False  # of the caches, at its end
         self.saved = self.started
@@ -206,10 +207,13 @@ class Session:
                 work.turn.cancel()
                 self._touch()
 
-    def answer(self, allowed: bool) -> None:
-        """The user's word on the call that waits for it."""
+    def answer(self, allowed: bool, call: int | None = None) -> None:
+        """The user's word on the call of this number, or on that which waits.
+
+        A second click, meant for the call before, must not allow this one: the page gives the number.
+        """
         with self._lock:
-            if (work := self._work) is not None and work.asking:
+            if (work := self._work) is not None and work.asking and call in (None, work.asking):
                 work.allowed = allowed
                 self._touch()
 
@@ -303,7 +307,9 @@ class Session:
         if self._chat is not None:
             return self._chat.context_tokens, self._chat.context_limit
         if self._context is None:
-            self._context = self._measure(self.conversation.messages)
+            messages, dropped = self.conversation.messages, self.conversation.dropped
+            system = [message for message in messages[:1] if message["role"] == "system"]
+            self._context = self._measure([*system, *messages[len(system) + dropped :]])
         return self._context
 
     def _ready(self, settings: Settings) -> Chat:
@@ -379,10 +385,11 @@ class Session:
         with self._changed:
             if (work := self._work) is None:
                 return False
-            work.asking, work.allowed = True, None
+            work.asked += 1
+            work.asking, work.allowed = work.asked, None
             self._touch()
             self._changed.wait_for(lambda: work.word is not None)
-            work.asking = False
+            work.asking = 0
             self._touch()
             return work.word is True
 

@@ -8,6 +8,7 @@ What is peculiar here:
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from exaone4_mlx import Sampling
 
 SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling) if field.name != "logit_bias")
+WHOLE = ("max_tokens", "thinking_budget", "top_k", "seed")
 MAX_TOKENS = 8192
 
 
@@ -45,25 +47,25 @@ class Settings:
         return {**vars(self), **{name: getattr(sampling, name) for name in SAMPLING}}
 
     def updated(self, values: Mapping[str, Any]) -> Settings:
-        """These settings with the `values` of widgets or a file. Raises ValueError for one without meaning."""
-        known = {field.name for field in dataclasses.fields(self)}
-        settings = {name: value for name, value in values.items() if name in known and name != "sampling"}
-        sampling: Any = values.get("sampling")
-        sampling = dict(sampling) if isinstance(sampling, Mapping) else {}
-        sampling |= {name: values[name] for name in SAMPLING if name in values}
-        whole = ("top_k", "seed", "max_tokens", "thinking_budget")
-        for group in (settings, sampling):
-            group.update({name: _whole(name, group[name]) for name in whole if group.get(name) is not None})
+        """These settings with some of their `values()` changed. Raises ValueError for one without meaning."""
+        own = {field.name for field in dataclasses.fields(self)} - {"sampling"}
+        if unknown := sorted(set(values) - own - set(SAMPLING)):
+            raise ValueError(f"there is no setting {unknown[0]!r}")
+        given: dict[str, Any] = {
+            name: _whole(name, value) if name in WHOLE else value for name, value in values.items()
+        }
+        if "tools" in given:
+            given["tools"] = _names(given["tools"])
         made = dataclasses.replace(
             self,
-            **{**settings, "tools": _names(settings.get("tools", self.tools))},
-            sampling=dataclasses.replace(self.sampling, **{k: v for k, v in sampling.items() if k in SAMPLING}),
+            **{name: value for name, value in given.items() if name in own},
+            sampling=dataclasses.replace(self.sampling, **{k: v for k, v in given.items() if k in SAMPLING}),
         )
         if not isinstance(made.system, str):
             raise ValueError("the system prompt must be a text")
         for name in ("thinking", "use_tools", "ask"):
             if not isinstance(getattr(made, name), bool):
-                raise ValueError(f"{name} must be true or false, not {getattr(made, name)!r}")
+                raise ValueError(f"{name} must be true or false, not {reprlib.repr(getattr(made, name))}")
         if made.max_tokens < 1 or made.thinking_budget < 0:
             raise ValueError("max_tokens must be at least 1, and thinking_budget at least 0")
         return made
@@ -78,7 +80,7 @@ class Settings:
         for name, value in flat.items():
             try:
                 settings = settings.updated({name: value})
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, ArithmeticError):
                 continue
         return settings
 
@@ -97,9 +99,12 @@ def recommended(thinking: bool) -> tuple[float, float]:
     return sampling.temperature, sampling.top_p
 
 
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
-        raise ValueError(f"{name} must be a whole number, not {value!r}")
+def _whole(name: str, value: Any) -> int | None:
+    if value is None and name == "seed":
+        return None
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole or abs(value) >= (2**64 if name == "seed" else 2**53):
+        raise ValueError(f"{name} must be a whole number, not {reprlib.repr(value)}")
     return int(value)
 
 
@@ -107,5 +112,5 @@ def _names(value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"tools must be a list of names, not {value!r}")
+        raise ValueError(f"tools must be a list of names, not {reprlib.repr(value)}")
     return tuple(value)

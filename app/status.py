@@ -11,10 +11,10 @@ NEARLY_FULL = 0.8  # of the context
 
 
 def status_html(view: View, words: Words, model: str, memory_bytes: int) -> str:
-    """The state of a reply, or the counts of the last one; the context; memory in use; a warning near the limit."""
+    """The state of a reply, or the counts of the last one; the context; memory in use; what a person has to know."""
     parts = [*_state(view, words), words("memory", size=size_text(memory_bytes)), model]
     line = " · ".join(escape(part) for part in parts)
-    return f'<div class="status" role="status">{line}{_meter(view, words)}{_warning(view, words)}</div>'
+    return f'<div class="status" role="status">{line}{_meter(view, words)}{_warnings(view, words)}</div>'
 
 
 def _state(view: View, words: Words) -> list[str]:
@@ -57,11 +57,12 @@ def _meter(view: View, words: Words) -> str:
     )
 
 
-def _warning(view: View, words: Words) -> str:
+def _warnings(view: View, words: Words) -> str:
+    texts = []
+    if view.unsaved:
+        texts.append(words("not_saved", error=view.unsaved))
     if view.dropped:
-        text = words("dropped", count=view.dropped)
+        texts.append(words("dropped", count=view.dropped))
     elif view.context_limit and view.context_tokens > NEARLY_FULL * view.context_limit:
-        text = words("nearly_full")
-    else:
-        return ""
-    return f'<div class="warning">{escape(text)}</div>'
+        texts.append(words("nearly_full"))
+    return "".join(f'<div class="warning">{escape(text)}</div>' for text in texts)

@@ -9,7 +9,6 @@ import gradio as gr
 from .actions import Actions
 from .api import add_endpoints
 from .desk import Desk
-from .files import ACCEPTED
 from .settings import MAX_TOKENS, recommended
 from .widgets import TEXTS, THEMES, Page
 from .words import LANGUAGES, WORDS, translations
@@ -46,12 +45,13 @@ LATEX: list[dict[str, str | bool]] = [
     {"left": r"\[", "right": r"\]", "display": True},
     {"left": r"\(", "right": r"\)", "display": False},
 ]
-I18N = gr.I18n(**translations())
+#: Our texts, and one of Gradio's own: the bin above the chat deletes nothing.
+I18N = gr.I18n(**{code: {**texts, "chatbot.clear": texts["new_chat"]} for code, texts in translations().items()})
 
 
 def build(desk: Desk) -> gr.Blocks:
     """The page. `launch` it with `i18n=I18N` and what `__main__.launch_options` says."""
-    with gr.Blocks(analytics_enabled=False, title="EXAONE", fill_height=True) as page:
+    with gr.Blocks(analytics_enabled=False, title="EXAONE", fill_height=True, delete_cache=(3600, 86400)) as page:
         widgets = {**_conversations(), **_settings(desk), **_chat(desk), **_unseen()}
         _connect(page, Page(**widgets), desk)
         add_endpoints(desk)
@@ -69,7 +69,9 @@ def _conversations() -> dict[str, Any]:
     with gr.Sidebar(width=300, open=False) as made["left"]:
         made["new_chat"] = gr.Button(**_text("new_chat"), variant="primary", size="md", elem_id="new-chat")
         made["search"] = gr.Textbox(**_text("search"), show_label=False, container=False, elem_id="search")
-        made["listed"] = gr.Radio([], show_label=False, container=False, visible=False, elem_id="conversations")
+        made["listed"] = gr.Radio(
+            [], **_text("listed"), show_label=False, container=False, visible=False, elem_id="conversations"
+        )
         made["list_hint"] = gr.Markdown(visible=False, elem_id="list-hint")
         with gr.Accordion(**_text("manage"), open=False, elem_id="manage") as made["manage"]:
             made["title"] = gr.Textbox(**_text("title"), max_lines=1, elem_id="conversation-title")
@@ -112,20 +114,20 @@ def _chat(desk: Desk) -> dict[str, Any]:
         container=False,
         autofocus=True,
         file_count="multiple",
-        file_types=list(ACCEPTED),
         max_plain_text_length=10_000_000,  # what is pasted stays text
         max_lines=12,
         elem_id="box",
     )
     with gr.Row(elem_id="switches"):
         settings = desk.settings
+        small: dict[str, Any] = {"scale": 0, "min_width": 80}
         made["thinking"] = gr.Checkbox(
-            settings.thinking, **_text("thinking"), container=False, min_width=100, elem_id="thinking"
+            settings.thinking, **_text("thinking"), container=False, elem_id="thinking", **small
         )
         made["use_tools"] = gr.Checkbox(
-            settings.use_tools, **_text("use_tools"), container=False, min_width=100, elem_id="use-tools"
+            settings.use_tools, **_text("use_tools"), container=False, elem_id="use-tools", **small
         )
-        made["open_settings"] = gr.Button(**_text("open_settings"), size="md", min_width=100, elem_id="open-settings")
+        made["open_settings"] = gr.Button(**_text("open_settings"), size="md", elem_id="open-settings", **small)
     return made
 
 
@@ -135,21 +137,21 @@ def _settings(desk: Desk) -> dict[str, Any]:
     temperature, top_p = recommended(settings.thinking)
     made: dict[str, Any] = {}
     with gr.Sidebar(position="right", open=False, width=340) as made["right"]:
-        made["heading"] = gr.Markdown(**_text("heading"))
+        made["heading"] = gr.Markdown(**_text("heading"), elem_id="settings-heading")
         made["system"] = gr.Textbox(settings.system, **_text("system"), lines=3, max_lines=8, elem_id="system")
-        made["thinking_budget"] = gr.Slider(0, 4096, settings.thinking_budget, step=32, **_text("thinking_budget"))
+        made["thinking_budget"] = _slider("thinking_budget", 0, 4096, settings.thinking_budget, 32)
         made["tools"] = gr.CheckboxGroup(names, value=names, **_text("tools"), elem_id="tools")
         made["ask"] = gr.Checkbox(settings.ask, **_text("ask"), elem_id="ask")
-        made["max_tokens"] = gr.Slider(16, 4 * MAX_TOKENS, settings.max_tokens, step=16, **_text("max_tokens"))
-        with gr.Accordion(**_text("sampling"), open=False) as made["sampling"]:
+        made["max_tokens"] = _slider("max_tokens", 16, 4 * MAX_TOKENS, settings.max_tokens, 16)
+        with gr.Accordion(**_text("sampling"), open=False, elem_id="sampling") as made["sampling"]:
             made["sampling_hint"] = gr.Markdown(**_text("sampling_hint"))
-            made["temperature"] = gr.Slider(0, 2, temperature, step=0.05, **_text("temperature"), elem_id="temperature")
-            made["top_p"] = gr.Slider(0.05, 1, top_p, step=0.05, **_text("top_p"))
-            made["top_k"] = gr.Slider(0, 200, 0, step=1, **_text("top_k"))
-            made["min_p"] = gr.Slider(0, 1, 0, step=0.01, **_text("min_p"))
-            made["presence_penalty"] = gr.Slider(-2, 2, 0, step=0.1, **_text("presence_penalty"))
-            made["frequency_penalty"] = gr.Slider(-2, 2, 0, step=0.1, **_text("frequency_penalty"))
-            made["repetition_penalty"] = gr.Slider(0.5, 2, 1, step=0.05, **_text("repetition_penalty"))
+            made["temperature"] = _slider("temperature", 0, 2, temperature, 0.05)
+            made["top_p"] = _slider("top_p", 0.05, 1, top_p, 0.05)
+            made["top_k"] = _slider("top_k", 0, 200, 0, 1)
+            made["min_p"] = _slider("min_p", 0, 1, 0, 0.01)
+            made["presence_penalty"] = _slider("presence_penalty", -2, 2, 0, 0.1)
+            made["frequency_penalty"] = _slider("frequency_penalty", -2, 2, 0, 0.1)
+            made["repetition_penalty"] = _slider("repetition_penalty", 0.5, 2, 1, 0.05)
             made["seed"] = gr.Number(None, precision=0, minimum=0, **_text("seed"), elem_id="seed")
             made["reset"] = gr.Button(**_text("reset"), size="sm", elem_id="reset")
         made["model"] = gr.Dropdown([], allow_custom_value=True, **_text("model"), elem_id="model")
@@ -161,6 +163,11 @@ def _settings(desk: Desk) -> dict[str, Any]:
         languages = [(WORDS["automatic"][0], ""), *((name, code) for code, name in LANGUAGES.items())]
         made["language"] = gr.Dropdown(languages, value="", **_text("language"), elem_id="language")
     return made
+
+
+def _slider(name: str, lowest: float, highest: float, value: float, step: float) -> gr.Slider:
+    id = name.replace("_", "-")
+    return gr.Slider(lowest, highest, value, step=step, **_text(name), buttons=[], elem_id=id)
 
 
 def _unseen() -> dict[str, Any]:
@@ -208,7 +215,7 @@ def _connect(blocks: gr.Blocks, page: Page, desk: Desk) -> None:
     page.open_settings.click(do.settings_opened, None, [page.right], **event)
     page.new_chat.click(do.new_chat, values, page.all, **event)
     page.listed.input(do.chosen, [page.listed], page.all, **event)
-    page.search.input(do.searched, [page.search], page.all, trigger_mode="always_last", **event)
+    page.search.change(do.searched, [page.search], page.all, trigger_mode="always_last", **event)
     gr.on([page.rename.click, page.title.submit], do.renamed, [page.title, page.search], page.all, **event)
     page.delete.click(do.delete_asked, None, page.all, **event)
     page.delete_keep.click(do.delete_kept, None, page.all, **event)
@@ -230,13 +237,44 @@ def _connect(blocks: gr.Blocks, page: Page, desk: Desk) -> None:
 
 
 CSS = """
-#conversations label { width: 100% }
-#status .context { display: block; opacity: 0.8 }
-#status meter { width: 10em; vertical-align: middle }
-#status .warning { font-weight: 600 }
+#chat { contain: paint }
+#conversations { max-height: 50vh; overflow-y: auto }
+#conversations label { width: 100%; border-color: transparent; background: none; box-shadow: none }
+#conversations label:hover { background: var(--background-fill-primary) }
+#conversations label:has(:checked) { background: var(--color-accent-soft); font-weight: 600 }
+#conversations label:has(:focus-visible) { outline: 2px solid var(--color-accent); outline-offset: -2px }
+#conversations input { position: absolute; opacity: 0 }
+#conversations span { margin: 0; overflow-wrap: anywhere; display: -webkit-box; -webkit-box-orient: vertical;
+    -webkit-line-clamp: 2; overflow: hidden }
+#status .status { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 2em;
+    font-size: var(--text-sm) }
+#status, #attached { margin-block: -6px }
+#status meter { width: 7em; vertical-align: middle }
+#status .warning { flex-basis: 100%; font-weight: 600 }
+#attached p { font-size: var(--text-sm) }
+#switches { align-items: center }
+#thinking, #use-tools { flex: none; width: auto; margin: 0 }
+#open-settings { margin-left: auto }
+footer > div:last-child { display: none }
+#settings-heading p { font-size: var(--text-xl); font-weight: 600 }
 """
 
 
 def theme() -> gr.Theme:
     """Quiet colours, and Gradio's own fonts, which come with it."""
-    return gr.themes.Default(primary_hue="rose", neutral_hue="slate")
+    weights = (400, 700)  # its file for 600 holds no Latin letters (6.31)
+    made = gr.themes.Default(
+        primary_hue="rose",
+        neutral_hue="slate",
+        font=(gr.themes.LocalFont("Source Sans Pro", weights), "ui-sans-serif", "system-ui", "sans-serif"),
+        font_mono=(gr.themes.LocalFont("IBM Plex Mono", weights), "ui-monospace", "monospace"),
+    )
+    return made.set(  # hints and the button as dark as reading needs (4.5:1 against what is behind)
+        block_info_text_color="*neutral_500",
+        checkbox_border_color="*neutral_400",
+        checkbox_border_color_dark="*neutral_500",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+    )

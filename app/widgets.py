@@ -92,12 +92,13 @@ class Page:
 
 #: widget -> what of it -> the key of its text
 TEXTS = {
-    "box": {"placeholder": "say"},
+    "box": {"placeholder": "say", "label": "say"},
     "thinking": {"label": "think"},
     "use_tools": {"label": "use_tools"},
     "open_settings": {"value": "settings"},
     "new_chat": {"value": "new_chat"},
-    "search": {"placeholder": "search"},
+    "search": {"placeholder": "search", "label": "search"},
+    "listed": {"label": "conversations"},
     "manage": {"label": "manage"},
     "title": {"label": "title"},
     "rename": {"value": "rename"},

@@ -19,20 +19,20 @@ WORDS = {
     "none_found": ("None found.", "찾은 대화가 없습니다.", "No se encontró ninguna."),
     "none_yet": (
         "Your conversations will be listed here.",
-        "나눈 대화가 여기에 표시됩니다.",
+        "대화를 나누면 여기에 표시됩니다.",
         "Aquí aparecerán tus conversaciones.",
     ),
     "manage": ("This conversation", "이 대화", "Esta conversación"),
     "title": ("Title", "제목", "Título"),
     "rename": ("Rename", "이름 변경", "Renombrar"),
     "delete": ("Delete…", "삭제…", "Eliminar…"),
-    "delete_sure": ("Delete for good", "완전히 삭제", "Eliminar definitivamente"),
+    "delete_sure": ("Delete for good", "영구 삭제", "Eliminar definitivamente"),
     "keep": ("Keep", "취소", "Conservar"),
     "export_markdown": ("Export as Markdown", "Markdown으로 내보내기", "Exportar como Markdown"),
     "export_json": ("Export as JSON", "JSON으로 내보내기", "Exportar como JSON"),
     "import": ("Import a conversation", "대화 가져오기", "Importar una conversación"),
     "imported": ("Imported: {title}", "가져왔습니다: {title}", "Importada: {title}"),
-    "not_imported": ("Not imported: {error}", "가져올 수 없습니다: {error}", "No se importó: {error}"),
+    "not_imported": ("Not imported: {error}", "가져오지 못했습니다: {error}", "No se importó: {error}"),
     "not_opened": (
         "This conversation cannot be opened: {error}",
         "이 대화를 열 수 없습니다: {error}",
@@ -41,7 +41,7 @@ WORDS = {
     "damaged": (
         "Left alone, because damaged: {names}",
         "손상되어 그대로 둔 파일: {names}",
-        "Sin tocar, por estar dañados: {names}",
+        "Dañados; se dejan como están: {names}",
     ),
     "empty": ("There is nothing to export yet.", "아직 내보낼 내용이 없습니다.", "Todavía no hay nada que exportar."),
     "not_saved": (
@@ -55,78 +55,84 @@ WORDS = {
     "use_tools": ("Tools", "도구", "Herramientas"),
     "welcome": (
         "### What is on your mind?\nEverything stays on this computer.",
-        "### 무엇이 궁금하신가요?\n모든 것은 이 컴퓨터에만 남습니다.",
-        "### ¿Qué te interesa?\nTodo se queda en este ordenador.",
+        "### 무엇이 궁금하신가요?\n모든 내용은 이 컴퓨터에만 저장됩니다.",
+        "### ¿Qué tienes en mente?\nTodo se queda en este equipo.",
     ),
     "thinking_now": ("Thinking", "생각하는 중", "Pensando"),
     "thought": ("Thought", "생각", "Pensamiento"),
     "thought_for": ("Thought for {seconds}", "{seconds} 동안 생각함", "Pensó durante {seconds}"),
     "tokens": ("{count} tokens", "{count}토큰", "{count} tokens"),
     "seconds": ("{count} s", "{count}초", "{count} s"),
+    "minutes": ("{count} min", "{count}분", "{count} min"),
     "result": ("Result", "결과", "Resultado"),
     "failed": ("Failed", "실패", "Falló"),
     "waits_for_you": (
         "May this tool run?",
         "이 도구를 실행할까요?",
-        "¿Puede ejecutarse esta herramienta?",
+        "¿Ejecutar esta herramienta?",
     ),
     "allow": ("Run it", "실행", "Ejecutar"),
     "deny": ("Do not run it", "실행 안 함", "No ejecutar"),
-    "was_stopped": ("Stopped.", "중단됨.", "Detenido."),
+    "was_stopped": ("Stopped.", "중단됨.", "Respuesta detenida."),
     "was_cut": (
         "Cut off: the limit of tokens is reached (Settings, “Tokens per reply”).",
-        "토큰 한도에 도달해 끊겼습니다(설정의 “응답당 토큰”).",
-        "Cortado: se alcanzó el límite de tokens (Ajustes, «Tokens por respuesta»).",
+        "토큰 한도에 도달하여 응답이 끊겼습니다(설정의 ‘응답당 토큰’).",
+        "Respuesta cortada: se alcanzó el límite de tokens (Ajustes, «Tokens por respuesta»).",
     ),
     "was_loop": (
         "Ended: the reply went round in a loop. LG advises a presence penalty of 1.5, then Retry.",
-        "응답이 반복되어 끝냈습니다. LG는 존재 페널티 1.5를 권장합니다. 설정한 뒤 다시 시도하세요.",
-        "Terminado: la respuesta se repetía en bucle. LG aconseja una penalización de presencia de 1,5; luego reintenta.",
+        "같은 내용이 반복되어 응답을 종료했습니다. LG는 이 경우 존재 페널티 1.5를 권장합니다. 설정한 뒤 다시 시도하세요.",
+        "Terminada: la respuesta se repetía en bucle. LG aconseja una penalización de presencia de 1.5; ajústala y reintenta.",
     ),
-    "was_error": ("Failed half way.", "도중에 실패했습니다.", "Falló a medias."),
+    "was_error": ("Failed half way.", "도중에 오류가 발생했습니다.", "Se interrumpió por un error."),
     "attached": ("{name} · {tokens} tokens", "{name} · {tokens}토큰", "{name} · {tokens} tokens"),
     "more": ("… ({count} more characters)", "… (외 {count}자)", "… ({count} caracteres más)"),
     # what happens
     "in_line": (
         "Waiting: {count} before you",
-        "대기 중: 앞에 {count}개",
+        "대기 중: 앞에 {count}건",
         "En espera: {count} por delante",
     ),
     "reading": (
         "Reading the prompt: {done} of {total} tokens",
         "프롬프트 읽는 중: {done}/{total}토큰",
-        "Leyendo el mensaje: {done} de {total} tokens",
+        "Leyendo la entrada: {done} de {total} tokens",
     ),
     "time_left": ("{seconds} left", "{seconds} 남음", "faltan {seconds}"),
-    "starting": ("Starting…", "시작하는 중…", "Empezando…"),
-    "tool_runs": ("A tool is running", "도구 실행 중", "Se ejecuta una herramienta"),
+    "starting": ("Starting…", "시작하는 중…", "Iniciando…"),
+    "tool_runs": ("A tool is running", "도구 실행 중", "Ejecutando una herramienta"),
     "speed": ("{speed} tokens/s", "{speed}토큰/초", "{speed} tokens/s"),
-    "first_after": ("first after {seconds}", "첫 토큰까지 {seconds}", "primero a los {seconds}"),
+    "first_after": ("first after {seconds}", "첫 토큰까지 {seconds}", "primer token a los {seconds}"),
     "prompt": ("prompt {count}", "프롬프트 {count}", "entrada {count}"),
     "reused": ("{count} reused", "{count} 재사용", "{count} reutilizados"),
     "memory": ("memory {size}", "메모리 {size}", "memoria {size}"),
-    "context": ("Context", "문맥", "Contexto"),
+    "context": ("Context", "컨텍스트", "Contexto"),
     "context_of": ("{used} of {limit} tokens", "{used}/{limit}토큰", "{used} de {limit} tokens"),
     "nearly_full": (
         "The context is nearly full. At the limit the oldest turns are no longer seen by the model; "
         "you keep them here.",
-        "문맥이 거의 찼습니다. 한도에 이르면 모델은 가장 오래된 대화를 더 이상 보지 못하지만, 여기에는 남아 있습니다.",
+        "컨텍스트가 거의 찼습니다. 한도에 이르면 모델은 가장 오래된 대화를 더 이상 보지 못하지만, 여기에는 남아 있습니다.",
         "El contexto está casi lleno. En el límite el modelo deja de ver los turnos más antiguos; aquí se conservan.",
     ),
     "dropped": (
         "The model no longer sees the first {count} messages.",
-        "모델은 처음 메시지 {count}개를 더 이상 보지 못합니다.",
+        "모델은 이제 처음 {count}개의 메시지를 보지 못합니다.",
         "El modelo ya no ve los primeros {count} mensajes.",
     ),
     "to_be_sent": (
         "{names}; with them the conversation has about {total} of {limit} tokens",
-        "{names}; 보내면 대화는 약 {total}/{limit}토큰입니다",
+        "{names} · 보내면 대화가 {limit}토큰 중 약 {total}토큰을 차지합니다",
         "{names}; con ellos la conversación tendrá unos {total} de {limit} tokens",
     ),
-    "not_sent": ("Not sent: {error}", "보내지 못했습니다: {error}", "No enviado: {error}"),
+    "attach_again": (
+        "To send this again, attach {names} again.",
+        "다시 보내려면 {names}을(를) 다시 첨부하세요.",
+        "Para enviarlo de nuevo, vuelve a adjuntar {names}.",
+    ),
+    "not_sent": ("Not sent: {error}", "보내지 못했습니다: {error}", "No se envió: {error}"),
     "busy": (
         "A reply of this conversation is under way.",
-        "이 대화에서 응답을 만들고 있습니다.",
+        "이 대화에서 이미 응답을 생성하고 있습니다.",
         "Hay una respuesta en curso en esta conversación.",
     ),
     # settings
@@ -141,7 +147,7 @@ WORDS = {
     "budget_hint": (
         "Tokens after which a thought is ended and the answer comes; 0 sets no limit",
         "이 토큰 수를 넘으면 생각을 끝내고 답합니다. 0이면 한도 없음",
-        "Tokens tras los que termina el pensamiento y llega la respuesta; 0: sin límite",
+        "Tokens tras los que se corta el razonamiento y llega la respuesta; 0: sin límite",
     ),
     "which_tools": ("Tools that may be used", "사용할 수 있는 도구", "Herramientas permitidas"),
     "ask": ("Ask before running", "실행 전에 묻기", "Preguntar antes de ejecutar"),
@@ -153,14 +159,14 @@ WORDS = {
     ),
     "temperature": ("Temperature", "온도", "Temperatura"),
     "top_p": ("Top-p", "Top-p", "Top-p"),
-    "top_k": ("Top-k (0: off)", "Top-k (0: 끔)", "Top-k (0: no)"),
+    "top_k": ("Top-k (0: off)", "Top-k (0: 끔)", "Top-k (0: desactivado)"),
     "min_p": ("Min-p", "Min-p", "Min-p"),
     "presence_penalty": ("Presence penalty", "존재 페널티", "Penalización de presencia"),
     "frequency_penalty": ("Frequency penalty", "빈도 페널티", "Penalización de frecuencia"),
     "repetition_penalty": ("Repetition penalty", "반복 페널티", "Penalización de repetición"),
     "max_tokens": ("Tokens per reply", "응답당 토큰", "Tokens por respuesta"),
-    "seed": ("Seed (empty: a new one each time)", "시드(비우면 매번 새로)", "Semilla (vacía: otra cada vez)"),
-    "reset": ("Reset to recommended", "권장값으로 되돌리기", "Volver a lo recomendado"),
+    "seed": ("Seed (empty: a new one each time)", "시드(비우면 매번 새로)", "Semilla (vacía: distinta cada vez)"),
+    "reset": ("Reset to recommended", "권장값으로 되돌리기", "Restablecer lo recomendado"),
     "language": ("Language", "언어", "Idioma"),
     "appearance": ("Appearance", "화면 모드", "Apariencia"),
     "system_theme": ("As the system", "시스템 설정", "La del sistema"),
@@ -171,10 +177,10 @@ WORDS = {
     "model": ("Model", "모델", "Modelo"),
     "model_hint": (
         "A converted folder, “demo”, or a path",
-        "변환된 폴더, “demo” 또는 경로",
+        "변환된 폴더, ‘demo’ 또는 경로",
         "Una carpeta convertida, «demo» o una ruta",
     ),
-    "context_tokens": ("Context (tokens)", "문맥(토큰)", "Contexto (tokens)"),
+    "context_tokens": ("Context (tokens)", "컨텍스트(토큰)", "Contexto (tokens)"),
     "load": ("Load", "불러오기", "Cargar"),
     "needs": (
         "Needs {total}: {weights} of weights and {cache} of cache for {context} tokens. This machine can give {memory}.",
@@ -183,7 +189,7 @@ WORDS = {
     ),
     "too_large": (
         "That is too much. It would fit with a context of {context} tokens.",
-        "너무 큽니다. 문맥이 {context}토큰이면 들어갑니다.",
+        "너무 큽니다. 컨텍스트를 {context}토큰으로 줄이면 들어갑니다.",
         "Es demasiado. Cabría con un contexto de {context} tokens.",
     ),
     "too_large_anyway": (
@@ -199,9 +205,9 @@ WORDS = {
         "No se cargó: {error}. Sigue en uso {name}.",
     ),
     "lost": (
-        "Not loaded: {error}. {name} could not be loaded again either: {again}.",
-        "불러오지 못했습니다: {error}. {name}도 다시 불러올 수 없었습니다: {again}.",
-        "No se cargó: {error}. Tampoco se pudo volver a cargar {name}: {again}.",
+        "No model is loaded now: {error}. Choose another.",
+        "현재 사용 중인 모델이 없습니다: {error}. 다른 모델을 선택하세요.",
+        "Ahora no hay ningún modelo cargado: {error}. Elige otro.",
     ),
     "loading_already": (
         "Another model is being loaded.",
@@ -245,14 +251,15 @@ class Words:
     def seconds(self, seconds: float) -> str:
         """`0.42 s`, `3.1 s`, `12 s`, `2 min 5 s`."""
         if seconds >= 59.5:
-            return f"{round(seconds) // 60} min {self('seconds', count=round(seconds) % 60)}"
+            minutes, seconds = divmod(round(seconds), 60)
+            return f"{self('minutes', count=minutes)} {self('seconds', count=seconds)}"
         digits = 2 if seconds < 0.995 else 1 if seconds < 9.95 else 0
         return self("seconds", count=f"{seconds:.{digits}f}")
 
 
 def size_text(count: int) -> str:
     """`834 MB`, `1.30 GB`."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    return f"{count / 1e9:.2f} GB" if count >= 999.5e6 else f"{count / 1e6:.0f} MB"
 
 
 def translations() -> dict[str, dict[str, str]]:

@@ -57,12 +57,14 @@ def _client(address: str) -> Any:
     return Client(address, verbose=False)
 
 
-def _get(address: str, path: str, host: str | None = None) -> tuple[int, Any, bytes]:
+def _get(
+    address: str, path: str, host: str | None = None, method: str = "GET", **headers: str
+) -> tuple[int, Any, bytes]:
     """(status, headers, body)"""
     name = address.removeprefix("http://").rstrip("/")
     connection = http.client.HTTPConnection(name, timeout=10)
     try:
-        connection.request("GET", path, headers={"Host": host or name})
+        connection.request(method, path, b"{}" if method == "POST" else None, {"Host": host or name, **headers})
         response = connection.getresponse()
         return response.status, response.headers, response.read()
     finally:
@@ -108,6 +110,7 @@ def test_tools_run_only_where_they_are_named(client: Any) -> None:
         ("Hi", {"wisdom": 1}, "there is no option 'wisdom'"),
         ("Hi", {"tools": ["rm"]}, "tools must be a list of these names: calculator"),
         ("Hi", {"temperature": -1}, "temperature must be 0 or more"),
+        ("Hi", {"max_tokens": 2**70}, "max_tokens must be a whole number"),
         ("Hi", {"max_tokens": "many"}, "max_tokens must be a whole number"),
         ("Hi", {"thinking": "yes"}, "thinking must be true or false"),
         ("word " * 9000, None, "the newest turn alone has"),
@@ -119,6 +122,11 @@ def test_bad_requests_are_told(client: Any, message: str, options: Any, told: st
     assert client.predict(api_name="/messages") == []
 
 
+def test_options_that_are_null_are_the_defaults(client: Any) -> None:
+    options = {"max_tokens": None, "thinking_budget": None, "temperature": None, "tools": None}
+    assert client.predict("Hello", options, api_name="/chat")["finish_reason"] == "stop"
+
+
 def test_conversations_of_programs_are_not_written(client: Any, desk: Any) -> None:
     client.predict("Hello", api_name="/chat")
     assert desk.store.list() == []
@@ -127,6 +135,29 @@ def test_conversations_of_programs_are_not_written(client: Any, desk: Any) -> No
 def test_other_sites_cannot_speak_for_this_computer(address: str) -> None:
     assert _get(address, "/")[0] == 200
     assert _get(address, "/", host="evil.example")[0] == 400, "DNS rebinding"
+
+
+def test_pages_of_other_sites_can_ask_for_nothing(address: str) -> None:
+    own = address.rstrip("/")
+    for path in ("/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/run/sent"):
+        for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
+            assert _get(address, path, method="POST", Origin=origin)[0] == 403, (path, origin)
+        assert _get(address, path, method="POST", Origin=own)[0] != 403, path
+
+
+def test_request_without_a_session_of_its_own_is_refused(address: str, desk: Any) -> None:
+    before = desk.open_tabs
+    status, _, _ = _get(address, "/gradio_api/run/messages", method="POST", **{"Content-Type": "application/json"})
+    assert status >= 400
+    assert desk.open_tabs == before
+
+
+def test_uploads_are_bounded_and_many_replies_can_be_watched() -> None:
+    from app.__main__ import launch_options
+
+    options = launch_options("127.0.0.1")
+    assert options["max_file_size"] == 64 * 2**20
+    assert options["max_threads"] > 200, "Gradio would do 40 things at once, and a reply that is looked at is one"
 
 
 def test_page_may_load_nothing_from_elsewhere(address: str) -> None:

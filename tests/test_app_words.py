@@ -1,0 +1,105 @@
+"""The app's texts: every one in three languages, and none too many."""
+
+from __future__ import annotations
+
+import ast
+import re
+import string
+
+import pytest
+from conftest import ROOT
+
+from app.settings import SAMPLING
+from app.words import EXAMPLES, LANGUAGES, WORDS, Words, size_text, translations
+
+SOURCES = [file for file in (ROOT / "app").glob("*.py") if file.stem != "words"]
+
+
+def placeholders(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+
+@pytest.mark.parametrize("key", WORDS)
+def test_text_stands_in_every_language_with_the_same_gaps(key: str) -> None:
+    texts = WORDS[key]
+    assert len(texts) == len(LANGUAGES)
+    assert all(text.strip() for text in texts)
+    assert len({frozenset(placeholders(text)) for text in texts}) == 1, texts
+
+
+def test_every_text_is_used_and_every_text_that_is_used_exists() -> None:
+    strings = {
+        node.value
+        for file in SOURCES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    own = {"seconds", "minutes"}  # of Words.seconds itself
+    assert set(WORDS) - own <= strings, f"nobody says {sorted(set(WORDS) - own - strings)}"
+    asked = {key for file in SOURCES for key in re.findall(r'words\(\s*"(\w+)"', file.read_text())}
+    assert asked <= set(WORDS), f"there is no text {sorted(asked - set(WORDS))}"
+
+
+def test_korean_is_korean() -> None:
+    same = {"top_p", "min_p", "automatic"}  # names
+    for key, (_, korean, _) in WORDS.items():
+        assert key in same or re.search("[가-힣]", korean) or not re.sub(r"{\w+}|[^\w]", "", korean), (key, korean)
+
+
+@pytest.mark.parametrize(
+    ("code", "language"),
+    [("ko", "ko"), ("ko-KR", "ko"), ("es_MX", "es"), ("EN-us", "en"), ("de", "en"), ("", "en"), ("korean", "en")],
+)
+def test_language_is_taken_with_its_region_and_else_english(code: str, language: str) -> None:
+    assert Words(code).language == language
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.042, "0.04 s"), (0.994, "0.99 s"), (0.996, "1.0 s"), (3.14, "3.1 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (125.0, "2 min 5 s")],
+)  # fmt: skip
+def test_seconds_are_told_as_exactly_as_matters(seconds: float, told: str) -> None:
+    assert Words("en").seconds(seconds) == told
+
+
+def test_minutes_and_seconds_are_those_of_the_language() -> None:
+    assert Words("ko").seconds(125.0) == "2분 5초"
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (0, "0 MB"),
+        (834_000_000, "834 MB"),
+        (999_400_000, "999 MB"),
+        (999_600_000, "1.00 GB"),
+        (1_300_000_000, "1.30 GB"),
+    ],
+)
+def test_sizes(count: int, told: str) -> None:
+    assert size_text(count) == told
+
+
+def test_no_example_stands_twice() -> None:
+    """An example that is chosen is found by its text."""
+    texts = [text for examples in EXAMPLES.values() for text, _, _ in examples]
+    assert len(set(texts)) == len(texts) and len({len(examples) for examples in EXAMPLES.values()}) == 1
+
+
+def test_text_of_widgets_names_keys_that_are_there() -> None:
+    """`TEXTS` of widgets.py, without Gradio."""
+    tree = ast.parse((ROOT / "app" / "widgets.py").read_text())
+    [texts] = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "TEXTS"]  # type: ignore[attr-defined]
+    named = [value for value in texts.values if isinstance(value, ast.Dict)]  # type: ignore[attr-defined]
+    keys = {value.value for one in named for value in one.values if isinstance(value, ast.Constant)}
+    assert keys and keys <= set(WORDS), keys - set(WORDS)
+
+
+def test_every_setting_has_a_label() -> None:
+    """Sliders are labelled by the names of their settings."""
+    assert {*SAMPLING, "max_tokens"} <= set(WORDS)
+
+
+def test_translations_are_those_of_the_table() -> None:
+    assert translations()["ko"]["new_chat"] == WORDS["new_chat"][1]
+    assert set(translations()) == set(EXAMPLES) == set(LANGUAGES)
