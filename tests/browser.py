@@ -1,0 +1,297 @@
+"""The app in a server of its own, and its page in Chromium: what the browser tests and the screenshots drive.
+
+What is peculiar here:
+- Widgets are found by our own ids, by roles and by the texts that a person reads, never by Gradio's class names.
+- A page notes every request, dialog and error. Names of hosts do not resolve at all: what leaves this computer fails,
+  and is seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
+
+from exaone4_mlx.model.files import DEMO_FOLDER
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+START_SECONDS = 120
+PATIENCE = 60_000  # ms, for what a busy machine may be slow at
+HERE = "127.0.0.1"
+
+expect.set_options(timeout=PATIENCE)
+
+
+def launch(playwright: Playwright) -> Browser:
+    return playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", OFFLINE])
+
+
+class Server:
+    """`python -m app` in a process of its own; used with `with`."""
+
+    def __init__(self, data: Path, *options: str, model: str = "demo") -> None:
+        self.data, self.port = data, _free_port()
+        self._options = ["--model", model, "--data-dir", str(data), *options]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://{HERE}:{self.port}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its conversations are."""
+        return self.data / "conversations"
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Returns when it answers. The log is for a person who looks for what went wrong."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "app", "--port", str(self.port), "--no-browser", *self._options]
+        with (self.data / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until and self._process.poll() is None:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.address}/config", timeout=10):
+                return
+            time.sleep(0.1)
+        self.stop()
+        raise RuntimeError(f"the app does not answer: {(self.data / 'log').read_text()[-2000:]}")
+
+    def stop(self) -> None:
+        """As Ctrl-C does it."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(30)
+        self._process = None
+
+    # --- what is on disk ------------------------------------------------------
+
+    def stored(self, tab: Tab) -> dict[str, Any]:
+        """The file of the conversation that a tab shows."""
+        content: dict[str, Any] = json.loads((self.folder / f"{tab.conversation}.json").read_text())
+        return content
+
+    def store(self, id: str, messages: Sequence[dict[str, Any]], **values: Any) -> str:
+        """Writes a conversation as the app does, and returns its id."""
+        when = "2026-01-01T09:00:00.000000+00:00"
+        content = {"format": "exaone4_mlx conversation", "version": 1, "id": id, "created": when, "updated": when}
+        content |= {"title": "", "revision": 1, "messages": list(messages)} | values
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"{id}.json").write_text(json.dumps(content, ensure_ascii=False))
+        return id
+
+
+class Tab:
+    """The page of the app as a person uses it."""
+
+    def __init__(self, browser: Browser, server: Server, **context: Any) -> None:
+        """`context` are options of Playwright's `new_context`, for instance `locale`."""
+        self.server = server
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, "locale": "en-US", **context})
+        self.context.set_default_timeout(PATIENCE)
+        self.page = self.context.new_page()
+        self.requests: list[str] = []
+        self.dialogs: list[str] = []
+        self.errors: list[str] = []
+        self.watch(self.page)
+
+    def watch(self, page: Page) -> None:
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def open(self, conversation: str = "") -> Tab:
+        self.page.goto(self.server.address + (f"/?conversation={conversation}" if conversation else ""))
+        return self.ready()
+
+    def reload(self) -> Tab:
+        self.page.reload()
+        return self.ready()
+
+    def ready(self) -> Tab:
+        """Waits until the server has filled the page."""
+        expect(self.box).to_be_visible()
+        expect(self.status.locator("meter")).to_be_visible()
+        return self
+
+    def close(self) -> None:
+        self.context.close()
+
+    @property
+    def conversation(self) -> str:
+        """The id in the address of the page."""
+        return re.sub(r".*[?&]conversation=([^&#]*).*|.*", r"\1", self.page.url)
+
+    @property
+    def strangers(self) -> list[str]:
+        """Requests that were not for our own server."""
+        return [url for url in self.requests if urlsplit(url).scheme not in ("data", "blob") and not self._own(url)]
+
+    def _own(self, url: str) -> bool:
+        return urlsplit(url).netloc == f"{HERE}:{self.server.port}"
+
+    # --- the chat -------------------------------------------------------------
+
+    @property
+    def box(self) -> Locator:
+        return self.page.locator("#box textarea")
+
+    @property
+    def send(self) -> Locator:
+        return self.page.get_by_test_id("submit-button")
+
+    @property
+    def stop(self) -> Locator:
+        return self.page.locator("#box").get_by_role("button", name="Stop", exact=True)
+
+    @property
+    def status(self) -> Locator:
+        return self.page.locator("#status")
+
+    @property
+    def chat(self) -> Locator:
+        return self.page.locator("#chat")
+
+    @property
+    def said(self) -> Locator:
+        """The messages of the person."""
+        return self.chat.get_by_test_id("user")
+
+    @property
+    def replies(self) -> Locator:
+        """The parts of replies: panels of thoughts and tools, and answers."""
+        return self.chat.get_by_test_id("bot")
+
+    def say(self, text: str) -> None:
+        self.box.fill(text)
+        expect(self.send).to_be_enabled()
+        self.send.click()
+
+    def ask(self, text: str) -> None:
+        """Says something and waits for the end of the reply."""
+        before = self.said.count()
+        self.say(text)
+        expect(self.said).to_have_count(before + 1)
+        self.done()
+
+    def done(self) -> None:
+        expect(self.stop).to_have_count(0)
+        expect(self.send).to_be_visible()
+
+    def panel(self, title: str | re.Pattern[str]) -> Locator:
+        """The title of a folded panel."""
+        return self.chat.get_by_role("button").filter(has_text=title)
+
+    def act(self, name: str, which: int = -1) -> None:
+        """Clicks an icon under a message: Retry, Undo, Edit, Copy message."""
+        self.chat.get_by_role("button", name=name, exact=True).nth(which).click()
+
+    # --- around it ------------------------------------------------------------
+
+    def notice(self, text: str | re.Pattern[str]) -> Locator:
+        return self.page.get_by_test_id("toast-body").filter(has_text=text)
+
+    @property
+    def titles(self) -> Locator:
+        """The lines of the list of conversations."""
+        return self.page.locator("#conversations label")
+
+    def settings(self) -> None:
+        """Opens the settings."""
+        self.page.locator("#open-settings").click()
+        expect(self.page.locator("#system")).to_be_in_viewport()
+
+    def unfold(self, id: str) -> None:
+        """Opens an accordion."""
+        self.page.locator(f"#{id} > button").click()
+
+    def number(self, id: str) -> Locator:
+        """The number beside a slider, or a field of one."""
+        return self.page.locator(f"#{id} input[type=number]")
+
+
+def endless_model(folder: Path) -> Path:
+    """The demo without an end: a copy that can say no token that ends a turn or a thought, or begins a call."""
+    import mlx.core as mx
+
+    shutil.copytree(DEMO_FOLDER, folder, ignore=shutil.ignore_patterns("recipe", "*.safetensors", "*.md"))
+    (source,) = DEMO_FOLDER.glob("*.safetensors")
+    weights = mx.load(str(source))
+    tokens = json.loads((DEMO_FOLDER / "tokenizer.json").read_text())["added_tokens"]
+    rows = [token["id"] for token in tokens if token["content"] in ("[|endofturn|]", "</think>", "<tool_call>")]
+    assert len(rows) == 3, "the demo's tokenizer has other tokens than expected"
+    weights["model.embed_tokens.weight"][mx.array(rows)] = 0  # the embeddings are tied: their logits are 0
+    mx.save_safetensors(str(folder / source.name), weights, {"format": "mlx"})
+    return folder
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = PATIENCE / 1000) -> None:
+    """Waits for something outside of the browser."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            raise AssertionError(f"in vain: {what}")
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def opened(browser: Browser, server: Server, conversation: str = "", **context: Any) -> Iterator[Tab]:
+    """A tab, at the end of which nothing has left this computer, no dialog came, and no script failed."""
+    tab = Tab(browser, server, **context)
+    try:
+        yield tab.open(conversation)
+        assert not tab.strangers, f"requests to elsewhere: {tab.strangers}"
+        assert not tab.dialogs, f"a script opened dialogs: {tab.dialogs}"
+        assert not tab.errors, f"scripts failed: {tab.errors}"
+    finally:
+        tab.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HERE, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def main() -> None:
+    """Asks one thing, with the data in a folder, and prints the replies as JSON: for a place without a network."""
+    with (
+        sync_playwright() as playwright,
+        launch(playwright) as browser,
+        Server(Path(sys.argv[1])) as server,
+        opened(browser, server) as tab,
+    ):
+        tab.ask("What is the capital of South Korea?")
+        print(json.dumps(tab.replies.all_inner_texts()))
+
+
+if __name__ == "__main__":
+    main()
