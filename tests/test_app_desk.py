@@ -20,6 +20,7 @@ from conftest import scripted_stream, tiny_model
 
 from app import desk as desk_module
 from app.desk import Desk, Loaded
+from app.files import Attachment
 from app.models import Choice, memory_in_use
 from app.session import Busy, Session, View
 from app.settings import Settings
@@ -246,6 +247,13 @@ def test_reply_goes_on_while_its_tab_shows_another_conversation(desk: Desk, scri
     assert contents(tab.session) == ["Count", ENDLESS[:200]]
 
 
+def test_files_that_were_dropped_belong_to_the_conversation(desk: Desk) -> None:
+    tab = desk.tab("one")
+    tab.files["a"] = (Attachment("a", "text"), 1)
+    desk.show(tab, desk.new_session())
+    assert tab.files == {}
+
+
 def test_leaving_twice_or_never_having_been_there_is_fine(desk: Desk) -> None:
     desk.leave("nobody")
     desk.tab("one")
@@ -271,7 +279,10 @@ def test_client_gets_no_conversation_of_the_disk(desk: Desk, scripted: Any) -> N
     assert contents(desk.tab("client", session.id, keeps=False).session) == []
 
 
-def test_reply_of_a_client_ends_with_what_could_show_it(desk: Desk, scripted: Any) -> None:
+def test_reply_of_a_client_ends_with_what_could_show_it(
+    desk: Desk, scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk_module, "GRACE_SECONDS", 600.0)  # that is for pages that are loaded again
     scripted(ENDLESS, pause=0.005)
     tab = desk.tab("client", keeps=False)
     session = underway(tab.session)

@@ -629,6 +629,9 @@ def test_view_says_in_every_phase_what_is_going_on(make: Any, scripted: Any) -> 
 
     reading = phase(lambda view: view.reading, "reading")
     assert reading.running and not reading.coming and not reading.asking and not reading.tool_runs
+    assert reading.context_tokens == reading.reading[1], "the prompt under way counts"
+    later = phase(lambda view: view.reading_left, "how long it will take")
+    assert 0 < later.reading_left < WAIT_SECONDS
     asking = phase(lambda view: view.asking, "asking")
     assert asking.coming[-1]["tool_calls"] and asking.reading is None and not asking.tool_runs
     session.answer(True)
