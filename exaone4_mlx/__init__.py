@@ -18,17 +18,9 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .generation.ending import Options as Options
     from .generation.respond import (
         Done as Done,
-    )
-    from .generation.respond import (
         Generation as Generation,
-    )
-    from .generation.respond import (
         Reply as Reply,
-    )
-    from .generation.respond import (
         generate as generate,
-    )
-    from .generation.respond import (
         stream_generate as stream_generate,
     )
     from .generation.sampling import Sampling as Sampling
@@ -36,21 +28,15 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .generation.turn import Turn as Turn
     from .model.config import Exaone4Config as Exaone4Config
     from .model.files import CheckpointError as CheckpointError
-    from .model.network import Exaone4ForCausalLM as Exaone4ForCausalLM
-    from .model.network import Exaone4Model as Exaone4Model
+    from .model.network import Exaone4ForCausalLM as Exaone4ForCausalLM, Exaone4Model as Exaone4Model
     from .text.builtin_tools import BUILTIN_TOOLS as BUILTIN_TOOLS
-    from .text.reply import Answer as Answer
-    from .text.reply import ReplyParser as ReplyParser
-    from .text.reply import Thinking as Thinking
-    from .text.reply import ToolCall as ToolCall
+    from .text.reply import Answer as Answer, ReplyParser as ReplyParser, Thinking as Thinking, ToolCall as ToolCall
     from .text.tokenizer import Tokenizer as Tokenizer
     from .text.toolbox import ToolResult as ToolResult
     from .tool_files import load_tools as load_tools
     from .weights.checkpoint import load as load
-    from .weights.converter import Summary as Summary
-    from .weights.converter import convert as convert
-    from .weights.fit import Fit as Fit
-    from .weights.fit import fit as fit
+    from .weights.converter import Summary as Summary, convert as convert
+    from .weights.fit import Fit as Fit, fit as fit
 
 __version__ = "0.1.0"
 
