@@ -18,7 +18,8 @@ import gradio as gr
 from . import transcript
 from .desk import Desk, Tab
 from .files import read_file
-from .messages import shown, turn_at, typed
+from .markdown import typed
+from .messages import shown, turn_at
 from .models import memory_in_use
 from .session import Busy, View
 from .settings import SAMPLING, Settings, recommended

@@ -4,23 +4,18 @@ What is peculiar here:
 - Only this direction exists. Gradio sends its list back with the panels of thoughts and tools in it, and none of
   that may enter a prompt: the conversation itself stays on the server.
 - A reply under way has the form of finished messages, so that nothing jumps when it ends.
-- Text is shown as Markdown, but HTML in it as it is written, and pictures from elsewhere as links. Only code cannot
-  be escaped, and must not be, so it has to be clear to every parser of Markdown what is code: where that depends on
-  the lines around, they are set straight, and a pair of backticks that may be none is no code.
-- What was escaped comes back into view when a person edits a message: `typed` is the way back.
 """
 
 from __future__ import annotations
 
-import bisect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from exaone4_mlx import Answer, Thinking, ToolCall, ToolResult
 
+from .markdown import inert
 from .words import Words
 
 Message = dict[str, Any]
@@ -28,22 +23,7 @@ ENDS = {"cancelled": "was_stopped", "length": "was_cut", "repetition": "was_loop
 SHORT, LONG = 60, 20_000  # characters of a value in a title, and in a panel
 FILE_PREVIEW = 2_000
 
-#: The first line of a code block: what stands before it (the marks of list items, say), the fence, the language.
-FENCE = re.compile(r"([ \t]*(?:(?:[-+*]|[0-9]{1,9}[.)])[ \t]+)*(?:\[[ xX]\][ \t]+)?)(`{3,}(?=[^`]*$)|~{3,})(.*)")
-#: The line below the head of a table.
-TABLE = re.compile(r"^(?=.*-)(?=.*[|:])[ \t>|:-]+$", re.MULTILINE)
-#: Where a span of code may begin, and in what Gradio's parser (marked) sees none: an address, and behind a tilde.
-SPAN = re.compile(r"\\[!-/:-@[-`{-~]|((?i:https?://|ftp://|www\.)\S*|~`|\]\(\s*<[^>]*)|(`+)")
-MARK = re.compile(
-    r"\\?(?:<(?=[A-Za-z/!?])|&(?=#[0-9]{1,7};|#[xX][0-9a-fA-F]{1,6};|[A-Za-z][A-Za-z0-9]*;)|!(?=\[))|(\\[!-/:-@[-`{-~])"
-)
-ESCAPED = re.compile(r"(\\[!-/:-@[-`{-~])|&lt;|&amp;|&#33;(?=\[)")
-ENTITIES = {"<": "&lt;", "&": "&amp;", "!": "&#33;"}
-CHARACTERS = {entity: character for character, entity in ENTITIES.items()}
-#: `$x$` as pandoc reads it: nothing blank inside at the ends, no digit behind.
-DOLLARS = re.compile(r"(?<![\\$])\$(?![\s$])([^$\n]*?[^\s$\\])\$(?![\d$])")
 HALF = re.compile("[\ud800-\udfff]")  # of a character, which cannot be sent to a browser
-NESTED = 10  # quotes inside one another in which code is looked for
 
 
 class Counts(Protocol):
@@ -127,16 +107,6 @@ def turn_at(shown_messages: Sequence[Mapping[str, Any]], index: int) -> int | No
     if not 0 <= index < len(shown_messages) or not _is_turn(shown_messages[index]):
         return None
     return sum(_is_turn(message) for message in shown_messages[:index])
-
-
-def inert(text: str) -> str:
-    """Markdown whose HTML is shown as it is written, and whose pictures are links. Code stays as it is."""
-    return _outside_code(text, _escaped)
-
-
-def typed(text: str) -> str:
-    """What a person meant with a text that was shown by `inert`, and edited then."""
-    return _outside_code(text, _unescaped)
 
 
 def call_text(name: str, arguments: Any) -> str:
@@ -223,105 +193,6 @@ def _copied_calls(message: Message) -> Message:
 
 def _is_turn(message: Mapping[str, Any]) -> bool:
     return message["role"] == "user" and not (message.get("metadata") or {}).get("title")
-
-
-@dataclass
-class _Block:
-    """An open code block: its fence, the column where it stands, and how far its lines are moved to stand there."""
-
-    fence: str
-    column: int
-    moved: int | None = None
-
-    def ends_with(self, line: str) -> bool:
-        bare = line.strip(" \t")
-        return bare.startswith(self.fence) and not bare.strip("`~") and _indent(line) <= self.column + 3
-
-    def line(self, line: str) -> str:
-        """A line as it stands in the block: a list item would end where it is indented less."""
-        if not self.column or not (bare := line.lstrip(" \t")):
-            return line
-        if self.moved is None:
-            self.moved = max(0, self.column - _indent(line))
-        return " " * max(self.column, self.moved + _indent(line)) + bare
-
-
-def _outside_code(text: str, change: Callable[[str], str], depth: int = 0) -> str:
-    """Markdown with all changed that is not code."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    has_table = TABLE.search(text) is not None
-    result: list[str] = []
-    block: _Block | None = None
-    waits = False  # whether an earlier backtick may be the begin of a span that ends here
-    at = 0
-    while at < len(lines):
-        line, at = lines[at], at + 1
-        if block is not None:
-            ends = block.ends_with(line)
-            result.append(" " * block.column + block.fence if ends else block.line(line))
-            block = None if ends else block
-            continue
-        line = line.replace("```mermaid", "``` mermaid")  # or Gradio would draw it, unescaped
-        if begin := FENCE.fullmatch(line):
-            before, fence, language = begin[1].expandtabs(4), begin[2], begin[3]
-            block, waits = _Block(fence, len(before)), False
-            last = result[-1].strip() if result else ""
-            if last and (before.strip() or len(before) > 3 or last.endswith(":") or at == len(lines)):
-                result.append("")  # or a paragraph could go on here, or the definition of a link
-            result.append(f"{before}{fence}{language}")
-        elif line.startswith(">") and depth < NESTED:
-            end = next((i for i in range(at, len(lines)) if not lines[i].startswith(">")), len(lines))
-            quoted = [quote[1:].removeprefix(" ") for quote in lines[at - 1 : end]]
-            result += [""] * bool(result and result[-1].strip())  # what is above goes on in it otherwise
-            result += [f"> {inner}" for inner in _outside_code("\n".join(quoted), change, depth + 1).split("\n")]
-            waits, at = any("`" in quote for quote in quoted), end
-        elif waits:
-            waits = bool(line.strip(" \t"))
-            result.append(change(line))
-        else:
-            line, waits = _outside_spans(line, change, has_table)
-            result.append(line)
-    return "\n".join(result)
-
-
-def _outside_spans(line: str, change: Callable[[str], str], has_table: bool) -> tuple[str, bool]:
-    """A line with all changed but its spans of code; and whether one may be open at its end."""
-    runs: dict[int, list[int]] = {}  # of backticks: length -> where
-    for run in re.finditer("`+", line):
-        runs.setdefault(len(run[0]), []).append(run.start())
-    parts: list[str] = []
-    bracket = line.find("[")
-    end = at = 0
-    while runs and (found := SPAN.search(line, at)):
-        at = found.end()
-        address, ticks = found[1], found[2]
-        if not ticks:
-            if address and "`" in address:
-                return "".join([*parts, change(line[end:])]), True
-            continue
-        closing = runs.get(len(ticks), [])
-        number = bisect.bisect_left(closing, at)
-        if number == len(closing):
-            return "".join([*parts, change(line[end:])]), True
-        close = closing[number] + len(ticks)
-        if (0 <= bracket < at and "](" in line[at:close]) or (has_table and "|" in line[at:close]):
-            return change(line), True  # links and cells come before code
-        parts += [change(line[end : found.start()]), line[found.start() : close]]
-        end = at = close
-    return "".join([*parts, change(line[end:])]), False
-
-
-def _escaped(text: str) -> str:
-    text = MARK.sub(lambda mark: mark[1] or ENTITIES[mark[0][-1]], text)
-    return DOLLARS.sub(lambda math: rf"\({math[1]}\)", text)
-
-
-def _unescaped(text: str) -> str:
-    return ESCAPED.sub(lambda mark: mark[1] or CHARACTERS[mark[0]], text)
-
-
-def _indent(line: str) -> int:
-    return len(line[: len(line) - len(line.lstrip(" \t"))].expandtabs(4))
 
 
 def _fenced(text: str, language: str) -> str:

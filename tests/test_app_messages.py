@@ -13,7 +13,8 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from app.messages import LONG, LiveReply, call_text, inert, shown, turn_at, typed
+from app.markdown import inert, typed
+from app.messages import LONG, LiveReply, call_text, shown, turn_at
 from app.words import LANGUAGES, Words
 from exaone4_mlx import Answer, Done, Thinking, ToolCall, ToolResult
 

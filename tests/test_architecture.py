@@ -41,7 +41,7 @@ ORDER = {
 }
 APP = sorted((ROOT / "app").glob("*.py"))
 APP_ORDER = [
-    "words", "store", "transcript", "files", "settings", "messages", "models", "session", "desk", "status",
+    "words", "store", "transcript", "files", "settings", "markdown", "messages", "models", "session", "desk", "status",
     "widgets", "actions", "api", "ui", "__main__",
 ]  # fmt: skip
 WITH_GRADIO = {"widgets", "actions", "api", "ui", "__main__"}
@@ -143,5 +143,5 @@ def test_app_files_stand_in_order_and_few_know_gradio(file: Path) -> None:
             assert APP_ORDER.index(parts[1]) < APP_ORDER.index(file.stem), f"{file.stem} stands before {parts[1]}"
         assert parts[0] != "gradio" or file.stem in WITH_GRADIO, file
     assert "print(" not in file.read_text() or file.stem == "__main__"
-    if file.stem in ("messages", "words", "store", "transcript", "files"):
+    if file.stem in ("messages", "markdown", "words", "store", "transcript", "files"):
         assert not any(parts[0] == "mlx" for parts in imports(file)), "pure Python, tested in milliseconds"
