@@ -202,8 +202,10 @@ class Tab:
         self.done()
 
     def done(self) -> None:
+        """Waits for the end of a reply, and until Gradio knows of it: a click on Send is not heard before."""
         expect(self.stop).to_have_count(0)
         expect(self.send).to_be_visible()
+        expect(self.chat.locator("button:disabled")).to_have_count(0)
 
     def panel(self, title: str | re.Pattern[str]) -> Locator:
         """The title of a folded panel."""
