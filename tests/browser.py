@@ -76,8 +76,10 @@ class Server:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.address}/config", timeout=10):
                 return
             time.sleep(0.1)
+        code = self._process.poll()
         self.stop()
-        raise RuntimeError(f"the app does not answer: {(self.data / 'log').read_text()[-2000:]}")
+        told = (self.data / "log").read_text()[-2000:]
+        raise RuntimeError(f"the app does not answer (exit code {code}): {told}")
 
     def stop(self) -> None:
         """As Ctrl-C does it."""

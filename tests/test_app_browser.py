@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,6 @@ def roll_dice(max_num: int):
         file.write("rolled\\n")
     return 4
 '''
-
-Open = Callable[..., Tab]
 
 
 @pytest.fixture(scope="module")
@@ -433,7 +431,7 @@ def test_a_conversation_goes_out_and_comes_in_again(tab: Tab, server: Server, tm
     download.value.save_as(tmp_path / name)
     tab.page.locator("#new-chat").click()
     expect(tab.said).to_have_count(0)
-    tab.page.locator("#import").set_input_files(tmp_path / name) if False else import_file(tab, tmp_path / name)
+    import_file(tab, tmp_path / name)
     expect(tab.notice("Imported").first).to_be_visible()
     expect(tab.said).to_have_text(["Which one is bigger, 3.12 vs 3.9?"])
     expect(tab.panel("Thought for")).to_be_visible()
