@@ -255,7 +255,6 @@ CSS = """
 #switches { align-items: center }
 #thinking, #use-tools { flex: none; width: auto; margin: 0 }
 #open-settings { margin-left: auto }
-footer > div:last-child { display: none }
 #settings-heading p { font-size: var(--text-xl); font-weight: 600 }
 """
 
