@@ -95,6 +95,8 @@ def _desk(options: argparse.Namespace) -> Desk:
     from .settings import Settings
     from .store import Store
 
+    if options.context == 1:
+        raise ValueError("context must be at least 2 tokens: one to read, and one to say")
     needs = fit(options.model, context=options.context)
     if not needs.fits:
         gigabytes = f"{needs.total_bytes / 1e9:.1f} of {needs.memory_bytes / 1e9:.1f} GB"

@@ -147,7 +147,7 @@ class Actions:
             return {self.page.attached: gr.update(visible=False)}
         names = ", ".join(tab.words("attached", name=file.name, tokens=f"{tokens:,}") for file, tokens in read)
         total = view.context_tokens + sum(tokens for _, tokens in read)
-        limit = view.context_limit or self.desk.loaded.context
+        limit = view.context_limit
         text = tab.words("to_be_sent", names=names, total=f"{total:,}", limit=f"{limit:,}")
         return {self.page.attached: gr.update(value=_plain(text), visible=True)}
 
@@ -315,7 +315,7 @@ class Actions:
         if tab.session is not session:
             return
         if view.error:
-            gr.Warning(tab.words("not_sent", error=_plain(view.error)), duration=None)
+            gr.Warning(f"{tab.words('was_error')} {_plain(view.error)}", duration=None)
         yield {
             **self._frame(tab, view),
             **self._list(tab),
@@ -393,8 +393,11 @@ class Actions:
         return gr.Chatbot(messages, examples=examples, placeholder=tab.words("welcome"))
 
     def _models(self, tab: Tab) -> Update:
-        loaded = self.desk.loaded
         found = [(choice.label, choice.path) for choice in self.desk.models()]
+        try:
+            loaded = self.desk.loaded
+        except ValueError as error:
+            return {self.page.model: gr.update(choices=found), self.page.needs: _plain(str(error))}
         return {
             self.page.model: gr.update(choices=found, value=loaded.choice.path),
             self.page.context: loaded.context,

@@ -52,6 +52,7 @@ def test_messages_and_words_need_no_mlx() -> None:
         (["--model", "/no/such/folder"], "/no/such/folder"),
         (["--model", "demo", "--context", "9000"], "context 9000 is more than the 8192 tokens"),
         (["--model", "demo", "--context", "0"], "context must be a positive whole number"),
+        (["--model", "demo", "--context", "1"], "context must be at least 2 tokens"),
     ],
 )
 def test_what_is_wrong_is_one_line_before_weights_are_read(
