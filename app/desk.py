@@ -264,8 +264,8 @@ class Desk:
 
     def needs(self, path: str, context: int | None) -> Fit:
         """What a model needs, before it is loaded. Nothing is downloaded for it. Errors are those of `fit`."""
-        known = {self._given, self._used[0], *(choice.path for choice in self.models())}
-        if path not in known and not Path(path).expanduser().is_dir():
+        here = Path(path).expanduser().is_dir() or path in (self._given, self._used[0])
+        if not here and path not in {choice.path for choice in self.models()}:  # looks into every folder
             raise FileNotFoundError(f"there is no folder {path}; a model of the hub is downloaded with --model {path}")
         return fit(path, context=context)
 

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -116,11 +117,18 @@ def greedy_tokens(model: Any, prompt: list[int], count: int, step_size: int = 20
     return list(islice(TokenStream(model, prefill(model, prompt, cache, step_size), cache, Greedy()), count))
 
 
-def scripted_stream(ids: Sequence[int], then: int = 0) -> type[TokenStream]:
-    """A TokenStream that draws `ids` and after them `then` for ever, whatever the logits say. The caches are real."""
+def scripted_stream(ids: Sequence[int], then: int = 0, pause: float = 0.0) -> type[TokenStream]:
+    """A TokenStream that draws `ids` and after them `then` for ever, whatever the logits say. The caches are real.
+
+    It takes `pause` seconds for each.
+    """
     script = iter(ids)
 
     class Scripted(TokenStream):
+        def __next__(self) -> int:
+            time.sleep(pause)
+            return super().__next__()
+
         def _draw(self, allowed: mx.array | None = None) -> None:
             self._following = mx.array([next(script, then)])
 

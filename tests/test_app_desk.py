@@ -27,7 +27,6 @@ from app.settings import Settings
 from app.store import Conversation, Store
 from exaone4_mlx import fit, load
 from exaone4_mlx.generation import respond
-from exaone4_mlx.generation.decode import TokenStream
 from exaone4_mlx.model.files import DEMO_FOLDER
 
 PLAIN = Settings()
@@ -54,15 +53,7 @@ def scripted(unread: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     def script(text: str, pause: float = 0.0) -> None:
         ids = [*tokenizer.encode(text), tokenizer.eos_token_id]
 
-        def stream(*args: Any) -> TokenStream:
-            class Slow(scripted_stream(ids)):  # type: ignore[misc]
-                def __next__(self) -> int:
-                    time.sleep(pause)
-                    return super().__next__()  # type: ignore[no-any-return]
-
-            return Slow(*args)
-
-        monkeypatch.setattr(respond, "TokenStream", stream)
+        monkeypatch.setattr(respond, "TokenStream", lambda *args: scripted_stream(ids, pause=pause)(*args))
 
     return script
 

@@ -20,7 +20,6 @@ from app.settings import Settings
 from app.store import Conversation, Store
 from exaone4_mlx import BUILTIN_TOOLS, Chat, Sampling
 from exaone4_mlx.generation import respond
-from exaone4_mlx.generation.decode import TokenStream
 
 PLAIN = Settings()
 TOOLS = Settings(use_tools=True, ask=False)
@@ -52,15 +51,7 @@ def scripted(unread: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     def script(*texts: str, pause: float = 0.0) -> None:
         ids = iter([[*tokenizer.encode(text), tokenizer.eos_token_id] for text in texts])
 
-        def stream(*args: Any) -> TokenStream:
-            class Slow(scripted_stream(next(ids))):  # type: ignore[misc]
-                def __next__(self) -> int:
-                    time.sleep(pause)
-                    return super().__next__()  # type: ignore[no-any-return]
-
-            return Slow(*args)
-
-        monkeypatch.setattr(respond, "TokenStream", stream)
+        monkeypatch.setattr(respond, "TokenStream", lambda *args: scripted_stream(next(ids), pause=pause)(*args))
 
     return script
 
