@@ -33,7 +33,7 @@ DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 INDEX_NAME = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
 #: What a model folder may hold that is of use here; nothing else is downloaded.
-USEFUL_FILES = ("*.json", "*.jinja", "model*.safetensors", "merges.txt", "LICENSE*", "NOTICE*")
+USEFUL_FILES = ("*.json", "*.jinja", "*model*.safetensors", "merges.txt", "README.md", "LICENSE*", "NOTICE*")
 
 #: safetensors dtype -> (MLX dtype, bytes per element)
 DTYPES = {
@@ -65,6 +65,7 @@ class TensorInfo:
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    offset: int  # of its first byte in the file
 
 
 def find_folder(path_or_repo: str | Path, revision: str | None = None) -> Path:
@@ -143,7 +144,7 @@ class Checkpoint:
             if missing := [file.name for file in files if not file.is_file()]:
                 raise FileNotFoundError(f"{self.folder} lacks {', '.join(missing)}, listed in {INDEX_NAME}")
             return files
-        files = sorted(self.folder.glob("model*.safetensors"))
+        files = sorted(self.folder.glob("model*.safetensors")) or sorted(self.folder.glob("gptq_model*.safetensors"))
         if not files:
             other = next((p.name for p in self.folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".gguf"}), None)
             hint = f"; {other} is not a format that is read here" if other else ""
@@ -154,22 +155,39 @@ class Checkpoint:
     def nbytes(self) -> int:
         return sum(info.nbytes for info in self.tensors.values())
 
-    def read(self, name: str) -> mx.array:
-        """One tensor, not yet evaluated: MLX reads it from the file when it is."""
-        file = self.tensors[name].file
-        if self._open is None or self._open[0] != file:
-            loaded = mx.load(str(file))
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> mx.array:
+        """One tensor, or its rows from `start` to `stop`.
+
+        A whole one is not yet evaluated: MLX reads it from the file when it is. Of rows, no other byte is read.
+        """
+        info = self.tensors[name]
+        if start or stop is not None:
+            return _read_rows(info, start, info.shape[0] if stop is None else min(stop, info.shape[0]))
+        if self._open is None or self._open[0] != info.file or name not in self._open[1]:
+            loaded = mx.load(str(info.file))
             assert isinstance(loaded, dict)
-            self._open = (file, loaded)
+            self._open = (info.file, loaded)
         return self._open[1].pop(name)
 
     def close(self) -> None:
-        """Forgets the open file, so that what was read from it can be read again."""
+        """Forgets the open file, and with it what was not read of it."""
         self._open = None
 
     def in_file_order(self, names: Iterable[str]) -> list[str]:
         """The names, file by file, so that each file is opened once."""
         return sorted(names, key=lambda name: (self.tensors[name].file.name, name))
+
+
+def _read_rows(info: TensorInfo, start: int, stop: int) -> mx.array:
+    """Into memory of our own: touched pages of a mapped file would stay resident."""
+    row_bytes = info.nbytes // max(info.shape[0], 1)
+    data = bytearray((stop - start) * row_bytes)
+    with info.file.open("rb") as stream:
+        stream.seek(info.offset + start * row_bytes)
+        if stream.readinto(data) != len(data):
+            raise CheckpointError(f"{info.file} is cut off")
+    array = mx.array(memoryview(data))  # type: ignore[arg-type]
+    return array.view(DTYPES[info.dtype][0]).reshape(stop - start, *info.shape[1:])
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -187,20 +205,20 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         try:
             header = json.loads(stream.read(length))
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            return {name: _read_entry(file, name, entry, size - 8 - length) for name, entry in entries.items()}
+            return {name: _read_entry(file, name, entry, 8 + length, size) for name, entry in entries.items()}
         except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{file} is not a safetensors file: its header is malformed") from error
 
 
-def _read_entry(file: Path, name: str, entry: dict[str, Any], data_bytes: int) -> TensorInfo:
+def _read_entry(file: Path, name: str, entry: dict[str, Any], data_start: int, file_bytes: int) -> TensorInfo:
     dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if dtype not in DTYPES:
         raise CheckpointError(f"{file}: tensor {name} has dtype {dtype}, which is not read here")
     if end - begin != math.prod(shape) * DTYPES[dtype][1]:
         raise CheckpointError(f"{file}: tensor {name} of shape {shape} does not fill its {end - begin} bytes")
-    if begin < 0 or end > data_bytes:
-        raise CheckpointError(f"{file} is cut off: tensor {name} ends at byte {end} of {data_bytes}")
-    return TensorInfo(file, dtype, shape, end - begin)
+    if begin < 0 or data_start + end > file_bytes:
+        raise CheckpointError(f"{file} is cut off: tensor {name} ends at byte {data_start + end} of {file_bytes}")
+    return TensorInfo(file, dtype, shape, end - begin, data_start + begin)
 
 
 def placeholders(model: nn.Module) -> dict[str, mx.array]:

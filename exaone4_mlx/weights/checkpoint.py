@@ -8,28 +8,30 @@ What is peculiar here:
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
 from ..model.config import Exaone4Config, read_json
 from ..model.files import (
+    DTYPES,
     FLOAT_DTYPES,
     Checkpoint,
     CheckpointError,
     check_names,
-    check_shapes,
     fill,
     find_folder,
     placeholders,
 )
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
-from .quantize import Quantization, quantize_layers, read_quantization
+from .formats import Source
+from .quantize import Quantization, quantize_layers
 
 #: (bytes read, bytes in all) -> None
 Progress = Callable[[int, int], None]
@@ -51,6 +53,9 @@ def load(
     `dtype` (bfloat16, float16 or float32, as `mx.Dtype` or name) is what the floating-point weights are cast
     to; None keeps the checkpoint's. With `q_bits` a full-precision checkpoint is quantized while it loads,
     in groups of `q_group_size`. `progress(done, total)` counts bytes read.
+
+    AWQ, and GPTQ and compressed-tensors where their groups lie side by side, are taken as they are; other GPTQ and
+    FP8 are computed in full precision, with a warning.
 
     Raises FileNotFoundError for what is not there, and ValueError (CheckpointError for damaged weights) for
     what is no EXAONE 4 checkpoint, each naming the file; nothing is loaded in part.
@@ -86,55 +91,99 @@ def load_model(
     if q_bits is None and q_group_size != 64:
         raise ValueError(f"q_group_size {q_group_size} needs q_bits beside it")
     quantization = None if q_bits is None else Quantization(q_bits, q_group_size)
-    checkpoint, model, stored = open_checkpoint(folder)
-    if stored and quantization:
-        raise ValueError(f"{folder} is already quantized, to {stored['bits']} bits; load it without q_bits")
-    names = checkpoint.in_file_order(placeholders(model))
-    if quantization:
-        shapes = {name: checkpoint.tensors[name].shape for name in names}
-        layers = {name.removesuffix(".weight") for name in names if quantization.applies_to(name, shapes[name])}
-        quantize_layers(model, quantization.as_dict(), layers)
+    opened = open_source(folder)
+    source = opened.source
+    if quantization is None:
+        settings = {name: exact for name in opened.shapes if (exact := source.tensors[name].exact)}
+    elif any(tensor.exact for tensor in source.tensors.values()):
+        raise ValueError(f"{folder} is already quantized ({source.format}); load it without q_bits")
+    else:
+        settings = {name: quantization for name, shape in opened.shapes.items() if quantization.applies_to(name, shape)}
+    if quantization is None and any(tensor.is_foreign for tensor in source.tensors.values()):
+        warnings.warn(
+            f"{folder} is {source.format}, which MLX has no kernels for: it is computed in full precision; "
+            "convert it once, for a quarter of the memory",
+            stacklevel=3,
+        )
+    model = Exaone4ForCausalLM(opened.config)
+    quantize_layers(model, {name.removesuffix(".weight"): chosen for name, chosen in settings.items()})
 
     def weights() -> Iterator[tuple[str, mx.array]]:
         done = 0
-        for name in names:
-            yield from converted(name, checkpoint.read(name), cast, quantization)
-            done += checkpoint.tensors[name].nbytes
+        for name in opened.in_file_order():
+            stored = source.tensors[name]
+            if stored.exact:
+                parts = opened.parts(name)
+            else:
+                weight = _cast(source.weight(name), cast)
+                parts = settings[name].tensors(name, weight) if name in settings else [(name, weight)]
+            yield from ((part, _cast(array, cast)) for part, array in parts)
+            done += stored.nbytes
             if progress:
-                progress(done, checkpoint.nbytes)
+                progress(done, opened.nbytes)
 
     fill(model, weights())
     return model
 
 
-def open_checkpoint(folder: Path) -> tuple[Checkpoint, Exaone4ForCausalLM, Mapping[str, Any] | None]:
-    """The tensors of a folder, the model that they belong to, still unfilled, and how they are quantized.
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint whose headers are read and whose tensors are accounted for. `shapes` are the model's weights'."""
 
-    Every tensor is accounted for: raises CheckpointError for one missing, too much or misshapen.
+    config: Exaone4Config
+    checkpoint: Checkpoint
+    source: Source
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def folder(self) -> Path:
+        return self.checkpoint.folder
+
+    def in_file_order(self) -> list[str]:
+        """The names of the weights, so that each file is opened once."""
+        first = {name: self.source.tensors[name].stored[0] for name in self.shapes}
+        return sorted(first, key=lambda name: (self.checkpoint.tensors[first[name]].file.name, name))
+
+    def scale_dtype(self, name: str) -> mx.Dtype:
+        """Of the scales of a weight that is stored quantized, or of one that is not."""
+        scales = [part for part in self.source.tensors[name].stored if part.endswith(("scales", "scale"))]
+        return DTYPES[self.checkpoint.tensors[(scales or [name])[0]].dtype][0]
+
+    def parts(self, name: str) -> list[tuple[str, mx.array]]:
+        """The tensors of MLX for a weight that is stored quantized, scales and biases in the dtype of its scales.
+
+        So an AWQ checkpoint stays in float16 throughout; its biases, zero times scale, are rounded to that.
+        """
+        return [(part, _cast(array, self.scale_dtype(name))) for part, array in self.source.parts(name)]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the weights, as they are stored."""
+        return sum(self.source.tensors[name].nbytes for name in self.shapes)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """As they are stored, scales and biases counted."""
+        return 8 * self.nbytes / sum(math.prod(shape) for shape in self.shapes.values())
+
+
+def open_source(folder: Path) -> Opened:
+    """The tensors of a folder in any format that is read here, each accounted for.
+
+    Raises CheckpointError for one missing, too much or misshapen, and ValueError for a format that is not read.
     """
     config = Exaone4Config.from_file(folder / "config.json")
     checkpoint = Checkpoint(folder)
-    stored = read_quantization(read_json(folder / "config.json"))
-    model = Exaone4ForCausalLM(config)
-    _drop_harmless(checkpoint, config)
-    if stored:
-        layers = {name.removesuffix(".scales") for name in checkpoint.tensors if name.endswith(".scales")}
-        quantize_layers(model, stored, layers)
-    wanted = placeholders(model)
-    check_names(checkpoint.tensors, wanted, folder)
-    check_shapes(checkpoint.tensors, wanted)
-    return checkpoint, model, stored
-
-
-def converted(
-    name: str, array: mx.array, dtype: mx.Dtype | None, quantization: Quantization | None
-) -> list[tuple[str, mx.array]]:
-    """What becomes of one stored tensor: cast to `dtype` if it is floating-point, quantized where that applies."""
-    if dtype is not None and mx.issubdtype(array.dtype, mx.floating):
-        array = array.astype(dtype)
-    if quantization is not None and quantization.applies_to(name, array.shape):
-        return quantization.tensors(name, array)
-    return [(name, array)]
+    source = Source(checkpoint, read_json(folder / "config.json"))
+    _drop_harmless(source, config, folder)
+    shapes = {name: array.shape for name, array in placeholders(Exaone4ForCausalLM(config)).items()}
+    check_names(source.tensors, shapes, folder)
+    for name, shape in shapes.items():
+        stored = source.tensors[name]
+        first = checkpoint.tensors[stored.stored[0]]
+        if stored.shape != shape:
+            raise CheckpointError(f"{first.file}: {name} has shape {stored.shape}, not {shape}")
+    return Opened(config, checkpoint, source, shapes)
 
 
 def read_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype | None:
@@ -146,16 +195,20 @@ def read_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype | None:
     return FLOAT_DTYPES[str(dtype)]
 
 
-def _drop_harmless(checkpoint: Checkpoint, config: Exaone4Config) -> None:
+def _cast(array: mx.array, dtype: mx.Dtype | None) -> mx.array:
+    return array if dtype is None or not mx.issubdtype(array.dtype, mx.floating) else array.astype(dtype)
+
+
+def _drop_harmless(source: Source, config: Exaone4Config, folder: Path) -> None:
     for name in [
-        n for n in checkpoint.tensors if re.fullmatch(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", n)
+        n for n in source.tensors if re.fullmatch(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", n)
     ]:
-        del checkpoint.tensors[name]
-    if config.tie_word_embeddings and HEAD in checkpoint.tensors and EMBEDDING in checkpoint.tensors:
-        if not mx.array_equal(checkpoint.read(HEAD), checkpoint.read(EMBEDDING)).item():
+        del source.tensors[name]
+    if config.tie_word_embeddings and HEAD in source.tensors and EMBEDDING in source.tensors:
+        if not mx.array_equal(source.weight(HEAD), source.weight(EMBEDDING)).item():
             raise CheckpointError(
-                f"{checkpoint.folder}: tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}; "
+                f"{folder}: tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}; "
                 "set it to false if the head is meant to be used"
             )
-        checkpoint.close()
-        del checkpoint.tensors[HEAD]
+        source.close()
+        del source.tensors[HEAD]

@@ -10,6 +10,7 @@ What is peculiar here:
 
 from __future__ import annotations
 
+import math
 import os
 from bisect import bisect_right
 from collections import Counter
@@ -22,9 +23,10 @@ import mlx.core as mx
 
 from ..model.cache import RotatingKVCache, grown_capacity
 from ..model.config import Exaone4Config, read_json
-from ..model.files import DTYPES, Checkpoint, TensorInfo, find_folder
+from ..model.files import Checkpoint, find_folder
 from .checkpoint import HEAD
-from .quantize import read_quantization
+from .formats import Source
+from .layouts import StoredTensor
 
 STEP_SIZE = 2048  # tokens that prefill processes at a time: generation.decode.PREFILL_STEP_SIZE
 
@@ -71,9 +73,9 @@ def fit(
     config = Exaone4Config.from_file(folder / "config.json")
     context = config.max_position_embeddings if context is None else context
     _check_context(context, config)
-    read_quantization(read_json(folder / "config.json"))  # refuses what load does not read
-    tensors = _loaded(Checkpoint(folder).tensors, config)
-    weights_bytes = sum(info.nbytes for info in tensors.values())
+    source = Source(Checkpoint(folder), read_json(folder / "config.json"))
+    tensors = _loaded(source.tensors, config)
+    weights_bytes = sum(_loaded_bytes(tensor) for tensor in tensors.values())
     dtype_size = activation_dtype(tensors).size
     memory = memory_of_this_machine() if memory is None else memory
     lengths = range(1, config.max_position_embeddings + 1)
@@ -100,17 +102,13 @@ def cache_bytes(config: Exaone4Config, context: int, dtype_size: int = 2) -> tup
     return seen * row_bytes, windows * row_bytes, reserves * row_bytes
 
 
-def activation_dtype(tensors: Mapping[str, TensorInfo]) -> mx.Dtype:
+def activation_dtype(tensors: Mapping[str, StoredTensor]) -> mx.Dtype:
     """What a checkpoint computes in: what the dtypes of its embedding and its layers promote to.
 
     Where they differ this may be more than the first layer's cache has, and is right for all others.
     """
-    parts = [info for name, info in tensors.items() if name.startswith(("model.embed_tokens.", "model.layers."))]
-    dtypes = {DTYPES[info.dtype][0] for info in parts}
-    scales = tensors.get("model.embed_tokens.scales")
-    if scales is not None and scales.dtype == "U8":  # mxfp4 and its like: MLX unpacks such an embedding to bfloat16
-        dtypes.add(mx.bfloat16)
-    return reduce(mx.result_type, dtypes or {mx.bfloat16})
+    parts = [tensor for name, tensor in tensors.items() if name.startswith(("model.embed_tokens.", "model.layers."))]
+    return reduce(mx.result_type, {tensor.dtype for tensor in parts} or {mx.bfloat16})
 
 
 def memory_of_this_machine() -> int:
@@ -129,10 +127,16 @@ def _allocated_rows(context: int, limit: int) -> int:
     return rows
 
 
-def _loaded(tensors: Mapping[str, TensorInfo], config: Exaone4Config) -> dict[str, TensorInfo]:
+def _loaded(tensors: Mapping[str, StoredTensor], config: Exaone4Config) -> dict[str, StoredTensor]:
     """Without the extra tensors that `load` passes over."""
     extra = ("rotary_emb.inv_freq", HEAD) if config.tie_word_embeddings else ("rotary_emb.inv_freq",)
-    return {name: info for name, info in tensors.items() if not name.endswith(extra)}
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(extra)}
+
+
+def _loaded_bytes(tensor: StoredTensor) -> int:
+    """As it is stored, or in full precision where MLX has no such format."""
+    whole = tensor.is_foreign
+    return math.prod(tensor.shape) * tensor.dtype.size if whole else tensor.nbytes
 
 
 def _check_context(context: int, config: Exaone4Config) -> None:

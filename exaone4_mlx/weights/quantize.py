@@ -9,7 +9,7 @@ What is peculiar here:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +49,24 @@ class Quantization:
         """Whether the tensor of this name and shape is stored quantized."""
         return len(shape) == 2 and name.endswith(".weight") and shape[-1] % self.group_size == 0
 
+    @property
+    def bits_per_weight(self) -> float:
+        """As stored, with a scale, and in affine mode a bias, of 16 bits for each group; else a scale of 8."""
+        return self.bits + (32 if self.mode == "affine" else 8) / self.group_size
+
     def tensors(self, name: str, weight: mx.array) -> list[tuple[str, mx.array]]:
         """The named tensors that stand for one quantized weight [rows, columns], not yet evaluated."""
+        return self.named(name, mx.quantize(weight, group_size=self.group_size, bits=self.bits, mode=self.mode))
+
+    def named(self, name: str, parts: Sequence[mx.array]) -> list[tuple[str, mx.array]]:
+        """Packed weight, scales and, in affine mode, biases under the names that a checkpoint has for them."""
         layer = name.removesuffix(".weight")
-        parts = mx.quantize(weight, group_size=self.group_size, bits=self.bits, mode=self.mode)
         return [(f"{layer}.{part}", array) for part, array in zip(("weight", "scales", "biases"), parts, strict=False)]
+
+    def dequantized(self, parts: Sequence[mx.array]) -> mx.array:
+        """The weight [rows, columns] that packed weight, scales and, in affine mode, biases stand for."""
+        biases = parts[2] if self.mode == "affine" else None
+        return mx.dequantize(parts[0], parts[1], biases, self.group_size, self.bits, self.mode)
 
     def as_dict(self) -> dict[str, Any]:
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
@@ -62,42 +75,42 @@ class Quantization:
 def read_quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The MLX quantization that a config.json tells of, or None for a checkpoint in full precision.
 
-    Raises ValueError for the formats of others (GPTQ, AWQ, FP8, …), which are not read yet.
+    Raises ValueError for what is not spelled as MLX's is.
     """
     quantization = config.get("quantization") or config.get("quantization_config")
     if not quantization:
         return None
     if not isinstance(quantization, dict):
         raise ValueError(f"quantization must be an object, not {quantization!r}")
-    if method := quantization.get("quant_method"):
-        raise ValueError(
-            f"quantization_config of method {method!r} is not read yet; "
-            "take the checkpoint in full precision and convert that"
-        )
     for key in ("bits", "group_size"):
         if key not in quantization:
             raise ValueError(f"quantization lacks {key}")
     return quantization
 
 
-def quantize_layers(model: nn.Module, quantization: Mapping[str, Any], quantized: set[str]) -> None:
-    """Makes the layers named in `quantized` quantized ones, of the bits that a config.json gives each.
+def quantize_layers(model: nn.Module, settings: Mapping[str, Quantization]) -> None:
+    """Makes the layers named in `settings` quantized ones. Their weights are left unevaluated, to be filled."""
 
-    Weights are left unevaluated: they are to be filled from a checkpoint. A layer may have settings of its
-    own under its name, as in mlx-lm's mixed recipes.
+    def chosen(name: str, layer: nn.Module) -> bool | dict[str, Any]:
+        return settings[name].as_dict() if name in settings and hasattr(layer, "to_quantized") else False
+
+    nn.quantize(model, class_predicate=chosen)
+
+
+def stored_settings(quantization: Mapping[str, Any], layers: Iterable[str]) -> dict[str, Quantization]:
+    """How each of the quantized `layers` is stored, by the `quantization` of a config.json.
+
+    A layer may have settings of its own under its name, as in mlx-lm's mixed recipes.
     """
-    default = _read_one(quantization)
-
-    def settings(name: str, layer: nn.Module) -> bool | dict[str, Any]:
-        if name not in quantized or not hasattr(layer, "to_quantized"):
-            return False
-        own = quantization.get(name)
-        return (_read_one({"mode": default.mode} | own) if isinstance(own, dict) else default).as_dict()
-
-    nn.quantize(model, class_predicate=settings)
+    default = read_settings(quantization)
+    own = {layer: quantization.get(layer) for layer in layers}
+    return {
+        layer: read_settings({"mode": default.mode} | given) if isinstance(given, dict) else default
+        for layer, given in own.items()
+    }
 
 
-def _read_one(settings: Mapping[str, Any]) -> Quantization:
+def read_settings(settings: Mapping[str, Any]) -> Quantization:
     """Settings from a config.json. mlx-lm writes null for what it left to MLX's defaults."""
     mode = settings.get("mode") or "affine"
     bits, group_size = DEFAULTS.get(mode, (0, 0))
