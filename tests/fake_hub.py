@@ -1,0 +1,161 @@
+"""A hub of our own on loopback: as much of the Hugging Face hub's API as an upload uses. It keeps what it is sent."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+TOKEN = "hf_of_mina"
+
+
+@dataclass
+class Repo:
+    """`commits` are the summaries, oldest first."""
+
+    private: bool = False
+    files: dict[str, bytes] = field(default_factory=dict)
+    commits: list[str] = field(default_factory=list)
+
+
+class FakeHub:
+    """The user is mina. `answers` maps the beginning of a path to a status with which it fails.
+
+    `break_off` is a beginning of paths at which the connection is cut without an answer.
+    """
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.objects: dict[str, bytes] = {}
+        self.requests: list[str] = []
+        self.answers: dict[str, int] = {}
+        self.break_off: str | None = None
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                hub._answer(self, b"")
+
+            def do_POST(self) -> None:
+                hub._answer(self, _body(self))
+
+            def do_PUT(self) -> None:
+                hub._answer(self, _body(self))
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _answer(self, request: BaseHTTPRequestHandler, body: bytes) -> None:
+        path = request.path.partition("?")[0]
+        self.requests.append(f"{request.command} {path}")
+        if self.break_off and path.startswith(self.break_off):
+            return
+        status, values = self._route(request, path, body)
+        text = json.dumps(values).encode()
+        request.send_response(status)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(text)))
+        request.end_headers()
+        request.wfile.write(text)
+
+    def _route(self, request: BaseHTTPRequestHandler, path: str, body: bytes) -> tuple[int, Any]:
+        for start, status in self.answers.items():
+            if path.startswith(start):
+                return status, {"error": "as the test wants it"}
+        if path.startswith("/lfs/"):  # the address is the permission, as with S3
+            self.objects[path.removeprefix("/lfs/")] = body
+            return 200, {}
+        if request.headers["Authorization"] != f"Bearer {TOKEN}":
+            return 401, {"error": "Invalid username or password."}
+        if path == "/api/repos/create":
+            return self._create(json.loads(body))
+        if path == "/api/validate-yaml":
+            return 200, {"errors": [], "warnings": []}
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return 200, {"transfer": "basic", "objects": [self._place(item) for item in json.loads(body)["objects"]]}
+        _, _, _, owner, name, *rest = path.split("/")
+        repo = self.repos.get(f"{owner}/{name}")
+        if repo is None:
+            return 404, {"error": "Repository not found"}
+        if request.command == "POST" and owner != "mina":
+            return 403, {"error": f"You don't have the rights to write to {owner}/{name}"}
+        if not rest or rest[0] == "revision":
+            return 200, {"id": f"{owner}/{name}", "private": repo.private, "sha": "0" * 40, "siblings": []}
+        if rest[0] == "tree":
+            return 200, [
+                {"type": "file", "path": file, "size": len(data), "oid": "0" * 40} for file, data in repo.files.items()
+            ]
+        if rest[0] == "preupload":
+            return 200, {"files": [self._mode(repo, item) for item in json.loads(body)["files"]]}
+        assert rest[0] == "commit", path
+        self._commit(repo, [json.loads(line) for line in body.splitlines()])
+        return 200, {"commitUrl": f"{self.endpoint}/{owner}/{name}/commit/{'1' * 40}", "commitOid": "1" * 40}
+
+    def _create(self, asked: dict[str, Any]) -> tuple[int, Any]:
+        owner = asked.get("organization") or "mina"
+        repo_id = f"{owner}/{asked['name']}"
+        url = {"url": f"{self.endpoint}/{repo_id}"}
+        if owner != "mina":
+            return 403, {"error": f'You don\'t have the rights to create a model under the namespace "{owner}".'}
+        if repo_id in self.repos:
+            return 409, {"error": "You already created this model repo", **url}
+        private = asked.get("visibility") == "private" or bool(asked.get("private"))
+        self.repos[repo_id] = Repo(private, {".gitattributes": b"*.safetensors filter=lfs\n"})
+        return 200, url
+
+    def _mode(self, repo: Repo, item: dict[str, Any]) -> dict[str, Any]:
+        """Weights go to large file storage, which knows them by their SHA-256."""
+        large = item["path"].endswith(".safetensors")
+        here = repo.files.get(item["path"])
+        oid = None
+        if here is not None:
+            oid = (
+                hashlib.sha256(here).hexdigest() if large else hashlib.sha1(b"blob %d\0" % len(here) + here).hexdigest()
+            )
+        mode = "lfs" if large else "regular"
+        return {"path": item["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+
+    def _place(self, item: dict[str, Any]) -> dict[str, Any]:
+        if item["oid"] in self.objects:
+            return item
+        return item | {"actions": {"upload": {"href": f"{self.endpoint}/lfs/{item['oid']}"}}}
+
+    def _commit(self, repo: Repo, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                repo.commits.append(value["summary"])
+            elif line["key"] == "file":
+                repo.files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                data = self.objects[value["oid"]]
+                assert hashlib.sha256(data).hexdigest() == value["oid"], "what arrived is not what was promised"
+                repo.files[value["path"]] = data
+            else:
+                assert line["key"] == "deletedFile", line["key"]
+                del repo.files[value["path"]]
+
+
+def _body(request: BaseHTTPRequestHandler) -> bytes:
+    if request.headers["Transfer-Encoding"] != "chunked":
+        return request.rfile.read(int(request.headers["Content-Length"] or 0))
+    parts = []
+    while size := int(request.rfile.readline(), 16):
+        parts.append(request.rfile.read(size))
+        request.rfile.readline()
+    request.rfile.readline()
+    return b"".join(parts)
