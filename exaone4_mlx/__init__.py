@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .tool_files import load_tools as load_tools
     from .weights.checkpoint import load as load
     from .weights.converter import Summary as Summary, convert as convert
+    from .weights.evaluate import Evaluation as Evaluation, evaluate as evaluate
     from .weights.fit import Fit as Fit, fit as fit
 
 __version__ = "0.1.0"
@@ -57,6 +58,7 @@ _HOME = {
     "weights.checkpoint": ("load",),
     "tool_files": ("load_tools",),
     "weights.converter": ("Summary", "convert"),
+    "weights.evaluate": ("Evaluation", "evaluate"),
     "weights.fit": ("Fit", "fit"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -19,6 +19,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        _say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+        say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
         return 1
 
 
@@ -219,23 +220,23 @@ def _generate(options: argparse.Namespace) -> int:
     ids = _check_prompt(prompt, tools, chosen, options, config, tokenizer)
     model = load_weights(folder, config, options)
     cache = _open_prompt_cache(options.prompt_cache_file, model, tokenizer)
-    with _progress("reading the prompt", " tokens") as progress:
+    with progress_bar("reading the prompt", " tokens") as progress:
         chosen = dataclasses.replace(chosen, progress=progress)
         reply = _reply(model, tokenizer, prompt, tools, chosen, options, cache)
         if options.verbose:
             sampling = chosen.sampling.resolved(options.thinking) if chosen.sampling else None
-            _say(f"{len(ids)} prompt tokens; {sampling}")
+            say(f"{len(ids)} prompt tokens; {sampling}")
         with _cancelled_by_ctrl_c(reply):
             done = _show(reply, options)
     if not options.json and not options.jsonl:
-        _say(_summary(done))
+        say(_summary(done))
     if cache is not None:
         try:
             cache.save(options.prompt_cache_file)
         except OSError as error:
-            _say(f"warning: the prompt cache {options.prompt_cache_file} could not be written: {error.strerror}")
+            say(f"warning: the prompt cache {options.prompt_cache_file} could not be written: {error.strerror}")
     if done.finish_reason == "repetition":
-        _say("the reply went round in a loop and was ended; LG's advice against that: --presence-penalty 1.5")
+        say("the reply went round in a loop and was ended; LG's advice against that: --presence-penalty 1.5")
     return 130 if done.finish_reason == "cancelled" else 0
 
 
@@ -297,7 +298,7 @@ def read_tools(options: argparse.Namespace) -> list[Callable[..., Any]]:
         from .tool_files import load_tools
 
         if options.tools.is_file():
-            _say(f"running {options.tools} for its tools")
+            say(f"running {options.tools} for its tools")
         tools += load_tools(options.tools)
     if options.builtin_tools:
         from .text.builtin_tools import BUILTIN_TOOLS
@@ -324,7 +325,7 @@ def read_model_folder(options: argparse.Namespace) -> tuple[Path, Exaone4Config,
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; --model demo needs no download") from error
     if warning := vocabulary_warning(tokenizer, config):
-        _say(f"warning: {warning}")
+        say(f"warning: {warning}")
     return folder, config, tokenizer
 
 
@@ -333,16 +334,19 @@ def load_weights(folder: Path, config: Exaone4Config, options: argparse.Namespac
     from .weights.checkpoint import load_model
 
     started = time.perf_counter()
-    with _progress("loading", "B") as progress:
+    with progress_bar("loading", "B") as progress, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         model = load_model(
             folder, dtype=options.dtype, q_bits=options.q_bits, q_group_size=options.q_group_size, progress=progress
         )
+    for warning in caught:
+        say(f"warning: {warning.message}")
     if options.verbose:
         seconds = time.perf_counter() - started
         context = config.max_position_embeddings
-        _say(f"{folder}: {config.num_hidden_layers} layers, context {context} tokens, loaded in {seconds:.2f} s")
+        say(f"{folder}: {config.num_hidden_layers} layers, context {context} tokens, loaded in {seconds:.2f} s")
     if options.q_bits is not None:
-        _say(f"quantized to {options.q_bits} bits while loading; to keep the result: {_convert_command(options)}")
+        say(f"quantized to {options.q_bits} bits while loading; for better ones that last: {_convert_command(options)}")
     return model
 
 
@@ -407,7 +411,6 @@ def _check_cache_file(path: Path | None) -> None:
 def _open_prompt_cache(path: Path | None, model: Exaone4ForCausalLM, tokenizer: Tokenizer) -> PromptCache | None:
     if path is None:
         return None
-    import warnings
 
     from .generation.session import PromptCache
 
@@ -417,12 +420,12 @@ def _open_prompt_cache(path: Path | None, model: Exaone4ForCausalLM, tokenizer: 
         warnings.simplefilter("always")
         cache = PromptCache.load(path, model, tokenizer)
     for warning in caught:
-        _say(f"warning: {warning.message}")
+        say(f"warning: {warning.message}")
     return cache
 
 
 def _convert_command(options: argparse.Namespace) -> str:
-    """The command that keeps what --q-bits made while loading."""
+    """The command that converts, with less error, what --q-bits quantized while loading."""
     chosen = {
         "--hf-path": options.model,
         "--mlx-path": "FOLDER",
@@ -482,13 +485,13 @@ def _show(reply: Generation | Turn, options: argparse.Namespace) -> Done:
             else:
                 events.append(event)
             if options.jsonl:
-                _print_json(_as_json(event))
+                print_json(_as_json(event))
             elif options.json:
                 continue
             elif isinstance(event, ToolResult):
                 printer.close()
                 result = json.dumps(event.content, ensure_ascii=False)
-                _say(f"[{event.call.name} {'failed' if event.failed else 'returned'}: {shortened(result, 200)}]")
+                say(f"[{event.call.name} {'failed' if event.failed else 'returned'}: {shortened(result, 200)}]")
             else:
                 printer.show(event)
     finally:
@@ -497,7 +500,7 @@ def _show(reply: Generation | Turn, options: argparse.Namespace) -> Done:
         told = {"model": options.model} | dataclasses.asdict(Reply.from_events(events))
         if options.tools or options.builtin_tools:
             told["tool_results"] = [_as_json(result) for result in results]
-        _print_json(told)
+        print_json(told)
     assert isinstance(events[-1], Done)
     return events[-1]
 
@@ -556,7 +559,7 @@ def _as_json(event: Event | ToolResult | Done) -> dict[str, Any]:
     return {"type": kinds[type(event).__name__]} | fields
 
 
-def _print_json(value: dict[str, Any]) -> None:
+def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
@@ -571,7 +574,7 @@ def _summary(done: Done) -> str:
     return (
         f"[prompt {done.prompt_tokens} tokens{cached} in {done.prefill_seconds:.2f} s | "
         f"reply {generated} tokens{thought} in {done.decode_seconds:.2f} s{rate}{ended} | "
-        f"peak memory {_size(done.peak_bytes)}]"
+        f"peak memory {size_text(done.peak_bytes)}]"
     )
 
 
@@ -605,64 +608,33 @@ def _add_chat(commands: Any) -> None:
     parser.set_defaults(run=repl.run, check=lambda options: _check_tools(parser, options))
 
 
-# --- convert --------------------------------------------------------------------------------------------------
+# --- convert and evaluate -------------------------------------------------------------------------------------
 
 
 def _add_convert(commands: Any) -> None:
+    from .commands import convert, evaluate
+
     parser = commands.add_parser(
         "convert",
-        help="convert a Hugging Face checkpoint to an MLX folder",
-        description="Converts a Hugging Face checkpoint to an MLX folder, in four bits unless said otherwise.",
+        help="convert a checkpoint to an MLX folder",
+        description="Converts a checkpoint to an MLX folder, in four bits unless said otherwise.",
     )
-    parser.add_argument("--hf-path", required=True, metavar="PATH", help="the checkpoint: a folder or a hub id")
-    parser.add_argument(
-        "--mlx-path", default="mlx_model", metavar="FOLDER", help="where to write (default: %(default)s)"
+    convert.add_arguments(parser)
+    parser.set_defaults(run=convert.run, check=None)
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure what a conversion cost",
+        description="Compares a converted model's next-token probabilities with the original's.",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument("-q", "--quantize", action=argparse.BooleanOptionalAction, default=True, help="default: yes")
-    parser.add_argument("--q-bits", type=int, metavar="N", help="bits per weight (default: 4; 8 for mxfp8)")
-    parser.add_argument("--q-group-size", type=int, metavar="N", help="weights per scale (default: 64 for affine)")
-    parser.add_argument("--q-mode", default="affine", choices=("affine", "mxfp4", "nvfp4", "mxfp8"))
-    parser.add_argument(
-        "--dtype", choices=("bfloat16", "float16", "float32"), help="cast the weights (default: keep theirs)"
-    )
-    parser.add_argument("--json", action="store_true", help="the summary as one JSON object")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.set_defaults(run=_convert, check=None)
-
-
-def _convert(options: argparse.Namespace) -> int:
-    from .weights.converter import convert
-
-    with _progress("converting", "B") as progress:
-        summary = convert(
-            options.hf_path,
-            options.mlx_path,
-            q_bits=options.q_bits,
-            q_group_size=options.q_group_size,
-            q_mode=options.q_mode,
-            quantize=options.quantize,
-            dtype=options.dtype,
-            revision=options.revision,
-            progress=progress,
-        )
-    if options.json:
-        _print_json(dataclasses.asdict(summary) | {"path": str(summary.path)})
-    else:
-        print(
-            f"{summary.path}: {_size(summary.bytes)} from {_size(summary.source_bytes)}, "
-            f"{summary.bits_per_weight:.3f} bits per weight, {summary.seconds:.1f} s, "
-            f"peak memory {_size(summary.peak_bytes)}"
-        )
-        _say(f"try it: {shlex.join(['exaone4-mlx', 'generate', '--model', str(summary.path), '--prompt', 'Hello'])}")
-    return 0
+    evaluate.add_arguments(parser)
+    parser.set_defaults(run=evaluate.run, check=None)
 
 
 # --- for all --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A function (done, total) that draws a bar with the time left, on a terminal and after half a second."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
@@ -689,7 +661,7 @@ def _unsupported_platform() -> str | None:
     )
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
@@ -703,8 +675,14 @@ def _prepare_streams() -> None:
             stream.reconfigure(encoding="utf-8", errors="replace")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """To standard error: what is not the result."""
     print(text, file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """To standard output: the result."""
+    print(text, flush=True)
 
 
 def run_command(command: str) -> NoReturn:

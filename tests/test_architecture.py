@@ -15,7 +15,8 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "demo" not in path.part
 ALLOWED = {
     "model": set(),
     "text": set(),
-    "weights": {"model", "text"},
+    "weights": {"model", "text", "__version__"},
+    "commands": {"weights", "cli"},
     "generation": {"model", "text"},
     "terminal": {"model", "text", "weights", "generation", "cli", "__version__"},
 }
@@ -35,7 +36,31 @@ ORDER = {
         "builtin_tools",
         "tokenizer",
     ],
-    "weights": ["quantize", "checkpoint", "fit", "converter"],
+    "weights": [
+        "quantize",
+        "layouts",
+        "formats",
+        "checkpoint",
+        "fit",
+        "texts",
+        "recipe",
+        "plan",
+        "shards",
+        "search",
+        "gptq",
+        "distill",
+        "blocks",
+        "calibrate",
+        "evaluate",
+        "verify",
+        "plot",
+        "card",
+        "upload",
+        "request",
+        "partial",
+        "converter",
+    ],
+    "commands": ["evaluate", "convert"],
     "generation": ["sampling", "decode", "session", "constrain", "ending", "respond", "owner", "turn", "conversation"],
     "terminal": ["words", "markdown", "commands", "input", "pipe", "screen", "repl"],
 }
@@ -123,7 +148,7 @@ def test_every_folder_is_in_the_wheel() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 cannot read TOML by itself")
     packages = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {".".join(f.parent.relative_to(ROOT).parts) for f in PACKAGE.rglob("__init__.py")}
-    assert found | {"exaone4_mlx.demo"} == packages
+    assert found | {"exaone4_mlx.demo", "exaone4_mlx.texts"} == packages
 
 
 @pytest.mark.parametrize("file", APP, ids=lambda file: file.stem)

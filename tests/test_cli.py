@@ -537,7 +537,7 @@ def test_convert_can_report_in_json(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_quantizing_while_loading_says_how_to_keep_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*GENERATE, "-p", "Hello", "--q-bits", "4", "-m", "3"]) == 0
     command = "exaone4-mlx convert --hf-path demo --mlx-path FOLDER --q-bits 4 --q-group-size 64 --dtype float32"
-    assert f"to keep the result: {command}" in capsys.readouterr().err
+    assert f"for better ones that last: {command}" in capsys.readouterr().err
 
 
 def test_progress_is_drawn_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -547,7 +547,7 @@ def test_progress_is_drawn_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -
 
     def drawn(screen: io.StringIO) -> str:
         monkeypatch.setattr(sys, "stderr", screen)
-        with cli._progress("reading the prompt", " tokens") as progress:
+        with cli.progress_bar("reading the prompt", " tokens") as progress:
             progress(0, 100)
             time.sleep(0.6)
             progress(50, 100)

@@ -14,15 +14,30 @@ from conftest import distance
 from mlx.utils import tree_flatten
 from safetensors import safe_open
 
-from exaone4_mlx import Exaone4Config, convert, load
-from exaone4_mlx.model.files import DEMO_FOLDER
-from exaone4_mlx.weights import converter
+from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, convert, load
+from exaone4_mlx.model.files import DEMO_FOLDER, placeholders
+from exaone4_mlx.weights import plan
+from exaone4_mlx.weights.converter import prepare
+from exaone4_mlx.weights.request import Request
 
 IDS = mx.array([[40, 50, 60, 70, 80]])
 
 
+def random_checkpoint(folder: Path, layers: int, vocabulary: int = 3072) -> Path:
+    """The demo with other weights: as many layers and as long a vocabulary as wanted."""
+    shutil.copytree(DEMO_FOLDER, folder, ignore=shutil.ignore_patterns("recipe", "*.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    pattern = ["sliding_attention"] * 3 + ["full_attention"]
+    config |= {"num_hidden_layers": layers, "vocab_size": vocabulary, "layer_types": (pattern * layers)[:layers]}
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = placeholders(Exaone4ForCausalLM(Exaone4Config.from_dict(config)))
+    weights = {name: mx.random.normal(array.shape, dtype=mx.bfloat16) for name, array in shapes.items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    return folder
+
+
 def test_quantized_folder_equals_quantizing_while_loading(tmp_path: Path) -> None:
-    summary = convert("demo", tmp_path / "out", q_bits=4, q_group_size=32)
+    summary = convert("demo", tmp_path / "out", q_bits=4, q_group_size=32, search=False)
     direct, _ = load("demo", q_bits=4, q_group_size=32)
     converted, _ = load(tmp_path / "out")
     assert distance(converted(IDS), direct(IDS)) == 0
@@ -51,7 +66,7 @@ def test_unquantized_conversion_changes_no_weight(tmp_path: Path, demo: Any) -> 
 
 def test_several_shards_hold_every_tensor_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert("demo", tmp_path / "single")
-    monkeypatch.setattr(converter, "MAX_SHARD_BYTES", 1_000_000)
+    monkeypatch.setattr(plan, "MAX_SHARD_BYTES", 1_000_000)
     convert("demo", tmp_path / "sharded")
     index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
     files = sorted((tmp_path / "sharded").glob("*.safetensors"))
@@ -85,21 +100,29 @@ def test_config_carries_every_spelling(tmp_path: Path) -> None:
     assert Exaone4Config.from_dict(config).layers == Exaone4Config.from_file(DEMO_FOLDER / "config.json").layers
 
 
-def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
-    """Not by the model: its 11 MB pass through while far less is in use."""
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    summary = convert("demo", tmp_path / "out")
-    largest = 3072 * 256 * 2
-    assert summary.source_bytes > 6 * largest
-    assert summary.peak_bytes - before < 4 * largest
+@pytest.mark.parametrize("options", [{}, {"search": False}, {"quantize": False, "dtype": "float16"}])
+def test_memory_does_not_grow_with_layers_nor_with_tensors(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few rows are in memory at a time: the same for eight layers and for two, for long tables and for short ones."""
+    monkeypatch.setattr(plan, "CHUNK_WEIGHTS", 1 << 16)
+    peaks = []
+    for layers, vocabulary in ((2, 3072), (8, 3072), (2, 12_288)):
+        folder = random_checkpoint(tmp_path / f"{layers}-{vocabulary}", layers, vocabulary)
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        summary = convert(folder, tmp_path / f"out-{layers}-{vocabulary}", **options)
+        assert summary.source_bytes > 3_000_000
+        peaks.append(summary.peak_bytes - before)
+        assert peaks[-1] < prepare(folder, tmp_path / "plan", Request(**options)).peak_bytes
+    assert max(peaks) < 1.1 * min(peaks), peaks
 
 
 # --- nothing is half done ---------------------------------------------------
 
 
 def test_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_disk(done: int, total: int) -> None:
+    def full_disk(done: int, total: int, stage: str) -> None:
         if done > total / 2:
             raise OSError(28, "No space left on device")
 
@@ -111,7 +134,7 @@ def test_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_second_conversion_to_the_same_folder_waits_its_turn(tmp_path: Path) -> None:
     """Else one would rename the other's half-written folder."""
 
-    def meanwhile(done: int, total: int) -> None:
+    def meanwhile(done: int, total: int, stage: str) -> None:
         with pytest.raises(FileExistsError, match=r"another conversion to .*out is under way"):
             convert("demo", tmp_path / "out")
 
@@ -143,7 +166,20 @@ def test_folder_of_a_stranger_is_not_touched(tmp_path: Path) -> None:
         ({"q_bits": 9}, ValueError, "bits, not 9"),
         ({"q_mode": "int4"}, ValueError, "quantization mode 'int4' is unknown"),
         ({"q_mode": "mxfp4", "q_group_size": 64}, ValueError, "mxfp4 quantization has groups of 32, not 64"),
-        ({"quantize": False, "q_bits": 4}, ValueError, "have no meaning where nothing is quantized"),
+        ({"quantize": False, "q_bits": 4}, ValueError, "q_bits have no meaning where nothing is quantized"),
+        ({"dequantize": True, "recipe": "4bit"}, ValueError, "recipe have no meaning where nothing is quantized"),
+        ({"recipe": "3bit"}, ValueError, "recipe '3bit' is unknown; there are 4bit"),
+        ({"recipe": "4bit", "q_bits": 4}, ValueError, "the recipe 4bit says how many bits"),
+        ({"target_bpw": 5.0}, ValueError, "target_bpw is for the recipe 4bit-quality"),
+        ({"calibrate": "awq"}, ValueError, "calibrate must be one of gptq, distill, not 'awq'"),
+        ({"calibrate": "gptq", "q_mode": "mxfp4"}, ValueError, "tunes affine scales and biases, and mxfp4 has none"),
+        ({"calibration_data": "texts.jsonl"}, ValueError, "calibration_data needs calibrate"),
+        ({"evaluation_data": "texts.jsonl"}, ValueError, "evaluation_data needs evaluate"),
+        ({"calibrate": "gptq", "calibration_data": "texts.jsonl"}, FileNotFoundError, "texts.jsonl is not there"),
+        ({"upload_repo": "me/EXAONE-tiny"}, ValueError, "would pass them off as such"),
+        ({"mlx_path": "source"}, ValueError, "would lie inside its own source"),
+        ({"mlx_path": ".", "overwrite": True}, ValueError, "would lie around its own source"),
+        ({"mlx_path": "exists", "overwrite": True, "hf_path": "nowhere"}, FileNotFoundError, "no folder nowhere"),
         ({"mlx_path": "dangling"}, FileExistsError, "dangling exists already"),
         ({"hf_path": "untold"}, FileNotFoundError, "has no tokenizer.json"),
         ({"dtype": "int8"}, ValueError, "dtype must be one of"),
@@ -165,12 +201,37 @@ def test_bad_requests_are_refused_before_anything_is_written(
     assert sorted(path.name for path in Path().iterdir()) == before
 
 
-def test_quantized_source_is_refused(tmp_path: Path) -> None:
+# --- a source that is quantized already ---
+
+
+def test_quantized_source_stays_as_it_is_unless_bits_are_asked_for(tmp_path: Path) -> None:
     convert("demo", tmp_path / "once")
-    with pytest.raises(ValueError, match="is already quantized, to 4 bits"):
-        convert(tmp_path / "once", tmp_path / "twice")
-    with pytest.raises(ValueError, match="is already quantized, to 4 bits; load it without q_bits"):
+    summary = convert(tmp_path / "once", tmp_path / "twice")
+    assert "stay as they are stored (MLX 4-bit)" in summary.notes[0]
+    first, second = (mx.load(str(tmp_path / name / "model.safetensors")) for name in ("once", "twice"))
+    assert first.keys() == second.keys()
+    assert all(mx.array_equal(first[name], second[name]).item() for name in first)
+
+
+def test_requantizing_says_that_it_loses_twice(tmp_path: Path) -> None:
+    convert("demo", tmp_path / "once", q_bits=8)
+    summary = convert(tmp_path / "once", tmp_path / "twice", q_bits=4)
+    assert "57 tensors are MLX 8-bit and are quantized a second time" in summary.notes[0]
+    assert summary.bits_per_weight == pytest.approx(4.5, abs=0.02)
+    with pytest.raises(ValueError, match=r"is already quantized \(MLX 8-bit\); load it without q_bits"):
         load(tmp_path / "once", q_bits=4)
+
+
+def test_dequantizing_gives_what_the_quantized_weights_stand_for(tmp_path: Path) -> None:
+    convert("demo", tmp_path / "once", q_bits=8)
+    convert(tmp_path / "once", tmp_path / "back", dequantize=True)
+    quantized, full = load(tmp_path / "once", dtype="float32")[0], load(tmp_path / "back", dtype="float32")[0]
+    assert "quantization" not in json.loads((tmp_path / "back" / "config.json").read_text())
+    assert distance(quantized(IDS), full(IDS)) < 0.2, "but for the rounding to bfloat16"
+    with pytest.raises(ValueError, match="is in full precision: there is nothing to dequantize"):
+        convert("demo", tmp_path / "out", dequantize=True)
+    with pytest.raises(ValueError, match=r"is stored as MLX 8-bit; to have it in full precision, dequantize"):
+        convert(tmp_path / "once", tmp_path / "out", quantize=False)
 
 
 def test_layers_may_have_bits_of_their_own(tmp_path: Path, edit_json: Callable[..., None]) -> None:

@@ -79,28 +79,29 @@ def peak_and_seconds(script: str) -> tuple[float, float]:
 
 
 def test_conversion_is_bounded_and_the_result_speaks(full_size: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    theirs = full_size.parent / "theirs-4bit"
-    ours = full_size.parent / "ours-4bit"
-    our_peak, our_seconds = peak_and_seconds(
-        f"from exaone4_mlx import convert; convert({str(full_size)!r}, {str(ours)!r})"
-    )
-    their_peak, their_seconds = peak_and_seconds(
-        f"from mlx_lm import convert; convert({str(full_size)!r}, {str(theirs)!r}, quantize=True)"
-    )
+    folders = {name: full_size.parent / name for name in ("search", "plain", "theirs")}
+    peaks, seconds = {}, {}
+    for name, script in {
+        "search": "from exaone4_mlx import convert; convert({!r}, {!r})",
+        "plain": "from exaone4_mlx import convert; convert({!r}, {!r}, search=False)",
+        "theirs": "from mlx_lm import convert; convert({!r}, {!r}, quantize=True)",
+    }.items():
+        peaks[name], seconds[name] = peak_and_seconds(script.format(str(full_size), str(folders[name])))
     reply = subprocess.run(
-        [sys.executable, "-m", "exaone4_mlx", "generate", "--model", str(ours), "-p", "Hello", "--dtype", "float32",
-         "--max-tokens", "1", "--temp", "0", "--json"],
+        [sys.executable, "-m", "exaone4_mlx", "generate", "--model", str(folders["search"]), "-p", "Hello",
+         "--dtype", "float32", "--max-tokens", "1", "--temp", "0", "--json"],
         capture_output=True, text=True, cwd=ROOT, check=True,
     )  # fmt: skip
     told = json.loads(reply.stdout)
     with capsys.disabled():
+        for name, peak in peaks.items():
+            print(f"\nfull-size 1.2B to 4 bits, {name}: {seconds[name]:.0f} s, peak {peak:.0f} MB", end="")
         print(
-            f"\nfull-size 1.2B to 4 bits: ours {our_seconds:.0f} s, peak {our_peak:.0f} MB; "
-            f"mlx-lm {their_seconds:.0f} s, peak {their_peak:.0f} MB; one token after loading: "
-            f"{told['prefill_seconds']:.1f} s of prefill, peak {told['peak_bytes'] / 1e6:.0f} MB"
+            f"\none token after loading: {told['prefill_seconds']:.1f} s of prefill, "
+            f"peak {told['peak_bytes'] / 1e6:.0f} MB"
         )
-    same = mx.load(str(ours / "model.safetensors")), mx.load(str(theirs / "model.safetensors"))
-    assert {name: array.shape for name, array in same[0].items()} == {n: array.shape for n, array in same[1].items()}
-    assert all(mx.array_equal(same[0][name], same[1][name]).item() for name in same[0]), "the same weights, bit for bit"
-    assert our_peak < 900 < their_peak
+    ours, plain, theirs = (mx.load(str(folder / "model.safetensors")) for folder in folders.values())
+    assert all(mx.array_equal(plain[name], theirs[name]).item() for name in theirs), "the same weights, bit for bit"
+    assert {name: array.shape for name, array in ours.items()} == {n: array.shape for n, array in theirs.items()}
+    assert max(peaks["search"], peaks["plain"]) < 900 < peaks["theirs"]
     assert told["answer_tokens"] + (told["finish_reason"] == "stop") == 1

@@ -1,54 +1,62 @@
-"""Hugging Face checkpoint -> MLX folder, quantized or not.
+"""A checkpoint in any format -> an MLX folder, quantized or not.
 
 What is peculiar here:
-- One tensor is in memory at a time: shapes and sizes of the result are known before anything is read, so each
-  shard's header is written first and the tensors follow.
-- The result appears under its name only when it is whole. Until then it is `NAME.partial`.
+- Everything that can be known is known before work starts: what becomes of each tensor, the sizes, the disk.
+- A few rows of one tensor are in memory at a time; the calibrated methods hold one block.
+- The result appears under its name only when it is whole and was read back. A run that was killed is gone on with
+  by the same request, and its bytes are those of a run that was not.
 - Its config.json carries every spelling, so that mlx-lm and transformers of any age read it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
+import math
 import shutil
-import struct
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from .. import __version__
 from ..model.config import read_json
-from ..model.files import DTYPE_NAMES, DTYPES, FLOAT_DTYPES, INDEX_NAME, Checkpoint, find_folder, placeholders
+from ..model.files import FLOAT_DTYPES, CheckpointError, find_folder
 from ..text.tokenizer import Tokenizer
-from .checkpoint import Progress, converted, open_checkpoint, read_dtype
-from .quantize import DEFAULTS, Quantization
+from .calibrate import calibrate
+from .card import model_card, public_origin
+from .checkpoint import Opened, open_source, read_dtype
+from .evaluate import Evaluation, evaluate
+from .partial import check_target, partial_folder
+from .plan import Plan, Planned, make_plan
+from .plot import PLOT_NAME, error_plot
+from .request import Request, calibration_file, check_texts, chosen_settings, digested, evaluation_file, notes_on
+from .search import SLICE, searched
+from .shards import Shards
+from .texts import read_passages
+from .upload import CARRIED_FILES, check_upload_name, upload
+from .verify import TensorError, check_written, tensor_errors
 
-MAX_SHARD_BYTES = 5 << 30  # mlx-lm's
-#: What is carried over as it is, beside the weights and the config.
-CARRIED_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "LICENSE*",
-    "NOTICE*",
-)
+#: (done, total, what is being done) -> None. Bytes of the source while writing and verifying, else steps.
+Progress = Callable[[int, int, str], None]
+
+#: What a result takes on the disk beside its weights: tokenizer, card, report.
+DISK_MARGIN = 50_000_000
+#: Bytes of memory for a weight of a chunk (as read, cast, packed), and for one that the search works on. Measured.
+CHUNK_BYTES, SEARCH_BYTES = 12, 48
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a conversion made. `peak_bytes` is MLX's own peak, `bits_per_weight` counts scales and biases."""
+    """What a conversion made. `peak_bytes` is MLX's own peak, `bits_per_weight` counts scales and biases.
+
+    `errors` are there if it was verified, `evaluation` if it was evaluated, `page` if it was uploaded; `notes` are
+    what a user should know.
+    """
 
     path: Path
     parameters: int
@@ -57,232 +65,321 @@ class Summary:
     bits_per_weight: float
     seconds: float
     peak_bytes: int
+    notes: tuple[str, ...] = ()
+    errors: tuple[TensorError, ...] | None = None
+    evaluation: Evaluation | None = None
+    page: str | None = None
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One tensor to be written; its bytes are made from the source tensor `source`."""
+class Conversion:
+    """A conversion that is checked and planned, and not begun.
 
-    name: str
-    source: str
-    dtype: mx.Dtype
-    shape: tuple[int, ...]
-    nbytes: int
+    `disk_bytes` is what the target's disk must have free; `peak_bytes` about what MLX will hold at the peak.
+    """
+
+    origin: str
+    target: Path
+    request: Request
+    opened: Opened
+    plan: Plan
+    notes: tuple[str, ...]
+    disk_bytes: int
+    free_bytes: int
+
+    @property
+    def recipe(self) -> str:
+        """The quantization in a word, for cards and reports."""
+        return str(self.plan.options["recipe"])
+
+    @property
+    def peak_bytes(self) -> int:
+        """About what MLX will hold at the peak."""
+        sources = self.opened.source.tensors
+        chunk = max(t.rows_at_a_time * math.prod(t.shape[1:]) for t in self.plan.tensors)
+        whole = [math.prod(t.shape) * 6 for t in self.plan.tensors if sources[t.name].is_quantized]
+        return max([CHUNK_BYTES * chunk + SEARCH_BYTES * SLICE, *whole])
+
+    def run(self, progress: Progress | None = None, notice: Callable[[str], None] = warnings.warn) -> Summary:
+        """Does it. Errors and what they leave are those of `convert`; `notice` is told what an upload means."""
+        started = time.perf_counter()
+        if self.disk_bytes > self.free_bytes:
+            raise OSError(
+                f"the disk of {self.target} has {self.free_bytes / 1e9:.2f} GB free, "
+                f"and {self.disk_bytes / 1e9:.2f} GB are needed; free some, or choose another place"
+            )
+        mx.reset_peak_memory()
+        with partial_folder(self.target, self.plan.digest, self.request.overwrite) as folder:
+            shards = Shards(folder, self.plan)
+            try:
+                self._write_beside(folder)
+                self._write_weights(shards, progress)
+                check_written(shards, self.plan)
+                errors = self._verify(shards, progress) if self.request.verify or self.request.evaluate else None
+            finally:
+                shards.close()
+            open_source(folder)  # accounts for every tensor once more, as a reader of the folder will
+            Tokenizer.from_pretrained(folder)
+            evaluation = self._evaluate(folder, progress) if self.request.evaluate else None
+            self._write_report(folder, errors, evaluation, time.perf_counter() - started)
+        page = None
+        if self.request.upload_repo:
+            page = upload(self.target, self.request.upload_repo, notice=notice)
+        return Summary(
+            path=self.target,
+            parameters=self.plan.parameters,
+            source_bytes=self.plan.source_bytes,
+            bytes=self.plan.nbytes,
+            bits_per_weight=self.plan.bits_per_weight,
+            seconds=time.perf_counter() - started,
+            peak_bytes=mx.get_peak_memory(),
+            notes=self.notes,
+            errors=errors,
+            evaluation=evaluation,
+            page=page,
+        )
+
+    def _write_weights(self, shards: Shards, progress: Progress | None) -> None:
+        def write(tensor: Planned) -> None:
+            if not shards.is_done(tensor):
+                self._write_tensor(shards, tensor)
+
+        if self.request.calibrate is None:
+            done = 0
+            for tensor in self.plan.tensors:
+                write(tensor)
+                done += tensor.source_bytes
+                if progress:
+                    progress(done, self.plan.source_bytes, "converting")
+            return
+        passages = read_passages(calibration_file(self.request))
+        calibrate(self.request.calibrate, passages, self.opened, self.plan, shards, write, progress)
+
+    def _write_tensor(self, shards: Shards, tensor: Planned) -> None:
+        """Some rows at a time, so that memory does not depend on the tensor's size."""
+        if tensor.work == "copy" and tensor.quantization is not None:
+            for output, (name, array) in zip(tensor.outputs, self.opened.parts(tensor.name), strict=True):
+                array = array.astype(output.dtype)  # scales and biases, if another dtype is asked for
+                _check_finite(array, name)
+                shards.write(name, array)
+        else:
+            for start in range(0, tensor.shape[0], tensor.rows_at_a_time):
+                rows = self.opened.source.weight(tensor.name, start, start + tensor.rows_at_a_time)
+                for name, array in self._made(tensor, rows):
+                    shards.write(name, array, start)
+                del rows, array
+                mx.clear_cache()
+        shards.done(tensor.outputs)
+
+    def _made(self, tensor: Planned, rows: mx.array) -> list[tuple[str, mx.array]]:
+        cast = read_dtype(self.request.dtype)
+        weight = rows if cast is None else rows.astype(cast)
+        _check_finite(weight, tensor.name, rows)
+        quantization = tensor.quantization
+        if quantization is None:
+            return [(tensor.name, weight)]
+        if self.request.search and quantization.mode == "affine":
+            return quantization.named(tensor.name, searched(weight, quantization.bits, quantization.group_size))
+        return quantization.tensors(tensor.name, weight)
+
+    def _verify(self, shards: Shards, progress: Progress | None) -> tuple[TensorError, ...]:
+        errors = []
+        sizes = {tensor.name: tensor.source_bytes for tensor in self.plan.tensors}
+        done = 0
+        for error in tensor_errors(shards, self.opened, self.plan):
+            errors.append(error)
+            done += sizes[error.name]
+            if progress:
+                progress(done, self.plan.source_bytes, "verifying")
+        return tuple(errors)
+
+    def _evaluate(self, folder: Path, progress: Progress | None) -> Evaluation:
+        told = (lambda done, total: progress(done, total, "evaluating")) if progress else None
+        found = evaluate(folder, self.opened.folder, data=evaluation_file(self.request), progress=told)
+        return replace(found, model=self.target.name, reference=public_origin(self.origin))
+
+    # --- what stands beside the weights ---
+
+    def _write_beside(self, folder: Path) -> None:
+        """The config and what is carried over. The same at every run, so that a stopped one may write it again."""
+        config = read_json(self.opened.folder / "config.json") | self.opened.config.to_dict()
+        for key in ("_name_or_path", "quantization", "quantization_config"):
+            config.pop(key, None)
+        if self.request.dtype is not None:
+            cast = read_dtype(self.request.dtype)
+            name = next(name for name, known in FLOAT_DTYPES.items() if known == cast)
+            config |= {"dtype": name, "torch_dtype": name}
+        if told := _told_quantization(self.plan):
+            config["quantization"] = config["quantization_config"] = told
+        _write_text(folder / "config.json", json.dumps(dict(sorted(config.items())), indent=4))
+        for pattern in CARRIED_FILES:
+            for file in sorted(self.opened.folder.glob(pattern)):
+                shutil.copyfile(file, folder / file.name)
+
+    def _write_report(
+        self, folder: Path, errors: Sequence[TensorError] | None, evaluation: Evaluation | None, seconds: float
+    ) -> None:
+        """report.json, the card, and a picture of the errors."""
+        found = {error.name: error for error in errors or ()}
+        measured = {"seconds": seconds, "peak_bytes": mx.get_peak_memory(), "plan": self.plan.digest}
+        report: dict[str, Any] = {"conversion": self.describe() | measured}
+        for tensor in report["conversion"]["tensors"]:
+            if error := found.get(tensor["name"]):
+                sqnr = error.sqnr_db if math.isfinite(error.sqnr_db) else None  # JSON knows no infinity
+                tensor |= {"relative_error": error.relative_error, "sqnr_db": sqnr}
+        if evaluation is not None:
+            report["evaluation"] = asdict(evaluation)
+        _write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False))
+        if picture := error_plot(report["conversion"]["tensors"]):
+            _write_text(folder / PLOT_NAME, picture)
+        _write_text(
+            folder / "README.md",
+            model_card(
+                name=self.request.upload_repo or self.target.name,
+                origin=self.origin,
+                report=report,
+                licence_files=sorted(file.name for pattern in ("LICENSE*", "NOTICE*") for file in folder.glob(pattern)),
+                source_card=_card(self.opened.folder),
+            ),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return {
+            "exaone4_mlx": __version__,
+            "origin": public_origin(self.origin),
+            "format": self.opened.source.format,
+            "recipe": self.recipe,
+            "search": self.request.search,
+            "calibrate": self.request.calibrate,
+            "bits_per_weight": self.plan.bits_per_weight,
+            "bytes": self.plan.nbytes,
+            "source_bytes": self.plan.source_bytes,
+            "parameters": self.plan.parameters,
+            "notes": list(self.notes),
+            "shards": list(self.plan.shards),
+            "tensors": [
+                {
+                    "name": tensor.name,
+                    "shape": list(tensor.shape),
+                    "work": tensor.work,
+                    "bits": tensor.quantization.bits if tensor.quantization else 8 * tensor.outputs[0].dtype.size,
+                    "group_size": tensor.quantization.group_size if tensor.quantization else None,
+                    "mode": tensor.quantization.mode if tensor.quantization else None,
+                    "dtype": str(tensor.outputs[-1].dtype).removeprefix("mlx.core."),
+                    "bytes": tensor.nbytes,
+                }
+                for tensor in self.plan.tensors
+            ],
+        }
 
 
 def convert(
     hf_path: str | Path,
     mlx_path: str | Path = "mlx_model",
     *,
+    quantize: bool = True,
     q_bits: int | None = None,
     q_group_size: int | None = None,
-    q_mode: str = "affine",
-    quantize: bool = True,
+    q_mode: str | None = None,
+    recipe: str | None = None,
+    target_bpw: float | None = None,
+    search: bool = True,
+    calibrate: str | None = None,
+    calibration_data: str | Path | None = None,
+    dequantize: bool = False,
     dtype: mx.Dtype | str | None = None,
+    verify: bool = False,
+    evaluate: bool = False,
+    evaluation_data: str | Path | None = None,
+    overwrite: bool = False,
+    upload_repo: str | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
+    notice: Callable[[str], None] = warnings.warn,
 ) -> Summary:
-    """Converts a full-precision EXAONE 4 checkpoint (folder or hub id) to a folder that MLX loads fast.
+    """Converts an EXAONE 4 checkpoint (a folder, a hub id or "demo") to a folder that MLX loads fast.
 
-    The weights are cast to `dtype` (None keeps theirs) and, unless `quantize` is false, the projections and
-    the embedding are quantized to `q_bits` in groups of `q_group_size` (4 and 64 in affine mode, the only ones
-    there are in the others). The layout is mlx-lm's.
-    `progress(done, total)` counts source bytes.
+    It reads Hugging Face's full precision, AWQ, GPTQ, FP8 and compressed-tensors, and MLX folders. Weights are
+    cast to `dtype` (None keeps theirs) and, unless `quantize` is false, projections and embedding are quantized:
+    to `q_bits` in groups of `q_group_size` of `q_mode` (4, 64, affine), or by a `recipe`, for which `target_bpw`
+    is what 4bit-quality may spend. What is quantized already stays as it is unless bits are asked for;
+    `dequantize` brings it back to full precision. The layout is mlx-lm's.
 
-    Raises FileExistsError where `mlx_path` exists, FileNotFoundError and ValueError as `load` does, and
-    OSError when the disk is full. Nothing half done is left behind.
+    `search` finds the scales and biases of least error; `calibrate` is "gptq" or "distill" (which comes on top), on
+    the texts of `calibration_data`. `verify` compares each tensor with its source, `evaluate` measures the cost on
+    the texts of `evaluation_data`; both go into report.json and the model card. `upload_repo` publishes the result;
+    `notice` is told before what that means. `progress(done, total, stage)` counts source bytes, or steps.
+
+    Raises FileExistsError where `mlx_path` exists and is not to be overwritten, FileNotFoundError and ValueError as
+    `load` does, CheckpointError for NaN and infinity, and OSError when the disk is too small. After an error nothing
+    half done is left; after a kill or Ctrl-C the same call goes on in `MLX_PATH.partial`.
     """
-    started = time.perf_counter()
-    quantization = _requested(q_bits, q_group_size, q_mode) if quantize else None
-    if not quantize and (q_bits is not None or q_group_size is not None or q_mode != "affine"):
-        raise ValueError("q_bits, q_group_size and q_mode have no meaning where nothing is quantized")
-    cast = read_dtype(dtype)
+    request = Request(
+        quantize=quantize,
+        q_bits=q_bits,
+        q_group_size=q_group_size,
+        q_mode=q_mode,
+        recipe=recipe,
+        target_bpw=target_bpw,
+        search=search,
+        calibrate=calibrate,
+        calibration_data=calibration_data,
+        dequantize=dequantize,
+        dtype=dtype,
+        verify=verify,
+        evaluate=evaluate,
+        evaluation_data=evaluation_data,
+        overwrite=overwrite,
+        upload_repo=upload_repo,
+    )
+    return prepare(hf_path, mlx_path, request, revision).run(progress, notice)
+
+
+def prepare(hf_path: str | Path, mlx_path: str | Path, request: Request, revision: str | None = None) -> Conversion:
+    """Checks and plans a conversion; nothing but headers and small files is read, and nothing is written."""
     target = Path(mlx_path).expanduser()
-    if os.path.lexists(target):
-        raise FileExistsError(f"{target} exists already; choose another folder or remove it")
     source = find_folder(hf_path, revision)
-    if source.resolve() in target.resolve().parents:
-        raise ValueError(f"{target} would lie inside its own source {source}; choose another folder")
-    checkpoint, model, stored = open_checkpoint(source)
-    if stored:
-        raise ValueError(f"{source} is already quantized, to {stored['bits']} bits; convert the original checkpoint")
+    check_target(target, source, request.overwrite)
+    if request.upload_repo:
+        check_upload_name(request.upload_repo, str(hf_path), _card(source))
+    check_texts(request)
+    opened = open_source(source)
     Tokenizer.from_pretrained(source)  # or the result could not be loaded
-
-    parameters = sum(array.size for array in placeholders(model).values())
-    plan = _plan(checkpoint, cast, quantization)
-    mx.reset_peak_memory()
-    with _partial_folder(target) as partial:
-        _write_weights(partial, checkpoint, plan, cast, quantization, progress, parameters)
-        config = _config(source, model.config.to_dict(), cast, quantization)
-        _write_text(partial / "config.json", json.dumps(dict(sorted(config.items())), indent=4))
-        _carry_files(source, partial)
-        _write_card(partial, str(hf_path))
-    written = sum(tensor.nbytes for tensor in plan)
-    return Summary(
-        path=target,
-        parameters=parameters,
-        source_bytes=checkpoint.nbytes,
-        bytes=written,
-        bits_per_weight=8 * written / parameters,
-        seconds=time.perf_counter() - started,
-        peak_bytes=mx.get_peak_memory(),
-    )
-
-
-def _plan(checkpoint: Checkpoint, dtype: mx.Dtype | None, quantization: Quantization | None) -> list[Planned]:
-    """Every tensor of the result, in the order in which the source is read. Nothing is evaluated."""
-    plan = []
-    for source in checkpoint.in_file_order(checkpoint.tensors):
-        info = checkpoint.tensors[source]
-        stand_in = mx.zeros(info.shape, DTYPES[info.dtype][0])
-        for name, array in converted(source, stand_in, dtype, quantization):
-            plan.append(Planned(name, source, array.dtype, array.shape, array.nbytes))
-    return plan
-
-
-def _write_weights(
-    folder: Path,
-    checkpoint: Checkpoint,
-    plan: Sequence[Planned],
-    dtype: mx.Dtype | None,
-    quantization: Quantization | None,
-    progress: Progress | None,
-    parameters: int,
-) -> None:
-    shards = _shards(plan)
-    weight_map: dict[str, str] = {}
-    done = 0
-    for number, shard in enumerate(shards, start=1):
-        file_name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        weight_map |= {tensor.name: file_name for tensor in shard}
-        with (folder / file_name).open("wb") as stream:
-            stream.write(_header(shard))
-            for source in dict.fromkeys(tensor.source for tensor in shard):
-                made = converted(source, checkpoint.read(source), dtype, quantization)
-                for _, array in made:
-                    stream.write(memoryview(mx.contiguous(array).view(mx.uint8)))  # type: ignore[arg-type]
-                del made, array
-                mx.clear_cache()
-                done += checkpoint.tensors[source].nbytes
-                if progress:
-                    progress(done, checkpoint.nbytes)
-            stream.flush()
-            os.fsync(stream.fileno())
-    index = {
-        "metadata": {"total_size": sum(tensor.nbytes for tensor in plan), "total_parameters": parameters},
-        "weight_map": dict(sorted(weight_map.items())),
-    }
-    _write_text(folder / INDEX_NAME, json.dumps(index, indent=4))
-
-
-def _shards(plan: Sequence[Planned]) -> list[list[Planned]]:
-    """Consecutive tensors, together at most MAX_SHARD_BYTES; what comes of one source tensor stays together."""
-    shards: list[list[Planned]] = [[]]
-    size = 0
-    for source in dict.fromkeys(tensor.source for tensor in plan):
-        made = [tensor for tensor in plan if tensor.source == source]
-        added = sum(tensor.nbytes for tensor in made)
-        if shards[-1] and size + added > MAX_SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1] += made
-        size += added
-    return shards
-
-
-def _header(shard: Sequence[Planned]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
-    offset = 0
-    for tensor in shard:
-        entries[tensor.name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
-
-
-def _config(
-    source: Path, spelled_out: dict[str, Any], dtype: mx.Dtype | None, quantization: Quantization | None
-) -> dict[str, Any]:
-    config = read_json(source / "config.json") | spelled_out
-    config.pop("_name_or_path", None)
-    if dtype is not None:
-        name = next(name for name, known in FLOAT_DTYPES.items() if known == dtype)
-        config |= {"dtype": name, "torch_dtype": name}
-    if quantization is not None:
-        config["quantization"] = config["quantization_config"] = quantization.as_dict()
-    return config
-
-
-def _carry_files(source: Path, target: Path) -> None:
-    for pattern in CARRIED_FILES:
-        for file in sorted(source.glob(pattern)):
-            shutil.copyfile(file, target / file.name)
-
-
-def _write_card(target: Path, origin: str) -> None:
-    from_hub = origin != "demo" and not Path(origin).expanduser().exists()
-    base = f"base_model: {origin}\n" if from_hub else ""
-    _write_text(
-        target / "README.md",
-        f"---\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n{base}---\n\n"
-        f"Converted from {origin} with exaone4_mlx. The licence of the original weights applies to these too.\n",
-    )
-
-
-@contextmanager
-def _partial_folder(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target` that takes its name when the block ends well, and else disappears.
-
-    It is locked for this process. What a killed run left there is replaced; a stranger's files are not touched.
-    """
+    settings, recipe = chosen_settings(opened, request)
+    plan = make_plan(opened, settings, read_dtype(request.dtype), digested(request, recipe))
+    notes = notes_on(opened, plan, settings, request)
+    existing = next(folder for folder in (target, *target.absolute().parents) if folder.exists())
+    disk_bytes = plan.nbytes + DISK_MARGIN
     partial = target.with_name(target.name + ".partial")
-    made_parents = [folder for folder in partial.parents if not folder.exists()]
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
-    try:
-        _lock(lock, partial, target)
-        _clear(partial)
-        try:
-            yield partial
-            partial.rename(target)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            for folder in made_parents:
-                with suppress(OSError):
-                    folder.rmdir()
-            raise
-    finally:
-        os.close(lock)
-
-
-def _lock(lock: int, partial: Path, target: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise FileExistsError(f"another conversion to {target} is under way") from error
-    if not partial.exists() or os.stat(partial).st_ino != os.fstat(lock).st_ino:
-        raise FileExistsError(f"another conversion to {target} has just ended")
-
-
-def _clear(partial: Path) -> None:
-    ours = {".safetensors", ".json", ".jinja", ".txt", ".md", ""}
-    entries = list(partial.iterdir())
-    if foreign := [entry.name for entry in entries if entry.is_dir() or entry.suffix not in ours]:
-        raise FileExistsError(f"{partial} is in the way and holds {foreign[0]}, which no conversion wrote; remove it")
-    for entry in entries:
-        entry.unlink()
-
-
-def _requested(bits: int | None, group_size: int | None, mode: str) -> Quantization:
-    default_bits, default_group_size = DEFAULTS.get(mode, (0, 0))
-    return Quantization(
-        default_bits if bits is None else bits, default_group_size if group_size is None else group_size, mode
+    held = sum(file.stat().st_blocks * 512 for file in partial.glob("*.safetensors")) if partial.is_dir() else 0
+    return Conversion(
+        str(hf_path), target, request, opened, plan, notes, disk_bytes, shutil.disk_usage(existing).free + held
     )
+
+
+def _told_quantization(plan: Plan) -> dict[str, Any] | None:
+    """For config.json: what most layers have, and under their names what others have."""
+    layers = {t.name.removesuffix(".weight"): t.quantization for t in plan.tensors if t.quantization is not None}
+    if not layers:
+        return None
+    default, _ = Counter(layers.values()).most_common(1)[0]
+    return default.as_dict() | {name: own.as_dict() for name, own in layers.items() if own != default}
+
+
+def _check_finite(array: mx.array, name: str, before_cast: mx.array | None = None) -> None:
+    """Raises CheckpointError for NaN and infinity, which would spread through the whole network."""
+    if not mx.issubdtype(array.dtype, mx.floating) or mx.all(mx.isfinite(array)).item():
+        return
+    if before_cast is not None and mx.all(mx.isfinite(before_cast)).item():
+        dtype = str(array.dtype).removeprefix("mlx.core.")
+        raise CheckpointError(f"{name} holds values that {dtype} cannot; take bfloat16 or float32")
+    raise CheckpointError(f"{name} holds NaN or infinity: the checkpoint is damaged")
+
+
+def _card(folder: Path) -> str | None:
+    file = folder / "README.md"
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
 
 
 def _write_text(file: Path, text: str) -> None:

@@ -1,0 +1,105 @@
+"""Recipes: a name -> which weight is stored in how many bits.
+
+What is peculiar here:
+- A recipe is a rule about names and shapes. It looks at no data, so the whole plan is known before any work.
+- Where the output head is tied to the embedding, "the head" is the embedding: it takes part in every token.
+- mlx-lm's `mixed_*` recipes are kept as they are there; they know no tied head.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from .quantize import DEFAULTS, Quantization
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+#: mlx-lm's: (low bits, high bits)
+MIXED = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed_4_6": (4, 6)}
+RECIPES = ("4bit", "4bit-quality", "8bit", "mxfp4", "nvfp4", "mxfp8", *MIXED)
+#: Bits per weight that 4bit-quality spends unless told otherwise.
+QUALITY_BPW = 4.85
+
+
+def settings_of(
+    recipe: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    group_size: int | None = None,
+    target_bpw: float | None = None,
+) -> dict[str, Quantization]:
+    """The quantization of every weight that the recipe quantizes; the others stay in full precision.
+
+    `shapes` are those of all the model's weights by name. `group_size` is for the affine recipes, 64 if not
+    given; `target_bpw`, bits per weight of the whole result, for 4bit-quality. Raises ValueError for an unknown
+    recipe, and for what does not go with it.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe {recipe!r} is unknown; there are {', '.join(RECIPES)}")
+    if target_bpw is not None and recipe != "4bit-quality":
+        raise ValueError(f"target_bpw is for the recipe 4bit-quality, not for {recipe}")
+    if recipe in DEFAULTS:
+        bits, only_group_size = DEFAULTS[recipe]
+        return uniform(Quantization(bits, only_group_size if group_size is None else group_size, recipe), shapes)
+    group_size = 64 if group_size is None else group_size
+    if recipe in MIXED:
+        return _mixed(*MIXED[recipe], group_size, shapes)
+    chosen = uniform(Quantization(8 if recipe == "8bit" else 4, group_size), shapes)
+    return _spend(chosen, shapes, target_bpw) if recipe == "4bit-quality" else chosen
+
+
+def uniform(quantization: Quantization, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Quantization]:
+    """The same for every weight that it applies to."""
+    return {name: quantization for name, shape in shapes.items() if quantization.applies_to(name, shape)}
+
+
+def bits_per_weight(settings: Mapping[str, Quantization], shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """Of the whole result, scales and biases counted, and 16 bits for what is not quantized."""
+    sizes = {name: _size(shape) for name, shape in shapes.items()}
+    bits = sum(size * (settings[name].bits_per_weight if name in settings else 16) for name, size in sizes.items())
+    return bits / sum(sizes.values())
+
+
+def _spend(
+    settings: dict[str, Quantization], shapes: Mapping[str, tuple[int, ...]], target_bpw: float | None
+) -> dict[str, Quantization]:
+    """Six bits for the output head; then more bits for one weight after another, while the target allows it."""
+    head = HEAD if HEAD in shapes else EMBEDDING
+    chosen = settings | ({head: replace(settings[head], bits=6)} if head in settings else {})
+    least = bits_per_weight(chosen, shapes)
+    target = max(QUALITY_BPW, least) if target_bpw is None else target_bpw
+    if target < least:
+        raise ValueError(f"4bit-quality needs {least:.3f} bits per weight at least, and target_bpw is {target}")
+    for bits in (5, 6):
+        for name in sorted((name for name in chosen if name not in (head, EMBEDDING)), key=_preference):
+            raised = chosen | {name: replace(chosen[name], bits=bits)}
+            if bits_per_weight(raised, shapes) <= target:
+                chosen = raised
+    return chosen
+
+
+def _preference(name: str) -> tuple[int, str]:
+    """Small for the weights where a bit more helps most."""
+    return (0, name)
+
+
+def _mixed(low: int, high: int, group_size: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Quantization]:
+    """mlx-lm's rule (after llama.cpp's Q4_K_M): more bits for v_proj, down_proj of some layers, and for lm_head."""
+    layers = 1 + max(int(number) for name in shapes for number in re.findall(r"layers\.(\d+)\.", name))
+    chosen = {}
+    for name in uniform(Quantization(low, group_size), shapes):
+        number = re.search(r"layers\.(\d+)\.", name)
+        index = int(number[1]) if number else 0
+        more = index < layers // 8 or index >= 7 * layers // 8 or (index - layers // 8) % 3 == 2
+        raised = name == HEAD or (more and ("v_proj" in name or "down_proj" in name))
+        chosen[name] = Quantization(high if raised else low, group_size)
+    return chosen
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size

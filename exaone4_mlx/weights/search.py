@@ -1,0 +1,141 @@
+"""Affine quantization by error search: weights -> packed codes, and a scale and a bias for each group.
+
+What is peculiar here:
+- `mx.quantize` spans a group from its minimum to its maximum. Here both ends are drawn in by fractions of a step,
+  in a few combinations; each gives codes, and the codes give the scale and bias of least squared error.
+- Scale and bias are rounded to the weights' dtype before the final codes are chosen, so the codes make up for it.
+- What MLX would have chosen is the last candidate: no group comes out worse.
+- Rows are worked on in slices that fit into a processor's cache: three times as fast, and little memory.
+
+Shapes: R rows, C columns, N groups in a row, G weights in a group.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+SLICE = 1 << 17  # weights that are worked on at a time
+
+#: How far the ends of the range are drawn in, in steps: what a greedy choice among 144 pairs took for Gaussian
+#: and Laplacian weights at 4 bits. Seven of them and two refits reach 21.79 dB on Gaussian weights in groups of 64
+#: (min/max 20.81, four refits of sixteen pairs 21.81).
+DRAWN_IN = ((0.25, 0.25), (0.75, 0.0), (0.0, 0.5), (0.5, 0.0), (0.25, 0.5), (0.5, 0.25), (0.0, 0.75))
+#: bits -> added to both: the fewer the steps the more of it pays.
+MORE_DRAWN_IN = {2: 0.25, 3: 0.25, 4: 0.0, 5: -0.125, 6: -0.25, 8: -0.25}
+REFITS = 2
+
+TINY = 1e-36  # half a range that is taken for none
+LEAST_IMPORTANCE = 1e-4  # of the group's mean: no weight is given up altogether
+
+
+def searched(
+    weight: mx.array, bits: int, group_size: int, importance: mx.array | None = None
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Quantizes a weight [R, C] with little squared error, weighted by the `importance` [C] of its columns if given.
+
+    Returns packed codes (uint32 [R, C * bits / 32]), scales and biases [R, C / group_size] in the weight's dtype,
+    evaluated, laid out as by `mx.quantize`, and for no group worse than that. Raises ValueError where a row is not
+    a whole number of groups, and for bits that MLX does not pack.
+    """
+    check(weight, bits, group_size)
+    rows = max(1, SLICE // weight.shape[1])
+    parts = []
+    for start in range(0, weight.shape[0], rows):
+        codes, scales, biases = grid(weight[start : start + rows], bits, group_size, importance)
+        parts.append((packed(codes, bits), scales, biases))
+        mx.eval(parts[-1])
+    packs, scales_, biases_ = (mx.concatenate(part) if len(part) > 1 else part[0] for part in zip(*parts, strict=True))
+    mx.eval(packs, scales_, biases_)
+    return packs, scales_, biases_
+
+
+def grid(
+    weight: mx.array, bits: int, group_size: int, importance: mx.array | None = None
+) -> tuple[mx.array, mx.array, mx.array]:
+    """As `searched`, at once, unevaluated and not packed: codes (float32 [R, C]), scales, biases [R, N]."""
+    levels = 2**bits - 1
+    x = weight.astype(mx.float32).reshape(weight.shape[0], -1, group_size)  # R N G
+    high, low = mx.max(x, axis=-1, keepdims=True), mx.min(x, axis=-1, keepdims=True)
+    middle = high * 0.5 + low * 0.5
+    half = high * 0.5 - low * 0.5  # of the range, R N 1
+    half = mx.where(half > TINY, half, 1.0)
+    x = (x - middle) / half  # -1 to 1
+    share = None if importance is None else _shares(importance, group_size)
+    sum_x = mx.sum(x if share is None else x * share, axis=-1, keepdims=True)
+
+    scale, bias, gain = mx.zeros_like(half), mx.zeros_like(half), mx.full(half.shape, -mx.inf)
+    for at_low, at_high in DRAWN_IN:
+        ends = (2 * (edge + MORE_DRAWN_IN[bits]) / levels for edge in (at_low, at_high))
+        first, last = (sign * (1 - end) for sign, end in zip((-1, 1), ends, strict=True))
+        s, b, g = _refit(_codes(x, (last - first) / levels, (last + first) / 2, levels), x, sum_x, share)
+        better = g > gain
+        scale, bias, gain = mx.where(better, s, scale), mx.where(better, b, bias), mx.maximum(g, gain)
+    for _ in range(REFITS):
+        scale, bias, _gain = _refit(_codes(x, scale, bias, levels), x, sum_x, share)
+
+    _, scales, biases = mx.quantize(weight, group_size=group_size, bits=bits)
+    candidates = [(scale * half, (bias - scale * (levels / 2)) * half + middle), (scales[..., None], biases[..., None])]
+    codes, error = x, mx.full(half.shape, mx.inf)
+    for raw_scale, raw_bias in candidates:
+        stored_scale, stored_bias = raw_scale.astype(weight.dtype), raw_bias.astype(weight.dtype)
+        s = stored_scale.astype(mx.float32) / half
+        b = (stored_bias.astype(mx.float32) - middle) / half + s * (levels / 2)
+        c = _codes(x, s, b, levels)
+        squares = mx.square(c * s + b - x)
+        e = mx.sum(squares if share is None else squares * share, axis=-1, keepdims=True)
+        better = e < error  # never for a NaN
+        codes = mx.where(better, c, codes)
+        scales = mx.where(better, stored_scale, scales[..., None])[..., 0]
+        biases = mx.where(better, stored_bias, biases[..., None])[..., 0]
+        error = mx.where(better, e, error)
+    return (codes + levels / 2).reshape(weight.shape), scales, biases
+
+
+def packed(codes: mx.array, bits: int) -> mx.array:
+    """Codes [R, C] of `bits` bits each -> MLX's packing, uint32 [R, C * bits / 32]: one stream, low bits first."""
+    lanes = codes.astype(mx.uint32).reshape(codes.shape[0], -1, 32)
+    words = []
+    for start in range(0, 32 * bits, 32):
+        word = mx.zeros(lanes.shape[:-1], dtype=mx.uint32)
+        for lane in range(start // bits, (start + 31) // bits + 1):
+            shift = lane * bits - start  # below zero for a code that the last word holds the beginning of
+            word = word | (lanes[..., lane] << shift if shift >= 0 else lanes[..., lane] >> -shift)
+        words.append(word)
+    return mx.stack(words, axis=-1).reshape(codes.shape[0], -1)
+
+
+def check(weight: mx.array, bits: int, group_size: int) -> None:
+    """Raises ValueError for what cannot be quantized so."""
+    if bits not in MORE_DRAWN_IN:
+        raise ValueError(f"affine quantization has {', '.join(map(str, MORE_DRAWN_IN))} bits, not {bits!r}")
+    if group_size not in (32, 64, 128):
+        raise ValueError(f"affine quantization has groups of 32, 64 or 128, not {group_size!r}")
+    if weight.ndim != 2 or weight.shape[1] % group_size:
+        raise ValueError(f"a weight of shape {weight.shape} is not rows of whole groups of {group_size}")
+
+
+def _codes(x: mx.array, scale: mx.array | float, bias: mx.array | float, levels: int) -> mx.array:
+    """The nearest codes, counted from the middle: -levels / 2 to levels / 2."""
+    inverse = 1 / scale if isinstance(scale, float) else 1 / mx.where(scale == 0, 1.0, scale)
+    return mx.clip(mx.round((x - bias) * inverse + levels / 2), 0, levels) - levels / 2
+
+
+def _refit(
+    codes: mx.array, x: mx.array, sum_x: mx.array, share: mx.array | None
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Scale and bias of least squared error for given codes, and what they explain of the sum of squares, [R, N, 1]."""
+    weighted = codes if share is None else codes * share
+    total = x.shape[-1]  # which the shares of a group sum up to
+    sum_c = mx.sum(weighted, axis=-1, keepdims=True)
+    spread = mx.sum(weighted * codes, axis=-1, keepdims=True) - sum_c * sum_c / total
+    joint = mx.sum(weighted * x, axis=-1, keepdims=True) - sum_c * sum_x / total
+    scale = joint / mx.maximum(spread, 1e-6)
+    return scale, (sum_x - scale * sum_c) / total, scale * joint
+
+
+def _shares(importance: mx.array, group_size: int) -> mx.array:
+    """Importance of columns [C] -> weights [N, G] whose mean is one in each group."""
+    x = importance.astype(mx.float32).reshape(-1, group_size)
+    mean = mx.mean(x, axis=-1, keepdims=True)
+    x = mx.where(mean > 0, x / mx.where(mean > 0, mean, 1.0), 1.0) + LEAST_IMPORTANCE
+    return x / mx.mean(x, axis=-1, keepdims=True)
