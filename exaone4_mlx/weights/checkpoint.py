@@ -19,7 +19,6 @@ import mlx.core as mx
 
 from ..model.config import Exaone4Config, read_json
 from ..model.files import (
-    DTYPES,
     FLOAT_DTYPES,
     Checkpoint,
     CheckpointError,
@@ -144,17 +143,9 @@ class Opened:
         first = {name: self.source.tensors[name].stored[0] for name in self.shapes}
         return sorted(first, key=lambda name: (self.checkpoint.tensors[first[name]].file.name, name))
 
-    def scale_dtype(self, name: str) -> mx.Dtype:
-        """Of the scales of a weight that is stored quantized, or of one that is not."""
-        scales = [part for part in self.source.tensors[name].stored if part.endswith(("scales", "scale"))]
-        return DTYPES[self.checkpoint.tensors[(scales or [name])[0]].dtype][0]
-
     def parts(self, name: str) -> list[tuple[str, mx.array]]:
-        """The tensors of MLX for a weight that is stored quantized, scales and biases in the dtype of its scales.
-
-        So an AWQ checkpoint stays in float16 throughout; its biases, zero times scale, are rounded to that.
-        """
-        return [(part, _cast(array, self.scale_dtype(name))) for part, array in self.source.parts(name)]
+        """The tensors of MLX for a weight that is stored quantized: packed weight, scales, biases."""
+        return [(part, _cast(array, self.source.scale_dtype(name))) for part, array in self.source.parts(name)]
 
     @property
     def nbytes(self) -> int:

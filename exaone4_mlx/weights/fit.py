@@ -75,7 +75,7 @@ def fit(
     _check_context(context, config)
     source = Source(Checkpoint(folder), read_json(folder / "config.json"))
     tensors = _loaded(source.tensors, config)
-    weights_bytes = sum(_loaded_bytes(tensor) for tensor in tensors.values())
+    weights_bytes = sum(_loaded_bytes(tensor, source) for tensor in tensors.values())
     dtype_size = activation_dtype(tensors).size
     memory = memory_of_this_machine() if memory is None else memory
     lengths = range(1, config.max_position_embeddings + 1)
@@ -133,10 +133,15 @@ def _loaded(tensors: Mapping[str, StoredTensor], config: Exaone4Config) -> dict[
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(extra)}
 
 
-def _loaded_bytes(tensor: StoredTensor) -> int:
-    """As it is stored, or in full precision where MLX has no such format."""
-    whole = tensor.is_foreign
-    return math.prod(tensor.shape) * tensor.dtype.size if whole else tensor.nbytes
+def _loaded_bytes(tensor: StoredTensor, source: Source) -> int:
+    """In full precision where MLX has no such format; scales and biases in the dtype that they are given."""
+    size = math.prod(tensor.shape)
+    if tensor.is_foreign:
+        return size * tensor.dtype.size
+    if tensor.exact is None or tensor.exact.mode != "affine":
+        return tensor.nbytes
+    groups = size // tensor.exact.group_size
+    return size * tensor.exact.bits // 8 + 2 * groups * source.scale_dtype(tensor.name).size
 
 
 def _check_context(context: int, config: Exaone4Config) -> None:

@@ -155,7 +155,7 @@ def _planned(
     result = stored.dtype if dtype is None else dtype
     if quantization is not None and settings is None:
         work = "copy"
-        result = opened.scale_dtype(stored.name) if dtype is None else dtype
+        result = opened.source.scale_dtype(stored.name) if dtype is None else dtype
     elif quantization is not None:
         work = "requantize" if stored.is_quantized else "quantize"
     elif stored.is_quantized:
