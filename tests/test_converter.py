@@ -16,9 +16,10 @@ from safetensors import safe_open
 
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, convert, load
 from exaone4_mlx.model.files import DEMO_FOLDER, placeholders
-from exaone4_mlx.weights import plan
+from exaone4_mlx.weights import converter, plan
 from exaone4_mlx.weights.converter import prepare
 from exaone4_mlx.weights.request import Request
+from exaone4_mlx.weights.upload import UploadError
 
 IDS = mx.array([[40, 50, 60, 70, 80]])
 
@@ -249,3 +250,22 @@ def test_layers_may_have_bits_of_their_own(tmp_path: Path, edit_json: Callable[.
     model, _ = load(tmp_path / "out")
     assert model.layers[0].mlp.down_proj.bits == 8
     assert model.layers[1].mlp.down_proj.bits == 4
+
+
+def test_failed_upload_is_tried_again_by_the_same_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Path] = []
+
+    def upload(folder: Path, repo: str, notice: Any) -> str:
+        sent.append(folder)
+        if len(sent) == 1:
+            raise UploadError("the hub is away")
+        return f"https://hub/{repo}"
+
+    monkeypatch.setattr(converter, "upload", upload)
+    with pytest.raises(UploadError):
+        convert("demo", tmp_path / "out", upload_repo="me/tiny-4bit")
+    monkeypatch.setattr(converter, "searched", None)
+    assert convert("demo", tmp_path / "out", upload_repo="me/tiny-4bit").page == "https://hub/me/tiny-4bit"
+    assert sent == [tmp_path / "out"] * 2
+    with pytest.raises(FileExistsError):
+        convert("demo", tmp_path / "out", upload_repo="me/tiny-8bit", q_bits=8)

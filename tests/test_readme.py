@@ -25,7 +25,7 @@ def test_snippets_run_and_print_what_they_say(snippet: str, capsys: pytest.Captu
 
 def test_flags_that_it_names_exist(capsys: pytest.CaptureFixture[str]) -> None:
     known = set()
-    for command in ("generate", "chat", "convert"):
+    for command in ("generate", "chat", "convert", "evaluate"):
         with pytest.raises(SystemExit):
             cli.main([command, "--help"])
         known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
@@ -43,7 +43,7 @@ def test_public_names_are_told() -> None:
 
 def test_tree_names_every_file() -> None:
     tree = README.partition("pyproject.toml  LICENSE")[2].partition("```")[0]
-    for folder in ("model", "text", "weights", "generation", "terminal"):
+    for folder in ("model", "text", "weights", "generation", "commands", "terminal"):
         for file in (ROOT / "exaone4_mlx" / folder).glob("*.py"):
             assert file.name in tree or file.name == "__init__.py", f"{file.name} has no place in the README's tree"
     for file in (ROOT / "app").glob("[a-z]*.py"):

@@ -64,7 +64,7 @@ def _gptq(
     progress: Progress | None,
 ) -> None:
     whole = Blocks(opened.source, opened.config, unpacked=True)
-    done = Blocks(open_source(shards.folder).source, opened.config)
+    done = Blocks(open_source(shards.folder).source, opened.config, unpacked=True)  # many rows: unpacking pays
     layers = opened.config.num_hidden_layers
     for tensor in plan.tensors:
         if not tensor.name.startswith("model.layers."):

@@ -86,6 +86,7 @@ class Conversion:
     notes: tuple[str, ...]
     disk_bytes: int
     free_bytes: int
+    is_done: bool  # before: only the upload is left, which failed then
 
     @property
     def recipe(self) -> str:
@@ -103,28 +104,9 @@ class Conversion:
     def run(self, progress: Progress | None = None, notice: Callable[[str], None] = warnings.warn) -> Summary:
         """Does it. Errors and what they leave are those of `convert`; `notice` is told what an upload means."""
         started = time.perf_counter()
-        if self.disk_bytes > self.free_bytes:
-            raise OSError(
-                f"the disk of {self.target} has {self.free_bytes / 1e9:.2f} GB free, "
-                f"and {self.disk_bytes / 1e9:.2f} GB are needed; free some, or choose another place"
-            )
         mx.reset_peak_memory()
-        with partial_folder(self.target, self.plan.digest, self.request.overwrite) as folder:
-            shards = Shards(folder, self.plan)
-            try:
-                self._write_beside(folder)
-                self._write_weights(shards, progress)
-                check_written(shards, self.plan)
-                errors = self._verify(shards, progress) if self.request.verify or self.request.evaluate else None
-            finally:
-                shards.close()
-            open_source(folder)  # accounts for every tensor once more, as a reader of the folder will
-            Tokenizer.from_pretrained(folder)
-            evaluation = self._evaluate(folder, progress) if self.request.evaluate else None
-            self._write_report(folder, errors, evaluation, time.perf_counter() - started)
-        page = None
-        if self.request.upload_repo:
-            page = upload(self.target, self.request.upload_repo, notice=notice)
+        errors, evaluation = (None, None) if self.is_done else self._make(progress)
+        page = upload(self.target, self.request.upload_repo, notice=notice) if self.request.upload_repo else None
         return Summary(
             path=self.target,
             parameters=self.plan.parameters,
@@ -138,6 +120,29 @@ class Conversion:
             evaluation=evaluation,
             page=page,
         )
+
+    def _make(self, progress: Progress | None) -> tuple[tuple[TensorError, ...] | None, Evaluation | None]:
+        """The folder, whole or not at all."""
+        started = time.perf_counter()
+        if self.disk_bytes > self.free_bytes:
+            raise OSError(
+                f"the disk of {self.target} has {self.free_bytes / 1e9:.2f} GB free, "
+                f"and {self.disk_bytes / 1e9:.2f} GB are needed; free some, or choose another place"
+            )
+        with partial_folder(self.target, self.plan.digest, self.request.overwrite) as folder:
+            shards = Shards(folder, self.plan)
+            try:
+                self._write_beside(folder)
+                self._write_weights(shards, progress)
+                check_written(shards, self.plan)
+                errors = self._verify(shards, progress) if self.request.verify or self.request.evaluate else None
+            finally:
+                shards.close()
+            open_source(folder)  # accounts for every tensor once more, as a reader of the folder will
+            Tokenizer.from_pretrained(folder)
+            evaluation = self._evaluate(folder, progress) if self.request.evaluate else None
+            self._write_report(folder, errors, evaluation, time.perf_counter() - started)
+        return errors, evaluation
 
     def _write_weights(self, shards: Shards, progress: Progress | None) -> None:
         def write(tensor: Planned) -> None:
@@ -308,8 +313,8 @@ def convert(
 
     `search` finds the scales and biases of least error; `calibrate` is "gptq" or "distill" (which comes on top), on
     the texts of `calibration_data`. `verify` compares each tensor with its source, `evaluate` measures the cost on
-    the texts of `evaluation_data`; both go into report.json and the model card. `upload_repo` publishes the result;
-    `notice` is told before what that means. `progress(done, total, stage)` counts source bytes, or steps.
+    the texts of `evaluation_data`; both go into report.json and the model card. `upload_repo` publishes the result
+    (the same call tries again, if that failed); `notice` is told before what that means. `progress(done, total, stage)` counts source bytes, or steps.
 
     Raises FileExistsError where `mlx_path` exists and is not to be overwritten, FileNotFoundError and ValueError as
     `load` does, CheckpointError for NaN and infinity, and OSError when the disk is too small. After an error nothing
@@ -340,7 +345,6 @@ def prepare(hf_path: str | Path, mlx_path: str | Path, request: Request, revisio
     """Checks and plans a conversion; nothing but headers and small files is read, and nothing is written."""
     target = Path(mlx_path).expanduser()
     source = find_folder(hf_path, revision)
-    check_target(target, source, request.overwrite)
     if request.upload_repo:
         check_upload_name(request.upload_repo, str(hf_path), _card(source))
     check_texts(request)
@@ -348,14 +352,24 @@ def prepare(hf_path: str | Path, mlx_path: str | Path, request: Request, revisio
     Tokenizer.from_pretrained(source)  # or the result could not be loaded
     settings, recipe = chosen_settings(opened, request)
     plan = make_plan(opened, settings, read_dtype(request.dtype), digested(request, recipe))
+    is_done = bool(request.upload_repo) and _plan_of(target) == plan.digest
+    if not is_done:
+        check_target(target, source, request.overwrite)
     notes = notes_on(opened, plan, settings, request)
     existing = next(folder for folder in (target, *target.absolute().parents) if folder.exists())
     disk_bytes = plan.nbytes + DISK_MARGIN
     partial = target.with_name(target.name + ".partial")
     held = sum(file.stat().st_blocks * 512 for file in partial.glob("*.safetensors")) if partial.is_dir() else 0
-    return Conversion(
-        str(hf_path), target, request, opened, plan, notes, disk_bytes, shutil.disk_usage(existing).free + held
-    )
+    free_bytes = shutil.disk_usage(existing).free + held
+    return Conversion(str(hf_path), target, request, opened, plan, notes, disk_bytes, free_bytes, is_done)
+
+
+def _plan_of(folder: Path) -> str | None:
+    """The digest of the plan that a finished folder was made by."""
+    try:
+        return str(json.loads((folder / "report.json").read_text(encoding="utf-8"))["conversion"]["plan"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _told_quantization(plan: Plan) -> dict[str, Any] | None:

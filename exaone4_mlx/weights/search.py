@@ -50,9 +50,14 @@ def searched(
 
 
 def grid(
-    weight: mx.array, bits: int, group_size: int, importance: mx.array | None = None
+    weight: mx.array,
+    bits: int,
+    group_size: int,
+    importance: mx.array | None = None,
+    dtype: mx.Dtype | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """As `searched`, at once, unevaluated and not packed: codes (float32 [R, C]), scales, biases [R, N]."""
+    """As `searched`, at once, unevaluated and not packed: codes (float32 [R, C]), scales, biases [R, N] in `dtype`."""
+    dtype = dtype or weight.dtype
     levels = 2**bits - 1
     x = weight.astype(mx.float32).reshape(weight.shape[0], -1, group_size)  # R N G
     high, low = mx.max(x, axis=-1, keepdims=True), mx.min(x, axis=-1, keepdims=True)
@@ -73,11 +78,11 @@ def grid(
     for _ in range(REFITS):
         scale, bias, _gain = _refit(_codes(x, scale, bias, levels), x, sum_x, share)
 
-    _, scales, biases = mx.quantize(weight, group_size=group_size, bits=bits)
+    _, scales, biases = mx.quantize(weight.astype(dtype), group_size=group_size, bits=bits)
     candidates = [(scale * half, (bias - scale * (levels / 2)) * half + middle), (scales[..., None], biases[..., None])]
     codes, error = x, mx.full(half.shape, mx.inf)
     for raw_scale, raw_bias in candidates:
-        stored_scale, stored_bias = raw_scale.astype(weight.dtype), raw_bias.astype(weight.dtype)
+        stored_scale, stored_bias = raw_scale.astype(dtype), raw_bias.astype(dtype)
         s = stored_scale.astype(mx.float32) / half
         b = (stored_bias.astype(mx.float32) - middle) / half + s * (levels / 2)
         c = _codes(x, s, b, levels)
