@@ -90,7 +90,7 @@ class Blocks:
             if tensor.exact and not self.unpacked:
                 parts = self.source.parts(tensor.name)
             else:
-                parts = [(tensor.name, self.source.weight(tensor.name))]
+                parts = [(tensor.name, self.source.weight(tensor.name, dtype=self.dtype))]
             for name, array in parts:
                 is_float = mx.issubdtype(array.dtype, mx.floating)
                 yield name.removeprefix(prefix), array.astype(self.dtype) if is_float else array

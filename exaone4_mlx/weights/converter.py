@@ -27,7 +27,7 @@ from .. import __version__
 from ..model.config import read_json
 from ..model.files import FLOAT_DTYPES, CheckpointError, find_folder
 from ..text.tokenizer import Tokenizer
-from .calibrate import calibrate
+from .calibrate import Calibration
 from .card import model_card, public_origin
 from .checkpoint import Opened, open_source, read_dtype
 from .evaluate import Evaluation, evaluate
@@ -158,7 +158,7 @@ class Conversion:
                     progress(done, self.plan.source_bytes, "converting")
             return
         passages = read_passages(calibration_file(self.request))
-        calibrate(self.request.calibrate, passages, self.opened, self.plan, shards, write, progress)
+        Calibration(self.request.calibrate, passages, self.opened, self.plan, shards, write, progress).run()
 
     def _write_tensor(self, shards: Shards, tensor: Planned) -> None:
         """Some rows at a time, so that memory does not depend on the tensor's size."""

@@ -86,24 +86,25 @@ class Source:
                 raise CheckpointError(f"{info.file}: {name} stands beside {self.tensors[name].stored[0]}")
             self.tensors[name] = StoredTensor(name, info.shape, DTYPES[info.dtype][0], (name,), info.nbytes)
 
-    def weight(self, name: str, start: int = 0, stop: int | None = None) -> mx.array:
+    def weight(self, name: str, start: int = 0, stop: int | None = None, dtype: mx.Dtype | None = None) -> mx.array:
         """Rows `start` to `stop` of a weight in full precision: [rows, in], or of a vector that many elements.
 
-        Computed in float32 where it is stored quantized, and rounded once to the dtype that `tensors` tells. AWQ and
+        Computed in float32 where it is stored quantized, and rounded once, to `dtype` or what `tensors` tells. AWQ and
         GPTQ pack along the rows: a layer is unpacked whole, and kept until its last row has been asked for.
         """
         tensor = self.tensors[name]
         rows = tensor.shape[0]
+        dtype = tensor.dtype if dtype is None else dtype
         stop = rows if stop is None else min(stop, rows)
         if not 0 <= start <= stop:
             raise ValueError(f"{name} has no rows {start} to {stop}; there are {rows}")
         if self._layout is None or len(tensor.stored) == 1:
-            return rows_of(self._checkpoint, name, start, stop)
+            return rows_of(self._checkpoint, name, start, stop).astype(dtype)
         slabs = []
         for first in range(start, stop, step := max(1, SLAB // tensor.shape[1])):
-            slabs.append(self._layout.weight(tensor, first, min(first + step, stop)).astype(tensor.dtype))
+            slabs.append(self._layout.weight(tensor, first, min(first + step, stop)).astype(dtype))
             mx.eval(slabs[-1])
-        return slabs[0] if len(slabs) == 1 else mx.concatenate([mx.zeros((0, tensor.shape[1]), tensor.dtype), *slabs])
+        return slabs[0] if len(slabs) == 1 else mx.concatenate([mx.zeros((0, tensor.shape[1]), dtype), *slabs])
 
     def parts(self, name: str) -> list[tuple[str, mx.array]]:
         """The tensors of MLX that say the same as the stored ones: weight [out, packed] as uint32, scales, biases.
