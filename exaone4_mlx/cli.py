@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import io
 import json
+import math
 import os
 import platform
 import shlex
@@ -560,7 +561,16 @@ def _as_json(event: Event | ToolResult | Done) -> dict[str, Any]:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows neither infinity nor NaN: they are null."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _summary(done: Done) -> str:

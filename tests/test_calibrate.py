@@ -88,7 +88,7 @@ def test_texts_decide_about_the_plan(data: Path) -> None:
 
 def test_figures_on_the_texts_of_calibration_are_refused(data: Path) -> None:
     texts = data / "calibration.jsonl"
-    with pytest.raises(ValueError, match="share 'which one is bigger.*the figures would flatter"):
+    with pytest.raises(ValueError, match=r"share .which one is bigger.*the figures would flatter"):
         convert("demo", data / "x", calibrate="gptq", calibration_data=texts, evaluate=True, evaluation_data=texts)
 
 

@@ -175,7 +175,7 @@ def test_bits_are_told_by_kind_with_count_and_bytes() -> None:
 
 
 def test_costs_are_told_where_they_were_measured() -> None:
-    row = {"language": "ko", "tokens": 12_345, "mean_kl": 0.01234, "p99_kl": 0.2, "top1_agreement": 0.9712}
+    row = {"kind": "ko", "tokens": 12_345, "mean_kl": 0.01234, "p99_kl": 0.2, "top1_agreement": 0.9712}
     row |= {"perplexity": 8.1, "reference_perplexity": 8.0, "perplexity_ratio": 1.0125}
     row |= {"perplexity_ratio_low": 1.001, "perplexity_ratio_high": 1.024}
     evaluation = {"data": "/home/mina/held out.jsonl", "reference": LG, "documents": 40, "rows": [row]}
@@ -190,7 +190,7 @@ def test_costs_are_told_where_they_were_measured() -> None:
 
 
 def test_nan_and_infinity_break_no_table() -> None:
-    rows = [{"language": "all", "tokens": 1, "mean_kl": math.nan, "perplexity_ratio": math.inf}]
+    rows = [{"kind": "all", "tokens": 1, "mean_kl": math.nan, "perplexity_ratio": math.inf}]
     tensors = [tensor("lm_head.weight", 0.0), tensor("model.embed_tokens.weight") | {"relative_error": math.nan}]
     card = card_of(report=report(tensors, evaluation={"rows": rows}))
     assert "| lm_head.weight | 4 | 0.00 % | – |" in card
@@ -211,7 +211,7 @@ def test_hostile_text_breaks_nothing() -> None:
     """Names, paths and a source card that would like to be markup, YAML or a command."""
     hostile_card = f"---\nlicense: other\nlicense_name: {yaml.safe_dump(HOSTILE).strip()}\nlicense_link: LICENSE\n---\n"
     named = [tensor(f"model.layers.0.{HOSTILE}"), *network(1)]
-    rows = [{"language": HOSTILE, "tokens": 1}]
+    rows = [{"kind": HOSTILE, "tokens": 1}]
     evil = report(named, evaluation={"rows": rows, "data": HOSTILE, "reference": HOSTILE})
     evil["conversion"] |= {"recipe": HOSTILE, "format": HOSTILE, "calibrate": HOSTILE}
     card = card_of(

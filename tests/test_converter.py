@@ -14,7 +14,8 @@ from conftest import distance
 from mlx.utils import tree_flatten
 from safetensors import safe_open
 
-from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, convert, load
+from exaone4_mlx import CheckpointError, Exaone4Config, Exaone4ForCausalLM, convert, load
+from exaone4_mlx.cli import main
 from exaone4_mlx.model.files import DEMO_FOLDER, placeholders
 from exaone4_mlx.weights import converter, plan
 from exaone4_mlx.weights.converter import prepare
@@ -144,19 +145,38 @@ def test_second_conversion_to_the_same_folder_waits_its_turn(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_remains_of_a_killed_run_are_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["thesis.docx", "README.md", "config.json", "Makefile"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folder_of_a_stranger_is_not_touched(tmp_path: Path, name: str, overwrite: bool) -> None:
+    """One without our journal, whatever its files are called."""
     (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "model.safetensors").write_text("half")
+    (tmp_path / "out.partial" / name).write_text("years of work")
+    with pytest.raises(FileExistsError, match=f"holds {name}, which no conversion wrote"):
+        convert("demo", tmp_path / "out", overwrite=overwrite)
+    assert (tmp_path / "out.partial" / name).read_text() == "years of work"
+
+
+def test_neighbours_are_not_touched(tmp_path: Path) -> None:
+    for name in ("out.old", "out.replaced", ".out.replaced"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("years of work")
     convert("demo", tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    convert("demo", tmp_path / "out", overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.old", "out.replaced", ".out.replaced"}
 
 
-def test_folder_of_a_stranger_is_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "thesis.docx").write_text("years of work")
-    with pytest.raises(FileExistsError, match=r"holds thesis.docx, which no conversion wrote"):
-        convert("demo", tmp_path / "out")
-    assert (tmp_path / "out.partial" / "thesis.docx").exists()
+def test_what_came_to_be_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    def meanwhile(done: int, total: int, stage: str) -> None:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "precious.txt").write_text("mine")
+
+    with pytest.raises(FileExistsError, match=r"out came to be meanwhile; the result is .*out.partial"):
+        convert("demo", tmp_path / "out", progress=meanwhile)
+    assert (tmp_path / "out" / "precious.txt").exists()
+    (tmp_path / "out" / "precious.txt").unlink()
+    (tmp_path / "out").rmdir()
+    convert("demo", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "what was finished was only to be moved"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +228,7 @@ def test_bad_requests_are_refused_before_anything_is_written(
 def test_quantized_source_stays_as_it_is_unless_bits_are_asked_for(tmp_path: Path) -> None:
     convert("demo", tmp_path / "once")
     summary = convert(tmp_path / "once", tmp_path / "twice")
-    assert "stay as they are stored (MLX 4-bit)" in summary.notes[0]
+    assert "57 tensors stay as they are packed (MLX 4-bit)" in summary.notes[0]
     first, second = (mx.load(str(tmp_path / name / "model.safetensors")) for name in ("once", "twice"))
     assert first.keys() == second.keys()
     assert all(mx.array_equal(first[name], second[name]).item() for name in first)
@@ -269,3 +289,59 @@ def test_failed_upload_is_tried_again_by_the_same_call(tmp_path: Path, monkeypat
     assert sent == [tmp_path / "out"] * 2
     with pytest.raises(FileExistsError):
         convert("demo", tmp_path / "out", upload_repo="me/tiny-8bit", q_bits=8)
+
+
+def test_weights_that_were_damaged_are_not_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def upload(folder: Path, repo: str, notice: Any) -> str:
+        raise UploadError("the hub is away")
+
+    monkeypatch.setattr(converter, "upload", upload)
+    with pytest.raises(UploadError):
+        convert("demo", tmp_path / "out", upload_repo="me/tiny")
+    data = bytearray((tmp_path / "out" / "model.safetensors").read_bytes())
+    data[-5000] ^= 1
+    (tmp_path / "out" / "model.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match="is not what was converted; convert it again"):
+        convert("demo", tmp_path / "out", upload_repo="me/tiny")
+
+
+def test_casting_what_is_packed_is_measured(tmp_path: Path) -> None:
+    """Codes stay, scales are rounded: no bit-for-bit copy, and not told as one."""
+    convert("demo", tmp_path / "once", q_bits=8, dtype="float32")
+    summary = convert(tmp_path / "once", tmp_path / "twice", dtype="bfloat16", verify=True)
+    assert 1e-4 < max(error.relative_error for error in summary.errors or ()) < 1e-2
+
+
+def test_weights_that_a_dtype_makes_zero_are_noticed(tmp_path: Path, hf_folder: Path) -> None:
+    weights = mx.load(str(hf_folder / "model.safetensors"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name] = weights[name] * 1e-25
+    mx.save_safetensors(str(hf_folder / "new.safetensors"), weights)
+    (hf_folder / "new.safetensors").rename(hf_folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{name} is further from its source than zeros would be"):
+        convert(hf_folder, tmp_path / "out", dtype="float16", quantize=False, verify=True)
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    command = ["convert", "--hf-path", "demo", "--mlx-path", str(tmp_path / "out"), "--dry-run"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "model.layers.7.mlp.down_proj.weight" in out and "4.511 bits per weight" in out and "disk needed" in out
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert list((tmp_path / "out").iterdir()) == []
+    summary = convert("demo", tmp_path / "real", verify=True)
+    assert told["bytes"] == summary.bytes and len(told["tensors"]) == 90
+    assert main([*command[:4], str(tmp_path / "json"), "--verify", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert told["errors"][0]["relative_error"] > 0
+
+
+def test_paths_of_the_user_are_not_told(tmp_path: Path, hf_folder: Path, edit_json: Callable[..., None]) -> None:
+    edit_json(hf_folder / "tokenizer_config.json", name_or_path="/home/somebody/models")
+    edit_json(hf_folder / "config.json", _name_or_path="/home/somebody/models")
+    convert(hf_folder, tmp_path / "out")
+    for file in (tmp_path / "out").glob("*.[jm]*"):
+        text = file.read_text()
+        assert "somebody" not in text and str(tmp_path) not in text, file.name

@@ -93,6 +93,17 @@ def stopped(path: Path, number: int = 20, **options: Any) -> Path:
     return path.with_name(path.name + ".partial")
 
 
+def stopped_from(source: Path, path: Path) -> Path:
+    """The same, of another source."""
+
+    def progress(done: int, total: int, stage: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, path, progress=progress)
+    return path.with_name(path.name + ".partial")
+
+
 def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(tmp_path / "out", number=20)
     from exaone4_mlx.weights import converter
@@ -172,12 +183,89 @@ def test_overwriting_replaces_the_folder_at_the_end(tmp_path: Path) -> None:
 def test_what_is_no_model_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.docx").write_text("years of work")
-    with pytest.raises(FileExistsError, match="holds no model, and is not overwritten"):
+    with pytest.raises(FileExistsError, match=r"holds thesis.docx, which no conversion wrote, and is not overwritten"):
         convert("demo", tmp_path / "out", overwrite=True)
     (tmp_path / "link").symlink_to(tmp_path / "out")
     with pytest.raises(FileExistsError, match="is no folder, and is not overwritten"):
         convert("demo", tmp_path / "link", overwrite=True)
     assert (tmp_path / "out" / "thesis.docx").exists()
+
+
+def test_a_project_with_a_config_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "out" / "src").mkdir(parents=True)
+    (tmp_path / "out" / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="holds src, which no conversion wrote"):
+        convert("demo", tmp_path / "out", overwrite=True)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "README.md").write_text("notes")
+    with pytest.raises(FileExistsError, match="holds no model, and is not overwritten"):
+        convert("demo", tmp_path / "new", overwrite=True)
+
+
+def test_swap_that_was_cut_short_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the two renames of an overwriting: nothing is lost, and the same call ends it."""
+    convert("demo", tmp_path / "out", q_bits=8)
+    rename = Path.rename
+
+    def cut_short(path: Path, target: Path) -> Path:
+        if path.name == "out.partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        convert("demo", tmp_path / "out", overwrite=True)
+    monkeypatch.undo()
+    assert not (tmp_path / "out").exists()
+    convert("demo", tmp_path / "out", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]["bits"] == 4
+
+
+# --- what goes wrong late, or under way -----------------------------------------
+
+
+def test_whole_weights_are_kept_when_the_rest_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from exaone4_mlx.weights import converter
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(converter, "evaluate", fail)
+    with pytest.raises(RuntimeError):
+        convert("demo", tmp_path / "out", evaluate=True)
+    monkeypatch.undo()
+    monkeypatch.setattr(converter, "searched", fail)
+    convert("demo", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_source_that_changes_under_way_is_noticed(tmp_path: Path, hf_folder: Path) -> None:
+    def meanwhile(done: int, total: int, stage: str) -> None:
+        os.utime(hf_folder / "model.safetensors", (1, 1))
+
+    with pytest.raises(CheckpointError, match="was changed while it was being converted"):
+        convert(hf_folder, tmp_path / "out", progress=meanwhile)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+def test_what_the_source_has_no_more_is_not_carried_over(tmp_path: Path, hf_folder: Path) -> None:
+    (hf_folder / "LICENSE-1.2").write_text("LG's")
+    assert (stopped_from(hf_folder, tmp_path / "out") / "LICENSE-1.2").exists()
+    (hf_folder / "LICENSE-1.2").unlink()
+    convert(hf_folder, tmp_path / "out")
+    assert not (tmp_path / "out" / "LICENSE-1.2").exists()
+
+
+@pytest.mark.parametrize("line", ['{"x": 1}', '{"sha256": []}', "[1, 2]", '{"sha256": {"nope": "0"}}', "\\xff", "null"])
+def test_damaged_journal_costs_no_more_than_its_lines(tmp_path: Path, line: str) -> None:
+    convert("demo", tmp_path / "whole")
+    partial = stopped(tmp_path / "out")
+    with (partial / JOURNAL).open("a") as journal:
+        journal.write(line + "\n")
+    (partial / "model.safetensors.index.json").write_text("")
+    convert("demo", tmp_path / "out")
+    assert digests(tmp_path / "out") | {"README.md": ""} == digests(tmp_path / "whole") | {"README.md": ""}
 
 
 # --- the disk -------------------------------------------------------------------

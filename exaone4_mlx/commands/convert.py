@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -98,6 +97,7 @@ def run(options: argparse.Namespace) -> int:
         options.mlx_path,
         Request(**{name: value for name, value in vars(options).items() if name in names}),
         options.revision,
+        dry=options.dry_run,
     )
     for note in conversion.notes:
         cli.say(f"note: {note}")
@@ -142,7 +142,7 @@ def _form(tensor: Planned) -> str:
 
 def _show_summary(summary: Summary, as_json: bool) -> None:
     if as_json:
-        cli.print_json(json.loads(json.dumps(dataclasses.asdict(summary), default=str)))
+        cli.print_json(dataclasses.asdict(summary) | {"path": str(summary.path)})
         return
     cli.tell(
         f"{summary.path}: {cli.size_text(summary.bytes)} from {cli.size_text(summary.source_bytes)}, "

@@ -247,7 +247,7 @@ def _evaluation_row(row: Mapping[str, Any]) -> tuple[str, ...]:
     low, high = (_number(row.get(f"perplexity_ratio_{end}"), ".4f") for end in ("low", "high"))
     agreement: Any = row.get("top1_agreement")
     return (
-        _text(row.get("language")),
+        _text(row.get("kind")),
         _number(row.get("tokens"), ","),
         _number(row.get("mean_kl"), ".4f"),
         _number(row.get("p99_kl"), ".3f"),

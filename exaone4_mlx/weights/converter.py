@@ -10,14 +10,17 @@ What is peculiar here:
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import math
+import os
 import shutil
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +33,25 @@ from ..text.tokenizer import Tokenizer
 from .calibrate import Calibration
 from .card import model_card, public_origin
 from .checkpoint import Opened, open_source, read_dtype
-from .evaluate import Evaluation, evaluate
+from .evaluate import MAX_TOKENS, Evaluation, evaluate
 from .partial import check_target, partial_folder
-from .plan import Plan, Planned, make_plan
+from .plan import Plan, Planned, make_plan, source_identity
 from .plot import PLOT_NAME, error_plot
-from .request import Request, calibration_file, check_texts, chosen_settings, digested, evaluation_file, notes_on
+from .request import (
+    Request,
+    calibration_file,
+    check_texts,
+    chosen_settings,
+    digested,
+    evaluation_file,
+    notes_on,
+    searches,
+)
 from .search import SLICE, searched
 from .shards import Shards
 from .texts import read_passages
 from .upload import CARRIED_FILES, check_upload_name, upload
-from .verify import TensorError, check_written, tensor_errors
+from .verify import TensorError, check_folder, check_written, tensor_errors
 
 #: (done, total, what is being done) -> None. Bytes of the source while writing and verifying, else steps.
 Progress = Callable[[int, int, str], None]
@@ -71,6 +83,17 @@ class Summary:
     page: str | None = None
 
 
+@dataclass
+class _Made:
+    """What came of the making of a folder."""
+
+    errors: tuple[TensorError, ...] | None = None
+    evaluation: Evaluation | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+    peak_bytes: int = 0
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True)
 class Conversion:
     """A conversion that is checked and planned, and not begun.
@@ -98,15 +121,22 @@ class Conversion:
         """About what MLX will hold at the peak."""
         sources = self.opened.source.tensors
         chunk = max(t.rows_at_a_time * math.prod(t.shape[1:]) for t in self.plan.tensors)
-        whole = [math.prod(t.shape) * 6 for t in self.plan.tensors if sources[t.name].is_quantized]
+        across = [t for t in self.plan.tensors if any(part.endswith(".qweight") for part in sources[t.name].stored)]
+        whole = [math.prod(t.shape) * 6 for t in across]  # packed along the rows, and so unpacked whole
+        whole += [3 * t.nbytes for t in self.plan.tensors if t.work in ("copy", "repack") and t.quantization]
         return max([CHUNK_BYTES * chunk + SEARCH_BYTES * SLICE, *whole])
 
     def run(self, progress: Progress | None = None, notice: Callable[[str], None] = warnings.warn) -> Summary:
         """Does it. Errors and what they leave are those of `convert`; `notice` is told what an upload means."""
         started = time.perf_counter()
         mx.reset_peak_memory()
-        errors, evaluation = (None, None) if self.is_done else self._make(progress)
-        page = upload(self.target, self.request.upload_repo, notice=notice) if self.request.upload_repo else None
+        made = _Made() if self.is_done else self._make(progress)
+        page = None
+        if self.request.upload_repo:
+            if self.is_done:
+                check_folder(self.target)
+                self._write_card(self.target, read_json(self.target / "report.json"))
+            page = upload(self.target, self.request.upload_repo, notice=notice)
         return Summary(
             path=self.target,
             parameters=self.plan.parameters,
@@ -114,35 +144,43 @@ class Conversion:
             bytes=self.plan.nbytes,
             bits_per_weight=self.plan.bits_per_weight,
             seconds=time.perf_counter() - started,
-            peak_bytes=mx.get_peak_memory(),
+            peak_bytes=max(made.peak_bytes, mx.get_peak_memory()),
             notes=self.notes,
-            errors=errors,
-            evaluation=evaluation,
+            errors=made.errors,
+            evaluation=made.evaluation,
             page=page,
         )
 
-    def _make(self, progress: Progress | None) -> tuple[tuple[TensorError, ...] | None, Evaluation | None]:
+    def _make(self, progress: Progress | None) -> _Made:
         """The folder, whole or not at all."""
-        started = time.perf_counter()
         if self.disk_bytes > self.free_bytes:
             raise OSError(
                 f"the disk of {self.target} has {self.free_bytes / 1e9:.2f} GB free, "
                 f"and {self.disk_bytes / 1e9:.2f} GB are needed; free some, or choose another place"
             )
-        with partial_folder(self.target, self.plan.digest, self.request.overwrite) as folder:
-            shards = Shards(folder, self.plan)
+        check_target(self.target, self.opened.folder, self.request.overwrite)
+        made, started = _Made(), time.perf_counter()
+        with partial_folder(self.target, self.plan.digest, self.request.overwrite) as partial, _disk(partial.path):
+            shards = Shards(partial.path, self.plan)
             try:
-                self._write_beside(folder)
+                self._write_beside(partial.path)
                 self._write_weights(shards, progress)
+                if source_identity(self.opened) != self.plan.source:
+                    raise CheckpointError(f"{self.opened.folder} was changed while it was being converted; begin again")
                 check_written(shards, self.plan)
-                errors = self._verify(shards, progress) if self.request.verify or self.request.evaluate else None
+                if self.request.verify or self.request.evaluate:
+                    made.errors = self._verify(shards, progress)
+                made.digests = shards.digests
             finally:
                 shards.close()
-            open_source(folder)  # accounts for every tensor once more, as a reader of the folder will
-            Tokenizer.from_pretrained(folder)
-            evaluation = self._evaluate(folder, progress) if self.request.evaluate else None
-            self._write_report(folder, errors, evaluation, time.perf_counter() - started)
-        return errors, evaluation
+            open_source(partial.path)  # accounts for every tensor once more, as a reader of the folder will
+            Tokenizer.from_pretrained(partial.path)
+            partial.keep = True  # from here on the weights are whole: what fails can be done again
+            made.peak_bytes, made.seconds = mx.get_peak_memory(), time.perf_counter() - started
+            if self.request.evaluate:
+                made.evaluation = self._evaluate(partial.path, progress)
+            self._write_report(partial.path, made)
+        return made
 
     def _write_weights(self, shards: Shards, progress: Progress | None) -> None:
         def write(tensor: Planned) -> None:
@@ -162,7 +200,7 @@ class Conversion:
 
     def _write_tensor(self, shards: Shards, tensor: Planned) -> None:
         """Some rows at a time, so that memory does not depend on the tensor's size."""
-        if tensor.work == "copy" and tensor.quantization is not None:
+        if tensor.work in ("copy", "repack") and tensor.quantization is not None:
             for output, (name, array) in zip(tensor.outputs, self.opened.parts(tensor.name), strict=True):
                 array = array.astype(output.dtype)  # scales and biases, if another dtype is asked for
                 _check_finite(array, name)
@@ -200,13 +238,18 @@ class Conversion:
 
     def _evaluate(self, folder: Path, progress: Progress | None) -> Evaluation:
         told = (lambda done, total: progress(done, total, "evaluating")) if progress else None
-        found = evaluate(folder, self.opened.folder, data=evaluation_file(self.request), progress=told)
+        longest = min(MAX_TOKENS, self.opened.config.max_position_embeddings)
+        texts = evaluation_file(self.request)
+        found = evaluate(folder, self.opened.folder, data=texts, max_tokens=longest, progress=told)
         return replace(found, model=self.target.name, reference=public_origin(self.origin))
 
     # --- what stands beside the weights ---
 
     def _write_beside(self, folder: Path) -> None:
-        """The config and what is carried over. The same at every run, so that a stopped one may write it again."""
+        """The config and what is carried over: the same at every run, whatever a stopped one left of it."""
+        for file in folder.iterdir():
+            if any(fnmatch.fnmatchcase(file.name, pattern) for pattern in ("config.json", *CARRIED_FILES)):
+                file.unlink()
         config = read_json(self.opened.folder / "config.json") | self.opened.config.to_dict()
         for key in ("_name_or_path", "quantization", "quantization_config"):
             config.pop(key, None)
@@ -219,34 +262,42 @@ class Conversion:
         _write_text(folder / "config.json", json.dumps(dict(sorted(config.items())), indent=4))
         for pattern in CARRIED_FILES:
             for file in sorted(self.opened.folder.glob(pattern)):
-                shutil.copyfile(file, folder / file.name)
+                if file.is_file():
+                    shutil.copyfile(file, folder / file.name)
+        about = folder / "tokenizer_config.json"
+        if about.is_file() and "name_or_path" in (told := read_json(about)):  # where it lay when it was saved
+            _write_text(
+                about, json.dumps({k: v for k, v in told.items() if k != "name_or_path"}, indent=2, ensure_ascii=False)
+            )
 
-    def _write_report(
-        self, folder: Path, errors: Sequence[TensorError] | None, evaluation: Evaluation | None, seconds: float
-    ) -> None:
+    def _write_report(self, folder: Path, made: _Made) -> None:
         """report.json, the card, and a picture of the errors."""
-        found = {error.name: error for error in errors or ()}
-        measured = {"seconds": seconds, "peak_bytes": mx.get_peak_memory(), "plan": self.plan.digest}
+        found = {error.name: error for error in made.errors or ()}
+        measured = {"seconds": made.seconds, "peak_bytes": made.peak_bytes, "plan": self.plan.digest}
         report: dict[str, Any] = {"conversion": self.describe() | measured}
         for tensor in report["conversion"]["tensors"]:
             if error := found.get(tensor["name"]):
                 sqnr = error.sqnr_db if math.isfinite(error.sqnr_db) else None  # JSON knows no infinity
                 tensor |= {"relative_error": error.relative_error, "sqnr_db": sqnr}
-        if evaluation is not None:
-            report["evaluation"] = asdict(evaluation)
+        if made.evaluation is not None:
+            report["evaluation"] = asdict(made.evaluation)
+        report["sha256"] = made.digests
         _write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False))
         if picture := error_plot(report["conversion"]["tensors"]):
             _write_text(folder / PLOT_NAME, picture)
-        _write_text(
-            folder / "README.md",
-            model_card(
-                name=self.request.upload_repo or self.target.name,
-                origin=self.origin,
-                report=report,
-                licence_files=sorted(file.name for pattern in ("LICENSE*", "NOTICE*") for file in folder.glob(pattern)),
-                source_card=_card(self.opened.folder),
-            ),
+        self._write_card(folder, report)
+
+    def _write_card(self, folder: Path, report: Mapping[str, Any]) -> None:
+        licences = sorted(file.name for pattern in ("LICENSE*", "NOTICE*") for file in folder.glob(pattern))
+        name = self.request.upload_repo or self.target.name
+        card = model_card(
+            name=name,
+            origin=self.origin,
+            report=report,
+            licence_files=licences,
+            source_card=_card(self.opened.folder),
         )
+        _write_text(folder / "README.md", card)
 
     def describe(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -255,7 +306,7 @@ class Conversion:
             "origin": public_origin(self.origin),
             "format": self.opened.source.format,
             "recipe": self.recipe,
-            "search": self.request.search,
+            "search": searches(self.request, self.plan),
             "calibrate": self.request.calibrate,
             "bits_per_weight": self.plan.bits_per_weight,
             "bytes": self.plan.nbytes,
@@ -314,11 +365,13 @@ def convert(
     `search` finds the scales and biases of least error; `calibrate` is "gptq" or "distill" (which comes on top), on
     the texts of `calibration_data`. `verify` compares each tensor with its source, `evaluate` measures the cost on
     the texts of `evaluation_data`; both go into report.json and the model card. `upload_repo` publishes the result
-    (the same call tries again, if that failed); `notice` is told before what that means. `progress(done, total, stage)` counts source bytes, or steps.
+    (the same call tries again, if that failed); `notice` is told before what that means.
+    `progress(done, total, stage)` counts source bytes, or steps.
 
     Raises FileExistsError where `mlx_path` exists and is not to be overwritten, FileNotFoundError and ValueError as
     `load` does, CheckpointError for NaN and infinity, and OSError when the disk is too small. After an error nothing
-    half done is left; after a kill or Ctrl-C the same call goes on in `MLX_PATH.partial`.
+    half done is left; after a kill, Ctrl-C, or an error once the weights were whole, the same call goes on in
+    `MLX_PATH.partial`.
     """
     request = Request(
         quantize=quantize,
@@ -341,35 +394,61 @@ def convert(
     return prepare(hf_path, mlx_path, request, revision).run(progress, notice)
 
 
-def prepare(hf_path: str | Path, mlx_path: str | Path, request: Request, revision: str | None = None) -> Conversion:
-    """Checks and plans a conversion; nothing but headers and small files is read, and nothing is written."""
-    target = Path(mlx_path).expanduser()
+def prepare(
+    hf_path: str | Path, mlx_path: str | Path, request: Request, revision: str | None = None, dry: bool = False
+) -> Conversion:
+    """Checks and plans a conversion; headers and small files are read, and nothing is written.
+
+    `dry` is for a plan that is only to be shown: its target may exist.
+    """
+    target = Path(os.path.abspath(Path(mlx_path).expanduser()))
     source = find_folder(hf_path, revision)
     if request.upload_repo:
         check_upload_name(request.upload_repo, str(hf_path), _card(source))
-    check_texts(request)
     opened = open_source(source)
-    Tokenizer.from_pretrained(source)  # or the result could not be loaded
-    settings, recipe = chosen_settings(opened, request)
-    plan = make_plan(opened, settings, read_dtype(request.dtype), digested(request, recipe))
-    is_done = bool(request.upload_repo) and _plan_of(target) == plan.digest
-    if not is_done:
+    tokenizer = Tokenizer.from_pretrained(source)  # or the result could not be loaded
+    check_texts(request, tokenizer)
+    settings, keeps, recipe = chosen_settings(opened, request)
+    plan = make_plan(opened, settings, keeps, read_dtype(request.dtype), digested(request, recipe))
+    is_done = bool(request.upload_repo) and not request.overwrite and _has_made(target, plan, request)
+    if not is_done and not dry:
         check_target(target, source, request.overwrite)
-    notes = notes_on(opened, plan, settings, request)
-    existing = next(folder for folder in (target, *target.absolute().parents) if folder.exists())
-    disk_bytes = plan.nbytes + DISK_MARGIN
+    existing = next(folder for folder in (target, *target.parents) if folder.is_dir())
     partial = target.with_name(target.name + ".partial")
     held = sum(file.stat().st_blocks * 512 for file in partial.glob("*.safetensors")) if partial.is_dir() else 0
-    free_bytes = shutil.disk_usage(existing).free + held
-    return Conversion(str(hf_path), target, request, opened, plan, notes, disk_bytes, free_bytes, is_done)
+    return Conversion(
+        origin=str(hf_path),
+        target=target,
+        request=request,
+        opened=opened,
+        plan=plan,
+        notes=notes_on(opened, plan, request),
+        disk_bytes=plan.nbytes + DISK_MARGIN,
+        free_bytes=shutil.disk_usage(existing).free + held,
+        is_done=is_done,
+    )
 
 
-def _plan_of(folder: Path) -> str | None:
-    """The digest of the plan that a finished folder was made by."""
+def _has_made(folder: Path, plan: Plan, request: Request) -> bool:
+    """Whether a finished folder is what this plan makes, with what was asked for beside."""
     try:
-        return str(json.loads((folder / "report.json").read_text(encoding="utf-8"))["conversion"]["plan"])
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        verified = "relative_error" in report["conversion"]["tensors"][0]
+        same = report["conversion"]["plan"] == plan.digest
     except (OSError, ValueError, LookupError, TypeError):
-        return None
+        return False
+    return same and verified >= request.verify and ("evaluation" in report) >= request.evaluate
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """Errors of the disk with what they are about."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror is None or error.filename is not None:
+            raise
+        raise OSError(f"{folder} cannot be written: {error.strerror}") from error
 
 
 def _told_quantization(plan: Plan) -> dict[str, Any] | None:

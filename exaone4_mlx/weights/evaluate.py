@@ -146,7 +146,9 @@ def evaluate(
         for (kind, text), hidden, other in zip(batch, ours, theirs, strict=True):
             measured.append(_compare(kind, text, heads[0], heads[1], hidden, other))
         mx.clear_cache()
-    tokens = sum(len(ids) for _, ids in texts)
+    if any(math.isnan(value) for text in measured for value in text.kl):
+        raise ValueError(f"{model} or {reference} gives no numbers (NaN) on these texts")
+    tokens = sum(len(text.kl) for text in measured)
     return Evaluation(
         model=str(model),
         reference=str(reference),
@@ -218,17 +220,21 @@ def _row(kind: str, texts: Sequence[_Text]) -> Row:
         mean_kl=math.fsum(kl) / count,
         p99_kl=kl[math.ceil(0.99 * count) - 1],
         top1_agreement=sum(text.agrees for text in texts) / count,
-        perplexity=math.exp(sum(text.nll for text in texts) / count),
-        reference_perplexity=math.exp(sum(text.reference_nll for text in texts) / count),
-        perplexity_ratio=math.exp(_log_ratio(texts)),
-        perplexity_ratio_low=math.exp(log_ratios[math.floor(0.025 * RESAMPLES)]),
-        perplexity_ratio_high=math.exp(log_ratios[math.ceil(0.975 * RESAMPLES) - 1]),
+        perplexity=_exp(sum(text.nll for text in texts) / count),
+        reference_perplexity=_exp(sum(text.reference_nll for text in texts) / count),
+        perplexity_ratio=_exp(_log_ratio(texts)),
+        perplexity_ratio_low=_exp(log_ratios[math.floor(0.025 * RESAMPLES)]),
+        perplexity_ratio_high=_exp(log_ratios[math.ceil(0.975 * RESAMPLES) - 1]),
     )
 
 
 def _log_ratio(texts: Sequence[_Text]) -> float:
     """Logarithm of the candidate's perplexity over the reference's."""
     return sum(text.nll - text.reference_nll for text in texts) / sum(len(text.kl) for text in texts)
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
 
 
 def _resamples(texts: Sequence[_Text]) -> list[list[_Text]]:

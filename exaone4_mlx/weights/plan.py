@@ -46,7 +46,8 @@ class Output:
 class Planned:
     """What becomes of one weight of the model.
 
-    `work` is "copy" (as it is stored, packed or not), "cast", "dequantize", "quantize" or "requantize".
+    `work` is "copy" (bit for bit), "repack" (its codes as they are, in MLX's layout), "cast", "dequantize",
+    "quantize" or "requantize".
     """
 
     name: str
@@ -122,19 +123,27 @@ class Plan:
 
 def make_plan(
     opened: Opened,
-    settings: Mapping[str, Quantization] | None,
+    settings: Mapping[str, Quantization],
+    keeps: bool,
     dtype: mx.Dtype | None,
     options: Mapping[str, Any],
 ) -> Plan:
     """The plan that gives each weight what `settings` say: quantized, or else in full precision.
 
-    Without settings what is stored quantized stays as it is, where MLX has it so.
+    `keeps` says that a weight stays as it is packed where that is the same quantization.
     """
-    stored = opened.source.tensors
-    tensors = tuple(_planned(opened, stored[name], settings, dtype) for name in in_network_order(opened.shapes))
-    files = sorted({opened.checkpoint.tensors[part].file for t in tensors for part in stored[t.name].stored})
-    identity = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return Plan(tensors, options, identity)
+    tensors = tuple(
+        _planned(opened, opened.source.tensors[name], settings.get(name), keeps, dtype)
+        for name in in_network_order(opened.shapes)
+    )
+    return Plan(tensors, options, source_identity(opened))
+
+
+def source_identity(opened: Opened) -> tuple[Any, ...]:
+    """Names, sizes and times of the weight files: two checkpoints with the same are taken for one."""
+    stored = [part for name in opened.shapes for part in opened.source.tensors[name].stored]
+    files = sorted({opened.checkpoint.tensors[part].file for part in stored})
+    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
 def in_network_order(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
@@ -149,22 +158,25 @@ def in_network_order(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
 
 
 def _planned(
-    opened: Opened, stored: StoredTensor, settings: Mapping[str, Quantization] | None, dtype: mx.Dtype | None
+    opened: Opened, stored: StoredTensor, quantization: Quantization | None, keeps: bool, dtype: mx.Dtype | None
 ) -> Planned:
-    quantization = stored.exact if settings is None else settings.get(stored.name)
     result = stored.dtype if dtype is None else dtype
-    if quantization is not None and settings is None:
-        work = "copy"
-        result = opened.source.scale_dtype(stored.name) if dtype is None else dtype
-    elif quantization is not None:
+    if keeps and quantization is not None and quantization == stored.exact:
+        scales = opened.source.scale_dtype(stored.name)
+        result = scales if dtype is None else dtype
+        outputs = _packed(stored, quantization, result)
+        as_they_are = [output.name for output in outputs] == list(stored.stored)
+        same = as_they_are and (quantization.mode != "affine" or result == scales)
+        return Planned(stored.name, stored.shape, "copy" if same else "repack", quantization, outputs, stored.nbytes)
+    if quantization is not None:
         work = "requantize" if stored.is_quantized else "quantize"
-    elif stored.is_quantized:
-        work = "dequantize"
+        outputs = _packed(stored, quantization, result)
     else:
-        work = "copy" if result == stored.dtype else "cast"
-    if quantization is None:
-        outputs = [Output(stored.name, result, stored.shape)]
-    else:
-        stand_ins = quantization.tensors(stored.name, mx.zeros(stored.shape, result))  # lazy: nothing is made
-        outputs = [Output(name, array.dtype, array.shape) for name, array in stand_ins]
-    return Planned(stored.name, stored.shape, work, quantization, tuple(outputs), stored.nbytes)
+        work = "dequantize" if stored.is_quantized else "copy" if result == stored.dtype else "cast"
+        outputs = (Output(stored.name, result, stored.shape),)
+    return Planned(stored.name, stored.shape, work, quantization, outputs, stored.nbytes)
+
+
+def _packed(stored: StoredTensor, quantization: Quantization, dtype: mx.Dtype) -> tuple[Output, ...]:
+    stand_ins = quantization.tensors(stored.name, mx.zeros(stored.shape, dtype))  # lazy: nothing is made
+    return tuple(Output(name, array.dtype, array.shape) for name, array in stand_ins)

@@ -49,10 +49,9 @@ class Quantization:
         """Whether the tensor of this name and shape is stored quantized."""
         return len(shape) == 2 and name.endswith(".weight") and shape[-1] % self.group_size == 0
 
-    @property
-    def bits_per_weight(self) -> float:
-        """As stored, with a scale, and in affine mode a bias, of 16 bits for each group; else a scale of 8."""
-        return self.bits + (32 if self.mode == "affine" else 8) / self.group_size
+    def bits_per_weight(self, float_bits: int = 16) -> float:
+        """As stored: in affine mode with a scale and a bias of so many bits for each group, else a scale of 8."""
+        return self.bits + (2 * float_bits if self.mode == "affine" else 8) / self.group_size
 
     def tensors(self, name: str, weight: mx.array) -> list[tuple[str, mx.array]]:
         """The named tensors that stand for one quantized weight [rows, columns], not yet evaluated."""

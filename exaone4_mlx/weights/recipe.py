@@ -8,13 +8,13 @@ What is peculiar here:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 
+from .checkpoint import EMBEDDING, HEAD
 from .quantize import DEFAULTS, Quantization
-
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 #: mlx-lm's: (low bits, high bits)
 MIXED = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed_4_6": (4, 6)}
@@ -29,12 +29,14 @@ def settings_of(
     *,
     group_size: int | None = None,
     target_bpw: float | None = None,
+    float_bits: int = 16,
 ) -> dict[str, Quantization]:
     """The quantization of every weight that the recipe quantizes; the others stay in full precision.
 
     `shapes` are those of all the model's weights by name. `group_size` is for the affine recipes, 64 if not
-    given; `target_bpw`, bits per weight of the whole result, for 4bit-quality. Raises ValueError for an unknown
-    recipe, and for what does not go with it.
+    given; `target_bpw`, bits per weight of the whole result, for 4bit-quality (the least that it can be, where
+    QUALITY_BPW is less); `float_bits` are those of scales, biases and what is not quantized. Raises ValueError for
+    an unknown recipe, and for what does not go with it.
     """
     if recipe not in RECIPES:
         raise ValueError(f"recipe {recipe!r} is unknown; there are {', '.join(RECIPES)}")
@@ -47,7 +49,7 @@ def settings_of(
     if recipe in MIXED:
         return _mixed(*MIXED[recipe], group_size, shapes)
     chosen = uniform(Quantization(8 if recipe == "8bit" else 4, group_size), shapes)
-    return _spend(chosen, shapes, target_bpw) if recipe == "4bit-quality" else chosen
+    return _spend(chosen, shapes, target_bpw, float_bits) if recipe == "4bit-quality" else chosen
 
 
 def uniform(quantization: Quantization, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Quantization]:
@@ -55,28 +57,40 @@ def uniform(quantization: Quantization, shapes: Mapping[str, tuple[int, ...]]) -
     return {name: quantization for name, shape in shapes.items() if quantization.applies_to(name, shape)}
 
 
-def bits_per_weight(settings: Mapping[str, Quantization], shapes: Mapping[str, tuple[int, ...]]) -> float:
-    """Of the whole result, scales and biases counted, and 16 bits for what is not quantized."""
-    sizes = {name: _size(shape) for name, shape in shapes.items()}
-    bits = sum(size * (settings[name].bits_per_weight if name in settings else 16) for name, size in sizes.items())
-    return bits / sum(sizes.values())
+def bits_per_weight(
+    settings: Mapping[str, Quantization], shapes: Mapping[str, tuple[int, ...]], float_bits: int = 16
+) -> float:
+    """Of the whole result, scales and biases counted, and `float_bits` for what is not quantized."""
+    bits = sum(_bits(settings.get(name), shape, float_bits) for name, shape in shapes.items())
+    return bits / sum(math.prod(shape) for shape in shapes.values())
+
+
+def _bits(quantization: Quantization | None, shape: tuple[int, ...], float_bits: int) -> float:
+    each = float_bits if quantization is None else quantization.bits_per_weight(float_bits)
+    return math.prod(shape) * each
 
 
 def _spend(
-    settings: dict[str, Quantization], shapes: Mapping[str, tuple[int, ...]], target_bpw: float | None
+    settings: dict[str, Quantization],
+    shapes: Mapping[str, tuple[int, ...]],
+    target_bpw: float | None,
+    float_bits: int,
 ) -> dict[str, Quantization]:
     """Six bits for the output head; then more bits for one weight after another, while the target allows it."""
     head = HEAD if HEAD in shapes else EMBEDDING
     chosen = settings | ({head: replace(settings[head], bits=6)} if head in settings else {})
-    least = bits_per_weight(chosen, shapes)
+    least = bits_per_weight(chosen, shapes, float_bits)
     target = max(QUALITY_BPW, least) if target_bpw is None else target_bpw
-    if target < least:
+    if not least <= target < math.inf:
         raise ValueError(f"4bit-quality needs {least:.3f} bits per weight at least, and target_bpw is {target}")
+    left = (target - least) * sum(math.prod(shape) for shape in shapes.values())
     for bits in (5, 6):
         for name in sorted((name for name in chosen if name not in (head, EMBEDDING)), key=_preference):
-            raised = chosen | {name: replace(chosen[name], bits=bits)}
-            if bits_per_weight(raised, shapes) <= target:
-                chosen = raised
+            raised = replace(chosen[name], bits=bits)
+            more = _bits(raised, shapes[name], float_bits) - _bits(chosen[name], shapes[name], float_bits)
+            if more <= left:
+                chosen[name] = raised
+                left -= more
     return chosen
 
 
@@ -96,10 +110,3 @@ def _mixed(low: int, high: int, group_size: int, shapes: Mapping[str, tuple[int,
         raised = name == HEAD or (more and ("v_proj" in name or "down_proj" in name))
         chosen[name] = Quantization(high if raised else low, group_size)
     return chosen
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

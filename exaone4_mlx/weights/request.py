@@ -9,7 +9,6 @@ What is peculiar here:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,11 +17,12 @@ from typing import Any
 import mlx.core as mx
 
 from .. import __version__
-from .checkpoint import Opened, read_dtype
+from ..text.tokenizer import Tokenizer
+from .checkpoint import EMBEDDING, Opened, read_dtype
 from .plan import Plan
 from .quantize import DEFAULTS, Quantization
 from .recipe import RECIPES, settings_of, uniform
-from .texts import CALIBRATION, HELD_OUT, overlap, read_passages
+from .texts import CALIBRATION, HELD_OUT, encode, overlap, read_passages
 
 METHODS = ("gptq", "distill")
 
@@ -83,29 +83,40 @@ class Request:
         return any(value is not None for value in how)
 
 
-def chosen_settings(opened: Opened, request: Request) -> tuple[dict[str, Quantization] | None, str]:
-    """What is quantized and how (None: what is stored quantized stays so), and a word for it."""
+def chosen_settings(opened: Opened, request: Request) -> tuple[dict[str, Quantization], bool, str]:
+    """What is quantized and how, whether what is packed so already stays as it is, and a word for all of it."""
     quantized = [tensor for tensor in opened.source.tensors.values() if tensor.is_quantized]
     if request.dequantize:
         if not quantized:
             raise ValueError(f"{opened.folder} is in full precision: there is nothing to dequantize")
-        return {}, "full precision"
+        return {}, False, "full precision"
     if not request.quantize:
         if quantized:
             raise ValueError(
                 f"{opened.folder} is stored as {opened.source.format}; to have it in full precision, dequantize (-d)"
             )
-        return {}, "full precision"
-    if not request.says_how and any(tensor.exact for tensor in quantized):
-        return None, "as stored"
-    if request.recipe is not None:
-        chosen = settings_of(
-            request.recipe, opened.shapes, group_size=request.q_group_size, target_bpw=request.target_bpw
+        return {}, False, "full precision"
+    exact = {tensor.name: tensor.exact for tensor in quantized if tensor.exact}
+    if not request.says_how and exact:
+        shapes = {tensor.name: tensor.shape for tensor in quantized}
+        return (
+            uniform(_quantization(request), shapes) | exact,
+            True,
+            "as stored" if len(exact) == len(shapes) else "4bit",
         )
-        return chosen, request.recipe
+    if request.recipe is not None:
+        dtype = read_dtype(request.dtype) or opened.source.tensors[EMBEDDING].dtype
+        chosen = settings_of(
+            request.recipe,
+            opened.shapes,
+            group_size=request.q_group_size,
+            target_bpw=request.target_bpw,
+            float_bits=8 * dtype.size,
+        )
+        return chosen, False, request.recipe
     quantization = _quantization(request)
     name = f"{quantization.bits}bit" if quantization.mode == "affine" else quantization.mode
-    return uniform(quantization, opened.shapes), name
+    return uniform(quantization, opened.shapes), False, name
 
 
 def _quantization(request: Request) -> Quantization:
@@ -132,32 +143,42 @@ def digested(request: Request, recipe: str) -> dict[str, Any]:
     return told
 
 
-def notes_on(
-    opened: Opened, plan: Plan, settings: Mapping[str, Quantization] | None, request: Request
-) -> tuple[str, ...]:
+def searches(request: Request, plan: Plan) -> bool:
+    """Whether scales and biases are searched for in any tensor."""
+    made = [tensor.quantization for tensor in plan.tensors if tensor.work in ("quantize", "requantize")]
+    return request.search and any(quantization and quantization.mode == "affine" for quantization in made)
+
+
+def notes_on(opened: Opened, plan: Plan, request: Request) -> tuple[str, ...]:
+    """What a user should know who asked for this."""
     notes = []
-    if settings is None:
-        notes.append(f"the weights stay as they are stored ({opened.source.format}); --q-bits stores them anew")
-    again = [tensor for tensor in plan.tensors if tensor.work == "requantize"]
-    if again:
+    works = {
+        work: [tensor for tensor in plan.tensors if tensor.work == work] for work in ("copy", "repack", "requantize")
+    }
+    packed = works["repack"] + [tensor for tensor in works["copy"] if tensor.quantization]
+    if packed:
+        notes.append(f"{len(packed)} tensors stay as they are packed ({opened.source.format}); --q-bits quantizes anew")
+    if works["requantize"]:
         notes.append(
-            f"{len(again)} tensors are {opened.source.format} and are quantized a second time, from what the first "
-            "time left of them; the original checkpoint would give better ones"
+            f"{len(works['requantize'])} tensors are {opened.source.format} and are quantized a second time, from what "
+            "the first time left of them; the original checkpoint would give better ones"
         )
-    if request.quantize and not request.dequantize:
-        left = [t.name for t in plan.tensors if t.quantization is None and len(t.shape) == 2]
-        if left:
-            notes.append(
-                f"{len(left)} matrices stay in full precision, {left[0]} among them: "
-                "their rows do not divide into groups"
-            )
+    left = [t.name for t in plan.tensors if t.quantization is None and len(t.shape) == 2]
+    if left and (request.says_how or not packed) and request.quantize and not request.dequantize:
+        notes.append(
+            f"{len(left)} matrices stay in full precision, {left[0]} among them: their rows do not divide into groups"
+        )
+    if not request.search and not any(tensor.work in ("quantize", "requantize") for tensor in plan.tensors):
+        notes.append("nothing is quantized here, so --no-search changes nothing")
     return tuple(notes)
 
 
-def check_texts(request: Request) -> None:
+def check_texts(request: Request, tokenizer: Tokenizer) -> None:
     """Reads the texts that will be needed, and sees to it that nothing is measured on what was tuned on."""
     tuned = read_passages(calibration_file(request)) if request.calibrate else []
     measured = read_passages(evaluation_file(request)) if request.evaluate else []
+    for passage in tuned + measured:
+        encode(passage, tokenizer, 2)  # raises where the template refuses it
     if shared := overlap(tuned, measured):
         raise ValueError(f"the texts to calibrate on and to evaluate on share {shared[0]!r}: the figures would flatter")
 

@@ -29,35 +29,34 @@ LEAST_IMPORTANCE = 1e-4  # of the group's mean: no weight is given up altogether
 
 
 def searched(
-    weight: mx.array, bits: int, group_size: int, importance: mx.array | None = None
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Quantizes a weight [R, C] with little squared error, weighted by the `importance` [C] of its columns if given.
-
-    Returns packed codes (uint32 [R, C * bits / 32]), scales and biases [R, C / group_size] in the weight's dtype,
-    evaluated, laid out as by `mx.quantize`, and for no group worse than that. Raises ValueError where a row is not
-    a whole number of groups, and for bits that MLX does not pack.
-    """
-    check(weight, bits, group_size)
-    rows = max(1, SLICE // weight.shape[1])
-    parts = []
-    for start in range(0, weight.shape[0], rows):
-        codes, scales, biases = grid(weight[start : start + rows], bits, group_size, importance)
-        parts.append((packed(codes, bits), scales, biases))
-        mx.eval(parts[-1])
-    packs, scales_, biases_ = (mx.concatenate(part) if len(part) > 1 else part[0] for part in zip(*parts, strict=True))
-    mx.eval(packs, scales_, biases_)
-    return packs, scales_, biases_
-
-
-def grid(
     weight: mx.array,
     bits: int,
     group_size: int,
     importance: mx.array | None = None,
     dtype: mx.Dtype | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """As `searched`, at once, unevaluated and not packed: codes (float32 [R, C]), scales, biases [R, N] in `dtype`."""
-    dtype = dtype or weight.dtype
+    """Quantizes a weight [R, C] with little squared error, weighted by the `importance` [C] of its columns if given.
+
+    Returns packed codes (uint32 [R, C * bits / 32]), scales and biases [R, C / group_size] in `dtype` (the weight's
+    if not given), evaluated, laid out as by `mx.quantize`, and for no group worse than that. Raises ValueError where
+    a row is not a whole number of groups, and for bits that MLX does not pack.
+    """
+    check(weight, bits, group_size)
+    rows = max(1, SLICE // weight.shape[1])
+    parts = []
+    for start in range(0, weight.shape[0], rows):
+        codes, scales, biases = _grid(weight[start : start + rows], bits, group_size, importance, dtype or weight.dtype)
+        parts.append((packed(codes, bits), scales, biases))
+        mx.eval(parts[-1])
+    codes, scales, biases = (mx.concatenate(list(slices)) for slices in zip(*parts, strict=True))
+    mx.eval(codes, scales, biases)
+    return codes, scales, biases
+
+
+def _grid(
+    weight: mx.array, bits: int, group_size: int, importance: mx.array | None, dtype: mx.Dtype
+) -> tuple[mx.array, mx.array, mx.array]:
+    """As `searched`, at once, unevaluated and not packed: codes (float32 [R, C]), scales and biases [R, N]."""
     levels = 2**bits - 1
     x = weight.astype(mx.float32).reshape(weight.shape[0], -1, group_size)  # R N G
     high, low = mx.max(x, axis=-1, keepdims=True), mx.min(x, axis=-1, keepdims=True)
@@ -80,9 +79,12 @@ def grid(
 
     _, scales, biases = mx.quantize(weight.astype(dtype), group_size=group_size, bits=bits)
     candidates = [(scale * half, (bias - scale * (levels / 2)) * half + middle), (scales[..., None], biases[..., None])]
+    largest = mx.finfo(dtype).max
+    steepest = 0.99 * largest / levels  # no code times scale overflows
     codes, error = x, mx.full(half.shape, mx.inf)
     for raw_scale, raw_bias in candidates:
-        stored_scale, stored_bias = raw_scale.astype(dtype), raw_bias.astype(dtype)
+        stored_scale = mx.clip(raw_scale, -steepest, steepest).astype(dtype)
+        stored_bias = mx.clip(raw_bias, -largest, largest).astype(dtype)
         s = stored_scale.astype(mx.float32) / half
         b = (stored_bias.astype(mx.float32) - middle) / half + s * (levels / 2)
         c = _codes(x, s, b, levels)

@@ -19,7 +19,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..model.files import DTYPE_NAMES, INDEX_NAME, CheckpointError
+from ..model.files import DTYPE_NAMES, INDEX_NAME, CheckpointError, atomic_file
 from .plan import Output, Plan, Planned
 
 JOURNAL = "conversion.journal"
@@ -30,26 +30,22 @@ class Shards:
     """The weight files of a plan in a folder, and the journal of what is done."""
 
     def __init__(self, folder: Path, plan: Plan) -> None:
-        """Makes the files, or takes up those that a stopped run of the same plan left."""
+        """Makes the files, or takes up those that a stopped run of the same plan left. The journal has begun."""
         self.folder = folder
         self._places: dict[str, tuple[int, int, Output]] = {}  # name -> (descriptor, byte offset, what it is)
         self._descriptors: list[int] = []
         self._hashes: dict[str, Any] = {}
         self.digests: dict[str, str] = {}  # output name -> SHA-256 of its bytes, once it is done
         self.is_tuned = False  # whether `replace` has been through
-        journal = folder / JOURNAL
-        lines, whole_bytes = _lines(journal) if journal.exists() else ([], 0)
+        lines, whole_bytes = _lines(folder / JOURNAL)
         for file_name, tensors in plan.shards.items():
-            self._open(folder / file_name, tensors, fresh=not lines)
-        if not lines:
-            _write_index(folder, plan)
-            journal.write_text(json.dumps({"plan": plan.digest}) + "\n", encoding="utf-8")
-        else:
-            os.truncate(journal, whole_bytes)
-        self._journal = journal.open("a", encoding="utf-8")
+            self._open(folder / file_name, tensors, fresh=len(lines) == 1)
+        _write_index(folder, plan)
+        os.truncate(folder / JOURNAL, whole_bytes)
+        self._journal = (folder / JOURNAL).open("a", encoding="utf-8")
         for line in lines[1:]:
-            self.digests |= line["sha256"]
-            self.is_tuned |= line.get("tuned", False)
+            self.digests |= {name: digest for name, digest in line["sha256"].items() if name in self._places}
+            self.is_tuned |= line.get("tuned") is True
         self.digests = {name: digest for name, digest in self.digests.items() if self.digest(name) == digest}
 
     def is_done(self, tensor: Planned) -> bool:
@@ -95,7 +91,7 @@ class Shards:
         stop = output.shape[0] if stop is None else min(stop, output.shape[0])
         row_bytes = output.nbytes // output.shape[0]
         data = self._bytes(name, offset + start * row_bytes, (stop - start) * row_bytes)
-        array = mx.array(memoryview(bytearray(data)))  # type: ignore[arg-type]
+        array = mx.array(memoryview(data))  # type: ignore[arg-type]
         return array.view(output.dtype).reshape(stop - start, *output.shape[1:])
 
     def digest(self, name: str) -> str:
@@ -112,15 +108,16 @@ class Shards:
             os.close(descriptor)
         self._descriptors = []
 
-    def _bytes(self, name: str, place: int, count: int) -> bytes:
-        parts = []
-        while count:
-            part = os.pread(self._places[name][0], count, place)
+    def _bytes(self, name: str, place: int, count: int) -> bytearray:
+        data = bytearray(count)
+        done = 0
+        while done < count:
+            part = os.pread(self._places[name][0], min(READ_BYTES, count - done), place + done)
             if not part:
                 raise CheckpointError(f"{self.folder} is cut off in {name}")
-            parts.append(part)
-            place, count = place + len(part), count - len(part)
-        return b"".join(parts)
+            data[done : done + len(part)] = part
+            done += len(part)
+        return data
 
     def _open(self, file: Path, tensors: Sequence[Planned], fresh: bool) -> None:
         outputs = [output for tensor in tensors for output in tensor.outputs]
@@ -135,22 +132,30 @@ class Shards:
         os.ftruncate(descriptor, offset)
 
 
+def begin_journal(folder: Path, digest: str) -> None:
+    """Says whose the folder is: the first thing that is written to it."""
+    with atomic_file(folder / JOURNAL) as stream:
+        stream.write(json.dumps({"plan": digest}).encode() + b"\n")
+
+
 def journal_of(folder: Path) -> str | None:
     """The digest of the plan that a stopped run followed in this folder, or None where there is no journal."""
     journal = folder / JOURNAL
     lines = _lines(journal)[0] if journal.is_file() else []
-    return str(lines[0].get("plan")) if lines else None
+    return str(lines[0]["plan"]) if lines else None
 
 
 def _lines(journal: Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines of a journal, and how many bytes they are; the last line may have been torn."""
-    lines, size = [], 0
+    """The whole lines of a journal, and how many bytes they are. The last one may be torn, or damaged."""
+    lines: list[dict[str, Any]] = []
+    size = 0
     for line in journal.read_bytes().splitlines(keepends=True):
         try:
             entry = json.loads(line)
         except ValueError:
             break
-        if not line.endswith(b"\n") or not isinstance(entry, dict):
+        wanted = entry.get("sha256" if lines else "plan") if isinstance(entry, dict) else None
+        if not line.endswith(b"\n") or not isinstance(wanted, dict if lines else str):
             break
         lines.append(entry)
         size += len(line)

@@ -8,16 +8,19 @@ What is peculiar here:
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlx.core as mx
 
-from ..model.files import CheckpointError
+from ..model.config import read_json
+from ..model.files import Checkpoint, CheckpointError
 from .checkpoint import Opened
 from .plan import Plan, Planned
-from .shards import Shards
+from .shards import READ_BYTES, Shards
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,9 @@ def tensor_errors(shards: Shards, opened: Opened, plan: Plan) -> Iterator[Tensor
         difference = power = 0.0
         for start in range(0, tensor.shape[0], tensor.rows_at_a_time):
             stop = min(start + tensor.rows_at_a_time, tensor.shape[0])
-            exact = opened.source.weight(tensor.name, start, stop).astype(mx.float32)
-            sums = mx.sum(mx.square(exact - _stored(shards, tensor, start, stop))), mx.sum(mx.square(exact))
-            mx.eval(sums)
-            difference += sums[0].item()  # type: ignore[assignment]
-            power += sums[1].item()  # type: ignore[assignment]
+            exact = opened.source.weight(tensor.name, start, stop, mx.float32)
+            sums = _squares(exact, _stored(shards, tensor, start, stop))
+            difference, power = difference + sums[0], power + sums[1]
             mx.clear_cache()
         if difference and not difference < power:
             raise CheckpointError(f"{tensor.name} is further from its source than zeros would be: it went wrong")
@@ -59,14 +60,22 @@ def tensor_errors(shards: Shards, opened: Opened, plan: Plan) -> Iterator[Tensor
         yield TensorError(tensor.name, relative, -20 * math.log10(relative) if relative else math.inf)
 
 
+def _squares(exact: mx.array, stored: mx.array) -> tuple[float, float]:
+    """The sums of squares of the difference and of the source. Scaled before they are squared: float32 is small."""
+    largest = float(mx.max(mx.abs(exact)).item())  # type: ignore[arg-type]
+    unit = largest or 1.0
+    sums = mx.sum(mx.square(exact / unit - stored / unit)), mx.sum(mx.square(exact / unit))
+    mx.eval(sums)
+    return unit * unit * float(sums[0].item()), unit * unit * float(sums[1].item())  # type: ignore[arg-type]
+
+
 def _check_copied(shards: Shards, opened: Opened, tensor: Planned) -> None:
-    if tensor.quantization is None:
-        parts = [opened.source.weight(tensor.name)]
-    else:
-        parts = [array for _, array in opened.parts(tensor.name)]
-    for output, array in zip(tensor.outputs, parts, strict=True):
-        if not mx.array_equal(shards.read(output.name), array.astype(output.dtype)).item():
-            raise CheckpointError(f"{output.name} was to be copied, and differs from its source")
+    for output in tensor.outputs:
+        rows = max(1, tensor.rows_at_a_time)
+        for start in range(0, output.shape[0], rows):
+            source = opened.checkpoint.read(output.name, start, start + rows)
+            if not mx.array_equal(shards.read(output.name, start, start + rows), source, equal_nan=True).item():
+                raise CheckpointError(f"{output.name} was to be copied, and differs from its source")
 
 
 def _stored(shards: Shards, tensor: Planned, start: int, stop: int) -> mx.array:
@@ -75,3 +84,17 @@ def _stored(shards: Shards, tensor: Planned, start: int, stop: int) -> mx.array:
     parts = [part.astype(mx.float32) if mx.issubdtype(part.dtype, mx.floating) else part for part in parts]
     weight = parts[0] if tensor.quantization is None else tensor.quantization.dequantized(parts)
     return weight.astype(mx.float32)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises CheckpointError where a finished folder does not hold the bytes that its report.json tells of."""
+    digests = read_json(folder / "report.json").get("sha256", {})
+    tensors = Checkpoint(folder).tensors
+    for name, info in tensors.items():
+        digest = hashlib.sha256()
+        with info.file.open("rb") as stream:
+            stream.seek(info.offset)
+            for start in range(0, info.nbytes, READ_BYTES):
+                digest.update(stream.read(min(READ_BYTES, info.nbytes - start)))
+        if digest.hexdigest() != digests.get(name):
+            raise CheckpointError(f"{folder}: {name} is not what was converted; convert it again (--overwrite)")
