@@ -25,10 +25,10 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def measured(folder: Path) -> Iterator[tuple[str, Evaluation]]:
-    yield "bfloat16, unquantized: the noise floor", evaluate("demo", "demo", dtype="bfloat16")
     for number, (name, options) in enumerate(METHODS.items()):
         convert("demo", folder / str(number), **options)
         yield name, evaluate(folder / str(number), "demo")
+    yield "unquantized, computed in bfloat16: the noise floor", evaluate("demo", "demo", dtype="bfloat16")
 
 
 def main() -> None:

@@ -24,15 +24,13 @@ from ..text.tokenizer import Tokenizer
 from .blocks import Blocks, run
 from .checkpoint import EMBEDDING, HEAD, Opened, load_model, open_source
 from .distill import distill
-from .gptq import gptq, quantized_block
+from .gptq import HEAD_DAMPING, gptq, quantized_block
 from .plan import Plan, Planned
 from .shards import Shards
 from .texts import Passage, encode
 
 MAX_TOKENS = 512  # of one text
 TUNED = "tuned.safetensors"  # what distillation found, until it stands in the shards
-#: Of the head's statistics; so much because an embedding serves the first block as well.
-HEAD_DAMPING = 1.0
 HEAD_WEIGHTS = 1 << 24  # of the head that are worked on at a time
 
 #: (done, total, what is being done) -> None
@@ -135,7 +133,7 @@ class Calibration:
                 self.write(tensor)
                 continue
             for output in tensor.outputs:
-                self.shards.write(output.name, made[output.name.removeprefix(prefix)])
+                self.shards.write(output.name, made[output.name.removeprefix(prefix)].astype(output.dtype))
             self.shards.done(tensor.outputs)
 
     def _distill(self, file: Path) -> None:
