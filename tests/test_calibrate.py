@@ -44,6 +44,7 @@ def cost(folder: Path, texts: Path) -> float:
     return evaluate(folder, "demo", data=texts).rows[0].mean_kl
 
 
+@pytest.mark.heavy
 def test_each_method_costs_less_at_the_same_size(converted: dict[str | None, Path], data: Path) -> None:
     """Few texts, and measured on those: that the methods do what they are for. What they give is in the README."""
     costs = {method: cost(folder, data / "calibration.jsonl") for method, folder in converted.items()}
@@ -52,6 +53,7 @@ def test_each_method_costs_less_at_the_same_size(converted: dict[str | None, Pat
     assert len(sizes) == 1
 
 
+@pytest.mark.heavy
 def test_calibrated_folders_are_plain_ones(converted: dict[str | None, Path]) -> None:
     """The same names, shapes and dtypes as without: nothing else is needed to read them."""
     plain, *others = (mx.load(str(folder / "model.safetensors")) for folder in converted.values())
@@ -64,6 +66,7 @@ def test_calibrated_folders_are_plain_ones(converted: dict[str | None, Path]) ->
         assert sorted(file.name for file in folder.glob("*.safetensors")) == ["model.safetensors"]
 
 
+@pytest.mark.heavy
 def test_distillation_tunes_scales_biases_and_norms_only(converted: dict[str | None, Path]) -> None:
     before, after = (mx.load(str(converted[method] / "model.safetensors")) for method in ("gptq", "distill"))
     changed = {name for name in before if not mx.array_equal(before[name], after[name]).item()}
@@ -71,6 +74,7 @@ def test_distillation_tunes_scales_biases_and_norms_only(converted: dict[str | N
     assert all(name.endswith((".scales", ".biases", "norm.weight")) for name in changed)
 
 
+@pytest.mark.heavy
 def test_stopped_calibration_ends_with_the_same_bytes(converted: dict[str | None, Path], data: Path) -> None:
     options = {"calibrate": "distill", "calibration_data": str(data / "calibration.jsonl")}
     assert killed(data / "killed", options, number=4)
@@ -92,6 +96,7 @@ def test_figures_on_the_texts_of_calibration_are_refused(data: Path) -> None:
         convert("demo", data / "x", calibrate="gptq", calibration_data=texts, evaluate=True, evaluation_data=texts)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("options", [{"recipe": "4bit-quality"}, {"q_bits": 3}, {"dtype": "float16"}], ids=str)
 def test_calibration_goes_with_recipes_and_dtypes(data: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     texts = data / "evaluation.jsonl"
