@@ -46,6 +46,17 @@ def test_quality_spends_its_budget_and_no_more(target: float) -> None:
     assert target - 0.01 < spent <= target
 
 
+def test_values_come_first_and_the_ends_of_the_network_before_its_middle() -> None:
+    chosen = settings_of("4bit-quality", shapes(), target_bpw=4.845)
+    raised = [name for name, how in chosen.items() if how.bits == 5]
+    assert raised and all("v_proj" in name for name in raised)
+    assert "model.layers.29.self_attn.v_proj.weight" in raised and "model.layers.0.self_attn.v_proj.weight" in raised
+    assert "model.layers.14.self_attn.v_proj.weight" not in raised
+    more = settings_of("4bit-quality", shapes(), target_bpw=4.9)
+    assert all(more[f"model.layers.{i}.self_attn.v_proj.weight"].bits == 5 for i in range(30))
+    assert any(more[f"model.layers.{i}.self_attn.o_proj.weight"].bits == 5 for i in range(30))
+
+
 def test_more_budget_takes_no_bit_away() -> None:
     less, more = (settings_of("4bit-quality", shapes(), target_bpw=target) for target in (4.9, 5.2))
     assert all(less[name].bits <= more[name].bits for name in less)

@@ -16,7 +16,8 @@ Sources: GPTQ (arXiv 2210.17323); QuIP (arXiv 2307.13304), section 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -63,7 +64,7 @@ def quantized_block(
     dtype: mx.Dtype | None = None,
     damping: float = DAMPING,
 ) -> list[mx.array]:
-    """Quantizes one block's projections for its `inputs` [B, L, E], and returns its outputs, the next block's inputs.
+    """Quantizes one block's projections for its `inputs` [B, L, E], and returns its outputs, not yet evaluated.
 
     `settings` tells how each projection is stored, by its name in the block ("self_attn.q_proj"); others stay as
     they are. Each becomes an `nn.QuantizedLinear` whose scales and biases are rounded to `dtype` (the weight's if
@@ -75,7 +76,7 @@ def quantized_block(
     masks = [causal_mask(0, x.shape[1], attention.window) for x in inputs]
     packs: list[tuple[nn.Module, str, nn.Module]] = []
 
-    def quantize(part: str, names: Sequence[str], states: Sequence[mx.array]) -> None:
+    def quantize(part: str, names: Sequence[str], states: Iterable[mx.array]) -> None:
         chosen = {name: settings[f"{part}.{name}"] for name in names if f"{part}.{name}" in settings}
         packs.extend(_quantized(block[part], chosen, states, damping, dtype))
 
@@ -91,14 +92,10 @@ def quantized_block(
     del attended
 
     quantize("mlp", ("gate_proj", "up_proj"), middle)
-    down_proj, mlp.down_proj = mlp.down_proj, nn.Identity()
-    activated = [_evaluated(mlp(x)) for x in middle]  # B L intermediate size
-    mlp.down_proj = down_proj
-    quantize("mlp", ("down_proj",), activated)
-    outputs = [
-        _evaluated(x + block.post_feedforward_layernorm(mlp.down_proj(a)))
-        for x, a in zip(middle, activated, strict=True)
-    ]
+    inner = copy.copy(mlp)
+    inner.down_proj = nn.Identity()
+    quantize("mlp", ("down_proj",), (inner(x) for x in middle))  # B L intermediate size: all would be too large
+    outputs = [x + block.post_feedforward_layernorm(mlp(x)) for x in middle]
     for module, name, layer in packs:
         setattr(module, name, layer)
     return outputs
@@ -107,7 +104,7 @@ def quantized_block(
 def _quantized(
     module: nn.Module,
     settings: Mapping[str, Quantization],
-    states: Sequence[mx.array],
+    states: Iterable[mx.array],
     damping: float,
     dtype: mx.Dtype | None,
 ) -> list[tuple[nn.Module, str, nn.Module]]:
@@ -178,12 +175,12 @@ def _rounded(
     return mx.stack(codes[::-1]), mx.stack(errors[::-1])
 
 
-def _hessian(states: Sequence[mx.array]) -> mx.array:
+def _hessian(states: Iterable[mx.array]) -> mx.array:
     """Sum of x x^T over the vectors of all states [B, L, C], float32 [C, C]."""
-    total = mx.zeros((states[0].shape[-1],) * 2)
+    total = mx.array(0.0)
     for state in states:
         x = state.reshape(-1, state.shape[-1]).astype(mx.float32)
-        total = mx.addmm(total, x.T, x)
+        total = mx.addmm(total, x.T, x)  # in one buffer
         mx.eval(total)
     return total
 

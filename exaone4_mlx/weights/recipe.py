@@ -19,6 +19,9 @@ from .quantize import DEFAULTS, Quantization
 #: mlx-lm's: (low bits, high bits)
 MIXED = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed_4_6": (4, 6)}
 RECIPES = ("4bit", "4bit-quality", "8bit", "mxfp4", "nvfp4", "mxfp8", *MIXED)
+#: Where a fifth bit takes away most of the divergence for its size, most first. Measured on the demo, where for each
+#: percent of size v_proj gave 21 % less, o_proj 12 %, k_proj 2 %, and all others about 1 %.
+SENSITIVE = ("v_proj", "o_proj", "k_proj", "q_proj", "gate_proj", "up_proj", "down_proj")
 #: Bits per weight that 4bit-quality spends unless told otherwise.
 QUALITY_BPW = 4.85
 
@@ -83,9 +86,11 @@ def _spend(
     target = max(QUALITY_BPW, least) if target_bpw is None else target_bpw
     if not least <= target < math.inf:
         raise ValueError(f"4bit-quality needs {least:.3f} bits per weight at least, and target_bpw is {target}")
+    others = [name for name in chosen if name not in (head, EMBEDDING)]
+    layers = _layer_count(shapes)
     left = (target - least) * sum(math.prod(shape) for shape in shapes.values())
     for bits in (5, 6):
-        for name in sorted((name for name in chosen if name not in (head, EMBEDDING)), key=_preference):
+        for name in sorted(others, key=lambda name: _preference(name, layers)):
             raised = replace(chosen[name], bits=bits)
             more = _bits(raised, shapes[name], float_bits) - _bits(chosen[name], shapes[name], float_bits)
             if more <= left:
@@ -94,14 +99,16 @@ def _spend(
     return chosen
 
 
-def _preference(name: str) -> tuple[int, str]:
-    """Small for the weights where a bit more helps most."""
-    return (0, name)
+def _preference(name: str, layers: int) -> tuple[int, int, int]:
+    """Small for the weights where a bit more helps most: by kind, and then from the ends of the network inwards."""
+    layer = int(re.findall(r"layers\.(\d+)\.", name)[0])
+    kind = next(place for place, part in enumerate(SENSITIVE) if part in name)
+    return kind, min(layer, layers - 1 - layer), -layer
 
 
 def _mixed(low: int, high: int, group_size: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Quantization]:
     """mlx-lm's rule (after llama.cpp's Q4_K_M): more bits for v_proj, down_proj of some layers, and for lm_head."""
-    layers = 1 + max(int(number) for name in shapes for number in re.findall(r"layers\.(\d+)\.", name))
+    layers = _layer_count(shapes)
     chosen = {}
     for name in uniform(Quantization(low, group_size), shapes):
         number = re.search(r"layers\.(\d+)\.", name)
@@ -110,3 +117,7 @@ def _mixed(low: int, high: int, group_size: int, shapes: Mapping[str, tuple[int,
         raised = name == HEAD or (more and ("v_proj" in name or "down_proj" in name))
         chosen[name] = Quantization(high if raised else low, group_size)
     return chosen
+
+
+def _layer_count(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return 1 + max(int(number) for name in shapes for number in re.findall(r"layers\.(\d+)\.", name))
