@@ -20,6 +20,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "`--calibrate gptq`": {"calibrate": "gptq"},
     "`--calibrate distill`": {"calibrate": "distill"},
     "`--recipe 4bit-quality`": {"recipe": "4bit-quality"},
+    "`--recipe 4bit-quality --calibrate gptq`": {"recipe": "4bit-quality", "calibrate": "gptq"},
     "`--recipe 4bit-quality --calibrate distill`": {"recipe": "4bit-quality", "calibrate": "distill"},
 }
 

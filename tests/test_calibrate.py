@@ -11,6 +11,8 @@ import pytest
 from test_resume import digests, killed, stopped
 
 from exaone4_mlx import convert, evaluate, load
+from exaone4_mlx.weights.converter import prepare
+from exaone4_mlx.weights.request import Request
 
 TEXTS = (
     "Which one is bigger, 3.12 vs 3.9? 3.9 is bigger than 3.12.",
@@ -35,8 +37,11 @@ def converted(data: Path) -> dict[str | None, Path]:
     folders: dict[str | None, Path] = {}
     for method in (None, "gptq", "distill"):
         folders[method] = data / str(method)
-        texts = {} if method is None else {"calibration_data": data / "calibration.jsonl"}
-        convert("demo", folders[method], calibrate=method, **texts)
+        request = Request(calibrate=method, calibration_data=data / "calibration.jsonl" if method else None)
+        conversion = prepare("demo", folders[method], request)
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        assert conversion.run().peak_bytes - before < conversion.peak_bytes, "as told before"
     return folders
 
 

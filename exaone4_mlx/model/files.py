@@ -235,17 +235,6 @@ def check_names(found: Iterable[str], wanted: Iterable[str], where: Path) -> Non
         raise CheckpointError(f"{where} holds {_some(extra)}, which this architecture does not have")
 
 
-def check_shapes(tensors: dict[str, TensorInfo], wanted: dict[str, mx.array]) -> None:
-    """Raises CheckpointError naming the first tensor whose shape or dtype is not what its config asks for."""
-    for name, placeholder in wanted.items():
-        info = tensors[name]
-        if info.shape != placeholder.shape:
-            raise CheckpointError(f"{info.file}: {name} has shape {info.shape}, not {placeholder.shape}")
-        kind = "float" if mx.issubdtype(placeholder.dtype, mx.floating) else DTYPE_NAMES[placeholder.dtype]
-        if kind != ("float" if info.dtype in FLOATS else info.dtype):
-            raise CheckpointError(f"{info.file}: {name} has dtype {info.dtype}, which cannot stand for this weight")
-
-
 def fill(model: nn.Module, weights: Iterator[tuple[str, mx.array]]) -> None:
     """Gives `model` its parameters, evaluating each before the next is read, so that none is read twice or late.
 

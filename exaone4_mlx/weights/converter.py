@@ -33,6 +33,7 @@ from ..text.tokenizer import Tokenizer
 from .calibrate import Calibration
 from .card import model_card, public_origin
 from .checkpoint import Opened, open_source, read_dtype
+from .distill import POSITIONS
 from .evaluate import MAX_TOKENS, Evaluation, evaluate
 from .partial import check_target, partial_folder
 from .plan import Plan, Planned, make_plan, source_identity
@@ -110,6 +111,7 @@ class Conversion:
     disk_bytes: int
     free_bytes: int
     is_done: bool  # before: only the upload is left, which failed then
+    text_tokens: int  # to calibrate on
 
     @property
     def recipe(self) -> str:
@@ -124,7 +126,20 @@ class Conversion:
         across = [t for t in self.plan.tensors if any(part.endswith(".qweight") for part in sources[t.name].stored)]
         whole = [math.prod(t.shape) * 6 for t in across]  # packed along the rows, and so unpacked whole
         whole += [3 * t.nbytes for t in self.plan.tensors if t.work in ("copy", "repack") and t.quantization]
-        return max([CHUNK_BYTES * chunk + SEARCH_BYTES * SLICE, *whole])
+        return max([CHUNK_BYTES * chunk + SEARCH_BYTES * SLICE, *whole]) + self._calibration_bytes
+
+    @property
+    def _calibration_bytes(self) -> int:
+        """Hidden states of all texts, a block in float32, the statistics of its widest input; the student."""
+        if self.request.calibrate is None:
+            return 0
+        config = self.opened.config
+        widest = max(config.intermediate_size, config.num_attention_heads * config.head_dim, config.hidden_size)
+        block = sum(math.prod(t.shape) for t in self.plan.tensors if t.name.startswith("model.layers.0."))
+        needed = 4 * (4 * self.text_tokens * config.hidden_size + 2 * block + 5 * widest * widest)
+        if self.request.calibrate == "distill":
+            needed += self.plan.nbytes + 12 * config.vocab_size * (config.hidden_size + 2 * POSITIONS)
+        return needed
 
     def run(self, progress: Progress | None = None, notice: Callable[[str], None] = warnings.warn) -> Summary:
         """Does it. Errors and what they leave are those of `convert`; `notice` is told what an upload means."""
@@ -407,7 +422,7 @@ def prepare(
         check_upload_name(request.upload_repo, str(hf_path), _card(source))
     opened = open_source(source)
     tokenizer = Tokenizer.from_pretrained(source)  # or the result could not be loaded
-    check_texts(request, tokenizer)
+    text_tokens = check_texts(request, tokenizer)
     settings, keeps, recipe = chosen_settings(opened, request)
     plan = make_plan(opened, settings, keeps, read_dtype(request.dtype), digested(request, recipe))
     is_done = bool(request.upload_repo) and not request.overwrite and _has_made(target, plan, request)
@@ -426,6 +441,7 @@ def prepare(
         disk_bytes=plan.nbytes + DISK_MARGIN,
         free_bytes=shutil.disk_usage(existing).free + held,
         is_done=is_done,
+        text_tokens=text_tokens,
     )
 
 
