@@ -59,7 +59,7 @@ def test_the_student_is_the_model(tied: bool) -> None:
 def test_steps_that_lead_away_are_not_taken() -> None:
     model = quantized()
     before = dict(module.tree_flatten(model.parameters()))
-    tuned = distill(model, *lesson(), steps=3, learning_rate=5.0)
+    tuned = distill(model, *lesson(), steps=3, batch_size=2, learning_rate=5.0)
     assert tuned and all(mx.array_equal(value, before[name]) for name, value in tuned.items())
     assert all(mx.array_equal(value, before[name]) for name, value in module.tree_flatten(model.parameters()))
 
@@ -102,7 +102,7 @@ def test_formats_without_biases_and_full_precision_are_left_alone() -> None:
     model.lm_head = model.lm_head.to_quantized(32, 4)
     mlp = model.layers[0].mlp
     mlp.up_proj = mlp.up_proj.to_quantized(32, 4, mode="mxfp4")
-    tuned = distill(model, texts, targets, head, steps=2)
+    tuned = distill(model, texts, targets, head, steps=2, batch_size=2)
     assert {name for name in tuned if "norm" not in name} == {"lm_head.scales", "lm_head.biases"}
 
 

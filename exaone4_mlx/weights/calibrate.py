@@ -24,7 +24,7 @@ from ..text.tokenizer import Tokenizer
 from .blocks import Blocks, run
 from .checkpoint import EMBEDDING, HEAD, Opened, load_model, open_source
 from .distill import distill
-from .gptq import HEAD_DAMPING, gptq, quantized_block
+from .gptq import DAMPING, HEAD_DAMPING, gptq, quantized_block
 from .plan import Plan, Planned
 from .shards import Shards
 from .texts import Passage, encode
@@ -107,11 +107,12 @@ class Calibration:
         for hidden in self._targets:
             hessian = hessian + hidden.T @ hidden
             mx.eval(hessian)
+        damping = HEAD_DAMPING if tensor.name == EMBEDDING else DAMPING
         rows = max(1, HEAD_WEIGHTS // tensor.shape[1])
         for start in range(0, tensor.shape[0], rows):
             weight = self.opened.source.weight(tensor.name, start, start + rows)
             bits, group_size = tensor.quantization.bits, tensor.quantization.group_size
-            parts = gptq(weight, hessian, bits, group_size, dtype=_scale_dtype(tensor), damping=HEAD_DAMPING)
+            parts = gptq(weight, hessian, bits, group_size, dtype=_scale_dtype(tensor), damping=damping)
             for output, part in zip(tensor.outputs, parts, strict=True):
                 self.shards.write(output.name, part, start)
         self.shards.done(tensor.outputs)
