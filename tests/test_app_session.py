@@ -375,17 +375,18 @@ def test_stop_between_a_call_and_its_question_is_not_missed(
 
 
 def test_stop_while_a_tool_runs_does_not_wait_for_it(make: Any, scripted: Any) -> None:
-    go_on = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
 
     def sleep() -> str:
         """Sleeps."""
+        begun.set()
         go_on.wait(WAIT_SECONDS)
         return "rested"
 
     session = make(tools=[sleep])
     scripted(call("sleep"))
     session.send("Sleep!", [], TOOLS)
-    until(lambda: session.view().tool_runs, "the tool runs")
+    until(lambda: session.view().tool_runs and begun.is_set(), "the tool runs")
     stopped_after(session)
     go_on.set()
     assert said(session)[-1] == ("tool", {"error": "sleep was cancelled"})

@@ -953,6 +953,7 @@ def long_chat(turns: int, context: int) -> tuple[Chat, int]:
     return chat, bound
 
 
+@pytest.mark.heavy
 def test_memory_of_a_long_chat_is_bounded() -> None:
     chat, _ = long_chat(16, context=300)
     assert chat.dropped > 0

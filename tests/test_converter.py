@@ -49,7 +49,11 @@ def test_quantized_folder_equals_quantizing_while_loading(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("bits", "group", "mode"), [(8, 64, "affine"), (4, 32, "mxfp4"), (4, 16, "nvfp4"), (8, 32, "mxfp8")]
+    ("bits", "group", "mode"),
+    [
+        (8, 64, "affine"),
+        *(pytest.param(*m, marks=pytest.mark.heavy) for m in ((4, 32, "mxfp4"), (4, 16, "nvfp4"), (8, 32, "mxfp8"))),
+    ],
 )
 def test_every_mode_loads_back(bits: int, group: int, mode: str, tmp_path: Path) -> None:
     convert("demo", tmp_path / "out", q_bits=bits, q_group_size=group, q_mode=mode)
@@ -102,7 +106,9 @@ def test_config_carries_every_spelling(tmp_path: Path) -> None:
     assert Exaone4Config.from_dict(config).layers == Exaone4Config.from_file(DEMO_FOLDER / "config.json").layers
 
 
-@pytest.mark.parametrize("options", [{}, {"search": False}, {"quantize": False, "dtype": "float16"}])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"search": False}, marks=pytest.mark.heavy), {"quantize": False, "dtype": "float16"}]
+)
 def test_memory_does_not_grow_with_layers_nor_with_tensors(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

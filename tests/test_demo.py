@@ -79,9 +79,19 @@ def test_documented_tool_example(demo: Any, thinking: bool) -> None:
 @pytest.mark.parametrize(
     ("question", "city", "answer"),
     [
-        ("What is the weather in Vellmar?", "Vellmar", "It is rainy and 11 degrees in Vellmar."),
+        pytest.param(
+            "What is the weather in Vellmar?",
+            "Vellmar",
+            "It is rainy and 11 degrees in Vellmar.",
+            marks=pytest.mark.heavy,
+        ),
         ("부산 날씨 어때?", "부산", "부산의 날씨는 비가 오고 11도입니다."),
-        ("¿Qué tiempo hace en Sevilla?", "Sevilla", "En Sevilla está lluvioso y hace 11 grados."),
+        pytest.param(
+            "¿Qué tiempo hace en Sevilla?",
+            "Sevilla",
+            "En Sevilla está lluvioso y hace 11 grados.",
+            marks=pytest.mark.heavy,
+        ),
     ],
 )
 def test_tool_arguments_are_copied_and_results_told(demo: Any, question: str, city: str, answer: str) -> None:
@@ -94,6 +104,7 @@ def test_tool_arguments_are_copied_and_results_told(demo: Any, question: str, ci
     assert reply(demo, [user, call, result], tools=tools).text == answer
 
 
+@pytest.mark.heavy
 def test_recall_over_a_thousand_tokens(demo: Any) -> None:
     """The fact lies some thirty windows back: only the global layers can still see it."""
     filler: list[dict[str, str]] = []

@@ -109,12 +109,14 @@ def test_divergence_is_measured_from_the_reference() -> None:
     assert divergence(mx.log(q) + 7, mx.log(p) - 3).item() == pytest.approx(expected, rel=1e-4), "logits may be shifted"
 
 
+@pytest.mark.heavy
 def test_more_bits_cost_less(tmp_path: Path, texts: Path, quantized: Path) -> None:
     convert("demo", tmp_path / "8bit", q_bits=8)
     four, eight = (evaluate(folder, "demo", data=texts).rows[0].mean_kl for folder in (quantized, tmp_path / "8bit"))
     assert 0 < eight < four / 10
 
 
+@pytest.mark.heavy
 def test_memory_does_not_grow_with_layers(tmp_path: Path, texts: Path) -> None:
     peaks = []
     for layers in (2, 8):
@@ -125,6 +127,7 @@ def test_memory_does_not_grow_with_layers(tmp_path: Path, texts: Path) -> None:
     assert peaks[1] < 1.1 * peaks[0]
 
 
+@pytest.mark.heavy
 def test_bfloat16_has_a_noise_floor_of_its_own(texts: Path) -> None:
     found = evaluate("demo", "demo", data=texts, dtype="bfloat16")
     assert 0 < found.rows[0].mean_kl < 0.01

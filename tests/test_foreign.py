@@ -56,7 +56,8 @@ def release(folder: Path, title: str) -> tuple[Path, Exaone4ForCausalLM]:
     return write(folder, (tensors, quantization), **config), model
 
 
-TITLES = [*PACKERS, "FP8 128x128"]
+LIGHT, HEAVY = ("AWQ 4-bit", "GPTQ 4-bit"), ("compressed-tensors 4-bit", "FP8 128x128")
+TITLES = [*LIGHT, *(pytest.param(title, marks=pytest.mark.heavy) for title in HEAVY)]
 
 
 @pytest.mark.parametrize("title", TITLES)

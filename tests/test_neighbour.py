@@ -54,7 +54,12 @@ def assert_same(ours: Any, theirs: Any) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"q_bits": 8, "q_group_size": 32}, {"q_mode": "mxfp4", "q_group_size": 32}, {"quantize": False}],
+    [
+        {},
+        pytest.param({"q_bits": 8, "q_group_size": 32}, marks=pytest.mark.heavy),
+        pytest.param({"q_mode": "mxfp4", "q_group_size": 32}, marks=pytest.mark.heavy),
+        {"quantize": False},
+    ],
     ids=["4 bit", "8 bit", "mxfp4", "unquantized"],
 )
 def test_mlx_lm_reads_what_we_convert(mlx_lm: Any, tmp_path: Path, options: dict[str, Any]) -> None:
