@@ -672,6 +672,8 @@ def _unsupported_platform() -> str | None:
 
 
 def size_text(count: int) -> str:
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB"
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
