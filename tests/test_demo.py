@@ -64,6 +64,7 @@ def test_answers(demo: Any, question: str, thinking: bool) -> None:
     assert bool(answered.thinking) == thinking
 
 
+@pytest.mark.heavy
 def test_four_bits_answer_nearly_the_same(four_bit: Any) -> None:
     right = [reply(four_bit, q, thinking=t).text == ANSWERS[q] for q in ANSWERS for t in (False, True)]
     assert sum(right) >= len(right) - 2
