@@ -624,20 +624,10 @@ def _add_chat(commands: Any) -> None:
 def _add_convert(commands: Any) -> None:
     from .commands import convert, evaluate
 
-    parser = commands.add_parser(
-        "convert",
-        help="convert a checkpoint to an MLX folder",
-        description="Converts a checkpoint to an MLX folder, in four bits unless said otherwise.",
-    )
-    convert.add_arguments(parser)
-    parser.set_defaults(run=convert.run, check=None)
-    parser = commands.add_parser(
-        "evaluate",
-        help="measure what a conversion cost",
-        description="Compares a converted model's next-token probabilities with the original's.",
-    )
-    evaluate.add_arguments(parser)
-    parser.set_defaults(run=evaluate.run, check=None)
+    for name, command in {"convert": convert, "evaluate": evaluate}.items():
+        parser = commands.add_parser(name, help=command.HELP, description=command.DESCRIPTION)
+        command.add_arguments(parser)
+        parser.set_defaults(run=command.run, check=None)
 
 
 # --- for all --------------------------------------------------------------------------------------------------

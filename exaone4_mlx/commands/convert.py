@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..weights.converter import Conversion, Summary
     from ..weights.plan import Planned
 
+HELP = "convert a checkpoint to an MLX folder"
+DESCRIPTION = "Converts a checkpoint to an MLX folder, in four bits unless said otherwise."
 #: What is counted in bytes; the other stages count steps.
 IN_BYTES = ("converting", "verifying")
 

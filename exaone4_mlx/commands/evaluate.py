@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from ..weights.evaluate import Evaluation
 
 
+HELP = "measure what a conversion cost"
+DESCRIPTION = "Compares a converted model's next-token probabilities with the original's."
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="PATH", help="the converted model: a folder or a hub id")
     parser.add_argument(

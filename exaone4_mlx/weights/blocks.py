@@ -17,12 +17,10 @@ from ..model.cache import causal_mask
 from ..model.config import Exaone4Config
 from ..model.files import fill, placeholders
 from ..model.network import Block
+from .checkpoint import Progress
 from .formats import Source
 from .layouts import StoredTensor
 from .quantize import quantize_layers
-
-#: (done, total) -> None
-Progress = Callable[[int, int], None]
 
 
 class Blocks:

@@ -20,20 +20,18 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..model.files import atomic_file
-from ..text.tokenizer import Tokenizer
 from .blocks import Blocks, run
 from .checkpoint import EMBEDDING, HEAD, Opened, load_model, open_source
 from .distill import distill
 from .gptq import DAMPING, HEAD_DAMPING, gptq, quantized_block
 from .plan import Plan, Planned
 from .shards import Shards
-from .texts import Passage, encode
 
 MAX_TOKENS = 512  # of one text
 TUNED = "tuned.safetensors"  # what distillation found, until it stands in the shards
 HEAD_WEIGHTS = 1 << 24  # of the head that are worked on at a time
 
-#: (done, total, what is being done) -> None
+#: (done, total, what is being done) -> None. Bytes of the source while writing and verifying, else steps.
 Progress = Callable[[int, int, str], None]
 
 
@@ -41,11 +39,12 @@ Progress = Callable[[int, int, str], None]
 class Calibration:
     """Fills the shards of a plan by a method, "gptq" or "distill" (GPTQ, and then what stands there is tuned).
 
-    `write` writes a tensor without text. The folder of the shards must hold config and tokenizer already.
+    `sequences` are the ids of the texts; `write` writes a tensor without text. The folder of the shards must hold
+    its config already.
     """
 
     method: str
-    passages: Sequence[Passage]
+    sequences: Sequence[Sequence[int]]
     opened: Opened
     plan: Plan
     shards: Shards
@@ -64,18 +63,13 @@ class Calibration:
         tuned.unlink(missing_ok=True)
 
     @cached_property
-    def _sequences(self) -> list[list[int]]:
-        tokenizer = Tokenizer.from_pretrained(self.opened.folder)
-        return [encode(passage, tokenizer, MAX_TOKENS) for passage in self.passages]
-
-    @cached_property
     def _original(self) -> Blocks:
         return Blocks(self.opened.source, self.opened.config, unpacked=True)
 
     @cached_property
     def _targets(self) -> list[mx.array]:
         """The final hidden states [L, E] of the original, for each text."""
-        return self._original.hidden_states(self._sequences, self._steps("reading the original"))
+        return self._original.hidden_states(self.sequences, self._steps("reading the original"))
 
     @property
     def _head(self) -> str:
@@ -89,7 +83,7 @@ class Calibration:
                 self.write(tensor)
         # Many rows pass each weight: unpacked they pass faster.
         done = Blocks(open_source(self.shards.folder).source, self.opened.config, unpacked=True)
-        states = done.embed(self._sequences)
+        states = done.embed(self.sequences)
         told = self._steps("calibrating")
         layers = self.opened.config.num_hidden_layers
         for number in range(layers):
@@ -141,7 +135,7 @@ class Calibration:
         """Tunes the quantized model of the shards, and writes what it found into a file."""
         head = self.opened.source.weight(self._head)
         model = load_model(self.shards.folder)
-        found = distill(model, self._sequences, self._targets, head, progress=self._steps("distilling"))
+        found = distill(model, self.sequences, self._targets, head, progress=self._steps("distilling"))
         with atomic_file(file) as stream:
             mx.save_safetensors(stream, found)  # type: ignore[arg-type]
 

@@ -32,7 +32,7 @@ from ..text.tokenizer import Tokenizer
 from .formats import Source
 from .quantize import Quantization, quantize_layers
 
-#: (bytes read, bytes in all) -> None
+#: (done, total) -> None; of `load` bytes
 Progress = Callable[[int, int], None]
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

@@ -18,7 +18,7 @@ import shutil
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from .. import __version__
 from ..model.config import read_json
 from ..model.files import FLOAT_DTYPES, CheckpointError, find_folder
 from ..text.tokenizer import Tokenizer
-from .calibrate import Calibration
+from .calibrate import Calibration, Progress
 from .card import model_card, public_origin
 from .checkpoint import Opened, open_source, read_dtype
 from .distill import POSITIONS
@@ -40,7 +40,6 @@ from .plan import Plan, Planned, make_plan, source_identity
 from .plot import PLOT_NAME, error_plot
 from .request import (
     Request,
-    calibration_file,
     check_texts,
     chosen_settings,
     digested,
@@ -50,12 +49,8 @@ from .request import (
 )
 from .search import SLICE, searched
 from .shards import Shards
-from .texts import read_passages
 from .upload import CARRIED_FILES, check_upload_name, upload
 from .verify import TensorError, check_folder, check_written, tensor_errors
-
-#: (done, total, what is being done) -> None. Bytes of the source while writing and verifying, else steps.
-Progress = Callable[[int, int, str], None]
 
 #: What a result takes on the disk beside its weights: tokenizer, card, report.
 DISK_MARGIN = 50_000_000
@@ -111,7 +106,7 @@ class Conversion:
     disk_bytes: int
     free_bytes: int
     is_done: bool  # before: only the upload is left, which failed then
-    text_tokens: int  # to calibrate on
+    sequences: Sequence[Sequence[int]]  # ids of the texts to calibrate on
 
     @property
     def recipe(self) -> str:
@@ -136,7 +131,7 @@ class Conversion:
         config = self.opened.config
         widest = max(config.intermediate_size, config.num_attention_heads * config.head_dim, config.hidden_size)
         block = sum(math.prod(t.shape) for t in self.plan.tensors if t.name.startswith("model.layers.0."))
-        needed = 4 * (4 * self.text_tokens * config.hidden_size + 2 * block + 5 * widest * widest)
+        needed = 4 * (4 * sum(map(len, self.sequences)) * config.hidden_size + 2 * block + 5 * widest * widest)
         if self.request.calibrate == "distill":
             needed += self.plan.nbytes + 12 * config.vocab_size * (config.hidden_size + 2 * POSITIONS)
         return needed
@@ -210,8 +205,7 @@ class Conversion:
                 if progress:
                     progress(done, self.plan.source_bytes, "converting")
             return
-        passages = read_passages(calibration_file(self.request))
-        Calibration(self.request.calibrate, passages, self.opened, self.plan, shards, write, progress).run()
+        Calibration(self.request.calibrate, self.sequences, self.opened, self.plan, shards, write, progress).run()
 
     def _write_tensor(self, shards: Shards, tensor: Planned) -> None:
         """Some rows at a time, so that memory does not depend on the tensor's size."""
@@ -422,7 +416,7 @@ def prepare(
         check_upload_name(request.upload_repo, str(hf_path), _card(source))
     opened = open_source(source)
     tokenizer = Tokenizer.from_pretrained(source)  # or the result could not be loaded
-    text_tokens = check_texts(request, tokenizer)
+    sequences = check_texts(request, tokenizer)
     settings, keeps, recipe = chosen_settings(opened, request)
     plan = make_plan(opened, settings, keeps, read_dtype(request.dtype), digested(request, recipe))
     is_done = bool(request.upload_repo) and not request.overwrite and _has_made(target, plan, request)
@@ -441,7 +435,7 @@ def prepare(
         disk_bytes=plan.nbytes + DISK_MARGIN,
         free_bytes=shutil.disk_usage(existing).free + held,
         is_done=is_done,
-        text_tokens=text_tokens,
+        sequences=sequences,
     )
 
 

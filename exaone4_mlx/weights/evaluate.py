@@ -23,8 +23,8 @@ import mlx.core as mx
 
 from ..model.files import find_folder
 from ..text.tokenizer import Tokenizer
-from .blocks import Blocks, Progress
-from .checkpoint import open_source, read_dtype
+from .blocks import Blocks
+from .checkpoint import Progress, open_source, read_dtype
 from .texts import HELD_OUT, encode, read_passages
 
 MAX_TOKENS = 512  # of one text

@@ -62,10 +62,6 @@ class Planned:
         return sum(output.nbytes for output in self.outputs)
 
     @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.nbytes / math.prod(self.shape)
-
-    @property
     def rows_at_a_time(self) -> int:
         return max(1, CHUNK_WEIGHTS // max(1, math.prod(self.shape[1:])))
 
@@ -160,7 +156,6 @@ def in_network_order(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
 def _planned(
     opened: Opened, stored: StoredTensor, quantization: Quantization | None, keeps: bool, dtype: mx.Dtype | None
 ) -> Planned:
-    result = stored.dtype if dtype is None else dtype
     if keeps and quantization is not None and quantization == stored.exact:
         scales = opened.source.scale_dtype(stored.name)
         result = scales if dtype is None else dtype
@@ -168,6 +163,7 @@ def _planned(
         as_they_are = [output.name for output in outputs] == list(stored.stored)
         same = as_they_are and (quantization.mode != "affine" or result == scales)
         return Planned(stored.name, stored.shape, "copy" if same else "repack", quantization, outputs, stored.nbytes)
+    result = stored.dtype if dtype is None else dtype
     if quantization is not None:
         work = "requantize" if stored.is_quantized else "quantize"
         outputs = _packed(stored, quantization, result)

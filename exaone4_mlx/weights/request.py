@@ -174,19 +174,18 @@ def notes_on(opened: Opened, plan: Plan, request: Request) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def check_texts(request: Request, tokenizer: Tokenizer) -> int:
+def check_texts(request: Request, tokenizer: Tokenizer) -> list[list[int]]:
     """Reads the texts that will be needed, and sees to it that nothing is measured on what was tuned on.
 
-    Returns how many tokens there are to calibrate on.
+    Returns the ids of the texts to calibrate on.
     """
     tuned = read_passages(calibration_file(request)) if request.calibrate else []
     measured = read_passages(evaluation_file(request)) if request.evaluate else []
     for passage in measured:
         encode(passage, tokenizer, 2)  # raises where the template refuses it
-    tokens = sum(len(encode(passage, tokenizer, MAX_TOKENS)) for passage in tuned)
     if shared := overlap(tuned, measured):
         raise ValueError(f"the texts to calibrate on and to evaluate on share {shared[0]!r}: the figures would flatter")
-    return tokens
+    return [encode(passage, tokenizer, MAX_TOKENS) for passage in tuned]
 
 
 def calibration_file(request: Request) -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..model.files import DTYPE_NAMES, INDEX_NAME, CheckpointError, atomic_file
+from ..model.files import DTYPE_NAMES, INDEX_NAME, Checkpoint, TensorInfo, atomic_file
 from .plan import Output, Plan, Planned
 
 JOURNAL = "conversion.journal"
@@ -27,7 +27,7 @@ READ_BYTES = 1 << 24
 
 
 class Shards:
-    """The weight files of a plan in a folder, and the journal of what is done."""
+    """The weight files of a plan in a folder, and the journal of what is done. `written` reads what they hold."""
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         """Makes the files, or takes up those that a stopped run of the same plan left. The journal has begun."""
@@ -41,6 +41,7 @@ class Shards:
         for file_name, tensors in plan.shards.items():
             self._open(folder / file_name, tensors, fresh=len(lines) == 1)
         _write_index(folder, plan)
+        self.written = Checkpoint(folder)
         os.truncate(folder / JOURNAL, whole_bytes)
         self._journal = (folder / JOURNAL).open("a", encoding="utf-8")
         for line in lines[1:]:
@@ -85,39 +86,15 @@ class Shards:
         os.fsync(self._journal.fileno())
         self.digests |= digests
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> mx.array:
-        """Rows of an output, as they are on the disk."""
-        _, offset, output = self._places[name]
-        stop = output.shape[0] if stop is None else min(stop, output.shape[0])
-        row_bytes = output.nbytes // output.shape[0]
-        data = self._bytes(name, offset + start * row_bytes, (stop - start) * row_bytes)
-        array = mx.array(memoryview(data))  # type: ignore[arg-type]
-        return array.view(output.dtype).reshape(stop - start, *output.shape[1:])
-
     def digest(self, name: str) -> str:
         """SHA-256 of an output's bytes as they are on the disk."""
-        _, offset, output = self._places[name]
-        digest = hashlib.sha256()
-        for start in range(0, output.nbytes, READ_BYTES):
-            digest.update(self._bytes(name, offset + start, min(READ_BYTES, output.nbytes - start)))
-        return digest.hexdigest()
+        return digest_of(self.written.tensors[name])
 
     def close(self) -> None:
         self._journal.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = []
-
-    def _bytes(self, name: str, place: int, count: int) -> bytearray:
-        data = bytearray(count)
-        done = 0
-        while done < count:
-            part = os.pread(self._places[name][0], min(READ_BYTES, count - done), place + done)
-            if not part:
-                raise CheckpointError(f"{self.folder} is cut off in {name}")
-            data[done : done + len(part)] = part
-            done += len(part)
-        return data
 
     def _open(self, file: Path, tensors: Sequence[Planned], fresh: bool) -> None:
         outputs = [output for tensor in tensors for output in tensor.outputs]
@@ -130,6 +107,16 @@ class Shards:
             self._places[output.name] = (descriptor, offset, output)
             offset += output.nbytes
         os.ftruncate(descriptor, offset)
+
+
+def digest_of(info: TensorInfo) -> str:
+    """SHA-256 of a stored tensor's bytes."""
+    digest = hashlib.sha256()
+    with info.file.open("rb") as stream:
+        stream.seek(info.offset)
+        for start in range(0, info.nbytes, READ_BYTES):
+            digest.update(stream.read(min(READ_BYTES, info.nbytes - start)))
+    return digest.hexdigest()
 
 
 def begin_journal(folder: Path, digest: str) -> None:

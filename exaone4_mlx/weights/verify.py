@@ -8,7 +8,6 @@ What is peculiar here:
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from ..model.config import read_json
 from ..model.files import Checkpoint, CheckpointError
 from .checkpoint import Opened
 from .plan import Plan, Planned
-from .shards import READ_BYTES, Shards
+from .shards import Shards, digest_of
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,13 @@ def _check_copied(shards: Shards, opened: Opened, tensor: Planned) -> None:
         rows = max(1, tensor.rows_at_a_time)
         for start in range(0, output.shape[0], rows):
             source = opened.checkpoint.read(output.name, start, start + rows)
-            if not mx.array_equal(shards.read(output.name, start, start + rows), source, equal_nan=True).item():
+            if not mx.array_equal(shards.written.read(output.name, start, start + rows), source, equal_nan=True).item():
                 raise CheckpointError(f"{output.name} was to be copied, and differs from its source")
 
 
 def _stored(shards: Shards, tensor: Planned, start: int, stop: int) -> mx.array:
     """Rows as they are written, in float32. (mx.dequantize would round to the dtype of the scales.)"""
-    parts = [shards.read(output.name, start, stop) for output in tensor.outputs]
+    parts = [shards.written.read(output.name, start, stop) for output in tensor.outputs]
     parts = [part.astype(mx.float32) if mx.issubdtype(part.dtype, mx.floating) else part for part in parts]
     weight = parts[0] if tensor.quantization is None else tensor.quantization.dequantized(parts)
     return weight.astype(mx.float32)
@@ -89,12 +88,6 @@ def _stored(shards: Shards, tensor: Planned, start: int, stop: int) -> mx.array:
 def check_folder(folder: Path) -> None:
     """Raises CheckpointError where a finished folder does not hold the bytes that its report.json tells of."""
     digests = read_json(folder / "report.json").get("sha256", {})
-    tensors = Checkpoint(folder).tensors
-    for name, info in tensors.items():
-        digest = hashlib.sha256()
-        with info.file.open("rb") as stream:
-            stream.seek(info.offset)
-            for start in range(0, info.nbytes, READ_BYTES):
-                digest.update(stream.read(min(READ_BYTES, info.nbytes - start)))
-        if digest.hexdigest() != digests.get(name):
+    for name, info in Checkpoint(folder).tensors.items():
+        if digest_of(info) != digests.get(name):
             raise CheckpointError(f"{folder}: {name} is not what was converted; convert it again (--overwrite)")
