@@ -327,6 +327,18 @@ def test_values_that_are_no_numbers_are_refused(tmp_path: Path, hf_folder: Path,
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_values_that_are_no_numbers_are_refused_by_calibration_too(tmp_path: Path, hf_folder: Path) -> None:
+    import mlx.core as mx
+
+    weights = mx.load(str(hf_folder / "model.safetensors"))
+    weights["model.layers.3.mlp.up_proj.weight"][0, 0] = float("nan")
+    mx.save_safetensors(str(hf_folder / "new.safetensors"), weights)
+    (hf_folder / "new.safetensors").rename(hf_folder / "model.safetensors")
+    (tmp_path / "texts.txt").write_text("Hello")
+    with pytest.raises(CheckpointError, match=r"model.layers.3.mlp.up_proj.weight holds NaN or infinity"):
+        convert(hf_folder, tmp_path / "out", calibrate="gptq", calibration_data=tmp_path / "texts.txt")
+
+
 def test_values_too_large_for_float16_are_told_as_such(
     tmp_path: Path, hf_folder: Path, edit_json: Callable[..., None]
 ) -> None:

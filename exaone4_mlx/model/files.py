@@ -235,6 +235,16 @@ def check_names(found: Iterable[str], wanted: Iterable[str], where: Path) -> Non
         raise CheckpointError(f"{where} holds {_some(extra)}, which this architecture does not have")
 
 
+def check_finite(array: mx.array, name: str, before_cast: mx.array | None = None) -> None:
+    """Raises CheckpointError for NaN and infinity, which would spread through the whole network."""
+    if not mx.issubdtype(array.dtype, mx.floating) or mx.all(mx.isfinite(array)).item():
+        return
+    if before_cast is not None and mx.all(mx.isfinite(before_cast)).item():
+        dtype = str(array.dtype).removeprefix("mlx.core.")
+        raise CheckpointError(f"{name} holds values that {dtype} cannot; take bfloat16 or float32")
+    raise CheckpointError(f"{name} holds NaN or infinity: the checkpoint is damaged")
+
+
 def fill(model: nn.Module, weights: Iterator[tuple[str, mx.array]]) -> None:
     """Gives `model` its parameters, evaluating each before the next is read, so that none is read twice or late.
 

@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from ..model.cache import causal_mask
 from ..model.config import Exaone4Config
-from ..model.files import fill, placeholders
+from ..model.files import check_finite, fill, placeholders
 from ..model.network import Block
 from .checkpoint import Progress
 from .formats import Source
@@ -90,6 +90,7 @@ class Blocks:
             else:
                 parts = [(tensor.name, self.source.weight(tensor.name, dtype=self.dtype))]
             for name, array in parts:
+                check_finite(array, name)
                 is_float = mx.issubdtype(array.dtype, mx.floating)
                 yield name.removeprefix(prefix), array.astype(self.dtype) if is_float else array
 

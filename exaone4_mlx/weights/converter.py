@@ -28,7 +28,7 @@ import mlx.core as mx
 
 from .. import __version__
 from ..model.config import read_json
-from ..model.files import FLOAT_DTYPES, CheckpointError, find_folder
+from ..model.files import FLOAT_DTYPES, CheckpointError, check_finite, find_folder
 from ..text.tokenizer import Tokenizer
 from .calibrate import Calibration, Progress
 from .card import model_card, public_origin
@@ -212,7 +212,7 @@ class Conversion:
         if tensor.work in ("copy", "repack") and tensor.quantization is not None:
             for output, (name, array) in zip(tensor.outputs, self.opened.parts(tensor.name), strict=True):
                 array = array.astype(output.dtype)  # scales and biases, if another dtype is asked for
-                _check_finite(array, name)
+                check_finite(array, name)
                 shards.write(name, array)
         else:
             for start in range(0, tensor.shape[0], tensor.rows_at_a_time):
@@ -226,7 +226,7 @@ class Conversion:
     def _made(self, tensor: Planned, rows: mx.array) -> list[tuple[str, mx.array]]:
         cast = read_dtype(self.request.dtype)
         weight = rows if cast is None else rows.astype(cast)
-        _check_finite(weight, tensor.name, rows)
+        check_finite(weight, tensor.name, rows)
         quantization = tensor.quantization
         if quantization is None:
             return [(tensor.name, weight)]
@@ -468,16 +468,6 @@ def _told_quantization(plan: Plan) -> dict[str, Any] | None:
         return None
     default, _ = Counter(layers.values()).most_common(1)[0]
     return default.as_dict() | {name: own.as_dict() for name, own in layers.items() if own != default}
-
-
-def _check_finite(array: mx.array, name: str, before_cast: mx.array | None = None) -> None:
-    """Raises CheckpointError for NaN and infinity, which would spread through the whole network."""
-    if not mx.issubdtype(array.dtype, mx.floating) or mx.all(mx.isfinite(array)).item():
-        return
-    if before_cast is not None and mx.all(mx.isfinite(before_cast)).item():
-        dtype = str(array.dtype).removeprefix("mlx.core.")
-        raise CheckpointError(f"{name} holds values that {dtype} cannot; take bfloat16 or float32")
-    raise CheckpointError(f"{name} holds NaN or infinity: the checkpoint is damaged")
 
 
 def _card(folder: Path) -> str | None:
