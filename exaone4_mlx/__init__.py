@@ -28,6 +28,11 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .generation.turn import Turn as Turn
     from .model.config import Exaone4Config as Exaone4Config
     from .model.files import CheckpointError as CheckpointError
+    from .model.heads import (
+        Exaone4ForQuestionAnswering as Exaone4ForQuestionAnswering,
+        Exaone4ForSequenceClassification as Exaone4ForSequenceClassification,
+        Exaone4ForTokenClassification as Exaone4ForTokenClassification,
+    )
     from .model.network import Exaone4ForCausalLM as Exaone4ForCausalLM, Exaone4Model as Exaone4Model
     from .text.builtin_tools import BUILTIN_TOOLS as BUILTIN_TOOLS
     from .text.reply import Answer as Answer, ReplyParser as ReplyParser, Thinking as Thinking, ToolCall as ToolCall
@@ -50,6 +55,7 @@ _HOME = {
     "generation.turn": ("Turn",),
     "model.config": ("Exaone4Config",),
     "model.files": ("CheckpointError",),
+    "model.heads": ("Exaone4ForQuestionAnswering", "Exaone4ForSequenceClassification", "Exaone4ForTokenClassification"),
     "model.network": ("Exaone4ForCausalLM", "Exaone4Model"),
     "text.reply": ("Answer", "ReplyParser", "Thinking", "ToolCall"),
     "text.builtin_tools": ("BUILTIN_TOOLS",),

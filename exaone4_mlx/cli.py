@@ -315,7 +315,7 @@ def read_tools(options: argparse.Namespace) -> list[Callable[..., Any]]:
 def read_model_folder(options: argparse.Namespace) -> tuple[Path, Exaone4Config, Tokenizer]:
     """Everything about the model but its weights. Downloads what is not there."""
     from .model.config import Exaone4Config
-    from .model.files import find_folder
+    from .model.folders import find_folder
     from .text.tokenizer import Tokenizer
     from .weights.checkpoint import vocabulary_warning
 

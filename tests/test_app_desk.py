@@ -27,7 +27,7 @@ from app.settings import Settings
 from app.store import Conversation, Store
 from exaone4_mlx import fit, load
 from exaone4_mlx.generation import respond
-from exaone4_mlx.model.files import DEMO_FOLDER
+from exaone4_mlx.model.folders import DEMO_FOLDER
 
 PLAIN = Settings()
 ENDLESS = "one two three four five six seven eight nine ten " * 400

@@ -25,7 +25,7 @@ from mlx.utils import tree_flatten
 from app import models
 from app.models import Choice, Loading, choices, memory_in_use
 from exaone4_mlx import CheckpointError, convert, load
-from exaone4_mlx.model.files import DEMO_FOLDER
+from exaone4_mlx.model.folders import DEMO_FOLDER
 
 REPO = "LGAI-EXAONE/EXAONE-4.0-1.2B"
 DEMO = Choice("demo", "demo")

@@ -18,7 +18,8 @@ from conftest import ROOT, distance, in_a_thread
 from mlx.utils import tree_flatten
 
 from exaone4_mlx import CheckpointError, load
-from exaone4_mlx.model.files import DEMO_FOLDER, INDEX_NAME, find_folder
+from exaone4_mlx.model.files import INDEX_NAME
+from exaone4_mlx.model.folders import DEMO_FOLDER, find_folder
 from exaone4_mlx.weights.checkpoint import load_model
 
 IDS = mx.array([[40, 50, 60, 70, 80]])
@@ -237,7 +238,7 @@ def test_downloaded_model_is_found_offline(tmp_path: Path) -> None:
     shutil.copytree(DEMO_FOLDER, snapshot, ignore=shutil.ignore_patterns("recipe"))
     (tmp_path / "hub" / "models--some--repo" / "refs").mkdir()
     (tmp_path / "hub" / "models--some--repo" / "refs" / "main").write_text("0" * 40)
-    script = "from exaone4_mlx.model.files import find_folder; print(find_folder('some/repo'))"
+    script = "from exaone4_mlx.model.folders import find_folder; print(find_folder('some/repo'))"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
     found = subprocess.run(
         [sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True, check=True

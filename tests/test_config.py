@@ -94,8 +94,11 @@ def test_defaults_are_the_documented_ones() -> None:
         ({"sliding_window_pattern": True}, "must be a string of L and G"),
         ({"layer_types": types("LG")}, "layer_types has 2 entries for 4 layers"),
         ({"layer_types": ["chunked_attention"] * 4}, "not 'chunked_attention'"),
-        ({"rms_norm_eps": 0}, "rms_norm_eps must be positive"),
-        ({"rope_parameters": LLAMA3 | {"rope_type": "yarn"}}, "rope_type 'yarn' is not implemented yet"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps must be a positive number, not 0"),
+        (
+            {"rope_parameters": LLAMA3 | {"rope_type": "yarn"}},
+            "unknown RoPE keys for type .yarn.: high_freq_factor, low",
+        ),
         ({"rope_parameters": LLAMA3 | {"rope_type": "spiral"}}, "rope_type 'spiral' is unknown"),
         ({"rope_parameters": LLAMA3 | {"beta_fast": 3}}, "unknown RoPE keys for type 'llama3': beta_fast"),
         ({"rope_parameters": LLAMA3 | {"factor": None}}, "RoPE type 'llama3' needs factor"),

@@ -14,7 +14,7 @@ from conftest import in_a_thread, tiny_model
 
 from exaone4_mlx import Tokenizer
 from exaone4_mlx.generation.constrain import ToolConstraint
-from exaone4_mlx.model.files import DEMO_FOLDER
+from exaone4_mlx.model.folders import DEMO_FOLDER
 from exaone4_mlx.text.reply import read_calls
 from exaone4_mlx.text.schema import normalized
 

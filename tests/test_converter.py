@@ -16,7 +16,8 @@ from safetensors import safe_open
 
 from exaone4_mlx import CheckpointError, Exaone4Config, Exaone4ForCausalLM, convert, load
 from exaone4_mlx.cli import main
-from exaone4_mlx.model.files import DEMO_FOLDER, placeholders
+from exaone4_mlx.model.files import placeholders
+from exaone4_mlx.model.folders import DEMO_FOLDER
 from exaone4_mlx.weights import converter, plan
 from exaone4_mlx.weights.converter import prepare
 from exaone4_mlx.weights.request import Request

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from exaone4_mlx import Sampling, ToolCall, generate, load
-from exaone4_mlx.model.files import DEMO_FOLDER
+from exaone4_mlx.model.folders import DEMO_FOLDER
 
 GREEDY = Sampling(temperature=0.0)
 

@@ -14,7 +14,7 @@ from test_converter import random_checkpoint
 
 from exaone4_mlx import convert, evaluate, load
 from exaone4_mlx.cli import main
-from exaone4_mlx.model.files import DEMO_FOLDER
+from exaone4_mlx.model.folders import DEMO_FOLDER
 from exaone4_mlx.weights.blocks import Blocks
 from exaone4_mlx.weights.checkpoint import open_source
 from exaone4_mlx.weights.evaluate import divergence

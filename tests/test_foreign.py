@@ -15,7 +15,8 @@ from conftest import TINY, distance, tiny_model
 from test_formats import PACKERS, SMALL, e4m3, known, tensor, write
 
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, convert, fit, load
-from exaone4_mlx.model.files import DEMO_FOLDER, fill, placeholders
+from exaone4_mlx.model.files import fill, placeholders
+from exaone4_mlx.model.folders import DEMO_FOLDER
 
 IDS = mx.array([[40, 50, 60, 70, 80, 90, 11, 12, 13, 14, 15]])
 VOCABULARY = {"vocab_size": 3072, "dtype": "float16"}

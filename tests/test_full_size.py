@@ -15,7 +15,7 @@ from conftest import LLAMA3, ROOT
 from mlx.utils import tree_flatten
 
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM
-from exaone4_mlx.model.files import DEMO_FOLDER
+from exaone4_mlx.model.folders import DEMO_FOLDER
 
 pytestmark = pytest.mark.heavy
 

@@ -15,7 +15,7 @@ from conftest import distance, greedy_tokens, tiny_model
 from mlx.utils import tree_flatten
 
 from exaone4_mlx import Sampling, convert, generate, load
-from exaone4_mlx.model.files import DEMO_FOLDER
+from exaone4_mlx.model.folders import DEMO_FOLDER
 
 PROMPT = "Which one is bigger, 3.12 vs 3.9? What is the capital of France? " * 4  # several windows long
 

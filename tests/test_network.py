@@ -44,8 +44,8 @@ def layers_changed(change: Callable[[int, LayerAttention], LayerAttention]) -> C
     return apply
 
 
-def norm_first(self: Any, x: mx.array, mask: Any, cache: Any) -> mx.array:
-    x = x + self.self_attn(self.post_attention_layernorm(x), mask, cache)
+def norm_first(self: Any, x: mx.array, *call: Any) -> mx.array:
+    x = x + self.self_attn(self.post_attention_layernorm(x), *call)
     return x + self.mlp(self.post_feedforward_layernorm(x))
 
 
@@ -60,7 +60,7 @@ BROKEN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "llama3 scaling dropped": lambda patch: patch.setattr(
         network,
         "inverse_frequencies",
-        lambda rope, size: [rope.rope_theta ** (-2 * i / size) for i in range(size // 2)],
+        lambda rope, size, length: [rope.rope_theta ** (-2 * i / size) for i in range(size // 2)],
     ),
     "norm before instead of after": lambda patch: patch.setattr(network.Block, "__call__", norm_first),
     "query and key norm dropped": lambda patch: patch.setattr(
@@ -80,7 +80,7 @@ def test_breaking_a_rule_is_caught(rule: str, monkeypatch: pytest.MonkeyPatch) -
 def test_all_global_model_rotates_every_layer() -> None:
     """Where there is no window at all, no layer goes without positions."""
     model = tiny_model(sliding_window=None)
-    assert all(layer.self_attn._periods is not None for layer in model.layers)
+    assert all(layer.self_attn._rotation is not None for layer in model.layers)
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=["bfloat16", "float16"])

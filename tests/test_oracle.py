@@ -12,7 +12,7 @@ import pytest
 from conftest import LLAMA3, distance, greedy_tokens
 
 from exaone4_mlx import Exaone4Config, convert
-from exaone4_mlx.model.files import DEMO_FOLDER
+from exaone4_mlx.model.folders import DEMO_FOLDER
 from exaone4_mlx.weights.checkpoint import load_model
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from exaone4_mlx import Answer, ReplyParser, Thinking, Tokenizer, ToolCall
-from exaone4_mlx.model.files import DEMO_FOLDER
+from exaone4_mlx.model.folders import DEMO_FOLDER
 from exaone4_mlx.text.reply import CALL_END, CALL_START, VALUE_ONLY, Event, _joined, _JsonPrefix, read_calls
 
 CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'

@@ -20,7 +20,7 @@ from exaone4_mlx import PromptCache, Tokenizer
 from exaone4_mlx.generation import session
 from exaone4_mlx.generation.session import CheckpointPool, common_prefix, weights_digest
 from exaone4_mlx.model.cache import RotatingKVCache
-from exaone4_mlx.model.files import DEMO_FOLDER
+from exaone4_mlx.model.folders import DEMO_FOLDER
 
 TURN = 7  # stands for [|user|]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from exaone4_mlx import Tokenizer
-from exaone4_mlx.model.files import DEMO_FOLDER
+from exaone4_mlx.model.folders import DEMO_FOLDER
 from exaone4_mlx.weights.texts import (
     CALIBRATION,
     HELD_OUT,

@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 
 from exaone4_mlx import Tokenizer
-from exaone4_mlx.model.files import DEMO_FOLDER
+from exaone4_mlx.model.folders import DEMO_FOLDER
 from exaone4_mlx.text.template import ChatTemplate
 
 #: We parse string arguments before rendering; LG's template loses a character of a kept thought.

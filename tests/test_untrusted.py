@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from exaone4_mlx import Tokenizer
-from exaone4_mlx.model.files import DEMO_FOLDER
+from exaone4_mlx.model.folders import DEMO_FOLDER
 from exaone4_mlx.text.tokenizer import OWN_MARKS
 
 ASK = {"role": "user", "content": "안녕?"}

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
-from ..model.files import atomic_file
+from ..model.folders import atomic_file
 from ..model.network import Exaone4ForCausalLM
 from ..text.reply import ToolCall
 from ..text.tokenizer import Tokenizer, check_messages

@@ -26,7 +26,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..model.cache import Cache, KVCache, RotatingKVCache, Snapshot
-from ..model.files import CheckpointError, atomic_file, read_header
+from ..model.files import CheckpointError, read_header
+from ..model.folders import atomic_file
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
 from .decode import PREFILL_STEP_SIZE, PrefillProgress, read

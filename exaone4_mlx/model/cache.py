@@ -31,12 +31,17 @@ def causal_mask(past: int, length: int, window: int | None = None) -> mx.array |
     Returns None where every row is seen, "causal" where the kernel's own causal mask says it all, and
     otherwise booleans [L, past + L]: a query sees the last `window` rows up to its own.
     """
-    rows = past + length
-    if window is None or rows <= window:
+    if window is None or past + length <= window:
         return None if length == 1 else "causal"
-    query = mx.arange(past, rows)[:, None]
-    key = mx.arange(rows)[None]
-    return (key <= query) & (key > query - window)
+    return visible(past, length, window)
+
+
+def visible(past: int, length: int, window: int | None = None) -> mx.array:
+    """The same as booleans in any case, [L, past + L]."""
+    query = mx.arange(past, past + length)[:, None]
+    key = mx.arange(past + length)[None]
+    seen = key <= query
+    return seen if window is None else seen & (key > query - window)
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,12 @@ class KVCache:
 
     def mask(self, length: int) -> mx.array | str | None:
         """The mask for the next `length` tokens, asked before `update`."""
-        return causal_mask(self.offset, length)
+        return causal_mask(self.past, length)
+
+    @property
+    def past(self) -> int:
+        """How many earlier rows the next tokens attend to."""
+        return self.offset
 
     @property
     def rewindable(self) -> int:
@@ -222,7 +232,7 @@ class RotatingKVCache:
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Appends [B, K, L, D] and returns what the new tokens attend to, [B, K, S, D] with S < window + L."""
         length = keys.shape[2]
-        past = min(self.stop, self.window - 1)
+        past = self.past
         if self.stop + length > self.rows.capacity:
             full = self.stop + length > self.max_rows
             kept = min(self.stop, self.needed_rows) if full else self.stop
@@ -247,7 +257,12 @@ class RotatingKVCache:
 
     def mask(self, length: int) -> mx.array | str | None:
         """The mask for the next `length` tokens, asked before `update`."""
-        return causal_mask(min(self.stop, self.window - 1), length, self.window)
+        return causal_mask(self.past, length, self.window)
+
+    @property
+    def past(self) -> int:
+        """How many earlier rows the next tokens attend to."""
+        return min(self.stop, self.window - 1)
 
     @property
     def rewindable(self) -> int:

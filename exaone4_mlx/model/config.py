@@ -10,12 +10,14 @@ What is peculiar here:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from .rope import RopeParameters
+from .folders import atomic_file, find_folder, read_json
+from .rope import ORIGINAL, RopeParameters
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
@@ -34,8 +36,6 @@ FOREIGN_KEYS = (
     "text_config",
     "vision_config",
 )
-
-
 #: Keys that must be positive whole numbers.
 COUNTS = (
     "vocab_size",
@@ -46,6 +46,17 @@ COUNTS = (
     "num_key_value_heads",
     "max_position_embeddings",
 )
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+#: The fields that say something about labels, training or outputs. They are written where they are not the default.
+SELDOM = (
+    "id2label",
+    "label2id",
+    "problem_type",
+    "classifier_dropout",
+    "output_hidden_states",
+    "output_attentions",
+)
+_NOT_GIVEN: Any = None  # a field that is worked out from the others, and always set after construction
 
 
 class LayerAttention(NamedTuple):
@@ -59,19 +70,24 @@ class LayerAttention(NamedTuple):
 class Exaone4Config:
     """An EXAONE 4 architecture. Sizes are in elements, lengths in tokens.
 
-    `layer_types` and `head_dim` may be left out; after construction they are always set. Given layer types
-    are never altered, and `sliding_window_pattern` then says nothing; without them, a null pattern means
-    that no layer has a window, and `sliding_window` becomes None.
-    Raises ValueError, naming the key, for values that contradict each other.
+    `rope_parameters` is a mapping as transformers 5 has it; `rope_theta` and `rope_scaling` are transformers 4's
+    spelling of the same, and all three are set after construction. `sliding_window_pattern` is "LLLG", 4 or None.
+    `layer_types`, where given, are never altered, and the pattern then says nothing; without them, no pattern means
+    that no layer has a window, and `sliding_window` becomes None. `num_labels` counts `id2label`, for the
+    classification heads.
+    Raises ValueError, naming the key, for values that are no such thing or contradict each other.
+    Source: transformers' documentation of EXAONE 4.
     """
+
+    model_type: ClassVar[str] = "exaone4"
 
     vocab_size: int = 102_400
     hidden_size: int = 4096
-    intermediate_size: int = 16_384
+    intermediate_size: int = _NOT_GIVEN  # 4 * hidden_size
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
-    num_key_value_heads: int = 32
-    head_dim: int = 0  # 0: hidden_size / num_attention_heads
+    num_key_value_heads: int = _NOT_GIVEN  # num_attention_heads
+    head_dim: int = _NOT_GIVEN  # hidden_size / num_attention_heads
     hidden_act: str = "silu"
     max_position_embeddings: int = 2048
     initializer_range: float = 0.02
@@ -81,16 +97,37 @@ class Exaone4Config:
     eos_token_id: int | Sequence[int] | None = 2
     pad_token_id: int | None = None
     tie_word_embeddings: bool = False
-    rope_parameters: RopeParameters = field(default_factory=RopeParameters)
+    rope_theta: float = _NOT_GIVEN  # 10,000
+    rope_scaling: Mapping[str, Any] | None = field(default=None, hash=False)
+    rope_parameters: RopeParameters = _NOT_GIVEN
     attention_dropout: float = 0.0
     sliding_window: int | None = 4096
     sliding_window_pattern: str | int | None = 4
-    layer_types: tuple[str, ...] = ()  # (): from the pattern
+    layer_types: tuple[str, ...] = _NOT_GIVEN  # from the pattern
+    num_labels: int = _NOT_GIVEN  # 2
+    id2label: Mapping[int, str] = field(default=_NOT_GIVEN, hash=False)  # LABEL_0, …
+    label2id: Mapping[str, int] = field(default=_NOT_GIVEN, hash=False)  # id2label, turned round
+    problem_type: str | None = None
+    classifier_dropout: float = 0.1
+    output_hidden_states: bool = False
+    output_attentions: bool = False
 
     def __post_init__(self) -> None:
-        def set_once(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
+        self._set_sizes()
+        self._check_numbers()
+        self._set_rope()
+        self._set_layers()
+        self._set_labels()
 
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _set_sizes(self) -> None:
+        for name in ("hidden_size", "num_attention_heads"):
+            _check_count(name, getattr(self, name))
+        defaults = {"intermediate_size": 4 * self.hidden_size, "num_key_value_heads": self.num_attention_heads}
+        for name, value in defaults.items():
+            self._set(name, value if getattr(self, name) is None else getattr(self, name))
         for name in COUNTS:
             _check_count(name, getattr(self, name))
         if self.num_attention_heads % self.num_key_value_heads:
@@ -98,33 +135,89 @@ class Exaone4Config:
                 f"num_attention_heads {self.num_attention_heads} is no multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
-        if not self.head_dim:
+        head_dim: Any = self.head_dim
+        if head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise ValueError(
                     f"hidden_size {self.hidden_size} is no multiple of num_attention_heads "
                     f"{self.num_attention_heads}, and head_dim is not given"
                 )
-            set_once("head_dim", self.hidden_size // self.num_attention_heads)
+            self._set("head_dim", self.hidden_size // self.num_attention_heads)
         _check_count("head_dim", self.head_dim)
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd, and RoPE rotates pairs")
-        if self.hidden_act != "silu":
-            raise ValueError(f"hidden_act {self.hidden_act!r} is not implemented; EXAONE 4 uses 'silu'")
         if self.sliding_window is not None:
             _check_count("sliding_window", self.sliding_window)
-        if not self.rms_norm_eps > 0:
-            raise ValueError(f"rms_norm_eps must be positive, not {self.rms_norm_eps!r}")
+
+    def _check_numbers(self) -> None:
+        if self.hidden_act != "silu":
+            raise ValueError(f"hidden_act {self.hidden_act!r} is not implemented; EXAONE 4 uses 'silu'")
+        for name in ("rms_norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, not {value!r}")
+        for name in ("attention_dropout", "classifier_dropout"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value < 1:
+                raise ValueError(f"{name} must be a number from 0 to below 1, not {value!r}")
+        for name in ("use_cache", "tie_word_embeddings", "output_hidden_states", "output_attentions"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if isinstance(self.eos_token_id, Sequence):
-            set_once("eos_token_id", tuple(self.eos_token_id))
-        if not self.layer_types:
-            set_once("layer_types", self._types_from_pattern())
+            self._set("eos_token_id", tuple(self.eos_token_id))
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            ids = getattr(self, name)
+            for token in ids if name == "eos_token_id" and isinstance(ids, tuple) else (ids,):
+                if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
+                    raise ValueError(f"{name} must be a token id, not {ids!r}")
+
+    def _set_rope(self) -> None:
+        rope: Any = self.rope_parameters
+        if not isinstance(rope, RopeParameters):
+            rope = _read_rope(rope, self.rope_scaling, self.rope_theta, self.max_position_embeddings)
+        rope.check_head_dim(self.head_dim)
+        self._set("rope_parameters", rope)
+        self._set("rope_theta", rope.rope_theta)
+        self._set("rope_scaling", rope.scaling() or None)
+
+    def _set_layers(self) -> None:
+        types: Any = self.layer_types
+        if not types:
+            types = self._types_from_pattern()
             if not self.sliding_window_pattern:
-                set_once("sliding_window", None)
-        set_once("layer_types", tuple(self.layer_types))
-        if len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError(f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} layers")
-        if unknown := sorted(set(self.layer_types) - {LOCAL, GLOBAL}):
+                self._set("sliding_window", None)
+        if isinstance(types, str) or not isinstance(types, Sequence):
+            raise ValueError(f"layer_types must be a list with one name for each layer, not {types!r}")
+        if len(types) != self.num_hidden_layers:
+            raise ValueError(f"layer_types has {len(types)} entries for {self.num_hidden_layers} layers")
+        if unknown := [kind for kind in types if kind not in (LOCAL, GLOBAL)]:
             raise ValueError(f"layer_types knows {LOCAL!r} and {GLOBAL!r}, not {unknown[0]!r}")
+        self._set("layer_types", tuple(types))
+
+    def _set_labels(self) -> None:
+        count: Any = self.num_labels
+        names: Any = self.id2label
+        numbers: Any = self.label2id
+        if names is None:
+            count = 2 if count is None else count
+            _check_count("num_labels", count)
+            names = {i: f"LABEL_{i}" for i in range(count)}
+        if not isinstance(names, Mapping) or not all(str(key).isdecimal() for key in names):
+            raise ValueError(f"id2label must map 0, 1, … to names, not be {names!r}")
+        names = {int(key): name for key, name in names.items()}
+        if not names or sorted(names) != list(range(len(names))):
+            raise ValueError(f"id2label must name the labels from 0 on, each once, and names {sorted(names)}")
+        if count not in (None, len(names)):
+            raise ValueError(f"num_labels is {count!r}, but id2label names {len(names)}")
+        if numbers is None:
+            numbers = {name: i for i, name in names.items()}
+        if not isinstance(numbers, Mapping) or not all(number in names for number in numbers.values()):
+            raise ValueError(f"label2id must map names to labels from 0 to {len(names) - 1}, not be {numbers!r}")
+        self._set("id2label", names)
+        self._set("label2id", dict(numbers))
+        self._set("num_labels", len(names))
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, not {self.problem_type!r}")
 
     def _types_from_pattern(self) -> tuple[str, ...]:
         pattern = self.sliding_window_pattern
@@ -170,26 +263,51 @@ class Exaone4Config:
         """
         if values.get("model_type") != "exaone4":
             raise ValueError(f"not an EXAONE 4 model: model_type is {values.get('model_type')!r}, not 'exaone4'")
+        if values.get("partial_rotary_factor") not in (None, 1):
+            raise ValueError("partial_rotary_factor other than 1 is not part of EXAONE 4")
         if foreign := [key for key in FOREIGN_KEYS if values.get(key)]:
             raise ValueError(f"{foreign[0]} = {values[foreign[0]]!r} is not part of EXAONE 4 and is not implemented")
-        names = {item.name for item in fields(cls)}
-        known = {name: value for name, value in values.items() if name in names}
-        for name in ("head_dim", "layer_types"):  # null means: not given
-            if known.get(name, ...) is None:
-                del known[name]
-        max_positions = known.get("max_position_embeddings", cls.max_position_embeddings)
-        known["rope_parameters"] = _read_rope(values, max_positions)
-        return cls(**known)
+        known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
+        if known.get("classifier_dropout") is None:  # hidden_dropout is what transformers' heads read then
+            known["classifier_dropout"] = values.get("hidden_dropout", cls.classifier_dropout)
+        config = cls(**known)
+        if (beside := values.get(ORIGINAL)) not in (
+            None,
+            inside := config.rope_parameters.original_max_position_embeddings,
+        ):
+            raise ValueError(f"{ORIGINAL} {beside!r} stands outside of the RoPE parameters, which say {inside}")
+        return config
 
     @classmethod
-    def from_file(cls, path: Path) -> Exaone4Config:
+    def from_file(cls, path: Path, **changes: Any) -> Exaone4Config:
         """Reads a config.json; errors name the file, and FileNotFoundError its folder."""
         if not path.is_file():
             raise FileNotFoundError(f"{path.parent} has no config.json: it is not a model folder")
+        if unknown := sorted(set(changes) - {item.name for item in fields(cls)}):
+            raise ValueError(f"a config has no {unknown[0]}")
         try:
-            return cls.from_dict(read_json(path))
+            values = read_json(path)
+            if {"num_labels", "id2label"} & set(changes):  # the labels of another task
+                values = {key: value for key, value in values.items() if key not in ("num_labels", *SELDOM[:2])}
+            if {"rope_parameters", "rope_scaling", "rope_theta"} & set(changes):
+                values = {key: value for key, value in values.items() if not key.startswith("rope_")}
+            if "sliding_window_pattern" in changes:
+                values.pop("layer_types", None)
+            return cls.from_dict(values | changes)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None, **changes: Any) -> Exaone4Config:
+        """The config of a folder, a config.json, a hub id (of which nothing else is downloaded), or "demo".
+
+        `changes` take the place of what is written there: `num_labels=3`. Raises FileNotFoundError, and ValueError
+        naming file and key.
+        """
+        path = Path(path_or_repo).expanduser()
+        if path.is_file():
+            return cls.from_file(path, **changes)
+        return cls.from_file(find_folder(path_or_repo, revision, ("config.json",)) / "config.json", **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """The config in every spelling at once, so that transformers of any age and mlx-lm read it.
@@ -198,13 +316,16 @@ class Exaone4Config:
         one letter a layer where it does not repeat) beside explicit `layer_types`.
         """
         values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        del values["num_labels"]  # id2label says it
+        default = Exaone4Config(num_hidden_layers=1)
+        for name in SELDOM:
+            if values[name] == getattr(default, name):
+                del values[name]
         rope = self.rope_parameters
         values |= {
             "architectures": ["Exaone4ForCausalLM"],
-            "model_type": "exaone4",
+            "model_type": self.model_type,
             "rope_parameters": {"rope_type": "default", "rope_theta": rope.rope_theta} | rope.scaling(),
-            "rope_theta": rope.rope_theta,
-            "rope_scaling": rope.scaling() or None,
             "sliding_window_pattern": None if self.sliding_window is None else _shortest_pattern(self.layer_types),
             "layer_types": list(self.layer_types),
         }
@@ -212,25 +333,25 @@ class Exaone4Config:
             values["eos_token_id"] = list(self.eos_token_id)
         return values
 
+    def save_pretrained(self, folder: str | Path, **more: Any) -> None:
+        """Writes config.json, with `more` keys, into a folder, which is made if need be.
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises FileNotFoundError, or ValueError for anything but an object."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    return values
+        transformers and mlx-lm read it.
+        """
+        folder = Path(folder).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(folder / "config.json") as stream:
+            stream.write((json.dumps(self.to_dict() | more, indent=2) + "\n").encode())
 
 
-def _read_rope(values: Mapping[str, Any], max_position_embeddings: int) -> RopeParameters:
+def _read_rope(newer: Any, older: Any, theta: float | None, max_position_embeddings: int) -> RopeParameters:
     """Either spelling of RoPE, or both when they say the same (as in the configs that we write)."""
-    outside = {key: values[key] for key in ("rope_theta", "partial_rotary_factor") if values.get(key) is not None}
-    newer, older = values.get("rope_parameters"), values.get("rope_scaling")
+    for key, value in (("rope_parameters", newer), ("rope_scaling", older)):
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"{key} must be an object, not {value!r}")
+    outside = {} if theta is None else {"rope_theta": theta}
     read = RopeParameters.from_dict(outside | dict(newer or older or {}), max_position_embeddings)
-    theta = outside.get("rope_theta", read.rope_theta)
-    if read.rope_theta != theta or (
+    if (theta is not None and read.rope_theta != theta) or (
         newer and older and read != RopeParameters.from_dict(outside | dict(older), max_position_embeddings)
     ):
         raise ValueError(f"RoPE is given twice, and differently: {newer or older} and rope_theta {theta}, {older}")
@@ -248,3 +369,7 @@ def _shortest_pattern(layer_types: tuple[str, ...]) -> str:
 def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,40 +1,29 @@
-"""A folder or a hub id -> its config and its tensors, one at a time, each checked before it is read.
+"""A folder -> its tensors, one at a time, each checked before it is read.
 
 What is peculiar here:
 - The header of every safetensors file is read and checked first, so that a damaged or foreign file is named
   before gigabytes are read. MLX then reads single tensors from the file when they are evaluated.
 - Names are accounted for in both directions: a checkpoint with a tensor too many is as wrong as one too few.
-- What is written appears under its name when it is whole, or not at all.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import math
-import os
-import re
 import struct
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from .config import read_json
+from .folders import read_json
 
-DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 INDEX_NAME = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
-#: What a model folder may hold that is of use here; nothing else is downloaded.
-USEFUL_FILES = ("*.json", "*.jinja", "*model*.safetensors", "merges.txt", "README.md", "LICENSE*", "NOTICE*")
-
 #: safetensors dtype -> (MLX dtype, bytes per element)
 DTYPES = {
     "BF16": (mx.bfloat16, 2),
@@ -66,49 +55,6 @@ class TensorInfo:
     shape: tuple[int, ...]
     nbytes: int
     offset: int  # of its first byte in the file
-
-
-def find_folder(path_or_repo: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a model: "demo", a folder, or a hub id, which is downloaded or found in the hub's cache.
-
-    Raises FileNotFoundError where there is neither such a folder nor, within reach, such a repository.
-    """
-    if str(path_or_repo) == "demo":
-        if revision is not None:
-            raise ValueError("the demo model has no revisions")
-        return DEMO_FOLDER
-    folder = Path(path_or_repo).expanduser()
-    if folder.is_dir():
-        if revision is not None:
-            raise ValueError(f"revision {revision!r} is for hub ids; {folder} is a local folder")
-        return folder
-    if folder.exists():
-        raise FileNotFoundError(f"{folder} is a file; a model is a folder with config.json and model.safetensors")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo)) or str(path_or_repo).startswith((".", "/", "~")):
-        raise FileNotFoundError(
-            f"no folder {folder}, and no hub id either (those look like LGAI-EXAONE/EXAONE-4.0-1.2B)"
-        )
-    return _download(str(path_or_repo), revision)
-
-
-def _download(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download  # here: its import costs more than a demo reply
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(USEFUL_FILES)))
-    except GatedRepoError as error:
-        raise FileNotFoundError(f"{repo} asks for a login: accept its terms on the hub and set HF_TOKEN") from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"no folder {repo} here, and no such repository on the hub (or it is private)"
-        ) from error
-    except Exception as error:  # connections fail in many classes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        at = f" at revision {revision}" if revision else ""
-        raise FileNotFoundError(
-            f"{repo}{at} is not in the local hub cache and cannot be downloaded: {reason}"
-        ) from error
 
 
 class Checkpoint:
@@ -256,45 +202,6 @@ def fill(model: nn.Module, weights: Iterator[tuple[str, mx.array]]) -> None:
         filled.append((name, array))
     model.update(tree_unflatten(filled))
     model.eval()
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which takes the place of `path` at the end of the block, unless that fails.
-
-    It is written beside it as .DIGEST.PROCESS-THREAD.partial, with the digest of its name; what a killed process
-    left is removed. A file that was there before passes its mode on.
-    """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent}")
-    name = hashlib.sha256(path.name.encode()).hexdigest()[:16]
-    for left in path.parent.glob(f".{name}.*-*.partial"):
-        process = left.name.split(".")[2].partition("-")[0]
-        if process.isdecimal() and not _is_running(int(process)):
-            left.unlink(missing_ok=True)
-    partial = path.with_name(f".{name}.{os.getpid()}-{threading.get_ident()}.partial")
-    try:
-        with partial.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            partial.chmod(path.stat().st_mode & 0o777)
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,88 +1,240 @@
-"""The rotation frequencies of a RoPE configuration, as plain floats.
+"""The rotation frequencies of every RoPE type, as plain floats.
 
 What is peculiar here:
 - Nothing is an MLX array: an array made at import would belong to one thread's stream.
 - A layer uses these frequencies or none at all; which, is `config.py`'s to say.
+- `dynamic` and `longrope` turn with other frequencies once a sequence is longer than the original length. What was
+  cached before keeps its rotation.
 - Rules and defaults follow transformers' `modeling_rope_utils.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-#: The further keys that each RoPE type must have.
-REQUIRED_KEYS = {
-    "default": (),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+ORIGINAL = "original_max_position_embeddings"
+
+#: type -> (keys that it must have, keys that it may have), beside rope_theta. A missing original length is
+#: max_position_embeddings.
+KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "dynamic": (("factor",), (ORIGINAL,)),
+    "yarn": (
+        ("factor", ORIGINAL),
+        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
+    "longrope": (("short_factor", "long_factor", ORIGINAL), ("factor", "attention_factor")),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor", ORIGINAL), ()),
 }
-#: Types that the documentation names and that are not implemented yet.
-PLANNED_TYPES = ("linear", "dynamic", "yarn", "longrope")
+LISTS = ("short_factor", "long_factor")
 
 
 @dataclass(frozen=True)
 class RopeParameters:
-    """One RoPE configuration, validated.
+    """One RoPE configuration, validated, its defaults filled in.
 
-    `rope_theta` is the base of the wavelengths; the other numbers belong to the llama3 type and are
-    None elsewhere. Lengths are in tokens.
+    `rope_theta` is the base of the wavelengths. Rotated queries and keys are both multiplied by `attention_factor`,
+    which is 1 but for yarn and longrope. Lengths are in tokens, `short_factor` and `long_factor` have one number for
+    each rotated pair. What a type does not use is None.
     """
 
     rope_type: str = "default"
     rope_theta: float = 10_000.0
     factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    attention_factor: float = 1.0
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool | None = None
+    short_factor: tuple[float, ...] | None = None
+    long_factor: tuple[float, ...] | None = None
     low_freq_factor: float | None = None
     high_freq_factor: float | None = None
-    original_max_position_embeddings: int | None = None
 
     @classmethod
     def from_dict(cls, parameters: Mapping[str, Any], max_position_embeddings: int) -> RopeParameters:
         """Reads transformers 5's `rope_parameters` (or the older `rope_scaling` joined with `rope_theta`).
 
-        Raises ValueError for a type that is not implemented, and for an unknown, missing or
-        meaningless key: each of them would change the numbers.
+        Raises ValueError for an unknown type, and for an unknown, missing or meaningless key: each of them would
+        change the numbers.
         """
         values = dict(parameters)
         older_name = values.pop("type", None)
         rope_type = values.pop("rope_type", older_name) or "default"
         if older_name not in (None, rope_type):
             raise ValueError(f"RoPE is given as rope_type {rope_type!r} and as type {older_name!r}; keep one of them")
-        if rope_type not in REQUIRED_KEYS:
-            known = "is not implemented yet" if rope_type in PLANNED_TYPES else "is unknown"
-            raise ValueError(f"rope_type {rope_type!r} {known}; implemented: {', '.join(REQUIRED_KEYS)}")
+        if rope_type not in KEYS:
+            raise ValueError(f"rope_type {rope_type!r} is unknown; known: {', '.join(KEYS)}")
         if values.pop("partial_rotary_factor", None) not in (None, 1, 1.0):
             raise ValueError("partial_rotary_factor other than 1 is not part of EXAONE 4")
 
-        required = REQUIRED_KEYS[rope_type]
-        if "original_max_position_embeddings" in required:
-            values.setdefault("original_max_position_embeddings", max_position_embeddings)
-        if unknown := sorted(set(values) - {"rope_theta", *required}):
-            raise ValueError(f"unknown RoPE keys for type {rope_type!r}: {', '.join(unknown)}")
-        if missing := [key for key in required if values.get(key) is None]:
+        required, optional = KEYS[rope_type]
+        if unknown := sorted(set(values) - {"rope_theta", *required, *optional}):
+            raise ValueError(f"unknown RoPE keys for type {rope_type!r}: {', '.join(map(str, unknown))}")
+        values = {key: value for key, value in values.items() if value is not None}
+        if ORIGINAL in required:
+            values.setdefault(ORIGINAL, max_position_embeddings)
+        if missing := [key for key in required if key not in values]:
             raise ValueError(f"RoPE type {rope_type!r} needs {', '.join(missing)}")
-        if values.get("rope_theta") is None:
-            values.pop("rope_theta", None)
         for key, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ValueError(f"RoPE key {key} must be a positive number, not {value!r}")
-        if rope_type == "llama3" and values["low_freq_factor"] >= values["high_freq_factor"]:
-            low, high = values["low_freq_factor"], values["high_freq_factor"]
-            raise ValueError(f"low_freq_factor {low} must be below high_freq_factor {high}")
+            values[key] = _checked(key, value)
+        if rope_type in FILL:
+            FILL[rope_type](values, max_position_embeddings)
         return cls(rope_type=rope_type, **values)
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether longer sequences turn with other frequencies."""
+        return self.rope_type in ("dynamic", "longrope")
+
+    def check_head_dim(self, head_dim: int) -> None:
+        """Raises ValueError for factors that are not one for each of a head's `head_dim / 2` pairs."""
+        for key in LISTS:
+            factors = getattr(self, key)
+            if factors is not None and len(factors) != head_dim // 2:
+                raise ValueError(
+                    f"RoPE key {key} has {len(factors)} numbers, and head_dim {head_dim} makes {head_dim // 2} pairs"
+                )
+        if self.rope_type == "dynamic" and head_dim < 4:
+            raise ValueError(f"RoPE type 'dynamic' needs a head_dim of 4 or more, not {head_dim}")
 
     def scaling(self) -> dict[str, Any]:
         """The keys of this type beside `rope_theta`, as a config spells them: empty for the default type."""
         if self.rope_type == "default":
             return {}
-        return {"rope_type": self.rope_type} | {key: getattr(self, key) for key in REQUIRED_KEYS[self.rope_type]}
+        keys = [key for part in KEYS[self.rope_type] for key in part]
+        if self.rope_type == "dynamic":
+            keys.remove(ORIGINAL)  # it is max_position_embeddings, and transformers warns of the key
+        values = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+        return {"rope_type": self.rope_type} | {k: list(v) if k in LISTS else v for k, v in values.items()}
 
 
-def inverse_frequencies(rope: RopeParameters, head_dim: int) -> list[float]:
-    """Radians per token of each rotated pair: `head_dim / 2` floats, fastest first."""
-    plain = [rope.rope_theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
-    return [_llama3(rope, frequency) for frequency in plain] if rope.rope_type == "llama3" else plain
+def _checked(key: str, value: Any) -> Any:
+    """The value of a key in the type that it should have. Raises ValueError for another."""
+    if key == "truncate":
+        if not isinstance(value, bool):
+            raise ValueError(f"RoPE key truncate must be true or false, not {value!r}")
+        return value
+    if key in LISTS:
+        if isinstance(value, str) or not isinstance(value, Sequence) or not all(map(_is_positive, value)):
+            raise ValueError(f"RoPE key {key} must be a list of positive numbers, not {value!r}")
+        return tuple(map(float, value))
+    if not _is_positive(value) or (key == ORIGINAL and value != int(value)):
+        kind = "whole number" if key == ORIGINAL else "number"
+        raise ValueError(f"RoPE key {key} must be a positive {kind}, not {value!r}")
+    return int(value) if key == ORIGINAL else value
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _fill_dynamic(values: dict[str, Any], longest: int) -> None:
+    if values.get(ORIGINAL, longest) != longest:
+        warnings.warn(
+            f"RoPE type 'dynamic' begins to stretch at max_position_embeddings ({longest}), here as in transformers: "
+            f"{ORIGINAL} {values[ORIGINAL]} has no effect",
+            stacklevel=2,
+        )
+    values[ORIGINAL] = longest
+
+
+def _fill_yarn(values: dict[str, Any], longest: int) -> None:
+    values.setdefault("beta_fast", 32.0)
+    values.setdefault("beta_slow", 1.0)
+    values.setdefault("truncate", True)
+    if values["beta_fast"] < values["beta_slow"]:
+        raise ValueError(
+            f"RoPE key beta_fast {values['beta_fast']} must not be below beta_slow {values['beta_slow']} "
+            "(32 and 1 unless given)"
+        )
+    if values.get("rope_theta", RopeParameters.rope_theta) == 1:
+        raise ValueError("RoPE type 'yarn' needs a rope_theta other than 1")
+    both = "mscale" in values and "mscale_all_dim" in values
+    numerator, denominator = (values["mscale"], values["mscale_all_dim"]) if both else (1.0, 0.0)
+
+    def growth(scale: float) -> float:
+        return 1.0 if values["factor"] <= 1 else 0.1 * scale * math.log(values["factor"]) + 1
+
+    values.setdefault("attention_factor", growth(numerator) / growth(denominator))
+
+
+def _fill_longrope(values: dict[str, Any], longest: int) -> None:
+    original = values[ORIGINAL]
+    values.setdefault("factor", longest / original)
+    if "attention_factor" not in values and values["factor"] > 1 and original == 1:
+        raise ValueError(f"RoPE type 'longrope' needs an attention_factor where {ORIGINAL} is 1")
+    stretched = values["factor"] > 1 and original > 1
+    default = math.sqrt(1 + math.log(values["factor"]) / math.log(original)) if stretched else 1.0
+    values.setdefault("attention_factor", default)
+
+
+def _fill_llama3(values: dict[str, Any], longest: int) -> None:
+    low, high = values["low_freq_factor"], values["high_freq_factor"]
+    if low >= high:
+        raise ValueError(f"low_freq_factor {low} must be below high_freq_factor {high}")
+
+
+#: type -> what adds its defaults to the values given, in place; max_position_embeddings is the second argument
+FILL = {"dynamic": _fill_dynamic, "yarn": _fill_yarn, "longrope": _fill_longrope, "llama3": _fill_llama3}
+
+
+def inverse_frequencies(rope: RopeParameters, head_dim: int, length: int = 0) -> list[float]:
+    """Radians per token of each rotated pair: `head_dim / 2` floats, fastest first.
+
+    `length` counts the tokens of the sequence, those before included. It matters where `depends_on_length`.
+    """
+    plain = _geometric(rope.rope_theta, head_dim)
+    if rope.rope_type == "linear":
+        return [frequency / rope.factor for frequency in plain]  # type: ignore[operator]
+    if rope.rope_type == "dynamic":
+        return _dynamic(rope, head_dim, length)
+    if rope.rope_type == "yarn":
+        return _yarn(rope, head_dim, plain)
+    if rope.rope_type == "longrope":
+        assert rope.short_factor and rope.long_factor and rope.original_max_position_embeddings
+        factors = rope.long_factor if length > rope.original_max_position_embeddings else rope.short_factor
+        return [frequency / factor for frequency, factor in zip(plain, factors, strict=True)]
+    if rope.rope_type == "llama3":
+        return [_llama3(rope, frequency) for frequency in plain]
+    return plain
+
+
+def _geometric(theta: float, head_dim: int) -> list[float]:
+    return [theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
+
+
+def _dynamic(rope: RopeParameters, head_dim: int, length: int) -> list[float]:
+    """NTK-aware scaling (bloc97, emozilla): the base grows with the length, beyond the original one."""
+    assert rope.factor and rope.original_max_position_embeddings
+    longer = max(length, rope.original_max_position_embeddings) / rope.original_max_position_embeddings
+    growth = rope.factor * longer - (rope.factor - 1)
+    return _geometric(rope.rope_theta * growth ** (head_dim / (head_dim - 2)), head_dim)
+
+
+def _yarn(rope: RopeParameters, head_dim: int, plain: list[float]) -> list[float]:
+    """YaRN (arXiv 2309.00071): pairs that turn often within the original length are kept, slow ones stretched."""
+    assert rope.factor and rope.beta_fast and rope.beta_slow and rope.original_max_position_embeddings
+
+    def pair_that_turns(times: float) -> float:
+        radians = 2 * math.pi * times / rope.original_max_position_embeddings  # type: ignore[operator]
+        return -head_dim * math.log(radians) / (2 * math.log(rope.rope_theta))
+
+    first, last = pair_that_turns(rope.beta_fast), pair_that_turns(rope.beta_slow)
+    if rope.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    if first == last:
+        last += 0.001
+    stretched = [min(1.0, max(0.0, (i - first) / (last - first))) for i in range(head_dim // 2)]
+    return [f * (1 - share) + f / rope.factor * share for f, share in zip(plain, stretched, strict=True)]
 
 
 def _llama3(rope: RopeParameters, frequency: float) -> float:

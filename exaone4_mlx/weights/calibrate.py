@@ -19,7 +19,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..model.files import atomic_file
+from ..model.folders import atomic_file
 from .blocks import Blocks, run
 from .checkpoint import EMBEDDING, HEAD, Opened, load_model, open_source
 from .distill import distill

@@ -4,6 +4,8 @@ What is peculiar here:
 - Tensors are read, cast, quantized and evaluated one by one: memory never holds a second copy of the model.
 - Two kinds of extra tensor are known and harmless: stored rotary frequencies, which are computed here, and an
   output head beside tied embeddings, if it is equal to them.
+- Any network is read from the checkpoint of any other that has its parts: what the network's names begin with is
+  made the same, a head that it has not is left, and one that the checkpoint lacks is new.
 """
 
 from __future__ import annotations
@@ -12,22 +14,17 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from ..model.config import Exaone4Config, read_json
-from ..model.files import (
-    FLOAT_DTYPES,
-    Checkpoint,
-    CheckpointError,
-    check_names,
-    fill,
-    find_folder,
-    placeholders,
-)
+from ..model.config import Exaone4Config
+from ..model.files import FLOAT_DTYPES, Checkpoint, CheckpointError, check_names, fill, placeholders
+from ..model.folders import find_folder, read_json
 from ..model.network import Exaone4ForCausalLM
+from ..model.pretrained import Pretrained
 from ..text.tokenizer import Tokenizer
 from .formats import Source
 from .quantize import Quantization, quantize_layers
@@ -36,6 +33,9 @@ from .quantize import Quantization, quantize_layers
 Progress = Callable[[int, int], None]
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+#: What the names of the heads' weights begin with.
+HEAD_PREFIXES = ("lm_head.", "score.", "qa_outputs.")
+Network = TypeVar("Network", bound=Pretrained)
 
 
 def load(
@@ -67,6 +67,20 @@ def load(
     return model, tokenizer
 
 
+def load_as(
+    kind: type[Network],
+    path_or_repo: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: mx.Dtype | str | None = None,
+    **changes: Any,
+) -> Network:
+    """One of the networks, without a tokenizer. What `Pretrained.from_pretrained` does."""
+    folder = find_folder(path_or_repo, revision)
+    config = Exaone4Config.from_file(folder / "config.json", **changes)
+    return load_network(kind, folder, config=config, dtype=dtype)
+
+
 def vocabulary_warning(tokenizer: Tokenizer, config: Exaone4Config) -> str | None:
     """What to tell a user whose tokenizer knows more tokens than the model does."""
     if tokenizer.vocab_size <= config.vocab_size:
@@ -86,11 +100,27 @@ def load_model(
     progress: Progress | None = None,
 ) -> Exaone4ForCausalLM:
     """The model of a local folder, without its tokenizer. Arguments and errors as for `load`."""
+    return load_network(
+        Exaone4ForCausalLM, folder, dtype=dtype, q_bits=q_bits, q_group_size=q_group_size, progress=progress
+    )
+
+
+def load_network(
+    kind: type[Network],
+    folder: Path,
+    *,
+    config: Exaone4Config | None = None,
+    dtype: mx.Dtype | str | None = None,
+    q_bits: int | None = None,
+    q_group_size: int = 64,
+    progress: Progress | None = None,
+) -> Network:
+    """One of the networks of a local folder, with `config` in place of the folder's. Else as for `load_model`."""
     cast = read_dtype(dtype)
     if q_bits is None and q_group_size != 64:
         raise ValueError(f"q_group_size {q_group_size} needs q_bits beside it")
     quantization = None if q_bits is None else Quantization(q_bits, q_group_size)
-    opened = open_source(folder)
+    opened = open_source(folder, kind, config)
     source = opened.source
     if quantization is None:
         settings = {name: exact for name in opened.shapes if (exact := source.tensors[name].exact)}
@@ -102,9 +132,9 @@ def load_model(
         warnings.warn(
             f"{folder} is {source.format}, which MLX has no kernels for: it is computed in full precision; "
             "convert it once, for a quarter of the memory",
-            stacklevel=3,
+            stacklevel=4,
         )
-    model = Exaone4ForCausalLM(opened.config)
+    model = kind(opened.config)
     quantize_layers(model, {name.removesuffix(".weight"): chosen for name, chosen in settings.items()})
 
     def weights() -> Iterator[tuple[str, mx.array]]:
@@ -120,19 +150,27 @@ def load_model(
             done += stored.nbytes
             if progress:
                 progress(done, opened.nbytes)
+        yield from opened.new.items()
 
+    if opened.new:
+        names = ", ".join(sorted(opened.new))
+        warnings.warn(f"{folder} has no {names}: it is new here, and has to be trained", stacklevel=4)
     fill(model, weights())
     return model
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint whose headers are read and whose tensors are accounted for. `shapes` are the model's weights'."""
+    """A checkpoint whose headers are read and whose tensors are accounted for.
+
+    `shapes` are the weights' that are read from it, `new` the head's that it lacks.
+    """
 
     config: Exaone4Config
     checkpoint: Checkpoint
     source: Source
     shapes: Mapping[str, tuple[int, ...]]
+    new: Mapping[str, mx.array] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -158,23 +196,46 @@ class Opened:
         return 8 * self.nbytes / sum(math.prod(shape) for shape in self.shapes.values())
 
 
-def open_source(folder: Path) -> Opened:
-    """The tensors of a folder in any format that is read here, each accounted for.
+def open_source(
+    folder: Path, kind: type[Pretrained] = Exaone4ForCausalLM, config: Exaone4Config | None = None
+) -> Opened:
+    """The tensors of a folder in any format that is read here, each accounted for, under the names of a network.
 
     Raises CheckpointError for one missing, too much or misshapen, and ValueError for a format that is not read.
     """
-    config = Exaone4Config.from_file(folder / "config.json")
+    if config is None:
+        config = Exaone4Config.from_file(folder / "config.json")
     checkpoint = Checkpoint(folder)
     source = Source(checkpoint, read_json(folder / "config.json"))
+    wanted = placeholders(kind(config))
+    new = {}
+    if kind is not Exaone4ForCausalLM:
+        new = _fit_names(source, kind, wanted)
     _drop_harmless(source, config, folder)
-    shapes = {name: array.shape for name, array in placeholders(Exaone4ForCausalLM(config)).items()}
+    shapes = {name: array.shape for name, array in wanted.items() if name not in new}
     check_names(source.tensors, shapes, folder)
     for name, shape in shapes.items():
         stored = source.tensors[name]
         first = checkpoint.tensors[stored.stored[0]]
         if stored.shape != shape:
             raise CheckpointError(f"{first.file}: {name} has shape {stored.shape}, not {shape}")
-    return Opened(config, checkpoint, source, shapes)
+    return Opened(config, checkpoint, source, shapes, new)
+
+
+def _fit_names(source: Source, kind: type[Pretrained], wanted: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Gives the tensors the names that they have in a network, and drops other heads. Returns a head that is not there.
+
+    transformers reads checkpoints so, too.
+    """
+    heads = [name for name in wanted if name.startswith(HEAD_PREFIXES)]
+    for name in list(source.tensors):
+        if not name.startswith(HEAD_PREFIXES):
+            source.rename(name, kind.backbone + name.removeprefix("model.").removeprefix("transformer."))
+        elif not heads or not name.startswith(heads[0].partition(".")[0]):
+            del source.tensors[name]
+    if any(name in source.tensors for name in heads):
+        return {}
+    return {name: wanted[name] for name in heads}
 
 
 def read_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype | None:

@@ -27,8 +27,8 @@ from typing import Any
 import mlx.core as mx
 
 from .. import __version__
-from ..model.config import read_json
-from ..model.files import FLOAT_DTYPES, CheckpointError, check_finite, find_folder
+from ..model.files import FLOAT_DTYPES, CheckpointError, check_finite
+from ..model.folders import find_folder, read_json
 from ..text.tokenizer import Tokenizer
 from .calibrate import Calibration, Progress
 from .card import model_card, public_origin

@@ -21,7 +21,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..model.files import find_folder
+from ..model.folders import find_folder
 from ..text.tokenizer import Tokenizer
 from .blocks import Blocks
 from .checkpoint import Progress, open_source, read_dtype

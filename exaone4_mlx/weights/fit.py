@@ -22,8 +22,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..model.cache import RotatingKVCache, grown_capacity
-from ..model.config import Exaone4Config, read_json
-from ..model.files import Checkpoint, find_folder
+from ..model.config import Exaone4Config
+from ..model.files import Checkpoint
+from ..model.folders import find_folder, read_json
 from .checkpoint import HEAD
 from .formats import Source
 from .layouts import StoredTensor

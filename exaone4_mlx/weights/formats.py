@@ -10,12 +10,13 @@ What is peculiar here:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 
-from ..model.config import read_json
 from ..model.files import DTYPES, FLOAT_DTYPES, FLOATS, Checkpoint, CheckpointError
+from ..model.folders import read_json
 from .layouts import (
     AWQLayout,
     Float8Layout,
@@ -86,6 +87,10 @@ class Source:
                 raise CheckpointError(f"{info.file}: {name} stands beside {self.tensors[name].stored[0]}")
             self.tensors[name] = StoredTensor(name, info.shape, DTYPES[info.dtype][0], (name,), info.nbytes)
 
+    def rename(self, old: str, new: str) -> None:
+        """Calls a tensor of the model by another name."""
+        self.tensors[new] = replace(self.tensors.pop(old), name=new)
+
     def weight(self, name: str, start: int = 0, stop: int | None = None, dtype: mx.Dtype | None = None) -> mx.array:
         """Rows `start` to `stop` of a weight in full precision: [rows, in], or of a vector that many elements.
 
@@ -99,7 +104,7 @@ class Source:
         if not 0 <= start <= stop:
             raise ValueError(f"{name} has no rows {start} to {stop}; there are {rows}")
         if self._layout is None or len(tensor.stored) == 1:
-            return rows_of(self._checkpoint, name, start, stop).astype(dtype)
+            return rows_of(self._checkpoint, tensor.stored[0], start, stop).astype(dtype)
         slabs = []
         for first in range(start, stop, step := max(1, SLAB // tensor.shape[1])):
             slabs.append(self._layout.weight(tensor, first, min(first + step, stop)).astype(dtype))

@@ -219,7 +219,7 @@ class _IntegerLayout(Layout):
 
     def order(self, tensor: StoredTensor) -> mx.array | None:
         """The group of each column, or None where they lie side by side, all of a size."""
-        layer, columns = tensor.name.removesuffix(".weight"), tensor.shape[1]
+        layer, columns = tensor.stored[0].rpartition(".")[0], tensor.shape[1]
         if layer in self.orders or self.group_size == -1 or columns % self.group_size == 0:
             return self.orders.get(layer)
         return self._side_by_side(columns)

@@ -19,7 +19,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..model.files import DTYPE_NAMES, INDEX_NAME, Checkpoint, TensorInfo, atomic_file
+from ..model.files import DTYPE_NAMES, INDEX_NAME, Checkpoint, TensorInfo
+from ..model.folders import atomic_file
 from .plan import Output, Plan, Planned
 
 JOURNAL = "conversion.journal"

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..model.config import read_json
 from ..model.files import INDEX_NAME, Checkpoint
+from ..model.folders import read_json
 from .card import EXAONE_NOTICE, is_exaone
 from .plot import PLOT_NAME, one_line
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..model.config import read_json
 from ..model.files import Checkpoint, CheckpointError
+from ..model.folders import read_json
 from .checkpoint import Opened
 from .plan import Plan, Planned
 from .shards import Shards, digest_of

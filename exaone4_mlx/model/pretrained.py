@@ -1,0 +1,90 @@
+"""What every network here can do: be read from a checkpoint, and be written as one.
+
+What is peculiar here:
+- How checkpoints are stored is `weights/`'s to know, which is above this folder: it is imported when one is read.
+- New weights are drawn as transformers draws them, for what is trained from the start.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .config import Exaone4Config
+from .files import placeholders
+from .folders import atomic_file
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Pretrained(nn.Module):
+    """A network with a config."""
+
+    backbone: ClassVar[str] = "model."  # what the names of Exaone4Model's weights begin with
+
+    def __init__(self, config: Exaone4Config) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: mx.Dtype | str | None = None,
+        **changes: Any,
+    ) -> Self:
+        """The network of a checkpoint: a folder in Hugging Face or MLX format, a hub id, or "demo". No tokenizer.
+
+        `dtype` (bfloat16, float16 or float32, as `mx.Dtype` or name) is what floating-point weights are cast to; None
+        keeps the checkpoint's. `changes` are made to its config: `num_labels=3`. A head that the checkpoint lacks
+        altogether is new, and to be trained; a warning says so.
+
+        Raises FileNotFoundError for what is not there, and ValueError (CheckpointError for damaged weights) for what
+        is no EXAONE 4 checkpoint, each naming the file.
+        """
+        from ..weights.checkpoint import load_as
+
+        return load_as(cls, path_or_repo, revision=revision, dtype=dtype, **changes)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors into a folder, which is made if need be.
+
+        transformers and `from_pretrained` read it. Raises ValueError for a network whose parameters are not those of
+        the architecture: quantized, or with adapters.
+        """
+        weights = placeholders(self)
+        wanted = placeholders(type(self)(self.config))
+        if different := sorted(set(weights) ^ set(wanted)):
+            raise ValueError(
+                f"{different[0]} makes this no plain {type(self).__name__}: unpack or merge it first "
+                "(a checkpoint is quantized by convert)"
+            )
+        folder = Path(folder).expanduser()
+        dtype = str(next(iter(weights.values())).dtype).removeprefix("mlx.core.")
+        self.config.save_pretrained(folder, architectures=[type(self).__name__], dtype=dtype)
+        with atomic_file(folder / "model.safetensors") as stream:
+            mx.save_safetensors(stream, weights, metadata={"format": "mlx"})  # type: ignore[arg-type]
+
+
+def new_linear(config: Exaone4Config, inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
+    """A projection with new weights: normal, with a deviation of `initializer_range`."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer.weight = mx.random.normal((outputs, inputs), scale=config.initializer_range)
+    if bias:
+        layer.bias = mx.zeros(outputs)
+    return layer
+
+
+def new_embedding(config: Exaone4Config) -> nn.Embedding:
+    """A table of token embeddings with new weights, zero for the padding token."""
+    layer = nn.Embedding(config.vocab_size, config.hidden_size)
+    layer.weight = mx.random.normal((config.vocab_size, config.hidden_size), scale=config.initializer_range)
+    if config.pad_token_id is not None:
+        layer.weight = mx.where(mx.arange(config.vocab_size)[:, None] == config.pad_token_id, 0, layer.weight)
+    return layer
