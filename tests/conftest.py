@@ -72,9 +72,9 @@ def weights_of(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, mx.ar
     return weights
 
 
-def tiny_model(seed: int = 0, dtype: mx.Dtype = mx.float32, **changes: Any) -> Exaone4ForCausalLM:
+def tiny_model(seed: int = 0, dtype: mx.Dtype = mx.float32, kind: type = Exaone4ForCausalLM, **changes: Any) -> Any:
     """A random tiny model; `changes` go into its config.json."""
-    model = Exaone4ForCausalLM(Exaone4Config.from_dict(TINY | changes))
+    model = kind(Exaone4Config.from_dict(TINY | changes))
     shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
     model.update(tree_unflatten(list(weights_of(shapes, seed).items())))
     model.set_dtype(dtype)

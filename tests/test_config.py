@@ -11,6 +11,7 @@ from conftest import LLAMA3, TINY
 
 from exaone4_mlx import Exaone4Config
 from exaone4_mlx.model.config import LayerAttention
+from exaone4_mlx.model.rope import RopeParameters
 
 OLD_ROPE = {
     "rope_parameters": None,
@@ -73,11 +74,66 @@ def test_explicit_global_layers_of_a_model_with_a_window_have_no_rope() -> None:
     assert config(layer_types=types("GGGG")).layers == (GLOBAL,) * 4
 
 
-def test_defaults_are_the_documented_ones() -> None:
-    read = Exaone4Config.from_dict({"model_type": "exaone4"})
-    assert (read.vocab_size, read.hidden_size, read.intermediate_size, read.head_dim) == (102_400, 4096, 16_384, 128)
-    assert (read.sliding_window, read.sliding_window_pattern, read.max_position_embeddings) == (4096, 4, 2048)
-    assert read.rope_parameters.rope_theta == 10_000.0
+#: The documentation's signature. 32 key heads and an MLP of 16,384 are what 32 heads and a size of 4,096 make.
+DOCUMENTED = {
+    "vocab_size": 102_400,
+    "hidden_size": 4096,
+    "intermediate_size": 16_384,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-05,
+    "use_cache": True,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    "rope_theta": 10_000.0,
+    "rope_scaling": None,
+    "attention_dropout": 0.0,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 4,
+    "layer_types": tuple(types("LLLG") * 8),
+    "head_dim": 128,
+    "pad_token_id": None,
+    "num_labels": 2,
+    "id2label": {0: "LABEL_0", 1: "LABEL_1"},
+    "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+}
+
+
+@pytest.mark.parametrize("read", [Exaone4Config(), Exaone4Config.from_dict({"model_type": "exaone4"})])
+def test_defaults_are_the_documented_ones(read: Exaone4Config) -> None:
+    assert {key: getattr(read, key) for key in DOCUMENTED} == DOCUMENTED
+    assert read.model_type == "exaone4"
+
+
+def test_sizes_follow_one_another_where_they_are_not_given() -> None:
+    """As documented: four times the hidden size, and as many key heads as heads."""
+    read = Exaone4Config(hidden_size=64, num_attention_heads=4)
+    assert (read.intermediate_size, read.num_key_value_heads, read.head_dim) == (256, 4, 16)
+    assert config(num_key_value_heads=None).num_key_value_heads == 4, "null says as little"
+
+
+def test_parameters_are_taken_as_documented() -> None:
+    """By name, with plain dicts and lists, in either spelling of RoPE."""
+    scaling = {key: value for key, value in LLAMA3.items() if key != "rope_theta"}
+    older = Exaone4Config(rope_theta=500.0, rope_scaling=scaling, layer_types=types("LLLG") * 8)
+    newer = Exaone4Config(rope_parameters=LLAMA3 | {"rope_theta": 500.0})
+    assert older.rope_parameters == newer.rope_parameters
+    assert (older.rope_theta, newer.rope_theta) == (500.0, 500.0)
+    assert older.rope_scaling == newer.rope_scaling == scaling
+    assert hash(older) != hash(newer) or older == newer
+
+
+def test_labels_count_themselves() -> None:
+    assert config(num_labels=3).id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    named = config(id2label={"0": "no", "1": "yes", "2": "perhaps"})
+    assert (named.num_labels, named.label2id) == (3, {"no": 0, "yes": 1, "perhaps": 2})
+    assert config(hidden_dropout=0.3).classifier_dropout == 0.3, "what transformers' heads take if there is no other"
+    assert config(hidden_dropout=0.3, classifier_dropout=0.2).classifier_dropout == 0.2
 
 
 @pytest.mark.parametrize(
@@ -106,6 +162,21 @@ def test_defaults_are_the_documented_ones() -> None:
         ({"rope_parameters": LLAMA3 | {"low_freq_factor": 4}}, "low_freq_factor 4 must be below high_freq_factor 4"),
         ({"rope_parameters": LLAMA3 | {"type": "linear"}}, "given as rope_type 'llama3' and as type 'linear'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"attention_dropout": 1.0}, "attention_dropout must be a number from 0 to below 1, not 1.0"),
+        ({"classifier_dropout": -0.1}, "classifier_dropout must be a number from 0 to below 1"),
+        ({"initializer_range": "0.02"}, "initializer_range must be a positive number, not '0.02'"),
+        ({"use_cache": "yes"}, "use_cache must be true or false, not 'yes'"),
+        ({"pad_token_id": 1.5}, "pad_token_id must be a token id, not 1.5"),
+        ({"eos_token_id": [2, "3"]}, "eos_token_id must be a token id"),
+        ({"layer_types": "LLLG"}, "layer_types must be a list with one name for each layer"),
+        ({"rope_parameters": [1]}, r"rope_parameters must be an object, not \[1\]"),
+        ({"num_labels": 0}, "num_labels must be a positive whole number, not 0"),
+        ({"num_labels": 3, "id2label": {"0": "a"}}, "num_labels is 3, but id2label names 1"),
+        ({"id2label": {"1": "a", "2": "b"}}, r"id2label must name the labels from 0 on, each once, and names \[1, 2\]"),
+        ({"id2label": ["a", "b"]}, "id2label must map 0, 1, … to names"),
+        ({"label2id": {"a": 7}}, "label2id must map names to labels from 0 to 1"),
+        ({"problem_type": "ranking"}, "problem_type must be one of regression, single_label_classification, multi_"),
+        ({"original_max_position_embeddings": 64}, "64 stands outside of the RoPE parameters, which say 32"),
         ({"rope_theta": 5.0}, "RoPE is given twice, and differently"),
         ({"rope_scaling": LLAMA3 | {"factor": 2.0}}, "RoPE is given twice, and differently"),
     ],
@@ -134,6 +205,52 @@ def test_written_config_reads_back_the_same(changes: dict[str, Any]) -> None:
     assert {"rope_theta", "rope_scaling", "rope_parameters", "layer_types"} <= set(written)
     if written["sliding_window"]:
         assert set(written["sliding_window_pattern"]) <= {"L", "G"}, "mlx-lm reads strings only"
+
+
+def test_labels_and_dropout_are_written_where_they_are_not_the_default() -> None:
+    plain = config().to_dict()
+    assert not {"id2label", "label2id", "problem_type", "classifier_dropout", "output_attentions"} & set(plain)
+    told = config(num_labels=3, problem_type="regression", output_attentions=True)
+    assert Exaone4Config.from_dict(json.loads(json.dumps(told.to_dict()))) == told
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.5, "mscale": 0.5, "truncate": False},
+        {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "factor": 3.0},
+    ],
+    ids=lambda keys: keys["rope_type"],
+)
+def test_every_rope_is_written_and_read_back(keys: dict[str, Any]) -> None:
+    told = config(rope_parameters=keys)
+    assert Exaone4Config.from_dict(json.loads(json.dumps(told.to_dict()))).rope_parameters == told.rope_parameters
+
+
+def test_configs_are_saved_and_read_by_folder_file_and_name(tmp_path: Path) -> None:
+    config(num_labels=3).save_pretrained(tmp_path / "a" / "new folder")
+    for path in (tmp_path / "a" / "new folder", str(tmp_path / "a" / "new folder" / "config.json")):
+        assert Exaone4Config.from_pretrained(path).num_labels == 3
+    assert Exaone4Config.from_pretrained("demo").num_hidden_layers == 8
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        Exaone4Config.from_pretrained(tmp_path / "b")
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        Exaone4Config.from_pretrained(tmp_path)
+
+
+def test_changes_take_the_place_of_what_is_written(tmp_path: Path) -> None:
+    """Whatever says the same there goes: other labels, another RoPE, another pattern."""
+    config(num_labels=3).save_pretrained(tmp_path)
+    assert Exaone4Config.from_pretrained(tmp_path, num_labels=5).num_labels == 5
+    assert Exaone4Config.from_pretrained(tmp_path, id2label={0: "only"}).label2id == {"only": 0}
+    assert Exaone4Config.from_pretrained(tmp_path, rope_theta=5.0).rope_parameters == RopeParameters(rope_theta=5.0)
+    assert Exaone4Config.from_pretrained(tmp_path, sliding_window_pattern="LG").layers == (LOCAL, GLOBAL) * 2
+    with pytest.raises(ValueError, match="a config has no num_label"):
+        Exaone4Config.from_pretrained(tmp_path, num_label=5)
+    with pytest.raises(ValueError, match=r"config\.json: num_labels must be a positive whole number"):
+        Exaone4Config.from_pretrained(tmp_path, num_labels=-5)
 
 
 @pytest.mark.parametrize("size", ["1.2B", "32B"])

@@ -11,7 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import distance, greedy_tokens, tiny_model
+from conftest import distance, greedy_tokens, random_ids, tiny_model
+from documented import rope_config
 from mlx.utils import tree_flatten
 
 from exaone4_mlx import Sampling, convert, generate, load
@@ -99,6 +100,17 @@ def test_old_mlx_community_config_is_read(mlx_lm: Any, tmp_path: Path, edit_json
     theirs = their_load(mlx_lm, tmp_path / "old")
     edit_json(tmp_path / "old" / "config.json", layer_types=None, rope_parameters=None)
     assert_same(load(tmp_path / "old")[0], theirs)
+
+
+@pytest.mark.parametrize("rope", ["default", "linear", "yarn", "llama3"])
+def test_mlx_lm_computes_the_same_from_the_config_that_we_write(mlx_lm: Any, rope: str) -> None:
+    """For the RoPE types that it knows. What it drops of yarn's keys, attention_factor, is the default here."""
+    from mlx_lm.models import exaone4
+
+    ours = tiny_model(**rope_config(rope, sliding_window_pattern="LLLG"))
+    theirs = exaone4.Model(exaone4.ModelArgs.from_dict(json.loads(json.dumps(ours.config.to_dict()))))
+    theirs.update(ours.parameters())
+    assert distance(ours(random_ids(50)), theirs(random_ids(50))) < 1e-4
 
 
 def test_our_model_runs_under_their_generator(mlx_lm: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -14,6 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.filterwarnings("ignore:.*it is new here")  # as the text beside it says
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_snippets_run_and_print_what_they_say(snippet: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(snippet, "README.md", "exec"), {})
@@ -21,6 +23,31 @@ def test_snippets_run_and_print_what_they_say(snippet: str, capsys: pytest.Captu
     assert out
     for line in re.findall(r"^# (.+)$", snippet, re.MULTILINE):
         assert line in out
+
+
+def test_the_documented_model_is_covered_as_it_says() -> None:
+    """Every test of the table is there; a name without a file stands in the file named last."""
+    table = README.partition("| documented | covered by |")[2].partition("\n\n")[0]
+    file = ""
+    cited = re.findall(r"`(?:(test_\w+\.py)::)?(test_\w+)`", table)
+    assert len(cited) > 40
+    for named, test in cited:
+        file = named or file
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {test}"
+
+
+def test_every_documented_name_has_a_place(shared: Path) -> None:
+    """Each argument and key of the documentation that the project answers to."""
+    page = (shared / "research" / "transformers-exaone4-docs.txt").read_text()
+    table = README.partition("### The documented model")[2].partition("### Errors")[0]
+    signatures = " ".join(re.findall(r"source >\((.*)", page))
+    parameters = set(re.findall(r"(\w+)\s*(?:=|: typing)", signatures)) | set(
+        re.findall(r"^- +(\w+) \(", page, re.MULTILINE)
+    )
+    keys = set(re.findall(r"(\w+) \((?:float|int|str|List\[float\]), ?optional", page))
+    assert len(parameters | keys) > 40
+    missing = {name for name in (parameters | keys) - {"config", "kwargs"} if f"`{name}`" not in table}
+    assert not missing, missing
 
 
 def test_flags_that_it_names_exist(capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,7 +150,8 @@ def load_network(
             done += stored.nbytes
             if progress:
                 progress(done, opened.nbytes)
-        yield from opened.new.items()
+        for name, array in opened.new.items():
+            yield name, array.astype(cast or next(iter(source.tensors.values())).dtype)
 
     if opened.new:
         names = ", ".join(sorted(opened.new))
