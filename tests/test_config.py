@@ -245,7 +245,17 @@ def test_changes_take_the_place_of_what_is_written(tmp_path: Path) -> None:
     config(num_labels=3).save_pretrained(tmp_path)
     assert Exaone4Config.from_pretrained(tmp_path, num_labels=5).num_labels == 5
     assert Exaone4Config.from_pretrained(tmp_path, id2label={0: "only"}).label2id == {"only": 0}
-    assert Exaone4Config.from_pretrained(tmp_path, rope_theta=5.0).rope_parameters == RopeParameters(rope_theta=5.0)
+    assert (
+        Exaone4Config.from_pretrained(tmp_path, num_labels=3, bos_token_id=1).id2label == config(num_labels=3).id2label
+    )
+    base = Exaone4Config.from_pretrained(tmp_path, rope_theta=5.0)
+    assert (base.rope_theta, base.rope_scaling) == (5.0, config().rope_scaling), "a new base keeps the scaling"
+    scaling = Exaone4Config.from_pretrained(tmp_path, rope_scaling={"rope_type": "linear", "factor": 2.0})
+    assert (scaling.rope_theta, scaling.rope_parameters.rope_type) == (10_000.0, "linear"), "and the other way round"
+    plain = Exaone4Config.from_pretrained(tmp_path, rope_scaling=None)
+    assert plain.rope_parameters == RopeParameters(rope_theta=10_000.0)
+    whole = Exaone4Config.from_pretrained(tmp_path, rope_parameters={"rope_type": "default", "rope_theta": 7.0})
+    assert whole.rope_parameters == RopeParameters(rope_theta=7.0)
     assert Exaone4Config.from_pretrained(tmp_path, sliding_window_pattern="LG").layers == (LOCAL, GLOBAL) * 2
     with pytest.raises(ValueError, match="a config has no num_label"):
         Exaone4Config.from_pretrained(tmp_path, num_label=5)

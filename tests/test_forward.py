@@ -15,6 +15,7 @@ from documented import CALLS, LENGTH, PADDED, ROPES, config_of, rope_config, tex
 
 import exaone4_mlx
 from exaone4_mlx import Exaone4ForCausalLM, Exaone4Model
+from exaone4_mlx.generation.decode import prefill
 from exaone4_mlx.model import forward, network
 from exaone4_mlx.model.rope import RopeParameters
 
@@ -277,8 +278,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a mask of scores": ({"input_ids": IDS, "attention_mask": [[0, 1, 2, 3]]}, "attention_mask must be from 0 to 1"),
     "positions of another length": ({"input_ids": IDS, "position_ids": [[0, 1]]}, "position_ids must have the shape"),
     "negative positions": ({"input_ids": IDS, "position_ids": [[-1, 0, 1, 2]]}, "position_ids must be at least 0"),
-    "cache_position elsewhere": ({"input_ids": IDS, "cache_position": [4, 5, 6, 7]}, "cache_position must be 0 to 3"),
+    "cache_position elsewhere": (
+        {"input_ids": IDS, "cache_position": [4, 5, 6, 7]},
+        "cache_position, less where the cache goes on, must be from 0 to 0, and 4 is",
+    ),
     "one cache": ({"input_ids": IDS, "past_key_values": []}, "one cache for each of 4 layers; take them from"),
+    "a mask of floats": ({"input_ids": IDS, "attention_mask": [[0.5] * 4]}, "attention_mask must be whole numbers"),
+    "use_cache as a word": ({"input_ids": IDS, "use_cache": "no"}, "use_cache must be True or False, not 'no'"),
     "kept, negative": ({"input_ids": IDS, "logits_to_keep": -1}, "logits_to_keep must not be negative"),
     "kept, beyond": ({"input_ids": IDS, "logits_to_keep": [4]}, "logits_to_keep must be from -4 to 3"),
     "kept, two lists": ({"input_ids": IDS, "logits_to_keep": [[1]]}, "logits_to_keep must be a number or one list"),
@@ -298,7 +304,12 @@ def test_wrong_calls_are_refused_by_name(case: str) -> None:
 def test_an_error_leaves_the_caches_as_they_were() -> None:
     model = tiny_model(**config_of())
     cache = model.forward(IDS).past_key_values
-    for asked in ({"labels": [[1]]}, {"attention_mask": [[1] * 7]}, {"logits_to_keep": [9]}, {"cache_position": [0]}):
+    for asked in (
+        {"labels": [[1]]},
+        {"attention_mask": [[1] * 7]},
+        {"logits_to_keep": [9]},
+        {"cache_position": [0] * 4},
+    ):
         with pytest.raises(ValueError, match=next(iter(asked))):
             model.forward(IDS, past_key_values=cache, **asked)
         assert {layer.offset for layer in cache} == {4}
@@ -315,6 +326,40 @@ def test_caches_of_another_model_are_refused() -> None:
         model.forward(IDS, past_key_values=tiny_model(**config_of(sliding_window=9)).make_cache())
     with pytest.raises(ValueError, match="past_key_values hold 4 and 0 tokens"):
         model.forward(IDS, past_key_values=[*cache[:3], model.make_cache()[3]])
+
+
+@pytest.mark.parametrize("change", [{"num_key_value_heads": 1}, {"head_dim": 8}])
+def test_caches_of_other_heads_are_refused(change: dict[str, int]) -> None:
+    """One key head would be spread over two without a word."""
+    cache = tiny_model(**config_of()).forward(IDS).past_key_values
+    with pytest.raises(ValueError, match=r"past_key_values\[0\] has 2 key heads of 16"):
+        tiny_model(**config_of(**change)).forward(IDS, past_key_values=cache)
+    model = tiny_model(**config_of(sliding_window=None, layer_types=[]))
+    with pytest.raises(ValueError, match="one cache for several layers"):
+        model.forward(IDS, past_key_values=model.make_cache()[:1] * 4)
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_a_prompt_read_in_chunks_turns_as_in_one_call(rope: str) -> None:
+    """As transformers' generate reads it. What is said after it goes on from there."""
+    model = tiny_model(**rope_config(rope))
+    ids = token_ids(batch=1, length=50)[0]
+    whole, chunked = model.make_cache(), model.make_cache()
+    expected = model(mx.array([ids]), whole)[:, -1]
+    assert distance(prefill(model, ids, chunked, step_size=7), expected) < 1e-4
+    assert distance(model(mx.array([[5]]), chunked), model(mx.array([[5]]), whole)) < 1e-4
+
+
+def test_packing_follows_use_cache_as_in_transformers() -> None:
+    """Also in training, where no cache is made unless it is asked for."""
+    model = tiny_model(**config_of())
+    packed = mx.array([[0, 1, 2, 0, 1, 2]])
+    ids = random_ids(6)
+    alone = model(ids[:, 3:])
+    for training in (False, True):
+        model.train(training)
+        assert distance(model.forward(ids, position_ids=packed, use_cache=False).logits[:, 3:], alone) < 1e-4
+        assert distance(model.forward(ids, position_ids=packed).logits[:, 3:], alone) > 1e-2
 
 
 def test_arguments_that_nobody_knows_are_refused() -> None:

@@ -28,6 +28,7 @@ from exaone4_mlx import (
 from exaone4_mlx.model import heads, losses, network
 from exaone4_mlx.model.files import Checkpoint
 from exaone4_mlx.model.folders import DEMO_FOLDER
+from exaone4_mlx.weights.checkpoint import load_model
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "documented.json").read_text())
 PLACE = GOLDENS["place"]
@@ -138,7 +139,9 @@ def test_a_loss_without_labels_that_count_is_zero() -> None:
     """transformers divides by nothing here, and one such batch would end a training in NaN."""
     ids = random_ids(6)
     nothing = mx.full((1, 6), -100)
-    assert tiny_model(**config_of()).forward(ids, labels=nothing).loss.item() == 0
+    language = tiny_model(**config_of())
+    assert language.forward(ids, labels=nothing).loss.item() == 0
+    assert language.forward(ids[:, :1], labels=ids[:, :1]).loss.item() == 0, "one token has no next one"
     assert tiny_model(kind=Exaone4ForTokenClassification, **config_of())(ids, labels=nothing).loss.item() == 0
     answering = tiny_model(kind=Exaone4ForQuestionAnswering, **config_of())
     beyond = mx.array([99])
@@ -309,10 +312,59 @@ def test_networks_are_read_from_each_others_checkpoints(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"has no score\.bias, score\.weight"):
         again = Exaone4ForTokenClassification.from_pretrained(tmp_path / "base")
     assert distance(again.model(ids), tagger.model(ids)) == 0
-    with pytest.raises(CheckpointError, match=r"lacks .*lm_head\.weight"):
-        Exaone4ForCausalLM.from_pretrained(tmp_path / "base")
+    with pytest.warns(UserWarning, match=r"has no lm_head\.weight: it is new here"):
+        language = Exaone4ForCausalLM.from_pretrained(tmp_path / "base")
+    assert distance(language.model(ids), base(ids)) == 0
+    with pytest.raises(CheckpointError, match="lacks tensors"):
+        load_model(tmp_path / "base")  # what is meant to talk is not given a head that cannot
+    with pytest.warns(UserWarning, match=r"has no score\.bias, score\.weight: "):
+        Exaone4ForTokenClassification.from_pretrained(tmp_path / "base")
+    scorer = Exaone4ForSequenceClassification.from_pretrained(tmp_path / "tagger")
+    assert mx.array_equal(scorer.score.weight, tagger.score.weight), "without the bias, which it has not"
     with pytest.raises(CheckpointError, match=r"score\.weight has shape \(3, 32\), not \(5, 32\)"):
         Exaone4ForTokenClassification.from_pretrained(tmp_path / "tagger", num_labels=5)
+
+
+def test_new_heads_have_the_checkpoints_dtype(tmp_path: Path) -> None:
+    tiny_model(kind=Exaone4Model, dtype=mx.bfloat16, **config_of()).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    for dtype, expected in ((None, mx.bfloat16), ("float16", mx.float16)):
+        with pytest.warns(UserWarning, match="it is new here"):
+            model = Exaone4ForSequenceClassification.from_pretrained(tmp_path, dtype=dtype)
+        assert {array.dtype for _, array in tree_flatten(model.parameters())} == {expected}
+
+
+def test_stored_frequencies_are_passed_over_in_any_network(tmp_path: Path) -> None:
+    model = tiny_model(kind=Exaone4ForQuestionAnswering, **config_of())
+    model.save_pretrained(tmp_path)
+    weights = mx.load(str(tmp_path / "model.safetensors"))
+    for name in ("transformer.rotary_emb.inv_freq", "transformer.layers.0.self_attn.rotary_emb.inv_freq"):
+        weights[name] = mx.zeros(8)
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), weights)
+    again = Exaone4ForQuestionAnswering.from_pretrained(tmp_path)
+    assert distance(again(random_ids(5)).start_logits, model(random_ids(5)).start_logits) == 0
+
+
+def test_weights_are_not_saved_beside_others_that_would_be_read_instead(tmp_path: Path) -> None:
+    """An index and its files outlast the new ones."""
+    model = tiny_model(**config_of())
+    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)  # over its own, as after each epoch
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    before = (tmp_path / "model.safetensors").read_bytes()
+    model.model.norm.weight *= 2
+    with pytest.raises(FileExistsError, match=r"holds another checkpoint \(model\.safetensors\.index\.json\)"):
+        model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_saving_draws_no_random_numbers(tmp_path: Path) -> None:
+    model = tiny_model(**config_of())
+    mx.random.seed(3)
+    model.save_pretrained(tmp_path)
+    drawn = mx.random.normal((4,))
+    mx.random.seed(3)
+    assert mx.array_equal(drawn, mx.random.normal((4,)))
 
 
 def test_a_quantized_folder_is_read_as_any_network(tmp_path: Path, hf_folder: Path) -> None:
@@ -322,7 +374,7 @@ def test_a_quantized_folder_is_read_as_any_network(tmp_path: Path, hf_folder: Pa
     ids = random_ids(9)
     assert isinstance(base.layers[0].mlp.up_proj, nn.QuantizedLinear)
     assert distance(base(ids), model.model(ids)) == 0
-    with pytest.raises(ValueError, match="makes this no plain Exaone4Model: unpack or merge it first"):
+    with pytest.raises(ValueError, match=r"is a Quantized.*, of which Exaone4Model has none: unpack or merge it first"):
         base.save_pretrained(tmp_path / "again")
     assert not (tmp_path / "again").exists()
 

@@ -45,8 +45,9 @@ def read(
     is computed before the next one; the last one is the caller's to evaluate.
     """
     array = mx.array(list(ids))[None]  # [1, L]
+    whole_length = cache[0].offset + len(ids)
     for start in range(0, len(ids), step_size):
-        hidden = model.model(array[:, start : start + step_size], cache)
+        hidden = model.model(array[:, start : start + step_size], cache, whole_length)
         if start + step_size < len(ids):
             mx.eval([layer.state for layer in cache])
             mx.clear_cache()

@@ -154,7 +154,7 @@ class Exaone4Config:
             raise ValueError(f"hidden_act {self.hidden_act!r} is not implemented; EXAONE 4 uses 'silu'")
         for name in ("rms_norm_eps", "initializer_range"):
             value = getattr(self, name)
-            if not _is_number(value) or not 0 < value < math.inf:
+            if not _is_number(value) or not 0 <= value < math.inf or (name == "rms_norm_eps" and not value):
                 raise ValueError(f"{name} must be a positive number, not {value!r}")
         for name in ("attention_dropout", "classifier_dropout"):
             value = getattr(self, name)
@@ -202,7 +202,9 @@ class Exaone4Config:
             count = 2 if count is None else count
             _check_count("num_labels", count)
             names = {i: f"LABEL_{i}" for i in range(count)}
-        if not isinstance(names, Mapping) or not all(str(key).isdecimal() for key in names):
+        if not isinstance(names, Mapping) or not all(
+            str(key).isdecimal() and isinstance(name, str) for key, name in names.items()
+        ):
             raise ValueError(f"id2label must map 0, 1, … to names, not be {names!r}")
         names = {int(key): name for key, name in names.items()}
         if not names or sorted(names) != list(range(len(names))):
@@ -211,7 +213,9 @@ class Exaone4Config:
             raise ValueError(f"num_labels is {count!r}, but id2label names {len(names)}")
         if numbers is None:
             numbers = {name: i for i, name in names.items()}
-        if not isinstance(numbers, Mapping) or not all(number in names for number in numbers.values()):
+        if not isinstance(numbers, Mapping) or not all(
+            isinstance(number, int) and number in names for number in numbers.values()
+        ):
             raise ValueError(f"label2id must map names to labels from 0 to {len(names) - 1}, not be {numbers!r}")
         self._set("id2label", names)
         self._set("label2id", dict(numbers))
@@ -268,8 +272,9 @@ class Exaone4Config:
         if foreign := [key for key in FOREIGN_KEYS if values.get(key)]:
             raise ValueError(f"{foreign[0]} = {values[foreign[0]]!r} is not part of EXAONE 4 and is not implemented")
         known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
-        if known.get("classifier_dropout") is None:  # hidden_dropout is what transformers' heads read then
-            known["classifier_dropout"] = values.get("hidden_dropout", cls.classifier_dropout)
+        if known.get("classifier_dropout") is None:  # as transformers' heads read it
+            hidden = values.get("hidden_dropout")
+            known["classifier_dropout"] = cls.classifier_dropout if hidden is None else hidden
         config = cls(**known)
         if (beside := values.get(ORIGINAL)) not in (
             None,
@@ -287,13 +292,7 @@ class Exaone4Config:
             raise ValueError(f"a config has no {unknown[0]}")
         try:
             values = read_json(path)
-            if {"num_labels", "id2label"} & set(changes):  # the labels of another task
-                values = {key: value for key, value in values.items() if key not in ("num_labels", *SELDOM[:2])}
-            if {"rope_parameters", "rope_scaling", "rope_theta"} & set(changes):
-                values = {key: value for key, value in values.items() if not key.startswith("rope_")}
-            if "sliding_window_pattern" in changes:
-                values.pop("layer_types", None)
-            return cls.from_dict(values | changes)
+            return cls.from_dict(_changed(values, cls.from_dict(values), changes) if changes else values)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -313,7 +312,8 @@ class Exaone4Config:
         """The config in every spelling at once, so that transformers of any age and mlx-lm read it.
 
         `rope_scaling` and `rope_theta` stand beside `rope_parameters`, and the pattern is a string (of
-        one letter a layer where it does not repeat) beside explicit `layer_types`.
+        one letter a layer where it does not repeat) beside explicit `layer_types`. (mlx-lm knows neither `dynamic`
+        nor a window in a model whose layers are all alike.)
         """
         values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
         del values["num_labels"]  # id2label says it
@@ -344,11 +344,29 @@ class Exaone4Config:
             stream.write((json.dumps(self.to_dict() | more, indent=2) + "\n").encode())
 
 
+def _changed(values: dict[str, Any], read: Exaone4Config, changes: dict[str, Any]) -> dict[str, Any]:
+    """The contents of a config.json with changes made to them; what says the same there goes."""
+    gone = {"layer_types"} if "sliding_window_pattern" in changes else set()
+    if "id2label" in changes or changes.get("num_labels", read.num_labels) != read.num_labels:
+        gone |= {"num_labels", "id2label", "label2id"}  # those of another task
+    rope = {key: value for key, value in changes.items() if key.startswith("rope_")}
+    if rope:  # a new base keeps the scaling, and a new scaling the base
+        gone |= {"rope_parameters", "rope_scaling", "rope_theta"}
+        scaling = rope.get("rope_parameters", rope.get("rope_scaling", read.rope_parameters.scaling()))
+        inside = scaling.get("rope_theta") if isinstance(scaling, Mapping) else None
+        rope = {"rope_theta": inside or read.rope_theta, "rope_scaling": scaling} | rope
+    return {key: value for key, value in values.items() if key not in gone} | changes | rope
+
+
 def _read_rope(newer: Any, older: Any, theta: float | None, max_position_embeddings: int) -> RopeParameters:
     """Either spelling of RoPE, or both when they say the same (as in the configs that we write)."""
     for key, value in (("rope_parameters", newer), ("rope_scaling", older)):
         if value is not None and not isinstance(value, Mapping):
             raise ValueError(f"{key} must be an object, not {value!r}")
+    newer, older = (
+        None if rope is None else {key: value for key, value in rope.items() if value is not None}
+        for rope in (newer, older)
+    )
     outside = {} if theta is None else {"rope_theta": theta}
     read = RopeParameters.from_dict(outside | dict(newer or older or {}), max_position_embeddings)
     if (theta is not None and read.rope_theta != theta) or (

@@ -11,6 +11,7 @@ Shapes: B batch, L new tokens, S attended tokens, H query heads, D head size, E 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,9 +27,9 @@ from .losses import IGNORED
 class Details:
     """What one call of `forward` adds to the plain call, for all layers; and what it gathers from them.
 
-    `positions` [B, L] are those of the new tokens, where they do not simply go on, and `length` the longest sequence
-    that they make. `padding` [B, past + L] is true for what is no padding. Tokens see those of their own number in
-    `segments` [B, L] only.
+    `positions` [B, L] are those of the new tokens, where they do not simply go on; `length` is that of the whole
+    sequence, where there is more of it to come. `padding` [B, past + L] is true for what is no padding. Tokens see
+    those of their own number in `segments` [B, L] only.
     """
 
     positions: mx.array | None = None
@@ -54,7 +55,7 @@ class Details:
 
     def places(self, offset: int, length: int) -> tuple[int | mx.array, int]:
         """The positions of `length` new tokens after `offset`, the first or all, and the length of the sequence."""
-        return (offset, offset + length) if self.positions is None else (self.positions, self.length)
+        return (offset, max(self.length, offset + length)) if self.positions is None else (self.positions, self.length)
 
     def nothing_for_the_blind(self, taken: mx.array, window: int | None) -> mx.array:
         """What each query takes in, [B, H, L, D], or the weights of it, [B, H, L, S]: zero where it sees nothing."""
@@ -98,7 +99,15 @@ def read_inputs(
 
     Raises ValueError, naming the argument, before anything is computed and before a cache is touched.
     """
-    keep = (config.use_cache and not training) if use_cache is None else use_cache
+    for name, flag in (
+        ("use_cache", use_cache),
+        ("output_hidden_states", output_hidden_states),
+        ("output_attentions", output_attentions),
+    ):
+        if flag is not None and not isinstance(flag, bool):
+            raise ValueError(f"{name} must be True or False, not {flag!r}")
+    wanted = config.use_cache if use_cache is None else use_cache
+    keep = wanted and not (training and use_cache is None)
     if use_cache and past_key_values is None and not returns_cache:
         raise ValueError("this output holds no past_key_values; pass those of model.make_cache(), and keep them")
     tokens = _read_tokens(config, input_ids, inputs_embeds)
@@ -109,13 +118,14 @@ def read_inputs(
         details.padding = _read_padding(attention_mask, batch, past, length)
     if cache_position is not None:
         places = read_integers("cache_position", cache_position)
-        if places.shape != (length,) or not mx.array_equal(places, mx.arange(past, past + length)).item():
-            raise ValueError(f"cache_position must be {past} to {past + length - 1}, where the cache goes on")
+        if places.shape != (length,):
+            raise ValueError(f"cache_position must have the shape [{length}], not {list(places.shape)}")
+        check_range("cache_position, less where the cache goes on,", places - mx.arange(past, past + length), 0, 0)
     if position_ids is not None:
         details.positions = _read_positions(position_ids, batch, length)
         if config.rope_parameters.depends_on_length:
-            details.length = int(details.positions.max()) + 1
-        if attention_mask is None and past_key_values is None and not keep:
+            details.length = _longest(details.positions, config)
+        if attention_mask is None and past_key_values is None and not wanted:
             begins = details.positions[:, 1:] != details.positions[:, :-1] + 1
             first = mx.zeros((batch, 1), mx.int32)
             details.segments = mx.cumsum(mx.concatenate([first, begins.astype(mx.int32)], axis=1), axis=1)
@@ -124,6 +134,15 @@ def read_inputs(
     if config.output_attentions if output_attentions is None else output_attentions:
         details.attentions = []
     return inputs
+
+
+def _longest(positions: mx.array, config: Exaone4Config) -> int:
+    """The length of a sequence with these positions."""
+    try:
+        return int(positions.max()) + 1
+    except ValueError as error:
+        kind = config.rope_parameters.rope_type
+        raise ValueError(f"position_ids of RoPE type {kind!r} must be known: do not compile them") from error
 
 
 def _read_tokens(config: Exaone4Config, input_ids: Any, inputs_embeds: Any) -> tuple[mx.array | None, mx.array | None]:
@@ -156,10 +175,14 @@ def _check_caches(config: Exaone4Config, caches: Sequence[Cache], batch: int) ->
             raise ValueError(f"past_key_values[{number}] is no cache for layer {number} of this model; {make}")
         if cache.offset != caches[0].offset:
             raise ValueError(f"past_key_values hold {caches[0].offset} and {cache.offset} tokens; {make}")
-        if cache.offset and cache.state[0].shape[0] != batch:
-            raise ValueError(
-                f"past_key_values hold a batch of {cache.state[0].shape[0]}, and the new tokens are {batch}"
-            )
+        if cache.state:
+            held, heads, _, head_dim = cache.state[0].shape
+            if (heads, head_dim) != (config.num_key_value_heads, config.head_dim):
+                raise ValueError(f"past_key_values[{number}] has {heads} key heads of {head_dim}; {make}")
+            if held != batch:
+                raise ValueError(f"past_key_values hold a batch of {held}, and the new tokens are {batch}")
+    if len({id(cache) for cache in caches}) < len(caches):
+        raise ValueError(f"past_key_values hold one cache for several layers; {make}")
     return caches[0].offset
 
 
@@ -173,7 +196,7 @@ def _read_padding(attention_mask: Any, batch: int, past: int, length: int) -> mx
         )
     if mask.dtype == mx.bool_:
         return mask
-    check_range("attention_mask", mask, 0, 1)
+    check_range("attention_mask", read_integers("attention_mask", mask), 0, 1)
     return mask != 0
 
 
@@ -190,10 +213,11 @@ def _read_positions(position_ids: Any, batch: int, length: int) -> mx.array:
 
 def read_kept(logits_to_keep: Any, length: int) -> slice | mx.array:
     """The positions whose logits are wanted. Raises ValueError for what is neither a count nor a list of positions."""
-    if isinstance(logits_to_keep, int) and not isinstance(logits_to_keep, bool):
-        if logits_to_keep < 0:
-            raise ValueError(f"logits_to_keep must not be negative, and is {logits_to_keep}")
-        return slice(max(0, length - logits_to_keep) if logits_to_keep else 0, None)
+    if hasattr(logits_to_keep, "__index__") and not getattr(logits_to_keep, "shape", ()):
+        count = operator.index(logits_to_keep)
+        if count < 0:
+            raise ValueError(f"logits_to_keep must not be negative, and is {count}")
+        return slice(max(0, length - count) if count else 0, None)
     positions = read_integers("logits_to_keep", logits_to_keep)
     if positions.ndim != 1:
         raise ValueError(f"logits_to_keep must be a number or one list of positions, not of shape {positions.shape}")

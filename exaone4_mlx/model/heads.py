@@ -36,9 +36,6 @@ class Exaone4ForSequenceClassification(Pretrained):
         self.model = Exaone4Model(config)
         self.score = new_linear(config, config.hidden_size, config.num_labels)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> SequenceClassifierOutputWithPast:
-        return self.forward(*args, **kwargs)
-
     def forward(
         self,
         input_ids: mx.array | None = None,
@@ -76,7 +73,7 @@ class Exaone4ForSequenceClassification(Pretrained):
         if self.config.pad_token_id is None and batch > 1:
             raise ValueError(f"a batch of {batch} texts needs a pad_token_id in the config, to find where each ends")
         if inputs.ids is None and attention_mask is not None and length > 1:
-            warnings.warn("inputs_embeds do not tell what is padding: the last position is pooled", stacklevel=3)
+            warnings.warn("inputs_embeds do not tell what is padding: the last position is pooled", stacklevel=2)
         if labels is not None:
             labels, problem_type = self._read_labels(labels, batch)
         outputs = self.model.run(inputs)
@@ -85,6 +82,8 @@ class Exaone4ForSequenceClassification(Pretrained):
         return SequenceClassifierOutputWithPast(
             loss, logits, outputs.past_key_values, outputs.hidden_states, outputs.attentions
         )
+
+    __call__ = forward
 
     def _read_labels(self, labels: Any, batch: int) -> tuple[mx.array, str]:
         """The labels, checked, and the type of the problem."""
@@ -95,6 +94,8 @@ class Exaone4ForSequenceClassification(Pretrained):
         elif problem_type is None:
             whole = mx.issubdtype(labels.dtype, mx.integer)
             problem_type = "single_label_classification" if whole else "multi_label_classification"
+        if labels.ndim == 0 and batch == 1:
+            labels = labels[None]
         if problem_type == "single_label_classification":
             if labels.shape == (batch, 1):
                 labels = labels[:, 0]
@@ -124,9 +125,6 @@ class Exaone4ForTokenClassification(Pretrained):
         self.model = Exaone4Model(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.score = new_linear(config, config.hidden_size, config.num_labels, bias=True)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> TokenClassifierOutput:
-        return self.forward(*args, **kwargs)
 
     def forward(
         self,
@@ -166,6 +164,8 @@ class Exaone4ForTokenClassification(Pretrained):
         loss = None if labels is None else token_loss(logits, labels)
         return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
+    __call__ = forward
+
 
 class Exaone4ForQuestionAnswering(Pretrained):
     """EXAONE 4 with two scores for every token: that an answer begins there, and that it ends there."""
@@ -176,9 +176,6 @@ class Exaone4ForQuestionAnswering(Pretrained):
         super().__init__(config)
         self.transformer = Exaone4Model(config)
         self.qa_outputs = new_linear(config, config.hidden_size, 2, bias=True)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> QuestionAnsweringModelOutput:
-        return self.forward(*args, **kwargs)
 
     def forward(
         self,
@@ -227,3 +224,5 @@ class Exaone4ForQuestionAnswering(Pretrained):
         start_logits, end_logits = logits[..., 0], logits[..., 1]
         loss = span_loss(start_logits, end_logits, *(span.reshape(-1) for span in spans)) if spans else None
         return QuestionAnsweringModelOutput(loss, start_logits, end_logits, outputs.hidden_states, outputs.attentions)
+
+    __call__ = forward

@@ -18,6 +18,8 @@ IGNORED = -100  # the label of a token that does not count
 
 def causal_lm_loss(logits: mx.array, labels: mx.array) -> mx.array:
     """Logits [B, L, V] and labels [B, L]: the mean cross-entropy of each next token whose label is not -100."""
+    if logits.shape[1] == 1:
+        return mx.zeros(())  # there is no next token
     return _cross_entropy(logits[:, :-1], labels[:, 1:])
 
 

@@ -155,8 +155,14 @@ class Exaone4Model(Pretrained):
         self.layers = [Block(config, layer) for layer in config.layers]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, input_ids: mx.array, cache: Sequence[Cache] | None = None) -> mx.array:
-        return self._run(self.embed_tokens(input_ids), cache)
+    def __call__(
+        self, input_ids: mx.array, cache: Sequence[Cache] | None = None, whole_length: int | None = None
+    ) -> mx.array:
+        """Of a text that is read in pieces, `whole_length` counts all tokens: dynamic and longrope go by that."""
+        details = None
+        if whole_length is not None and self.config.rope_parameters.depends_on_length:
+            details = Details(length=whole_length)
+        return self._run(self.embed_tokens(input_ids), cache, details)
 
     def _run(self, x: mx.array, cache: Sequence[Cache] | None, details: Details | None = None) -> mx.array:
         """Embeddings [B, L, E] -> final hidden states [B, L, E]."""
@@ -189,10 +195,10 @@ class Exaone4Model(Pretrained):
         """transformers' call: ids [B, L], or embeddings [B, L, E], and what is known about them.
 
         `attention_mask` [B, past + L] is 0 for padding, wherever it stands. `position_ids` [B, L] are what the rotation
-        goes by, instead of 0, 1, … from the cache on. Without a mask and without a cache (`use_cache=False`, or in
-        training) a position that does not follow the one before begins a new sequence: several are packed into one row.
-        `past_key_values` are changed in place; `use_cache` returns them, or new ones (the config's default, in
-        training False). `cache_position` [L] can only say where the cache goes on anyway.
+        goes by, instead of 0, 1, … from the cache on; with `use_cache=False` and without a mask, one that does not
+        follow the one before begins a new sequence: several are packed into one row. `past_key_values` are changed in
+        place; `use_cache` (the config's, unless given) returns them, or new ones, which are not made in training unless
+        it is given. `cache_position` [L] can only say where the cache goes on anyway.
 
         Raises ValueError, naming the argument, for what is missing, misshapen, out of range or contradictory.
         """

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+#: What a checkpoint's weights belong to, beside the modules of this folder.
+PLAIN = (nn.Linear, nn.Embedding, nn.RMSNorm, nn.Dropout)
+
+
 class Pretrained(nn.Module):
     """A network with a config."""
 
@@ -42,8 +46,8 @@ class Pretrained(nn.Module):
         """The network of a checkpoint: a folder in Hugging Face or MLX format, a hub id, or "demo". No tokenizer.
 
         `dtype` (bfloat16, float16 or float32, as `mx.Dtype` or name) is what floating-point weights are cast to; None
-        keeps the checkpoint's. `changes` are made to its config: `num_labels=3`. A head that the checkpoint lacks
-        altogether is new, and to be trained; a warning says so.
+        keeps the checkpoint's. `changes` are made to its config: `num_labels=3`. What the checkpoint lacks of the head
+        is new, and to be trained; a warning says so.
 
         Raises FileNotFoundError for what is not there, and ValueError (CheckpointError for damaged weights) for what
         is no EXAONE 4 checkpoint, each naming the file.
@@ -53,23 +57,27 @@ class Pretrained(nn.Module):
         return load_as(cls, path_or_repo, revision=revision, dtype=dtype, **changes)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors into a folder, which is made if need be.
+        """Writes config.json and model.safetensors into a folder, which is made if need be, or over what is there.
 
         transformers and `from_pretrained` read it. Raises ValueError for a network whose parameters are not those of
-        the architecture: quantized, or with adapters.
+        the architecture (quantized, or with adapters), and FileExistsError for a folder with other weight files, which
+        would be read instead.
         """
-        weights = placeholders(self)
-        wanted = placeholders(type(self)(self.config))
-        if different := sorted(set(weights) ^ set(wanted)):
-            raise ValueError(
-                f"{different[0]} makes this no plain {type(self).__name__}: unpack or merge it first "
-                "(a checkpoint is quantized by convert)"
-            )
-        folder = Path(folder).expanduser()
+        for name, part in self.named_modules():
+            if type(part) not in PLAIN and not type(part).__module__.startswith(__package__):
+                raise ValueError(
+                    f"{name} is a {type(part).__name__}, of which {type(self).__name__} has none: "
+                    "unpack or merge it first (a checkpoint is quantized by convert)"
+                )
+        weights, folder = placeholders(self), Path(folder).expanduser()
+        others = {file.name for file in folder.glob("*model*.safetensors*")} - {"model.safetensors"}
+        if others:
+            raise FileExistsError(f"{folder} holds another checkpoint ({min(others)}); choose a folder of its own")
+        folder.mkdir(parents=True, exist_ok=True)
         dtype = str(next(iter(weights.values())).dtype).removeprefix("mlx.core.")
-        self.config.save_pretrained(folder, architectures=[type(self).__name__], dtype=dtype)
         with atomic_file(folder / "model.safetensors") as stream:
             mx.save_safetensors(stream, weights, metadata={"format": "mlx"})  # type: ignore[arg-type]
+            self.config.save_pretrained(folder, architectures=[type(self).__name__], dtype=dtype)
 
 
 def new_linear(config: Exaone4Config, inputs: int, outputs: int, bias: bool = False) -> nn.Linear:

@@ -32,6 +32,7 @@ KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "llama3": (("factor", "low_freq_factor", "high_freq_factor", ORIGINAL), ()),
 }
 LISTS = ("short_factor", "long_factor")
+MSCALES = ("mscale", "mscale_all_dim")  # 0 is as good as none, in transformers too
 
 
 @dataclass(frozen=True)
@@ -70,21 +71,20 @@ class RopeParameters:
         rope_type = values.pop("rope_type", older_name) or "default"
         if older_name not in (None, rope_type):
             raise ValueError(f"RoPE is given as rope_type {rope_type!r} and as type {older_name!r}; keep one of them")
-        if rope_type not in KEYS:
+        if not isinstance(rope_type, str) or rope_type not in KEYS:
             raise ValueError(f"rope_type {rope_type!r} is unknown; known: {', '.join(KEYS)}")
         if values.pop("partial_rotary_factor", None) not in (None, 1, 1.0):
             raise ValueError("partial_rotary_factor other than 1 is not part of EXAONE 4")
 
         required, optional = KEYS[rope_type]
+        values = {key: value for key, value in values.items() if value is not None}
         if unknown := sorted(set(values) - {"rope_theta", *required, *optional}):
             raise ValueError(f"unknown RoPE keys for type {rope_type!r}: {', '.join(map(str, unknown))}")
-        values = {key: value for key, value in values.items() if value is not None}
         if ORIGINAL in required:
             values.setdefault(ORIGINAL, max_position_embeddings)
         if missing := [key for key in required if key not in values]:
             raise ValueError(f"RoPE type {rope_type!r} needs {', '.join(missing)}")
-        for key, value in values.items():
-            values[key] = _checked(key, value)
+        values = {key: _checked(key, value) for key, value in values.items() if value != 0 or key not in MSCALES}
         if rope_type in FILL:
             FILL[rope_type](values, max_position_embeddings)
         return cls(rope_type=rope_type, **values)

@@ -4,8 +4,8 @@ What is peculiar here:
 - Tensors are read, cast, quantized and evaluated one by one: memory never holds a second copy of the model.
 - Two kinds of extra tensor are known and harmless: stored rotary frequencies, which are computed here, and an
   output head beside tied embeddings, if it is equal to them.
-- Any network is read from the checkpoint of any other that has its parts: what the network's names begin with is
-  made the same, a head that it has not is left, and one that the checkpoint lacks is new.
+- `from_pretrained` reads any network from the checkpoint of any other: what the names begin with is made the same, a
+  head that the network has not is left, and one that the checkpoint lacks is new. `load` takes nothing but its own.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def load_as(
     """One of the networks, without a tokenizer. What `Pretrained.from_pretrained` does."""
     folder = find_folder(path_or_repo, revision)
     config = Exaone4Config.from_file(folder / "config.json", **changes)
-    return load_network(kind, folder, config=config, dtype=dtype)
+    return _filled(kind, open_source(folder, kind, config), dtype=dtype)
 
 
 def vocabulary_warning(tokenizer: Tokenizer, config: Exaone4Config) -> str | None:
@@ -100,28 +100,25 @@ def load_model(
     progress: Progress | None = None,
 ) -> Exaone4ForCausalLM:
     """The model of a local folder, without its tokenizer. Arguments and errors as for `load`."""
-    return load_network(
-        Exaone4ForCausalLM, folder, dtype=dtype, q_bits=q_bits, q_group_size=q_group_size, progress=progress
-    )
+    opened = open_source(folder)
+    return _filled(Exaone4ForCausalLM, opened, dtype=dtype, q_bits=q_bits, q_group_size=q_group_size, progress=progress)
 
 
-def load_network(
+def _filled(
     kind: type[Network],
-    folder: Path,
+    opened: Opened,
     *,
-    config: Exaone4Config | None = None,
-    dtype: mx.Dtype | str | None = None,
+    dtype: mx.Dtype | str | None,
     q_bits: int | None = None,
     q_group_size: int = 64,
     progress: Progress | None = None,
 ) -> Network:
-    """One of the networks of a local folder, with `config` in place of the folder's. Else as for `load_model`."""
+    """A network with the weights of an opened checkpoint."""
     cast = read_dtype(dtype)
     if q_bits is None and q_group_size != 64:
         raise ValueError(f"q_group_size {q_group_size} needs q_bits beside it")
     quantization = None if q_bits is None else Quantization(q_bits, q_group_size)
-    opened = open_source(folder, kind, config)
-    source = opened.source
+    folder, source = opened.folder, opened.source
     if quantization is None:
         settings = {name: exact for name in opened.shapes if (exact := source.tensors[name].exact)}
     elif any(tensor.exact for tensor in source.tensors.values()):
@@ -197,22 +194,19 @@ class Opened:
         return 8 * self.nbytes / sum(math.prod(shape) for shape in self.shapes.values())
 
 
-def open_source(
-    folder: Path, kind: type[Pretrained] = Exaone4ForCausalLM, config: Exaone4Config | None = None
-) -> Opened:
-    """The tensors of a folder in any format that is read here, each accounted for, under the names of a network.
+def open_source(folder: Path, kind: type[Pretrained] | None = None, config: Exaone4Config | None = None) -> Opened:
+    """The tensors of a folder in any format that is read here, each accounted for.
 
-    Raises CheckpointError for one missing, too much or misshapen, and ValueError for a format that is not read.
+    They are Exaone4ForCausalLM's, or brought under the names of any network, `kind`, from any other's. Raises
+    CheckpointError for one missing, too much or misshapen, and ValueError for a format that is not read.
     """
     if config is None:
         config = Exaone4Config.from_file(folder / "config.json")
     checkpoint = Checkpoint(folder)
     source = Source(checkpoint, read_json(folder / "config.json"))
-    wanted = placeholders(kind(config))
-    new = {}
-    if kind is not Exaone4ForCausalLM:
-        new = _fit_names(source, kind, wanted)
+    wanted = placeholders((kind or Exaone4ForCausalLM)(config))
     _drop_harmless(source, config, folder)
+    new = {} if kind is None else _fit_names(source, kind, wanted)
     shapes = {name: array.shape for name, array in wanted.items() if name not in new}
     check_names(source.tensors, shapes, folder)
     for name, shape in shapes.items():
@@ -224,19 +218,16 @@ def open_source(
 
 
 def _fit_names(source: Source, kind: type[Pretrained], wanted: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Gives the tensors the names that they have in a network, and drops other heads. Returns a head that is not there.
+    """Gives the tensors the names that they have in a network, and drops other heads'. Returns what is new of its head.
 
     transformers reads checkpoints so, too.
     """
-    heads = [name for name in wanted if name.startswith(HEAD_PREFIXES)]
     for name in list(source.tensors):
         if not name.startswith(HEAD_PREFIXES):
             source.rename(name, kind.backbone + name.removeprefix("model.").removeprefix("transformer."))
-        elif not heads or not name.startswith(heads[0].partition(".")[0]):
+        elif name not in wanted:
             del source.tensors[name]
-    if any(name in source.tensors for name in heads):
-        return {}
-    return {name: wanted[name] for name in heads}
+    return {name: wanted[name] for name in wanted if name.startswith(HEAD_PREFIXES) and name not in source.tensors}
 
 
 def read_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype | None:
@@ -254,7 +245,9 @@ def _cast(array: mx.array, dtype: mx.Dtype | None) -> mx.array:
 
 def _drop_harmless(source: Source, config: Exaone4Config, folder: Path) -> None:
     for name in [
-        n for n in source.tensors if re.fullmatch(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", n)
+        n
+        for n in source.tensors
+        if re.fullmatch(r"((model|transformer)\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", n)
     ]:
         del source.tensors[name]
     if config.tie_word_embeddings and HEAD in source.tensors and EMBEDDING in source.tensors:
