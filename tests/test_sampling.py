@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
 from exaone4_mlx import Sampling
-from exaone4_mlx.generation.sampling import Sampler
+from exaone4_mlx.generation.sampling import Sampler, draws_for
 
 LOGITS = mx.array([[2.0, 1.0, 0.0, -1.0, 1.0, -3.0]])
 SIZE = LOGITS.shape[1]
@@ -70,6 +71,32 @@ def test_cutting_off_comes_after_the_temperature() -> None:
     """As in transformers and vLLM. The other order (mlx-lm's) would keep three tokens here."""
     hot = softmax([value / 2 for value in LOGITS[0].tolist()])
     assert chi_square(sampler(temperature=2.0, top_p=0.8), renormalized(hot, {0, 1, 2, 4})) < CRITICAL
+
+
+def test_top_p_sorts_nothing_where_few_draws_do(tmp_path: Path) -> None:
+    """Each is ruled out once in twenty at 0.95: seven at once leave one in a billion."""
+    assert [draws_for(Sampling(top_p=p)) for p in (1.0, 0.99, 0.95, 0.75, 0.7)] == [0, 5, 7, 15, 0]
+    assert draws_for(Sampling(top_p=0.95, min_p=0.1)) == 0, "what min_p rules out has no such bound"
+    for top_p, sorts in ((0.95, False), (0.5, True)):
+        mx.export_to_dot(str(tmp_path / "graph.dot"), sampler(top_p=top_p)(LOGITS))
+        assert ('"Sort"' in (tmp_path / "graph.dot").read_text()) == sorts
+
+
+def test_what_is_drawn_at_once_is_what_sorting_leaves() -> None:
+    """On two thousand tokens, most of them in the tail, some of them alike."""
+    for seed in range(3):
+        logits = mx.round(4 * mx.random.normal((1, 2000), key=mx.random.key(seed))) / 2
+        draw = Sampler(Sampling(temperature=1.0, top_p=0.9, top_k=500, seed=seed), [], 2000)
+        kept = draw._cut_off(logits)[0].tolist()
+        left = {token for token, logit in enumerate(kept) if logit > -math.inf}
+        drawn = set(mx.concatenate([draw(logits) for _ in range(500)]).tolist())
+        assert drawn <= left, "a token that sorting rules out"
+        assert min(kept[token] for token in drawn) == min(kept[token] for token in left), "the edge is in reach"
+
+
+def test_the_most_probable_token_stands_where_all_draws_are_ruled_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx.random, "categorical", lambda logits, num_samples, key: mx.full((1, num_samples), 5))
+    assert sampler(top_p=0.95)(LOGITS).tolist() == [0]
 
 
 def greedy(prompt: list[int] | None = None, **options: Any) -> list[int]:

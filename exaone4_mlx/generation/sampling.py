@@ -6,6 +6,7 @@ What is peculiar here:
   top_p, min_p on what is left. (mlx-lm cuts off before it applies the temperature.)
 - Presence and frequency penalties have OpenAI's meaning, over all generated tokens and no prompt;
   the repetition penalty is over both, as in transformers.
+- top_p sorts nothing: a few tokens are drawn at once, and the first stands that is not ruled out.
 - Randomness comes from a key of its own, split per token: the same seed gives the same reply.
 """
 
@@ -17,6 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
+
+#: How often all the tokens drawn for a top_p may be ruled out; the most probable one is taken then.
+ALL_RULED_OUT = 1e-9
+#: As many may be drawn at once: more of them take longer than sorting the vocabulary.
+MOST_DRAWS = 16
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,7 @@ class Sampler:
             self._in_prompt[mx.array(list(prompt_ids))] = True
 
         self._counts_before = self._counts  # the last token
+        self._draws = draws_for(sampling)
 
     def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
         """The next token, [1]; with `allowed`, booleans [V], one of those."""
@@ -102,7 +109,7 @@ class Sampler:
             self._key, key = mx.random.split(self._key)
             # Zero at the best token, so that no temperature is low enough to make every logit infinite.
             logits = (logits - mx.max(logits, axis=-1, keepdims=True)) / self._temperature
-            token = mx.random.categorical(self._cut_off(logits), key=key)
+            token = self._drawn(logits, key) if self._draws else mx.random.categorical(self._cut_off(logits), key=key)
         self._counts_before = self._counts
         if self._counts is not None:
             self._counts = self._counts.at[token].add(1.0)
@@ -124,12 +131,32 @@ class Sampler:
             logits = logits - s.presence_penalty * generated - s.frequency_penalty * self._counts
         return logits if self._bias is None else logits + self._bias
 
+    def _drawn(self, logits: mx.array, key: mx.array) -> mx.array:
+        """A token [1] of those that top_k and top_p leave: the first of several that is not ruled out.
+
+        So each of them comes as often, in proportion, as if the others were not there. Ruled out is a token if those
+        more probable than it make up top_p without it.
+        """
+        logits = self._cut_to_top_k(logits)
+        probabilities = mx.softmax(logits, axis=-1)  # 1 V
+        drawn = mx.random.categorical(logits, num_samples=self._draws, key=key)  # 1 N
+        own = mx.take_along_axis(probabilities, drawn, axis=-1)[..., None]
+        before = mx.where(probabilities[:, None] > own, probabilities[:, None], 0).sum(axis=-1)  # 1 N
+        stands = before < self._top_p
+        first = mx.take_along_axis(drawn, mx.argmax(stands, axis=-1, keepdims=True), axis=-1)[:, 0]
+        return mx.where(stands.any(axis=-1), first, mx.argmax(logits, axis=-1).astype(first.dtype))
+
+    def _cut_to_top_k(self, logits: mx.array) -> mx.array:
+        count = self._sampling.top_k
+        if not 0 < count < logits.shape[-1]:
+            return logits
+        smallest = mx.min(mx.topk(logits, count, axis=-1), axis=-1, keepdims=True)
+        return mx.where(logits < smallest, -math.inf, logits)
+
     def _cut_off(self, logits: mx.array) -> mx.array:
         """Logits [1, V] with -inf for the tokens that top_k, top_p and min_p rule out. Ties stay together."""
         s = self._sampling
-        if 0 < s.top_k < logits.shape[-1]:
-            smallest = mx.min(mx.topk(logits, s.top_k, axis=-1), axis=-1, keepdims=True)
-            logits = mx.where(logits < smallest, -math.inf, logits)
+        logits = self._cut_to_top_k(logits)
         if self._top_p < 1:
             probabilities = mx.softmax(logits, axis=-1)
             ordered = -mx.sort(-probabilities, axis=-1)
@@ -140,6 +167,18 @@ class Sampler:
             floor = mx.max(logits, axis=-1, keepdims=True) + math.log(s.min_p)
             logits = mx.where(logits < floor, -math.inf, logits)
         return logits
+
+
+def draws_for(sampling: Sampling) -> int:
+    """How many tokens to draw at once, so that hardly ever all are ruled out; 0 where sorting is better.
+
+    A token is ruled out with a probability of 1 - top_p at most. What min_p rules out has no such bound.
+    """
+    top_p = 1.0 if sampling.top_p is None else sampling.top_p
+    if top_p == 1 or sampling.min_p > 0:
+        return 0
+    draws = math.ceil(math.log(ALL_RULED_OUT) / math.log1p(-top_p))
+    return draws if draws <= MOST_DRAWS else 0
 
 
 def check_bias(bias: Mapping[int, float] | None, vocab_size: int) -> None:
