@@ -225,11 +225,11 @@ def test_attention_dropout_is_honoured_in_training_and_keeps_the_mean() -> None:
     """Over many draws of one layer, in the plain call and in forward."""
     mx.random.seed(7)
     model = tiny_model(attention_dropout=0.4, **config_of())
-    layer, x = model.layers[0].self_attn, mx.random.normal((1, 6, 32))
-    exact = layer(x, "causal", None)
-    assert distance(exact, layer(x, "causal", None)) == 0, "none outside of training"
-    layer.train()
-    draws = mx.stack([layer(x, "causal", None) for _ in range(400)])
+    block, x = model.layers[0], mx.random.normal((1, 6, 32))
+    exact = block.ready().attended(x, "causal", None)
+    assert distance(exact, block.ready().attended(x, "causal", None)) == 0, "none outside of training"
+    block.train()
+    draws = mx.stack([block.ready().attended(x, "causal", None) for _ in range(400)])
     spread = mx.sqrt(mx.var(draws, axis=0))
     assert mx.min(spread[0, 1:]).item() > 0
     assert mx.max(mx.abs(draws.mean(axis=0) - exact) / (spread + 1e-6)).item() < 6 / 400**0.5

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import pytest
-from conftest import TINY, distance, random_ids, tiny_model
+from conftest import distance, random_ids, tiny_model
 
 from exaone4_mlx import Exaone4Config
-from exaone4_mlx.model import network
+from exaone4_mlx.model import layer as layer_module, network
 from exaone4_mlx.model.config import LayerAttention
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "network.json").read_text())
@@ -45,8 +44,14 @@ def layers_changed(change: Callable[[int, LayerAttention], LayerAttention]) -> C
 
 
 def norm_first(self: Any, x: mx.array, *call: Any) -> mx.array:
-    x = x + self.self_attn(self.post_attention_layernorm(x), *call)
-    return x + self.mlp(self.post_feedforward_layernorm(x))
+    layer = self.ready()
+    x = x + layer.output(layer.attended(self.post_attention_layernorm(x), *call))
+    return x + layer.down(layer.inner(self.post_feedforward_layernorm(x)))
+
+
+def no_head_norm(patch: pytest.MonkeyPatch) -> None:
+    original = mx.fast.rms_norm
+    patch.setattr(mx.fast, "rms_norm", lambda x, weight, eps: x if weight is None else original(x, weight, eps))
 
 
 LOCAL, GLOBAL = LayerAttention(7, True), LayerAttention(None, False)
@@ -58,16 +63,12 @@ BROKEN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "pattern shifted": layers_changed(lambda i, layer: GLOBAL if i == 0 else LOCAL),
     "global layer windowed": layers_changed(lambda i, layer: layer._replace(window=7)),
     "llama3 scaling dropped": lambda patch: patch.setattr(
-        network,
+        layer_module,
         "inverse_frequencies",
         lambda rope, size, length: [rope.rope_theta ** (-2 * i / size) for i in range(size // 2)],
     ),
     "norm before instead of after": lambda patch: patch.setattr(network.Block, "__call__", norm_first),
-    "query and key norm dropped": lambda patch: patch.setattr(
-        nn.RMSNorm,
-        "__call__",
-        lambda self, x: x if self.weight.size == TINY["head_dim"] else mx.fast.rms_norm(x, self.weight, self.eps),
-    ),
+    "query and key norm dropped": no_head_norm,
 }
 
 
@@ -80,7 +81,7 @@ def test_breaking_a_rule_is_caught(rule: str, monkeypatch: pytest.MonkeyPatch) -
 def test_all_global_model_rotates_every_layer() -> None:
     """Where there is no window at all, no layer goes without positions."""
     model = tiny_model(sliding_window=None)
-    assert all(layer.self_attn._rotation is not None for layer in model.layers)
+    assert all(layer.self_attn.rotation is not None for layer in model.layers)
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=["bfloat16", "float16"])

@@ -17,44 +17,23 @@ Source: transformers' modeling_exaone4.py, and the EXAONE 4.0 report (arXiv 2507
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cache import Cache, KVCache, RotatingKVCache, causal_mask, visible
+from .cache import Cache, KVCache, RotatingKVCache, causal_mask
 from .config import Exaone4Config, LayerAttention
 from .forward import Details, Inputs, read_inputs, read_kept, read_labels
+from .layer import TOGETHER, Layer, Merged, Rotation
 from .losses import causal_lm_loss
 from .outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from .pretrained import Pretrained, new_embedding, new_linear
-from .rope import RopeParameters, inverse_frequencies
-
-
-class Rotation:
-    """RoPE: turns each pair of a query or key by its position."""
-
-    def __init__(self, rope: RopeParameters, head_dim: int) -> None:
-        self.rope, self.head_dim = rope, head_dim
-        self.periods = self._periods(0)
-
-    def __call__(self, x: mx.array, positions: int | mx.array, length: int) -> mx.array:
-        """Turns x [B, H, L, D]. `positions` are the first one, or all [B, L]; `length` is the whole sequence's."""
-        periods = self._periods(length) if self.rope.depends_on_length else self.periods
-        if isinstance(positions, int):
-            return self._turned(x, positions, periods)
-        B, H, L, D = x.shape
-        apart = x.transpose(0, 2, 1, 3).reshape(B * L, H, 1, D)  # the kernel takes one position for each batch row
-        return self._turned(apart, positions.reshape(-1), periods).reshape(B, L, H, D).transpose(0, 2, 1, 3)
-
-    def _periods(self, length: int) -> mx.array:
-        """Tokens per radian of each pair."""
-        return mx.array([1 / frequency for frequency in inverse_frequencies(self.rope, self.head_dim, length)])
-
-    def _turned(self, x: mx.array, offset: int | mx.array, periods: mx.array) -> mx.array:
-        return mx.fast.rope(x, self.head_dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=periods)
+from .pretrained import Mergeable, Pretrained, new_embedding, new_linear
 
 
 class Attention(nn.Module):
+    """The weights of a layer's attention, and what it attends to. What becomes of them, `layer.py` says."""
+
     def __init__(self, config: Exaone4Config, layer: LayerAttention) -> None:
         super().__init__()
         self.heads, self.key_heads, self.head_dim = (
@@ -62,86 +41,74 @@ class Attention(nn.Module):
             config.num_key_value_heads,
             config.head_dim,
         )
-        self.window = layer.window
         self.q_proj = new_linear(config, config.hidden_size, self.heads * self.head_dim)
         self.k_proj = new_linear(config, config.hidden_size, self.key_heads * self.head_dim)
         self.v_proj = new_linear(config, config.hidden_size, self.key_heads * self.head_dim)
         self.o_proj = new_linear(config, self.heads * self.head_dim, config.hidden_size)
         self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.window = layer.window
+        self.dropout = config.attention_dropout
+        self.scale = self.head_dim**-0.5
         # No rotation at all on the global layers of a hybrid model: not an oversight, see Exaone4Config.layers.
-        self._rotation = Rotation(config.rope_parameters, self.head_dim) if layer.rope else None
-        self._dropout = config.attention_dropout
-        self._scale = self.head_dim**-0.5
-        if layer.rope:  # yarn and longrope stretch rotated queries and keys, and so their products twice
-            self._scale *= config.rope_parameters.attention_factor**2
+        self.rotation = None
+        if layer.rope:
+            self.rotation = Rotation(config.rope_parameters, self.head_dim)
+            # yarn and longrope stretch rotated queries and keys, and so their products twice
+            self.scale *= config.rope_parameters.attention_factor**2
+        self.merged = Merged()
 
-    def __call__(
-        self, x: mx.array, mask: mx.array | str | None, cache: Cache | None, details: Details | None = None
-    ) -> mx.array:
-        B, L, _ = x.shape
-        queries = self.q_norm(self.q_proj(x).reshape(B, L, self.heads, self.head_dim)).transpose(0, 2, 1, 3)  # B H L D
-        keys = self.k_norm(self.k_proj(x).reshape(B, L, self.key_heads, self.head_dim)).transpose(0, 2, 1, 3)
-        values = self.v_proj(x).reshape(B, L, self.key_heads, self.head_dim).transpose(0, 2, 1, 3)  # B K L D
-
-        if self._rotation is not None:
-            offset = cache.offset if cache is not None else 0
-            positions, length = (offset, offset + L) if details is None else details.places(offset, L)
-            queries, keys = self._rotation(queries, positions, length), self._rotation(keys, positions, length)
-        if cache is not None:
-            keys, values = cache.update(keys, values)  # B K S D
-        if (details is not None and details.attentions is not None) or (self._dropout and self.training):
-            out = self._attend_openly(queries, keys, values, mask, details)
-        else:
-            out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self._scale, mask=mask)
-            out = out if details is None else details.nothing_for_the_blind(out, self.window)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))  # B L E
-
-    def _attend_openly(
-        self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None, details: Details | None
-    ) -> mx.array:
-        """What the fused kernel computes, with the weights [B, H, L, S] in between: to keep them, or to drop some."""
-        B, H, L, D = queries.shape
-        S, groups = keys.shape[2], H // keys.shape[1]
-        grouped = queries.reshape(B, -1, groups, L, D)
-        scores = (self._scale * grouped @ keys[:, :, None].swapaxes(-1, -2)).reshape(B, H, L, S).astype(mx.float32)
-        if mask is not None:
-            seen = visible(S - L, L) if isinstance(mask, str) else mask
-            scores = mx.where(seen, scores, mx.finfo(mx.float32).min)
-        weights = mx.softmax(scores, axis=-1).astype(queries.dtype)
-        if details is not None:
-            weights = details.nothing_for_the_blind(weights, self.window)
-        if self._dropout and self.training:
-            weights = weights * mx.random.bernoulli(1 - self._dropout, weights.shape) / (1 - self._dropout)
-        if details is not None and details.attentions is not None:
-            details.attentions.append(weights)
-        return (weights.reshape(B, -1, groups, L, S) @ values[:, :, None]).reshape(B, H, L, D)
+    def __getattr__(self, name: str) -> Any:
+        if name in ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm"):
+            self.merged.released = True
+        return super().__getattr__(name)
 
 
 class MLP(nn.Module):
+    """The weights of a layer's MLP."""
+
     def __init__(self, config: Exaone4Config) -> None:
         super().__init__()
         self.gate_proj = new_linear(config, config.hidden_size, config.intermediate_size)
         self.up_proj = new_linear(config, config.hidden_size, config.intermediate_size)
         self.down_proj = new_linear(config, config.intermediate_size, config.hidden_size)
+        self.merged = Merged()
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+    def __getattr__(self, name: str) -> Any:
+        if name in TOGETHER["mlp"]:
+            self.merged.released = True
+        return super().__getattr__(name)
 
 
-class Block(nn.Module):
+class Block(Mergeable):
+    """The modules of one layer, named as in the checkpoint."""
+
     def __init__(self, config: Exaone4Config, layer: LayerAttention) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
         self.mlp = MLP(config)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_feedforward_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self._layer: Layer | None = None
 
     def __call__(
         self, x: mx.array, mask: mx.array | str | None, cache: Cache | None, details: Details | None = None
     ) -> mx.array:
-        x = x + self.post_attention_layernorm(self.self_attn(x, mask, cache, details))
-        return x + self.post_feedforward_layernorm(self.mlp(x))
+        return self.ready()(x, mask, cache, details)
+
+    def ready(self) -> Layer:
+        """The mathematics of this layer, on the weights that its modules have now."""
+        layer = self._layer
+        if layer is None or not layer.is_current(self):
+            layer = self._layer = Layer(self)
+        return layer
+
+    def merge(self) -> None:
+        """Lays the weights of projections with the same input side by side, so that each group is one product."""
+        for name, projections in TOGETHER.items():
+            holder = self[name]
+            holder.merged.lay([holder[projection] for projection in projections])
+        self._layer = None
 
 
 class Exaone4Model(Pretrained):

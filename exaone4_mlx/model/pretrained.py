@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 PLAIN = (nn.Linear, nn.Embedding, nn.RMSNorm, nn.Dropout)
 
 
+class Mergeable(nn.Module):
+    """A module that can lay its weights side by side."""
+
+    def merge(self) -> None:
+        raise NotImplementedError
+
+
 class Pretrained(nn.Module):
     """A network with a config."""
 
@@ -33,6 +40,16 @@ class Pretrained(nn.Module):
     def __init__(self, config: Exaone4Config) -> None:
         super().__init__()
         self.config = config
+
+    def merge(self) -> None:
+        """Lays weights side by side that are used together, one layer at a time. Loading does; nothing else changes.
+
+        Weights that are changed later count all the same, one by one until this is called again. Only arrays taken from
+        `parameters()` and changed in place (`*=`) are not noticed: give them back with `update`, or call this.
+        """
+        for part in self.modules():
+            if isinstance(part, Mergeable):
+                part.merge()
 
     @classmethod
     def from_pretrained(

@@ -154,6 +154,7 @@ def _filled(
         names = ", ".join(sorted(opened.new))
         warnings.warn(f"{folder} has no {names}: it is new here, and has to be trained", stacklevel=4)
     fill(model, weights())
+    model.merge()
     return model
 
 

@@ -16,7 +16,6 @@ Sources: GPTQ (arXiv 2210.17323); QuIP (arXiv 2307.13304), section 4.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 
 import mlx.core as mx
@@ -81,9 +80,8 @@ def quantized_block(
         packs.extend(_quantized(block[part], chosen, states, damping, dtype))
 
     quantize("self_attn", ("q_proj", "k_proj", "v_proj"), inputs)
-    o_proj, attention.o_proj = attention.o_proj, nn.Identity()
-    attended = [_evaluated(attention(x, mask, None)) for x, mask in zip(inputs, masks, strict=True)]  # B L H*D
-    attention.o_proj = o_proj
+    layer = block.ready()
+    attended = [_evaluated(layer.attended(x, mask, None)) for x, mask in zip(inputs, masks, strict=True)]  # B L H*D
     quantize("self_attn", ("o_proj",), attended)
     middle = [
         _evaluated(x + block.post_attention_layernorm(attention.o_proj(a)))
@@ -92,10 +90,9 @@ def quantized_block(
     del attended
 
     quantize("mlp", ("gate_proj", "up_proj"), middle)
-    inner = copy.copy(mlp)
-    inner.down_proj = nn.Identity()
-    quantize("mlp", ("down_proj",), (inner(x) for x in middle))  # B L intermediate size: all would be too large
-    outputs = [x + block.post_feedforward_layernorm(mlp(x)) for x in middle]
+    layer = block.ready()
+    quantize("mlp", ("down_proj",), (layer.inner(x) for x in middle))  # B L intermediate size: all would be too large
+    outputs = [x + block.post_feedforward_layernorm(mlp.down_proj(layer.inner(x))) for x in middle]
     for module, name, layer in packs:
         setattr(module, name, layer)
     return outputs

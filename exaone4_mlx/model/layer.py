@@ -1,0 +1,271 @@
+"""The mathematics of one layer, on weights that were taken out of its modules.
+
+What is peculiar here:
+- This is the only implementation, for training, prompts and single tokens. What a token costs in Python is what
+  limits a small model on a fast machine, so it is written flat: no module is walked, no view made that L = 1 spares.
+- Query, key and value projections are one product where their weights lie in one array, and so are gate and up.
+  `merge` lays them there. The modules' weights are then slices of it: no memory more, and still the only truth. A
+  module or weight that is replaced counts from the next call, and one that was merely looked at from outside is no
+  longer taken from there: it may be changed in place.
+- Queries and keys are normalized and rotated together. The norm's weights are multiplied in afterwards, which rounds
+  as transformers does.
+- Normalization comes *after* attention and after the MLP, just before each residual addition; nothing is normalized
+  on the way in.
+
+Shapes: B batch, L new tokens, S attended tokens, H query heads, K key heads, D head size, E hidden size, I MLP size.
+Source: transformers' modeling_exaone4.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from operator import is_
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .cache import Cache, visible
+from .forward import Details
+from .rope import RopeParameters, inverse_frequencies
+
+Projection = Callable[[mx.array], mx.array]
+
+#: Projections that read the same input, by the module that holds them.
+TOGETHER = {"self_attn": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
+QUANTIZED = ("weight", "scales", "biases")
+
+
+class Rotation:
+    """RoPE: turns each pair of a query or key by its position."""
+
+    def __init__(self, rope: RopeParameters, head_dim: int) -> None:
+        self.rope, self.head_dim = rope, head_dim
+        self.periods = self._periods(0)
+
+    def __call__(self, x: mx.array, positions: int | mx.array, length: int) -> mx.array:
+        """Turns x [B, H, L, D]. `positions` are the first one, or all [B, L]; `length` is the whole sequence's."""
+        periods = self._periods(length) if self.rope.depends_on_length else self.periods
+        if isinstance(positions, int):
+            return self._turned(x, positions, periods)
+        B, H, L, D = x.shape
+        apart = x.transpose(0, 2, 1, 3).reshape(B * L, H, 1, D)  # the kernel takes one position for each batch row
+        return self._turned(apart, positions.reshape(-1), periods).reshape(B, L, H, D).transpose(0, 2, 1, 3)
+
+    def _periods(self, length: int) -> mx.array:
+        """Tokens per radian of each pair."""
+        return mx.array([1 / frequency for frequency in inverse_frequencies(self.rope, self.head_dim, length)])
+
+    def _turned(self, x: mx.array, offset: int | mx.array, periods: mx.array) -> mx.array:
+        return mx.fast.rope(x, self.head_dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=periods)
+
+
+@partial(mx.compile, shapeless=True)
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(gate) * up, in one kernel."""
+    return gate * mx.sigmoid(gate) * up
+
+
+class Layer:
+    """A block, ready to run. Made anew when a module or a weight of the block is another one than it was."""
+
+    def __init__(self, block: Any) -> None:
+        attention, mlp = block["self_attn"], block["mlp"]
+        self.holders: list[Any] = []  # modules,
+        self.names: list[str] = []  # a name in each,
+        self.parts: list[Any] = []  # and what stood there
+        self.project = self._together(attention, TOGETHER["self_attn"])
+        self.output = self._alone(attention, "o_proj")
+        self.gate_up = self._together(mlp, TOGETHER["mlp"])
+        self.down = self._alone(mlp, "down_proj")
+        self.heads, self.key_heads, self.head_dim = attention.heads, attention.key_heads, attention.head_dim
+        self.turned = self.heads + self.key_heads
+        self.query_norm, self.key_norm = self._norm(attention, "q_norm"), self._norm(attention, "k_norm")
+        self.norm = None if attention.merged.released else evaluated(self._norms())
+        self.attention_norm = self._norm(block, "post_attention_layernorm")
+        self.mlp_norm = self._norm(block, "post_feedforward_layernorm")
+        self.eps = attention["q_norm"].eps
+        self.window, self.rotation, self.scale = attention.window, attention.rotation, attention.scale
+        self.dropout = attention.dropout if attention.training else 0.0
+        self.states = (_state(attention), _state(mlp))
+
+    def is_current(self, block: Any) -> bool:
+        """Whether the block still has the modules and weights that this was made of."""
+        found = map(dict.__getitem__, self.holders, self.names)  # in C: this is asked for every layer of every token
+        return all(map(is_, found, self.parts)) and self.states == (_state(block["self_attn"]), _state(block["mlp"]))
+
+    def __call__(
+        self, x: mx.array, mask: mx.array | str | None, cache: Cache | None, details: Details | None = None
+    ) -> mx.array:
+        """Hidden states [B, L, E] -> those after this layer."""
+        x = x + mx.fast.rms_norm(self.output(self.attended(x, mask, cache, details)), self.attention_norm, self.eps)
+        return x + mx.fast.rms_norm(self.down(self.inner(x)), self.mlp_norm, self.eps)
+
+    def attended(
+        self, x: mx.array, mask: mx.array | str | None, cache: Cache | None, details: Details | None = None
+    ) -> mx.array:
+        """Hidden states [B, L, E] -> what attention takes in, [B, L, H*D]."""
+        B, L, _ = x.shape
+        heads, D, turned = self.heads, self.head_dim, self.turned
+        projected = self.project(x)  # B L (H+2K)*D; of one token, the same memory with and without a transposition
+        projected = projected.reshape(B, -1, 1, D) if L == 1 else projected.reshape(B, L, -1, D).transpose(0, 2, 1, 3)
+        both, values = mx.split(projected, [turned], axis=1)  # B (H+K) L D, B K L D
+        both = mx.fast.rms_norm(both, None, self.eps) * (self._norms() if self.norm is None else self.norm)
+        if self.rotation is not None:
+            offset = cache.offset if cache is not None else 0
+            positions, length = (offset, offset + L) if details is None else details.places(offset, L)
+            both = self.rotation(both, positions, length)
+        queries, keys = mx.split(both, [heads], axis=1)
+        if cache is not None:
+            keys, values = cache.update(keys, values)  # B K S D
+        if details is None and not self.dropout:
+            out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
+        else:
+            out = self._attend(queries, keys, values, mask, details)
+        return (out if L == 1 else out.transpose(0, 2, 1, 3)).reshape(B, L, heads * D)
+
+    def inner(self, x: mx.array) -> mx.array:
+        """Hidden states [B, L, E] -> what the MLP's last projection reads, [B, L, I]."""
+        gate, up = mx.split(self.gate_up(x), 2, axis=-1)
+        return swiglu(gate, up)
+
+    def _attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None, details: Details | None
+    ) -> mx.array:
+        """Attention of which more is asked: [B, H, L, D]."""
+        if self.dropout or (details is not None and details.attentions is not None):
+            return self._attend_openly(queries, keys, values, mask, details)
+        out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
+        return out if details is None else details.nothing_for_the_blind(out, self.window)
+
+    def _attend_openly(
+        self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None, details: Details | None
+    ) -> mx.array:
+        """What the fused kernel computes, with the weights [B, H, L, S] in between: to keep them, or to drop some."""
+        B, H, L, D = queries.shape
+        S, groups = keys.shape[2], H // keys.shape[1]
+        grouped = queries.reshape(B, -1, groups, L, D)
+        scores = (self.scale * grouped @ keys[:, :, None].swapaxes(-1, -2)).reshape(B, H, L, S).astype(mx.float32)
+        if mask is not None:
+            seen = visible(S - L, L) if isinstance(mask, str) else mask
+            scores = mx.where(seen, scores, mx.finfo(mx.float32).min)
+        weights = mx.softmax(scores, axis=-1).astype(queries.dtype)
+        if details is not None:
+            weights = details.nothing_for_the_blind(weights, self.window)
+        if self.dropout:
+            weights = weights * mx.random.bernoulli(1 - self.dropout, weights.shape) / (1 - self.dropout)
+        if details is not None and details.attentions is not None:
+            details.attentions.append(weights)
+        return (weights.reshape(B, -1, groups, L, S) @ values[:, :, None]).reshape(B, H, L, D)
+
+    def _norms(self) -> mx.array:
+        """The norm's weights of all query and key heads, [H+K, 1, D]."""
+        norms = ((self.query_norm, self.heads), (self.key_norm, self.key_heads))
+        return mx.concatenate([mx.broadcast_to(norm, (heads, 1, self.head_dim)) for norm, heads in norms])
+
+    def _norm(self, holder: Any, name: str) -> mx.array:
+        return self._part(self._part(holder, name), "weight")
+
+    def _part(self, holder: Any, name: str) -> Any:
+        self.holders.append(holder)
+        self.names.append(name)
+        self.parts.append(holder[name])
+        return self.parts[-1]
+
+    def _alone(self, holder: Any, name: str) -> Projection:
+        module = self._part(holder, name)
+        if not is_plain(module):
+            return module
+        return product(module, {key: self._part(module, key) for key in QUANTIZED if key in module})
+
+    def _together(self, holder: Any, names: tuple[str, ...]) -> Projection:
+        modules = [self._part(holder, name) for name in names]
+        if not holder.merged.holds(modules):
+            holder.merged.forget()
+        if holder.training or holder.merged.released:
+            return lambda x: mx.concatenate([module(x) for module in modules], axis=-1)
+        for module in modules:
+            for key in holder.merged.arrays:
+                self._part(module, key)
+        return product(modules[0], holder.merged.arrays)
+
+
+def _state(holder: Any) -> tuple[bool, bool]:
+    return holder.training, holder.merged.released
+
+
+class Merged:
+    """Arrays of which the weights of several projections are slices, by the parameter's name."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, mx.array] = {}
+        self.slices: list[dict[str, mx.array]] = []  # of each projection
+        self.released = True  # whether a projection may have been changed in place
+
+    def forget(self) -> None:
+        """Lets the arrays go: the modules have others, or may have."""
+        self.arrays, self.slices, self.released = {}, [], True
+
+    def holds(self, modules: list[Any]) -> bool:
+        """Whether the modules are nothing but these slices."""
+        return not self.released and all(
+            is_plain(module) and all(module[key] is part for key, part in slices.items())
+            for module, slices in zip(modules, self.slices, strict=True)
+        )
+
+    def lay(self, modules: list[Any]) -> None:
+        """Copies the parameters of `modules` into arrays of its own, if that can be, and makes them slices of those."""
+        if self.holds(modules):
+            return
+        self.forget()
+        if not all(is_plain(module) and alike(module, modules[0]) for module in modules):
+            return
+        self.arrays = {
+            key: mx.concatenate([module[key] for module in modules]) for key in QUANTIZED if key in modules[0]
+        }
+        mx.eval(self.arrays)
+        start = 0
+        for module in modules:
+            stop = start + module["weight"].shape[0]
+            self.slices.append({key: array[start:stop] for key, array in self.arrays.items()})
+            start = stop
+        mx.eval(self.slices)
+        for module, slices in zip(modules, self.slices, strict=True):
+            module.update(slices)
+        self.released = False
+
+
+def product(module: Any, arrays: dict[str, mx.array]) -> Projection:
+    """The product with weights of `module`'s kind."""
+    weight = arrays["weight"]
+    if isinstance(module, nn.Linear):
+        return lambda x: x @ weight.T
+    scales, biases = arrays["scales"], arrays.get("biases")
+    group_size, bits, mode = module.group_size, module.bits, module.mode
+    return lambda x: mx.quantized_matmul(
+        x, weight, scales, biases, transpose=True, group_size=group_size, bits=bits, mode=mode
+    )
+
+
+def is_plain(module: Any) -> bool:
+    """Whether a projection is just its weights: no bias, no adapter."""
+    return type(module) in (nn.Linear, nn.QuantizedLinear) and "bias" not in module
+
+
+def alike(module: Any, other: Any) -> bool:
+    """Whether two plain projections can be one."""
+    settings = ("group_size", "bits", "mode")
+    return (
+        type(module) is type(other)
+        and [getattr(module, name, None) for name in settings] == [getattr(other, name, None) for name in settings]
+        and {key: module[key].dtype for key in module} == {key: other[key].dtype for key in other}
+    )
+
+
+def evaluated(array: mx.array) -> mx.array:
+    """The array, evaluated, so that no call computes it anew and any thread can use it, but inside `mx.compile`."""
+    with contextlib.suppress(ValueError):
+        mx.eval(array)
+    return array

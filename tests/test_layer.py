@@ -1,0 +1,219 @@
+"""Weights that lie side by side are one product, and whatever is done to a module counts from the next call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from conftest import distance, random_ids, tiny_model
+from mlx.utils import tree_flatten, tree_map
+
+from exaone4_mlx import Exaone4ForCausalLM
+
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}  # whole groups of 32
+IDS = random_ids(20)
+
+
+def apart(model: Any) -> Exaone4ForCausalLM:
+    """The same network, its weights copied and never merged."""
+    copy = Exaone4ForCausalLM(model.config)
+    if any(isinstance(part, nn.QuantizedLinear) for part in model.modules()):
+        nn.quantize(copy, 32, 4)
+    copy.update(tree_map(lambda array: array + 0, model.parameters()))
+    return copy.eval()
+
+
+def quantized(model: Any, bits: int = 4) -> Any:
+    nn.quantize(model, 32, bits)
+    model.merge()
+    return model
+
+
+def is_merged(model: Any) -> bool:
+    return all(not layer[part].merged.released for layer in model.layers for part in ("self_attn", "mlp"))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: tiny_model(**WIDE), lambda: quantized(tiny_model(**WIDE))], ids=["floats", "4 bit"]
+)
+def test_merged_projections_give_the_same(make: Callable[[], Any]) -> None:
+    model = make()
+    assert is_merged(model)
+    other = apart(model)
+    assert not is_merged(other)
+    assert distance(model(IDS), other(IDS)) < 1e-5
+    cache, other_cache = model.make_cache(), other.make_cache()
+    for token in IDS[0].tolist():
+        a, b = model(mx.array([[token]]), cache), other(mx.array([[token]]), other_cache)
+    assert distance(a, b) < 1e-5, "token by token"
+
+
+def test_merging_costs_no_memory_and_changes_no_parameter() -> None:
+    model = tiny_model(hidden_size=256, intermediate_size=512)
+    before = {name: array + 0 for name, array in tree_flatten(model.parameters())}
+    mx.eval(before)
+    model.update(tree_map(lambda array: array + 0, model.parameters()))
+    mx.eval(model.parameters())
+    mx.clear_cache()
+    held = mx.get_active_memory()
+    assert not model.layers[0]["mlp"].merged.holds([model.layers[0]["mlp"]["gate_proj"]] * 2)
+    model.merge()
+    mx.clear_cache()
+    assert mx.get_active_memory() <= held + 4096
+    for name, array in tree_flatten(model.parameters()):
+        assert mx.array_equal(array, before[name]), name
+
+
+def test_weights_that_were_replaced_are_let_go() -> None:
+    """From the next call on: a cast or quantized model does not keep what it was merged from."""
+    others = mx.get_active_memory()
+    model = tiny_model(hidden_size=256, intermediate_size=512)
+    mx.eval(model(IDS))
+    before = mx.get_active_memory() - others
+    model.set_dtype(mx.bfloat16)
+    mx.eval(model(IDS), model.parameters())
+    assert mx.get_active_memory() - others < 0.6 * before
+
+
+def test_a_layer_is_made_ready_once() -> None:
+    """Merged, released, and replaced: what one call made is there for the next."""
+    model = tiny_model()
+    for change in (lambda model: None, norm_in_place, updated):
+        change(model)
+        model(IDS)
+        ready = [layer.ready() for layer in model.layers]
+        model(IDS)
+        assert [layer.ready() for layer in model.layers] == ready
+
+
+def test_merged_weights_are_saved_as_they_are(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    saved = mx.load(str(tmp_path / "model.safetensors"))
+    for name, array in tree_flatten(model.parameters()):
+        assert mx.array_equal(array, saved[name]), name
+
+
+def first_attention(model: Any) -> Any:
+    return model.layers[0].self_attn
+
+
+def assigned(model: Any) -> None:
+    first_attention(model).q_proj.weight = first_attention(model).q_proj.weight[::-1]
+
+
+def multiplied_in_place(model: Any) -> None:
+    model.layers[1].mlp.gate_proj.weight *= 2.0
+
+
+def element_in_place(model: Any) -> None:
+    weight = model.layers[0].self_attn.v_proj.weight
+    model(IDS)  # between the look and the change
+    weight[0:4] = 0.5
+
+
+def norm_in_place(model: Any) -> None:
+    model.layers[0].self_attn.k_norm.weight[3] = 7.0
+
+
+def updated(model: Any) -> None:
+    model.update({"model": {"layers": [{"mlp": {"gate_proj": {"weight": mx.ones((48, 32))}}}]}})
+
+
+def output_in_place(model: Any) -> None:
+    model.layers[2].self_attn.o_proj.weight[:] = 0.25
+
+
+def last_norm_in_place(model: Any) -> None:
+    model.layers[3].post_feedforward_layernorm.weight *= 3.0
+
+
+class Adapter(nn.Module):
+    """As LoRA puts one around a projection."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear(x) + x.sum(axis=-1, keepdims=True)
+
+
+def adapted(model: Any) -> None:
+    for layer in model.layers:
+        names = [name for name, part in layer.named_modules() if name.endswith("q_proj")]
+        layer.update_modules({"self_attn": {"q_proj": Adapter(layer["self_attn"]["q_proj"])}})
+        assert names
+
+
+CHANGES: dict[str, Callable[[Any], None]] = {
+    "assigned": assigned,
+    "multiplied in place": multiplied_in_place,
+    "an element, in place": element_in_place,
+    "a head's norm, in place": norm_in_place,
+    "update": updated,
+    "attention's output, in place": output_in_place,
+    "a layer's norm, in place": last_norm_in_place,
+    "an adapter": adapted,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_count_from_the_next_call(change: str) -> None:
+    model = tiny_model()
+    before = model(IDS)
+    CHANGES[change](model)
+    after = model(IDS)
+    assert distance(before, after) > 1e-2
+    fresh = Exaone4ForCausalLM(model.config)
+    if change == "an adapter":
+        adapted(fresh)
+    fresh.update(tree_map(lambda array: array + 0, model.parameters()))
+    assert distance(after, fresh.eval()(IDS)) < 1e-4
+    model.merge()
+    assert distance(after, model(IDS)) < 1e-4, "merged again"
+
+
+def test_other_dtypes_and_quantization_count_from_the_next_call() -> None:
+    model = tiny_model(**WIDE)
+    exact = model(IDS)
+    model.set_dtype(mx.bfloat16)
+    assert model(IDS).dtype == mx.bfloat16
+    model.set_dtype(mx.float32)
+    nn.quantize(model, 32, 4)
+    rounded = model(IDS)
+    assert distance(exact, rounded) > 1e-2
+    assert distance(rounded, quantized(model)(IDS)) < 1e-4
+
+
+def test_projections_of_different_bits_stay_apart() -> None:
+    """As recipes make them. Nothing is lost but speed."""
+    model = tiny_model(**WIDE)
+    nn.quantize(
+        model,
+        32,
+        4,
+        class_predicate=lambda name, part: (
+            hasattr(part, "to_quantized") and ({"bits": 8, "group_size": 32} if "v_proj" in name else True)
+        ),
+    )
+    before = model(IDS)
+    model.merge()
+    assert model.layers[0]["self_attn"].merged.released
+    assert not model.layers[0]["mlp"].merged.released
+    assert distance(before, model(IDS)) < 1e-4
+
+
+def test_gradients_flow_into_merged_weights_too() -> None:
+    model, other = tiny_model(), None
+    other = apart(model)
+    found = []
+    for network in (model, other):
+        _, grads = nn.value_and_grad(network, lambda network: network(IDS).square().mean())(network)
+        found.append(dict(tree_flatten(grads)))
+    for name, grad in found[0].items():
+        assert distance(grad, found[1][name]) < 1e-3 * max(1.0, mx.max(mx.abs(grad)).item()), name
