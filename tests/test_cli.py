@@ -224,6 +224,7 @@ def test_tools_run_and_their_file_is_named(capsys: pytest.CaptureFixture[str], t
     assert told["text"].endswith("You rolled 5 and 5.")
 
 
+@pytest.mark.heavy
 def test_builtin_tools(capsys: pytest.CaptureFixture[str]) -> None:
     lines = output(capsys, "-p", "What is 1234 * 56?", "--builtin-tools", "--jsonl").splitlines()
     result = next(event for event in map(json.loads, lines) if event["type"] == "tool_result")

@@ -140,6 +140,7 @@ def test_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.heavy
 def test_second_conversion_to_the_same_folder_waits_its_turn(tmp_path: Path) -> None:
     """Else one would rename the other's half-written folder."""
 

@@ -176,6 +176,7 @@ def test_command_prints_a_table_or_json(texts: Path, quantized: Path, capsys: py
     assert told["rows"][0]["kind"] == "all" and told["bits_per_weight"] == pytest.approx(4.511, abs=0.001)
 
 
+@pytest.mark.heavy
 def test_conversion_writes_what_it_cost_into_card_and_report(tmp_path: Path, texts: Path) -> None:
     summary = convert("demo", tmp_path / "out", evaluate=True, evaluation_data=texts)
     assert summary.evaluation is not None and summary.errors is not None

@@ -59,7 +59,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
         {},
         pytest.param({"q_bits": 8, "q_group_size": 32}, marks=pytest.mark.heavy),
         pytest.param({"q_mode": "mxfp4", "q_group_size": 32}, marks=pytest.mark.heavy),
-        {"quantize": False},
+        pytest.param({"quantize": False}, marks=pytest.mark.heavy),
     ],
     ids=["4 bit", "8 bit", "mxfp4", "unquantized"],
 )
@@ -94,6 +94,7 @@ def test_untied_models_are_shared_too(mlx_lm: Any, tmp_path: Path, window: int |
     assert_same(load(tmp_path / "ours")[0], their_load(mlx_lm, tmp_path / "ours"))
 
 
+@pytest.mark.heavy
 def test_old_mlx_community_config_is_read(mlx_lm: Any, tmp_path: Path, edit_json: Callable[..., None]) -> None:
     """Folders of the model's release days have neither layer_types nor rope_parameters."""
     convert("demo", tmp_path / "old")

@@ -209,7 +209,7 @@ def screen_on(terminal: Any, clock: Callable[[], float] = time.monotonic, **opti
 
 def shown(events: list[Any], terminal: Terminal, drawn: bool = True, **options: Any) -> str:
     """What is left on a terminal; `drawn` after each event."""
-    screen = screen_on(terminal, **options)
+    screen = screen_on(terminal, clock=Clock(), **options)  # a thought takes no time, however busy the machine is
     with screen.reply():
         for event in events:
             screen.show(event)
