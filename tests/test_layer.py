@@ -150,6 +150,23 @@ def adapted(model: Any) -> None:
         assert names
 
 
+@pytest.mark.parametrize("last_layer", ["sliding_attention", "full_attention"])
+@pytest.mark.parametrize("before", [0, 5, 30])
+def test_of_a_prompt_the_last_layer_makes_one_token(before: int, last_layer: str) -> None:
+    """And the same one as ever, whatever it attends to; the caches hold all of them."""
+    model = tiny_model(layer_types=["full_attention", "sliding_attention", "sliding_attention", last_layer]).model
+    for length in (1, 2, 7, 8, 20):
+        ids = random_ids(before + length)
+        whole, pieces = model.make_cache(), model.make_cache()
+        expected = model(ids, whole)[:, -1:]
+        if before:
+            model.prefill(ids[:, :before], pieces, before + length)
+        found = model.prefill(ids[:, before:], pieces, before + length)
+        assert found.shape == expected.shape == (1, 1, 32)
+        assert distance(found, expected) < 1e-5, length
+        assert distance(model(ids[:, :1], pieces), model(ids[:, :1], whole)) < 1e-5, "what comes after"
+
+
 CHANGES: dict[str, Callable[[Any], None]] = {
     "assigned": assigned,
     "multiplied in place": multiplied_in_place,

@@ -41,13 +41,13 @@ def read(
 ) -> Iterator[tuple[int, mx.array]]:
     """Processes `ids` into `cache`, `step_size` tokens at a time.
 
-    After each chunk it yields the tokens processed so far and the chunk's hidden states [1, L, E]. Each chunk
-    is computed before the next one; the last one is the caller's to evaluate.
+    After each chunk it yields the tokens processed so far and the hidden state of the last of them, [1, 1, E]. Each
+    chunk is computed before the next one; the last one is the caller's to evaluate.
     """
     array = mx.array(list(ids))[None]  # [1, L]
     whole_length = cache[0].offset + len(ids)
     for start in range(0, len(ids), step_size):
-        hidden = model.model(array[:, start : start + step_size], cache, whole_length)
+        hidden = model.model.prefill(array[:, start : start + step_size], cache, whole_length)
         if start + step_size < len(ids):
             mx.eval([layer.state for layer in cache])
             mx.clear_cache()
@@ -58,9 +58,9 @@ def prefill(
     model: Exaone4ForCausalLM, ids: Sequence[int], cache: list[Cache], step_size: int = PREFILL_STEP_SIZE
 ) -> mx.array:
     """Processes `ids` into `cache`: the logits after the last of them, [1, V]."""
-    for _, chunk in read(model, ids, cache, step_size):
-        hidden = chunk
-    logits = model.logits(hidden[:, -1:])[:, -1]
+    for _, last in read(model, ids, cache, step_size):
+        hidden = last
+    logits = model.logits(hidden)[:, -1]
     mx.eval(logits)
     return logits
 

@@ -142,13 +142,13 @@ class PromptCache:
         begin = max(self._turn_start(ids), cached)  # of the new turn, as far as the caches do not know it yet
         far = self._reserve is not None and 0 < begin < total - self._reserve
         for stop in (begin, total) if far else (total,):
-            for done, chunk in self._read(ids[:stop], step_size):
-                hidden = chunk
+            for done, last in self._read(ids[:stop], step_size):
+                hidden = last
                 if progress and done < total:
                     progress(done, total)
             if stop < total:
                 self._checkpoint()
-        logits = self.model.logits(hidden[:, -1:])[:, -1]
+        logits = self.model.logits(hidden)[:, -1]
         mx.eval(logits, self._states)
         self._checkpoint()
         if progress:
@@ -235,7 +235,7 @@ class PromptCache:
         return next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in marks), 0)
 
     def _read(self, ids: list[int], step_size: int) -> Iterator[tuple[int, mx.array]]:
-        """Processes what the caches lack of `ids`: how many they hold after each chunk, and its hidden states."""
+        """Processes what the caches lack of `ids`: how many they hold after each chunk, and its last hidden state."""
         start, work = len(self.ids), self.work
         try:
             for done, hidden in read(self.model, ids[start:], self.layers, step_size):

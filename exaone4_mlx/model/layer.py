@@ -97,16 +97,29 @@ class Layer:
         return all(map(is_, found, self.parts)) and self.states == (_state(block["self_attn"]), _state(block["mlp"]))
 
     def __call__(
-        self, x: mx.array, mask: mx.array | str | None, cache: Cache | None, details: Details | None = None
+        self,
+        x: mx.array,
+        mask: mx.array | str | None,
+        cache: Cache | None,
+        details: Details | None = None,
+        last_only: bool = False,
     ) -> mx.array:
-        """Hidden states [B, L, E] -> those after this layer."""
-        x = x + mx.fast.rms_norm(self.output(self.attended(x, mask, cache, details)), self.attention_norm, self.eps)
+        """Hidden states [B, L, E] -> those after this layer; with `last_only` the last token's alone, [B, 1, E]."""
+        taken = self.attended(x, mask, cache, details, last_only)
+        if last_only:
+            x = x[:, -1:]
+        x = x + mx.fast.rms_norm(self.output(taken), self.attention_norm, self.eps)
         return x + mx.fast.rms_norm(self.down(self.inner(x)), self.mlp_norm, self.eps)
 
     def attended(
-        self, x: mx.array, mask: mx.array | str | None, cache: Cache | None, details: Details | None = None
+        self,
+        x: mx.array,
+        mask: mx.array | str | None,
+        cache: Cache | None,
+        details: Details | None = None,
+        last_only: bool = False,
     ) -> mx.array:
-        """Hidden states [B, L, E] -> what attention takes in, [B, L, H*D]."""
+        """Hidden states [B, L, E] -> what attention takes in, [B, L, H*D]; all tokens are cached, in any case."""
         B, L, _ = x.shape
         heads, D, turned = self.heads, self.head_dim, self.turned
         projected = self.project(x)  # B L (H+2K)*D; of one token, the same memory with and without a transposition
@@ -120,6 +133,9 @@ class Layer:
         queries, keys = mx.split(both, [heads], axis=1)
         if cache is not None:
             keys, values = cache.update(keys, values)  # B K S D
+        if last_only and L > 1:
+            queries, L = queries[:, :, -1:], 1
+            mask = mask[..., -1:, :] if isinstance(mask, mx.array) else None
         if details is None and not self.dropout:
             out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
         else:

@@ -91,10 +91,9 @@ class Block(Mergeable):
         self.post_feedforward_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self._layer: Layer | None = None
 
-    def __call__(
-        self, x: mx.array, mask: mx.array | str | None, cache: Cache | None, details: Details | None = None
-    ) -> mx.array:
-        return self.ready()(x, mask, cache, details)
+    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None, *more: Any) -> mx.array:
+        """As `Layer.__call__`."""
+        return self.ready()(x, mask, cache, *more)
 
     def ready(self) -> Layer:
         """The mathematics of this layer, on the weights that its modules have now."""
@@ -122,21 +121,30 @@ class Exaone4Model(Pretrained):
         self.layers = [Block(config, layer) for layer in config.layers]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(
-        self, input_ids: mx.array, cache: Sequence[Cache] | None = None, whole_length: int | None = None
-    ) -> mx.array:
-        """Of a text that is read in pieces, `whole_length` counts all tokens: dynamic and longrope go by that."""
-        details = None
-        if whole_length is not None and self.config.rope_parameters.depends_on_length:
-            details = Details(length=whole_length)
-        return self._run(self.embed_tokens(input_ids), cache, details)
+    def __call__(self, input_ids: mx.array, cache: Sequence[Cache] | None = None) -> mx.array:
+        return self._run(self.embed_tokens(input_ids), cache)
 
-    def _run(self, x: mx.array, cache: Sequence[Cache] | None, details: Details | None = None) -> mx.array:
-        """Embeddings [B, L, E] -> final hidden states [B, L, E]."""
-        length = x.shape[1]
+    def prefill(self, input_ids: mx.array, cache: Sequence[Cache], whole_length: int) -> mx.array:
+        """A piece of a prompt [B, L] -> the final hidden state of its last token, [B, 1, E].
+
+        All tokens are cached, and what the last layer makes of the others is not computed. `whole_length` counts the
+        tokens of the whole prompt and those before: dynamic and longrope RoPE go by that, in whatever pieces it comes.
+        """
+        details = Details(length=whole_length) if self.config.rope_parameters.depends_on_length else None
+        return self._run(self.embed_tokens(input_ids), cache, details, last_only=True)
+
+    def _run(
+        self,
+        x: mx.array,
+        cache: Sequence[Cache] | None,
+        details: Details | None = None,
+        last_only: bool = False,
+    ) -> mx.array:
+        """Embeddings [B, L, E] -> final hidden states [B, L, E], or with `last_only` the last token's, [B, 1, E]."""
+        length, last = x.shape[1], len(self.layers) - 1
         masks: dict[int | None, mx.array | str | None] = {}  # window -> mask: one for all layers alike
         for i, layer in enumerate(self.layers):
-            window = layer.self_attn.window
+            window = layer["self_attn"].window
             if window not in masks:
                 if details is not None:
                     masks[window] = details.mask(cache[i].past if cache is not None else 0, length, window)
@@ -144,7 +152,7 @@ class Exaone4Model(Pretrained):
                     masks[window] = cache[i].mask(length) if cache is not None else causal_mask(0, length, window)
             if details is not None and details.hidden_states is not None:
                 details.hidden_states.append(x)
-            x = layer(x, masks[window], cache[i] if cache is not None else None, details)
+            x = layer(x, masks[window], cache[i] if cache is not None else None, details, last_only and i == last)
         return self.norm(x)
 
     def forward(
