@@ -406,7 +406,7 @@ class Actions:
 
     def _needs(self, tab: Tab, path: str, context: float | None) -> str:
         needs = self.desk.needs(path.strip(), _whole(context))
-        cache = needs.total_bytes - needs.weights_bytes
+        cache = needs.total_bytes - needs.weights_bytes  # and what a prompt is read with
         text = tab.words(
             "needs",
             total=size_text(needs.total_bytes),

@@ -183,9 +183,9 @@ WORDS = {
     "context_tokens": ("Context (tokens)", "컨텍스트(토큰)", "Contexto (tokens)"),
     "load": ("Load", "불러오기", "Cargar"),
     "needs": (
-        "Needs {total}: {weights} of weights and {cache} of cache for {context} tokens. This machine can give {memory}.",
-        "필요: {total} (가중치 {weights}, {context}토큰 캐시 {cache}). 이 컴퓨터의 가용 메모리: {memory}.",
-        "Necesita {total}: {weights} de pesos y {cache} de caché para {context} tokens. Este equipo puede dar {memory}.",
+        "Needs {total}: {weights} of weights, and {cache} to read and keep {context} tokens. This machine can give {memory}.",
+        "필요: {total} (가중치 {weights}, {context}토큰을 읽고 보관하는 데 {cache}). 이 컴퓨터의 가용 메모리: {memory}.",
+        "Necesita {total}: {weights} de pesos y {cache} para leer y guardar {context} tokens. Este equipo puede dar {memory}.",
     ),
     "too_large": (
         "That is too much. It would fit with a context of {context} tokens.",

@@ -1,9 +1,11 @@
-"""What a model needs is told beforehand, to the byte."""
+"""What a model needs is told beforehand: weights and caches to the byte, what prefill computes with by a bound."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,22 @@ from conftest import TINY, random_ids, tiny_model
 from mlx.utils import tree_flatten
 
 from exaone4_mlx import Exaone4Config, convert, load
+from exaone4_mlx.cli import main
 from exaone4_mlx.generation.decode import PREFILL_STEP_SIZE, prefill
-from exaone4_mlx.model.cache import RotatingKVCache
+from exaone4_mlx.model.cache import RotatingKVCache, visible
+from exaone4_mlx.model.folders import DEMO_FOLDER
 from exaone4_mlx.model.network import Exaone4ForCausalLM
+from exaone4_mlx.weights import fit as fit_module
 from exaone4_mlx.weights.checkpoint import load_model
-from exaone4_mlx.weights.fit import STEP_SIZE, cache_bytes, fit, memory_of_this_machine
+from exaone4_mlx.weights.fit import (
+    STEP_SIZE,
+    cache_bytes,
+    fit,
+    memory_of_this_machine,
+    prefill_bytes,
+    read_sizes,
+    weight_shapes,
+)
 
 ALL_GLOBAL = {"sliding_window": None, "sliding_window_pattern": None}
 #: window 7: buckets of 256, the window, its buffer of 7 - 1 + 64 + 512 rows, prefill's chunks of 2048, the model's end
@@ -120,6 +133,103 @@ def test_the_1_2b_model_has_global_layers_only(shared: Path) -> None:
     assert cache_bytes(config, 65_536) == (4_026_531_840, 0, 0)
 
 
+# --- prefill ------------------------------------------------------------------
+
+SMALL = {"num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": 12_000}
+#: What most of the peak is -> (tokens, config)
+PEAKS: dict[str, tuple[int, dict[str, Any]]] = {
+    "scores": (2048, ALL_GLOBAL),
+    "scores of a late chunk": (1024, {"num_hidden_layers": 4, "sliding_window": 300, "sliding_window_pattern": 2}),
+    "buffers": (1000, ALL_GLOBAL | {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128}),
+    "hidden states": (300, {"hidden_size": 1024}),
+    "queries": (200, {"num_attention_heads": 32, "head_dim": 32}),
+    "keys and values": (200, {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 64}),
+    "the MLP": (300, {"intermediate_size": 2048}),
+    "logits": (60, {"vocab_size": 100_000}),
+}
+
+#: Tokens in a chunk, where several show it in less time.
+STEPS = {"scores of a late chunk": 256, "buffers": 16}
+
+
+def peak_of_prefill(model: Exaone4ForCausalLM, length: int, step: int) -> int:
+    """Bytes at the peak of reading a prompt, without weights, and without caches as they are afterwards."""
+    mx.eval(model.parameters())
+    ids = random_ids(length).tolist()[0]
+    gc.collect()
+    mx.synchronize()  # or else what the weights were cast from is freed later
+    before, cache = mx.get_active_memory(), model.make_cache()
+    mx.reset_peak_memory()
+    prefill(model, ids, cache, step)
+    return mx.get_peak_memory() - before - sum(layer.nbytes for layer in cache)
+
+
+def check_peak(length: int, dtype: mx.Dtype, config: dict[str, Any]) -> None:
+    model = Exaone4ForCausalLM(Exaone4Config.from_dict(TINY | SMALL | config))
+    model.set_dtype(dtype)
+    measured = peak_of_prefill(model, length, fit_module.STEP_SIZE)
+    told = prefill_bytes(model.config, length, dtype.size)
+    assert measured <= told <= 2.5 * measured, f"told {told / 1e6:.2f} MB, measured {measured / 1e6:.2f} MB"
+
+
+on_the_cpu = pytest.mark.skipif(
+    mx.default_device() != mx.Device(mx.cpu), reason="the bound is measured on the CPU only"
+)
+
+
+@on_the_cpu
+@pytest.mark.parametrize("dtype", [mx.bfloat16, pytest.param(mx.float32, marks=pytest.mark.heavy)], ids=str)
+@pytest.mark.parametrize("peak", PEAKS)
+def test_prefill_stays_below_what_was_told_and_not_far_below(
+    peak: str, dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if peak in STEPS:
+        monkeypatch.setattr(fit_module, "STEP_SIZE", STEPS[peak])
+    check_peak(PEAKS[peak][0], dtype, PEAKS[peak][1])
+
+
+@on_the_cpu
+@pytest.mark.heavy
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
+@pytest.mark.parametrize("length", [50, 1000, 5000])
+def test_so_it_does_for_a_medium_model(length: int, dtype: mx.Dtype) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4}
+    check_peak(length, dtype, sizes | heads | {"sliding_window": 600, "sliding_window_pattern": 2})
+
+
+def test_metal_keeps_no_scores_where_its_attention_is_fused(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Exaone4Config.from_file(shared / "configs" / "EXAONE-4.0-32B.config.json")
+    scores = 40 * 2048 * 131_072 * 2  # heads, chunk, context, bfloat16
+    assert prefill_bytes(config, 131_072) > scores
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    assert prefill_bytes(config, 131_072) < scores / 10
+    odd = Exaone4Config.from_dict(TINY | {"max_position_embeddings": 131_072})
+    assert prefill_bytes(odd, 131_072) > 4 * 2048 * 131_072 * 2, "Metal has no fused kernel for a head size of 16"
+
+
+def test_the_mask_of_local_layers_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU it is little beside the scores."""
+    mx.eval(mx.arange(2))
+    gc.collect()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(visible(299, 2048, 300))
+    measured = mx.get_peak_memory() - before
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    sizes = TINY | SMALL | {"head_dim": 64}
+    local, everything = (Exaone4Config.from_dict(sizes | other) for other in ({"sliding_window": 300}, ALL_GLOBAL))
+    assert prefill_bytes(local, 5000) - prefill_bytes(everything, 5000) >= measured
+
+
+@pytest.mark.parametrize("changes", [{}, ALL_GLOBAL, {"sliding_window": 3000}], ids=["hybrid", "all global", "long"])
+def test_a_longer_prompt_never_needs_less(changes: dict[str, Any]) -> None:
+    """Or else the search for the largest context would end at the wrong one."""
+    config = Exaone4Config.from_dict(TINY | {"max_position_embeddings": 12_000} | changes)
+    needs = [prefill_bytes(config, length) for length in sorted({*range(1, 12_001, 61), *LENGTHS, *LONG_LENGTHS})]
+    assert needs == sorted(needs)
+
+
 # --- the dtype of the activations, and weights --------------------------------
 
 
@@ -149,6 +259,7 @@ def test_an_mxfp4_embedding_is_bfloat16_beside_float16_norms(tmp_path: Path) -> 
     summary = convert("demo", tmp_path / "model", dtype="float16", q_mode="mxfp4")
     told, used = cache_bytes_of(summary.path), used_bytes(summary.path)
     assert used == told * 31 / 32
+    assert fit(summary.path, dtype="float16") == fit(summary.path), "a cast leaves the embedding what it is"
 
 
 def test_weights_of_two_dtypes_have_caches_of_what_they_promote_to(tmp_path: Path) -> None:
@@ -190,6 +301,62 @@ def test_an_output_head_of_its_own_is_counted(tmp_path: Path) -> None:
     assert fit(folder).weights_bytes == sum(array.nbytes for _, array in tree_flatten(model.parameters()))
 
 
+@pytest.mark.parametrize(("dtype", "q_bits"), [("float16", None), ("float32", None), (None, 8), ("float32", 4)])
+def test_weights_that_would_be_cast_or_quantized_are_those_of_the_model_so_loaded(dtype: Any, q_bits: Any) -> None:
+    model, _ = load("demo", dtype=dtype, q_bits=q_bits)
+    told = fit("demo", dtype=dtype, q_bits=q_bits, context=3)
+    assert told.weights_bytes == sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    size = 4 if dtype == "float32" else 2
+    caches = told.global_cache_bytes, told.local_window_bytes, told.local_reserve_bytes
+    assert caches == cache_bytes(model.config, 3, size)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "a head of its own"])
+def test_shapes_follow_from_the_config(tied: bool) -> None:
+    model = tiny_model(tie_word_embeddings=tied)
+    shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
+    assert weight_shapes(model.config) == shapes
+
+
+def test_config_alone_tells_the_same_as_the_weights(tmp_path: Path) -> None:
+    assert fit(DEMO_FOLDER / "config.json") == fit("demo")
+    shutil.copy(DEMO_FOLDER / "config.json", tmp_path)
+    assert fit(tmp_path, q_bits=4) == fit("demo", q_bits=4)
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo in three and six bits."""
+    return convert("demo", tmp_path_factory.mktemp("fit") / "model", recipe="mixed_3_6", search=False).path
+
+
+def test_the_config_of_a_quantized_folder_tells_the_same_as_its_weights(quantized: Path, tmp_path: Path) -> None:
+    assert fit(quantized / "config.json") == fit(quantized)
+    folder = convert("demo", tmp_path / "model", q_mode="mxfp4", search=False).path
+    assert fit(folder / "config.json") == fit(folder)
+
+
+def test_a_layer_that_the_config_excepts_counts_in_full(
+    quantized: Path, edit_json: Callable[..., None], tmp_path: Path
+) -> None:
+    file = Path(shutil.copy(quantized / "config.json", tmp_path))
+    plain = {"group_size": 64, "bits": 4, "mode": "affine"}
+    edit_json(file, quantization=plain, quantization_config=None)
+    told, config = fit(file).weights_bytes, Exaone4Config.from_file(file)
+    edit_json(file, quantization=plain | {"model.embed_tokens": False})
+    assert fit(file).weights_bytes - told == config.vocab_size * config.hidden_size * (16 - 4.5) / 8
+
+
+def test_the_32b_model_in_four_bits(shared: Path) -> None:
+    file = shared / "configs" / "EXAONE-4.0-32B.config.json"
+    parameters = 32_003_216_384
+    told = fit(file)
+    assert told.weights_bytes == 2 * parameters and told.context == 131_072
+    assert (told.global_cache_bytes, told.local_window_bytes) == (8_589_934_592, 805_306_368)
+    norms = 64 * (2 * 5120 + 2 * 128) + 5120
+    assert fit(file, q_bits=4).weights_bytes == (parameters - norms) * 4.5 / 8 + 2 * norms
+
+
 def test_no_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> Any:
         raise AssertionError("fit must read headers only")
@@ -198,6 +365,29 @@ def test_no_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx, "array", never)
     monkeypatch.setattr(mx, "zeros", never)
     assert fit("demo").weights_bytes > 10_000_000
+    assert fit(DEMO_FOLDER / "config.json").weights_bytes > 10_000_000
+
+
+@pytest.mark.parametrize("cached", ["config.json", "all", "a part"])
+def test_of_a_hub_id_nothing_but_config_json_is_downloaded(
+    hf_folder: Path, monkeypatch: pytest.MonkeyPatch, cached: str
+) -> None:
+    """With the weights at hand, they count as they are stored; with a part of them, as none."""
+    if cached != "all":
+        (hf_folder / "model.safetensors").unlink()
+    if cached == "a part":
+        index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+        (hf_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    asked: list[Any] = []
+
+    def download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repo, revision, allow_patterns))
+        return str(hf_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    told = read_sizes("LGAI-EXAONE/nowhere", "main")
+    assert asked == [("LGAI-EXAONE/nowhere", "main", ["config.json"])]
+    assert told.has_no_files == (cached != "all") and told.fit() == fit("demo")
 
 
 # --- does it fit --------------------------------------------------------------
@@ -209,11 +399,12 @@ def test_context_is_the_longest_where_none_is_given() -> None:
     assert fit("demo", context=8192) == told
 
 
-def test_total_is_weights_and_caches() -> None:
-    told = fit("demo", context=3000)
+def test_total_is_weights_caches_and_prefill() -> None:
+    told, config = fit("demo", context=3000), load("demo")[0].config
     parts = told.weights_bytes, told.global_cache_bytes, told.local_window_bytes, told.local_reserve_bytes
-    assert min(parts) > 0 and told.total_bytes == sum(parts)
-    assert told.total_bytes == told.weights_bytes + sum(cache_bytes(load("demo")[0].config, 3000))
+    assert min(parts) > 0 and told.prefill_bytes == prefill_bytes(config, 3000) > 0
+    assert told.total_bytes == sum(parts) + told.prefill_bytes
+    assert told.total_bytes == told.weights_bytes + sum(cache_bytes(config, 3000)) + prefill_bytes(config, 3000)
 
 
 def test_it_fits_to_the_last_byte_and_not_beyond() -> None:
@@ -275,7 +466,12 @@ def test_what_load_cannot_find_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no config\.json: it is not a model folder"):
         fit(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(TINY))
-    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors; pytorch_model.bin is not a format"):
+        fit(tmp_path)
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(FileNotFoundError, match=r"lacks model-00001-of-00002\.safetensors"):
         fit(tmp_path)
 
 
@@ -297,3 +493,88 @@ def test_damaged_weights_are_refused(hf_folder: Path) -> None:
 def test_a_revision_is_for_hub_ids() -> None:
     with pytest.raises(ValueError, match="the demo model has no revisions"):
         fit("demo", revision="main")
+    with pytest.raises(ValueError, match=r"revision 'main' is for hub ids; .*config\.json is a local file"):
+        fit(DEMO_FOLDER / "config.json", revision="main")
+
+
+def test_a_quantized_model_keeps_its_bits(quantized: Path) -> None:
+    with pytest.raises(ValueError, match="is quantized already; leave q_bits out"):
+        fit(quantized, q_bits=8)
+    with pytest.raises(ValueError, match="affine quantization has 2, 3, 4, 5, 6 or 8 bits, not 7"):
+        fit("nowhere", q_bits=7)
+    with pytest.raises(ValueError, match="dtype must be one of bfloat16, float16, float32, not 'int8'"):
+        fit("nowhere", dtype="int8")
+
+
+def test_a_config_that_does_not_tell_the_size_of_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TINY | {"quantization_config": {"quant_method": "awq"}}))
+    with pytest.raises(ValueError, match=r"config\.json alone does not tell how large 'awq' weights are"):
+        fit(tmp_path)
+
+
+# --- the command --------------------------------------------------------------
+
+
+def test_the_table_has_a_column_for_each_width(capsys: pytest.CaptureFixture[str]) -> None:
+    gigabytes = fit("demo", context=100, q_bits=8).total_bytes / 1e9
+    assert main(["fit", "--model", "demo", "--memory", str(gigabytes), "--context", "100"]) == 0
+    out = capsys.readouterr().out
+    rows = {line[:26].strip(): line[26:].split("  ") for line in out.splitlines()}
+    cells = {name: [cell.strip() for cell in row if cell.strip()] for name, row in rows.items()}
+    assert cells["100 tokens"] == ["16 bits", "8 bits", "4 bits"]
+    assert cells[f"fits into {gigabytes * 1e3:.0f} MB"] == ["no", "yes", "yes"]
+    assert cells["largest context that fits"][0] == "none"
+    names = "weights", "global cache", "local windows", "rewind reserve and slack", "prefill transient", "total"
+    assert set(names) <= set(cells) and all(len(cells[name]) == 3 for name in names)
+
+
+def test_a_quantized_model_has_one_column(quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--model", str(quantized)]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split("  ")[-1].strip() == "as stored"
+
+
+def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--model", "demo", "--context", "3000", "--q-bits", "4", "--memory", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    expected = fit("demo", context=3000, q_bits=4, memory=1_000_000_000)
+    assert told == {name: getattr(expected, name) for name in FIELDS} and told["fits"]
+
+
+FIELDS = {
+    "weights_bytes", "global_cache_bytes", "local_window_bytes", "local_reserve_bytes", "prefill_bytes", "total_bytes",
+    "fits", "largest_context", "context", "memory_bytes",
+}  # fmt: skip
+
+
+def test_the_limit_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def output(*flags: str) -> str:
+        assert main(["fit", "--model", "demo", *flags]) == 0
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    assert "The memory is the physical memory of this machine." in output()
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 21_474_836_480})
+    told = output()
+    assert "fits into 21.47 GB" in told
+    assert "Metal's recommended working set on this machine; sudo sysctl iogpu.wired_limit_mb=N" in told
+    assert "The memory is" not in output("--memory", "8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "demo", "--context", "8193"], "context 8193 is more than the 8192 tokens"),
+        (["--model", "nowhere", "--context", "0"], "context must be a positive whole number of tokens, not 0"),
+        (["--model", "nowhere", "--memory", "-1"], "memory must be a positive number of gigabytes, not -1"),
+        (["--model", "nowhere", "--memory", "nan"], "memory must be a positive number of gigabytes, not nan"),
+        (["--model", "nowhere", "--memory", "inf"], "memory must be a positive number of gigabytes, not inf"),
+        (["--model", "nowhere", "--q-bits", "7"], "affine quantization has 2, 3, 4, 5, 6 or 8 bits, not 7"),
+        (["--model", "nowhere"], "no folder nowhere, and no hub id either"),
+        (["--model", "README.md"], "is not JSON"),
+    ],
+)
+def test_errors_are_one_line_and_exit_1(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *flags]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and message in err and err.count("\n") == 1

@@ -1,11 +1,13 @@
 """`fit`: the memory that a model at a context length needs, told before anything of it is loaded.
 
 What is peculiar here:
-- Headers and config.json say it all: no weight is read and no array is made, so that any thread may ask.
+- Headers and config.json say it all: no weight is read and no array is made, so that any thread may ask. Without
+  weight files the shapes follow from config.json alone.
 - Caches are counted as they are allocated, whole buckets and reserves included, after a prompt of that length
   was read as `prefill` reads it. A conversation that came there in small steps may have grown the buffers of
   its global layers by half as much again; beyond max_position_embeddings they never grow.
 - Caches have the dtype of the activations, which is what the weights' dtypes promote to.
+- What a chunk of the prompt is computed with is no measurement but a bound: see `prefill_bytes`.
 """
 
 from __future__ import annotations
@@ -23,13 +25,19 @@ import mlx.core as mx
 
 from ..model.cache import RotatingKVCache, grown_capacity
 from ..model.config import Exaone4Config
-from ..model.files import Checkpoint
+from ..model.files import INDEX_NAME, Checkpoint
 from ..model.folders import find_folder, read_json
-from .checkpoint import HEAD
+from .checkpoint import EMBEDDING, HEAD, read_dtype
 from .formats import Source
 from .layouts import StoredTensor
+from .quantize import Quantization, read_quantization, stored_settings
 
 STEP_SIZE = 2048  # tokens that prefill processes at a time: generation.decode.PREFILL_STEP_SIZE
+#: Head sizes of Metal's fused attention for prompts: sdpa_full_supported_head_dim in
+#: mlx/backend/metal/scaled_dot_product_attention.cpp.
+FUSED_HEAD_DIMS = (64, 80, 128)
+#: What holds weights, or lists them.
+WEIGHT_FILES = ("*.safetensors", INDEX_NAME, "*.bin", "*.pt", "*.pth", "*.gguf")
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Fit:
     """What a model needs for `context` tokens. Sizes are in bytes, lengths in tokens.
 
     A local layer's cache is its window and, apart, the rows held so as to go back and to append in place.
+    `prefill_bytes` bounds what a chunk of the prompt is computed with, beside weights and caches.
     `largest_context` is the longest one that fits into `memory_bytes`: 0 where not even the weights do.
     """
 
@@ -45,12 +54,14 @@ class Fit:
     global_cache_bytes: int
     local_window_bytes: int
     local_reserve_bytes: int
+    prefill_bytes: int
     memory_bytes: int
     largest_context: int
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.global_cache_bytes + self.local_window_bytes + self.local_reserve_bytes
+        caches = self.global_cache_bytes + self.local_window_bytes + self.local_reserve_bytes
+        return self.weights_bytes + caches + self.prefill_bytes
 
     @property
     def fits(self) -> bool:
@@ -58,30 +69,128 @@ class Fit:
 
 
 def fit(
-    path_or_repo: str | Path, *, context: int | None = None, memory: int | None = None, revision: str | None = None
+    path_or_repo: str | Path,
+    *,
+    context: int | None = None,
+    memory: int | None = None,
+    revision: str | None = None,
+    dtype: mx.Dtype | str | None = None,
+    q_bits: int | None = None,
 ) -> Fit:
-    """What a checkpoint needs, as it is stored: a folder, a hub id (which is downloaded), or "demo".
+    """What a model needs: a folder, a config.json, a hub id (of which config.json alone is downloaded), or "demo".
 
     `context` is in tokens, max_position_embeddings if not given; `memory` in bytes, `memory_of_this_machine()`
-    if not given. What a step computes with, beside weights and caches, is not counted.
+    if not given. `dtype` and `q_bits` are `load`'s; without them the weights are as they are stored, or where there
+    are no weight files, as config.json says.
 
     Raises FileNotFoundError and ValueError as `load` does for what can be seen without reading weights, and
     ValueError for a context that the model does not reach.
     """
-    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 1):
-        raise ValueError(f"memory must be a positive whole number of bytes, not {memory!r}")
-    folder = find_folder(path_or_repo, revision)
+    check_request(context, memory)
+    cast, quantization = read_dtype(dtype), None if q_bits is None else Quantization(q_bits)
+    return read_sizes(path_or_repo, revision).fit(context, memory, cast, quantization)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is known of a model before it is loaded: config, tensors by name, and the dtype of affine scales."""
+
+    title: str  # for errors
+    config: Exaone4Config
+    tensors: Mapping[str, StoredTensor]
+    scales: Mapping[str, mx.Dtype]
+    has_no_files: bool = False  # whether config.json alone tells them
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether `load` takes it with no other bits than it has."""
+        return any(tensor.exact for tensor in self.tensors.values())
+
+    def fit(
+        self,
+        context: int | None = None,
+        memory: int | None = None,
+        cast: mx.Dtype | None = None,
+        quantization: Quantization | None = None,
+    ) -> Fit:
+        """`fit` of this model, loaded with weights cast or quantized. Raises ValueError as it does."""
+        check_request(context, memory)
+        config = self.config
+        context = config.max_position_embeddings if context is None else context
+        _check_context(context, config)
+        if quantization and self.is_quantized:
+            raise ValueError(f"{self.title} is quantized already; leave q_bits out")
+        weights_bytes = sum(self._loaded_bytes(tensor, cast, quantization) for tensor in self.tensors.values())
+        dtype_size = activation_dtype(self.tensors, cast).size
+        memory = memory_of_this_machine() if memory is None else memory
+
+        def needed(length: int) -> int:
+            return sum(cache_bytes(config, length, dtype_size)) + prefill_bytes(config, length, dtype_size)
+
+        largest = bisect_right(range(1, config.max_position_embeddings + 1), memory - weights_bytes, key=needed)
+        caches = cache_bytes(config, context, dtype_size)
+        return Fit(context, weights_bytes, *caches, prefill_bytes(config, context, dtype_size), memory, largest)
+
+    def _loaded_bytes(self, tensor: StoredTensor, cast: mx.Dtype | None, quantization: Quantization | None) -> int:
+        """In full precision where MLX has no such format; scales and biases in the dtype that they are given."""
+        size = math.prod(tensor.shape)
+        scale_dtype = cast or self.scales.get(tensor.name, tensor.dtype)
+        if tensor.exact and tensor.exact.mode != "affine":
+            return tensor.nbytes
+        if tensor.exact:
+            return _affine_bytes(size, tensor.exact, scale_dtype)
+        if quantization and quantization.applies_to(tensor.name, tensor.shape):
+            return _affine_bytes(size, quantization, scale_dtype)
+        return size * scale_dtype.size
+
+
+def read_sizes(path_or_repo: str | Path, revision: str | None = None) -> Sizes:
+    """The sizes of a folder, a config.json, a hub id (of which config.json alone is downloaded), or "demo".
+
+    A folder without weight files, a repository whose weights are not all in the hub's cache, and a config.json by
+    itself have the shapes that follow from the config. Raises FileNotFoundError and ValueError as `fit` does.
+    """
+    path, is_demo = Path(path_or_repo).expanduser(), str(path_or_repo) == "demo"
+    if path.is_file() and not is_demo:
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} is for hub ids; {path} is a local file")
+        return _sizes_from_config(path)
+    is_local = is_demo or path.is_dir()
+    folder = find_folder(path_or_repo, revision, ("config.json",))
     config = Exaone4Config.from_file(folder / "config.json")
-    context = config.max_position_embeddings if context is None else context
-    _check_context(context, config)
-    source = Source(Checkpoint(folder), read_json(folder / "config.json"))
+    try:
+        checkpoint = Checkpoint(folder)
+    except FileNotFoundError:
+        if is_local and any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
+            raise
+        return _sizes_from_config(folder / "config.json")
+    source = Source(checkpoint, read_json(folder / "config.json"))
     tensors = _loaded(source.tensors, config)
-    weights_bytes = sum(_loaded_bytes(tensor, source) for tensor in tensors.values())
-    dtype_size = activation_dtype(tensors).size
-    memory = memory_of_this_machine() if memory is None else memory
-    lengths = range(1, config.max_position_embeddings + 1)
-    largest = bisect_right(lengths, memory - weights_bytes, key=lambda n: sum(cache_bytes(config, n, dtype_size)))
-    return Fit(context, weights_bytes, *cache_bytes(config, context, dtype_size), memory, largest)
+    affine = [name for name, tensor in tensors.items() if tensor.exact and tensor.exact.mode == "affine"]
+    return Sizes(str(path_or_repo), config, tensors, {name: source.scale_dtype(name) for name in affine})
+
+
+def weight_shapes(config: Exaone4Config) -> dict[str, tuple[int, ...]]:
+    """The shapes of the model's weights by name, those of a checkpoint in full precision."""
+    hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
+    heads, key_heads = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+    block = {
+        "self_attn.q_proj": (heads, hidden),
+        "self_attn.k_proj": (key_heads, hidden),
+        "self_attn.v_proj": (key_heads, hidden),
+        "self_attn.o_proj": (hidden, heads),
+        "self_attn.q_norm": (head_dim,),
+        "self_attn.k_norm": (head_dim,),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+        "post_attention_layernorm": (hidden,),
+        "post_feedforward_layernorm": (hidden,),
+    }
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden), "model.norm.weight": (hidden,)}
+    for i in range(config.num_hidden_layers):
+        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in block.items()}
+    return shapes if config.tie_word_embeddings else shapes | {HEAD: (config.vocab_size, hidden)}
 
 
 def cache_bytes(config: Exaone4Config, context: int, dtype_size: int = 2) -> tuple[int, int, int]:
@@ -91,25 +200,71 @@ def cache_bytes(config: Exaone4Config, context: int, dtype_size: int = 2) -> tup
     Raises ValueError for a context that the model does not reach.
     """
     _check_context(context, config)
-    row_bytes = 2 * config.num_key_value_heads * config.head_dim * dtype_size  # a token's key and value in one layer
+    row_bytes = _row_bytes(config, dtype_size)
     seen = windows = reserves = 0  # rows, of all layers
     for layer, count in Counter(config.layers).items():
         if layer.window is None:
-            seen += count * _allocated_rows(context, config.max_position_embeddings)
+            seen += count * _capacities(context, config.max_position_embeddings)[-1]
         else:
             window = min(context, layer.window)
             windows += count * window
-            reserves += count * (_allocated_rows(context, RotatingKVCache(layer.window).max_rows) - window)
+            reserves += count * (_capacities(context, RotatingKVCache(layer.window).max_rows)[-1] - window)
     return seen * row_bytes, windows * row_bytes, reserves * row_bytes
 
 
-def activation_dtype(tensors: Mapping[str, StoredTensor]) -> mx.Dtype:
-    """What a checkpoint computes in: what the dtypes of its embedding and its layers promote to.
+def prefill_bytes(config: Exaone4Config, context: int, dtype_size: int = 2) -> int:
+    """Bytes that reading a prompt of `context` tokens takes at most, beside weights and caches.
+
+    That is all that one layer makes of one chunk, as if nothing were freed before the layer's end: hidden states;
+    queries, keys and values as they are projected, put side by side, normalized, scaled and rotated; what attention
+    takes in; the MLP's gate and up, apart and side by side, and their product. With it go the masks of local layers,
+    the buffers that two layers replace in this chunk, and the logits of the last position.
+
+    Metal's fused attention keeps no scores. Where it does not run (other backends, and head sizes not among
+    FUSED_HEAD_DIMS) MLX makes the whole matrix [H, chunk, context], in the dtype of the activations, once: mask and
+    softmax are written over it. A causal mask is then made of booleans, too.
+
+    Without Metal's kernels norms and rotations go step by step in float32; how much of that is alive at once was
+    measured. Peaks on MLX's CPU backend (0.32) are 45 to 95 % of the bound for 50 tokens and more. On Apple silicon
+    it is not measured. Freed buffers that MLX keeps for reuse are not counted: it gives them back where memory is
+    short.
+    """
+    _check_context(context, config)
+    chunk, hidden = min(context, STEP_SIZE), config.hidden_size
+    heads, key_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    attention = 8 * heads + 7 * key_heads + 3 * hidden  # elements for each token
+    mlp = 6 * config.intermediate_size + 3 * hidden
+    working = chunk * (hidden + attention + mlp) * dtype_size
+    if not mx.metal.is_available():  # norms and rotations, in float32
+        of_hidden, of_heads = (4, 2) if dtype_size == 4 else (10, 4)
+        working += chunk * (of_hidden * hidden + of_heads * (heads + key_heads)) * 4
+    scores = masks = replaced = 0
+    for layer in set(config.layers):
+        attended = context if layer.window is None else min(context, layer.window - 1 + chunk)
+        if layer.window is not None and context > layer.window:
+            masks += 3 * chunk * attended  # the comparisons with both ends, and both together
+        if not has_fused_attention(config):  # beside the scores a causal mask, and what it is made of
+            scores = max(scores, chunk * attended * (config.num_attention_heads * dtype_size + 2))
+        replaced = max(replaced, _replaced_rows(context, layer.window, config))
+    logits = config.vocab_size * dtype_size
+    return working + scores + masks + 2 * replaced * _row_bytes(config, dtype_size) + logits
+
+
+def activation_dtype(tensors: Mapping[str, StoredTensor], cast: mx.Dtype | None = None) -> mx.Dtype:
+    """What a checkpoint computes in: what the dtypes of its embedding and its layers promote to, if need be `cast`.
 
     Where they differ this may be more than the first layer's cache has, and is right for all others.
     """
     parts = [tensor for name, tensor in tensors.items() if name.startswith(("model.embed_tokens.", "model.layers."))]
-    return reduce(mx.result_type, {tensor.dtype for tensor in parts} or {mx.bfloat16})
+    # Formats whose scales are no floating-point numbers are unpacked to the dtype that MLX has for them.
+    has_own = {tensor.name for tensor in parts if tensor.exact and tensor.exact.mode != "affine"}
+    dtypes = {tensor.dtype if tensor.name in has_own else cast or tensor.dtype for tensor in parts}
+    return reduce(mx.result_type, dtypes or {mx.bfloat16})
+
+
+def has_fused_attention(config: Exaone4Config) -> bool:
+    """Whether a prompt is read without its attention scores being kept on this machine."""
+    return mx.metal.is_available() and config.head_dim in FUSED_HEAD_DIMS
 
 
 def memory_of_this_machine() -> int:
@@ -119,13 +274,70 @@ def memory_of_this_machine() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _allocated_rows(context: int, limit: int) -> int:
-    """Rows of a buffer that grew, chunk by chunk, to hold `context` tokens, or the last of them that `limit` allows."""
-    rows = 0
-    while rows < min(context, limit):
-        stop = min(context, (rows // STEP_SIZE + 1) * STEP_SIZE)  # the end of the first chunk that finds no room
-        rows = min(grown_capacity(stop, rows, limit), limit)
+def check_request(context: int | None, memory: int | None) -> None:
+    """Raises ValueError for what is no number of tokens, or of bytes."""
+    if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
+        raise ValueError(f"context must be a positive whole number of tokens, not {context!r}")
+    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 1):
+        raise ValueError(f"memory must be a positive whole number of bytes, not {memory!r}")
+
+
+def _sizes_from_config(path: Path) -> Sizes:
+    """By the shapes that follow from a config.json, in the dtype and the bits that it tells, or else bfloat16.
+
+    Raises ValueError for a quantization that it does not tell the size of.
+    """
+    config, values = Exaone4Config.from_file(path), read_json(path)
+    told = values.get("quantization") or values.get("quantization_config")
+    if isinstance(told, Mapping) and "quant_method" in told:  # not MLX's
+        method = told["quant_method"]
+        raise ValueError(f"{path}: config.json alone does not tell how large {method!r} weights are; get them, too")
+    dtype = read_dtype(values.get("dtype") or values.get("torch_dtype")) or mx.bfloat16
+    shapes = weight_shapes(config)
+    quantization = read_quantization(values)
+    settings: dict[str, Quantization] = {}
+    if quantization:
+        layers = [name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2]
+        settings = stored_settings(quantization, [layer for layer in layers if quantization.get(layer) is not False])
+    tensors = {}
+    for name, shape in shapes.items():
+        chosen = settings.get(name.removesuffix(".weight"))
+        exact = chosen if chosen and chosen.applies_to(name, shape) else None
+        bits = exact.bits_per_weight(8 * dtype.size) if exact else 8 * dtype.size
+        nbytes = int(math.prod(shape) * bits) // 8
+        tensors[name] = StoredTensor(name, shape, dtype, (name,), nbytes, exact)
+    return Sizes(str(path), config, tensors, {}, has_no_files=True)
+
+
+def _affine_bytes(size: int, quantization: Quantization, scale_dtype: mx.Dtype) -> int:
+    """Of `size` weights with a scale and a bias for each group."""
+    return size * quantization.bits // 8 + 2 * (size // quantization.group_size) * scale_dtype.size
+
+
+def _row_bytes(config: Exaone4Config, dtype_size: int) -> int:
+    """Of a token's key and value in one layer."""
+    return 2 * config.num_key_value_heads * config.head_dim * dtype_size
+
+
+def _capacities(context: int, limit: int) -> list[int]:
+    """Rows of the buffers that grow, chunk by chunk, to hold `context` tokens, or the last that `limit` allows."""
+    rows = [0]
+    while rows[-1] < min(context, limit):
+        stop = min(context, (rows[-1] // STEP_SIZE + 1) * STEP_SIZE)  # the end of the first chunk that finds no room
+        rows.append(min(grown_capacity(stop, rows[-1], limit), limit))
     return rows
+
+
+def _replaced_rows(context: int, window: int | None, config: Exaone4Config) -> int:
+    """The most rows that a layer holds beside its cache while a chunk is read.
+
+    A global layer's buffer is copied into a longer one. A local layer's may be copied twice: it attends in one that is
+    long for this chunk only.
+    """
+    if window is None:
+        return _capacities(context, config.max_position_embeddings)[-2]
+    cache = RotatingKVCache(window)
+    return min(context, cache.needed_rows + STEP_SIZE) + min(context, cache.max_rows)
 
 
 def _loaded(tensors: Mapping[str, StoredTensor], config: Exaone4Config) -> dict[str, StoredTensor]:
@@ -134,20 +346,8 @@ def _loaded(tensors: Mapping[str, StoredTensor], config: Exaone4Config) -> dict[
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(extra)}
 
 
-def _loaded_bytes(tensor: StoredTensor, source: Source) -> int:
-    """In full precision where MLX has no such format; scales and biases in the dtype that they are given."""
-    size = math.prod(tensor.shape)
-    if tensor.is_foreign:
-        return size * tensor.dtype.size
-    if tensor.exact is None or tensor.exact.mode != "affine":
-        return tensor.nbytes
-    groups = size // tensor.exact.group_size
-    return size * tensor.exact.bits // 8 + 2 * groups * source.scale_dtype(tensor.name).size
-
-
 def _check_context(context: int, config: Exaone4Config) -> None:
-    if isinstance(context, bool) or not isinstance(context, int) or context < 1:
-        raise ValueError(f"context must be a positive whole number of tokens, not {context!r}")
+    check_request(context, None)
     if context > config.max_position_embeddings:
         raise ValueError(
             f"context {context} is more than the {config.max_position_embeddings} tokens that this model reaches "
