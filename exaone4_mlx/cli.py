@@ -618,13 +618,14 @@ def _add_chat(commands: Any) -> None:
     parser.set_defaults(run=repl.run, check=lambda options: _check_tools(parser, options))
 
 
-# --- convert and evaluate -------------------------------------------------------------------------------------
+# --- convert, evaluate, fit, bench and doctor -----------------------------------------------------------------
 
 
 def _add_convert(commands: Any) -> None:
-    from .commands import convert, evaluate
+    from .commands import bench, convert, doctor, evaluate, fit
 
-    for name, command in {"convert": convert, "evaluate": evaluate}.items():
+    for command in (convert, evaluate, fit, bench, doctor):
+        name = command.__name__.rpartition(".")[2]
         parser = commands.add_parser(name, help=command.HELP, description=command.DESCRIPTION)
         command.add_arguments(parser)
         parser.set_defaults(run=command.run, check=None)

@@ -16,7 +16,7 @@ ALLOWED = {
     "model": set(),
     "text": set(),
     "weights": {"model", "text", "__version__"},
-    "commands": {"weights", "cli"},
+    "commands": {"weights", "cli", "bench", "doctor"},
     "generation": {"model", "text"},
     "terminal": {"model", "text", "weights", "generation", "cli", "__version__"},
 }
@@ -32,6 +32,7 @@ ORDER = {
         "losses",
         "forward",
         "pretrained",
+        "layer",
         "network",
         "heads",
     ],
@@ -72,7 +73,7 @@ ORDER = {
         "partial",
         "converter",
     ],
-    "commands": ["evaluate", "convert"],
+    "commands": ["evaluate", "convert", "fit", "bench_plot", "bench", "doctor"],
     "generation": ["sampling", "decode", "session", "constrain", "ending", "respond", "owner", "turn", "conversation"],
     "terminal": ["words", "markdown", "commands", "input", "pipe", "screen", "repl"],
 }

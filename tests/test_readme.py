@@ -52,7 +52,7 @@ def test_every_documented_name_has_a_place(shared: Path) -> None:
 
 def test_flags_that_it_names_exist(capsys: pytest.CaptureFixture[str]) -> None:
     known = set()
-    for command in ("generate", "chat", "convert", "evaluate"):
+    for command in ("generate", "chat", "convert", "evaluate", "fit", "bench", "doctor"):
         with pytest.raises(SystemExit):
             cli.main([command, "--help"])
         known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
