@@ -76,12 +76,16 @@ class Request:
     prefill_step_size: int = PREFILL_STEP_SIZE
 
     def __post_init__(self) -> None:
-        for name, least in (("prompt_tokens", 1), ("depths", 0)):
+        for name, flag, least in (("prompt_tokens", "-p", 1), ("depths", "-d", 0)):
             if wrong := [value for value in getattr(self, name) if value < least]:
-                raise ValueError(f"{name} must be {least} or more, not {wrong[0]}")
-        for name in ("decode_tokens", "repeat", "prefill_step_size"):
+                raise ValueError(f"{name} ({flag}) must be {least} or more, not {wrong[0]}")
+        for name, flag in (
+            ("decode_tokens", "-g"),
+            ("repeat", "--repeat"),
+            ("prefill_step_size", "--prefill-step-size"),
+        ):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
+                raise ValueError(f"{name} ({flag}) must be 1 or more, not {getattr(self, name)}")
         read_dtype(self.dtype)
         for peer in self.peers:
             check_installed(peer)

@@ -273,10 +273,10 @@ def test_all_of_it_on_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"prompt_tokens": (512, 0)}, "prompt_tokens must be 1 or more, not 0"),
-        ({"depths": (-1,)}, "depths must be 0 or more, not -1"),
-        ({"decode_tokens": 0}, "decode_tokens must be 1 or more, not 0"),
-        ({"repeat": 0}, "repeat must be 1 or more"),
+        ({"prompt_tokens": (512, 0)}, r"prompt_tokens \(-p\) must be 1 or more, not 0"),
+        ({"depths": (-1,)}, r"depths \(-d\) must be 0 or more, not -1"),
+        ({"decode_tokens": 0}, r"decode_tokens \(-g\) must be 1 or more, not 0"),
+        ({"repeat": 0}, r"repeat \(--repeat\) must be 1 or more"),
         ({"dtype": "int8"}, "dtype must be one of"),
         ({"peers": ("llama.cpp",)}, "there is no peer 'llama.cpp'; there are mlx-lm and transformers"),
     ],
@@ -298,6 +298,7 @@ def test_peers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch,
         (["-d", "8192"], "8322 tokens are more than the model's context of 8192: ask for shorter prompts"),
         (["-p", "9000", "-d", "0"], "9000 tokens are more than the model's context"),
         (["--peer", "transformers", "--q-bits", "4"], "transformers reads weights in full precision only"),
+        (["--plot", "a.png"], "--plot draws an SVG; call the file .svg, not a.png"),
         (["--plot", "no/such/folder/a.svg"], "there is no folder no/such/folder to draw the plot in"),
     ],
 )

@@ -533,6 +533,20 @@ def test_a_quantized_model_has_one_column(quantized: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.splitlines()[0].split("  ")[-1].strip() == "as stored"
 
 
+def test_a_mac_can_be_planned_for_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where attention is not fused, the table says that there it is."""
+    Exaone4Config(num_hidden_layers=2, head_dim=128, max_position_embeddings=8192).save_pretrained(tmp_path)
+    here, there = fit(tmp_path, metal=False), fit(tmp_path, metal=True)
+    assert here.prefill_bytes > 2 * there.prefill_bytes > 0
+    assert here.total_bytes - here.prefill_bytes == there.total_bytes - there.prefill_bytes
+    if not mx.metal.is_available():
+        assert fit(tmp_path) == here
+        assert main(["fit", "--model", str(tmp_path)]) == 0
+        assert "On a Mac it is: --metal counts as there." in capsys.readouterr().out
+    assert main(["fit", "--model", str(tmp_path), "--metal", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["prefill_bytes"] == there.prefill_bytes
+
+
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--model", "demo", "--context", "3000", "--q-bits", "4", "--memory", "1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

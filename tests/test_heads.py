@@ -290,7 +290,7 @@ def test_names_are_those_of_transformers(tmp_path: Path) -> None:
 
 def test_a_head_grows_on_the_checkpoint_of_a_language_model() -> None:
     """What fine-tuning begins with. The demo here; a hub id or a folder just so."""
-    with pytest.warns(UserWarning, match=r"has no score\.weight: it is new here, and has to be trained"):
+    with pytest.warns(UserWarning, match=r"has no score\.weight: new here, and to be trained"):
         model = Exaone4ForSequenceClassification.from_pretrained("demo", num_labels=3, dtype="float32")
     with pytest.warns(UserWarning, match=r"has no qa_outputs\.bias, qa_outputs\.weight"):
         answering = Exaone4ForQuestionAnswering.from_pretrained("demo", dtype="float32")
@@ -312,7 +312,7 @@ def test_networks_are_read_from_each_others_checkpoints(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"has no score\.bias, score\.weight"):
         again = Exaone4ForTokenClassification.from_pretrained(tmp_path / "base")
     assert distance(again.model(ids), tagger.model(ids)) == 0
-    with pytest.warns(UserWarning, match=r"has no lm_head\.weight: it is new here"):
+    with pytest.warns(UserWarning, match=r"has no lm_head\.weight: new here"):
         language = Exaone4ForCausalLM.from_pretrained(tmp_path / "base")
     assert distance(language.model(ids), base(ids)) == 0
     with pytest.raises(CheckpointError, match="lacks tensors"):
@@ -329,7 +329,7 @@ def test_new_heads_have_the_checkpoints_dtype(tmp_path: Path) -> None:
     tiny_model(kind=Exaone4Model, dtype=mx.bfloat16, **config_of()).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
     for dtype, expected in ((None, mx.bfloat16), ("float16", mx.float16)):
-        with pytest.warns(UserWarning, match="it is new here"):
+        with pytest.warns(UserWarning, match="new here"):
             model = Exaone4ForSequenceClassification.from_pretrained(tmp_path, dtype=dtype)
         assert {array.dtype for _, array in tree_flatten(model.parameters())} == {expected}
 
@@ -374,7 +374,7 @@ def test_a_quantized_folder_is_read_as_any_network(tmp_path: Path, hf_folder: Pa
     ids = random_ids(9)
     assert isinstance(base.layers[0].mlp.up_proj, nn.QuantizedLinear)
     assert distance(base(ids), model.model(ids)) == 0
-    with pytest.raises(ValueError, match=r"is a Quantized.*, of which Exaone4Model has none: unpack or merge it first"):
+    with pytest.raises(ValueError, match=r"is a Quantized.*, of which Exaone4Model has none: unpack or fuse it first"):
         base.save_pretrained(tmp_path / "again")
     assert not (tmp_path / "again").exists()
 

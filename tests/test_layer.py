@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,29 @@ def element_in_place(model: Any) -> None:
     weight[0:4] = 0.5
 
 
+def all_gates_in_place(model: Any) -> None:
+    for name, part in model.named_modules():
+        if name.endswith("gate_proj"):
+            part.weight *= 0
+
+
+def all_key_norms_in_place(model: Any) -> None:
+    for name, part in model.named_modules():
+        if name.endswith("k_norm"):
+            part.weight[2] = 9.0
+
+
+def given_back(model: Any) -> None:
+    parameters = model.parameters()
+    parameters["model"]["layers"][0]["mlp"]["gate_proj"]["weight"] *= 0
+    model.update(parameters)
+
+
+def merged_anew(model: Any) -> None:
+    model.parameters()["model"]["layers"][0]["mlp"]["gate_proj"]["weight"] *= 0
+    model.merge()
+
+
 def norm_in_place(model: Any) -> None:
     model.layers[0].self_attn.k_norm.weight[3] = 7.0
 
@@ -172,6 +197,10 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "multiplied in place": multiplied_in_place,
     "an element, in place": element_in_place,
     "a head's norm, in place": norm_in_place,
+    "all gates by their names, in place": all_gates_in_place,
+    "all norms by their names, in place": all_key_norms_in_place,
+    "parameters changed in place and given back": given_back,
+    "parameters changed in place and merged": merged_anew,
     "update": updated,
     "attention's output, in place": output_in_place,
     "a layer's norm, in place": last_norm_in_place,
@@ -193,6 +222,25 @@ def test_changes_count_from_the_next_call(change: str) -> None:
     assert distance(after, fresh.eval()(IDS)) < 1e-4
     model.merge()
     assert distance(after, model(IDS)) < 1e-4, "merged again"
+
+
+def test_looking_is_all_that_printing_does() -> None:
+    model = tiny_model()
+    assert "(q_proj): Linear(input_dims=32, output_dims=64, bias=False)" in repr(model)
+    mx.eval(model.parameters())
+    assert is_merged(model)
+    assert model.layers[0].mlp.up_proj.weight is not None
+    assert model.layers[0]["mlp"].merged.released and not model.layers[1]["mlp"].merged.released
+
+
+def test_a_model_can_be_copied_and_pickled() -> None:
+    model = tiny_model()
+    expected = model(IDS)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert distance(copied(IDS), expected) < 1e-5
+        copied.layers[0].mlp.gate_proj.weight *= 0
+        assert distance(copied(IDS), expected) > 1e-2
+    assert distance(model(IDS), expected) == 0
 
 
 def test_other_dtypes_and_quantization_count_from_the_next_call() -> None:

@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.filterwarnings("ignore:.*it is new here")  # as the text beside it says
+@pytest.mark.filterwarnings("ignore:.*new here")  # as the text beside it says
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_snippets_run_and_print_what_they_say(snippet: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(snippet, "README.md", "exec"), {})

@@ -74,6 +74,8 @@ def run(options: argparse.Namespace) -> int:
     from ..bench import Request, bench
     from .bench_plot import speed_plot
 
+    if options.plot is not None and options.plot.suffix.lower() != ".svg":
+        raise ValueError(f"--plot draws an SVG; call the file .svg, not {options.plot.name}")
     if options.plot is not None and not options.plot.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {options.plot.parent} to draw the plot in")
     request = Request(
@@ -141,7 +143,8 @@ def _told(conditions: Conditions) -> Iterator[str]:
     yield f"{c.machine}, {c.cores} cores, {cli.size_text(c.memory_bytes)}, {c.system}; MLX on the {c.device.upper()}"
     yield ", ".join(f"{name} {version}" for name, version in c.versions.items())
     yield (
-        f"{c.repeat} rounds, engines in turn, after one that does not count; load average {c.load_average:.1f} before"
+        f"{c.repeat} round{'s' if c.repeat > 1 else ''}, engines in turn, after one that does not count; "
+        f"load average {c.load_average:.1f} before"
     )
     yield f"greedy; random prompts, always the same, read {c.prefill_step_size:,} tokens at a time"
     yield (

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--q-bits", type=int, metavar="N", help="only these bits, in groups of 64, of a checkpoint in full precision"
     )
+    parser.add_argument("--metal", action="store_true", help="count the prefill as on a Mac, whatever this machine is")
     parser.add_argument("--json", action="store_true", help="the first column as one JSON object")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
@@ -46,10 +47,11 @@ def run(options: argparse.Namespace) -> int:
     memory = None if options.memory is None else _bytes(options.memory)
     check_request(options.context, memory)
     cast, first = read_dtype(options.dtype), None if options.q_bits is None else Quantization(options.q_bits)
+    metal = True if options.metal else None
     sizes = read_sizes(options.model, options.revision)
     others = [] if first or sizes.is_quantized or options.json else map(Quantization, OTHER_BITS)
     fits = {
-        _heading(sizes, cast, quantization): sizes.fit(options.context, memory, cast, quantization)
+        _heading(sizes, cast, quantization): sizes.fit(options.context, memory, cast, quantization, metal)
         for quantization in (first, *others)
     }
     if options.json:
@@ -57,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         cli.print_json(dataclasses.asdict(found) | {"total_bytes": found.total_bytes, "fits": found.fits})
         return 0
     print_table(fits)
-    for note in _notes(sizes, memory_was_given=memory is not None):
+    for note in _notes(sizes, metal, memory_was_given=memory is not None):
         cli.tell(note)
     return 0
 
@@ -89,7 +91,7 @@ def _heading(sizes: Sizes, cast: mx.Dtype | None, quantization: Quantization | N
     return f"{quantization.bits if quantization else 8 * activation_dtype(sizes.tensors, cast).size} bits"
 
 
-def _notes(sizes: Sizes, memory_was_given: bool) -> Iterator[str]:
+def _notes(sizes: Sizes, metal: bool | None, memory_was_given: bool) -> Iterator[str]:
     """What the figures rest on."""
     import mlx.core as mx
 
@@ -97,8 +99,11 @@ def _notes(sizes: Sizes, memory_was_given: bool) -> Iterator[str]:
 
     if sizes.has_no_files:
         yield "There are no weight files: their size follows from config.json."
-    if not has_fused_attention(sizes.config):
-        yield "Attention is not fused here: the prefill transient counts all of its scores."
+    if not has_fused_attention(sizes.config, metal):
+        there = (
+            "" if metal or not has_fused_attention(sizes.config, True) else " On a Mac it is: --metal counts as there."
+        )
+        yield f"Attention is not fused here: the prefill transient counts all of its scores.{there}"
     if memory_was_given:
         return
     if mx.metal.is_available():

@@ -120,7 +120,8 @@ def read_inputs(
         places = read_integers("cache_position", cache_position)
         if places.shape != (length,):
             raise ValueError(f"cache_position must have the shape [{length}], not {list(places.shape)}")
-        check_range("cache_position, less where the cache goes on,", places - mx.arange(past, past + length), 0, 0)
+        expected = f"cache_position must be {past} to {past + length - 1}, where the cache goes on"
+        check_everywhere(places == mx.arange(past, past + length), expected)
     if position_ids is not None:
         details.positions = _read_positions(position_ids, batch, length)
         if config.rope_parameters.depends_on_length:
@@ -196,7 +197,7 @@ def _read_padding(attention_mask: Any, batch: int, past: int, length: int) -> mx
         )
     if mask.dtype == mx.bool_:
         return mask
-    check_range("attention_mask", read_integers("attention_mask", mask), 0, 1)
+    check_everywhere((mask == 0) | (mask == 1), "attention_mask must be 1, or 0 for padding")
     return mask != 0
 
 
@@ -250,6 +251,16 @@ def read_integers(name: str, value: Any) -> mx.array:
     if not mx.issubdtype(array.dtype, mx.integer):
         raise ValueError(f"{name} must be whole numbers, not {_name(array.dtype)}")
     return array if mx.issubdtype(array.dtype, mx.signedinteger) else array.astype(mx.int64)
+
+
+def check_everywhere(right: mx.array, message: str) -> None:
+    """Raises ValueError where a boolean is false. Inside `mx.compile` none is known yet, and nothing is checked."""
+    try:
+        holds = right.all().item()
+    except ValueError:
+        return
+    if not holds:
+        raise ValueError(message)
 
 
 def check_range(name: str, array: mx.array, low: int, high: int | None) -> None:

@@ -21,7 +21,7 @@ import mlx.nn as nn
 
 from .cache import Cache
 from .config import Exaone4Config
-from .forward import as_array, read_inputs, read_integers, read_labels
+from .forward import as_array, check_range, read_inputs, read_integers, read_labels
 from .losses import sequence_loss, span_loss, token_loss
 from .network import Exaone4Model
 from .outputs import QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast, TokenClassifierOutput
@@ -103,8 +103,11 @@ class Exaone4ForSequenceClassification(Pretrained):
         shapes = [(batch, count)] + ([(batch,)] if count == 1 and problem_type == "regression" else [])
         if labels.shape not in shapes:
             raise ValueError(
-                f"labels of a {problem_type} must have the shape {list(shapes[-1])}, not {list(labels.shape)}"
+                f"labels of a {problem_type} must have the shape {list(shapes[-1])}, not {list(labels.shape)} "
+                "(floating-point numbers mean any number of labels, whole numbers one)"
             )
+        if problem_type == "multi_label_classification":
+            check_range("labels", labels, 0, 1)
         return labels, problem_type
 
 

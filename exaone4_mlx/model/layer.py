@@ -5,8 +5,8 @@ What is peculiar here:
   limits a small model on a fast machine, so it is written flat: no module is walked, no view made that L = 1 spares.
 - Query, key and value projections are one product where their weights lie in one array, and so are gate and up.
   `merge` lays them there. The modules' weights are then slices of it: no memory more, and still the only truth. A
-  module or weight that is replaced counts from the next call, and one that was merely looked at from outside is no
-  longer taken from there: it may be changed in place.
+  module or weight that is replaced counts from the next call. One that was merely looked at is no longer taken from
+  there, since MLX's arrays can be changed in place without a trace.
 - Queries and keys are normalized and rotated together. The norm's weights are multiplied in afterwards, which rounds
   as transformers does.
 - Normalization comes *after* attention and after the MLP, just before each residual addition; nothing is normalized
@@ -231,10 +231,11 @@ class Merged:
             for module, slices in zip(modules, self.slices, strict=True)
         )
 
-    def lay(self, modules: list[Any]) -> None:
-        """Copies the parameters of `modules` into arrays of its own, if that can be, and makes them slices of those."""
-        if self.holds(modules):
-            return
+    def lay(self, modules: list[Any], others: list[Any]) -> None:
+        """Copies the parameters of `modules` into arrays of its own, if that can be, and makes them slices of those.
+
+        From then on it is known when a parameter of theirs, or of `others`, is looked at.
+        """
         self.forget()
         if not all(is_plain(module) and alike(module, modules[0]) for module in modules):
             return
@@ -250,7 +251,42 @@ class Merged:
         mx.eval(self.slices)
         for module, slices in zip(modules, self.slices, strict=True):
             module.update(slices)
+        for module in (*modules, *others):
+            module.__class__ = WATCHED.get(type(module), type(module))
+            module.watcher = self
         self.released = False
+
+
+class Watched(nn.Module):
+    """A module that tells when one of its parameters is looked at from outside. Computing does not look."""
+
+    watcher: Merged
+
+    def __getattr__(self, name: str) -> Any:
+        if name in QUANTIZED:
+            self.watcher.released = True
+        return super().__getattr__(name)
+
+    def _extra_repr(self) -> str:
+        before = self.watcher.released
+        text = super()._extra_repr()
+        self.watcher.released = before
+        return text
+
+
+class Linear(Watched, nn.Linear):
+    pass
+
+
+class QuantizedLinear(Watched, nn.QuantizedLinear):
+    pass
+
+
+class RMSNorm(Watched, nn.RMSNorm):
+    pass
+
+
+WATCHED = {nn.Linear: Linear, nn.QuantizedLinear: QuantizedLinear, nn.RMSNorm: RMSNorm}
 
 
 def product(module: Any, arrays: dict[str, mx.array]) -> Projection:
@@ -267,14 +303,14 @@ def product(module: Any, arrays: dict[str, mx.array]) -> Projection:
 
 def is_plain(module: Any) -> bool:
     """Whether a projection is just its weights: no bias, no adapter."""
-    return type(module) in (nn.Linear, nn.QuantizedLinear) and "bias" not in module
+    return type(module) in (nn.Linear, nn.QuantizedLinear, Linear, QuantizedLinear) and "bias" not in module
 
 
 def alike(module: Any, other: Any) -> bool:
     """Whether two plain projections can be one."""
     settings = ("group_size", "bits", "mode")
     return (
-        type(module) is type(other)
+        isinstance(module, nn.QuantizedLinear) == isinstance(other, nn.QuantizedLinear)
         and [getattr(module, name, None) for name in settings] == [getattr(other, name, None) for name in settings]
         and {key: module[key].dtype for key in module} == {key: other[key].dtype for key in other}
     )

@@ -58,11 +58,6 @@ class Attention(nn.Module):
             self.scale *= config.rope_parameters.attention_factor**2
         self.merged = Merged()
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm"):
-            self.merged.released = True
-        return super().__getattr__(name)
-
 
 class MLP(nn.Module):
     """The weights of a layer's MLP."""
@@ -73,11 +68,6 @@ class MLP(nn.Module):
         self.up_proj = new_linear(config, config.hidden_size, config.intermediate_size)
         self.down_proj = new_linear(config, config.intermediate_size, config.hidden_size)
         self.merged = Merged()
-
-    def __getattr__(self, name: str) -> Any:
-        if name in TOGETHER["mlp"]:
-            self.merged.released = True
-        return super().__getattr__(name)
 
 
 class Block(Mergeable):
@@ -106,8 +96,17 @@ class Block(Mergeable):
         """Lays the weights of projections with the same input side by side, so that each group is one product."""
         for name, projections in TOGETHER.items():
             holder = self[name]
-            holder.merged.lay([holder[projection] for projection in projections])
+            norms = [holder[norm] for norm in ("q_norm", "k_norm") if norm in holder]
+            holder.merged.lay([holder[projection] for projection in projections], norms)
         self._layer = None
+
+    def release(self) -> None:
+        """Takes the weights from the modules again, one by one."""
+        for name in TOGETHER:
+            self[name].merged.released = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_layer": None}  # it is made anew
 
 
 class Exaone4Model(Pretrained):

@@ -31,6 +31,9 @@ class Mergeable(nn.Module):
     def merge(self) -> None:
         raise NotImplementedError
 
+    def release(self) -> None:
+        raise NotImplementedError
+
 
 class Pretrained(nn.Module):
     """A network with a config."""
@@ -44,12 +47,19 @@ class Pretrained(nn.Module):
     def merge(self) -> None:
         """Lays weights side by side that are used together, one layer at a time. Loading does; nothing else changes.
 
-        Weights that are changed later count all the same, one by one until this is called again. Only arrays taken from
-        `parameters()` and changed in place (`*=`) are not noticed: give them back with `update`, or call this.
+        Weights that are changed later count all the same, one by one until this is called again. Only arrays that were
+        taken from `parameters()`, or from a module as from a dict, and then changed in place (`*=`) are not noticed:
+        give them back with `update`, or call this.
         """
         for part in self.modules():
             if isinstance(part, Mergeable):
                 part.merge()
+
+    def update(self, parameters: dict[str, Any], strict: bool = True) -> Any:
+        for part in self.modules():
+            if isinstance(part, Mergeable):
+                part.release()
+        return super().update(parameters, strict=strict)
 
     @classmethod
     def from_pretrained(
@@ -81,10 +91,11 @@ class Pretrained(nn.Module):
         would be read instead.
         """
         for name, part in self.named_modules():
-            if type(part) not in PLAIN and not type(part).__module__.startswith(__package__):
+            ours = type(part).__module__.startswith(__package__) and not isinstance(part, nn.QuantizedLinear)
+            if type(part) not in PLAIN and not ours:
                 raise ValueError(
                     f"{name} is a {type(part).__name__}, of which {type(self).__name__} has none: "
-                    "unpack or merge it first (a checkpoint is quantized by convert)"
+                    "unpack or fuse it first (a checkpoint is quantized by convert)"
                 )
         weights, folder = placeholders(self), Path(folder).expanduser()
         others = {file.name for file in folder.glob("*model*.safetensors*")} - {"model.safetensors"}

@@ -152,7 +152,7 @@ def _filled(
 
     if opened.new:
         names = ", ".join(sorted(opened.new))
-        warnings.warn(f"{folder} has no {names}: it is new here, and has to be trained", stacklevel=4)
+        warnings.warn(f"{folder} has no {names}: new here, and to be trained", stacklevel=4)
     fill(model, weights())
     model.merge()
     return model

@@ -76,19 +76,20 @@ def fit(
     revision: str | None = None,
     dtype: mx.Dtype | str | None = None,
     q_bits: int | None = None,
+    metal: bool | None = None,
 ) -> Fit:
     """What a model needs: a folder, a config.json, a hub id (of which config.json alone is downloaded), or "demo".
 
     `context` is in tokens, max_position_embeddings if not given; `memory` in bytes, `memory_of_this_machine()`
     if not given. `dtype` and `q_bits` are `load`'s; without them the weights are as they are stored, or where there
-    are no weight files, as config.json says.
+    are no weight files, as config.json says. `metal` counts the prefill as on a Mac, or not; None as on this machine.
 
     Raises FileNotFoundError and ValueError as `load` does for what can be seen without reading weights, and
     ValueError for a context that the model does not reach.
     """
     check_request(context, memory)
     cast, quantization = read_dtype(dtype), None if q_bits is None else Quantization(q_bits)
-    return read_sizes(path_or_repo, revision).fit(context, memory, cast, quantization)
+    return read_sizes(path_or_repo, revision).fit(context, memory, cast, quantization, metal)
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class Sizes:
         memory: int | None = None,
         cast: mx.Dtype | None = None,
         quantization: Quantization | None = None,
+        metal: bool | None = None,
     ) -> Fit:
         """`fit` of this model, loaded with weights cast or quantized. Raises ValueError as it does."""
         check_request(context, memory)
@@ -125,11 +127,11 @@ class Sizes:
         memory = memory_of_this_machine() if memory is None else memory
 
         def needed(length: int) -> int:
-            return sum(cache_bytes(config, length, dtype_size)) + prefill_bytes(config, length, dtype_size)
+            return sum(cache_bytes(config, length, dtype_size)) + prefill_bytes(config, length, dtype_size, metal)
 
         largest = bisect_right(range(1, config.max_position_embeddings + 1), memory - weights_bytes, key=needed)
         caches = cache_bytes(config, context, dtype_size)
-        return Fit(context, weights_bytes, *caches, prefill_bytes(config, context, dtype_size), memory, largest)
+        return Fit(context, weights_bytes, *caches, prefill_bytes(config, context, dtype_size, metal), memory, largest)
 
     def _loaded_bytes(self, tensor: StoredTensor, cast: mx.Dtype | None, quantization: Quantization | None) -> int:
         """In full precision where MLX has no such format; scales and biases in the dtype that they are given."""
@@ -212,7 +214,7 @@ def cache_bytes(config: Exaone4Config, context: int, dtype_size: int = 2) -> tup
     return seen * row_bytes, windows * row_bytes, reserves * row_bytes
 
 
-def prefill_bytes(config: Exaone4Config, context: int, dtype_size: int = 2) -> int:
+def prefill_bytes(config: Exaone4Config, context: int, dtype_size: int = 2, metal: bool | None = None) -> int:
     """Bytes that reading a prompt of `context` tokens takes at most, beside weights and caches.
 
     That is all that one layer makes of one chunk, as if nothing were freed before the layer's end: hidden states;
@@ -235,7 +237,8 @@ def prefill_bytes(config: Exaone4Config, context: int, dtype_size: int = 2) -> i
     attention = 8 * heads + 7 * key_heads + 3 * hidden  # elements for each token
     mlp = 6 * config.intermediate_size + 3 * hidden
     working = chunk * (hidden + attention + mlp) * dtype_size
-    if not mx.metal.is_available():  # norms and rotations, in float32
+    metal = mx.metal.is_available() if metal is None else metal
+    if not metal:  # norms and rotations, in float32
         of_hidden, of_heads = (4, 2) if dtype_size == 4 else (10, 4)
         working += chunk * (of_hidden * hidden + of_heads * (heads + key_heads)) * 4
     scores = masks = replaced = 0
@@ -243,7 +246,7 @@ def prefill_bytes(config: Exaone4Config, context: int, dtype_size: int = 2) -> i
         attended = context if layer.window is None else min(context, layer.window - 1 + chunk)
         if layer.window is not None and context > layer.window:
             masks += 3 * chunk * attended  # the comparisons with both ends, and both together
-        if not has_fused_attention(config):  # beside the scores a causal mask, and what it is made of
+        if not has_fused_attention(config, metal):  # beside the scores a causal mask, and what it is made of
             scores = max(scores, chunk * attended * (config.num_attention_heads * dtype_size + 2))
         replaced = max(replaced, _replaced_rows(context, layer.window, config))
     logits = config.vocab_size * dtype_size
@@ -262,9 +265,9 @@ def activation_dtype(tensors: Mapping[str, StoredTensor], cast: mx.Dtype | None 
     return reduce(mx.result_type, dtypes or {mx.bfloat16})
 
 
-def has_fused_attention(config: Exaone4Config) -> bool:
-    """Whether a prompt is read without its attention scores being kept on this machine."""
-    return mx.metal.is_available() and config.head_dim in FUSED_HEAD_DIMS
+def has_fused_attention(config: Exaone4Config, metal: bool | None = None) -> bool:
+    """Whether a prompt is read without its attention scores being kept: with `metal`, None for this machine's."""
+    return (mx.metal.is_available() if metal is None else metal) and config.head_dim in FUSED_HEAD_DIMS
 
 
 def memory_of_this_machine() -> int:
