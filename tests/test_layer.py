@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,21 @@ def test_weights_that_were_replaced_are_let_go() -> None:
     assert mx.get_active_memory() - others < 0.6 * before
 
 
+def test_a_block_is_freed_with_its_last_name() -> None:
+    """And not when garbage is collected: evaluation reads one block after the other."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = mx.get_active_memory()
+        for _ in range(3):
+            block = tiny_model(hidden_size=256, intermediate_size=512).layers[0]
+            mx.eval(block(mx.zeros((1, 4, 256)), "causal", None))
+            del block
+        assert mx.get_active_memory() < before + 1_000_000
+    finally:
+        gc.enable()
+
+
 def test_a_layer_is_made_ready_once() -> None:
     """Merged, released, and replaced: what one call made is there for the next."""
     model = tiny_model()
@@ -139,6 +155,11 @@ def given_back(model: Any) -> None:
 def merged_anew(model: Any) -> None:
     model.parameters()["model"]["layers"][0]["mlp"]["gate_proj"]["weight"] *= 0
     model.merge()
+
+
+def whole_modules_replaced(model: Any) -> None:
+    other = tiny_model(seed=5)
+    model.layers[1].self_attn, model.layers[2].mlp = other.layers[1].self_attn, other.layers[2].mlp
 
 
 def norm_in_place(model: Any) -> None:
@@ -201,6 +222,7 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "all norms by their names, in place": all_key_norms_in_place,
     "parameters changed in place and given back": given_back,
     "parameters changed in place and merged": merged_anew,
+    "an attention and an MLP of another model": whole_modules_replaced,
     "update": updated,
     "attention's output, in place": output_in_place,
     "a layer's norm, in place": last_norm_in_place,

@@ -46,10 +46,10 @@ def their_greedy_tokens(model: Any, prompt: list[int], count: int = 24) -> list[
     return [int(token) for token, _ in generate_step(mx.array(prompt), model, max_tokens=count)]
 
 
-def assert_same(ours: Any, theirs: Any) -> None:
+def assert_same(ours: Any, theirs: Any, limit: float = 1e-3) -> None:
     prompt = ids()
     ours.set_dtype(mx.float32)
-    assert distance(ours(mx.array([prompt])), theirs(mx.array([prompt]))) < 1e-3
+    assert distance(ours(mx.array([prompt])), theirs(mx.array([prompt]))) < limit
     assert greedy_tokens(ours, prompt, 24) == their_greedy_tokens(theirs, prompt)
 
 
@@ -65,7 +65,9 @@ def assert_same(ours: Any, theirs: Any) -> None:
 )
 def test_mlx_lm_reads_what_we_convert(mlx_lm: Any, tmp_path: Path, options: dict[str, Any]) -> None:
     convert("demo", tmp_path / "ours", **options)
-    assert_same(load(tmp_path / "ours")[0], their_load(mlx_lm, tmp_path / "ours"))
+    # An mxfp4 embedding is bfloat16, and there queries and keys are rounded between norm and weight, as in transformers.
+    limit = 0.05 if options.get("q_mode") == "mxfp4" else 1e-3
+    assert_same(load(tmp_path / "ours")[0], their_load(mlx_lm, tmp_path / "ours"), limit)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ Projection = Callable[[mx.array], mx.array]
 #: Projections that read the same input, by the module that holds them.
 TOGETHER = {"self_attn": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
 QUANTIZED = ("weight", "scales", "biases")
+#: The modules of a block.
+OWN = ("self_attn", "mlp", "post_attention_layernorm", "post_feedforward_layernorm")
 
 
 class Rotation:
@@ -72,7 +74,9 @@ class Layer:
     """A block, ready to run. Made anew when a module or a weight of the block is another one than it was."""
 
     def __init__(self, block: Any) -> None:
-        attention, mlp = block["self_attn"], block["mlp"]
+        # The block itself is not kept: it keeps this, and a cycle is freed late.
+        self.own = tuple(block[name] for name in OWN)
+        attention, mlp, attention_norm, mlp_norm = self.own
         self.holders: list[Any] = []  # modules,
         self.names: list[str] = []  # a name in each,
         self.parts: list[Any] = []  # and what stood there
@@ -82,10 +86,10 @@ class Layer:
         self.down = self._alone(mlp, "down_proj")
         self.heads, self.key_heads, self.head_dim = attention.heads, attention.key_heads, attention.head_dim
         self.turned = self.heads + self.key_heads
-        self.query_norm, self.key_norm = self._norm(attention, "q_norm"), self._norm(attention, "k_norm")
+        self.query_norm = self._part(self._part(attention, "q_norm"), "weight")
+        self.key_norm = self._part(self._part(attention, "k_norm"), "weight")
         self.norm = None if attention.merged.released else evaluated(self._norms())
-        self.attention_norm = self._norm(block, "post_attention_layernorm")
-        self.mlp_norm = self._norm(block, "post_feedforward_layernorm")
+        self.attention_norm, self.mlp_norm = self._part(attention_norm, "weight"), self._part(mlp_norm, "weight")
         self.eps = attention["q_norm"].eps
         self.window, self.rotation, self.scale = attention.window, attention.rotation, attention.scale
         self.dropout = attention.dropout if attention.training else 0.0
@@ -93,8 +97,10 @@ class Layer:
 
     def is_current(self, block: Any) -> bool:
         """Whether the block still has the modules and weights that this was made of."""
+        if not all(map(is_, map(block.__getitem__, OWN), self.own)):
+            return False
         found = map(dict.__getitem__, self.holders, self.names)  # in C: this is asked for every layer of every token
-        return all(map(is_, found, self.parts)) and self.states == (_state(block["self_attn"]), _state(block["mlp"]))
+        return all(map(is_, found, self.parts)) and self.states == (_state(self.own[0]), _state(self.own[1]))
 
     def __call__(
         self,
@@ -180,9 +186,6 @@ class Layer:
         """The norm's weights of all query and key heads, [H+K, 1, D]."""
         norms = ((self.query_norm, self.heads), (self.key_norm, self.key_heads))
         return mx.concatenate([mx.broadcast_to(norm, (heads, 1, self.head_dim)) for norm, heads in norms])
-
-    def _norm(self, holder: Any, name: str) -> mx.array:
-        return self._part(self._part(holder, name), "weight")
 
     def _part(self, holder: Any, name: str) -> Any:
         self.holders.append(holder)

@@ -56,6 +56,7 @@ class Pretrained(nn.Module):
                 part.merge()
 
     def update(self, parameters: dict[str, Any], strict: bool = True) -> Any:
+        """MLX's `Module.update`: the parameters given count from the next call, also those changed in place."""
         for part in self.modules():
             if isinstance(part, Mergeable):
                 part.release()
