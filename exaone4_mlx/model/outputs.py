@@ -48,25 +48,20 @@ class BaseModelOutputWithPast(ModelOutput):
 
 
 @dataclass(frozen=True)
-class CausalLMOutputWithPast(ModelOutput):
+class _LogitsWithPast(ModelOutput):
+    loss: mx.array | None
+    logits: mx.array
+    past_key_values: Sequence[Cache] | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+
+
+class CausalLMOutputWithPast(_LogitsWithPast):
     """`logits`: [B, L, V], or of the positions that were asked for."""
 
-    loss: mx.array | None
-    logits: mx.array
-    past_key_values: Sequence[Cache] | None = None
-    hidden_states: tuple[mx.array, ...] | None = None
-    attentions: tuple[mx.array, ...] | None = None
 
-
-@dataclass(frozen=True)
-class SequenceClassifierOutputWithPast(ModelOutput):
+class SequenceClassifierOutputWithPast(_LogitsWithPast):
     """`logits`: [B, N]."""
-
-    loss: mx.array | None
-    logits: mx.array
-    past_key_values: Sequence[Cache] | None = None
-    hidden_states: tuple[mx.array, ...] | None = None
-    attentions: tuple[mx.array, ...] | None = None
 
 
 @dataclass(frozen=True)
