@@ -107,7 +107,9 @@ def small_caches(model: Exaone4ForCausalLM, reserve: int = 8, slack: int = 5) ->
     object.__setattr__(
         model,
         "make_cache",
-        lambda: [RotatingKVCache(layer.window, reserve, slack) if layer.window else KVCache() for layer in layers],
+        lambda kv=None: [
+            RotatingKVCache(layer.window, reserve, slack, kv) if layer.window else KVCache(kv=kv) for layer in layers
+        ],
     )
     return model
 

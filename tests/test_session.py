@@ -19,7 +19,7 @@ from conftest import ROOT, distance, random_ids, small_caches, tiny_model
 from exaone4_mlx import PromptCache, Tokenizer
 from exaone4_mlx.generation import session
 from exaone4_mlx.generation.session import CheckpointPool, common_prefix, weights_digest
-from exaone4_mlx.model.cache import RotatingKVCache
+from exaone4_mlx.model.cache import KVQuantization, RotatingKVCache
 from exaone4_mlx.model.folders import DEMO_FOLDER
 
 TURN = 7  # stands for [|user|]
@@ -286,16 +286,17 @@ def test_digest_of_the_weights_notices_any_change(change: Callable[[Any], None])
 
 
 @pytest.mark.parametrize(
-    ("what", "named"),
+    ("what", "message"),
     [
-        ("weights", "weights"),
-        ("config", "config"),
-        ("template", "chat template"),
-        ("tokenizer", "tokenizer"),
-        ("layout", "cache layout"),
+        ("weights", "belongs to another model: weights differ"),
+        ("config", "belongs to another model: config differ"),
+        ("template", "belongs to another model: chat template differ"),
+        ("tokenizer", "belongs to another model: tokenizer differ"),
+        ("layout", r"has another cache layout \(other kv_bits, say\)"),
+        ("bits", "has another cache layout"),
     ],
 )
-def test_file_of_another_model_is_refused_and_says_why(what: str, named: str, tmp_path: Path) -> None:
+def test_file_of_another_model_is_refused_and_says_why(what: str, message: str, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_pretrained(DEMO_FOLDER)
     filled(small_model(), tokenizer).save(tmp_path / "cache")
     model = small_model(rms_norm_eps=1e-6) if what == "config" else small_model(reserve=5 if what == "layout" else 4)
@@ -306,8 +307,9 @@ def test_file_of_another_model_is_refused_and_says_why(what: str, named: str, tm
         tokenizer._template.source += " "
     if what == "tokenizer":
         tokenizer._backend.add_tokens(["one more"])
-    with pytest.raises(ValueError, match=rf"belongs to another model: {named} differ"):
-        PromptCache.load(tmp_path / "cache", model, tokenizer)
+    kv = KVQuantization(8, 8, 8) if what == "bits" else None
+    with pytest.raises(ValueError, match=message):
+        PromptCache.load(tmp_path / "cache", model, tokenizer, kv=kv)
 
 
 def test_file_that_is_not_there(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..model.cache import Cache, KVCache, RotatingKVCache, Snapshot
+from ..model.cache import Cache, KVCache, KVQuantization, RotatingKVCache, Snapshot
 from ..model.files import CheckpointError, read_header
 from ..model.folders import atomic_file
 from ..model.network import Exaone4ForCausalLM
@@ -94,12 +94,24 @@ class PromptCache:
     time.
     """
 
-    def __init__(self, model: Exaone4ForCausalLM, tokenizer: Tokenizer, pool: CheckpointPool | None = None) -> None:
-        """`pool` bounds the checkpoints; unless given, this conversation has one of its own."""
-        self.model, self._tokenizer = model, tokenizer
+    def __init__(
+        self,
+        model: Exaone4ForCausalLM,
+        tokenizer: Tokenizer,
+        pool: CheckpointPool | None = None,
+        kv: KVQuantization | None = None,
+    ) -> None:
+        """`pool` bounds the checkpoints; unless given, this conversation has one of its own.
+
+        `kv` says how to quantize the caches.
+        """
+        self.model, self._tokenizer, self.kv = model, tokenizer, kv
         self._pool = pool or CheckpointPool()
         self.checkpoints: list[Checkpoint] = []  # shortest first, all of them beginnings of `ids`
         self.clear()
+
+    def __repr__(self) -> str:
+        return f"PromptCache({len(self.ids)} tokens, {len(self.checkpoints)} checkpoints, {self.nbytes} bytes)"
 
     def check_model(self, model: Exaone4ForCausalLM) -> None:
         """Raises ValueError for a model that this was not made for."""
@@ -111,7 +123,7 @@ class PromptCache:
         self.ids: list[int] = []
         self.work: object = None  # what is under way; other work ends it
         self._weights = [weakref.ref(array) for _, array in tree_flatten(self.model.parameters())]
-        self.layers = self.model.make_cache()
+        self.layers = self.model.make_cache(self.kv)
         self.checkpoints.clear()
         windows = [layer for layer in self.layers if isinstance(layer, RotatingKVCache)]
         #: Tokens that every layer can always forget; None where checkpoints are not needed, or not wanted.
@@ -266,10 +278,10 @@ class PromptCache:
         self._repair()
         arrays = {"ids": mx.array(self.ids, dtype=mx.int32)}
         for i, layer in enumerate(self.layers):
-            arrays |= _named(f"{i}", layer.snapshot(whole=True))
+            arrays |= _named(f"{i}", layer.snapshot(whole=True), layer)
         for k, checkpoint in enumerate(self.checkpoints):
             for i, snapshot in enumerate(checkpoint.layers):
-                arrays |= _named(f"checkpoint {k}.{i}", snapshot)
+                arrays |= _named(f"checkpoint {k}.{i}", snapshot, self.layers[i])
         mx.eval(arrays)
         about = {
             "format": FILE_FORMAT,
@@ -282,7 +294,12 @@ class PromptCache:
 
     @classmethod
     def load(
-        cls, path: str | Path, model: Exaone4ForCausalLM, tokenizer: Tokenizer, pool: CheckpointPool | None = None
+        cls,
+        path: str | Path,
+        model: Exaone4ForCausalLM,
+        tokenizer: Tokenizer,
+        pool: CheckpointPool | None = None,
+        kv: KVQuantization | None = None,
     ) -> PromptCache:
         """Reads a file that `save` wrote; damaged, it gives a warning and an empty prompt cache.
 
@@ -293,7 +310,7 @@ class PromptCache:
         if not path.is_file():
             raise FileNotFoundError(f"there is no prompt cache {path}")
         _check_ours(path)
-        cache = cls(model, tokenizer, pool)
+        cache = cls(model, tokenizer, pool, kv)
         try:
             arrays, about = _read_file(path)
         except CheckpointError as error:
@@ -301,6 +318,11 @@ class PromptCache:
             return cache
         written, here = json.loads(about.get("fingerprints", "{}")), cache._fingerprints()
         if foreign := [name for name, digest in here.items() if dict(written).get(name) != digest]:
+            if foreign == ["cache layout"]:
+                raise ValueError(
+                    f"the prompt cache {path} has another cache layout (other kv_bits, say): give those, "
+                    "or another file"
+                )
             raise ValueError(f"the prompt cache {path} belongs to another model: {', '.join(foreign)} differ")
         try:
             cache._take(arrays, json.loads(about["checkpoints"]))
@@ -313,7 +335,7 @@ class PromptCache:
         ids: Any = arrays["ids"].tolist()
         self.ids = ids
         for i, layer in enumerate(self.layers):
-            snapshot = self._checked(_from_names(arrays, f"{i}", len(self.ids)), layer)
+            snapshot = self._checked(_from_names(arrays, f"{i}", len(self.ids), layer), layer)
             if isinstance(layer, KVCache) and snapshot.rows != len(self.ids):
                 raise CheckpointError(f"layer {i} holds {snapshot.rows} rows of {len(self.ids)} tokens")
             layer.restore(snapshot)
@@ -321,7 +343,7 @@ class PromptCache:
         for k, length in enumerate(lengths):
             if not 0 < length <= len(self.ids):
                 raise CheckpointError(f"a checkpoint after {length} of {len(self.ids)} tokens")
-            named = [_from_names(arrays, f"checkpoint {k}.{i}", length) for i in range(len(self.layers))]
+            named = [_from_names(arrays, f"checkpoint {k}.{i}", length, layer) for i, layer in enumerate(self.layers)]
             layers = [self._checked(*pair) for pair in zip(named, self.layers, strict=True)]
             self.checkpoints.append(Checkpoint(length, tuple(layers), weakref.ref(self)))
             self._pool.use(self.checkpoints[-1])
@@ -329,9 +351,14 @@ class PromptCache:
     def _checked(self, snapshot: Snapshot, layer: Cache) -> Snapshot:
         """A snapshot from a file, once it has the shape that this layer needs."""
         config = self.model.config
-        wanted = (1, config.num_key_value_heads, snapshot.rows, config.head_dim)
-        if any(array.shape != wanted or not mx.issubdtype(array.dtype, mx.floating) for array in snapshot.arrays):
-            raise CheckpointError(f"rows of shape {[array.shape for array in snapshot.arrays]}, not {wanted}")
+        layout = layer.rows.layout(config.head_dim).values()
+        shapes = [(1, config.num_key_value_heads, snapshot.rows, width) for width, _ in layout]
+        found = [array.shape for array in snapshot.arrays]
+        if found and found != shapes:
+            raise CheckpointError(f"rows of shape {found}, not {shapes}")
+        for array, (_, kind) in zip(snapshot.arrays, layout, strict=False):
+            if not mx.issubdtype(array.dtype, kind):
+                raise CheckpointError(f"rows of {array.dtype}")
         if isinstance(layer, RotatingKVCache):
             least = min(snapshot.offset, layer.window - 1)
             if not least <= snapshot.rows <= snapshot.offset:
@@ -344,6 +371,8 @@ class PromptCache:
             "global" if isinstance(layer, KVCache) else f"window {layer.window} reserve {layer.rewind_capacity}"
             for layer in self.layers
         ]
+        if self.kv is not None:
+            layout.append(str(self.kv))
         return {
             "config": hashlib.sha256(json.dumps(self.model.config.to_dict()).encode()).hexdigest(),
             "weights": weights_digest(self.model),
@@ -381,12 +410,12 @@ def weights_digest(model: Exaone4ForCausalLM) -> str:
     return digest.hexdigest()
 
 
-def _named(name: str, snapshot: Snapshot) -> dict[str, mx.array]:
-    return {f"{name} {kind}": array for kind, array in zip(("keys", "values"), snapshot.arrays, strict=False)}
+def _named(name: str, snapshot: Snapshot, layer: Cache) -> dict[str, mx.array]:
+    return {f"{name} {kind}": array for kind, array in zip(layer.rows.names, snapshot.arrays, strict=False)}
 
 
-def _from_names(arrays: dict[str, mx.array], name: str, offset: int) -> Snapshot:
-    found = [arrays[f"{name} {kind}"] for kind in ("keys", "values") if f"{name} {kind}" in arrays]
+def _from_names(arrays: dict[str, mx.array], name: str, offset: int, layer: Cache) -> Snapshot:
+    found = [arrays[f"{name} {kind}"] for kind in layer.rows.names if f"{name} {kind}" in arrays]
     return Snapshot(offset, tuple(found))
 
 

@@ -7,7 +7,8 @@ What is peculiar here:
 - `RotatingKVCache` is no ring. It is a straight buffer with some slack: rows are appended in place, the
   last `window` of them are attended as one slice, and when the buffer is full the rows still needed move
   to its front. Rewinding is then arithmetic, also past the window.
-- `Rows` alone knows how keys and values are stored; a quantized storage would be a second such class.
+- `Rows` alone knows how keys and values are stored, quantized or not. What was stored is what is attended, the
+  newest rows included, so that a prompt is the same in whatever pieces it comes.
 - What `update` returns are views. They must not outlive the step: a live view makes the next write copy
   the whole buffer.
 - A snapshot of a global layer is a number: its rows stay where they are. Only a local layer's are copied.
@@ -17,11 +18,15 @@ Shapes: B batch, L new tokens, S attended tokens, K key heads, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 BUCKET = 256  # buffers grow in multiples of this many rows
+DRAFT_WINDOW = 4096  # tokens that a draft model sees, in every layer
+KV_BITS = (8, 4)
+KV_GROUP_SIZES = (64, 32, 128)  # the first that divides head_dim is taken
 GROWTH = 1.5  # and by this factor, so that the copies made while growing stay in proportion
 
 
@@ -45,8 +50,78 @@ def visible(past: int, length: int, window: int | None = None) -> mx.array:
 
 
 @dataclass(frozen=True)
+class KVQuantization:
+    """In how many bits caches hold keys and values: 8 or 4, or None for those that stay as they come.
+
+    Each `group_size` numbers of a head share a scale and a bias, in the dtype of the activations. `layers` is "all" or
+    "global". Make it with `read`, which checks.
+    """
+
+    key_bits: int | None
+    value_bits: int | None
+    group_size: int
+    layers: str = "all"
+
+    @classmethod
+    def read(
+        cls,
+        head_dim: int,
+        kv_bits: int | None = None,
+        kv_bits_keys: int | None = None,
+        kv_bits_values: int | None = None,
+        kv_group_size: int | None = None,
+        kv_layers: str | None = None,
+    ) -> KVQuantization | None:
+        """What options say; None where nothing is to be quantized.
+
+        `kv_bits` is for keys and values, the two after it for one of them. The group size is the largest of 64 and 32
+        that divides `head_dim`, unless given. Raises ValueError for what cannot be.
+        """
+        for name, bits in (("kv_bits", kv_bits), ("kv_bits_keys", kv_bits_keys), ("kv_bits_values", kv_bits_values)):
+            if bits is not None and (isinstance(bits, bool) or bits not in KV_BITS):
+                raise ValueError(f"{name} must be 8 or 4, not {bits!r}")
+        keys = kv_bits if kv_bits_keys is None else kv_bits_keys
+        values = kv_bits if kv_bits_values is None else kv_bits_values
+        if keys is None and values is None:
+            for name, given in (("kv_group_size", kv_group_size), ("kv_layers", kv_layers)):
+                if given is not None:
+                    raise ValueError(f"{name} {given!r} says how to quantize the cache, but no kv_bits say to")
+            return None
+        if kv_layers not in (None, "all", "global"):
+            raise ValueError(f"kv_layers must be 'all' or 'global', not {kv_layers!r}")
+        fitting = [size for size in KV_GROUP_SIZES if head_dim % size == 0]
+        if not fitting:
+            raise ValueError(f"head_dim {head_dim} is no multiple of 32: such a cache cannot be quantized")
+        if kv_group_size is not None and (isinstance(kv_group_size, bool) or kv_group_size not in fitting):
+            raise ValueError(
+                f"kv_group_size must be {' or '.join(map(str, sorted(fitting)))} with head_dim {head_dim}, "
+                f"not {kv_group_size!r}"
+            )
+        return cls(keys, values, kv_group_size or fitting[0], kv_layers or "all")
+
+    def __str__(self) -> str:
+        keys, values = (f"{bits} bits" if bits else "unquantized" for bits in (self.key_bits, self.value_bits))
+        which = "cache" if self.layers == "all" else "cache of global layers"
+        return f"{which}: keys {keys}, values {values}, groups of {self.group_size}"
+
+    def of_layer(self, window: int | None) -> KVQuantization | None:
+        """The same, or None where a layer of this window is left as it is."""
+        return None if self.layers == "global" and window is not None else self
+
+    def row_bytes(self, head_dim: int, dtype_size: int) -> int:
+        """Bytes of one head's key and value of one token; `dtype_size` is the activations', in bytes."""
+
+        def stored(bits: int | None) -> int:
+            if bits is None:
+                return head_dim * dtype_size
+            return head_dim * bits // 8 + 2 * dtype_size * (head_dim // self.group_size)
+
+        return stored(self.key_bits) + stored(self.value_bits)
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """What a cache held after `offset` tokens: its last rows, [B, K, rows, D], or none where they are shared.
+    """What a cache held after `offset` tokens: its last rows as they are stored, or none where they are shared.
 
     The arrays are not evaluated yet. Evaluate them before the next step: until then they hold the buffers.
     """
@@ -63,60 +138,125 @@ class Snapshot:
         return sum(array.nbytes for array in self.arrays)
 
 
-class Rows:
-    """Keys and values [B, K, rows, D] of consecutive tokens, in buffers that may be longer than what is used."""
+@dataclass(frozen=True)
+class Packed:
+    """Quantized keys or values [B, K, S, D], as they are stored."""
 
-    def __init__(self) -> None:
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+    weight: mx.array
+    scales: mx.array
+    biases: mx.array
+    group_size: int
+    bits: int
+
+    @classmethod
+    def of(cls, x: mx.array, group_size: int, bits: int) -> Packed:
+        return cls(*mx.quantize(x, group_size, bits), group_size, bits)
+
+    @property
+    def parts(self) -> tuple[mx.array, mx.array, mx.array]:
+        return self.weight, self.scales, self.biases
+
+    def unpacked(self) -> mx.array:
+        """The numbers that it stands for, [B, K, S, D], in the dtype that they had."""
+        return mx.dequantize(*self.parts, self.group_size, self.bits)
+
+    def product(self, x: mx.array, transposed: bool) -> mx.array:
+        """x [..., D] @ these.T, or with `transposed` False x [..., S] @ these, each for its own head."""
+        return mx.quantized_matmul(x, *self.parts, transpose=transposed, group_size=self.group_size, bits=self.bits)
+
+
+Stored = mx.array | Packed
+
+
+class Rows:
+    """Keys and values [B, K, rows, D] of consecutive tokens, in buffers that may be longer than what is used.
+
+    Unquantized they have one buffer each, quantized three: numbers, scales and biases, [B, K, rows, …] all of them.
+    What is written here is in the `parts` that these buffers take.
+    """
+
+    def __init__(self, kv: KVQuantization | None = None) -> None:
+        self.buffers: list[mx.array] = []  # none before the first rows
+        self.kv = kv
 
     @property
     def capacity(self) -> int:
-        return 0 if self.keys is None else self.keys.shape[2]
+        return self.buffers[0].shape[2] if self.buffers else 0
 
     @property
     def nbytes(self) -> int:
-        return 0 if self.keys is None or self.values is None else self.keys.nbytes + self.values.nbytes
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+    def parts(self, keys: mx.array, values: mx.array) -> tuple[mx.array, ...]:
+        """Keys and values [B, K, L, D] as they are stored."""
+        if self.kv is None:
+            return keys, values
+        pairs = ((keys, self.kv.key_bits), (values, self.kv.value_bits))
+        packed = [(x,) if bits is None else Packed.of(x, self.kv.group_size, bits).parts for x, bits in pairs]
+        return tuple(part for parts in packed for part in parts)
+
+    def layout(self, head_dim: int) -> dict[str, tuple[int, mx.DtypeCategory]]:
+        """The buffers by name: their last dimension, and what their numbers are."""
+        found: dict[str, tuple[int, mx.DtypeCategory]] = {}
+        for name in ("keys", "values"):
+            bits = None if self.kv is None else self.kv.key_bits if name == "keys" else self.kv.value_bits
+            if self.kv is None or bits is None:
+                found[name] = head_dim, mx.floating
+            else:
+                groups = head_dim // self.kv.group_size
+                found[name] = head_dim * bits // 32, mx.integer
+                found |= {f"{name} {kind}": (groups, mx.floating) for kind in ("scales", "biases")}
+        return found
 
     @property
-    def arrays(self) -> list[mx.array]:
-        return [] if self.keys is None or self.values is None else [self.keys, self.values]
+    def names(self) -> list[str]:
+        """Of the buffers, in their order."""
+        return list(self.layout(0))
 
-    def resize(self, capacity: int, start: int, stop: int, keys: mx.array, values: mx.array) -> None:
-        """Moves the rows start:stop to the front of fresh buffers of `capacity` rows, like `keys` and `values`."""
+    def resize(self, capacity: int, start: int, stop: int, parts: tuple[mx.array, ...]) -> None:
+        """Moves the rows start:stop to the front of fresh buffers of `capacity` rows, like `parts`."""
+        fresh = [mx.zeros((*part.shape[:2], capacity, part.shape[3]), part.dtype) for part in parts]
+        if stop > start:
+            for new, old in zip(fresh, self.buffers, strict=True):
+                new[:, :, : stop - start] = old[:, :, start:stop]
+        self.buffers = fresh
 
-        def moved(old: mx.array | None, like: mx.array) -> mx.array:
-            fresh = mx.zeros((*like.shape[:2], capacity, like.shape[3]), like.dtype)
-            if old is not None and stop > start:
-                fresh[:, :, : stop - start] = old[:, :, start:stop]
-            return fresh
+    def write(self, start: int, parts: tuple[mx.array, ...]) -> None:
+        stop = start + parts[0].shape[2]
+        for buffer, part in zip(self.buffers, parts, strict=True):
+            buffer[:, :, start:stop] = part
 
-        self.keys, self.values = moved(self.keys, keys), moved(self.values, values)
-
-    def write(self, start: int, keys: mx.array, values: mx.array) -> None:
-        assert self.keys is not None and self.values is not None
-        stop = start + keys.shape[2]
-        self.keys[:, :, start:stop] = keys
-        self.values[:, :, start:stop] = values
-
-    def read(self, start: int, stop: int) -> tuple[mx.array, mx.array]:
+    def read(self, start: int, stop: int) -> tuple[Stored, Stored]:
         """Keys and values [B, K, stop - start, D]."""
-        assert self.keys is not None and self.values is not None
-        return self.keys[:, :, start:stop], self.values[:, :, start:stop]
+        views = self.views(start, stop)
+        if self.kv is None:
+            return views[0], views[1]
+        read: list[Stored] = []
+        for bits in (self.kv.key_bits, self.kv.value_bits):
+            if bits is None:
+                read.append(views[0])
+            else:
+                read.append(Packed(views[0], views[1], views[2], self.kv.group_size, bits))
+            views = views[1 if bits is None else 3 :]
+        return read[0], read[1]
+
+    def views(self, start: int, stop: int) -> tuple[mx.array, ...]:
+        """The parts of the rows start:stop."""
+        return tuple(buffer[:, :, start:stop] for buffer in self.buffers)
 
     def copy(self, start: int, stop: int) -> tuple[mx.array, ...]:
         """The same in buffers of their own; none where there are no rows."""
-        if self.keys is None or self.values is None or start == stop:
+        if start == stop:
             return ()
         rows = mx.arange(start, stop)  # a gather copies; a slice, or assigning all of one, would share the buffer
-        return mx.take(self.keys, rows, axis=2), mx.take(self.values, rows, axis=2)
+        return tuple(mx.take(buffer, rows, axis=2) for buffer in self.buffers)
 
-    def fill(self, arrays: tuple[mx.array, ...], limit: int | None) -> None:
-        """Takes copies of `arrays` as the first rows. Buffers grow as in `grown_capacity`."""
-        if arrays:
-            if arrays[0].shape[2] > self.capacity:
-                self.resize(grown_capacity(arrays[0].shape[2], 0, limit), 0, 0, *arrays)
-            self.write(0, *arrays)
+    def fill(self, parts: tuple[mx.array, ...], limit: int | None) -> None:
+        """Takes copies of `parts` as the first rows. Buffers grow as in `grown_capacity`."""
+        if parts:
+            if parts[0].shape[2] > self.capacity:
+                self.resize(grown_capacity(parts[0].shape[2], 0, limit), 0, 0, parts)
+            self.write(0, parts)
 
 
 def grown_capacity(needed: int, current: int, limit: int | None) -> int:
@@ -132,18 +272,19 @@ class KVCache:
     `max_length` (tokens) is the length beyond which the buffer need not grow in advance.
     """
 
-    def __init__(self, max_length: int | None = None) -> None:
+    def __init__(self, max_length: int | None = None, kv: KVQuantization | None = None) -> None:
         self.max_length = max_length
         self.offset = 0  # tokens seen
-        self.rows = Rows()
+        self.rows = Rows(kv)
 
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def update(self, keys: mx.array, values: mx.array) -> tuple[Stored, Stored]:
         """Appends [B, K, L, D] and returns what the new tokens attend to, [B, K, S, D]."""
+        parts = self.rows.parts(keys, values)
         stop = self.offset + keys.shape[2]
         if stop > self.rows.capacity:
             capacity = grown_capacity(stop, self.rows.capacity, self.max_length)
-            self.rows.resize(capacity, 0, self.offset, keys, values)
-        self.rows.write(self.offset, keys, values)
+            self.rows.resize(capacity, 0, self.offset, parts)
+        self.rows.write(self.offset, parts)
         self.offset = stop
         return self.rows.read(0, stop)
 
@@ -172,7 +313,7 @@ class KVCache:
 
     def snapshot(self, whole: bool = False) -> Snapshot:
         """The state now: the offset alone, since rows are only appended. With `whole` the rows too, as views."""
-        return Snapshot(self.offset, self.rows.read(0, self.offset) if whole and self.offset else ())
+        return Snapshot(self.offset, self.rows.views(0, self.offset) if whole else ())
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes back to a snapshot of this cache, or to a whole one of another.
@@ -192,7 +333,7 @@ class KVCache:
     @property
     def state(self) -> list[mx.array]:
         """The buffers, for evaluation; empty before the first token."""
-        return self.rows.arrays
+        return self.rows.buffers
 
     def is_trimmable(self) -> bool:
         return True
@@ -217,7 +358,9 @@ class RotatingKVCache:
     A prompt chunk longer than the buffer is attended in a longer one, which shrinks in the same step.
     """
 
-    def __init__(self, window: int, rewind_capacity: int = 64, slack: int = 512) -> None:
+    def __init__(
+        self, window: int, rewind_capacity: int = 64, slack: int = 512, kv: KVQuantization | None = None
+    ) -> None:
         if window < 1 or rewind_capacity < 0 or slack < 1:
             raise ValueError(
                 f"window {window} and slack {slack} must be at least 1, rewind_capacity {rewind_capacity} 0"
@@ -227,27 +370,28 @@ class RotatingKVCache:
         self.max_rows = window - 1 + rewind_capacity + slack
         self.offset = 0  # tokens seen
         self.stop = 0  # rows used: the tokens offset - stop … offset - 1
-        self.rows = Rows()
+        self.rows = Rows(kv)
 
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def update(self, keys: mx.array, values: mx.array) -> tuple[Stored, Stored]:
         """Appends [B, K, L, D] and returns what the new tokens attend to, [B, K, S, D] with S < window + L."""
+        parts = self.rows.parts(keys, values)
         length = keys.shape[2]
         past = self.past
         if self.stop + length > self.rows.capacity:
             full = self.stop + length > self.max_rows
             kept = min(self.stop, self.needed_rows) if full else self.stop
-            self._move(kept, grown_capacity(kept + length, self.rows.capacity, self.max_rows), keys, values)
-        self.rows.write(self.stop, keys, values)
+            self._move(kept, grown_capacity(kept + length, self.rows.capacity, self.max_rows), parts)
+        self.rows.write(self.stop, parts)
         self.stop += length
         self.offset += length
         attended = self.rows.read(self.stop - past - length, self.stop)
         if self.rows.capacity > self.max_rows:
-            self._move(min(self.stop, self.needed_rows), self.max_rows, keys, values)
+            self._move(min(self.stop, self.needed_rows), self.max_rows, parts)
         return attended
 
-    def _move(self, kept: int, capacity: int, keys: mx.array, values: mx.array) -> None:
+    def _move(self, kept: int, capacity: int, parts: tuple[mx.array, ...]) -> None:
         """Moves the newest `kept` rows to the front of buffers of `capacity` rows."""
-        self.rows.resize(capacity, self.stop - kept, self.stop, keys, values)
+        self.rows.resize(capacity, self.stop - kept, self.stop, parts)
         self.stop = kept
 
     @property
@@ -301,7 +445,7 @@ class RotatingKVCache:
     @property
     def state(self) -> list[mx.array]:
         """The buffers, for evaluation; empty before the first token."""
-        return self.rows.arrays
+        return self.rows.buffers
 
     def is_trimmable(self) -> bool:
         return self.stop == self.offset or self.rewind_capacity > 0
@@ -313,6 +457,18 @@ class RotatingKVCache:
 
 
 Cache = KVCache | RotatingKVCache
+
+
+def make_caches(
+    windows: Sequence[int | None], max_length: int | None = None, kv: KVQuantization | None = None
+) -> list[Cache]:
+    """A fresh cache for each layer, given its window, or None for a global one."""
+    return [
+        KVCache(max_length, kv and kv.of_layer(window))
+        if window is None
+        else RotatingKVCache(window, kv=kv and kv.of_layer(window))
+        for window in windows
+    ]
 
 
 def _check_rewind(n: int, rewindable: int, offset: int) -> None:

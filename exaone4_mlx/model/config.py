@@ -241,6 +241,16 @@ class Exaone4Config:
         types[-1] = GLOBAL
         return tuple(types)
 
+    def __repr__(self) -> str:
+        from ..display import config_text
+
+        return config_text(self)
+
+    def _repr_html_(self) -> str:
+        from ..display import config_html
+
+        return config_html(self)
+
     @property
     def layers(self) -> tuple[LayerAttention, ...]:
         """What each layer attends to, first layer first."""

@@ -27,7 +27,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cache import Cache, visible
+from .cache import Cache, Packed, Stored, visible
 from .forward import Details
 from .rope import RopeParameters, inverse_frequencies
 
@@ -38,6 +38,11 @@ TOGETHER = {"self_attn": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "u
 QUANTIZED = ("weight", "scales", "biases")
 #: The modules of a block.
 OWN = ("self_attn", "mlp", "post_attention_layernorm", "post_feedforward_layernorm")
+
+
+#: As many new tokens attend to quantized keys and values as they are. More take them unpacked: the scores of a whole
+#: prompt are kept by no one then.
+FEW = 8
 
 
 class Rotation:
@@ -68,6 +73,35 @@ class Rotation:
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) * up, in one kernel."""
     return gate * mx.sigmoid(gate) * up
+
+
+def attend(queries: mx.array, keys: Stored, values: Stored, mask: mx.array | str | None, scale: float) -> mx.array:
+    """Attention of queries [B, H, L, D] to keys and values [B, K, S, D]: [B, H, L, D]."""
+    if not isinstance(keys, mx.array) or not isinstance(values, mx.array):
+        if queries.shape[2] <= FEW:
+            return attend_packed(queries, keys, values, mask, scale)
+        keys, values = unpacked(keys), unpacked(values)
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+
+
+def unpacked(x: Stored) -> mx.array:
+    return x.unpacked() if isinstance(x, Packed) else x
+
+
+def attend_packed(
+    queries: mx.array, keys: Stored, values: Stored, mask: mx.array | str | None, scale: float
+) -> mx.array:
+    """Attention of few queries [B, H, L, D] to keys and values [B, K, S, D] of which some are packed: [B, H, L, D]."""
+    B, H, L, D = queries.shape
+    K, S = (keys.weight if isinstance(keys, Packed) else keys).shape[1:3]
+    grouped = (queries * scale).reshape(B, K, H // K * L, D)
+    scores = keys.product(grouped, True) if isinstance(keys, Packed) else grouped @ keys.swapaxes(-1, -2)
+    if mask is not None:
+        seen = visible(S - L, L) if isinstance(mask, str) else mask
+        scores = mx.where(seen, scores.reshape(B, H, L, S), mx.finfo(scores.dtype).min).reshape(scores.shape)
+    weights = mx.softmax(scores, axis=-1, precise=True)
+    out = values.product(weights, False) if isinstance(values, Packed) else weights @ values
+    return out.reshape(B, H, L, D)
 
 
 class Layer:
@@ -137,15 +171,14 @@ class Layer:
             positions, length = (offset, offset + L) if details is None else details.places(offset, L)
             both = self.rotation(both, positions, length)
         queries, keys = mx.split(both, [heads], axis=1)
-        if cache is not None:
-            keys, values = cache.update(keys, values)  # B K S D
+        stored_keys, stored_values = (keys, values) if cache is None else cache.update(keys, values)  # B K S D
         if last_only and L > 1:
             queries, L = queries[:, :, -1:], 1
             mask = mask[..., -1:, :] if isinstance(mask, mx.array) else None
         if details is None and not self.dropout:
-            out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
+            out = attend(queries, stored_keys, stored_values, mask, self.scale)
         else:
-            out = self._attend(queries, keys, values, mask, details)
+            out = self._attend(queries, unpacked(stored_keys), unpacked(stored_values), mask, details)
         return (out if L == 1 else out.transpose(0, 2, 1, 3)).reshape(B, L, heads * D)
 
     def inner(self, x: mx.array) -> mx.array:

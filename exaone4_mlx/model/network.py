@@ -22,7 +22,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cache import Cache, KVCache, RotatingKVCache, causal_mask
+from .cache import Cache, KVQuantization, causal_mask, make_caches
 from .config import Exaone4Config, LayerAttention
 from .forward import Details, Inputs, read_inputs, read_kept, read_labels
 from .layer import TOGETHER, Layer, Merged, Rotation
@@ -212,12 +212,10 @@ class Exaone4Model(Pretrained):
         padding = mx.equal(ids, self.config.pad_token_id)[..., None]
         return mx.where(padding, mx.stop_gradient(x), x)
 
-    def make_cache(self) -> list[Cache]:
-        """A fresh cache per layer, for one conversation or batch."""
-        return [
-            KVCache(self.config.max_position_embeddings) if layer.window is None else RotatingKVCache(layer.window)
-            for layer in self.config.layers
-        ]
+    def make_cache(self, kv: KVQuantization | None = None) -> list[Cache]:
+        """A fresh cache per layer, for one conversation or batch; `kv` says how to quantize it."""
+        windows = [layer.window for layer in self.config.layers]
+        return make_caches(windows, self.config.max_position_embeddings, kv)
 
 
 class Exaone4ForCausalLM(Pretrained):
@@ -290,6 +288,6 @@ class Exaone4ForCausalLM(Pretrained):
     def layers(self) -> list[Block]:
         return self.model.layers
 
-    def make_cache(self) -> list[Cache]:
-        """A fresh cache per layer, for one conversation."""
-        return self.model.make_cache()
+    def make_cache(self, kv: KVQuantization | None = None) -> list[Cache]:
+        """A fresh cache per layer, for one conversation; `kv` says how to quantize it."""
+        return self.model.make_cache(kv)

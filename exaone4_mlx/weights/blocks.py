@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..model.cache import causal_mask
+from ..model.cache import KVQuantization, causal_mask, make_caches
 from ..model.config import Exaone4Config
 from ..model.files import check_finite, fill, placeholders
 from ..model.network import Block
@@ -57,11 +57,16 @@ class Blocks:
         head = self._filled(nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False), "lm_head")
         return lambda hidden: head(hidden).astype(mx.float32)
 
-    def hidden_states(self, sequences: Sequence[Sequence[int]], progress: Progress | None = None) -> list[mx.array]:
-        """Token ids -> final hidden states [L, E] of each sequence, ready for the head."""
+    def hidden_states(
+        self,
+        sequences: Sequence[Sequence[int]],
+        progress: Progress | None = None,
+        kv: KVQuantization | None = None,
+    ) -> list[mx.array]:
+        """Token ids -> final hidden states [L, E] of each sequence, ready for the head; `kv` as in `run`."""
         states = self.embed(sequences)
         for number in range(self.config.num_hidden_layers):
-            states = run(self.block(number), states)
+            states = run(self.block(number), states, kv)
             mx.clear_cache()
             if progress:
                 progress(number + 1, self.config.num_hidden_layers)
@@ -95,11 +100,12 @@ class Blocks:
                 yield name.removeprefix(prefix), array.astype(self.dtype) if is_float else array
 
 
-def run(block: Block, states: Sequence[mx.array]) -> list[mx.array]:
-    """The hidden states [B, L, E] of each text after one block."""
-    after = []
+def run(block: Block, states: Sequence[mx.array], kv: KVQuantization | None = None) -> list[mx.array]:
+    """The hidden states [B, L, E] of each text after one block, as if its cache were quantized by `kv`."""
+    after, window = [], block.self_attn.window
     for state in states:
-        after.append(block(state, causal_mask(0, state.shape[1], block.self_attn.window), None))
+        cache = None if kv is None else make_caches([window], kv=kv)[0]
+        after.append(block(state, causal_mask(0, state.shape[1], window), cache))
         mx.eval(after[-1])
     return after
 
