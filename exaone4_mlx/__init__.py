@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .generation.respond import (
         Done as Done,
         Generation as Generation,
+        Logprobs as Logprobs,
         Reply as Reply,
         generate as generate,
         stream_generate as stream_generate,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .generation.sampling import Sampling as Sampling
     from .generation.session import PromptCache as PromptCache
     from .generation.turn import Turn as Turn
+    from .model.cache import KVQuantization as KVQuantization
     from .model.config import Exaone4Config as Exaone4Config
     from .model.files import CheckpointError as CheckpointError
     from .model.heads import (
@@ -49,10 +51,11 @@ __version__ = "0.1.0"
 _HOME = {
     "generation.conversation": ("Chat",),
     "generation.ending": ("Options",),
-    "generation.respond": ("Done", "Generation", "Reply", "generate", "stream_generate"),
+    "generation.respond": ("Done", "Generation", "Logprobs", "Reply", "generate", "stream_generate"),
     "generation.sampling": ("Sampling",),
     "generation.session": ("PromptCache",),
     "generation.turn": ("Turn",),
+    "model.cache": ("KVQuantization",),
     "model.config": ("Exaone4Config",),
     "model.files": ("CheckpointError",),
     "model.heads": ("Exaone4ForQuestionAnswering", "Exaone4ForSequenceClassification", "Exaone4ForTokenClassification"),

@@ -14,13 +14,16 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import mlx.core as mx
 
 from . import __version__
 from .generation.decode import prefill
-from .generation.respond import generate
+from .generation.respond import Reply, generate
 from .generation.sampling import Sampling
+from .model.cache import Packed
+from .model.layer import attend
 from .model.network import Exaone4ForCausalLM
 from .text.tokenizer import Tokenizer
 from .weights.checkpoint import load
@@ -207,8 +210,28 @@ def _quantized(bits: int, dtype: mx.Dtype, demo: Demo) -> Finding:
     return _within(worst, ROUNDED_PRODUCT_LIMIT if rounded else QUANTIZED_LIMITS[dtype])
 
 
+def _packed(bits: int, demo: Demo) -> Finding:
+    """Attention to a quantized cache as it is stored, beside that to what it stands for."""
+    key = mx.random.split(mx.random.key(bits), 3)
+    keys, values = (Packed.of(mx.random.normal((1, 2, 100, 64), key=key[i]), 64, bits) for i in range(2))
+    worst = 0.0
+    for length, mask in ((1, None), (5, "causal")):
+        queries = mx.random.normal((1, 4, length, 64), key=key[2])
+        wanted = attend(queries, keys.unpacked(), values.unpacked(), mask, 0.125)
+        worst = max(worst, relative_distance(attend(queries, keys, values, mask, 0.125), wanted))
+    return _within(worst, ROUNDED_PRODUCT_LIMIT if demo.rounds else QUANTIZED_LIMITS[mx.float32])
+
+
 def _reply(demo: Demo) -> Finding:
-    return _same_text(_greedy_reply(demo.model, demo.tokenizer))
+    return _same_text(_text(_greedy_reply(demo.model, demo.tokenizer)))
+
+
+def _reply_with_guesses(demo: Demo) -> Finding:
+    """The model guesses for itself, so that most of it is right."""
+    reply = _greedy_reply(demo.model, demo.tokenizer, draft_model=demo.model)
+    ok, figure, limit = _same_text(_text(reply))
+    guessed = f"{reply.accepted_tokens} of {reply.drafted_tokens} guesses right"
+    return ok and reply.accepted_tokens > 0, f"{figure}, {guessed}", limit
 
 
 def _reply_in_a_thread(demo: Demo) -> Finding:
@@ -218,7 +241,7 @@ def _reply_in_a_thread(demo: Demo) -> Finding:
 
     def work() -> None:
         try:
-            replies.append(_greedy_reply(*loaded))
+            replies.append(_text(_greedy_reply(*loaded)))
         except Exception as error:
             replies.append(error)
         mx.clear_streams()  # MLX's CPU backend (0.32) may abort the process otherwise
@@ -245,7 +268,9 @@ CHECKS: dict[str, Callable[[Demo], Finding]] = {
         for bits in (4, 8)
         for dtype in QUANTIZED_LIMITS
     },
+    **{f"attention to a cache of {bits} bits, beside unpacked": partial(_packed, bits) for bits in (4, 8)},
     "a greedy reply": _reply,
+    "the same with guesses": _reply_with_guesses,
     "the same in another thread": _reply_in_a_thread,
 }
 
@@ -270,8 +295,11 @@ def _in_chunks(demo: Demo, size: int) -> mx.array:
     return mx.concatenate(parts)
 
 
-def _greedy_reply(model: Exaone4ForCausalLM, tokenizer: Tokenizer) -> str:
-    reply = generate(model, tokenizer, QUESTION, thinking=True, sampling=Sampling(temperature=0.0))
+def _greedy_reply(model: Exaone4ForCausalLM, tokenizer: Tokenizer, **options: Any) -> Reply:
+    return generate(model, tokenizer, QUESTION, thinking=True, sampling=Sampling(temperature=0.0), **options)
+
+
+def _text(reply: Reply) -> str:
     return f"{reply.thinking} {reply.text}"
 
 

@@ -91,6 +91,8 @@ def random_ids(length: int, seed: int = 0, vocab_size: int = TINY["vocab_size"],
 class Greedy:
     """The most probable token, and a note of what was taken back."""
 
+    state: Any = None
+
     def __init__(self) -> None:
         self.taken_back: list[tuple[int, ...]] = []
 

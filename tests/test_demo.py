@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from exaone4_mlx import Sampling, ToolCall, generate, load
+from exaone4_mlx.generation import speculate
 from exaone4_mlx.model.folders import DEMO_FOLDER
 
 GREEDY = Sampling(temperature=0.0)
@@ -135,3 +136,27 @@ def test_demo_is_read_by_everything_that_reads_exaone() -> None:
     assert {"rope_theta", "rope_scaling", "rope_parameters", "layer_types"} <= set(config)
     assert config["sliding_window_pattern"] == "LLLG"
     assert config["max_position_embeddings"] == 8192
+
+
+class Always(speculate.Pace):
+    def choose(self) -> int:
+        return self.most
+
+
+def test_draft_reads_the_same_tokens() -> None:
+    draft = DEMO_FOLDER / "draft"
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (draft / name).read_bytes() == (DEMO_FOLDER / name).read_bytes()
+
+
+def test_most_of_what_the_draft_guesses_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the demo needs a fraction of its steps; what the card says is over more questions."""
+    monkeypatch.setattr(speculate, "Pace", Always)
+    model, tokenizer = load("demo", dtype="float32")
+    draft, _ = load("demo-draft", dtype="float32")
+    made = saved = 0
+    for question, answer in list(ANSWERS.items())[:5]:
+        told = reply((model, tokenizer), question, draft_model=draft)
+        assert told.text == answer
+        made, saved = made + told.answer_tokens, saved + told.accepted_tokens
+    assert made - saved < 0.5 * made, f"{made - saved} steps for {made} tokens"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -119,11 +120,11 @@ def test_rounded_products_widen_limits_and_wrong_ones_fail(only: Any, monkeypatc
 
 
 def test_another_reply_is_told_in_full(only: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(doctor, "_greedy_reply", lambda model, tokenizer: "3.12 is bigger.")
+    monkeypatch.setattr(doctor, "_greedy_reply", lambda *_: SimpleNamespace(thinking="Hm.", text="3.12 is bigger."))
     only("a greedy reply", "another thread")
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
-    assert f"'3.12 is bigger.' instead of '{doctor.THOUGHT} {doctor.ANSWER}'" in out
+    assert f"'Hm. 3.12 is bigger.' instead of '{doctor.THOUGHT} {doctor.ANSWER}'" in out
     assert "2 of 2 checks FAILED" in out
 
 

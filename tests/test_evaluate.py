@@ -12,7 +12,7 @@ import pytest
 from conftest import distance
 from test_converter import random_checkpoint
 
-from exaone4_mlx import convert, evaluate, load
+from exaone4_mlx import KVQuantization, convert, evaluate, load
 from exaone4_mlx.cli import main
 from exaone4_mlx.model.folders import DEMO_FOLDER
 from exaone4_mlx.weights.blocks import Blocks
@@ -174,6 +174,25 @@ def test_command_prints_a_table_or_json(texts: Path, quantized: Path, capsys: py
     assert main([*command, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["rows"][0]["kind"] == "all" and told["bits_per_weight"] == pytest.approx(4.511, abs=0.001)
+
+
+@pytest.mark.heavy
+def test_cache_of_few_bits_costs_what_a_prompt_read_with_it_loses(texts: Path) -> None:
+    """Block by block it is the network with such a cache; and fewer bits, or more layers, cost more."""
+    found = {
+        kv: evaluate("demo", "demo", data=texts, kv_bits=kv[0], kv_layers=kv[1])
+        for kv in ((8, "global"), (4, "global"), (4, "all"))
+    }
+    costs = [one.rows[0].mean_kl for one in found.values()]
+    assert 0 < costs[0] < costs[1] < costs[2]
+    assert found[4, "all"].kv == "cache: keys 4 bits, values 4 bits, groups of 64"
+    model, tokenizer = load("demo", dtype="float32")
+    kv = KVQuantization(4, 4, 64)
+    kl = []
+    for line in texts.read_text().splitlines():
+        ids = tokenizer.encode(json.loads(line)["text"])
+        kl += divergence(model(mx.array([ids]), model.make_cache(kv))[0], model(mx.array([ids]))[0]).tolist()[:-1]
+    assert costs[2] == pytest.approx(sum(kl) / len(kl), rel=0.05)
 
 
 @pytest.mark.heavy

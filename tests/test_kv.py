@@ -200,6 +200,28 @@ def test_senseless_options_are_refused(head_dim: int, given: dict[str, Any], mes
 
 def test_options_are_read() -> None:
     assert KVQuantization.read(64) is None
-    assert KVQuantization.read(128, 8) == KVQuantization(8, 8, 64)
-    assert KVQuantization.read(96, 8, kv_bits_values=4) == KVQuantization(8, 4, 32)
-    assert KVQuantization.read(128, kv_bits_values=4, kv_group_size=128) == KVQuantization(None, 4, 128)
+    assert KVQuantization.read(128, 8) == KVQuantization(8, 8, 64, "global")
+    assert KVQuantization.read(96, 8, kv_bits_values=4) == KVQuantization(8, 4, 32, "global")
+    assert KVQuantization.read(128, kv_bits_values=4, kv_group_size=128, kv_layers="all") == KVQuantization(
+        None, 4, 128
+    )
+
+
+@pytest.mark.heavy
+def test_reading_a_prompt_takes_no_more_than_with_plain_caches() -> None:
+    """Of one layer at a time the rows are unpacked; and what is kept of all is less."""
+    model = tiny_model(num_hidden_layers=12, sliding_window=None, layer_types=None, head_dim=64)
+    ids = random_ids(1500)
+
+    def peak(kv: KVQuantization | None) -> int:
+        cache = model.make_cache(kv)
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        for start in range(0, 1500, 100):
+            mx.eval(model.model.prefill(ids[:, start : start + 100], cache, 1500), [one.state for one in cache])
+        return mx.get_peak_memory() - before
+
+    plain = peak(None)
+    assert peak(KVQuantization(8, 8, 64)) < 0.8 * plain
+    assert peak(KVQuantization(8, 4, 64)) < 0.7 * plain

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
+from ..model.cache import KVQuantization
 from ..model.folders import atomic_file
 from ..model.network import Exaone4ForCausalLM
 from ..text.reply import ToolCall
@@ -36,9 +37,10 @@ from ..text.tools import Tool
 from .constrain import ToolConstraint
 from .ending import MAX_TOKENS, Options
 from .owner import IdleWork, Owner
-from .respond import Done, Generation, check_request, tool_constraint
+from .respond import Done, Generation, Logprobs, check_drafting, check_request, tool_constraint
 from .sampling import Sampling, check
 from .session import PromptCache
+from .speculate import DraftModel
 from .turn import Came, Message, Plan, Running, Turn, TurnEvent, added, tool_messages
 
 FILE_FORMAT, FILE_VERSION = "exaone4_mlx chat", 1
@@ -74,6 +76,14 @@ class Chat:
         context_limit: int | None = None,
         settle: bool = True,
         prompt_cache: PromptCache | None = None,
+        kv_bits: int | None = None,
+        kv_bits_keys: int | None = None,
+        kv_bits_values: int | None = None,
+        kv_group_size: int | None = None,
+        kv_layers: Literal["all", "global"] | None = None,
+        draft_model: Exaone4ForCausalLM | None = None,
+        prompt_lookup: bool = False,
+        num_draft_tokens: int | None = None,
     ) -> None:
         """A new conversation, or one that goes on from `messages`.
 
@@ -89,6 +99,9 @@ class Chat:
         system prompt and the newest whole turns (`messages` keeps all). `context_limit` bounds the context, and the
         memory of its caches, below what the model can see. `settle` prepares the next turn in idle
         time. `prompt_cache` is one that holds something of the conversation already.
+
+        The `kv_` options, `draft_model`, `prompt_lookup` and `num_draft_tokens` are those of `stream_generate`; the
+        last two hold unless `send` says otherwise.
 
         Raises ValueError for a setting without meaning.
         """
@@ -121,13 +134,19 @@ class Chat:
         check("context_limit", context_limit, fits, f"a number of tokens from 2 to the model's {longest}")
         self.context_limit = context_limit or longest  # tokens seen at once, prompt and reply together
         Options(sampling=sampling, max_tokens=max_tokens, thinking_budget=thinking_budget)  # raises what they raise
+        self.prompt_lookup, self.num_draft_tokens = prompt_lookup, num_draft_tokens
+        guessing = Options(prompt_lookup=prompt_lookup, num_draft_tokens=num_draft_tokens)
+        check_drafting(model.config, guessing, draft_model.config if draft_model is not None else None)
+        self._draft = None if draft_model is None else DraftModel(draft_model)
         self.dropped = 0  # messages behind the system prompt that the model does not see any more
         self.context_tokens = 0  # of the history, as the next prompt will hold it
         self._owner = Owner.of(model)
         self._compute_weights()
         check("prompt_cache", prompt_cache, isinstance(prompt_cache, (PromptCache, type(None))), "a PromptCache")
-        self._cache = prompt_cache or PromptCache(model, tokenizer, self._owner.checkpoints)
+        kv = KVQuantization.read(model.config.head_dim, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers)
+        self._cache = prompt_cache or PromptCache(model, tokenizer, self._owner.checkpoints, kv)
         self._cache.check_model(model)
+        self._cache.check_bits(kv)
         self._auto_settle = settle
         if messages:
             self._prepare()
@@ -138,6 +157,16 @@ class Chat:
 
     def __repr__(self) -> str:
         return f"Chat({len(self.turns)} turns, {self.context_tokens} of {self.context_limit} tokens)"
+
+    def _repr_html_(self) -> str:
+        from ..display import chat_html
+
+        return chat_html(self)
+
+    def _repr_markdown_(self) -> str:
+        from ..display import chat_markdown
+
+        return chat_markdown(self)
 
     # --- the history ----------------------------------------------------------
 
@@ -201,9 +230,9 @@ class Chat:
 
         In place of the text a whole message of the user may be given; `messages` keeps keys of your own in it.
         `Done` adds up the rounds of the turn. Options, for this turn: `thinking`, `thinking_budget`, `sampling`,
-        `max_tokens`, `stop`, `stop_on_repetition`, `prefill_step_size`, `progress` (called in another thread; see
-        `Options`); and `tools`, from this turn on. The turn begins when it is iterated. A turn that is dropped half
-        way, or closed, keeps what came, marked as cut.
+        `max_tokens`, `stop`, `stop_on_repetition`, `prefill_step_size`, `progress` (called in another thread),
+        `prompt_lookup`, `num_draft_tokens`, `logprobs` (see `Options`); and `tools`, from this turn on. The turn begins
+        when it is iterated. A turn that is dropped half way, or closed, keeps what came, marked as cut.
 
         Raises ValueError, before anything is done, for an empty text, an option without meaning and a full
         context, TypeError for an unknown option, and RuntimeError while another thread's turn is under way: a chat
@@ -314,6 +343,7 @@ class Chat:
         plan.before, plan.replaces = self._messages, replaces
         self._fit(plan)
         check_request(plan.ids, plan.options, self.model.config, self.tokenizer)
+        check_drafting(self.model.config, plan.options, self._draft.model.config if self._draft else None)
         self._constraint_of(plan)
         running = Running()
         turn = Turn(self._turn(plan, running), running)
@@ -323,6 +353,8 @@ class Chat:
     def _compute_weights(self) -> None:
         """Weights that this thread has changed are computed here: the owner's thread cannot do it."""
         mx.eval(self.model.parameters())
+        if self._draft is not None:
+            mx.eval(self._draft.model.parameters())
 
     def _options(self, given: Mapping[str, Any]) -> tuple[Options, bool]:
         """The options of a turn, and whether it thinks: what was given, and else what holds for the chat."""
@@ -335,7 +367,13 @@ class Chat:
         given = {name: value for name, value in given.items() if value is not None}
         thinking = given.pop("thinking", self.thinking)
         check("thinking", thinking, isinstance(thinking, bool), "true or false")
-        chosen: dict[str, Any] = {"sampling": self.sampling, "max_tokens": self.max_tokens}
+        chosen: dict[str, Any] = {
+            "sampling": self.sampling,
+            "max_tokens": self.max_tokens,
+            "prompt_lookup": self.prompt_lookup,
+        }
+        if self._draft is not None or given.get("prompt_lookup", self.prompt_lookup):
+            chosen["num_draft_tokens"] = self.num_draft_tokens
         if thinking:
             chosen["thinking_budget"] = self.thinking_budget
         return Options(**(chosen | given)), thinking
@@ -423,6 +461,7 @@ class Chat:
             prompt_cache=self._cache,
             constraint=self._constraint_of(plan),
             context_limit=self.context_limit,
+            draft=self._draft,
         )
         came = plan.came = Came()
         job = self._owner.submit(generation)
@@ -435,7 +474,8 @@ class Chat:
                 elif running.cancelled.is_set():
                     came.cut = True  # it was made ahead of a slow reader, and comes too late
                 else:
-                    came.add(event)
+                    if not isinstance(event, Logprobs):
+                        came.add(event)
                     yield event
         except Exception:
             came.finish_reason = "error"
@@ -621,7 +661,8 @@ class Chat:
         chat._stop_settling()
         if caches and _cache_path(path).is_file():
             pool = chat._owner.checkpoints
-            chat._cache = chat._owner.call(lambda: PromptCache.load(_cache_path(path), model, tokenizer, pool))
+            kv = chat._cache.kv
+            chat._cache = chat._owner.call(lambda: PromptCache.load(_cache_path(path), model, tokenizer, pool, kv))
         elif caches:
             warnings.warn(f"there are no caches {_cache_path(path)}; starting without them", stacklevel=2)
         chat._prepare()

@@ -10,7 +10,7 @@ What is peculiar here:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -31,6 +31,8 @@ class Sample(Protocol):
 
     def take_back(self, forced: Sequence[int] = ()) -> None:
         """Forgets the last token drawn, for which `forced` stand instead."""
+
+    state: Any  # which can be set to one from before
 
 
 def read(
@@ -68,8 +70,11 @@ def prefill(
 class TokenStream:
     """The tokens that follow a prefill, for ever: `next()` hands out one, [1] -> int.
 
-    `restrict` and `force` change what comes after the token handed out last.
+    `restrict` and `force` change what comes after the token handed out last. `drafted` and `accepted` count the guesses
+    of `SpeculativeStream`.
     """
+
+    drafted = accepted = 0
 
     def __init__(self, model: Exaone4ForCausalLM, logits: mx.array, cache: list[Cache], sample: Sample) -> None:
         """`logits` [1, V] are those after the prompt, which `cache` holds."""
@@ -82,13 +87,21 @@ class TokenStream:
         return self
 
     def __next__(self) -> int:
-        token = self._following
+        token, self._drawn_from = self._following, self._logits
         self._logits = self._model(token[None], self._cache)[:, -1]
         self._draw()
         self._count += 1
         if self._count % CLEAR_EVERY == 0:
             mx.clear_cache()
         return int(token.item())  # type: ignore[arg-type]
+
+    @property
+    def drawn_from(self) -> mx.array:
+        """The logits [1, V] of which the token handed out last was drawn."""
+        return self._drawn_from
+
+    def close(self) -> None:
+        """Nothing to do: the caches hold what was handed out."""
 
     def restrict(self, allowed: mx.array) -> None:
         """Draws the next token again, among `allowed`, booleans [V]."""

@@ -12,12 +12,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 
+from ..model.cache import KVQuantization
 from ..model.config import Exaone4Config
 from ..model.network import Exaone4ForCausalLM
 from ..text.reply import Answer, Event, ReplyParser, Thinking, ToolCall
@@ -26,10 +26,32 @@ from ..text.tools import Tool, schemas
 from .constrain import ToolConstraint
 from .decode import PREFILL_STEP_SIZE, PrefillProgress, TokenStream
 from .ending import MAX_TOKENS, WRAP_UP, LoopDetector, Options, StopStrings, thought_limit
+from .memory import metal_memory
 from .sampling import Sampler, Sampling, check_bias
 from .session import CheckpointPool, PromptCache
+from .speculate import LOOKUP_DRAFTS, MODEL_DRAFTS, DraftModel, PromptLookup, SpeculativeStream
 
+Stream = TokenStream | SpeculativeStream
 Prompt = str | Sequence[Message] | Sequence[int] | mx.array
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token, and the natural logarithm of its probability. A part of a character has the text "\ufffd"."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Logprobs(TokenLogprob):
+    """The token that was drawn, before the text that it completes; and the most probable ones in its place.
+
+    Probabilities are the model's own: before penalties, temperature and what cuts off.
+    """
+
+    top: tuple[TokenLogprob, ...]
 
 
 @dataclass(frozen=True)
@@ -39,7 +61,8 @@ class Done:
     `finish_reason` is "stop" (the model ended its turn, or a stop string came), "length" (`max_tokens` or the
     context is used up), "tool_calls", "cancelled" or "repetition" (it went round in a loop; LG advises a
     presence_penalty of 1.5 against that). Of the prompt's tokens `cached_tokens` were not processed again, and of
-    `decode_seconds` `thinking_seconds` went into the thought.
+    `decode_seconds` `thinking_seconds` went into the thought. `drafted_tokens` were guessed by a draft model or prompt
+    lookup, and `accepted_tokens` of them were right: so many steps were saved.
     """
 
     finish_reason: str
@@ -51,11 +74,13 @@ class Done:
     decode_seconds: float
     thinking_seconds: float
     peak_bytes: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole reply: the answer in `text`, the thought apart, and what `Done` says."""
+    """A whole reply: the answer in `text`, the thought apart, what `Done` says, and `logprobs` if they were wanted."""
 
     text: str
     thinking: str
@@ -69,9 +94,12 @@ class Reply:
     decode_seconds: float
     thinking_seconds: float
     peak_bytes: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    logprobs: tuple[Logprobs, ...] = ()
 
     @classmethod
-    def from_events(cls, events: Iterable[Event | Done]) -> Reply:
+    def from_events(cls, events: Iterable[Event | Logprobs | Done]) -> Reply:
         """Collects the events of one reply, `Done` among them."""
         collected = list(events)
         done = next(event for event in collected if isinstance(event, Done))
@@ -80,9 +108,26 @@ class Reply:
         return cls(
             text=text.strip() if calls else text,  # between calls stand line ends
             thinking="".join(event.text for event in collected if isinstance(event, Thinking)),
+            logprobs=tuple(event for event in collected if isinstance(event, Logprobs)),
             tool_calls=calls,
             **vars(done),
         )
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else f"{self.text[:59]}…"
+        calls = f", {len(self.tool_calls)} tool calls" if self.tool_calls else ""
+        tokens = self.thinking_tokens + self.answer_tokens
+        return f"Reply({text!r}{calls}, {tokens} tokens, {self.finish_reason!r})"
+
+    def _repr_html_(self) -> str:
+        from ..display import reply_html
+
+        return reply_html(self)
+
+    def _repr_markdown_(self) -> str:
+        from ..display import reply_markdown
+
+        return reply_markdown(self)
 
 
 def stream_generate(
@@ -101,6 +146,15 @@ def stream_generate(
     prefill_step_size: int = PREFILL_STEP_SIZE,
     progress: PrefillProgress | None = None,
     prompt_cache: PromptCache | None = None,
+    kv_bits: int | None = None,
+    kv_bits_keys: int | None = None,
+    kv_bits_values: int | None = None,
+    kv_group_size: int | None = None,
+    kv_layers: Literal["all", "global"] | None = None,
+    draft_model: Exaone4ForCausalLM | None = None,
+    prompt_lookup: bool = False,
+    num_draft_tokens: int | None = None,
+    logprobs: int | None = None,
 ) -> Generation:
     """Streams the reply to `prompt` as events: `Thinking`, `Answer`, `ToolCall`, and `Done` at the end.
 
@@ -110,6 +164,11 @@ def stream_generate(
     written. `sampling` defaults to LG's advice for the mode. `max_tokens` bounds thought and answer together
     (8,192 unless given; the context bounds them too). `progress(done, total)` is told of the prefill.
     `prompt_cache` keeps what was processed for the next prompt that begins alike. More on each: `Options`.
+
+    `kv_bits` (8 or 4) holds the caches in so many bits; `kv_bits_keys` and `kv_bits_values` say it for one of both, in
+    groups of `kv_group_size` (the larger of 64 and 32 that divides head_dim), on "global" `kv_layers` unless on "all".
+    A `draft_model`, a small one of the same vocabulary, or `prompt_lookup` guess tokens, which this model checks: the
+    reply is the same, in fewer steps. With `logprobs` there are events of `Logprobs`, too.
 
     Replies can be made in any thread. On MLX's CPU backend (0.32) a thread of your own should call
     `mx.clear_streams()` as its last act: the process may be aborted otherwise.
@@ -121,8 +180,25 @@ def stream_generate(
         model,
         tokenizer,
         prompt_ids(tokenizer, prompt, thinking=thinking, tools=tools),
-        Options(sampling, max_tokens, thinking_budget, stop, stop_on_repetition, prefill_step_size, progress),
-        prompt_cache=prompt_cache,
+        Options(
+            sampling,
+            max_tokens,
+            thinking_budget,
+            stop,
+            stop_on_repetition,
+            prefill_step_size,
+            progress,
+            prompt_lookup,
+            num_draft_tokens,
+            logprobs,
+        ),
+        prompt_cache=_cache_for(
+            model,
+            tokenizer,
+            prompt_cache,
+            KVQuantization.read(model.config.head_dim, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers),
+        ),
+        draft=None if draft_model is None else DraftModel(draft_model),
         constraint=tool_constraint(model, tokenizer, tools) if constrain_tools else None,
     )
 
@@ -181,14 +257,16 @@ class Generation:
         prompt_cache: PromptCache | None = None,
         constraint: ToolConstraint | None = None,
         context_limit: int | None = None,
+        draft: DraftModel | None = None,
     ) -> None:
         options = options or Options()
         check_request(ids, options, model.config, tokenizer)
+        check_drafting(model.config, options, draft.model.config if draft else None)
         longest = model.config.max_position_embeddings
         room = min(context_limit or longest, longest) - len(ids)
         cache = prompt_cache or PromptCache(model, tokenizer, CheckpointPool(max_count=0))
         cache.check_model(model)
-        self._making = _Making(model, tokenizer, list(ids), options, cache, constraint, room)
+        self._making = _Making(model, tokenizer, list(ids), options, cache, constraint, room, draft)
         self._events = self._making.run()  # which knows nothing of this object: dropped, both are gone at once
 
     @property
@@ -201,10 +279,10 @@ class Generation:
         """The counts and times of what was made until now, from any thread; its `finish_reason` is "unfinished"."""
         return self._making.so_far
 
-    def __iter__(self) -> Iterator[Event | Done]:
+    def __iter__(self) -> Iterator[Event | Logprobs | Done]:
         return self._events
 
-    def __next__(self) -> Event | Done:
+    def __next__(self) -> Event | Logprobs | Done:
         return next(self._events)
 
     def cancel(self) -> None:
@@ -228,9 +306,10 @@ class _Making:
         cache: PromptCache,
         constraint: ToolConstraint | None,
         room: int,
+        draft: DraftModel | None,
     ) -> None:
         self._model, self._tokenizer, self._ids, self._options = model, tokenizer, ids, options
-        self._cache, self._constraint = cache, constraint
+        self._cache, self._constraint, self._draft = cache, constraint, draft
         self._parser = ReplyParser(_ends_inside_thought(ids, tokenizer))
         self.sampling = (options.sampling or Sampling()).resolved(thinking=self._parser.inside_thought)
         self._max_tokens = min(_wanted_tokens(options), room)
@@ -245,9 +324,9 @@ class _Making:
         self._counts = _Counts(prompt_tokens=len(ids))
         self.cancelled = False
 
-    def run(self) -> Generator[Event | Done, None, None]:
+    def run(self) -> Generator[Event | Logprobs | Done, None, None]:
         mx.reset_peak_memory()
-        with _wired_memory():
+        with metal_memory():
             try:
                 finish_reason = yield from self._reply(self._prefilled())
             except _Cancelled:
@@ -263,7 +342,7 @@ class _Making:
     def so_far(self) -> Done:
         return self._counts.done("unfinished")
 
-    def _prefilled(self) -> TokenStream:
+    def _prefilled(self) -> Stream:
         def report(done: int, total: int) -> None:
             if self._options.progress:
                 self._options.progress(done, total)
@@ -276,9 +355,13 @@ class _Making:
         finally:
             self._counts.prefill_seconds = time.perf_counter() - started
         sampler = Sampler(self.sampling, self._ids, self._model.config.vocab_size)
-        return TokenStream(self._model, logits, self._cache.layers, sampler)
+        given = self._model, logits, self._cache.layers, sampler
+        if self._draft is None and not self._options.prompt_lookup:
+            return TokenStream(*given)
+        drafter, most = (self._draft, MODEL_DRAFTS) if self._draft else (PromptLookup(), LOOKUP_DRAFTS)
+        return SpeculativeStream(*given, drafter, self._ids, self._options.num_draft_tokens or most)
 
-    def _reply(self, stream: TokenStream) -> Generator[Event, None, str]:
+    def _reply(self, stream: Stream) -> Generator[Event | Logprobs, None, str]:
         """Yields the events of the reply; its value is the finish reason."""
         decoder = self._tokenizer.stream_decoder()
         called = False
@@ -300,6 +383,9 @@ class _Making:
                 finish_reason = "stop"
                 break
             self._counts.add(1, self._parser.inside_thought)
+            self._counts.drafted_tokens, self._counts.accepted_tokens = stream.drafted, stream.accepted
+            if self._options.logprobs is not None:
+                yield logprobs(stream.drawn_from, token, self._options.logprobs, self._tokenizer)
             for event in self._stop.filter(self._parser.feed(decoder.feed(token))):
                 called = called or isinstance(event, ToolCall)
                 yield event
@@ -313,6 +399,7 @@ class _Making:
             elif self._constraint is not None:
                 self._hold_call(self._constraint, stream, token)
         self._counts.stop(self._parser.inside_thought)
+        stream.close()
         if not self._stop.found:
             rest = [*self._parser.feed(decoder.close()), *self._parser.close()]
             for event in (*self._stop.filter(rest), *self._stop.close()):
@@ -330,7 +417,7 @@ class _Making:
         over = self._counts.thinking_tokens - self._thought_limit
         return room and over >= (3 if half_a_character else 0)
 
-    def _end_thought(self, stream: TokenStream) -> Iterator[Event]:
+    def _end_thought(self, stream: Stream) -> Iterator[Event]:
         """Ends the thought in the model's place."""
         stream.force(self._wrap_up)
         for token in self._wrap_up:
@@ -338,7 +425,7 @@ class _Making:
         self._counts.add(len(self._wrap_up), inside_thought=True)
         yield from self._parser.feed(WRAP_UP)
 
-    def _hold_call(self, constraint: ToolConstraint, stream: TokenStream, token: int) -> None:
+    def _hold_call(self, constraint: ToolConstraint, stream: Stream, token: int) -> None:
         """Restricts the next token where a tool call is being written."""
         if constraint.active:
             constraint.advance(token)
@@ -357,6 +444,8 @@ class _Counts:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     thinking_seconds: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def generated(self) -> int:
@@ -400,7 +489,8 @@ def check_request(ids: Sequence[int], options: Options, config: Exaone4Config, t
         raise ValueError(f"the prompt holds token id {wrong[0]}; this model has ids 0 to {config.vocab_size - 1}")
     if len(ids) >= context:
         raise ValueError(
-            f"the prompt has {len(ids)} tokens, but the model's context of {context} must hold it and a reply"
+            f"the prompt has {len(ids)} tokens, but the model's context of {context} must hold it and a reply: "
+            "make it shorter, or ask about it in parts"
         )
     check_bias(options.sampling.logit_bias if options.sampling else None, config.vocab_size)
     if options.thinking_budget is None:
@@ -415,6 +505,50 @@ def check_request(ids: Sequence[int], options: Options, config: Exaone4Config, t
         )
 
 
+def check_drafting(config: Exaone4Config, options: Options, draft: Exaone4Config | None) -> None:
+    """Raises ValueError for guesses that cannot be made, or not be checked."""
+    if draft is None and not options.prompt_lookup:
+        if options.num_draft_tokens is not None:
+            raise ValueError(
+                "num_draft_tokens bounds what is guessed, and there is neither a draft model nor prompt_lookup"
+            )
+        return
+    if draft is not None and options.prompt_lookup:
+        raise ValueError("there are a draft model and prompt_lookup; one of them guesses")
+    if draft is not None and draft.vocab_size != config.vocab_size:
+        raise ValueError(
+            f"the draft model has a vocabulary of {draft.vocab_size} tokens, and the model one of {config.vocab_size}"
+        )
+    if config.rope_parameters.depends_on_length:
+        raise ValueError(
+            f"RoPE of type {config.rope_parameters.rope_type!r} goes by the length of what is read at once: several "
+            "guesses cannot be checked so; leave the draft model and prompt_lookup out"
+        )
+
+
+def logprobs(logits: mx.array, token: int, count: int, tokenizer: Tokenizer) -> Logprobs:
+    """The log-probability of a token drawn from logits [1, V], and those of the `count` most probable ones."""
+    values = logits[0].astype(mx.float32)
+    values = values - mx.logsumexp(values)
+    best = (
+        mx.argpartition(-values, count - 1)[:count] if 0 < count < values.size else mx.arange(min(count, values.size))
+    )
+    ids: Any = best[mx.argsort(-values[best])].tolist()
+    found: Any = values[mx.array([token, *ids])].tolist()
+    told = [TokenLogprob(id, tokenizer.decode([id]), value) for id, value in zip((token, *ids), found, strict=True)]
+    return Logprobs(**vars(told[0]), top=tuple(told[1:]))
+
+
+def _cache_for(
+    model: Exaone4ForCausalLM, tokenizer: Tokenizer, cache: PromptCache | None, kv: KVQuantization | None
+) -> PromptCache | None:
+    """The prompt cache that was given, or one for this reply alone. Raises ValueError where it has other bits."""
+    if cache is None:
+        return PromptCache(model, tokenizer, CheckpointPool(max_count=0), kv)
+    cache.check_bits(kv)
+    return cache
+
+
 def _wanted_tokens(options: Options) -> int:
     return MAX_TOKENS if options.max_tokens is None else options.max_tokens
 
@@ -424,17 +558,3 @@ def _ends_inside_thought(ids: Sequence[int], tokenizer: Tokenizer) -> bool:
     marks = {tokenizer.think_start_id, tokenizer.think_end_id} - {None}
     last = next((id for id in reversed(ids) if id in marks), None)
     return last is not None and last == tokenizer.think_start_id
-
-
-@contextmanager
-def _wired_memory() -> Iterator[None]:
-    """On Metal, keeps the model's memory from being paged out while a reply is made."""
-    if not mx.metal.is_available():
-        yield
-        return
-    before = mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
-    try:
-        yield
-    finally:
-        mx.synchronize()
-        mx.set_wired_limit(before)

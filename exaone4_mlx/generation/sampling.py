@@ -115,6 +115,15 @@ class Sampler:
             self._counts = self._counts.at[token].add(1.0)
         return token
 
+    @property
+    def state(self) -> tuple[mx.array | None, ...]:
+        """What the next draw depends on, beside logits: set it to one from before, and it will be as it was then."""
+        return self._key, self._counts, self._counts_before
+
+    @state.setter
+    def state(self, state: tuple[mx.array, mx.array | None, mx.array | None]) -> None:
+        self._key, self._counts, self._counts_before = state
+
     def take_back(self, forced: Sequence[int] = ()) -> None:
         """Forgets the last token drawn, for which `forced` stand instead: penalties count those."""
         self._counts = self._counts_before

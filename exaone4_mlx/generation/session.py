@@ -118,6 +118,11 @@ class PromptCache:
         if self.model is not model:
             raise ValueError("this prompt cache was made for another model")
 
+    def check_bits(self, kv: KVQuantization | None) -> None:
+        """Raises ValueError for other bits than its caches have; None asks for none in particular."""
+        if kv not in (None, self.kv):
+            raise ValueError(f"the prompt cache holds {self.kv or 'full precision'}; asked for is {kv}")
+
     def clear(self) -> None:
         """Forgets everything, and frees its memory."""
         self.ids: list[int] = []

@@ -15,9 +15,9 @@ from ..text.toolbox import Toolbox, ToolResult
 from ..text.tools import Tool
 from .ending import Options
 from .owner import Job
-from .respond import Done, Generation
+from .respond import Done, Generation, Logprobs
 
-TurnEvent = Event | ToolResult | Done
+TurnEvent = Event | Logprobs | ToolResult | Done
 Message = dict[str, Any]
 
 

@@ -75,7 +75,9 @@ class KVQuantization:
         """What options say; None where nothing is to be quantized.
 
         `kv_bits` is for keys and values, the two after it for one of them. The group size is the largest of 64 and 32
-        that divides `head_dim`, unless given. Raises ValueError for what cannot be.
+        that divides `head_dim`, unless given. `kv_layers` is "global" unless given: those hold what a long
+        context takes, and the local ones, which are most, would cost most of the accuracy. Raises ValueError for what
+        cannot be.
         """
         for name, bits in (("kv_bits", kv_bits), ("kv_bits_keys", kv_bits_keys), ("kv_bits_values", kv_bits_values)):
             if bits is not None and (isinstance(bits, bool) or bits not in KV_BITS):
@@ -97,7 +99,7 @@ class KVQuantization:
                 f"kv_group_size must be {' or '.join(map(str, sorted(fitting)))} with head_dim {head_dim}, "
                 f"not {kv_group_size!r}"
             )
-        return cls(keys, values, kv_group_size or fitting[0], kv_layers or "all")
+        return cls(keys, values, kv_group_size or fitting[0], kv_layers or "global")
 
     def __str__(self) -> str:
         keys, values = (f"{bits} bits" if bits else "unquantized" for bits in (self.key_bits, self.value_bits))
@@ -228,9 +230,10 @@ class Rows:
 
     def read(self, start: int, stop: int) -> tuple[Stored, Stored]:
         """Keys and values [B, K, stop - start, D]."""
-        views = self.views(start, stop)
         if self.kv is None:
-            return views[0], views[1]
+            keys, values = self.buffers
+            return keys[:, :, start:stop], values[:, :, start:stop]
+        views = self.views(start, stop)
         read: list[Stored] = []
         for bits in (self.kv.key_bits, self.kv.value_bits):
             if bits is None:

@@ -19,19 +19,21 @@ from pathlib import Path
 from typing import IO, Any
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
+#: The models that come with the package: one to talk to, and one that drafts for it.
+BUILT_IN = {"demo": DEMO_FOLDER, "demo-draft": DEMO_FOLDER / "draft"}
 #: What a model folder may hold that is of use here; nothing else is downloaded.
 USEFUL_FILES = ("*.json", "*.jinja", "*model*.safetensors", "merges.txt", "README.md", "LICENSE*", "NOTICE*")
 
 
 def find_folder(path_or_repo: str | Path, revision: str | None = None, files: Sequence[str] = USEFUL_FILES) -> Path:
-    """The local folder of a model: "demo", a folder, or a hub id, whose `files` are downloaded or in the hub's cache.
+    """The local folder of a model: "demo", "demo-draft", a folder, or a hub id, whose `files` are downloaded if needed.
 
     Raises FileNotFoundError where there is neither such a folder nor, within reach, such a repository.
     """
-    if str(path_or_repo) == "demo":
+    if (built_in := BUILT_IN.get(str(path_or_repo))) is not None:
         if revision is not None:
             raise ValueError("the demo model has no revisions")
-        return DEMO_FOLDER
+        return built_in
     folder = Path(path_or_repo).expanduser()
     if folder.is_dir():
         if revision is not None:

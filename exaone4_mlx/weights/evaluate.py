@@ -21,6 +21,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..model.cache import KVQuantization
 from ..model.folders import find_folder
 from ..text.tokenizer import Tokenizer
 from .blocks import Blocks
@@ -54,13 +55,14 @@ class Row:
 class Evaluation:
     """What was compared, and the table: a row for all texts, then one for each kind of text.
 
-    `tokens_per_second` is the candidate's, block by block; `peak_bytes` is MLX's own peak.
+    `kv` says how the candidate's cache was quantized. `tokens_per_second` is the candidate's, block by block; `peak_bytes` is MLX's own peak.
     """
 
     model: str
     reference: str
     data: str
     dtype: str
+    kv: str
     documents: int
     tokens: int
     bits_per_weight: float
@@ -91,12 +93,17 @@ def evaluate(
     max_tokens: int = MAX_TOKENS,
     revision: str | None = None,
     progress: Progress | None = None,
+    kv_bits: int | None = None,
+    kv_bits_keys: int | None = None,
+    kv_bits_values: int | None = None,
+    kv_group_size: int | None = None,
+    kv_layers: str | None = None,
 ) -> Evaluation:
     """Compares a converted model with the checkpoint that it was made from, on texts that neither was tuned on.
 
     `model` and `reference` are folders, hub ids or "demo"; `data` is a file of texts, the package's held-out ones
     if not given; each text is cut to `max_tokens`. `revision` is the reference's. `progress(done, total)` counts
-    blocks of both models.
+    blocks of both models. The `kv_` options, as of `stream_generate`, quantize the candidate's cache.
 
     Raises FileNotFoundError and ValueError as `load` does, and ValueError where the two are not of one vocabulary.
     """
@@ -120,6 +127,7 @@ def evaluate(
             f"{model} has a vocabulary of {candidate.config.vocab_size} tokens, "
             f"{reference} one of {original.config.vocab_size}"
         )
+    kv = KVQuantization.read(candidate.config.head_dim, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers)
     longest = min(candidate.config.max_position_embeddings, original.config.max_position_embeddings)
     if any(len(ids) > longest for _, ids in texts):
         raise ValueError(f"texts of {max_tokens} tokens are longer than the context of {longest}; give max_tokens")
@@ -140,7 +148,7 @@ def evaluate(
         sequences = [ids for _, ids in batch]
         theirs = sides[1].hidden_states(sequences, counted)
         before = time.perf_counter()
-        ours = sides[0].hidden_states(sequences, counted)
+        ours = sides[0].hidden_states(sequences, counted, kv)
         seconds += time.perf_counter() - before
         heads = sides[0].head(), sides[1].head()
         for (kind, text), hidden, other in zip(batch, ours, theirs, strict=True):
@@ -154,6 +162,7 @@ def evaluate(
         reference=str(reference),
         data="held-out texts of exaone4_mlx" if file == HELD_OUT else file.name,
         dtype=str(sides[0].dtype).removeprefix("mlx.core."),
+        kv="" if kv is None else str(kv),
         documents=len(texts),
         tokens=tokens,
         bits_per_weight=candidate.bits_per_weight,

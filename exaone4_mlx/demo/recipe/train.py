@@ -156,7 +156,8 @@ class Trainer:
     def __init__(self, options):
         self.options = options
         self.tokenizer = Tokenizer.from_file(str(options.tokenizer / "tokenizer.json"))
-        self.model = network.build(options.seed)
+        self.config = network.DRAFT if options.draft else network.CONFIG
+        self.model = network.build(options.seed, self.config)
         projections = [weight for name, weight in self.model.named_parameters() if "proj" in name]
         self.others = [weight for name, weight in self.model.named_parameters() if "proj" not in name]
         self.muon = torch.optim.Muon(projections, lr=MUON_RATE, momentum=0.95, weight_decay=0.01, ns_steps=5)
@@ -254,11 +255,11 @@ def train(trainer, out, every_minutes=5):
             losses = []
         if time.monotonic() > next_save:
             trainer.save(out / "state.pt")
-            network.export(trainer.model, out)
+            network.export(trainer.model, out, trainer.config)
             report(out, {"step": trainer.progress["step"], "held_out": held_out.measure(trainer.model)})
             next_save = time.monotonic() + 60 * every_minutes
     trainer.save(out / "state.pt")
-    network.export(trainer.model, out)
+    network.export(trainer.model, out, trainer.config)
     report(out, {**trainer.progress, "held_out": held_out.measure(trainer.model)})
 
 
@@ -277,6 +278,7 @@ def main():
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--draft", action="store_true", help="train the model that drafts for the demo")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pt")
     options = parser.parse_args()
     for change in options.share:

@@ -1,0 +1,335 @@
+"""The same stream of ids, in fewer steps: guess a few tokens, and check them all at once.
+
+What is peculiar here:
+- It loses nothing. At each guessed position the model's own token is drawn, as it would be without guesses: from
+  logits that saw the same tokens, with penalties that counted them, by the same random key. Guesses that equal it
+  stand; the first that does not, and what follows it, goes back out of the caches. So a seed gives the same reply with
+  and without, but for the last bits in which products of one row and of several may differ.
+- A draft model draws its guesses by the same keys. Two distributions with the same noise agree far more often than two
+  draws of their own: nearly as often as any method could have them, the sum of min(p, q).
+- How many tokens to guess is decided anew each time, by what was accepted and by what steps took. Where guessing does
+  not pay it stops, and looks again later, less and less often.
+- Local layers go back as far as their reserve, so that windows that have wrapped are no obstacle.
+
+Source of shared noise in place of rejection: https://arxiv.org/abs/2408.07978 (coupling without communication).
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from ..model.cache import DRAFT_WINDOW, Cache, RotatingKVCache, make_caches
+from ..model.network import Exaone4ForCausalLM
+from .decode import CLEAR_EVERY, Sample, prefill, read
+from .session import common_prefix
+
+MODEL_DRAFTS, LOOKUP_DRAFTS = 4, 8  # tokens guessed at once, at most, unless the caller says otherwise
+LONGEST_MATCH, SHORTEST_MATCH = 6, 2  # tokens by which prompt lookup finds a place
+TAIL = 64  # tokens at the end of a history that may have changed since the last guess
+READ_AT_ONCE = 512  # tokens, by a draft model
+
+
+class Drafter(Protocol):
+    """Guesses how a text goes on."""
+
+    def begin(self, history: Sequence[int]) -> None:
+        """A reply begins behind `history`."""
+
+    def draft(self, history: Sequence[int], count: int, sample: Sample) -> list[mx.array]:
+        """At most `count` guesses, [1] each, of what follows `history`; `sample` is left as it was."""
+
+    is_free: bool  # whether a guess costs next to nothing
+
+
+class PromptLookup:
+    """Guesses that what followed the same few tokens before follows again: as in edits, quotations and code."""
+
+    is_free = True
+
+    def begin(self, history: Sequence[int]) -> None:
+        self._ids = array("i", history)
+
+    def draft(self, history: Sequence[int], count: int, sample: Sample) -> list[mx.array]:
+        del self._ids[max(0, len(self._ids) - TAIL) :]
+        self._ids.extend(history[len(self._ids) :])
+        return [mx.array([token]) for token in self.find(count)]
+
+    def find(self, count: int) -> list[int]:
+        """What followed the longest match of the last tokens; of several as long the latest."""
+        ids, size = self._ids, self._ids.itemsize
+        text = ids.tobytes()
+        for length in range(min(LONGEST_MATCH, len(ids) - 1), SHORTEST_MATCH - 1, -1):
+            tail, end = text[-length * size :], len(text) - size
+            while (start := text.rfind(tail, 0, end)) >= 0:
+                if start % size == 0:
+                    after = start // size + length
+                    return list(ids[after : after + count])
+                end = start + len(tail) - 1
+        return []
+
+
+class DraftModel:
+    """A smaller model that guesses. It sees the last `window` tokens, and keeps them from one reply to the next."""
+
+    is_free = False
+
+    def __init__(self, model: Exaone4ForCausalLM, window: int = DRAFT_WINDOW) -> None:
+        self.model, self._window = model, window
+        self._ids: list[int] = []  # of the history, from _start on, that the caches hold
+        self._guessed: list[mx.array] = []  # what they hold beyond that
+        self._clear(0)
+
+    def begin(self, history: Sequence[int]) -> None:
+        held = len(self._ids)
+        if self._ids != list(history[self._start : self._start + held]):
+            self._align(history, whole=True)
+
+    def draft(self, history: Sequence[int], count: int, sample: Sample) -> list[mx.array]:
+        if count == 0:
+            return []
+        self._align(history)
+        unread = list(history[self._start + len(self._ids) :])
+        for _, last in read(self.model, unread, self._layers, READ_AT_ONCE):
+            hidden = last
+        self._ids += unread
+        before = sample.state
+        guesses = [sample(self.model.logits(hidden)[:, -1])]
+        while len(guesses) < count:
+            self._guessed.append(guesses[-1])
+            guesses.append(sample(self.model(guesses[-1][None], self._layers)[:, -1]))
+        sample.state = before
+        return guesses
+
+    def _align(self, history: Sequence[int], whole: bool = False) -> None:
+        """Takes the caches back to what they share with `history`, or begins anew, a window before its end.
+
+        Unless `whole` it is known that all but the last TAIL tokens are the same.
+        """
+        self._ids += _ints(self._guessed)
+        self._guessed = []
+        first = 0 if whole else max(0, len(self._ids) - TAIL)
+        shared = first + common_prefix(self._ids[first:], history[self._start + first : self._start + len(self._ids)])
+        surplus = len(self._ids) - shared
+        missing = len(history) - self._start - shared
+        if surplus > min(layer.rewindable for layer in self._layers) or not 0 < missing <= self._window:
+            self._clear(max(0, len(history) - self._window))
+            return
+        for layer in self._layers:
+            layer.rewind(surplus)
+        del self._ids[shared:]
+
+    def _clear(self, start: int) -> None:
+        """Forgets everything; what is read next stands at `start` of the history."""
+        windows = [min(layer.window or self._window, self._window) for layer in self.model.config.layers]
+        self._layers: list[Cache] = make_caches(windows)
+        self._start, self._ids, self._guessed = start, [], []
+
+
+class Pace:
+    """How many tokens to guess: as many as bring the most tokens in a second, by what was measured so far.
+
+    What steps took is the least of the last few of their kind: a slow reader of the stream makes some longer.
+    """
+
+    REMEMBERED = 8  # steps of a kind
+    FADING = 0.95  # of what was accepted, for each step
+    FIRST_PAUSE, LONGEST_PAUSE = 32, 512  # steps without guesses, until it is tried again
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._seconds: dict[int, deque[float]] = {}  # by the number of guesses
+        self._tested, self._right = 2.0, 1.5  # a hopeful beginning
+        self._pause, self._waited = self.FIRST_PAUSE, 0
+
+    def choose(self) -> int:
+        """How many to guess next. The first steps have none, to know what a step takes."""
+        if len(self._seconds.get(0, ())) < 2:
+            return 0
+        tried = max(self._seconds)
+        best = max(range(min(self.most, max(2, tried + 1)) + 1), key=self._speed)
+        if best:
+            self._pause, self._waited = self.FIRST_PAUSE, 0
+            return best
+        self._waited += 1
+        if self._waited < self._pause:
+            return 0
+        self._pause, self._waited = min(2 * self._pause, self.LONGEST_PAUSE), 0
+        return min(2, self.most)
+
+    def note(self, guesses: int, seconds: float) -> None:
+        """A step with so many guesses took so long."""
+        self._seconds.setdefault(guesses, deque(maxlen=self.REMEMBERED)).append(seconds)
+
+    def judge(self, guesses: int, right: int) -> None:
+        """Of so many guesses in a row so many were right; those behind a wrong one say nothing."""
+        if guesses:
+            self._tested = self.FADING * self._tested + min(guesses, right + 1)
+            self._right = self.FADING * self._right + right
+
+    def _speed(self, guesses: int) -> float:
+        """Tokens per second to be expected."""
+        chance = min(self._right / self._tested, 0.999)
+        tokens = (1 - chance ** (guesses + 1)) / (1 - chance)
+        return tokens / self._cost(guesses)
+
+    def _cost(self, guesses: int) -> float:
+        """Seconds of a step; between and beyond what was measured on a straight line."""
+        known = {number: max(min(seconds), 1e-9) for number, seconds in self._seconds.items()}
+        if guesses in known:
+            return known[guesses]
+        nearest = min((number for number in known if number), key=lambda number: abs(number - guesses), default=0)
+        if not nearest:
+            return known[0]
+        return max(known[0], known[0] + (known[nearest] - known[0]) * guesses / nearest)
+
+
+@dataclass
+class _Step:
+    """What the model made of one token and the guesses behind it."""
+
+    guesses: list[mx.array]  # [1] each
+    logits: mx.array  # [1, 1 + guesses, V]
+    drawn: list[mx.array] = field(default_factory=list)  # the model's own token at each position, [1] each
+    states: list[Any] = field(default_factory=list)  # of the sampler, after each
+    launched: float | None = None
+
+
+class SpeculativeStream:
+    """What `TokenStream` is, in fewer steps. The caches hold more than was handed out until `close`."""
+
+    def __init__(
+        self,
+        model: Exaone4ForCausalLM,
+        logits: mx.array,
+        cache: list[Cache],
+        sample: Sample,
+        drafter: Drafter,
+        history: Sequence[int],
+        most: int,
+        pace: Pace | None = None,
+    ) -> None:
+        """`logits` [1, V] are those after `history`, which `cache` holds. At most `most` tokens are guessed at once."""
+        self._model, self._cache, self._sample, self._drafter = model, cache, sample, drafter
+        reserves = [layer.rewind_capacity for layer in cache if isinstance(layer, RotatingKVCache)]
+        # Two steps may have to go back, and a window that has just been compacted has less in reserve.
+        self._pace = pace or Pace(min([most, *(reserve // 4 for reserve in reserves)]))
+        self.drafted = self.accepted = 0
+        self._history = list(history)  # and what was drawn since
+        self._handed_out = len(self._history)
+        self._ready: deque[tuple[int, _Step, int]] = deque()  # tokens, and where they were drawn
+        self._steered = True  # by the caller: what comes next is not to be guessed
+        self._shadow: list[mx.array] = []  # guesses that are not checked, but looked at
+        self._count = 0
+        drafter.begin(self._history)
+        self._last = self._draw(logits), 0
+
+    def __iter__(self) -> SpeculativeStream:
+        return self
+
+    def __next__(self) -> int:
+        if not self._ready:
+            self._collect()
+        token, step, place = self._ready.popleft()
+        self._last = step, place
+        self._handed_out += 1
+        self._count += 1
+        if self._count % CLEAR_EVERY == 0:
+            mx.clear_cache()
+        return token
+
+    @property
+    def drawn_from(self) -> mx.array:
+        """The logits [1, V] of which the token handed out last was drawn."""
+        step, place = self._last
+        return step.logits[:, place]
+
+    def restrict(self, allowed: mx.array) -> None:
+        """Draws the next token again, among `allowed`, booleans [V]."""
+        logits = self._take_back()
+        self._sample.take_back()
+        self._draw(logits, allowed)
+
+    def force(self, ids: Sequence[int]) -> None:
+        """Goes on after `ids`, which the model did not draw. They are not handed out."""
+        self._take_back()
+        self._sample.take_back(ids)
+        self._history += ids
+        self._handed_out += len(ids)
+        self._draw(prefill(self._model, ids, self._cache))
+
+    def close(self) -> None:
+        """Leaves in the caches what was handed out, and no more."""
+        self._rewind_to(self._handed_out)
+
+    def _take_back(self) -> mx.array:
+        """Forgets what was not handed out: the logits [1, V] of the next token, of which it can be drawn again."""
+        if self._ready:
+            _, step, place = self._ready[0]
+        else:
+            step, place = self._step, 0
+        self._sample.state = step.states[place]
+        self._ready.clear()
+        self._rewind_to(self._handed_out)
+        del self._history[self._handed_out :]
+        self._steered = True
+        return step.logits[:, place]
+
+    def _draw(self, logits: mx.array, allowed: mx.array | None = None) -> _Step:
+        """Draws the next token of logits [1, V]."""
+        step = self._step = _Step([], logits[:, None])
+        self._draw_at_each_position(step, allowed)
+        return step
+
+    def _draw_at_each_position(self, step: _Step, allowed: mx.array | None = None) -> None:
+        # One after the other: penalties count what was drawn before, which is what was guessed while that is right.
+        for place in range(1 + len(step.guesses)):
+            step.drawn.append(self._sample(step.logits[:, place], allowed))
+            step.states.append(self._sample.state)
+        mx.async_eval(step.drawn)
+
+    def _collect(self) -> None:
+        """Takes what the step under way brought, and begins the next."""
+        step = self._step
+        guesses, drawn = _ints(step.guesses), _ints(step.drawn)
+        right = common_prefix(guesses, drawn)
+        for layer in self._cache:
+            layer.rewind(len(guesses) - right)
+        if step.launched is not None:
+            self._pace.note(len(guesses), time.perf_counter() - step.launched)
+        self._pace.judge(len(guesses), right)
+        self._pace.judge(len(self._shadow), common_prefix(_ints(self._shadow), drawn))
+        self.drafted += len(guesses)
+        self.accepted += right
+        self._ready.extend((token, step, place) for place, token in enumerate(drawn[: right + 1]))
+        self._history += drawn[: right + 1]
+        self._sample.state = step.states[right]
+        self._launch()
+
+    def _launch(self) -> None:
+        """Has the model read the newest token and guesses of what follows."""
+        launched = time.perf_counter()
+        wanted, looks = 0, False
+        if not self._steered:
+            wanted = self._pace.choose()
+            looks = wanted == 0 and self._drafter.is_free
+        guesses = self._drafter.draft(self._history, 1 if looks else wanted, self._sample)
+        self._shadow, guesses = (guesses, []) if looks else ([], guesses)
+        self._steered = False
+        ids = mx.concatenate([mx.array(self._history[-1:]), *guesses])
+        self._step = _Step(guesses, self._model(ids[None], self._cache), launched=launched)
+        self._draw_at_each_position(self._step)
+
+    def _rewind_to(self, length: int) -> None:
+        for layer in self._cache:
+            layer.rewind(layer.offset - length)
+
+
+def _ints(tokens: list[mx.array]) -> list[int]:
+    return mx.concatenate(tokens).tolist() if tokens else []  # type: ignore[return-value]
