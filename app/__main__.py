@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from exaone4_mlx import Fit
+
     from .desk import Desk
 
 DEFAULT_MODEL = "LGAI-EXAONE/EXAONE-4.0-1.2B"
@@ -63,7 +65,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where converted models lie that can be chosen on the page; may be repeated (default: this folder)",
     )
-    parser.add_argument("--context", type=int, metavar="N", help="tokens of a conversation at most (default: all)")
+    parser.add_argument(
+        "--max-kv-size",
+        "--context",
+        dest="context",
+        type=int,
+        metavar="N",
+        help="tokens of a conversation, and in its caches, at most; the page says which turns the model does not see "
+        "any more (default: the model's context)",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this computer only")
     parser.add_argument("--port", type=int, metavar="N", help="default: the first free one from 7860")
     parser.add_argument("--no-browser", action="store_true", help="do not open the browser")
@@ -74,6 +84,24 @@ def parser() -> argparse.ArgumentParser:
         "--data-dir", type=Path, metavar="FOLDER", help="where conversations are kept (default: the user's data folder)"
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    memory = parser.add_argument_group("memory")
+    memory.add_argument("--kv-bits", type=int, choices=(8, 4), help="quantize the caches (default: as computed)")
+    memory.add_argument("--kv-bits-keys", type=int, choices=(8, 4), help="the same, of keys")
+    memory.add_argument("--kv-bits-values", type=int, choices=(8, 4), help="the same, of values")
+    memory.add_argument(
+        "--kv-group-size", type=int, metavar="N", help="numbers per scale (default: 64, or 32 where that divides)"
+    )
+    memory.add_argument(
+        "--kv-layers", choices=("all", "global"), help="which layers' caches are quantized (default: global)"
+    )
+    memory.add_argument(
+        "--ignore-memory", action="store_true", help="load models that are too large, and say nothing of it"
+    )
+    draft = parser.add_argument_group("speculation", "several tokens a step; replies are the same, or as probable")
+    drafter = draft.add_mutually_exclusive_group()
+    drafter.add_argument("--draft-model", metavar="PATH", help="a smaller model with the same tokenizer, which drafts")
+    drafter.add_argument("--prompt-lookup", action="store_true", help="draft what followed the same words before")
+    draft.add_argument("--num-draft-tokens", type=int, metavar="N", help="tokens that are drafted at once, at most")
     return parser
 
 
@@ -91,33 +119,63 @@ def _desk(options: argparse.Namespace) -> Desk:
     folder = options.data_dir or _data_folder()
 
     from .desk import Desk, Loaded
-    from .models import Loading, choices, step_size
+    from .models import Draft, Loading, choices, step_size
     from .settings import Settings
     from .store import Store
 
     if options.context == 1:
         raise ValueError("context must be at least 2 tokens: one to read, and one to say")
-    needs = fit(options.model, context=options.context)
-    if not needs.fits:
-        gigabytes = f"{needs.total_bytes / 1e9:.1f} of {needs.memory_bytes / 1e9:.1f} GB"
-        advice = f": try --context {needs.largest_context}" if needs.largest_context else ""
-        _say(f"warning: model and caches may need {gigabytes}{advice}")
+    kv = _given(options, "kv_bits", "kv_bits_keys", "kv_bits_values", "kv_group_size", "kv_layers")
+    drafting = _given(options, "num_draft_tokens", "prompt_lookup")
+    if "num_draft_tokens" in drafting and not (options.draft_model or options.prompt_lookup):
+        raise ValueError("--num-draft-tokens needs --draft-model or --prompt-lookup")
+    needs = fit(options.model, context=options.context, draft_model=options.draft_model, **kv)
+    if not options.ignore_memory:
+        _check_memory(needs)
     started = time.monotonic()
     _say(f"loading {options.model}")
-    model, tokenizer = Loading(options.model).result()
+    loading = Loading(options.model)
+    model, tokenizer = loading.result()
+    draft = None
+    if options.draft_model:
+        _say(f"loading {options.draft_model}, which drafts")
+        draft = Draft(options.draft_model, *Loading(options.draft_model).result())
     step = step_size(model, tokenizer)
+    for warning in loading.warnings:
+        _say(f"warning: {warning}")
     _say(f"ready after {time.monotonic() - started:.1f} s")
     folders = options.models or [Path.cwd()]
     choice = choices(options.model, folders)[0]
     settings = Settings(system=options.system_prompt, thinking=options.thinking, ask=bool(options.tools))
     return Desk(
-        Loaded(choice, model, tokenizer, needs, step),
+        Loaded(choice, model, tokenizer, needs, step, draft, tuple(loading.warnings)),
         Store(folder / "conversations"),
         tools=tools,
         settings=settings,
         folders=folders,
         given=options.model,
+        kv=kv,
+        drafting=drafting,
+        draft=draft,
+        ignores_memory=options.ignore_memory,
     )
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Of these options those that were given."""
+    return {name: value for name in names if (value := getattr(options, name))}
+
+
+def _check_memory(needs: Fit) -> None:
+    """Says it where the model will not fit. Raises MemoryError where not even its weights can."""
+    try:
+        needs.check_weights()
+    except MemoryError as error:
+        raise MemoryError(f"{error}; one of fewer bits takes less; --ignore-memory loads it all the same") from error
+    if not needs.fits:
+        _say(f"warning: this may take {needs.arithmetic}")
+        fitting = f"--max-kv-size {needs.largest_context} fits; " if needs.largest_context > 1 else ""
+        _say(f"({fitting}--kv-bits 8 and fewer bits of weights take less; --ignore-memory says nothing of it)")
 
 
 def _serve(desk: Desk, options: argparse.Namespace) -> None:

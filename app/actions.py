@@ -23,7 +23,7 @@ from .messages import shown, turn_at
 from .models import memory_in_use
 from .session import Busy, View
 from .settings import SAMPLING, Settings, recommended
-from .status import status_html
+from .status import notes, status_html
 from .widgets import SETTINGS, Page, labels
 from .words import EXAMPLES, Words, size_text
 
@@ -254,7 +254,8 @@ class Actions:
             for done, total in self.desk.switch(path.strip(), _whole(context)):
                 progress = words("loading", name=path, done=size_text(done), total=size_text(total))
                 yield {self.page.needs: _plain(progress)}
-            told = words("loaded", name=self.desk.loaded.choice.label)
+            loaded = self.desk.loaded
+            told = " ".join([words("loaded", name=loaded.choice.label), *notes(loaded.warnings, words)])
         except Busy:
             told = words("loading_already")
         except Exception as error:  # a damaged checkpoint can fail in many ways
@@ -401,7 +402,12 @@ class Actions:
         return {
             self.page.model: gr.update(choices=found, value=loaded.choice.path),
             self.page.context: loaded.context,
-            self.page.needs: self._needs(tab, loaded.choice.path, loaded.context),
+            self.page.needs: " ".join(
+                [
+                    self._needs(tab, loaded.choice.path, loaded.context),
+                    *map(_plain, notes(loaded.warnings, tab.words)),
+                ]
+            ),
         }
 
     def _needs(self, tab: Tab, path: str, context: float | None) -> str:

@@ -16,7 +16,7 @@ import dataclasses
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from exaone4_mlx import Chat, Exaone4ForCausalLM, Fit, Tokenizer, fit
 
 from .files import Attachment
 from .messages import Message
-from .models import Choice, Loading, choices, memory_in_use, step_size
+from .models import Choice, Draft, Loading, choices, memory_in_use, step_size
 from .session import Busy, Session
 from .settings import Settings
 from .store import Conversation, Store, one_line
@@ -49,6 +49,8 @@ class Loaded:
     tokenizer: Tokenizer
     fit: Fit
     step_size: int = 512
+    draft: Draft | None = None
+    warnings: tuple[str, ...] = ()  # what a user should know of it
 
     @property
     def context(self) -> int:
@@ -78,13 +80,23 @@ class Desk:
         settings: Settings | None = None,
         folders: Sequence[Path] = (),
         given: str = "",
+        kv: Mapping[str, Any] | None = None,
+        drafting: Mapping[str, Any] | None = None,
+        draft: Draft | None = None,
+        ignores_memory: bool = False,
     ) -> None:
-        """`settings` are those of a new conversation; `folders` is where models are looked for."""
+        """`settings` are those of a new conversation; `folders` is where models are looked for.
+
+        `kv` says how caches are quantized, and `drafting` how tokens are drafted, as for `Chat`; `draft` is for every
+        model with its tokenizer. With `ignores_memory` models are loaded that are too large.
+        """
         self.store, self.tools, self.settings = store, tuple(tools), settings or Settings()
         self._loaded: Loaded | None = loaded
         self._used = (loaded.choice.path, loaded.fit)  # of the model that was in use last
         self._loading: Loading | None = None
         self._folders, self._given = tuple(folders), given or loaded.choice.path
+        self._kv, self._drafting, self._draft = dict(kv or {}), dict(drafting or {}), draft
+        self._ignores_memory = ignores_memory
         self._tabs: dict[str, Tab] = {}
         self._sessions: dict[str, Session] = {}  # those that are open, by the conversation's id
         self._lock = threading.RLock()
@@ -267,14 +279,17 @@ class Desk:
         here = Path(path).expanduser().is_dir() or path in (self._given, self._used[0])
         if not here and path not in {choice.path for choice in self.models()}:  # looks into every folder
             raise FileNotFoundError(f"there is no folder {path}; a model of the hub is downloaded with --model {path}")
-        return fit(path, context=context)
+        if self._draft is not None:
+            with contextlib.suppress(ValueError):  # of another tokenizer: that model goes without
+                return fit(path, context=context, draft_model=self._draft.path, **self._kv)
+        return fit(path, context=context, **self._kv)
 
     def switch(self, path: str, context: int | None = None) -> Iterator[tuple[int, int]]:
         """Loads another model, or gives the one in use another context; yields (bytes read, bytes in all).
 
         Where both have room, the one in use answers until the other is ready; otherwise its turns are ended first,
         and it is loaded again if the other fails. Whoever stops to look on ends nothing by that.
-        Raises `Busy`, and what `fit` and `load` raise.
+        Raises `Busy`, what `fit` and `load` raise, and MemoryError where the weights alone are more than the memory.
         """
         if not self._switching.acquire(blocking=False):
             raise Busy("another model is being loaded")
@@ -303,6 +318,8 @@ class Desk:
         if self._loaded is not None and path == self._loaded.choice.path:
             self._use(dataclasses.replace(self._loaded, fit=needs))
             return
+        if not self._ignores_memory:
+            needs.check_weights()
         if self._loaded is not None and memory_in_use() + needs.total_bytes > needs.memory_bytes:
             self._unload()
         try:
@@ -318,10 +335,16 @@ class Desk:
             raise
 
     def _load(self, path: str, needs: Fit) -> None:
-        self._loading = Loading(path)
-        model, tokenizer = self._loading.result()
+        loading = self._loading = Loading(path)
+        model, tokenizer = loading.result()
         label = next((choice.label for choice in self.models() if choice.path == path), path)
-        self._use(Loaded(Choice(label, path), model, tokenizer, needs, step_size(model, tokenizer)))
+        warnings, draft = list(loading.warnings), None
+        if self._draft is not None and self._draft.suits(tokenizer):
+            draft = self._draft
+        elif self._draft is not None:
+            warnings.append(f"the draft model {self._draft.path} has another tokenizer, so this model goes without one")
+        step = step_size(model, tokenizer)
+        self._use(Loaded(Choice(label, path), model, tokenizer, needs, step, draft, tuple(warnings)))
 
     def _use(self, loaded: Loaded) -> None:
         self._loaded, self._used = loaded, (loaded.choice.path, loaded.fit)
@@ -344,12 +367,19 @@ class Desk:
         """A chat for a session, on the model in use. Makes room for its caches."""
         loaded = self.loaded
         self._make_room(session, loaded)
+        drafting = dict(self._drafting)
+        if loaded.draft is not None:
+            drafting["draft_model"] = loaded.draft.model
+        elif not drafting.get("prompt_lookup"):
+            drafting.clear()  # the draft model is for others
         return Chat(
             loaded.model,
             loaded.tokenizer,
             messages=session.conversation.messages,
             overflow="drop_oldest",
             context_limit=min(loaded.context, loaded.model.config.max_position_embeddings),
+            **self._kv,
+            **drafting,
         )
 
     def _measure(self, messages: Sequence[Message]) -> tuple[int, int]:
@@ -366,8 +396,11 @@ class Desk:
         resting = sorted(self._sessions.values(), key=lambda other: other.used, reverse=True)
         needs = loaded.fit
         row = needs.global_cache_bytes / max(needs.context, 1)
-        local = needs.local_window_bytes + needs.local_reserve_bytes
-        room = (needs.memory_bytes - needs.weights_bytes) / 2 - row * session.context_tokens - local
+        local, weights = needs.local_window_bytes + needs.local_reserve_bytes, needs.weights_bytes
+        if loaded.draft is not None:
+            weights += loaded.draft.weights_bytes
+            local += max(0, needs.draft_bytes - loaded.draft.weights_bytes)
+        room = (needs.memory_bytes - weights) / 2 - row * session.context_tokens - local
         kept = 1
         for other in resting:
             if other is session or other.running or not other.has_caches:

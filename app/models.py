@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 import exaone4_mlx
 from exaone4_mlx import Chat, Done, Exaone4ForCausalLM, Tokenizer, fit, load
@@ -29,6 +30,23 @@ STEP_SECONDS = 0.5
 EXIT_SECONDS = 2.0  # that the end of the process waits for a model half loaded
 
 Loaded = tuple[Exaone4ForCausalLM, Tokenizer]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A model that drafts for the one in use."""
+
+    path: str
+    model: Exaone4ForCausalLM
+    tokenizer: Tokenizer
+
+    @property
+    def weights_bytes(self) -> int:
+        return sum(array.nbytes for _, array in tree_flatten(self.model.parameters()))
+
+    def suits(self, tokenizer: Tokenizer) -> bool:
+        """Whether the same ids are the same texts."""
+        return self.tokenizer.fingerprints["tokenizer"] == tokenizer.fingerprints["tokenizer"]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 
 from .session import View
@@ -15,6 +16,11 @@ def status_html(view: View, words: Words, model: str, memory_bytes: int) -> str:
     parts = [*_state(view, words), words("memory", size=size_text(memory_bytes)), model]
     line = " · ".join(escape(part) for part in parts)
     return f'<div class="status" role="status">{line}{_meter(view, words)}{_warnings(view, words)}</div>'
+
+
+def notes(warnings: Iterable[str], words: Words) -> list[str]:
+    """What a person should know of a model."""
+    return [words("note", text=warning) for warning in warnings]
 
 
 def _state(view: View, words: Words) -> list[str]:
@@ -41,6 +47,8 @@ def _counts(view: View, words: Words) -> list[str]:
         parts.append(words("speed", speed=f"{generated / counts.decode_seconds:.1f}"))
     if view.first_token_seconds is not None:
         parts.append(words("first_after", seconds=words.seconds(view.first_token_seconds)))
+    if counts.drafted_tokens:
+        parts.append(words("drafted", accepted=f"{counts.accepted_tokens:,}", drafted=f"{counts.drafted_tokens:,}"))
     reused = f" ({words('reused', count=f'{counts.cached_tokens:,}')})" if counts.cached_tokens else ""
     return [*parts, words("prompt", count=f"{counts.prompt_tokens:,}") + reused]
 

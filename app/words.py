@@ -105,6 +105,11 @@ WORDS = {
     "first_after": ("first after {seconds}", "첫 토큰까지 {seconds}", "primer token a los {seconds}"),
     "prompt": ("prompt {count}", "프롬프트 {count}", "entrada {count}"),
     "reused": ("{count} reused", "{count} 재사용", "{count} reutilizados"),
+    "drafted": (
+        "{accepted} of {drafted} drafted accepted",
+        "초안 {drafted}토큰 중 {accepted}토큰 채택",
+        "{accepted} de {drafted} propuestos aceptados",
+    ),
     "memory": ("memory {size}", "메모리 {size}", "memoria {size}"),
     "context": ("Context", "컨텍스트", "Contexto"),
     "context_of": ("{used} of {limit} tokens", "{used}/{limit}토큰", "{used} de {limit} tokens"),
@@ -197,6 +202,7 @@ WORDS = {
         "이 컴퓨터에는 너무 큽니다.",
         "Es demasiado para este equipo.",
     ),
+    "note": ("Note: {text}.", "참고: {text}.", "Nota: {text}."),
     "loading": ("Loading {name}: {done} of {total}", "{name} 불러오는 중: {done}/{total}", "Cargando {name}: {done} de {total}"),
     "loaded": ("{name} is ready.", "{name} 준비 완료.", "{name} está listo."),
     "not_loaded": (

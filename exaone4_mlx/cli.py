@@ -16,10 +16,8 @@ import json
 import math
 import os
 import platform
-import shlex
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,17 +28,14 @@ from . import __version__
 
 if TYPE_CHECKING:
     from .generation.ending import Options
-    from .generation.respond import Done, Generation
+    from .generation.respond import Done, Generation, Logprobs
     from .generation.session import PromptCache
     from .generation.turn import Turn
-    from .model.config import Exaone4Config
-    from .model.network import Exaone4ForCausalLM
+    from .loading import Found, Loaded
     from .text.reply import Event
-    from .text.tokenizer import Tokenizer
     from .text.toolbox import ToolResult
     from .text.tools import Tool
 
-DEFAULT_MODEL = "LGAI-EXAONE/EXAONE-4.0-1.2B"
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
 
 
@@ -53,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_chat(commands)
     _add_convert(commands)
     _prepare_streams()
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # said by the command's own parser, with its usage
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.check:
         options.check(options)
     try:
@@ -77,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_generate(commands: Any) -> None:
+    from . import loading
+
     parser = commands.add_parser(
         "generate",
         help="stream one reply to a prompt",
@@ -107,13 +106,17 @@ def _add_generate(commands: Any) -> None:
     )
     add_thinking_flags(parser)
     add_tool_flags(parser)
-    add_model_flags(parser)
+    loading.add_model_flags(parser)
+    loading.add_draft_flags(parser)
     add_sampling_flags(parser)
 
     output = parser.add_argument_group("output")
     form = output.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object at the end")
     form.add_argument("--jsonl", action="store_true", help="one JSON object per event, as it comes")
+    output.add_argument(
+        "--logprobs", type=int, metavar="N", help="with each token its log-probability and the N most probable ones"
+    )
     output.add_argument("--hide-thinking", action="store_true", help="leave the thought out")
     output.add_argument("-v", "--verbose", action="store_true", help="tell about the model and the sampling")
     output.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -126,9 +129,14 @@ def _add_generate(commands: Any) -> None:
             )
         if options.thinking_budget is not None and not options.thinking:
             parser.error("--thinking-budget bounds a thought: it needs --thinking")
+        if options.logprobs is not None and not (options.json or options.jsonl):
+            parser.error("--logprobs are numbers for a program: they need --json or --jsonl")
+        if options.logprobs is not None and options.hide_thinking:
+            parser.error("--logprobs tell the tokens of a thought, too, so --hide-thinking has no place beside them")
         _check_tools(parser, options)
+        loading.check_usage(parser, options)
 
-    parser.set_defaults(run=_generate, check=check)
+    parser.set_defaults(run=_generate, check=check, parser=parser)
 
 
 def add_thinking_flags(parser: argparse.ArgumentParser) -> None:
@@ -161,19 +169,22 @@ def _check_tools(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error("--constrain-tools needs --tools or --builtin-tools")
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model", default=DEFAULT_MODEL, metavar="PATH", help='a folder, a hub id, or "demo" (default: %(default)s)'
+def add_kv_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument("--kv-bits", type=int, choices=(8, 4), help="quantize the caches (default: as computed)")
+    parser.add_argument("--kv-bits-keys", type=int, choices=(8, 4), help="the same, of keys")
+    parser.add_argument("--kv-bits-values", type=int, choices=(8, 4), help="the same, of values")
+    parser.add_argument(
+        "--kv-group-size", type=int, metavar="N", help="numbers per scale (default: 64, or 32 where that divides)"
     )
-    model.add_argument("--revision", help="branch, tag or commit of a hub id")
-    model.add_argument(
-        "--dtype", choices=("bfloat16", "float16", "float32"), help="cast the weights; float16 suits M1 and M2"
+    parser.add_argument(
+        "--kv-layers", choices=("all", "global"), help="which layers' caches are quantized (default: global)"
     )
-    model.add_argument("--q-bits", type=int, metavar="N", help="quantize a full-precision checkpoint while it loads")
-    model.add_argument(
-        "--q-group-size", type=int, default=64, metavar="N", help="weights per scale (default: %(default)s)"
-    )
+
+
+def kv_options(options: argparse.Namespace) -> dict[str, Any]:
+    """How caches are to be quantized, as `fit`, `Chat` and `stream_generate` take it: what was given of it."""
+    names = ("kv_bits", "kv_bits_keys", "kv_bits_values", "kv_group_size", "kv_layers")
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -213,17 +224,20 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int:
+    from . import loading
+
     given = _read_messages(options) if options.messages else _read_prompt(options)
     _check_cache_file(options.prompt_cache_file)
     chosen, tools = reply_options(options), read_tools(options)
-    folder, config, tokenizer = read_model_folder(options)
+    found = loading.find_model(options)
     prompt = given if options.raw else _as_messages(given, options.system_prompt)
-    ids = _check_prompt(prompt, tools, chosen, options, config, tokenizer)
-    model = load_weights(folder, config, options)
-    cache = _open_prompt_cache(options.prompt_cache_file, model, tokenizer)
+    ids = _check_prompt(prompt, tools, chosen, options, found)
+    loading.check_memory(found, options, _context(len(ids), options, found), len(ids))
+    made = loading.load(found, options)
+    cache = _open_prompt_cache(options.prompt_cache_file, made)
     with progress_bar("reading the prompt", " tokens") as progress:
         chosen = dataclasses.replace(chosen, progress=progress)
-        reply = _reply(model, tokenizer, prompt, tools, chosen, options, cache)
+        reply = _reply(made, prompt, tools, chosen, options, cache)
         if options.verbose:
             sampling = chosen.sampling.resolved(options.thinking) if chosen.sampling else None
             say(f"{len(ids)} prompt tokens; {sampling}")
@@ -242,8 +256,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _reply(
-    model: Exaone4ForCausalLM,
-    tokenizer: Tokenizer,
+    made: Loaded,
     prompt: str | list[dict[str, Any]],
     tools: Sequence[Tool],
     chosen: Options,
@@ -253,17 +266,28 @@ def _reply(
     """The reply to be shown: of the bare model to raw text, or of a chat, which runs tools."""
     from .generation.conversation import Chat
     from .generation.respond import Generation
+    from .generation.session import CheckpointPool, PromptCache
+    from .generation.speculate import DraftModel
 
     if isinstance(prompt, str):
-        return Generation(model, tokenizer, tokenizer.encode(prompt), chosen, prompt_cache=cache)
+        return Generation(
+            made.model,
+            made.tokenizer,
+            made.tokenizer.encode(prompt),
+            chosen,
+            prompt_cache=cache or PromptCache(made.model, made.tokenizer, CheckpointPool(max_count=0), made.kv),
+            context_limit=options.max_kv_size,
+            draft=None if made.draft is None else DraftModel(made.draft),
+        )
     chat = Chat(
-        model,
-        tokenizer,
+        made.model,
+        made.tokenizer,
         tools=tools,
         messages=prompt,
         constrain_tools=options.constrain_tools,
         settle=False,
         prompt_cache=cache,
+        **made.settings,
     )
     return chat.reply(thinking=options.thinking, **vars(chosen))
 
@@ -289,6 +313,9 @@ def reply_options(options: argparse.Namespace) -> Options:
         stop=getattr(options, "stop", ()),
         stop_on_repetition=options.stop_on_repetition,
         prefill_step_size=options.prefill_step_size,
+        prompt_lookup=options.prompt_lookup,
+        num_draft_tokens=options.num_draft_tokens,
+        logprobs=getattr(options, "logprobs", None),
     )
 
 
@@ -312,45 +339,6 @@ def read_tools(options: argparse.Namespace) -> list[Callable[..., Any]]:
     return tools
 
 
-def read_model_folder(options: argparse.Namespace) -> tuple[Path, Exaone4Config, Tokenizer]:
-    """Everything about the model but its weights. Downloads what is not there."""
-    from .model.config import Exaone4Config
-    from .model.folders import find_folder
-    from .text.tokenizer import Tokenizer
-    from .weights.checkpoint import vocabulary_warning
-
-    try:
-        folder = find_folder(options.model, options.revision)
-        config = Exaone4Config.from_file(folder / "config.json")
-        tokenizer = Tokenizer.from_pretrained(folder)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; --model demo needs no download") from error
-    if warning := vocabulary_warning(tokenizer, config):
-        say(f"warning: {warning}")
-    return folder, config, tokenizer
-
-
-def load_weights(folder: Path, config: Exaone4Config, options: argparse.Namespace) -> Exaone4ForCausalLM:
-    """The model, with a bar while it loads."""
-    from .weights.checkpoint import load_model
-
-    started = time.perf_counter()
-    with progress_bar("loading", "B") as progress, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = load_model(
-            folder, dtype=options.dtype, q_bits=options.q_bits, q_group_size=options.q_group_size, progress=progress
-        )
-    for warning in caught:
-        say(f"warning: {warning.message}")
-    if options.verbose:
-        seconds = time.perf_counter() - started
-        context = config.max_position_embeddings
-        say(f"{folder}: {config.num_hidden_layers} layers, context {context} tokens, loaded in {seconds:.2f} s")
-    if options.q_bits is not None:
-        say(f"quantized to {options.q_bits} bits while loading; for better ones that last: {_convert_command(options)}")
-    return model
-
-
 def _as_messages(given: str | list[dict[str, Any]], system_prompt: str | None) -> list[dict[str, Any]]:
     if isinstance(given, str):
         if not given.strip():
@@ -368,20 +356,31 @@ def _check_prompt(
     tools: Sequence[Tool],
     chosen: Options,
     options: argparse.Namespace,
-    config: Exaone4Config,
-    tokenizer: Tokenizer,
+    found: Found,
 ) -> list[int]:
     """The prompt's ids, once everything about them has been checked that needs no weights."""
     from .generation.conversation import check_answerable
     from .generation.respond import check_request, prompt_ids
 
     if isinstance(prompt, str):
-        ids = tokenizer.encode(prompt)
+        ids = found.tokenizer.encode(prompt)
     else:
-        ids = prompt_ids(tokenizer, prompt, thinking=options.thinking, tools=tools or None)
+        ids = prompt_ids(found.tokenizer, prompt, thinking=options.thinking, tools=tools or None)
         check_answerable(prompt)
-    check_request(ids, chosen, config, tokenizer)
+    if len(ids) >= (limit := found.context(options)):
+        what, more = "the model's context", "make it shorter, or ask about one part of it at a time"
+        if options.max_kv_size is not None:
+            what, more = "--max-kv-size", "make it shorter, or N larger"
+        raise ValueError(f"the prompt has {len(ids)} tokens, and {what} of {limit} must hold it and a reply: {more}")
+    check_request(ids, chosen, found.config, found.tokenizer)
     return ids
+
+
+def _context(prompt_tokens: int, options: argparse.Namespace, found: Found) -> int:
+    """Tokens that a prompt and its reply can have."""
+    from .generation.ending import MAX_TOKENS
+
+    return min(prompt_tokens + (options.max_tokens or MAX_TOKENS), found.context(options))
 
 
 def _read_messages(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -409,35 +408,20 @@ def _check_cache_file(path: Path | None) -> None:
         raise PermissionError(f"the prompt cache {path} cannot be written: its folder is read-only")
 
 
-def _open_prompt_cache(path: Path | None, model: Exaone4ForCausalLM, tokenizer: Tokenizer) -> PromptCache | None:
+def _open_prompt_cache(path: Path | None, made: Loaded) -> PromptCache | None:
     if path is None:
         return None
 
     from .generation.session import PromptCache
 
     if not path.exists():
-        return PromptCache(model, tokenizer)
+        return PromptCache(made.model, made.tokenizer, kv=made.kv)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        cache = PromptCache.load(path, model, tokenizer)
+        cache = PromptCache.load(path, made.model, made.tokenizer, kv=made.kv)
     for warning in caught:
         say(f"warning: {warning.message}")
     return cache
-
-
-def _convert_command(options: argparse.Namespace) -> str:
-    """The command that converts, with less error, what --q-bits quantized while loading."""
-    chosen = {
-        "--hf-path": options.model,
-        "--mlx-path": "FOLDER",
-        "--q-bits": options.q_bits,
-        "--q-group-size": options.q_group_size,
-        "--dtype": options.dtype,
-        "--revision": options.revision,
-    }
-    return shlex.join(
-        ["exaone4-mlx", "convert", *(str(x) for pair in chosen.items() if pair[1] is not None for x in pair)]
-    )
 
 
 def _read_prompt(options: argparse.Namespace) -> str:
@@ -469,12 +453,12 @@ def _decoded(data: bytes, source: str) -> str:
 
 def _show(reply: Generation | Turn, options: argparse.Namespace) -> Done:
     """Prints the reply in the form that was asked for."""
-    from .generation.respond import Done, Reply
+    from .generation.respond import Done, Logprobs, Reply
     from .text.reply import Thinking
     from .text.schema import shortened
     from .text.toolbox import ToolResult
 
-    events: list[Event | Done] = []
+    events: list[Event | Logprobs | Done] = []
     results: list[ToolResult] = []
     printer = _TextPrinter(terminal=sys.stdout.isatty())
     try:
@@ -493,12 +477,14 @@ def _show(reply: Generation | Turn, options: argparse.Namespace) -> Done:
                 printer.close()
                 result = json.dumps(event.content, ensure_ascii=False)
                 say(f"[{event.call.name} {'failed' if event.failed else 'returned'}: {shortened(result, 200)}]")
-            else:
+            elif not isinstance(event, Logprobs):
                 printer.show(event)
     finally:
         printer.close()
     if options.json:
         told = {"model": options.model} | dataclasses.asdict(Reply.from_events(events))
+        if options.logprobs is None:
+            del told["logprobs"]
         if options.tools or options.builtin_tools:
             told["tool_results"] = [_as_json(result) for result in results]
         print_json(told)
@@ -548,12 +534,13 @@ class _TextPrinter:
         self._at_line_start = text.endswith("\n") if text else self._at_line_start
 
 
-def _as_json(event: Event | ToolResult | Done) -> dict[str, Any]:
+def _as_json(event: Event | Logprobs | ToolResult | Done) -> dict[str, Any]:
     kinds = {
         "Thinking": "thinking",
         "Answer": "answer",
         "ToolCall": "tool_call",
         "ToolResult": "tool_result",
+        "Logprobs": "logprobs",
         "Done": "done",
     }
     fields = {name: value for name, value in dataclasses.asdict(event).items() if name != "problem" or value}
@@ -580,10 +567,11 @@ def _summary(done: Done) -> str:
     cached = f" ({done.cached_tokens} of them cached)" if done.cached_tokens else ""
     ends = {"length": ", cut off by the limit", "cancelled": ", cancelled", "repetition": ", ended in a loop"}
     ended = ends.get(done.finish_reason, "")
+    drafted = f" ({done.accepted_tokens} of {done.drafted_tokens} drafted ones accepted)" if done.drafted_tokens else ""
     rate = f", {generated / done.decode_seconds:.1f} tokens/s" if generated and done.decode_seconds else ""
     return (
         f"[prompt {done.prompt_tokens} tokens{cached} in {done.prefill_seconds:.2f} s | "
-        f"reply {generated} tokens{thought} in {done.decode_seconds:.2f} s{rate}{ended} | "
+        f"reply {generated} tokens{thought}{drafted} in {done.decode_seconds:.2f} s{rate}{ended} | "
         f"peak memory {size_text(done.peak_bytes)}]"
     )
 
@@ -607,6 +595,7 @@ def _cancelled_by_ctrl_c(reply: Generation | Turn) -> Iterator[None]:
 
 
 def _add_chat(commands: Any) -> None:
+    from . import loading
     from .terminal import repl
 
     parser = commands.add_parser(
@@ -615,7 +604,12 @@ def _add_chat(commands: Any) -> None:
         description="A conversation in the terminal; without one, a line of standard input is a turn.",
     )
     repl.add_arguments(parser)
-    parser.set_defaults(run=repl.run, check=lambda options: _check_tools(parser, options))
+
+    def check(options: argparse.Namespace) -> None:
+        _check_tools(parser, options)
+        loading.check_usage(parser, options)
+
+    parser.set_defaults(run=repl.run, check=check, parser=parser)
 
 
 # --- convert, evaluate, fit, bench and doctor -----------------------------------------------------------------
@@ -628,7 +622,7 @@ def _add_convert(commands: Any) -> None:
         name = command.__name__.rpartition(".")[2]
         parser = commands.add_parser(name, help=command.HELP, description=command.DESCRIPTION)
         command.add_arguments(parser)
-        parser.set_defaults(run=command.run, check=None)
+        parser.set_defaults(run=command.run, check=None, parser=parser)
 
 
 # --- for all --------------------------------------------------------------------------------------------------

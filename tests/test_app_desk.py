@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import faulthandler
 import gc
+import json
 import random
 import shutil
 import threading
@@ -21,11 +22,11 @@ from conftest import scripted_stream, tiny_model
 from app import desk as desk_module
 from app.desk import Desk, Loaded
 from app.files import Attachment
-from app.models import Choice, memory_in_use
+from app.models import Choice, Draft, memory_in_use
 from app.session import Busy, Session, View
 from app.settings import Settings
 from app.store import Conversation, Store
-from exaone4_mlx import fit, load
+from exaone4_mlx import Tokenizer, fit, load
 from exaone4_mlx.generation import respond
 from exaone4_mlx.model.folders import DEMO_FOLDER
 
@@ -556,9 +557,10 @@ class Held:
     go_on: threading.Event
     fails: tuple[str, ...] = ()
     looked: Callable[[], Any] | None = None
+    loads: Any = None  # in place of the demo
 
     def __init__(self, path: str) -> None:
-        self.path, self.done, self.total = path, 7, 11
+        self.path, self.done, self.total, self.warnings = path, 7, 11, []
         if Held.looked is not None:
             Held.looked()
 
@@ -566,7 +568,7 @@ class Held:
         assert Held.go_on.wait(WAIT_SECONDS)
         if self.path in Held.fails:
             raise ValueError(f"{self.path} is damaged")
-        return load("demo")
+        return Held.loads or load("demo")
 
 
 @pytest.fixture
@@ -574,7 +576,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Held]]:
     monkeypatch.setattr(desk_module, "Loading", Held)
     monkeypatch.setattr(desk_module, "step_size", lambda *args: 512)
     monkeypatch.setattr(desk_module, "LOOK_SECONDS", 0.01)
-    Held.go_on, Held.fails, Held.looked = threading.Event(), (), None
+    Held.go_on, Held.fails, Held.looked, Held.loads = threading.Event(), (), None, None
     yield Held
     Held.go_on.set()
     Held.looked = None
@@ -774,6 +776,60 @@ def test_same_path_changes_the_context_only(make: Any, scripted: Any, unread: An
     assert len(say(session, "And now?").messages) == 4
 
 
+@pytest.fixture
+def kv_model(unread: Any) -> Any:
+    """The quick model with heads that can be quantized."""
+    return tiny_model(vocab_size=3072, max_position_embeddings=8192, head_dim=32), unread[1]
+
+
+def test_caches_and_drafts_are_as_the_app_was_started_with(make: Any, kv_model: Any) -> None:
+    desk = make(
+        kv_model, kv={"kv_bits": 8, "kv_layers": "all"}, drafting={"prompt_lookup": True, "num_draft_tokens": 3}
+    )
+    chat = desk._chat(desk.new_session())
+    assert (chat.prompt_lookup, chat.num_draft_tokens) == (True, 3)
+    assert (chat._cache.kv.key_bits, chat._cache.kv.layers) == (8, "all")
+    assert desk.needs("demo", 3000) == fit("demo", context=3000, kv_bits=8, kv_layers="all")
+
+
+def test_a_draft_model_is_for_models_of_its_tokenizer(make: Any, held: Any, folder: Path, unread: Any) -> None:
+    """The others go without it, and that is said; and so are other warnings of a model."""
+    held.go_on.set()
+    desk = make(draft=Draft("demo", *unread), drafting={"num_draft_tokens": 2})
+    list(desk.switch(str(DEMO_FOLDER)))
+    assert desk.loaded.draft is not None and desk.loaded.warnings == ()
+    assert desk._chat(desk.new_session())._draft.model is unread[0]
+    assert desk.needs("demo", 3000) == fit("demo", context=3000, draft_model="demo")
+    held.loads = unread[0], load_tokenizer_of_other_words(folder)
+    list(desk.switch(str(folder)))
+    told = ("the draft model demo has another tokenizer, so this model goes without one",)
+    assert desk.loaded.draft is None and desk.loaded.warnings == told
+    assert desk._chat(desk.new_session())._draft is None
+    assert desk.needs(str(folder), 3000).draft_bytes == 0
+
+
+def load_tokenizer_of_other_words(folder: Path) -> Any:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, other = sorted(vocabulary, key=vocabulary.__getitem__)[-2:]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return Tokenizer.from_pretrained(folder)
+
+
+def test_weights_beyond_the_memory_are_not_loaded(
+    make: Any, held: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is ended or let go for them."""
+    held.go_on.set()
+    desk = make()
+    monkeypatch.setattr("exaone4_mlx.weights.fit.physical_memory", lambda: 8_000_000)
+    with pytest.raises(MemoryError, match="the weights have 11 MB, and this machine has 8 MB of memory"):
+        list(desk.switch(str(DEMO_FOLDER)))
+    assert desk.loaded.choice.path == "unread"
+    list(make(ignores_memory=True).switch(str(DEMO_FOLDER)))
+
+
 def test_long_conversation_is_seen_from_its_newest_turns_only(make: Any, scripted: Any, unread: Any) -> None:
     scripted("ok")
     desk = Desk(Loaded(Choice("demo", "demo"), *unread, fit("demo", context=400)), make().store)
@@ -825,6 +881,7 @@ def test_nothing_gets_stuck_whatever_happens_at_once(make: Any, scripted: Any, m
 
     class Quick:
         done = total = 1
+        warnings = ()
 
         def __init__(self, path: str) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from conftest import ROOT
 
 from app import models
 from app.__main__ import DEFAULT_MODEL, main
-from exaone4_mlx import cli
+from exaone4_mlx import loading
 
 
 def run(*arguments: str, code: str = "import app.__main__ as m; raise SystemExit(m.main())") -> tuple[int, str]:
@@ -53,6 +54,10 @@ def test_messages_and_words_need_no_mlx() -> None:
         (["--model", "demo", "--context", "9000"], "context 9000 is more than the 8192 tokens"),
         (["--model", "demo", "--context", "0"], "context must be a positive whole number"),
         (["--model", "demo", "--context", "1"], "context must be at least 2 tokens"),
+        (["--model", "demo", "--max-kv-size", "9000"], "context 9000 is more than the 8192 tokens"),
+        (["--model", "demo", "--kv-layers", "global"], "kv_layers 'global' says how to quantize the cache"),
+        (["--model", "demo", "--draft-model", "/no/such/folder"], "/no/such/folder"),
+        (["--model", "demo", "--num-draft-tokens", "2"], "--num-draft-tokens needs --draft-model or --prompt-lookup"),
     ],
 )
 def test_what_is_wrong_is_one_line_before_weights_are_read(
@@ -62,6 +67,29 @@ def test_what_is_wrong_is_one_line_before_weights_are_read(
     assert main([*arguments, "--data-dir", str(tmp_path)]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and told in error
+
+
+def test_what_will_not_fit_is_said_and_what_cannot_work_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loading(path: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "Loading", loading)
+    monkeypatch.setattr("exaone4_mlx.weights.fit.memory_of_this_machine", lambda: 100_000_000)
+    command = ["--model", "demo", "--data-dir", str(tmp_path)]
+    assert main(command) == 130
+    warning, helps, loads = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: this may take 2") and "and a model may have 100 MB here" in warning
+    assert re.fullmatch(r"\(--max-kv-size \d+ fits; --kv-bits 8 and .*; --ignore-memory says nothing of it\)", helps)
+    assert loads == "loading demo"
+    for quiet in (["--ignore-memory"], ["--max-kv-size", "500"]):
+        assert main([*command, *quiet]) == 130
+        assert capsys.readouterr().err == "loading demo\n", quiet
+    monkeypatch.setattr("exaone4_mlx.weights.fit.physical_memory", lambda: 8_000_000)
+    assert main(command) == 1
+    assert "error: the weights have 11 MB, and this machine has 8 MB of memory; " in capsys.readouterr().err
+    assert main([*command, "--ignore-memory"]) == 130
 
 
 def test_tools_file_with_a_syntax_error_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,4 +125,4 @@ def test_interrupt_while_a_model_is_read_ends_quietly(
 
 
 def test_default_model_is_that_of_the_command_line() -> None:
-    assert DEFAULT_MODEL == cli.DEFAULT_MODEL
+    assert DEFAULT_MODEL == loading.DEFAULT_MODEL

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.session import View
-from app.status import status_html
+from app.status import notes, status_html
 from app.words import LANGUAGES, Words
 from exaone4_mlx import Done
 
@@ -24,7 +24,15 @@ def told(view: View) -> str:
 def test_finished_reply_tells_its_counts() -> None:
     for part in ("50 tokens", "25.0 tokens/s", "first after 0.42 s", "prompt 512 (480 reused)", "memory 12 MB", "demo"):
         assert part in told(REST)
+    assert "drafted" not in told(REST)
+    drafted = dataclasses.replace(COUNTS, drafted_tokens=1200, accepted_tokens=31)
+    assert "31 of 1,200 drafted accepted" in told(dataclasses.replace(REST, counts=drafted))
     assert 'value="562"' in told(REST) and "562 of 8,192 tokens" in told(REST)
+
+
+def test_what_a_model_is_warned_of_is_told_in_the_language_of_the_tab() -> None:
+    assert notes(["the tokenizer knows too much"], EN) == ["Note: the tokenizer knows too much."]
+    assert notes(["one", "two"], Words("ko")) == ["참고: one.", "참고: two."]
 
 
 @pytest.mark.parametrize(

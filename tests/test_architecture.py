@@ -16,9 +16,9 @@ ALLOWED = {
     "model": set(),
     "text": set(),
     "weights": {"model", "text", "__version__"},
-    "commands": {"weights", "cli", "bench", "doctor"},
+    "commands": {"model", "weights", "cli", "loading", "bench", "doctor"},
     "generation": {"model", "text"},
-    "terminal": {"model", "text", "weights", "generation", "cli", "__version__"},
+    "terminal": {"model", "text", "weights", "generation", "cli", "loading", "__version__"},
 }
 #: Inside a folder a file imports only files that stand before it.
 ORDER = {
@@ -74,7 +74,19 @@ ORDER = {
         "converter",
     ],
     "commands": ["evaluate", "convert", "fit", "bench_plot", "bench", "doctor"],
-    "generation": ["sampling", "decode", "session", "constrain", "ending", "respond", "owner", "turn", "conversation"],
+    "generation": [
+        "memory",
+        "sampling",
+        "decode",
+        "session",
+        "speculate",
+        "constrain",
+        "ending",
+        "respond",
+        "owner",
+        "turn",
+        "conversation",
+    ],
     "terminal": ["words", "markdown", "commands", "input", "pipe", "screen", "repl"],
 }
 APP = sorted((ROOT / "app").glob("*.py"))
@@ -85,11 +97,22 @@ APP_ORDER = [
 WITH_GRADIO = {"widgets", "actions", "api", "ui", "__main__"}
 AT_CALL_ONLY = {
     "transformers", "mlx_lm", "huggingface_hub", "tqdm", "jsonschema", "referencing", "llguidance", "rich", "prompt_toolkit",
+    "IPython", "ipywidgets", "matplotlib", "markdown_it",
 }  # fmt: skip
 
 
-#: What reaches up to a folder above, inside a function: how checkpoints are stored, only weights/ knows.
-UPWARD = {("model/pretrained.py", ("exaone4_mlx", "weights", "checkpoint"))}
+#: What reaches up to a folder above, inside a function: how checkpoints are stored, only weights/ knows, and how
+#: objects look in a notebook, only display.py.
+UPWARD = {("model/pretrained.py", ("exaone4_mlx", "weights", "checkpoint"))} | {
+    (file, ("exaone4_mlx", "display"))
+    for file in (
+        "model/config.py",
+        "weights/fit.py",
+        "weights/converter.py",
+        "generation/respond.py",
+        "generation/conversation.py",
+    )
+}
 
 #: What draws and reads a terminal is imported inside functions only, and may import what it likes.
 AT_CALL_FILES = {PACKAGE / "terminal" / "screen.py", PACKAGE / "terminal" / "input.py"}
@@ -153,6 +176,7 @@ def test_fronts_are_imported_by_nothing() -> None:
     """A module both run and imported exists twice, and its classes do not match themselves."""
     for file in FILES:
         assert not {("exaone4_mlx", name) for name in ("generate", "chat", "__main__")} & set(imports(file)), file
+        assert ("exaone4_mlx", "notebook") not in imports(file), file
 
 
 def test_only_the_command_line_prints() -> None:
@@ -166,7 +190,7 @@ def test_every_folder_is_in_the_wheel() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 cannot read TOML by itself")
     packages = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {".".join(f.parent.relative_to(ROOT).parts) for f in PACKAGE.rglob("__init__.py")}
-    assert found | {"exaone4_mlx.demo", "exaone4_mlx.texts"} == packages
+    assert found | {"exaone4_mlx.demo", "exaone4_mlx.demo.draft", "exaone4_mlx.texts"} == packages
 
 
 @pytest.mark.parametrize("file", APP, ids=lambda file: file.stem)

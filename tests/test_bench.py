@@ -57,6 +57,7 @@ def their_nodes(pattern: str | None, layers: int, bits: int | None = 4) -> int:
         return bench.dispatching(bench.step_nodes(model, model.make_cache()))
 
 
+@pytest.mark.heavy
 def test_mlx_lm_has_19_nodes_in_a_rope_layer_and_17_in_a_global_one() -> None:
     """Counted on Metal's op list by hand: 7 products, 4 norms, 2 rotations, 2 cache writes, attention, 2 sums, SwiGLU."""
     least, rope, plain = (their_nodes(pattern, len(pattern)) for pattern in ("LG", "LLG", "LGG"))

@@ -131,7 +131,7 @@ def test_front_matter_reads_what_the_hub_reads() -> None:
         "---\nlicense: mit",
         "---\n: : [\n---\n",
         "---\n- a list\n---\n",
-        "---\n" + "[" * 5000 + "\n---\n",
+        "---\n" + "[" * 1500 + "\n---\n",
         "---\n!!python/object/apply:os.system ['false']\n---\n",
         "---\na: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n---\n",
         "---\n\x00\n---\n",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import mlx.core as mx
 import pytest
 from conftest import ROOT, scripted_stream
 
-from exaone4_mlx import cli
+from exaone4_mlx import cli, loading
 from exaone4_mlx.cli import main
 
 GENERATE = ["generate", "--model", "demo", "--temp", "0", "--dtype", "float32"]
@@ -71,6 +72,7 @@ def test_json_is_one_object_with_the_fields_of_reply(capsys: pytest.CaptureFixtu
     assert set(reply) == {
         "model", "text", "thinking", "tool_calls", "finish_reason", "prompt_tokens", "cached_tokens",
         "thinking_tokens", "answer_tokens", "prefill_seconds", "decode_seconds", "thinking_seconds", "peak_bytes",
+        "drafted_tokens", "accepted_tokens",
     }  # fmt: skip
     assert reply["model"] == "demo"
     assert reply["thinking"]
@@ -84,6 +86,16 @@ def test_jsonl_is_one_object_per_event(capsys: pytest.CaptureFixture[str]) -> No
     assert events[0]["type"] == "thinking"
     assert events[-1]["type"] == "done"
     assert {event["type"] for event in events} >= {"thinking", "done"}
+
+
+@pytest.mark.usefixtures("loaded")
+def test_logprobs_go_with_the_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = json.loads(output(capsys, "-p", "Hello", "--json", "--logprobs", "2", "-m", "3"))
+    assert [len(token["top"]) for token in whole["logprobs"]] == [2, 2, 2]
+    assert "".join(token["text"] for token in whole["logprobs"]) == whole["text"]
+    assert all(token["logprob"] == token["top"][0]["logprob"] <= 0 for token in whole["logprobs"]), "greedy"
+    lines = output(capsys, "-p", "Hello", "--jsonl", "--logprobs", "2", "-m", "3", "--raw").splitlines()
+    assert [event["type"] for event in map(json.loads, lines)].count("logprobs") == 3
 
 
 def test_stop_and_raw(capsys: pytest.CaptureFixture[str], demo: Any) -> None:
@@ -127,6 +139,200 @@ def test_prompt_from_a_file_or_a_pipe_loses_its_last_line_end(monkeypatch: pytes
     assert prompt_given(monkeypatch, "-p", "-")[0]["content"] == "  안녕\n하세요"
 
 
+# --- memory -------------------------------------------------------------------
+
+
+@pytest.fixture
+def read(demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokenizer that every test has, in place of one that is read anew."""
+    monkeypatch.setattr("exaone4_mlx.text.tokenizer.Tokenizer.from_pretrained", lambda folder: demo[1])
+
+
+@pytest.fixture
+def loaded(demo: Any, read: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of the model."""
+    monkeypatch.setattr("exaone4_mlx.weights.checkpoint.load_model", lambda folder, **options: demo[0])
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where weights would be read, the command ends."""
+
+    def load_model(*args: Any, **options: Any) -> None:
+        raise RuntimeError("the weights are being read")
+
+    monkeypatch.setattr("exaone4_mlx.weights.checkpoint.load_model", load_model)
+
+
+@pytest.fixture
+def machine(read: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
+    """machine(limit, physical) has so many megabytes, of which a model may have `limit`."""
+
+    def make(limit: float, physical: float) -> None:
+        monkeypatch.setattr("exaone4_mlx.weights.fit.memory_of_this_machine", lambda: int(limit * 1e6))
+        monkeypatch.setattr("exaone4_mlx.weights.fit.physical_memory", lambda: int(physical * 1e6))
+
+    return make
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_what_will_not_fit_is_said_with_what_helps(machine: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The weights are 11 MB, and the caches of 8,192 tokens 10 MB."""
+    machine(15, 100)
+
+    def told(*flags: str) -> list[str]:
+        assert main(["generate", "--model", "demo", "-p", "Hello", *flags]) == 1
+        *lines, error = capsys.readouterr().err.splitlines()
+        assert error == "error: the weights are being read"
+        return lines
+
+    warning, helps = told()
+    assert warning == (
+        "warning: this may take 22 MB (11 MB of weights, 10 MB of caches at 8,192 tokens, 0 MB to read the prompt), "
+        "and a model may have 15 MB here"
+    )
+    fitting = int(re.search(r"--max-kv-size (\d+) fits", helps)[1])  # type: ignore[index]
+    assert "18 MB with --kv-bits 8; 14 MB with --q-bits 4; --ignore-memory says nothing of it" in helps
+    for quiet in (["--ignore-memory"], ["--max-kv-size", str(fitting)], ["--q-bits", "4"], ["-m", "20"]):
+        assert told(*quiet) == [], quiet
+    assert told("--max-kv-size", str(fitting + 1)), "one token more"
+    warning, helps = told("-m", "20", "--draft-model", "demo")
+    assert "12 MB of draft model" in warning and "without --draft-model" in helps
+    machine(100, 200)
+    assert told() == []
+    assert main(["chat", "--model", "demo"]) == 1, "which may read as much as the context holds"
+    assert "at 8,192 tokens, 252 MB to read the prompt" in capsys.readouterr().err or mx.metal.is_available()
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_weights_beyond_the_memory_are_refused_before_they_are_read(
+    machine: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine(5, 8)
+    for command in (["generate", "-p", "Hello"], ["chat"]):
+        assert main([*command, "--model", "demo"]) == 1
+        assert capsys.readouterr().err == (
+            "error: the weights have 11 MB, and this machine has 8 MB of memory; with --q-bits 4 they have 3 MB; "
+            "--ignore-memory loads them all the same\n"
+        )
+        assert main([*command, "--model", "demo", "--ignore-memory"]) == 1
+        assert capsys.readouterr().err == "error: the weights are being read\n"
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_weights_beyond_the_memory_are_not_even_downloaded(
+    machine: Any, hf_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(hf_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    (hf_folder / "model.safetensors").unlink()
+    command = ["generate", "--model", "somebody/something-large", "-p", "Hello"]
+    machine(5, 8)
+    assert main(command) == 1
+    assert "error: the weights have 11 MB, and this machine has 8 MB" in capsys.readouterr().err
+    assert asked == [["config.json"]]
+    for extra in (["--ignore-memory"], ["--q-bits", "4", "-m", "2"]):
+        main([*command, *extra])
+        assert "*.json" in asked[-1], "everything is downloaded"
+
+
+def test_a_mac_says_how_models_get_more(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(8_000, 16_000)
+    assert list(loading._more_memory(9_000_000_000)) == []
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    assert list(loading._more_memory(9_000_000_000)) == [
+        "sudo sysctl iogpu.wired_limit_mb=8704 lets models have as much"
+    ]
+    assert list(loading._more_memory(15_000_000_000)) == [], "the system needs some"
+
+
+@pytest.mark.usefixtures("loaded")
+def test_caches_hold_no_more_than_max_kv_size(capsys: pytest.CaptureFixture[str]) -> None:
+    """Unlike mlx-lm, where a rotating cache would drop what came first, and on this model does nothing at all."""
+    for raw in ([], ["--raw"]):
+        ask = ["-p", "Hello there", *raw, "--json"]
+        whole = json.loads(output(capsys, *ask, "-m", "30"))
+        limit = whole["prompt_tokens"] + 4
+        cut = json.loads(output(capsys, *ask, "--max-kv-size", str(limit)))
+        assert (cut["finish_reason"], cut["answer_tokens"]) == ("length", 4)
+        assert whole["text"].startswith(cut["text"])
+        assert main([*GENERATE, *ask, "--max-kv-size", str(limit - 4)]) == 1
+        assert f"and --max-kv-size of {limit - 4} must hold it and a reply: make it shorter" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("loaded")
+def test_quantized_caches_are_those_of_the_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, demo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    make = type(demo[0]).make_cache
+    monkeypatch.setattr(type(demo[0]), "make_cache", lambda self, kv=None: made.append(kv) or make(self, kv))
+    for raw in ([], ["--raw"]):
+        output(capsys, "-p", "Hello", "-m", "1", "--kv-bits-values", "4", *raw)
+        assert {(kv.key_bits, kv.value_bits) for kv in made} == {(None, 4)}, "without a file"
+        made.clear()
+    ask = ["-p", "Hello", "--prompt-cache-file", str(tmp_path / "cache"), "-m", "3"]
+    for raw in ([], ["--raw"]):
+        output(capsys, *ask, *raw, "--kv-bits", "8")
+        first = (tmp_path / "cache").stat().st_size
+        assert main([*GENERATE, *ask, *raw, "--kv-bits", "4"]) == 1
+        assert "has another cache layout" in capsys.readouterr().err
+        (tmp_path / "cache").unlink()
+        output(capsys, *ask, *raw)
+        assert (tmp_path / "cache").stat().st_size > first
+        (tmp_path / "cache").unlink()
+
+
+@pytest.mark.usefixtures("loaded")
+def test_drafts_reach_the_reply(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exaone4_mlx.generation.speculate.Pace.choose", lambda self: 2)  # whatever steps take here
+    for raw in ([], ["--raw"]):
+        ask = ["-p", "Hello Hello Hello", "-m", "8", *raw]
+        expected = output(capsys, *ask)
+        for drafter in (["--draft-model", "demo", "--num-draft-tokens", "3"], ["--prompt-lookup"]):
+            assert main([*GENERATE, *ask, *drafter]) == 0
+            out, err = capsys.readouterr()
+            assert out == expected
+            assert re.search(r"\(\d of [1-9] drafted ones accepted\)", err) or (drafter, raw) == (
+                ["--prompt-lookup"],
+                [],
+            )
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_a_draft_model_of_another_tokenizer_is_refused_before_anything_is_loaded(
+    hf_folder: Path, edit_json: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A chat template of its own is no other tokenizer."""
+    (hf_folder / "chat_template.jinja").write_text("other")
+    assert main([*GENERATE, "-p", "Hello", "--draft-model", str(hf_folder)]) == 1
+    assert capsys.readouterr().err == "error: the weights are being read\n"
+    tokenizer = json.loads((hf_folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, other = sorted(vocabulary, key=vocabulary.__getitem__)[-2:]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    (hf_folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    for command in ([*GENERATE, "-p", "Hello"], ["chat", "--model", "demo"], ["fit", "--model", "demo"]):
+        assert main([*command, "--draft-model", str(hf_folder)]) == 1
+        assert f"error: the draft model {hf_folder} has another tokenizer than " in capsys.readouterr().err
+    edit_json(hf_folder / "config.json", vocab_size=4000)
+    assert main([*GENERATE, "-p", "Hello", "--draft-model", str(hf_folder)]) == 1
+    assert "has a vocabulary of 4000 tokens" in capsys.readouterr().err
+
+
+def test_an_unknown_flag_shows_the_usage_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("generate -p x", "chat", "convert --hf-path x", "fit --model x"):
+        with pytest.raises(SystemExit, match="2"):
+            main([*command.split(), "--no-such-flag"])
+        err = capsys.readouterr().err
+        assert err.startswith(f"usage: exaone4-mlx {command.split()[0]} ") and "arguments: --no-such-flag" in err
+
+
 # --- errors -------------------------------------------------------------------
 
 
@@ -134,10 +340,16 @@ def test_prompt_from_a_file_or_a_pipe_loses_its_last_line_end(monkeypatch: pytes
     ("arguments", "message"),
     [
         (["-p", ""], "error: the prompt is empty"),
-        (["-p", "word " * 9000], "error: the prompt has"),
+        (["-p", "word " * 9000], "context of 8192 must hold it and a reply: make it shorter, or ask about one part"),
         (["-p", "x", "--temp", "-1"], "error: temperature must be 0 or more, not -1.0"),
         (["-p", "x", "--top-p", "2"], "error: top_p must be above 0 and at most 1, not 2.0"),
         (["-p", "x", "--q-bits", "7"], "bits, not 7"),
+        (["-p", "x", "--max-kv-size", "1"], "--max-kv-size must be a number of tokens from 2 to the 8192"),
+        (["-p", "x", "--max-kv-size", "8193"], "--max-kv-size must be a number of tokens from 2 to the 8192"),
+        (["-p", "x", "--kv-bits", "8", "--kv-group-size", "128"], "kv_group_size must be 32 or 64 with head_dim 64"),
+        (["-p", "x", "--prompt-lookup", "--num-draft-tokens", "0"], "num_draft_tokens must be a whole number"),
+        (["-p", "x", "--draft-model", "/no/such/folder"], "and no hub id either"),
+        (["-p", "x", "--json", "--logprobs", "-1"], "logprobs must be a whole number of at least 0, not -1"),
         (["-p", "x", "--max-tokens", "0"], "error: max_tokens must be a whole number of at least 1, not 0"),
         (["--prompt-file", "/no/such/file"], "error: cannot read /no/such/file: No such file or directory"),
         (["-p", "x", "--model", "/no/such/folder"], "and no hub id either"),
@@ -301,6 +513,13 @@ def test_prompt_errors_come_before_the_weights_are_read(monkeypatch: pytest.Monk
         ["generate", "-p", "x", "--constrain-tools"],
         ["generate", "-p", "x", "--messages", "y"],
         ["generate", "-p", "x", "--json", "--jsonl"],
+        ["generate", "-p", "x", "--logprobs", "2"],
+        ["generate", "-p", "x", "--logprobs", "2", "--json", "--hide-thinking"],
+        ["generate", "-p", "x", "--draft-model", "demo", "--prompt-lookup"],
+        ["generate", "-p", "x", "--num-draft-tokens", "2"],
+        ["generate", "-p", "x", "--kv-bits", "5"],
+        ["generate", "-p", "x", "--kv-layers", "all"],
+        ["chat", "--kv-group-size", "32"],
         ["convert"],
     ],
 )
@@ -533,6 +752,19 @@ def test_convert_front_writes_a_folder_that_generates(tmp_path: Path, capsys: py
 def test_convert_can_report_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "--hf-path", "demo", "--mlx-path", str(tmp_path / "out"), "--no-quantize", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["bits_per_weight"] == pytest.approx(16)
+
+
+def test_a_conversion_that_takes_too_much_memory_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], machine: Any
+) -> None:
+    machine(100, 200)
+    command = ["convert", "--hf-path", "demo", "--mlx-path", str(tmp_path / "out"), "--dry-run"]
+    assert main([*command, "--calibrate", "gptq"]) == 0
+    told = r"warning: this takes about \d+ MB of memory at its peak, and MLX may have 100 MB here; no --calibrate takes less"
+    assert re.search(told, capsys.readouterr().err)
+    machine(100_000, 200_000)
+    assert main([*command, "--calibrate", "gptq"]) == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_quantizing_while_loading_says_how_to_keep_it(capsys: pytest.CaptureFixture[str]) -> None:

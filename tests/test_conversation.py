@@ -104,7 +104,8 @@ def course(rng: random.Random) -> Iterator[tuple[str, str, bool]]:
         yield what, sayings[1] if step in (1, 6) else rng.choice(sayings), rng.random() < 0.6
 
 
-@pytest.mark.parametrize("settled", [True, pytest.param(False, marks=pytest.mark.heavy)], ids=["settled", "at once"])
+@pytest.mark.heavy
+@pytest.mark.parametrize("settled", [True, False], ids=["settled", "at once"])
 @pytest.mark.parametrize("name", ["random 0"])
 def test_twelve_turns_equal_cold_runs_and_read_only_what_is_new(
     name: str, settled: bool, demo: Any, monkeypatch: pytest.MonkeyPatch

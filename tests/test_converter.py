@@ -108,7 +108,12 @@ def test_config_carries_every_spelling(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, pytest.param({"search": False}, marks=pytest.mark.heavy), {"quantize": False, "dtype": "float16"}]
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.heavy),
+        pytest.param({"search": False}, marks=pytest.mark.heavy),
+        {"quantize": False, "dtype": "float16"},
+    ],
 )
 def test_memory_does_not_grow_with_layers_nor_with_tensors(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,7 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from exaone4_mlx import Exaone4Config, convert, load
 from exaone4_mlx.cli import main
 from exaone4_mlx.generation.decode import PREFILL_STEP_SIZE, prefill
-from exaone4_mlx.model.cache import RotatingKVCache, visible
+from exaone4_mlx.model.cache import DRAFT_WINDOW, KVQuantization, RotatingKVCache, make_caches, visible
 from exaone4_mlx.model.folders import DEMO_FOLDER
 from exaone4_mlx.model.network import Exaone4ForCausalLM
 from exaone4_mlx.weights import fit as fit_module
@@ -26,6 +26,8 @@ from exaone4_mlx.weights.checkpoint import load_model
 from exaone4_mlx.weights.fit import (
     STEP_SIZE,
     cache_bytes,
+    draft_cache_bytes,
+    draft_windows,
     fit,
     memory_of_this_machine,
     prefill_bytes,
@@ -40,10 +42,16 @@ LENGTHS = (1, 6, 7, 8, 255, 256, 257, 512, 513, 581, 582, 583, 2047, 2048, 2049,
 LONG_LENGTHS = (100, 2048, 2049, 4095, 4096, 4097, 4670, 4671, 4672, 6144, 9000)
 
 
-def filled_bytes(model: Exaone4ForCausalLM, length: int, dtype: mx.Dtype, step: int = STEP_SIZE) -> int:
-    """`nbytes` of the model's caches after `length` tokens, `step` at a time."""
+def filled_bytes(
+    model: Exaone4ForCausalLM,
+    length: int,
+    dtype: mx.Dtype,
+    step: int = STEP_SIZE,
+    caches: Sequence[Any] | None = None,
+) -> int:
+    """`nbytes` of the model's caches, or of these, after `length` tokens, `step` at a time."""
     config, total = model.config, 0
-    for cache in model.make_cache():
+    for cache in caches or model.make_cache():
         for start in range(0, length, step):
             rows = mx.zeros((1, config.num_key_value_heads, min(step, length - start), config.head_dim), dtype)
             cache.update(rows, rows)
@@ -133,6 +141,42 @@ def test_the_1_2b_model_has_global_layers_only(shared: Path) -> None:
     assert cache_bytes(config, 65_536) == (4_026_531_840, 0, 0)
 
 
+KV_CHOICES: dict[str, dict[str, Any]] = {
+    "8": {"kv_bits": 8, "kv_layers": "all"},
+    "4": {"kv_bits": 4, "kv_layers": "all"},
+    "keys 8, values 4": {"kv_bits_keys": 8, "kv_bits_values": 4, "kv_layers": "all"},
+    "values alone, global layers": {"kv_bits_values": 8, "kv_layers": "global"},
+    "4, global layers by default": {"kv_bits": 4},
+}
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, pytest.param(mx.float32, marks=pytest.mark.heavy)], ids=str)
+@pytest.mark.parametrize(("head_dim", "changes"), [(32, {}), (64, ALL_GLOBAL)], ids=["hybrid", "all global"])
+@pytest.mark.parametrize("choice", KV_CHOICES)
+def test_quantized_caches_are_counted_to_the_byte(
+    choice: str, head_dim: int, changes: dict[str, Any], dtype: mx.Dtype
+) -> None:
+    """At 600 tokens and more the local buffers have been compacted, and rewound rows and slack are all there."""
+    model = tiny_model(max_position_embeddings=12_000, head_dim=head_dim, **changes)
+    kv = KVQuantization.read(head_dim, **KV_CHOICES[choice])
+    plain = cache_bytes(model.config, 600, dtype.size)
+    for length in (5, 600, 2500):
+        told = cache_bytes(model.config, length, dtype.size, kv)
+        assert sum(told) == filled_bytes(model, length, dtype, caches=model.make_cache(kv)), f"{length} tokens"
+    told = cache_bytes(model.config, 600, dtype.size, kv)
+    assert told[0] < plain[0] and (told[1:] == plain[1:]) == (not plain[1] or "global" in choice)
+
+
+def test_a_draft_model_slides_in_every_layer() -> None:
+    """Also where its own layers see everything; narrower windows stay."""
+    model = tiny_model(max_position_embeddings=12_000)
+    assert draft_windows(model.config) == (7, 7, 7, DRAFT_WINDOW)
+    for length in (5, 600, 4671, 6000, 12_000):
+        caches = make_caches(draft_windows(model.config))
+        assert draft_cache_bytes(model.config, length, 4) == filled_bytes(model, length, mx.float32, caches=caches)
+    assert draft_cache_bytes(model.config, 6000) == draft_cache_bytes(model.config, 12_000), "and no longer grows"
+
+
 # --- prefill ------------------------------------------------------------------
 
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": 12_000}
@@ -152,16 +196,22 @@ PEAKS: dict[str, tuple[int, dict[str, Any]]] = {
 STEPS = {"scores of a late chunk": 256, "buffers": 16}
 
 
-def peak_of_prefill(model: Exaone4ForCausalLM, length: int, step: int) -> int:
+def peak_of_prefill(
+    model: Exaone4ForCausalLM,
+    length: int,
+    step: int,
+    kv: KVQuantization | None = None,
+    with_caches: bool = False,
+) -> int:
     """Bytes at the peak of reading a prompt, without weights, and without caches as they are afterwards."""
     mx.eval(model.parameters())
     ids = random_ids(length).tolist()[0]
     gc.collect()
     mx.synchronize()  # or else what the weights were cast from is freed later
-    before, cache = mx.get_active_memory(), model.make_cache()
+    before, cache = mx.get_active_memory(), model.make_cache(kv)
     mx.reset_peak_memory()
     prefill(model, ids, cache, step)
-    return mx.get_peak_memory() - before - sum(layer.nbytes for layer in cache)
+    return mx.get_peak_memory() - before - (0 if with_caches else sum(layer.nbytes for layer in cache))
 
 
 def check_peak(length: int, dtype: mx.Dtype, config: dict[str, Any]) -> None:
@@ -228,6 +278,34 @@ def test_a_longer_prompt_never_needs_less(changes: dict[str, Any]) -> None:
     config = Exaone4Config.from_dict(TINY | {"max_position_embeddings": 12_000} | changes)
     needs = [prefill_bytes(config, length) for length in sorted({*range(1, 12_001, 61), *LENGTHS, *LONG_LENGTHS})]
     assert needs == sorted(needs)
+
+
+@pytest.mark.parametrize("name", ["32B", "1.2B"])
+@pytest.mark.parametrize("choice", KV_CHOICES)
+def test_no_length_takes_more_with_quantized_caches(choice: str, name: str, shared: Path) -> None:
+    """They are unpacked to read a prompt, one layer at a time: less than what they save, from the first token on."""
+    config = Exaone4Config.from_file(shared / "configs" / f"EXAONE-4.0-{name}.config.json")
+    kv = KVQuantization.read(config.head_dim, **KV_CHOICES[choice])
+    for length in (1, 256, 257, 2048, 2049, 4097, 30_000, config.max_position_embeddings):
+        plain = sum(cache_bytes(config, length)) + prefill_bytes(config, length)
+        assert sum(cache_bytes(config, length, 2, kv)) + prefill_bytes(config, length, kv=kv) <= plain, length
+
+
+@on_the_cpu
+@pytest.mark.parametrize("choice", ["4", pytest.param("keys 8, values 4", marks=pytest.mark.heavy)])
+def test_the_peak_of_a_prompt_is_lower_with_quantized_caches_and_told(
+    choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = ALL_GLOBAL | {"head_dim": 128, "num_hidden_layers": 8}
+    model = Exaone4ForCausalLM(Exaone4Config.from_dict(TINY | SMALL | sizes))
+    model.set_dtype(mx.bfloat16)
+    length, step = 512, 32
+    monkeypatch.setattr(fit_module, "STEP_SIZE", step)
+    kv = KVQuantization.read(128, **KV_CHOICES[choice])
+    plain, packed = (peak_of_prefill(model, length, step, how, with_caches=True) for how in (None, kv))
+    told = prefill_bytes(model.config, length, 2, kv=kv) + sum(cache_bytes(model.config, length, 2, kv))
+    sizes_told = f"{plain / 1e6:.2f} MB without, {packed / 1e6:.2f} with, told {told / 1e6:.2f}"
+    assert packed <= plain and packed <= told <= 2 * packed, sizes_told
 
 
 # --- the dtype of the activations, and weights --------------------------------
@@ -399,6 +477,43 @@ def test_context_is_the_longest_where_none_is_given() -> None:
     assert fit("demo", context=8192) == told
 
 
+def test_quantized_caches_and_a_draft_model_count() -> None:
+    plain = fit("demo", context=3000)
+    config = load("demo")[0].config
+    kv = KVQuantization.read(64, 8)
+    told = fit("demo", context=3000, kv_bits=8)
+    assert told.cache_bytes == sum(cache_bytes(config, 3000, 2, kv)) < plain.cache_bytes
+    assert told.prefill_bytes == prefill_bytes(config, 3000, kv=kv) and plain.draft_bytes == told.draft_bytes == 0
+    drafted = fit("demo", context=3000, draft_model="demo")
+    assert drafted.draft_bytes == plain.weights_bytes + draft_cache_bytes(config, 3000)
+    assert drafted.total_bytes == plain.total_bytes + drafted.draft_bytes + drafted.prefill_bytes - plain.prefill_bytes
+    assert fit("demo", memory=drafted.total_bytes, draft_model="demo").largest_context >= 3000
+    assert fit("demo", memory=drafted.total_bytes - 1, draft_model="demo").largest_context < 3000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kv_bits": 3}, "kv_bits must be 8 or 4, not 3"),
+        ({"kv_group_size": 32}, "kv_group_size 32 says how to quantize the cache, but no kv_bits say to"),
+        ({"kv_bits": 8, "kv_layers": "local"}, "kv_layers must be 'all' or 'global', not 'local'"),
+    ],
+)
+def test_caches_that_cannot_be_so_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit("demo", **options)
+
+
+def test_weights_beyond_the_physical_memory_are_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever limit was asked about: a larger one can be set, but not beyond what there is."""
+    told = fit("demo", memory=1)
+    assert not told.fits
+    told.check_weights()
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 11_000}.__getitem__)
+    with pytest.raises(MemoryError, match=r"the weights have 11 MB, and this machine has 11 MB of memory"):
+        told.check_weights()
+
+
 def test_total_is_weights_caches_and_prefill() -> None:
     told, config = fit("demo", context=3000), load("demo")[0].config
     parts = told.weights_bytes, told.global_cache_bytes, told.local_window_bytes, told.local_reserve_bytes
@@ -533,6 +648,29 @@ def test_a_quantized_model_has_one_column(quantized: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.splitlines()[0].split("  ")[-1].strip() == "as stored"
 
 
+def test_the_table_counts_quantized_caches_and_a_draft_model(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, draft = (str(shared / "configs" / f"EXAONE-4.0-{size}.config.json") for size in ("32B", "1.2B"))
+
+    def table(*flags: str) -> str:
+        assert main(["fit", "--model", file, "--metal", "--q-bits", "4", *flags]) == 0
+        return capsys.readouterr().out
+
+    plain = table()
+    assert "With --kv-bits 8 it would be 3.89 GB less." in plain and "draft" not in plain
+    told = table("--kv-bits-keys", "8", "--kv-bits-values", "4", "--draft-model", draft)
+    assert "Keys in 8 bits and values in 4 bits, in groups of 64, in the caches of global layers." in told
+    rows = {line[:26].strip(): line[26:].strip() for line in told.splitlines()}
+    assert rows["global cache"] == "3.49 GB" and rows["local windows"] == "805 MB"
+    assert rows["draft model, its caches"] == f"{(2_558_782_976 + 4671 * 30 * 2048) / 1e9:.2f} GB", (
+        "a window and its slack"
+    )
+    with pytest.raises(ValueError, match=r"the draft model demo has a vocabulary of 3072 tokens, and .* one of 102400"):
+        fit(file, draft_model="demo")
+    assert "Keys and values are in 8 bits" in table("--kv-bits", "8")
+    assert main(["fit", "--model", "demo", "--kv-bits", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["global_cache_bytes"] == fit("demo", kv_bits=4).global_cache_bytes
+
+
 def test_a_mac_can_be_planned_for_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where attention is not fused, the table says that there it is."""
     Exaone4Config(num_hidden_layers=2, head_dim=128, max_position_embeddings=8192).save_pretrained(tmp_path)
@@ -556,7 +694,7 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
 
 FIELDS = {
     "weights_bytes", "global_cache_bytes", "local_window_bytes", "local_reserve_bytes", "prefill_bytes", "total_bytes",
-    "fits", "largest_context", "context", "memory_bytes",
+    "draft_bytes", "fits", "largest_context", "context", "memory_bytes",
 }  # fmt: skip
 
 

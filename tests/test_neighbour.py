@@ -72,9 +72,10 @@ def test_mlx_lm_reads_what_we_convert(mlx_lm: Any, tmp_path: Path, options: dict
 
 @pytest.mark.parametrize(
     "options",
-    [{"q_bits": 4, "q_group_size": 64}, pytest.param({"quant_predicate": "mixed_4_6"}, marks=pytest.mark.heavy)],
+    [{"q_bits": 4, "q_group_size": 64}, {"quant_predicate": "mixed_4_6"}],
     ids=["4 bit", "mixed"],
 )
+@pytest.mark.heavy
 def test_we_read_what_mlx_lm_converts(mlx_lm: Any, tmp_path: Path, options: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -82,7 +83,7 @@ def test_we_read_what_mlx_lm_converts(mlx_lm: Any, tmp_path: Path, options: dict
     assert_same(load(tmp_path / "theirs")[0], their_load(mlx_lm, tmp_path / "theirs"))
 
 
-@pytest.mark.parametrize("window", [7, None], ids=["hybrid", "all global"])
+@pytest.mark.parametrize("window", [7, pytest.param(None, marks=pytest.mark.heavy)], ids=["hybrid", "all global"])
 def test_untied_models_are_shared_too(mlx_lm: Any, tmp_path: Path, window: int | None) -> None:
     """The 32B has a head of its own, and 1.2B's layers all see everything."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "vocab_size": 3072}
@@ -121,6 +122,7 @@ def test_our_model_runs_under_their_generator(mlx_lm: Any) -> None:
     assert their_greedy_tokens(model, ids()) == greedy_tokens(model, ids(), 24)
 
 
+@pytest.mark.heavy
 def test_quantized_folder_generates(tmp_path: Path) -> None:
     convert("demo", tmp_path / "out")
     model, tokenizer = load(tmp_path / "out", dtype="float32")

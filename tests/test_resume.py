@@ -153,6 +153,7 @@ def test_remains_of_another_source_are_refused(tmp_path: Path, hf_folder: Path) 
         convert(hf_folder, tmp_path / "out")
 
 
+@pytest.mark.heavy
 def test_command_goes_on_with_and_without_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["convert", "--hf-path", "demo", "--mlx-path", str(tmp_path / "out")]
     stopped(tmp_path / "out")

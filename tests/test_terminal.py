@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import random
@@ -422,6 +423,8 @@ def test_calls_read_like_python() -> None:
 def test_the_summary_counts() -> None:
     text = summary(DONE, 0.5, "context 9 of 10")
     assert text == "[50 tokens, 25.0 tokens/s, first after 0.50 s | prompt 100 (40 cached) | context 9 of 10]"
+    drafted = dataclasses.replace(DONE, drafted_tokens=1200, accepted_tokens=31)
+    assert "first after 0.50 s, 31 of 1,200 drafted ones accepted | prompt" in summary(drafted, 0.5, "context 9 of 10")
 
 
 def test_progress_in_words() -> None:
@@ -898,6 +901,16 @@ def test_caches_are_saved_and_taken_up(chat: Chat, tmp_path: Path) -> None:
     assert notes.events[-1].cached_tokens > 10
 
 
+def test_a_loaded_conversation_keeps_the_flags_that_its_file_knows_nothing_of(chat: Chat, tmp_path: Path) -> None:
+    file = tmp_path / "talk.json"
+    talk(chat, f"/save {file}")
+    always = {"context_limit": 900, "kv_bits": 8, "prompt_lookup": True, "num_draft_tokens": 3}
+    _, repl, _ = talk(chat, f"/load {file}", always=always)
+    loaded = repl.chat
+    assert loaded is not chat and loaded.context_limit == 900
+    assert (loaded.prompt_lookup, loaded.num_draft_tokens, loaded._cache.kv.key_bits) == (True, 3, 8)
+
+
 # --- a file of tools ----------------------------------------------------------------------
 
 
@@ -978,6 +991,13 @@ def test_a_line_of_standard_input_is_a_turn() -> None:
     assert ran.returncode == 0
     assert ran.stdout == "The capital of Peru is Lima.\n348 + 275 = 623.\n"
     assert "<think>" in ran.stderr and "\x1b" not in ran.stdout + ran.stderr
+
+
+def test_the_flags_of_memory_and_speculation_reach_the_chat() -> None:
+    ran = piped("Hello\n" + "word " * 300, "--max-kv-size", "200", "--kv-bits", "8", "--prompt-lookup")
+    assert ran.returncode == 1, "the second turn is too long"
+    assert ran.stdout == "Hello! I am a small demonstration model. How can I help you?\n"
+    assert "of 200]" in ran.stderr and "and the context of 200 must hold it and a reply" in ran.stderr
 
 
 def test_an_error_in_a_pipe_is_the_exit_code_and_ends_nothing() -> None:

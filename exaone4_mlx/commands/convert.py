@@ -103,6 +103,8 @@ def run(options: argparse.Namespace) -> int:
     )
     for note in conversion.notes:
         cli.say(f"note: {note}")
+    if warning := _memory_warning(conversion):
+        cli.say(f"warning: {warning}")
     if options.dry_run:
         _show_plan(conversion, options.json)
         return 0
@@ -114,6 +116,23 @@ def run(options: argparse.Namespace) -> int:
         return 130
     _show_summary(summary, options.json)
     return 0
+
+
+def _memory_warning(conversion: Conversion) -> str | None:
+    """What to tell a user whose machine has less memory than this takes."""
+    from ..weights.fit import memory_of_this_machine
+
+    needed, memory = conversion.peak_bytes, memory_of_this_machine()
+    if needed <= memory:
+        return None
+    less = {
+        "distill": "; --calibrate gptq takes less, and no --calibrate the least",
+        "gptq": "; no --calibrate takes less",
+    }
+    return (
+        f"this takes about {cli.size_text(needed)} of memory at its peak, and MLX may have {cli.size_text(memory)} here"
+        f"{less.get(conversion.request.calibrate or '', '')}"
+    )
 
 
 def _show_plan(conversion: Conversion, as_json: bool) -> None:

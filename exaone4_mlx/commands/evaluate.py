@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="what the model computes in; the reference always in float32 (default: %(default)s)",
     )
+    cli.add_kv_arguments(parser)
     parser.add_argument("--json", action="store_true", help="the table as one JSON object")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
@@ -48,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
             max_tokens=options.max_tokens,
             revision=options.revision,
             progress=progress,
+            **cli.kv_options(options),
         )
     if options.json:
         cli.print_json(dataclasses.asdict(found))
@@ -64,8 +66,9 @@ def print_table(found: Evaluation) -> None:
             f"{row.kind:8}{row.mean_kl:10.5f}{row.p99_kl:10.4f}{100 * row.top1_agreement:11.2f}%{row.perplexity:12.4g}"
             f"{row.perplexity_ratio:9.4f}  {row.perplexity_ratio_low:.4f} to {row.perplexity_ratio_high:.4f}"
         )
+    kv = f"; {found.kv}" if found.kv else ""
     cli.tell(
-        f"{found.model} ({found.bits_per_weight:.3f} bits per weight, computed in {found.dtype}) against "
+        f"{found.model} ({found.bits_per_weight:.3f} bits per weight, computed in {found.dtype}{kv}) against "
         f"{found.reference} ({found.reference_bits_per_weight:.3f}, float32)\non {found.documents} texts, "
         f"{found.tokens} tokens: {found.data}; {found.seconds:.1f} s, {found.tokens_per_second:.0f} tokens/s, "
         f"peak memory {cli.size_text(found.peak_bytes)}"

@@ -71,7 +71,7 @@ class Input(Protocol):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of a chat."""
-    from .. import cli
+    from .. import cli, loading
 
     chat = parser.add_argument_group("chat")
     chat.add_argument("--system-prompt", metavar="TEXT", help="what the model is told before the conversation")
@@ -92,7 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chat.add_argument("--debug", action="store_true", help="show tracebacks")
     cli.add_thinking_flags(parser)
     cli.add_tool_flags(parser)
-    cli.add_model_flags(parser)
+    loading.add_model_flags(parser)
+    loading.add_draft_flags(parser)
     cli.add_sampling_flags(parser)
     # A loaded conversation keeps what it has; and a prompt that is being read can be stopped soon.
     parser.set_defaults(thinking=None, prefill_step_size=STEP_SIZE)
@@ -137,7 +138,7 @@ def _input(terminal: bool, complete: Callable[[str], Iterable[tuple[str, int]]],
 
 def _repl(options: argparse.Namespace, terminal: bool, screen: Screen) -> Repl:
     """Everything that the options ask for. What needs no weights is checked before they are read."""
-    from .. import cli
+    from .. import cli, loading
 
     replies = cli.reply_options(options)
     if options.load is not None and not options.load.is_file():
@@ -146,9 +147,10 @@ def _repl(options: argparse.Namespace, terminal: bool, screen: Screen) -> Repl:
     asks = _asking(tools, options.ask_tools)
     if asks and not terminal:
         raise ValueError("without a terminal nobody can be asked before a tool runs: add --no-ask-tools")
-    folder, config, tokenizer = cli.read_model_folder(options)
-    model = cli.load_weights(folder, config, options)
-    screen.count_tokens = lambda text: len(tokenizer.encode(text))
+    found = loading.find_model(options)
+    loading.check_memory(found, options, found.context(options))
+    made = loading.load(found, options)
+    screen.count_tokens = lambda text: len(found.tokenizer.encode(text))
 
     from ..generation.conversation import Chat
     from ..generation.sampling import Sampling
@@ -163,23 +165,23 @@ def _repl(options: argparse.Namespace, terminal: bool, screen: Screen) -> Repl:
     }
     settings = {name: value for name, value in given.items() if value is not None}
     chat = Chat(
-        model,
-        tokenizer,
+        made.model,
+        made.tokenizer,
         tools=tools,
         constrain_tools=options.constrain_tools,
-        **{"overflow": "drop_oldest", **settings},
+        **{"overflow": "drop_oldest", **made.settings, **settings},
     )
     keys = _input(terminal, lambda text: completions(repl, text), screen)
     every_turn = {
         "stop_on_repetition": replies.stop_on_repetition,
         "prefill_step_size": replies.prefill_step_size,
     }
-    repl = Repl(chat, screen, keys, asks=asks, every_turn=every_turn, debug=options.debug)
+    repl = Repl(chat, screen, keys, asks=asks, every_turn=every_turn, always=made.settings, debug=options.debug)
     if options.load is not None:
         repl.load(options.load, **settings)
     if terminal:
         screen.note(
-            f"exaone4_mlx {__version__}, {options.model}: {config.num_hidden_layers} layers, "
+            f"exaone4_mlx {__version__}, {options.model}: {found.config.num_hidden_layers} layers, "
             f"context {chat.context_limit:,} tokens. /help lists the commands, Ctrl-D leaves.\n"
         )
     return repl
@@ -217,6 +219,7 @@ class Repl:
         *,
         asks: Iterable[str] = (),
         every_turn: Mapping[str, Any] | None = None,
+        always: Mapping[str, Any] | None = None,
         debug: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -227,6 +230,7 @@ class Repl:
         self.saved_to: Path | None = None  # a file that /save may write again
         self.warned: list[str] = []
         self._every_turn = {"progress": screen.progress, **(every_turn or {})}  # options
+        self._always = dict(always or {})  # settings of every chat that a file does not hold
         self._debug, self._clock = debug, clock
         self._editing: tuple[int, str] | None = None  # a turn, and its text until it has been put into the line
         self._context_told = False
@@ -325,7 +329,7 @@ class Repl:
         """Goes on with a saved conversation, whose settings hold but for those given."""
         from ..generation.conversation import CACHE_SUFFIX, Chat
 
-        settings = {"constrain_tools": self.chat.constrain_tools} | settings
+        settings = self._always | {"constrain_tools": self.chat.constrain_tools} | settings
         self.chat = Chat.load(
             path,
             self.chat.model,

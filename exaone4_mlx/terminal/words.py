@@ -89,6 +89,8 @@ def summary(done: Done, first_token_seconds: float | None, context: str) -> str:
         reply += f", {generated / done.decode_seconds:.1f} tokens/s"
     if first_token_seconds is not None:
         reply += f", first after {first_token_seconds:.2f} s"
+    if done.drafted_tokens:
+        reply += f", {done.accepted_tokens:,} of {done.drafted_tokens:,} drafted ones accepted"
     cached = f" ({done.cached_tokens:,} cached)" if done.cached_tokens else ""
     return f"[{reply} | prompt {done.prompt_tokens:,}{cached} | {context}]"
 

@@ -94,6 +94,9 @@ class Tokenizer:
     def __len__(self) -> int:
         return self.vocab_size
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.vocab_size} tokens, {len(self.control_tokens)} of them control tokens)"
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, in which control strings such as `[|user|]` are control tokens.
 

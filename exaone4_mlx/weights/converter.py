@@ -78,6 +78,16 @@ class Summary:
     evaluation: Evaluation | None = None
     page: str | None = None
 
+    def __repr__(self) -> str:
+        from ..display import summary_text
+
+        return summary_text(self)
+
+    def _repr_html_(self) -> str:
+        from ..display import summary_html
+
+        return summary_html(self)
+
 
 @dataclass
 class _Made:

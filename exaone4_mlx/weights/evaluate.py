@@ -55,7 +55,8 @@ class Row:
 class Evaluation:
     """What was compared, and the table: a row for all texts, then one for each kind of text.
 
-    `kv` says how the candidate's cache was quantized. `tokens_per_second` is the candidate's, block by block; `peak_bytes` is MLX's own peak.
+    `kv` says how the candidate's cache was quantized. `tokens_per_second` is the candidate's, block by block;
+    `peak_bytes` is MLX's own peak.
     """
 
     model: str

@@ -6,7 +6,8 @@ What is peculiar here:
 - Caches are counted as they are allocated, whole buckets and reserves included, after a prompt of that length
   was read as `prefill` reads it. A conversation that came there in small steps may have grown the buffers of
   its global layers by half as much again; beyond max_position_embeddings they never grow.
-- Caches have the dtype of the activations, which is what the weights' dtypes promote to.
+- Caches have the dtype of the activations, which is what the weights' dtypes promote to, or the bits asked for.
+- A draft model is counted as it is stored, with caches that slide in every layer.
 - What a chunk of the prompt is computed with is no measurement but a bound: see `prefill_bytes`.
 """
 
@@ -16,17 +17,18 @@ import math
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
 import mlx.core as mx
 
-from ..model.cache import RotatingKVCache, grown_capacity
+from ..model.cache import DRAFT_WINDOW, KVQuantization, RotatingKVCache, grown_capacity
 from ..model.config import Exaone4Config
 from ..model.files import INDEX_NAME, Checkpoint
-from ..model.folders import find_folder, read_json
+from ..model.folders import BUILT_IN, find_folder, read_json
+from ..text.tokenizer import Tokenizer
 from .checkpoint import EMBEDDING, HEAD, read_dtype
 from .formats import Source
 from .layouts import StoredTensor
@@ -36,6 +38,9 @@ STEP_SIZE = 2048  # tokens that prefill processes at a time: generation.decode.P
 #: Head sizes of Metal's fused attention for prompts: sdpa_full_supported_head_dim in
 #: mlx/backend/metal/scaled_dot_product_attention.cpp.
 FUSED_HEAD_DIMS = (64, 80, 128)
+#: Of each number of a quantized cache, beside what it is unpacked to: where there is no kernel for it, MLX does it step
+#: by step in integers of 32 bits (dequantize in mlx/ops.cpp).
+UNPACKING_BYTES = 8
 #: What holds weights, or lists them.
 WEIGHT_FILES = ("*.safetensors", INDEX_NAME, "*.bin", "*.pt", "*.pth", "*.gguf")
 
@@ -45,7 +50,8 @@ class Fit:
     """What a model needs for `context` tokens. Sizes are in bytes, lengths in tokens.
 
     A local layer's cache is its window and, apart, the rows held so as to go back and to append in place.
-    `prefill_bytes` bounds what a chunk of the prompt is computed with, beside weights and caches.
+    `prefill_bytes` bounds what a chunk of the prompt is computed with, beside weights and caches. `draft_bytes` are
+    weights and caches of the draft model, if there is one.
     `largest_context` is the longest one that fits into `memory_bytes`: 0 where not even the weights do.
     """
 
@@ -55,17 +61,45 @@ class Fit:
     local_window_bytes: int
     local_reserve_bytes: int
     prefill_bytes: int
+    draft_bytes: int
     memory_bytes: int
     largest_context: int
 
     @property
+    def cache_bytes(self) -> int:
+        """All caches of the model, the draft's apart."""
+        return self.global_cache_bytes + self.local_window_bytes + self.local_reserve_bytes
+
+    @property
     def total_bytes(self) -> int:
-        caches = self.global_cache_bytes + self.local_window_bytes + self.local_reserve_bytes
-        return self.weights_bytes + caches + self.prefill_bytes
+        return self.weights_bytes + self.cache_bytes + self.prefill_bytes + self.draft_bytes
 
     @property
     def fits(self) -> bool:
         return self.total_bytes <= self.memory_bytes
+
+    def _repr_html_(self) -> str:
+        from ..display import fit_html
+
+        return fit_html(self)
+
+    @property
+    def arithmetic(self) -> str:
+        """What the sum is made of, in words."""
+        draft = f", {_size(self.draft_bytes)} of draft model" if self.draft_bytes else ""
+        return (
+            f"{_size(self.total_bytes)} ({_size(self.weights_bytes)} of weights, "
+            f"{_size(self.cache_bytes)} of caches at {self.context:,} tokens, {_size(self.prefill_bytes)} to "
+            f"read the prompt{draft}), and a model may have {_size(self.memory_bytes)} here"
+        )
+
+    def check_weights(self) -> None:
+        """Raises MemoryError where the weights alone are more than the physical memory of this machine."""
+        physical = physical_memory()
+        if self.weights_bytes > physical:
+            raise MemoryError(
+                f"the weights have {_size(self.weights_bytes)}, and this machine has {_size(physical)} of memory"
+            )
 
 
 def fit(
@@ -77,19 +111,33 @@ def fit(
     dtype: mx.Dtype | str | None = None,
     q_bits: int | None = None,
     metal: bool | None = None,
+    kv_bits: int | None = None,
+    kv_bits_keys: int | None = None,
+    kv_bits_values: int | None = None,
+    kv_group_size: int | None = None,
+    kv_layers: str | None = None,
+    draft_model: str | Path | None = None,
 ) -> Fit:
     """What a model needs: a folder, a config.json, a hub id (of which config.json alone is downloaded), or "demo".
 
     `context` is in tokens, max_position_embeddings if not given; `memory` in bytes, `memory_of_this_machine()`
     if not given. `dtype` and `q_bits` are `load`'s; without them the weights are as they are stored, or where there
     are no weight files, as config.json says. `metal` counts the prefill as on a Mac, or not; None as on this machine.
+    `kv_bits` and what follows it quantize the caches, as for `Chat`. `draft_model` is a second model, a path or id as
+    the first; its weights are cast as those, and not quantized.
 
     Raises FileNotFoundError and ValueError as `load` does for what can be seen without reading weights, and
-    ValueError for a context that the model does not reach.
+    ValueError for a context that the model does not reach, for caches that cannot be quantized so, and for a draft
+    model with another tokenizer.
     """
     check_request(context, memory)
     cast, quantization = read_dtype(dtype), None if q_bits is None else Quantization(q_bits)
-    return read_sizes(path_or_repo, revision).fit(context, memory, cast, quantization, metal)
+    sizes = read_sizes(path_or_repo, revision)
+    kv = KVQuantization.read(sizes.config.head_dim, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers)
+    draft = None if draft_model is None else read_sizes(draft_model)
+    if draft:
+        check_draft(sizes, draft)
+    return sizes.fit(context, memory, cast, quantization, metal, kv=kv, draft=draft)
 
 
 @dataclass(frozen=True)
@@ -100,6 +148,7 @@ class Sizes:
     config: Exaone4Config
     tensors: Mapping[str, StoredTensor]
     scales: Mapping[str, mx.Dtype]
+    folder: Path
     has_no_files: bool = False  # whether config.json alone tells them
 
     @property
@@ -114,24 +163,45 @@ class Sizes:
         cast: mx.Dtype | None = None,
         quantization: Quantization | None = None,
         metal: bool | None = None,
+        *,
+        kv: KVQuantization | None = None,
+        draft: Sizes | None = None,
+        prompt: int | None = None,
     ) -> Fit:
-        """`fit` of this model, loaded with weights cast or quantized. Raises ValueError as it does."""
+        """`fit` of this model, loaded with weights cast or quantized. Raises ValueError as it does.
+
+        `prompt` is how many tokens of the context are read at most, all unless given; the rest is made one by one.
+        """
         check_request(context, memory)
         config = self.config
         context = config.max_position_embeddings if context is None else context
         _check_context(context, config)
         if quantization and self.is_quantized:
             raise ValueError(f"{self.title} is quantized already; leave q_bits out")
-        weights_bytes = sum(self._loaded_bytes(tensor, cast, quantization) for tensor in self.tensors.values())
+        weights_bytes = self.weights_bytes(cast, quantization)
         dtype_size = activation_dtype(self.tensors, cast).size
         memory = memory_of_this_machine() if memory is None else memory
+        drafted = draft and (draft.config, activation_dtype(draft.tensors, cast).size)
+        draft_weights = draft.weights_bytes(cast) if draft else 0
+
+        def of_draft(length: int) -> int:
+            return draft_weights + draft_cache_bytes(drafted[0], length, drafted[1]) if drafted else 0
+
+        def reading(length: int) -> int:  # the two read one after the other
+            length = min(length, prompt or length)
+            its = _reading_bytes(drafted[0], draft_windows(drafted[0]), length, drafted[1], metal) if drafted else 0
+            return max(prefill_bytes(config, length, dtype_size, metal, kv), its)
 
         def needed(length: int) -> int:
-            return sum(cache_bytes(config, length, dtype_size)) + prefill_bytes(config, length, dtype_size, metal)
+            return sum(cache_bytes(config, length, dtype_size, kv)) + reading(length) + of_draft(length)
 
         largest = bisect_right(range(1, config.max_position_embeddings + 1), memory - weights_bytes, key=needed)
-        caches = cache_bytes(config, context, dtype_size)
-        return Fit(context, weights_bytes, *caches, prefill_bytes(config, context, dtype_size, metal), memory, largest)
+        caches = cache_bytes(config, context, dtype_size, kv)
+        return Fit(context, weights_bytes, *caches, reading(context), of_draft(context), memory, largest)
+
+    def weights_bytes(self, cast: mx.Dtype | None = None, quantization: Quantization | None = None) -> int:
+        """Of all weights, loaded so."""
+        return sum(self._loaded_bytes(tensor, cast, quantization) for tensor in self.tensors.values())
 
     def _loaded_bytes(self, tensor: StoredTensor, cast: mx.Dtype | None, quantization: Quantization | None) -> int:
         """In full precision where MLX has no such format; scales and biases in the dtype that they are given."""
@@ -152,7 +222,7 @@ def read_sizes(path_or_repo: str | Path, revision: str | None = None) -> Sizes:
     A folder without weight files, a repository whose weights are not all in the hub's cache, and a config.json by
     itself have the shapes that follow from the config. Raises FileNotFoundError and ValueError as `fit` does.
     """
-    path, is_demo = Path(path_or_repo).expanduser(), str(path_or_repo) == "demo"
+    path, is_demo = Path(path_or_repo).expanduser(), str(path_or_repo) in BUILT_IN
     if path.is_file() and not is_demo:
         if revision is not None:
             raise ValueError(f"revision {revision!r} is for hub ids; {path} is a local file")
@@ -169,7 +239,29 @@ def read_sizes(path_or_repo: str | Path, revision: str | None = None) -> Sizes:
     source = Source(checkpoint, read_json(folder / "config.json"))
     tensors = _loaded(source.tensors, config)
     affine = [name for name, tensor in tensors.items() if tensor.exact and tensor.exact.mode == "affine"]
-    return Sizes(str(path_or_repo), config, tensors, {name: source.scale_dtype(name) for name in affine})
+    return Sizes(str(path_or_repo), config, tensors, {name: source.scale_dtype(name) for name in affine}, folder)
+
+
+def check_draft(sizes: Sizes, draft: Sizes, tokenizer: Tokenizer | None = None) -> None:
+    """Raises ValueError for a draft model whose ids are other texts: whose tokenizer or vocabulary differs.
+
+    Tokenizers are compared where both are there; `tokenizer` is that of `sizes`, if it has been read. Chat templates
+    may differ.
+    """
+    if draft.config.vocab_size != sizes.config.vocab_size:
+        raise ValueError(
+            f"the draft model {draft.title} has a vocabulary of {draft.config.vocab_size} tokens, and {sizes.title} "
+            f"one of {sizes.config.vocab_size}: take one of the same family"
+        )
+    if not all((folder / "tokenizer.json").is_file() for folder in (sizes.folder, draft.folder)):
+        return
+    both = (tokenizer or Tokenizer.from_pretrained(sizes.folder), Tokenizer.from_pretrained(draft.folder))
+    one, other = (read.fingerprints["tokenizer"] for read in both)
+    if one != other:
+        raise ValueError(
+            f"the draft model {draft.title} has another tokenizer than {sizes.title}, so that the same ids are other "
+            "texts: take one of the same family"
+        )
 
 
 def weight_shapes(config: Exaone4Config) -> dict[str, tuple[int, ...]]:
@@ -195,32 +287,52 @@ def weight_shapes(config: Exaone4Config) -> dict[str, tuple[int, ...]]:
     return shapes if config.tie_word_embeddings else shapes | {HEAD: (config.vocab_size, hidden)}
 
 
-def cache_bytes(config: Exaone4Config, context: int, dtype_size: int = 2) -> tuple[int, int, int]:
+def cache_bytes(
+    config: Exaone4Config, context: int, dtype_size: int = 2, kv: KVQuantization | None = None
+) -> tuple[int, int, int]:
     """Bytes of all caches after a prompt of `context` tokens: (global layers, local windows, local reserves).
 
-    Their sum is the `nbytes` of the caches of `make_cache()`. `dtype_size` is in bytes: 2 for bfloat16.
+    Their sum is the `nbytes` of the caches of `make_cache(kv)`. `dtype_size` is in bytes: 2 for bfloat16.
     Raises ValueError for a context that the model does not reach.
     """
     _check_context(context, config)
-    row_bytes = _row_bytes(config, dtype_size)
-    seen = windows = reserves = 0  # rows, of all layers
+    seen = windows = reserves = 0
     for layer, count in Counter(config.layers).items():
+        row = count * _row_bytes(config, dtype_size, kv and kv.of_layer(layer.window))
         if layer.window is None:
-            seen += count * _capacities(context, config.max_position_embeddings)[-1]
+            seen += row * _capacities(context, config.max_position_embeddings)[-1]
         else:
             window = min(context, layer.window)
-            windows += count * window
-            reserves += count * (_capacities(context, RotatingKVCache(layer.window).max_rows)[-1] - window)
-    return seen * row_bytes, windows * row_bytes, reserves * row_bytes
+            windows += row * window
+            reserves += row * (_capacities(context, RotatingKVCache(layer.window).max_rows)[-1] - window)
+    return seen, windows, reserves
 
 
-def prefill_bytes(config: Exaone4Config, context: int, dtype_size: int = 2, metal: bool | None = None) -> int:
+def draft_windows(config: Exaone4Config) -> tuple[int, ...]:
+    """The window of each layer of a draft model, global ones included."""
+    return tuple(min(layer.window or DRAFT_WINDOW, DRAFT_WINDOW) for layer in config.layers)
+
+
+def draft_cache_bytes(config: Exaone4Config, context: int, dtype_size: int = 2) -> int:
+    """Bytes of all caches of a draft model after a prompt of `context` tokens."""
+    rows = sum(_capacities(context, RotatingKVCache(window).max_rows)[-1] for window in draft_windows(config))
+    return rows * _row_bytes(config, dtype_size)
+
+
+def prefill_bytes(
+    config: Exaone4Config,
+    context: int,
+    dtype_size: int = 2,
+    metal: bool | None = None,
+    kv: KVQuantization | None = None,
+) -> int:
     """Bytes that reading a prompt of `context` tokens takes at most, beside weights and caches.
 
     That is all that one layer makes of one chunk, as if nothing were freed before the layer's end: hidden states;
     queries, keys and values as they are projected, put side by side, normalized, scaled and rotated; what attention
     takes in; the MLP's gate and up, apart and side by side, and their product. With it go the masks of local layers,
-    the buffers that two layers replace in this chunk, and the logits of the last position.
+    the buffers that two layers replace in this chunk, and the logits of the last position. Quantized keys and values
+    are unpacked for one layer at a time.
 
     Metal's fused attention keeps no scores. Where it does not run (other backends, and head sizes not among
     FUSED_HEAD_DIMS) MLX makes the whole matrix [H, chunk, context], in the dtype of the activations, once: mask and
@@ -232,6 +344,18 @@ def prefill_bytes(config: Exaone4Config, context: int, dtype_size: int = 2, meta
     short.
     """
     _check_context(context, config)
+    return _reading_bytes(config, [layer.window for layer in config.layers], context, dtype_size, metal, kv)
+
+
+def _reading_bytes(
+    config: Exaone4Config,
+    windows: Collection[int | None],
+    context: int,
+    dtype_size: int,
+    metal: bool | None = None,
+    kv: KVQuantization | None = None,
+) -> int:
+    """`prefill_bytes` with layers of these windows."""
     chunk, hidden = min(context, STEP_SIZE), config.hidden_size
     heads, key_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     attention = 8 * heads + 7 * key_heads + 3 * hidden  # elements for each token
@@ -241,16 +365,22 @@ def prefill_bytes(config: Exaone4Config, context: int, dtype_size: int = 2, meta
     if not metal:  # norms and rotations, in float32
         of_hidden, of_heads = (4, 2) if dtype_size == 4 else (10, 4)
         working += chunk * (of_hidden * hidden + of_heads * (heads + key_heads)) * 4
-    scores = masks = replaced = 0
-    for layer in set(config.layers):
-        attended = context if layer.window is None else min(context, layer.window - 1 + chunk)
-        if layer.window is not None and context > layer.window:
+    scores = masks = replaced = unpacked = 0
+    for window in set(windows):
+        attended = context if window is None else min(context, window - 1 + chunk)
+        if window is not None and context > window:
             masks += 3 * chunk * attended  # the comparisons with both ends, and both together
         if not has_fused_attention(config, metal):  # beside the scores a causal mask, and what it is made of
             scores = max(scores, chunk * attended * (config.num_attention_heads * dtype_size + 2))
-        replaced = max(replaced, _replaced_rows(context, layer.window, config))
-    logits = config.vocab_size * dtype_size
-    return working + scores + masks + 2 * replaced * _row_bytes(config, dtype_size) + logits
+        stored = kv and kv.of_layer(window)
+        rows = _replaced_rows(context, window, config)
+        replaced = max(replaced, rows * _row_bytes(config, dtype_size, stored))
+        if stored:
+            parts = sum(bits is not None for bits in (stored.key_bits, stored.value_bits))
+            packed = chunk * _row_bytes(config, dtype_size, stored)  # this chunk's own, before they are written
+            each = dtype_size if metal else dtype_size + UNPACKING_BYTES
+            unpacked = max(unpacked, attended * parts * key_heads * each + packed)
+    return working + scores + masks + unpacked + 2 * replaced + config.vocab_size * dtype_size
 
 
 def activation_dtype(tensors: Mapping[str, StoredTensor], cast: mx.Dtype | None = None) -> mx.Dtype:
@@ -274,6 +404,11 @@ def memory_of_this_machine() -> int:
     """Bytes that a model may have here: what Metal recommends as the most, or else the physical memory."""
     if mx.metal.is_available():
         return int(mx.device_info()["max_recommended_working_set_size"])
+    return physical_memory()
+
+
+def physical_memory() -> int:
+    """Bytes of memory that this machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -309,7 +444,7 @@ def _sizes_from_config(path: Path) -> Sizes:
         bits = exact.bits_per_weight(8 * dtype.size) if exact else 8 * dtype.size
         nbytes = int(math.prod(shape) * bits) // 8
         tensors[name] = StoredTensor(name, shape, dtype, (name,), nbytes, exact)
-    return Sizes(str(path), config, tensors, {}, has_no_files=True)
+    return Sizes(str(path), config, tensors, {}, path.parent, has_no_files=True)
 
 
 def _affine_bytes(size: int, quantization: Quantization, scale_dtype: mx.Dtype) -> int:
@@ -317,9 +452,14 @@ def _affine_bytes(size: int, quantization: Quantization, scale_dtype: mx.Dtype) 
     return size * quantization.bits // 8 + 2 * (size // quantization.group_size) * scale_dtype.size
 
 
-def _row_bytes(config: Exaone4Config, dtype_size: int) -> int:
-    """Of a token's key and value in one layer."""
-    return 2 * config.num_key_value_heads * config.head_dim * dtype_size
+def _row_bytes(config: Exaone4Config, dtype_size: int, kv: KVQuantization | None = None) -> int:
+    """Of a token's key and value in one layer, quantized or not."""
+    head = kv.row_bytes(config.head_dim, dtype_size) if kv else 2 * config.head_dim * dtype_size
+    return config.num_key_value_heads * head
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _capacities(context: int, limit: int) -> list[int]:
