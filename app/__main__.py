@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     memory.add_argument(
         "--ignore-memory", action="store_true", help="load models that are too large, and say nothing of it"
     )
-    draft = parser.add_argument_group("speculation", "several tokens a step; replies are the same, or as probable")
+    draft = parser.add_argument_group("speculation", "several tokens a step; the replies stay what they would be")
     drafter = draft.add_mutually_exclusive_group()
     drafter.add_argument("--draft-model", metavar="PATH", help="a smaller model with the same tokenizer, which drafts")
     drafter.add_argument("--prompt-lookup", action="store_true", help="draft what followed the same words before")
@@ -107,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _desk(options: argparse.Namespace) -> Desk:
     """Everything that the options ask for: the model is read last."""
-    from exaone4_mlx import BUILTIN_TOOLS, fit, load_tools
+    from exaone4_mlx import BUILTIN_TOOLS, Options, fit, load_tools
 
     tools: list[Any] = []
     if options.tools:
@@ -129,6 +129,7 @@ def _desk(options: argparse.Namespace) -> Desk:
     drafting = _given(options, "num_draft_tokens", "prompt_lookup")
     if "num_draft_tokens" in drafting and not (options.draft_model or options.prompt_lookup):
         raise ValueError("--num-draft-tokens needs --draft-model or --prompt-lookup")
+    Options(**drafting)  # raises for what cannot be
     needs = fit(options.model, context=options.context, draft_model=options.draft_model, **kv)
     if not options.ignore_memory:
         _check_memory(needs)
@@ -163,7 +164,7 @@ def _desk(options: argparse.Namespace) -> Desk:
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Of these options those that were given."""
-    return {name: value for name in names if (value := getattr(options, name))}
+    return {name: value for name in names if (value := getattr(options, name)) not in (None, False)}
 
 
 def _check_memory(needs: Fit) -> None:

@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ import mlx.nn as nn
 
 from .engines import Engine, MlxLm, Ours, Transformers, check_installed, nbytes, quantization_of
 from .generation.decode import PREFILL_STEP_SIZE
+from .model.cache import KVQuantization
 from .model.config import Exaone4Config
 from .model.folders import find_folder
 from .model.network import Exaone4ForCausalLM
@@ -60,7 +61,8 @@ class Request:
     """What is to be measured. Lengths are in tokens; `revision`, `dtype` and `q_bits` are `load`'s.
 
     Prompts of each of `prompt_tokens` are read; `decode_tokens` are made after prompts of each of `depths`. Each
-    figure is taken `repeat` times, and once before for warming up. `peers` are run beside ours.
+    figure is taken `repeat` times, and once before for warming up. `peers` are run beside ours. `kv` holds the `kv_`
+    options of `generate`: how our caches are quantized; the peers' are not.
     Raises ValueError for what cannot be measured.
     """
 
@@ -74,6 +76,7 @@ class Request:
     dtype: str | None = None
     q_bits: int | None = None
     prefill_step_size: int = PREFILL_STEP_SIZE
+    kv: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, flag, least in (("prompt_tokens", "-p", 1), ("depths", "-d", 0)):
@@ -92,6 +95,7 @@ class Request:
 
     def check_model(self, folder: Path, config: Exaone4Config) -> None:
         """Raises ValueError for lengths that the model does not reach, and for peers that cannot read it."""
+        KVQuantization.read(config, **self.kv)
         longest = max(*self.prompt_tokens, *(depth + self.decode_tokens + 2 for depth in self.depths))
         if longest > config.max_position_embeddings:
             raise ValueError(
@@ -142,6 +146,7 @@ class Conditions:
     layers: int
     dtype: str
     bits_per_weight: float
+    kv: str
     prefill_step_size: int
     repeat: int
     load_average: float
@@ -191,7 +196,8 @@ def bench(request: Request, progress: Progress | None = None) -> Bench:
     request.check_model(folder, config)
     tokenizer = Tokenizer.from_pretrained(folder)
     model = load_model(folder, dtype=request.dtype, q_bits=request.q_bits)
-    engines: list[Engine] = [Ours(model, tokenizer, folder, request.prefill_step_size)]
+    kv = KVQuantization.read(config, **request.kv)
+    engines: list[Engine] = [Ours(model, tokenizer, folder, request.prefill_step_size, kv)]
     if "mlx-lm" in request.peers:
         engines.append(MlxLm(model, folder, request.prefill_step_size, read_dtype(request.dtype)))
     if "transformers" in request.peers:
@@ -204,7 +210,7 @@ def bench(request: Request, progress: Progress | None = None) -> Bench:
     for done, test in enumerate(tests):
         if progress:
             progress(done, len(tests) + 1)
-        rows += _rows(test, take_turns(engines, test.measure, request.repeat), model, bandwidth)
+        rows += _rows(test, take_turns(engines, test.measure, request.repeat), model, bandwidth, kv)
     if progress:
         progress(len(tests), len(tests) + 1)
     rows += _node_rows(model, [engine.name for engine in engines])
@@ -292,7 +298,13 @@ def take_turns(
     return {name: Taken(tuple(zip(*taken, strict=True)), peaks[name]) for name, taken in rounds.items()}
 
 
-def _rows(test: Measurement, taken: Mapping[str, Taken], model: Exaone4ForCausalLM, bandwidth: float) -> Iterator[Row]:
+def _rows(
+    test: Measurement,
+    taken: Mapping[str, Taken],
+    model: Exaone4ForCausalLM,
+    bandwidth: float,
+    kv: KVQuantization | None = None,
+) -> Iterator[Row]:
     for number, (name, length) in enumerate(test.lengths.items()):
         ours = [test.figure(name, seconds) for seconds in taken[Ours.name].seconds[number]]
         for engine, found in taken.items():
@@ -305,7 +317,8 @@ def _rows(test: Measurement, taken: Mapping[str, Taken], model: Exaone4ForCausal
             if test.unit == "tokens/s" and engine != Transformers.name:
                 more["peak_bytes"] = found.peak_bytes
             if test.depth is not None:
-                needed = bytes_per_token(model, test.depth + (length or 0) / 2)
+                own = kv if engine == Ours.name else None
+                needed = bytes_per_token(model, test.depth + (length or 0) / 2, own)
                 more |= {"bytes_per_token": needed, "bandwidth_fraction": median * needed / bandwidth}
             yield Row(name, engine, test.unit, median, min(figures), max(figures), length, test.depth, **more)
 
@@ -313,17 +326,21 @@ def _rows(test: Measurement, taken: Mapping[str, Taken], model: Exaone4ForCausal
 # --- bytes ----------------------------------------------------------------------------------------------------
 
 
-def bytes_per_token(model: Exaone4ForCausalLM, depth: float) -> int:
+def bytes_per_token(model: Exaone4ForCausalLM, depth: float, kv: KVQuantization | None = None) -> int:
     """Bytes that one decode step has to read: weights as stored, one embedding, keys and values of `depth` tokens.
 
-    Of tied embeddings all rows are read, as the head, and one more as the embedding.
+    Of tied embeddings all rows are read, as the head, and one more as the embedding. `kv` says how caches are stored.
     """
-    config = model.config
+    config, dtype_size = model.config, model.model.norm.weight.dtype.size
     embeddings = nbytes(model.model.embed_tokens)
     weights = nbytes(model) - (0 if config.tie_word_embeddings else embeddings)
-    rows = sum(depth if layer.window is None else min(depth, layer.window) for layer in config.layers)
-    row_bytes = 2 * config.num_key_value_heads * config.head_dim * model.model.norm.weight.dtype.size
-    return int(weights + embeddings / config.vocab_size + rows * row_bytes)
+    attended = 0.0
+    for layer in config.layers:
+        own = kv and kv.of_layer(layer.window)
+        head = own.row_bytes(config.head_dim, dtype_size) if own else 2 * config.head_dim * dtype_size
+        rows = depth if layer.window is None else min(depth, layer.window)
+        attended += rows * config.num_key_value_heads * head
+    return int(weights + embeddings / config.vocab_size + attended)
 
 
 def memory_bandwidth() -> float:
@@ -490,6 +507,7 @@ def _conditions(request: Request, model: Exaone4ForCausalLM, bandwidth: float) -
         layers=model.config.num_hidden_layers,
         dtype=dtype_name(model),
         bits_per_weight=bits_per_weight(model),
+        kv=str(KVQuantization.read(model.config, **request.kv) or ""),
         prefill_step_size=request.prefill_step_size,
         repeat=request.repeat,
         load_average=os.getloadavg()[0],

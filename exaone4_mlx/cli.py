@@ -565,7 +565,11 @@ def _summary(done: Done) -> str:
     generated = done.thinking_tokens + done.answer_tokens
     thought = f" ({done.thinking_tokens} of them thought)" if done.thinking_tokens else ""
     cached = f" ({done.cached_tokens} of them cached)" if done.cached_tokens else ""
-    ends = {"length": ", cut off by the limit", "cancelled": ", cancelled", "repetition": ", ended in a loop"}
+    ends = {
+        "length": ", cut off by --max-tokens or the context",
+        "cancelled": ", cancelled",
+        "repetition": ", ended in a loop",
+    }
     ended = ends.get(done.finish_reason, "")
     drafted = f" ({done.accepted_tokens} of {done.drafted_tokens} drafted ones accepted)" if done.drafted_tokens else ""
     rate = f", {generated / done.decode_seconds:.1f} tokens/s" if generated and done.decode_seconds else ""

@@ -23,6 +23,8 @@ from mlx.utils import tree_flatten
 from .generation.conversation import Chat
 from .generation.decode import TokenStream, prefill
 from .generation.sampling import Sampler, Sampling
+from .generation.session import PromptCache
+from .model.cache import KVQuantization
 from .model.network import Exaone4ForCausalLM
 from .text.tokenizer import Tokenizer
 from .weights.quantize import Quantization, quantize_layers
@@ -58,23 +60,32 @@ class Engine(Protocol):
 class Ours:
     name = "exaone4_mlx"
 
-    def __init__(self, model: Exaone4ForCausalLM, tokenizer: Tokenizer, folder: Path, step_size: int) -> None:
+    def __init__(
+        self,
+        model: Exaone4ForCausalLM,
+        tokenizer: Tokenizer,
+        folder: Path,
+        step_size: int,
+        kv: KVQuantization | None = None,
+    ) -> None:
         self._model, self._tokenizer, self._folder, self._step_size = model, tokenizer, folder, step_size
+        self._kv = kv
         self.weights_bytes = nbytes(model)
 
     def prefill(self, ids: Sequence[int]) -> float:
         started = time.perf_counter()
-        mx.eval(mx.argmax(prefill(self._model, ids, self._model.make_cache(), self._step_size), axis=-1))
+        mx.eval(mx.argmax(prefill(self._model, ids, self._model.make_cache(self._kv), self._step_size), axis=-1))
         return time.perf_counter() - started
 
     def decode(self, ids: Sequence[int], count: int) -> float:
-        cache = self._model.make_cache()
+        cache = self._model.make_cache(self._kv)
         logits = prefill(self._model, ids, cache, self._step_size)
         greedy = Sampler(Sampling(temperature=0.0, top_p=1.0), ids, self._model.config.vocab_size)
         return seconds_of(TokenStream(self._model, logits, cache, greedy), count)
 
     def conversation(self, messages: Sequence[str]) -> list[float]:
-        chat = Chat(self._model, self._tokenizer, sampling=Sampling(temperature=0.0), max_tokens=REPLY_TOKENS)
+        greedy, cache = Sampling(temperature=0.0), PromptCache(self._model, self._tokenizer, kv=self._kv)
+        chat = Chat(self._model, self._tokenizer, sampling=greedy, max_tokens=REPLY_TOKENS, prompt_cache=cache)
         seconds = []
         for message in messages:
             started = time.perf_counter()

@@ -88,7 +88,7 @@ def read_kv(config: Exaone4Config, options: argparse.Namespace) -> KVQuantizatio
     """How the caches are quantized. Raises ValueError for what cannot be."""
     from .model.cache import KVQuantization
 
-    return KVQuantization.read(config.head_dim, **cli.kv_options(options))
+    return KVQuantization.read(config, **cli.kv_options(options))
 
 
 # --- before the weights are read ----------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def check_memory(found: Found, options: argparse.Namespace, context: int, prompt
         _check_weights(sizes, options)
         others = {}
         if kv is None and sizes.config.head_dim % 32 == 0:
-            others["with --kv-bits 8"] = fit(bits, kv=KVQuantization.read(found.config.head_dim, 8))
+            others["with --kv-bits 8"] = fit(bits, kv=KVQuantization.read(found.config, 8))
         if bits is None and not sizes.is_quantized:
             others["with --q-bits 4"] = fit(Quantization(4), kv=kv)
         if draft:

@@ -21,6 +21,7 @@ from conftest import TINY, tiny_model
 from exaone4_mlx import bench, engines
 from exaone4_mlx.bench import Bench, Conditions, Measurement, Request, Row
 from exaone4_mlx.cli import main
+from exaone4_mlx.model.cache import KVQuantization
 
 ROWS = (
     Row("prefill", "exaone4_mlx", "tokens/s", 200.0, 190.0, 210.0, tokens=512, peak_bytes=36_000_000),
@@ -33,7 +34,7 @@ ROWS = (
 FOUND = Bench(
     Conditions(
         "AMD <EPYC>", 2, 25_000_000_000, "Linux 6", "cpu", {"Python": "3.11", "mlx": "0.32.4"}, "demo", 8, "float32",
-        32.0, 2048, 3, 1.5, 4.6e9,
+        32.0, "", 2048, 3, 1.5, 4.6e9,
     ),
     ROWS,
 )  # fmt: skip
@@ -128,6 +129,14 @@ def test_bytes_of_a_token_are_weights_one_embedding_and_the_rows_attended(tied: 
     assert bench.bytes_per_token(model, 0) == read
     assert bench.bytes_per_token(model, 5) == read + 4 * 5 * row, "all four layers see all of five tokens"
     assert bench.bytes_per_token(model, 100) == read + (3 * 7 + 100) * row, "three see their window"
+
+
+def test_bytes_of_a_token_with_a_quantized_cache() -> None:
+    model = tiny_model(head_dim=64, sliding_window=7)
+    more = bench.bytes_per_token(model, 100) - bench.bytes_per_token(model, 0)
+    packed = bench.bytes_per_token(model, 100, KVQuantization(8, 8, 64, "global")) - bench.bytes_per_token(model, 0)
+    assert more == (3 * 7 + 100) * 2 * 2 * 64 * 4
+    assert packed == 3 * 7 * 2 * 2 * 64 * 4 + 100 * 2 * 2 * (64 + 8), "a byte for each number, and scale and bias"
 
 
 def test_bits_per_weight_count_scales() -> None:
@@ -226,6 +235,18 @@ def test_ours_reads_and_decodes_as_asked(unread: tuple[Any, Any], tmp_path: Path
     assert len(made) == 4
     assert ours.build() > 0
     assert len(ours.conversation(["12", "7"])) == 2
+
+
+def test_ours_keeps_caches_in_few_bits_where_asked(demo: tuple[Any, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    kinds = []
+    make_cache = type(demo[0]).make_cache
+    monkeypatch.setattr(type(demo[0]), "make_cache", lambda self, kv=None: kinds.append(kv) or make_cache(self, kv))
+    kv = KVQuantization(8, 8, 64)
+    ours = engines.Ours(*demo, tmp_path, 16, kv)
+    ours.prefill(range(10))
+    ours.decode(range(10), 2)
+    ours.conversation(["12"])
+    assert kinds[:2] == [kv, kv] and set(kinds[2:]) == {kv}
 
 
 def test_a_command_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,6 +364,8 @@ def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def test_flags_become_a_request(printed: Any) -> None:
     printed("-p", "512,64", "-g", "16", "-d", "0", "--repeat", "2", "--prefill-step-size", "256", "--q-bits", "8")
     assert printed.asked == [Request("demo", (512, 64), 16, (0,), 2, q_bits=8, prefill_step_size=256)]
+    printed("--kv-bits", "8", "--kv-layers", "all")
+    assert printed.asked.pop() == Request("demo", kv={"kv_bits": 8, "kv_layers": "all"})
     printed()
     assert printed.asked[1] == Request("demo"), "flags and class have the same defaults"
 

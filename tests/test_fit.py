@@ -12,13 +12,21 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import TINY, random_ids, tiny_model
+from conftest import TINY, Greedy, random_ids, tiny_model
 from mlx.utils import tree_flatten
 
 from exaone4_mlx import Exaone4Config, convert, load
 from exaone4_mlx.cli import main
 from exaone4_mlx.generation.decode import PREFILL_STEP_SIZE, prefill
-from exaone4_mlx.model.cache import DRAFT_WINDOW, KVQuantization, RotatingKVCache, make_caches, visible
+from exaone4_mlx.generation.speculate import DraftModel
+from exaone4_mlx.model.cache import (
+    DRAFT_STEP_SIZE,
+    DRAFT_WINDOW,
+    KVQuantization,
+    RotatingKVCache,
+    make_caches,
+    visible,
+)
 from exaone4_mlx.model.folders import DEMO_FOLDER
 from exaone4_mlx.model.network import Exaone4ForCausalLM
 from exaone4_mlx.weights import fit as fit_module
@@ -158,7 +166,7 @@ def test_quantized_caches_are_counted_to_the_byte(
 ) -> None:
     """At 600 tokens and more the local buffers have been compacted, and rewound rows and slack are all there."""
     model = tiny_model(max_position_embeddings=12_000, head_dim=head_dim, **changes)
-    kv = KVQuantization.read(head_dim, **KV_CHOICES[choice])
+    kv = KVQuantization.read(model.config, **KV_CHOICES[choice])
     plain = cache_bytes(model.config, 600, dtype.size)
     for length in (5, 600, 2500):
         told = cache_bytes(model.config, length, dtype.size, kv)
@@ -173,8 +181,13 @@ def test_a_draft_model_slides_in_every_layer() -> None:
     assert draft_windows(model.config) == (7, 7, 7, DRAFT_WINDOW)
     for length in (5, 600, 4671, 6000, 12_000):
         caches = make_caches(draft_windows(model.config))
-        assert draft_cache_bytes(model.config, length, 4) == filled_bytes(model, length, mx.float32, caches=caches)
+        assert draft_cache_bytes(model.config, length, 4) == filled_bytes(
+            model, length, mx.float32, DRAFT_STEP_SIZE, caches
+        )
     assert draft_cache_bytes(model.config, 6000) == draft_cache_bytes(model.config, 12_000), "and no longer grows"
+    drafter, prompt = DraftModel(model), random_ids(700)[0].tolist()
+    drafter.draft(prompt, 1, Greedy())
+    assert draft_cache_bytes(model.config, 700, 4) == sum(layer.nbytes for layer in drafter._layers)
 
 
 # --- prefill ------------------------------------------------------------------
@@ -285,7 +298,7 @@ def test_a_longer_prompt_never_needs_less(changes: dict[str, Any]) -> None:
 def test_no_length_takes_more_with_quantized_caches(choice: str, name: str, shared: Path) -> None:
     """They are unpacked to read a prompt, one layer at a time: less than what they save, from the first token on."""
     config = Exaone4Config.from_file(shared / "configs" / f"EXAONE-4.0-{name}.config.json")
-    kv = KVQuantization.read(config.head_dim, **KV_CHOICES[choice])
+    kv = KVQuantization.read(config, **KV_CHOICES[choice])
     for length in (1, 256, 257, 2048, 2049, 4097, 30_000, config.max_position_embeddings):
         plain = sum(cache_bytes(config, length)) + prefill_bytes(config, length)
         assert sum(cache_bytes(config, length, 2, kv)) + prefill_bytes(config, length, kv=kv) <= plain, length
@@ -301,7 +314,7 @@ def test_the_peak_of_a_prompt_is_lower_with_quantized_caches_and_told(
     model.set_dtype(mx.bfloat16)
     length, step = 512, 32
     monkeypatch.setattr(fit_module, "STEP_SIZE", step)
-    kv = KVQuantization.read(128, **KV_CHOICES[choice])
+    kv = KVQuantization.read(model.config, **KV_CHOICES[choice])
     plain, packed = (peak_of_prefill(model, length, step, how, with_caches=True) for how in (None, kv))
     told = prefill_bytes(model.config, length, 2, kv=kv) + sum(cache_bytes(model.config, length, 2, kv))
     sizes_told = f"{plain / 1e6:.2f} MB without, {packed / 1e6:.2f} with, told {told / 1e6:.2f}"
@@ -480,7 +493,7 @@ def test_context_is_the_longest_where_none_is_given() -> None:
 def test_quantized_caches_and_a_draft_model_count() -> None:
     plain = fit("demo", context=3000)
     config = load("demo")[0].config
-    kv = KVQuantization.read(64, 8)
+    kv = KVQuantization.read(config, 8)
     told = fit("demo", context=3000, kv_bits=8)
     assert told.cache_bytes == sum(cache_bytes(config, 3000, 2, kv)) < plain.cache_bytes
     assert told.prefill_bytes == prefill_bytes(config, 3000, kv=kv) and plain.draft_bytes == told.draft_bytes == 0

@@ -8,9 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import distance, random_ids, small_caches, tiny_model
+from conftest import TINY, distance, random_ids, small_caches, tiny_model
 
-from exaone4_mlx import PromptCache, Tokenizer
+from exaone4_mlx import Exaone4Config, PromptCache, Tokenizer
 from exaone4_mlx.model import layer as layer_module
 from exaone4_mlx.model.cache import KVCache, KVQuantization, Packed, RotatingKVCache
 
@@ -23,6 +23,10 @@ KINDS = {
     "8, global": KVQuantization(8, 8, 64, "global"),
 }
 SHAPE: dict[str, Any] = {"head_dim": 64, "sliding_window": 7}
+
+
+def of(head_dim: int, **changes: Any) -> Exaone4Config:
+    return Exaone4Config.from_dict(TINY | {"head_dim": head_dim} | changes)
 
 
 def caches(model: Any, kv: KVQuantization | None, rng: random.Random) -> list:
@@ -186,6 +190,7 @@ def test_prompt_cache_of_quantized_caches_is_saved_and_read(tmp_path: Path, demo
     ("head_dim", "given", "message"),
     [
         (64, {"kv_bits": 3}, "kv_bits must be 8 or 4, not 3"),
+        (64, {"kv_bits": 8.0}, "kv_bits must be 8 or 4, not 8.0"),
         (64, {"kv_bits_keys": True}, "kv_bits_keys must be 8 or 4"),
         (48, {"kv_bits": 8}, "head_dim 48 is no multiple of 32"),
         (64, {"kv_bits": 8, "kv_group_size": 128}, "kv_group_size must be 32 or 64 with head_dim 64, not 128"),
@@ -195,16 +200,39 @@ def test_prompt_cache_of_quantized_caches_is_saved_and_read(tmp_path: Path, demo
 )
 def test_senseless_options_are_refused(head_dim: int, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        KVQuantization.read(head_dim, **given)
+        KVQuantization.read(of(head_dim), **given)
 
 
 def test_options_are_read() -> None:
-    assert KVQuantization.read(64) is None
-    assert KVQuantization.read(128, 8) == KVQuantization(8, 8, 64, "global")
-    assert KVQuantization.read(96, 8, kv_bits_values=4) == KVQuantization(8, 4, 32, "global")
-    assert KVQuantization.read(128, kv_bits_values=4, kv_group_size=128, kv_layers="all") == KVQuantization(
+    assert KVQuantization.read(of(64)) is None
+    assert KVQuantization.read(of(128), 8) == KVQuantization(8, 8, 64, "global")
+    assert KVQuantization.read(of(96), 8, kv_bits_values=4) == KVQuantization(8, 4, 32, "global")
+    assert KVQuantization.read(of(128), kv_bits_values=4, kv_group_size=128, kv_layers="all") == KVQuantization(
         None, 4, 128
     )
+    everywhere = [KVQuantization.read(of(64, sliding_window=None), 8, kv_layers=which) for which in ("all", "global")]
+    assert everywhere[0] == everywhere[1], "where all layers are global it is the same, for files of caches, too"
+    local = of(64, layer_types=["sliding_attention"] * 4)
+    with pytest.raises(ValueError, match="this model has no global layers: say kv_layers 'all'"):
+        KVQuantization.read(local, 8)
+    assert KVQuantization.read(local, 8, kv_layers="all") == KVQuantization(8, 8, 64)
+    with pytest.raises(ValueError, match="kv must be a KVQuantization"):
+        tiny_model().make_cache(8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_goes_on_with_quantized_caches(kind: str) -> None:
+    """As transformers' call: a padded batch, token by token, with attentions."""
+    model, ids = tiny_model(**SHAPE), random_ids(20, batch=2)
+    mask = mx.array([[0] * 3 + [1] * 17, [1] * 20])
+    cache = model.make_cache(KINDS[kind])
+    for stop in (12, *range(13, 21)):
+        start = 0 if stop == 12 else stop - 1
+        output = model.forward(
+            ids[:, start:stop], mask[:, :stop], past_key_values=cache, output_attentions=stop % 2 == 0, use_cache=True
+        )
+    whole = model.forward(ids, mask, past_key_values=model.make_cache(KINDS[kind]), use_cache=True)
+    assert distance(output.logits[1, -1], whole.logits[1, -1]) < 0.05, "the row without padding"
 
 
 @pytest.mark.heavy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import mlx.core as mx
 import pytest
 from conftest import ROOT, Greedy, distance, greedy_tokens, random_ids, small_caches, tiny_model
 
-from exaone4_mlx import Chat, PromptCache, Reply, Sampling, Tokenizer, generate, stream_generate
+from exaone4_mlx import Chat, Logprobs, PromptCache, Reply, Sampling, Tokenizer, generate, stream_generate
 from exaone4_mlx.generation import speculate
 from exaone4_mlx.generation.decode import TokenStream, prefill
 from exaone4_mlx.generation.sampling import Sampler
@@ -32,6 +33,7 @@ class Knowing:
     """Guesses what will come, and is wrong now and then."""
 
     is_free = False
+    read_tokens = 0
 
     def __init__(self, text: Sequence[int], seed: int, wrong: float = 0.3) -> None:
         self._text, self._rng, self._wrong = list(text), random.Random(seed), wrong
@@ -52,7 +54,8 @@ def plain(model: Any, prompt: list[int], sample: Any) -> TokenStream:
 def speculative(model: Any, prompt: list[int], sample: Any, drafter: Any, most: int = 3, kv: Any = None) -> Any:
     cache = model.make_cache(kv)
     logits = prefill(model, prompt, cache)
-    return SpeculativeStream(model, logits, cache, sample, drafter, prompt, most, Always(most))
+    drafter.pace = Always(most)
+    return SpeculativeStream(model, logits, cache, sample, drafter, prompt, most)
 
 
 @pytest.mark.parametrize("length", range(1, 34))
@@ -132,7 +135,9 @@ def test_closed_caches_hold_what_was_handed_out(after: int) -> None:
     expected = greedy_tokens(model, prompt, 30)
     cache = model.make_cache()
     logits = prefill(model, prompt, cache)
-    stream = SpeculativeStream(model, logits, cache, Greedy(), Knowing([*prompt, *expected], 0), prompt, 3, Always(3))
+    knowing = Knowing([*prompt, *expected], 0)
+    knowing.pace = Always(3)
+    stream = SpeculativeStream(model, logits, cache, Greedy(), knowing, prompt, 3)
     came = list(islice(stream, after))
     stream.close()
     assert [layer.offset for layer in cache] == [20 + after] * 4
@@ -209,6 +214,46 @@ def test_draft_model_reads_a_window_of_a_long_prompt_only() -> None:
     drafter.begin(long)
     assert drafter.draft(long, 2, Greedy())[0].item() == greedy_tokens(tiny_model(), long[-16:], 1)[0]
     assert drafter._layers[0].offset == 17
+
+
+def test_draft_model_reads_one_token_for_a_reply_to_the_same_prompt_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after retry(): all that it holds is right, and the last token has to be read for what follows it."""
+    drafter, prompt = DraftModel(tiny_model(), 64), random_ids(40)[0].tolist()
+    drafter.draft(prompt, 3, Greedy())
+    drafter.begin(prompt[:30])
+    drafter.draft(prompt[:30], 1, Greedy())
+    assert drafter.read_tokens == 1
+
+
+def test_draft_model_that_failed_in_the_middle_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter, prompt = DraftModel(tiny_model(), 64), random_ids(40)[0].tolist()
+    expected = [token.item() for token in drafter.draft(prompt, 3, Greedy())]
+    drafter._layers[0].rewind(1)  # as if the others had seen one token more
+    assert [token.item() for token in drafter.draft(prompt, 3, Greedy())] == expected
+    assert {layer.offset for layer in drafter._layers} == {42}
+
+
+def test_reading_a_prompt_is_not_held_against_guessing() -> None:
+    """What a draft model has to catch up with is read once, and says nothing of the steps to come."""
+    model, prompt = tiny_model(), random_ids(60)[0].tolist()
+    drafter = DraftModel(tiny_model(), 64)
+    stream = speculative(model, prompt, Greedy(), drafter)
+    list(islice(stream, 20))
+    assert len(drafter.pace._seconds[3]) == stream.drafted // 3 - 1
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_nothing_is_guessed_that_would_come_too_late(most: int) -> None:
+    model, prompt = tiny_model(), random_ids(20)[0].tolist()
+    expected = greedy_tokens(model, prompt, 30)
+    for limit in range(21, 30):
+        cache = model.make_cache()
+        knowing = Knowing([*prompt, *expected], 0, wrong=0)
+        knowing.pace = Always(most)
+        logits = prefill(model, prompt, cache)
+        stream = SpeculativeStream(model, logits, cache, Greedy(), knowing, prompt, most, limit)
+        assert list(islice(stream, limit - 20)) == expected[: limit - 20]
+        assert cache[0].offset <= limit, "so that no buffer grows for what is not wanted"
 
 
 class Chain:
@@ -507,3 +552,46 @@ def test_lookup_saves_most_steps_of_an_edited_text(demo: tuple[Any, Tokenizer]) 
     assert list(islice(stream, len(text))) == text
     steps = len(text) - stream.accepted
     assert steps < 0.25 * len(text), f"{steps} steps for {len(text)} tokens"
+
+
+def test_end_of_a_reply_leaves_other_work_on_its_cache_alone(unread: tuple[Any, Tokenizer], always: None) -> None:
+    """The broken variant went back in caches that had another prompt in them by then."""
+    cache = PromptCache(*unread)
+    prompts = [random_ids(length, length, 3000)[0].tolist() for length in (20, 60)]
+    greedy = Sampling(temperature=0)
+    alone = generate(*unread, prompts[1], sampling=greedy, max_tokens=40, logprobs=0)
+    first = stream_generate(
+        *unread, prompts[0], sampling=greedy, max_tokens=30, prompt_cache=cache, logprobs=0, draft_model=unread[0]
+    )
+    seen = 0
+    while seen < 30:
+        seen += isinstance(next(first), Logprobs)
+    second = stream_generate(*unread, prompts[1], sampling=greedy, max_tokens=40, prompt_cache=cache, logprobs=0)
+    came = [next(second) for _ in range(3)]
+    list(first)
+    assert [e.id for e in (*came, *second) if isinstance(e, Logprobs)] == [one.id for one in alone.logprobs]
+
+
+def test_reply_that_was_read_keeps_no_caches(unread: tuple[Any, Tokenizer]) -> None:
+    gc.collect()
+    before = mx.get_active_memory()
+    stream = stream_generate(*unread, "Hello", max_tokens=20, draft_model=unread[0])
+    list(stream)
+    gc.collect()
+    assert mx.get_active_memory() - before < 10_000
+    assert stream.so_far.answer_tokens == 20
+
+
+def test_max_kv_size_bounds_prompt_and_reply(unread: tuple[Any, Tokenizer]) -> None:
+    reply = generate(*unread, [5] * 20, max_kv_size=30, sampling=Sampling(temperature=0))
+    assert (reply.answer_tokens + reply.thinking_tokens, reply.finish_reason) == (10, "length")
+    with pytest.raises(ValueError, match="the prompt has 20 tokens, and max_kv_size 20 must hold it and a reply"):
+        generate(*unread, [5] * 20, max_kv_size=20)
+    with pytest.raises(ValueError, match="max_kv_size must be a number of tokens from 2 to 8192"):
+        generate(*unread, "Hello", max_kv_size=8193)
+
+
+def test_what_is_no_model_cannot_draft(unread: tuple[Any, Tokenizer]) -> None:
+    for refused in (lambda: generate(*unread, "Hello", draft_model="demo"), lambda: Chat(*unread, draft_model="demo")):
+        with pytest.raises(ValueError, match=r"draft_model must be a model, as load\(\) gives it"):
+            refused()

@@ -54,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--peer", action="append", default=[], choices=PEERS, help="run this beside, in turns; may be repeated"
     )
 
+    cli.add_kv_arguments(parser.add_argument_group("caches", "ours; the peers' stay as they are"))
+
     output = parser.add_argument_group("output")
     output.add_argument(
         "--format", choices=("markdown", "csv", "json"), default="markdown", help="of the table (default: %(default)s)"
@@ -89,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         q_bits=options.q_bits,
         prefill_step_size=options.prefill_step_size,
+        kv=cli.kv_options(options),
     )
     with cli.progress_bar("measuring", " tests") as progress:
         found = bench(request, progress)
@@ -139,7 +142,9 @@ def _markdown(found: Bench) -> Iterator[str]:
 
 def _told(conditions: Conditions) -> Iterator[str]:
     c = conditions
-    yield f"{c.model}: {c.layers} layers, computed in {c.dtype}, {c.bits_per_weight:.3g} bits per weight"
+    yield f"{c.model}: {c.layers} layers, computed in {c.dtype}, {c.bits_per_weight:.3g} bits per weight" + (
+        c.kv and f"; {c.kv}"
+    )
     yield f"{c.machine}, {c.cores} cores, {cli.size_text(c.memory_bytes)}, {c.system}; MLX on the {c.device.upper()}"
     yield ", ".join(f"{name} {version}" for name, version in c.versions.items())
     yield (

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     cast, first = read_dtype(options.dtype), None if options.q_bits is None else Quantization(options.q_bits)
     metal = True if options.metal else None
     sizes = read_sizes(options.model, options.revision)
-    kv = KVQuantization.read(sizes.config.head_dim, **cli.kv_options(options))
+    kv = KVQuantization.read(sizes.config, **cli.kv_options(options))
     draft = None if options.draft_model is None else read_sizes(options.draft_model)
     if draft:
         check_draft(sizes, draft)
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
         cli.tell(_cache_note(kv))
     elif sizes.config.head_dim % 32 == 0:
         total = next(iter(fits.values())).total_bytes
-        saved = total - fit(first, KVQuantization.read(sizes.config.head_dim, 8)).total_bytes
+        saved = total - fit(first, KVQuantization.read(sizes.config, 8)).total_bytes
         if saved > WORTH_IT * total:
             cli.tell(f"With --kv-bits 8 it would be {cli.size_text(saved)} less.")
     for note in _notes(sizes, metal, memory_was_given=memory is not None):

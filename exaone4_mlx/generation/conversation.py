@@ -37,10 +37,9 @@ from ..text.tools import Tool
 from .constrain import ToolConstraint
 from .ending import MAX_TOKENS, Options
 from .owner import IdleWork, Owner
-from .respond import Done, Generation, Logprobs, check_drafting, check_request, tool_constraint
+from .respond import Done, Generation, Logprobs, check_drafting, check_request, make_draft, tool_constraint
 from .sampling import Sampling, check
 from .session import PromptCache
-from .speculate import DraftModel
 from .turn import Came, Message, Plan, Running, Turn, TurnEvent, added, tool_messages
 
 FILE_FORMAT, FILE_VERSION = "exaone4_mlx chat", 1
@@ -136,14 +135,14 @@ class Chat:
         Options(sampling=sampling, max_tokens=max_tokens, thinking_budget=thinking_budget)  # raises what they raise
         self.prompt_lookup, self.num_draft_tokens = prompt_lookup, num_draft_tokens
         guessing = Options(prompt_lookup=prompt_lookup, num_draft_tokens=num_draft_tokens)
-        check_drafting(model.config, guessing, draft_model.config if draft_model is not None else None)
-        self._draft = None if draft_model is None else DraftModel(draft_model)
+        self._draft = make_draft(draft_model)
+        check_drafting(model.config, guessing, self._draft.model.config if self._draft else None)
         self.dropped = 0  # messages behind the system prompt that the model does not see any more
         self.context_tokens = 0  # of the history, as the next prompt will hold it
         self._owner = Owner.of(model)
         self._compute_weights()
         check("prompt_cache", prompt_cache, isinstance(prompt_cache, (PromptCache, type(None))), "a PromptCache")
-        kv = KVQuantization.read(model.config.head_dim, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers)
+        kv = KVQuantization.read(model.config, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers)
         self._cache = prompt_cache or PromptCache(model, tokenizer, self._owner.checkpoints, kv)
         self._cache.check_model(model)
         self._cache.check_bits(kv)

@@ -34,8 +34,8 @@ class Options:
 
     `prompt_lookup` guesses that what followed the same words before follows again, and checks it: the same reply, in
     fewer steps where it repeats the prompt. `num_draft_tokens` are guessed at once at most, by that or by a draft model
-    (None means 8, or 4 of a draft model). `logprobs` tells of every token its log-probability and those of so many
-    others, the most probable ones.
+    (None means 8, or 4 of a draft model). `logprobs` tells of every token that was drawn its log-probability and
+    those of so many others, the most probable ones.
     """
 
     sampling: Sampling | None = None

@@ -27,7 +27,7 @@ from .constrain import ToolConstraint
 from .decode import PREFILL_STEP_SIZE, PrefillProgress, TokenStream
 from .ending import MAX_TOKENS, WRAP_UP, LoopDetector, Options, StopStrings, thought_limit
 from .memory import metal_memory
-from .sampling import Sampler, Sampling, check_bias
+from .sampling import Sampler, Sampling, check, check_bias
 from .session import CheckpointPool, PromptCache
 from .speculate import LOOKUP_DRAFTS, MODEL_DRAFTS, DraftModel, PromptLookup, SpeculativeStream
 
@@ -151,6 +151,7 @@ def stream_generate(
     kv_bits_values: int | None = None,
     kv_group_size: int | None = None,
     kv_layers: Literal["all", "global"] | None = None,
+    max_kv_size: int | None = None,
     draft_model: Exaone4ForCausalLM | None = None,
     prompt_lookup: bool = False,
     num_draft_tokens: int | None = None,
@@ -167,6 +168,7 @@ def stream_generate(
 
     `kv_bits` (8 or 4) holds the caches in so many bits; `kv_bits_keys` and `kv_bits_values` say it for one of both, in
     groups of `kv_group_size` (the larger of 64 and 32 that divides head_dim), on "global" `kv_layers` unless on "all".
+    `max_kv_size` is how many tokens they hold at most, prompt and reply together: a longer prompt is refused.
     A `draft_model`, a small one of the same vocabulary, or `prompt_lookup` guess tokens, which this model checks: the
     reply is the same, in fewer steps. With `logprobs` there are events of `Logprobs`, too.
 
@@ -196,9 +198,10 @@ def stream_generate(
             model,
             tokenizer,
             prompt_cache,
-            KVQuantization.read(model.config.head_dim, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers),
+            KVQuantization.read(model.config, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers),
         ),
-        draft=None if draft_model is None else DraftModel(draft_model),
+        context_limit=max_kv_size,
+        draft=make_draft(draft_model),
         constraint=tool_constraint(model, tokenizer, tools) if constrain_tools else None,
     )
 
@@ -262,8 +265,7 @@ class Generation:
         options = options or Options()
         check_request(ids, options, model.config, tokenizer)
         check_drafting(model.config, options, draft.model.config if draft else None)
-        longest = model.config.max_position_embeddings
-        room = min(context_limit or longest, longest) - len(ids)
+        room = check_limit(context_limit, model.config, ids) - len(ids)
         cache = prompt_cache or PromptCache(model, tokenizer, CheckpointPool(max_count=0))
         cache.check_model(model)
         self._making = _Making(model, tokenizer, list(ids), options, cache, constraint, room, draft)
@@ -333,9 +335,12 @@ class _Making:
                 finish_reason = "cancelled"
             except Exception:
                 self._cache.clear()  # what a failed step left behind fails again
+                if self._draft is not None:
+                    self._draft.clear()
                 raise
             finally:
                 self._cache.finish()
+                del self._cache, self._draft  # who keeps the reply need not keep them
         yield self._counts.done(finish_reason)
 
     @property
@@ -359,7 +364,8 @@ class _Making:
         if self._draft is None and not self._options.prompt_lookup:
             return TokenStream(*given)
         drafter, most = (self._draft, MODEL_DRAFTS) if self._draft else (PromptLookup(), LOOKUP_DRAFTS)
-        return SpeculativeStream(*given, drafter, self._ids, self._options.num_draft_tokens or most)
+        limit = len(self._ids) + self._max_tokens
+        return SpeculativeStream(*given, drafter, self._ids, self._options.num_draft_tokens or most, limit)
 
     def _reply(self, stream: Stream) -> Generator[Event | Logprobs, None, str]:
         """Yields the events of the reply; its value is the finish reason."""
@@ -399,7 +405,8 @@ class _Making:
             elif self._constraint is not None:
                 self._hold_call(self._constraint, stream, token)
         self._counts.stop(self._parser.inside_thought)
-        stream.close()
+        if self._cache.work is work:
+            stream.close()  # what was guessed too far goes; not of other work that has come meanwhile
         if not self._stop.found:
             rest = [*self._parser.feed(decoder.close()), *self._parser.close()]
             for event in (*self._stop.filter(rest), *self._stop.close()):
@@ -503,6 +510,24 @@ def check_request(ids: Sequence[int], options: Options, config: Exaone4Config, t
             f"max_tokens {wanted} is too small for a thinking budget: ending the thought takes {wrap_up} tokens, "
             "and the answer needs some"
         )
+
+
+def check_limit(limit: int | None, config: Exaone4Config, ids: Sequence[int]) -> int:
+    """How many tokens a prompt and its reply may have. Raises ValueError for a limit that does not hold the prompt."""
+    longest = config.max_position_embeddings
+    if limit is None:
+        return longest
+    check("max_kv_size", limit, type(limit) is int and 1 < limit <= longest, f"a number of tokens from 2 to {longest}")
+    if len(ids) >= limit:
+        raise ValueError(f"the prompt has {len(ids)} tokens, and max_kv_size {limit} must hold it and a reply")
+    return limit
+
+
+def make_draft(model: Exaone4ForCausalLM | None) -> DraftModel | None:
+    """What guesses with a model. Raises ValueError for what is none."""
+    is_model = isinstance(model, (Exaone4ForCausalLM, type(None)))
+    check("draft_model", model, is_model, "a model, as load() gives it with its tokenizer")
+    return None if model is None else DraftModel(model)
 
 
 def check_drafting(config: Exaone4Config, options: Options, draft: Exaone4Config | None) -> None:

@@ -8,7 +8,7 @@ What is peculiar here:
 - A draft model draws its guesses by the same keys. Two distributions with the same noise agree far more often than two
   draws of their own: nearly as often as any method could have them, the sum of min(p, q).
 - How many tokens to guess is decided anew each time, by what was accepted and by what steps took. Where guessing does
-  not pay it stops, and looks again later, less and less often.
+  not pay it stops, and looks again later, less and less often. A draft model remembers it from one reply to the next.
 - Local layers go back as far as their reserve, so that windows that have wrapped are no obstacle.
 
 Source of shared noise in place of rejection: https://arxiv.org/abs/2408.07978 (coupling without communication).
@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from ..model.cache import DRAFT_WINDOW, Cache, RotatingKVCache, make_caches
+from ..model.cache import DRAFT_STEP_SIZE, DRAFT_WINDOW, Cache, RotatingKVCache, make_caches
 from ..model.network import Exaone4ForCausalLM
 from .decode import CLEAR_EVERY, Sample, prefill, read
 from .session import common_prefix
@@ -33,7 +33,6 @@ from .session import common_prefix
 MODEL_DRAFTS, LOOKUP_DRAFTS = 4, 8  # tokens guessed at once, at most, unless the caller says otherwise
 LONGEST_MATCH, SHORTEST_MATCH = 6, 2  # tokens by which prompt lookup finds a place
 TAIL = 64  # tokens at the end of a history that may have changed since the last guess
-READ_AT_ONCE = 512  # tokens, by a draft model
 
 
 class Drafter(Protocol):
@@ -46,12 +45,18 @@ class Drafter(Protocol):
         """At most `count` guesses, [1] each, of what follows `history`; `sample` is left as it was."""
 
     is_free: bool  # whether a guess costs next to nothing
+    pace: Pace
+    read_tokens: int  # how many it had to read for its last guesses
 
 
 class PromptLookup:
     """Guesses that what followed the same few tokens before follows again: as in edits, quotations and code."""
 
     is_free = True
+    read_tokens = 0
+
+    def __init__(self) -> None:
+        self.pace = Pace()
 
     def begin(self, history: Sequence[int]) -> None:
         self._ids = array("i", history)
@@ -81,10 +86,11 @@ class DraftModel:
     is_free = False
 
     def __init__(self, model: Exaone4ForCausalLM, window: int = DRAFT_WINDOW) -> None:
-        self.model, self._window = model, window
+        self.model, self._window, self.pace = model, window, Pace()
+        self.read_tokens = 0
         self._ids: list[int] = []  # of the history, from _start on, that the caches hold
         self._guessed: list[mx.array] = []  # what they hold beyond that
-        self._clear(0)
+        self.clear(0)
 
     def begin(self, history: Sequence[int]) -> None:
         held = len(self._ids)
@@ -96,9 +102,10 @@ class DraftModel:
             return []
         self._align(history)
         unread = list(history[self._start + len(self._ids) :])
-        for _, last in read(self.model, unread, self._layers, READ_AT_ONCE):
+        for _, last in read(self.model, unread, self._layers, DRAFT_STEP_SIZE):
             hidden = last
         self._ids += unread
+        self.read_tokens = len(unread)
         before = sample.state
         guesses = [sample(self.model.logits(hidden)[:, -1])]
         while len(guesses) < count:
@@ -110,22 +117,28 @@ class DraftModel:
     def _align(self, history: Sequence[int], whole: bool = False) -> None:
         """Takes the caches back to what they share with `history`, or begins anew, a window before its end.
 
-        Unless `whole` it is known that all but the last TAIL tokens are the same.
+        Unless `whole` it is known that all but the last TAIL tokens are the same. The last one of all is left to read.
         """
+        if {layer.offset for layer in self._layers} != {len(self._ids) + len(self._guessed)}:
+            self.clear(max(0, len(history) - self._window))  # an error came in the middle of a step
         self._ids += _ints(self._guessed)
         self._guessed = []
         first = 0 if whole else max(0, len(self._ids) - TAIL)
         shared = first + common_prefix(self._ids[first:], history[self._start + first : self._start + len(self._ids)])
+        shared = min(shared, len(history) - self._start - 1)
         surplus = len(self._ids) - shared
-        missing = len(history) - self._start - shared
-        if surplus > min(layer.rewindable for layer in self._layers) or not 0 < missing <= self._window:
-            self._clear(max(0, len(history) - self._window))
+        if (
+            shared < 0
+            or surplus > min(layer.rewindable for layer in self._layers)
+            or len(history) - self._start - shared > self._window
+        ):
+            self.clear(max(0, len(history) - self._window))
             return
         for layer in self._layers:
             layer.rewind(surplus)
         del self._ids[shared:]
 
-    def _clear(self, start: int) -> None:
+    def clear(self, start: int = 0) -> None:
         """Forgets everything; what is read next stands at `start` of the history."""
         windows = [min(layer.window or self._window, self._window) for layer in self.model.config.layers]
         self._layers: list[Cache] = make_caches(windows)
@@ -142,7 +155,7 @@ class Pace:
     FADING = 0.95  # of what was accepted, for each step
     FIRST_PAUSE, LONGEST_PAUSE = 32, 512  # steps without guesses, until it is tried again
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int = MODEL_DRAFTS) -> None:
         self.most = most
         self._seconds: dict[int, deque[float]] = {}  # by the number of guesses
         self._tested, self._right = 2.0, 1.5  # a hopeful beginning
@@ -213,13 +226,17 @@ class SpeculativeStream:
         drafter: Drafter,
         history: Sequence[int],
         most: int,
-        pace: Pace | None = None,
+        limit: int | None = None,
     ) -> None:
-        """`logits` [1, V] are those after `history`, which `cache` holds. At most `most` tokens are guessed at once."""
+        """`logits` [1, V] are those after `history`, which `cache` holds.
+
+        At most `most` tokens are guessed at once, and none that would come after `limit` tokens, the history counted.
+        """
         self._model, self._cache, self._sample, self._drafter = model, cache, sample, drafter
         reserves = [layer.rewind_capacity for layer in cache if isinstance(layer, RotatingKVCache)]
         # Two steps may have to go back, and a window that has just been compacted has less in reserve.
-        self._pace = pace or Pace(min([most, *(reserve // 4 for reserve in reserves)]))
+        self._pace, self._limit = drafter.pace, limit
+        self._pace.most = min([most, TAIL // 4, *(reserve // 4 for reserve in reserves)])
         self.drafted = self.accepted = 0
         self._history = list(history)  # and what was drawn since
         self._handed_out = len(self._history)
@@ -236,6 +253,8 @@ class SpeculativeStream:
     def __next__(self) -> int:
         if not self._ready:
             self._collect()
+        if len(self._ready) == 1 and not self._under_way:
+            self._launch()  # what is handed out has been read
         token, step, place = self._ready.popleft()
         self._last = step, place
         self._handed_out += 1
@@ -284,6 +303,7 @@ class SpeculativeStream:
     def _draw(self, logits: mx.array, allowed: mx.array | None = None) -> _Step:
         """Draws the next token of logits [1, V]."""
         step = self._step = _Step([], logits[:, None])
+        self._under_way = True
         self._draw_at_each_position(step, allowed)
         return step
 
@@ -310,7 +330,9 @@ class SpeculativeStream:
         self._ready.extend((token, step, place) for place, token in enumerate(drawn[: right + 1]))
         self._history += drawn[: right + 1]
         self._sample.state = step.states[right]
-        self._launch()
+        self._under_way = False
+        if self._limit is None or len(self._history) <= self._limit:
+            self._launch()
 
     def _launch(self) -> None:
         """Has the model read the newest token and guesses of what follows."""
@@ -318,12 +340,17 @@ class SpeculativeStream:
         wanted, looks = 0, False
         if not self._steered:
             wanted = self._pace.choose()
+            if self._limit is not None:
+                wanted = min(wanted, max(0, self._limit - len(self._history)))
             looks = wanted == 0 and self._drafter.is_free
         guesses = self._drafter.draft(self._history, 1 if looks else wanted, self._sample)
         self._shadow, guesses = (guesses, []) if looks else ([], guesses)
         self._steered = False
         ids = mx.concatenate([mx.array(self._history[-1:]), *guesses])
-        self._step = _Step(guesses, self._model(ids[None], self._cache), launched=launched)
+        self._step = _Step(guesses, self._model(ids[None], self._cache))
+        if not guesses or self._drafter.read_tokens <= len(guesses) + 1:  # and not what the draft had to catch up with
+            self._step.launched = launched
+        self._under_way = True
         self._draw_at_each_position(self._step)
 
     def _rewind_to(self, length: int) -> None:

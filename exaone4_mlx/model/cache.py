@@ -23,8 +23,11 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from .config import Exaone4Config
+
 BUCKET = 256  # buffers grow in multiples of this many rows
 DRAFT_WINDOW = 4096  # tokens that a draft model sees, in every layer
+DRAFT_STEP_SIZE = 512  # and reads at a time
 KV_BITS = (8, 4)
 KV_GROUP_SIZES = (64, 32, 128)  # the first that divides head_dim is taken
 GROWTH = 1.5  # and by this factor, so that the copies made while growing stay in proportion
@@ -65,22 +68,22 @@ class KVQuantization:
     @classmethod
     def read(
         cls,
-        head_dim: int,
+        config: Exaone4Config,
         kv_bits: int | None = None,
         kv_bits_keys: int | None = None,
         kv_bits_values: int | None = None,
         kv_group_size: int | None = None,
         kv_layers: str | None = None,
     ) -> KVQuantization | None:
-        """What options say; None where nothing is to be quantized.
+        """What options say for a model; None where nothing is to be quantized.
 
-        `kv_bits` is for keys and values, the two after it for one of them. The group size is the largest of 64 and 32
-        that divides `head_dim`, unless given. `kv_layers` is "global" unless given: those hold what a long
-        context takes, and the local ones, which are most, would cost most of the accuracy. Raises ValueError for what
-        cannot be.
+        `kv_bits` is for keys and values, the two after it for one of them. The group size is the larger of 64 and 32
+        that divides head_dim, unless given. `kv_layers` is "global" unless given: those hold what a long context
+        takes, and the local ones, which are most, would cost most of the accuracy. Raises ValueError for what cannot
+        be.
         """
         for name, bits in (("kv_bits", kv_bits), ("kv_bits_keys", kv_bits_keys), ("kv_bits_values", kv_bits_values)):
-            if bits is not None and (isinstance(bits, bool) or bits not in KV_BITS):
+            if bits is not None and (type(bits) is not int or bits not in KV_BITS):
                 raise ValueError(f"{name} must be 8 or 4, not {bits!r}")
         keys = kv_bits if kv_bits_keys is None else kv_bits_keys
         values = kv_bits if kv_bits_values is None else kv_bits_values
@@ -91,15 +94,20 @@ class KVQuantization:
             return None
         if kv_layers not in (None, "all", "global"):
             raise ValueError(f"kv_layers must be 'all' or 'global', not {kv_layers!r}")
+        head_dim = config.head_dim
         fitting = [size for size in KV_GROUP_SIZES if head_dim % size == 0]
         if not fitting:
             raise ValueError(f"head_dim {head_dim} is no multiple of 32: such a cache cannot be quantized")
-        if kv_group_size is not None and (isinstance(kv_group_size, bool) or kv_group_size not in fitting):
+        if kv_group_size is not None and (type(kv_group_size) is not int or kv_group_size not in fitting):
             raise ValueError(
                 f"kv_group_size must be {' or '.join(map(str, sorted(fitting)))} with head_dim {head_dim}, "
                 f"not {kv_group_size!r}"
             )
-        return cls(keys, values, kv_group_size or fitting[0], kv_layers or "global")
+        windows = {layer.window for layer in config.layers}
+        if None not in windows and kv_layers != "all":
+            raise ValueError("this model has no global layers: say kv_layers 'all'")
+        layers = "all" if windows == {None} else kv_layers or "global"  # which is the same, where all are global
+        return cls(keys, values, kv_group_size or fitting[0], layers)
 
     def __str__(self) -> str:
         keys, values = (f"{bits} bits" if bits else "unquantized" for bits in (self.key_bits, self.value_bits))
@@ -466,6 +474,8 @@ def make_caches(
     windows: Sequence[int | None], max_length: int | None = None, kv: KVQuantization | None = None
 ) -> list[Cache]:
     """A fresh cache for each layer, given its window, or None for a global one."""
+    if not isinstance(kv, (KVQuantization, type(None))):
+        raise ValueError(f"kv must be a KVQuantization (KVQuantization.read makes it), not {kv!r}")
     return [
         KVCache(max_length, kv and kv.of_layer(window))
         if window is None

@@ -177,9 +177,10 @@ def _check_caches(config: Exaone4Config, caches: Sequence[Cache], batch: int) ->
         if cache.offset != caches[0].offset:
             raise ValueError(f"past_key_values hold {caches[0].offset} and {cache.offset} tokens; {make}")
         if cache.state:
-            held, heads, _, head_dim = cache.state[0].shape
-            if (heads, head_dim) != (config.num_key_value_heads, config.head_dim):
-                raise ValueError(f"past_key_values[{number}] has {heads} key heads of {head_dim}; {make}")
+            held, heads, _, width = cache.state[0].shape
+            wanted, _ = cache.rows.layout(config.head_dim)["keys"]
+            if (heads, width) != (config.num_key_value_heads, wanted):
+                raise ValueError(f"past_key_values[{number}] has {heads} key heads of {width}; {make}")
             if held != batch:
                 raise ValueError(f"past_key_values hold a batch of {held}, and the new tokens are {batch}")
     if len({id(cache) for cache in caches}) < len(caches):

@@ -40,9 +40,9 @@ QUANTIZED = ("weight", "scales", "biases")
 OWN = ("self_attn", "mlp", "post_attention_layernorm", "post_feedforward_layernorm")
 
 
-#: As many new tokens attend to quantized keys and values as they are. More take them unpacked: the scores of a whole
-#: prompt are kept by no one then.
-FEW = 8
+#: As many new tokens attend to quantized keys and values as they are: one, and the guesses behind it. More take them
+#: unpacked, so that the scores of a whole prompt are never made.
+FEW = 9
 
 
 class Rotation:

@@ -360,7 +360,7 @@ class Repl:
                 "drop_oldest": "once it is full, the model does not see the oldest turns any more",
                 "error": "once it is full, nothing more can be said; /undo, /edit and /reset make room",
             }[self.chat.overflow]
-            self.screen.note(f"{used / limit:.0%} of the room for the conversation is used: {then}")
+            self.screen.note(f"{min(used / limit, 1):.0%} of the room for the conversation is used: {then}")
         self._context_told = full
 
     def _tell_error(self, error: Exception) -> None:

@@ -21,7 +21,7 @@ UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066
 
 ENDS = {
     "cancelled": "[stopped]",
-    "length": "[cut off: the limit of tokens is reached; /set max_tokens N changes it]",
+    "length": "[cut off: the limit of tokens is reached (/set max_tokens N changes it), or the context is full]",
     "repetition": "[stopped: it went round in a loop; LG advises /set presence_penalty 1.5, then /retry]",
 }
 
@@ -96,7 +96,8 @@ def summary(done: Done, first_token_seconds: float | None, context: str) -> str:
 
 
 def context_text(used: int, limit: int) -> str:
-    return f"context {used:,} of {limit:,}"
+    """What is used of the context; what closes the last reply may lie beyond it."""
+    return f"context {min(used, limit):,} of {limit:,}"
 
 
 def progress_text(what: str, done: int, total: int, unit: str, seconds_left: float | None) -> str:

@@ -73,6 +73,16 @@ class Evaluation:
     tokens_per_second: float
     peak_bytes: int
 
+    def __repr__(self) -> str:
+        from ..display import evaluation_text
+
+        return evaluation_text(self)
+
+    def _repr_html_(self) -> str:
+        from ..display import evaluation_html
+
+        return evaluation_html(self)
+
 
 @dataclass(frozen=True)
 class _Text:
@@ -128,7 +138,7 @@ def evaluate(
             f"{model} has a vocabulary of {candidate.config.vocab_size} tokens, "
             f"{reference} one of {original.config.vocab_size}"
         )
-    kv = KVQuantization.read(candidate.config.head_dim, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers)
+    kv = KVQuantization.read(candidate.config, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers)
     longest = min(candidate.config.max_position_embeddings, original.config.max_position_embeddings)
     if any(len(ids) > longest for _, ids in texts):
         raise ValueError(f"texts of {max_tokens} tokens are longer than the context of {longest}; give max_tokens")

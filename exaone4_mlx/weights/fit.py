@@ -24,7 +24,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..model.cache import DRAFT_WINDOW, KVQuantization, RotatingKVCache, grown_capacity
+from ..model.cache import DRAFT_STEP_SIZE, DRAFT_WINDOW, KVQuantization, RotatingKVCache, grown_capacity
 from ..model.config import Exaone4Config
 from ..model.files import INDEX_NAME, Checkpoint
 from ..model.folders import BUILT_IN, find_folder, read_json
@@ -133,7 +133,7 @@ def fit(
     check_request(context, memory)
     cast, quantization = read_dtype(dtype), None if q_bits is None else Quantization(q_bits)
     sizes = read_sizes(path_or_repo, revision)
-    kv = KVQuantization.read(sizes.config.head_dim, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers)
+    kv = KVQuantization.read(sizes.config, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers)
     draft = None if draft_model is None else read_sizes(draft_model)
     if draft:
         check_draft(sizes, draft)
@@ -314,8 +314,10 @@ def draft_windows(config: Exaone4Config) -> tuple[int, ...]:
 
 
 def draft_cache_bytes(config: Exaone4Config, context: int, dtype_size: int = 2) -> int:
-    """Bytes of all caches of a draft model after a prompt of `context` tokens."""
-    rows = sum(_capacities(context, RotatingKVCache(window).max_rows)[-1] for window in draft_windows(config))
+    """Bytes of all caches of a draft model after `context` tokens, most of them of a prompt."""
+    rows = 0
+    for window in draft_windows(config):
+        rows += _capacities(context, RotatingKVCache(window).max_rows, DRAFT_STEP_SIZE)[-1]
     return rows * _row_bytes(config, dtype_size)
 
 
@@ -462,11 +464,11 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-def _capacities(context: int, limit: int) -> list[int]:
+def _capacities(context: int, limit: int, step: int | None = None) -> list[int]:
     """Rows of the buffers that grow, chunk by chunk, to hold `context` tokens, or the last that `limit` allows."""
-    rows = [0]
+    rows, step = [0], step or STEP_SIZE
     while rows[-1] < min(context, limit):
-        stop = min(context, (rows[-1] // STEP_SIZE + 1) * STEP_SIZE)  # the end of the first chunk that finds no room
+        stop = min(context, (rows[-1] // step + 1) * step)  # the end of the first chunk that finds no room
         rows.append(min(grown_capacity(stop, rows[-1], limit), limit))
     return rows
 
