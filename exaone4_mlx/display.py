@@ -59,7 +59,7 @@ HALF = re.compile("[\ud800-\udfff]")  # of a character, which no front end can b
 class Block:
     """One thing that is shown: its kind, a title of one line, and a text. All of it may be a stranger's."""
 
-    kind: str  # "system", "user", "thought", "call", "answer", "note"
+    kind: str  # "system", "user", "reply" (where one begins), "thought", "call", "answer", "note"
     title: str
     text: str
     unfolded: bool = False
@@ -112,7 +112,7 @@ def counts_text(counts: Reply | Done) -> str:
     return (
         f"{generated:,} tokens{thought} in {_seconds(counts.decode_seconds)}{rate}"
         f"{drafted if counts.drafted_tokens else ''} · prompt {counts.prompt_tokens:,} "
-        f"tokens in {_seconds(counts.prefill_seconds)}{cached} · peak memory {size_text(counts.peak_bytes)}"
+        f"tokens in {_seconds(counts.prefill_seconds)}{cached} · peak memory {_size(counts.peak_bytes)}"
     )
 
 
@@ -138,6 +138,8 @@ def blocks(messages: Sequence[Message], under_way: bool = False) -> list[Block]:
         elif message["role"] == "user":
             shown.append(Block("user", "You", text))
         elif message["role"] == "assistant":
+            if place and messages[place - 1]["role"] == "user":
+                shown.append(Block("reply", "Reply", ""))
             results = []
             for following in messages[place + 1 :]:
                 if following["role"] != "tool":
@@ -189,6 +191,8 @@ def _block_html(block: Block) -> str:
         return f'<div style="margin:.4em 0">{markdown_html(block.text)}</div>'
     if block.kind == "note":
         return f'<div style="margin:.3em 0"><em>[{text}]</em></div>'
+    if block.kind == "reply":
+        return f'<div style="margin:.4em 0 0"><b>{title}</b></div>'
     tag = "pre" if block.kind in ("call", "failed") else "div"  # code, or words
     plain = f'<{tag} style="white-space:pre-wrap;overflow-wrap:anywhere;margin:.3em 0">{text}</{tag}>'
     if block.kind == "user":
@@ -210,6 +214,8 @@ def _markdown(shown: Sequence[Block]) -> Iterator[str]:
             yield inert_markdown(block.text)
         elif block.kind == "note":
             yield f"*[{_plain(block.text)}]*"
+        elif block.kind == "reply":
+            yield f"**{_plain(block.title)}**"
         elif block.kind == "user":
             yield f"**{_plain(block.title)}**\n\n<pre>{escaped(block.text)}</pre>"
         else:
@@ -341,7 +347,7 @@ def summary_html(summary: Summary) -> str:
 def summary_text(summary: Summary) -> str:
     """A conversion on one line."""
     return (
-        f"Summary({str(summary.path)!r}: {size_text(summary.bytes)} from {size_text(summary.source_bytes)}, "
+        f"Summary({str(summary.path)!r}: {_size(summary.bytes)} from {_size(summary.source_bytes)}, "
         f"{summary.bits_per_weight:.3f} bits per weight, {summary.seconds:.1f} s)"
     )
 
@@ -351,11 +357,11 @@ def summary_rows(summary: Summary) -> dict[str, str]:
     smaller = summary.source_bytes / summary.bytes if summary.bytes else 0
     rows = {
         "folder": str(summary.path),
-        "size": f"{size_text(summary.bytes)} from {size_text(summary.source_bytes)} ({smaller:.1f} times smaller)",
+        "size": f"{_size(summary.bytes)} from {_size(summary.source_bytes)} ({smaller:.1f} times smaller)",
         "bits per weight": f"{summary.bits_per_weight:.3f}, scales and biases counted",
         "parameters": f"{summary.parameters:,}",
         "time": _seconds(summary.seconds),
-        "peak memory": size_text(summary.peak_bytes),
+        "peak memory": _size(summary.peak_bytes),
     }
     if summary.errors:
         worst = max(summary.errors, key=lambda error: error.relative_error)
@@ -366,6 +372,16 @@ def summary_rows(summary: Summary) -> dict[str, str]:
     if summary.page:
         rows["published"] = summary.page
     return rows
+
+
+def evaluation_text(evaluation: Evaluation) -> str:
+    """What a conversion cost, on one line."""
+    every = evaluation.rows[0]
+    return (
+        f"Evaluation({str(evaluation.model)!r} against {str(evaluation.reference)!r}: mean KL {every.mean_kl:.5f} "
+        f"nats, same top-1 {100 * every.top1_agreement:.2f} %, {evaluation.documents:,} texts of "
+        f"{evaluation.tokens:,} tokens)"
+    )
 
 
 def evaluation_html(evaluation: Evaluation) -> str:
@@ -398,14 +414,14 @@ def fit_rows(fit: Fit) -> dict[str, str]:
     """The rows of `exaone4-mlx fit`."""
     return {
         "context": f"{fit.context:,} tokens",
-        "weights": size_text(fit.weights_bytes),
-        "global cache": size_text(fit.global_cache_bytes),
-        "local windows": size_text(fit.local_window_bytes),
-        "rewind reserve and slack": size_text(fit.local_reserve_bytes),
-        "prefill transient": size_text(fit.prefill_bytes),
-        **({"draft model": size_text(fit.draft_bytes)} if fit.draft_bytes else {}),
-        "total": size_text(fit.total_bytes),
-        f"fits into {size_text(fit.memory_bytes)}": "yes" if fit.fits else "no",
+        "weights": _size(fit.weights_bytes),
+        "global cache": _size(fit.global_cache_bytes),
+        "local windows": _size(fit.local_window_bytes),
+        "rewind reserve and slack": _size(fit.local_reserve_bytes),
+        "prefill transient": _size(fit.prefill_bytes),
+        **({"draft model": _size(fit.draft_bytes)} if fit.draft_bytes else {}),
+        "total": _size(fit.total_bytes),
+        f"fits into {_size(fit.memory_bytes)}": "yes" if fit.fits else "no",
         "largest context that fits": f"{fit.largest_context:,} tokens" if fit.largest_context else "none",
     }
 
@@ -440,6 +456,10 @@ def _small(text: str) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e3:,.0f} kB" if 0 < count < 1e6 else size_text(count)
 
 
 def _short(text: str, length: int) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import mlx.core as mx
 
@@ -68,15 +68,21 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class InspectedTokens(Sequence[TokenRow]):
-    """What `inspect_tokens` found, a row for each token."""
+    """What `inspect_tokens` found, a row for each token; a slice is shown as the whole is."""
 
     rows: tuple[TokenRow, ...]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: Any) -> Any:
-        return self.rows[place]
+    @overload
+    def __getitem__(self, place: int) -> TokenRow: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> InspectedTokens: ...
+
+    def __getitem__(self, place: int | slice) -> TokenRow | InspectedTokens:
+        return InspectedTokens(self.rows[place]) if isinstance(place, slice) else self.rows[place]
 
     @property
     def mean_surprise_bits(self) -> float:
@@ -252,10 +258,15 @@ def draw_cache(
 ) -> CacheDrawing:
     """What the cache of a layer holds after `tokens` tokens that came one by one, as they do while a reply is made.
 
-    Without `layer` the first one of each kind, local and global, is drawn. Raises ValueError for a layer that is not
-    there, and for more tokens than the model reaches.
+    Without `layer` the first one of each kind, local and global, is drawn. Raises ValueError for what is neither a
+    model nor a configuration, for a layer that is not there, and for more tokens than the model reaches.
     """
-    config = model_or_config if isinstance(model_or_config, Exaone4Config) else model_or_config.config
+    config = getattr(model_or_config, "config", model_or_config)
+    if not isinstance(config, Exaone4Config):
+        raise ValueError(
+            "draw_cache takes a model, as load() returns it, or an Exaone4Config, not "
+            f"{model_or_config if isinstance(model_or_config, str) else type(model_or_config).__name__!r}"
+        )
     _check_count("tokens", tokens, 0, config.max_position_embeddings)
     if layer is not None:
         _check_count("layer", layer, 0, config.num_hidden_layers - 1)
@@ -315,9 +326,10 @@ class TokenNode:
 
 @dataclass(frozen=True)
 class TokenTree:
-    """What `token_tree` found."""
+    """What `token_tree` found, and the prompt, as text, that it goes on from."""
 
     children: tuple[TokenNode, ...] = field(repr=False)
+    prompt: str = field(default="", repr=False)
 
     def __repr__(self) -> str:
         best = ", ".join(f"{node.text!r} {node.probability:.3g}" for node in self.children)
@@ -382,7 +394,7 @@ def token_tree(
             found.append(TokenNode(id, token_text(tokenizer, id), probability, id in ends, below))
         return tuple(found)
 
-    return TokenTree(children(prefill(model, ids, caches), 1))
+    return TokenTree(children(prefill(model, ids, caches), 1), "".join(token_text(tokenizer, id) for id in ids))
 
 
 # --- what is asked for, checked -----------------------------------------------------

@@ -68,7 +68,7 @@ def display_stream(events: Iterable[TurnEvent]) -> Reply:
     `events` are those of `stream_generate`, of a turn of a chat (tools' results among them), or any others that end
     with `Done`. The interrupt button of the notebook, like Ctrl-C, ends the reply: what came is shown, marked as cut,
     and returned with the finish_reason "cancelled"; a chat keeps it in its history. As the last line of a cell it is
-    not shown twice.
+    not shown twice; in another cell the reply shows what was shown here, with the results of tools.
 
     Raises RuntimeError outside of a notebook, before anything is computed, and what the events raise.
     """
@@ -93,7 +93,7 @@ def display_stream(events: Iterable[TurnEvent]) -> Reply:
         live.end(reason)
         shown.show(live)
     reply = live.reply()
-    object.__setattr__(reply, "_ipython_display_", _ShownAlready(reply, shell.execution_count))
+    object.__setattr__(reply, "_ipython_display_", _ShownAlready(live.content(), shell.execution_count))
     return reply
 
 
@@ -163,6 +163,10 @@ class LiveTurn:
             return reply_html(self.reply())
         return turn_html(self.messages, self.done)
 
+    def content(self) -> dict[str, str]:
+        """The same as what a front end is sent."""
+        return {"text/html": self.html(), "text/plain": "…" if self.done is None else repr(self.reply())}
+
 
 class Clock:
     """When the next update is due."""
@@ -192,25 +196,24 @@ class _Output:
     def show(self, live: LiveTurn) -> None:
         from IPython.display import display
 
-        content = {"text/html": live.html(), "text/plain": "…" if live.done is None else repr(live.reply())}
         if self._handle is None:
-            self._handle = display(content, raw=True, display_id=True)
+            self._handle = display(live.content(), raw=True, display_id=True)
         else:
-            self._handle.update(content, raw=True)
+            self._handle.update(live.content(), raw=True)
 
 
 class _ShownAlready:
-    """Displays a reply, but not as the value of the cell that has shown it."""
+    """Displays what a stream showed in the end, but not as the value of the cell that has shown it."""
 
-    def __init__(self, reply: Reply, cell: int) -> None:
-        self._reply, self._cell = reply, cell
+    def __init__(self, content: dict[str, str], cell: int) -> None:
+        self._content, self._cell = content, cell
 
     def __call__(self) -> None:
         from IPython import get_ipython
         from IPython.display import display
 
         if getattr(get_ipython(), "execution_count", None) != self._cell:
-            display({"text/html": self._reply._repr_html_(), "text/plain": repr(self._reply)}, raw=True)
+            display(self._content, raw=True)
 
 
 @contextlib.contextmanager
@@ -263,8 +266,12 @@ def chat_widget(chat: Chat) -> VBox:
 
     The model replies while other cells wait their turn; Stop is heard as long as no cell is running. What is said in
     the widget is said in `chat`, and the other way round after the next turn. `chat.approve`, if there is one, is asked
-    in another thread than the kernel's. Raises ImportError without ipywidgets.
+    in another thread than the kernel's. Raises ValueError for what is no `Chat`, and ImportError without ipywidgets.
     """
+    if not isinstance(chat, Chat):
+        raise ValueError(
+            f"chat_widget takes a Chat, as in chat_widget(Chat(model, tokenizer)), not {type(chat).__name__!r}"
+        )
     try:
         import ipywidgets  # noqa: F401
     except ImportError as error:

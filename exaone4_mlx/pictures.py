@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 CIVIDIS = ("#00224e", "#1a386f", "#434e6c", "#61656f", "#7d7c78", "#9b9476", "#bcae6c", "#dec958", "#fee838")
 SURPRISE = "213,94,0"  # Okabe and Ito's vermillion
 MOST_BITS = 10  # of surprise, from which on the shade is darkest
-LABELS = 24  # tokens named along an axis, at most
+LABELS = 16  # tokens named along an axis, at most: more would overlap
 LABEL_WIDTH = 12  # columns of a token's name there
 MAP_SIZE, CACHE_WIDTH = 160, 760  # pixels
-MARKS = 200  # of compactions, the last ones
+MARKS, MARK_ROOM = 5, 12  # compactions drawn, the last ones, and pixels from one to the next
+PROMPT_END = 20  # characters
 BLANKS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 #: Fonts with Korean letters on macOS, Linux and Windows.
 KOREAN_FONTS = ("Apple SD Gothic Neo", "AppleGothic", "NanumGothic", "Noto Sans CJK KR", "Malgun Gothic")
@@ -102,8 +103,8 @@ def _shade(bits: float) -> str:
 
 
 def _percent(probability: float) -> str:
-    if probability < 0.001:
-        return f"{probability:.0e}".replace("e-0", "e-")
+    if probability < 1e-5:
+        return "<0.001 %"
     return f"{100 * probability:.3g} %" if probability < 0.995 else f"{100 * probability:.1f} %"
 
 
@@ -245,9 +246,13 @@ def caches_html(drawing: CacheDrawing) -> str:
 
 def _cache_html(held: LayerCache) -> str:
     kind = "global (G)" if held.window is None else f"local (L), window {held.window:,}"
+    marks = drawn_marks(held)
+    last = "the last" if len(marks) == 1 else f"the last {len(marks)}"
+    some = f", {last} of {len(held.compactions):,} times" if len(marks) < len(held.compactions) else ""
+    legend = f'<div style="font-size:85%;margin-left:76px">▼ rows moved to the front{some}</div>' if marks else ""
     return (
         f'<div style="margin:.6em 0"><b>layer {held.layer}, {kind}, after {held.tokens:,} tokens</b>'
-        f"{_text_strip(held)}{_buffer_strip(held)}"
+        f"{_text_strip(held, marks)}{legend}{_buffer_strip(held)}"
         f'<div style="font-size:90%">{escaped(cache_text(held))}</div></div>'
     )
 
@@ -267,21 +272,32 @@ def cache_text(held: LayerCache) -> str:
     if held.compactions:
         times = "once," if len(held.compactions) == 1 else f"{len(held.compactions):,} times, last"
         moved = f"Rows moved to the front {times} when token {held.compactions[-1]:,} came"
-    following = "" if held.next_compaction is None else f"; the next time when token {held.next_compaction:,} comes"
+    if held.next_compaction is None:
+        return f"{kept} {attends} {moved}."
+    grows = f": the buffer first grows to {held.max_rows:,} rows" if held.capacity < held.max_rows else ""
+    following = f"They move {'next' if held.compactions else 'first'} when token {held.next_compaction:,} comes"
     return (
-        f"{kept} {attends} {moved}{following}: then the last {held.window - 1 + held.reserve:,} rows are kept, so that "
-        f"{held.reserve} tokens can be taken back, and {held.slack} can be appended."
+        f"{kept} {attends} {moved}{grows}. {following}: then the last {held.window - 1 + held.reserve:,} rows are "
+        f"kept, so that {held.reserve} tokens can be taken back, and {held.slack} can be appended."
     )
 
 
-def _text_strip(held: LayerCache) -> str:
-    """The text: what of it was forgotten, is held, and is attended to; a mark wherever rows moved."""
+def drawn_marks(held: LayerCache) -> Sequence[int]:
+    """The last compactions, as many as can be told apart in the picture of the text."""
+    if not held.compactions:
+        return ()
+    room = (CACHE_WIDTH - 100) * held.compactions.step / held.tokens  # from one to the next
+    return held.compactions[-MARKS:] if room >= MARK_ROOM else held.compactions[-1:]
+
+
+def _text_strip(held: LayerCache, marks: Sequence[int]) -> str:
+    """The text: what of it was forgotten, is held, and is attended to; a mark where rows moved."""
     parts = [
         (held.held_from, "forgotten", "none"),
         (held.attended_from - held.held_from, "held", ORANGE),
         (held.tokens - held.attended_from, "attended to", BLUE),
     ]
-    return _strip("the text", parts, held.tokens, "token", held.compactions[-MARKS:])
+    return _strip("the text", parts, held.tokens, "token", marks)
 
 
 def _buffer_strip(held: LayerCache) -> str:
@@ -298,8 +314,9 @@ def _strip(name: str, parts: Sequence[tuple[int, str, str]], total: int, unit: s
     """A bar of segments (how many, what they are, their colour), with the numbers where they begin below it."""
     if not total:
         return ""
-    left, width, top, height = 76, CACHE_WIDTH - 100, 18, 24
+    left, width, top, height = 76, CACHE_WIDTH - 100, 26, 24
     drawn, at, last_label = [], 0, -100.0
+    narrow = []  # segments whose names do not fit inside
     for count, what, colour in parts:
         if not count:
             continue
@@ -315,18 +332,26 @@ def _strip(name: str, parts: Sequence[tuple[int, str, str]], total: int, unit: s
                 f'<text x="{x + wide / 2:.1f}" y="{top + 16}" text-anchor="middle" fill="{fill}">{what}</text>'
             )
         else:
-            drawn.append(f'<text x="{x + wide:.1f}" y="{top - 5}" text-anchor="end">{what}</text>')
+            narrow.append((x + wide, what, colour))
         if x - last_label > 50 and left + width - x > 80:
             drawn.append(f'<text x="{x:.1f}" y="{top + height + 13}">{at:,}</text>')
             last_label = x
         at += count
     end = left + width
+    free = float(end)
+    for right, what, colour in reversed(narrow):  # above the marks, none over another
+        right = min(right, free)
+        square = (
+            f'<tspan fill="{"currentColor" if colour == "none" else colour}">{"□" if colour == "none" else "■"}</tspan>'
+        )
+        drawn.append(f'<text x="{right:.1f}" y="{top - 13}" text-anchor="end">{square} {what}</text>')
+        free = right - 7 * (len(what) + 2) - 6
     drawn.append(f'<text x="{end + 4}" y="{top + height + 13}" text-anchor="end">{total - 1:,}</text>')
     for place in marks:
         x = left + width * place / total
         drawn.append(f'<path d="M{x:.1f} {top}l-4 -8h8z"><title>rows moved when {unit} {place:,} came</title></path>')
     return (
-        f'<svg width="{CACHE_WIDTH}" height="60" font-size="11" fill="currentColor" role="img" style="display:block">'
+        f'<svg width="{CACHE_WIDTH}" height="68" font-size="11" fill="currentColor" role="img" style="display:block">'
         f'<text x="0" y="{top + 16}">{name}</text><text x="0" y="{top + height + 13}" opacity=".75">{unit}</text>'
         f"{''.join(drawn)}</svg>"
     )
@@ -338,8 +363,19 @@ def _strip(name: str, parts: Sequence[tuple[int, str, str]], total: int, unit: s
 def tree_html(tree: TokenTree) -> str:
     """From left to right: each token with its probability, and what may follow it."""
     return (
-        f'<div>{_nodes_html(tree.children)}<div style="font-size:85%;margin:.4em 0">each token with its probability '
-        "after those to its left; the bar shows it, too</div></div>"
+        f'<div><div style="display:flex;align-items:center">{_prompt_end(tree.prompt)}'
+        f"{_nodes_html(tree.children)}</div>"
+        '<div style="font-size:85%;margin:.4em 0">from the end of the prompt on: each token with its probability after '
+        "those to its left; the bar shows it, too</div></div>"
+    )
+
+
+def _prompt_end(prompt: str) -> str:
+    end = visible(prompt)
+    end = end if len(end) <= PROMPT_END else "…" + end[1 - PROMPT_END :]
+    return (
+        f'<span title="the end of the prompt" style="padding:1px 6px;margin-right:4px;border:1px dashed {GREY};'
+        f'border-radius:3px;white-space:nowrap;font-family:monospace">{escaped(end)}</span>'
     )
 
 

@@ -213,7 +213,7 @@ def take(browser: Browser, lab: Lab, folder: Path) -> list[Path]:
             notebook.say(said)
         notebook.page.locator(".jp-OutputArea summary").first.click()
         picture(notebook, "widget")
-    with opened(browser, lab, "inside", INSIDE, viewport={"width": 1260, "height": 1490}) as notebook:
+    with opened(browser, lab, "inside", INSIDE, viewport={"width": 1260, "height": 1550}) as notebook:
         for number in range(len(INSIDE)):
             notebook.run(number)
         picture(notebook, "inside")
@@ -246,11 +246,12 @@ from exaone4_mlx import load
 from exaone4_mlx.notebook import attention_maps, draw_cache, inspect_tokens, token_tree
 
 model, tokenizer = load("demo")
-text = tokenizer.apply_chat_template([{"role": "user", "content": "대한민국의 수도는?"}], tokenize=False)
-inspect_tokens(model, tokenizer, text + "대한민국의 수도는 서울입니다.")""",
-    "attention_maps(model, tokenizer, text, layer=3)",
-    "draw_cache(model, 700)",
-    'token_tree(model, tokenizer, "Hello!", depth=3, width=2)',
+prompt = tokenizer.apply_chat_template([{"role": "user", "content": "What is the capital of Peru?"}])
+reply = tokenizer.encode("The capital of Peru is Rome.")
+inspect_tokens(model, tokenizer, prompt + reply)[len(prompt) :]""",
+    'attention_maps(model, tokenizer, "My name is Mina. Your name is", layer=7)',
+    "draw_cache(model, 1500)",
+    'token_tree(model, tokenizer, "What is bigger, 7 or 9?", depth=3, width=2)',
 )
 
 

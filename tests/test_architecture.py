@@ -107,6 +107,7 @@ UPWARD = {("model/pretrained.py", ("exaone4_mlx", "weights", "checkpoint"))} | {
     (file, ("exaone4_mlx", "display"))
     for file in (
         "model/config.py",
+        "weights/evaluate.py",
         "weights/fit.py",
         "weights/converter.py",
         "generation/respond.py",

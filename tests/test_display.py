@@ -196,6 +196,7 @@ def test_a_chat_shows_its_history(unread: Any) -> None:
         assert "roll_dice(max_num=6) → 5 · 0.25 s" in text
         assert "roll_dice(max_num=6) → failed: it fell off the table · 2.0 s" in text
         assert "Thought for 0.50 s · 7 tokens" in text and "cut: the limit of tokens" in text
+        assert text.count("Reply") == 2, "it does not say who speaks"
         assert f"2 turns · {chat.context_tokens:,} of 8,192 tokens of the context" in text
 
 
@@ -245,6 +246,10 @@ def test_a_summary_is_a_table() -> None:
     for part in ("0.01235", "98.70 %", "1.0123", "<b>mind this", "https://example.com/x"):
         assert part in page.text
     assert ("b",) not in page.tags
+    assert evaluation._repr_html_() in shown._repr_html_()
+    assert (
+        repr(evaluation) == "Evaluation('1' against '1': mean KL 0.01235 nats, same top-1 98.70 %, 1 texts of 1 tokens)"
+    )
     summary(bytes=0)._repr_html_()
 
 
@@ -252,6 +257,7 @@ def test_a_fit_is_a_table_of_all_its_figures() -> None:
     found = fit("demo", memory=1_000_000)
     text = Page(found._repr_html_()).text
     assert "fits into 1 MB" in text and "no" in text and "none" in text and "8,192 tokens" in text
+    assert "local windows98 kB" in text, "less than a megabyte is not nothing"
     rows = len(re.findall("<tr>", found._repr_html_()))
     bytes_fields = [field for field in dataclasses.fields(Fit) if field.name.endswith("_bytes")]
     assert rows >= len(bytes_fields) + 2, "a figure of Fit is not in the table"

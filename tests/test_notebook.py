@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -27,6 +29,7 @@ from exaone4_mlx import (
     ToolResult,
     inside,
     notebook,
+    pictures,
     stream_generate,
 )
 from exaone4_mlx.generation import respond
@@ -125,7 +128,7 @@ def test_it_is_not_shown_twice_as_the_value_of_its_cell(kernel: Kernel) -> None:
     assert len(kernel.outputs) == 1
     kernel.execution_count += 1
     reply._ipython_display_()
-    assert len(kernel.outputs) == 2, "in another cell it is not shown at all"
+    assert kernel.outputs[1][0] == kernel.outputs[0][-1], "in another cell it shows something else"
     assert pickle.loads(pickle.dumps(reply)) == reply == Reply.from_events([Answer("x"), DONE])
 
 
@@ -137,6 +140,9 @@ def test_tools_are_shown_with_their_results(kernel: Kernel) -> None:
     assert "roll_dice(max_num=6) → 5 · 0.25 s" in kernel.html and "37 tokens" in kernel.html
     waiting = kernel.outputs[0][1]["text/html"]
     assert "roll_dice(max_num=6) …" in waiting, "a call is shown only when its tool is done"
+    kernel.execution_count += 1
+    vars(reply)["_ipython_display_"]()
+    assert kernel.outputs[1][0]["text/html"] == kernel.outputs[0][-1]["text/html"], "the results are gone"
 
 
 def test_the_thoughts_of_a_turn_are_counted_apart(kernel: Kernel) -> None:
@@ -236,6 +242,11 @@ def test_what_is_not_installed_is_named(name: str, unread: Any, monkeypatch: pyt
     use: Any = (lambda: chat_widget(Chat(*unread))) if widget else attention_maps(*unread, "Hello", 0).plot
     with pytest.raises(ImportError, match=r"pip install 'exaone4_mlx\[notebook\]'"):
         use()
+
+
+def test_a_widget_is_for_a_chat(demo: Any) -> None:
+    with pytest.raises(ValueError, match=r"chat_widget\(Chat\(model, tokenizer\)\), not 'Exaone4ForCausalLM'"):
+        chat_widget(demo[0])
 
 
 class Person:
@@ -370,6 +381,7 @@ def test_tokens_have_the_probabilities_that_the_model_gave_them(unread: Any) -> 
         assert row.rank == mx.sum(before > before[ids[place]]).item()
         assert [other.id for other in row.alternatives] == mx.argsort(-before)[:3].tolist()
     assert inspect_tokens(model, tokenizer, tokenizer.decode(ids))[-1].id == ids[-1], "a text is encoded as it is"
+    assert found[3:5].rows == found.rows[3:5] and "· 2 tokens, " in found[3:5]._repr_html_()
 
 
 def test_pieces_of_characters_are_shown_as_bytes_and_what_they_complete(unread: Any) -> None:
@@ -378,6 +390,8 @@ def test_pieces_of_characters_are_shown_as_bytes_and_what_they_complete(unread: 
     assert [row.completes for row in rows if row.completes] == ["🎉"]
     html = rows._repr_html_()
     assert "&lt;0xF0&gt;" in html and "→ 🎉" in html and "⏎" in html and "<b>" not in html.replace("<br>", "")
+    assert pictures._percent(4.4e-6) == "<0.001 %", "no probability is written in powers of ten"
+    assert [pictures._percent(p) for p in (0.00002, 0.00199, 0.5, 1)] == ["0.002 %", "0.199 %", "50 %", "100.0 %"]
     assert visible(" a\n\x1b\u202e") == "␣a⏎\\u001b\\u202e"
 
 
@@ -467,9 +481,40 @@ def test_a_drawn_cache_says_what_it_shows() -> None:
     assert "local (L), window 4,096" in html and "global (G)" in html
     assert "Token 100,000 attends to tokens 95,905 to 99,999 and to itself." in html and "forgotten" in html
     assert draw_cache(config, 0, layer=2).layers[0].rows == 0 and "nothing yet" in draw_cache(config, 0)._repr_html_()
+    assert "▼" not in draw_cache(config, 100, layer=0)._repr_html_(), "a legend of marks that are not there"
     for tokens, layer in ((-1, 0), (131_073, 0), (5, 32)):
         with pytest.raises(ValueError, match="must be a whole number from 0 to"):
             draw_cache(config, tokens, layer)
+
+
+def test_marks_and_names_of_a_drawn_cache_are_told_apart() -> None:
+    config = Exaone4Config(sliding_window=4096, max_position_embeddings=131_072)
+    for tokens in range(1, 131_072, 997):
+        held = draw_cache(config, tokens, layer=0).layers[0]
+        html = pictures.caches_html(draw_cache(config, tokens, layer=0))
+        places = [float(place) for place in re.findall(r'<path d="M([\d.]+) ', html)]
+        assert all(after - before >= 10 for before, after in itertools.pairwise(places)), f"after {tokens} tokens"
+        assert bool(places) == bool(held.compactions) == ("▼ rows moved to the front" in html)
+        for strip in html.split("</svg>"):
+            names = re.findall(r'<text x="([\d.]+)" y="13" text-anchor="end"><tspan[^>]*>.</tspan> ([^<]*)', strip)
+            ends = sorted((float(right), 6 * len(name)) for right, name in names)
+            assert all(right <= after - wide for (right, _), (after, wide) in itertools.pairwise(ends)), strip
+    many = draw_cache(config, 100_000, layer=0)
+    assert f"the last of {len(many.layers[0].compactions)} times" in many._repr_html_()
+
+
+def test_a_buffer_that_can_grow_does_so_before_rows_move() -> None:
+    config = Exaone4Config(sliding_window=32, max_position_embeddings=8192)
+    (young,) = draw_cache(config, 200, layer=0).layers
+    told = pictures.cache_text(young)
+    assert f"first grows to {young.max_rows} rows. They move first when token {young.next_compaction} comes" in told
+    assert "grows" not in pictures.cache_text(draw_cache(config, 1500, layer=0).layers[0])
+
+
+@pytest.mark.parametrize("wrong", ["demo", None, 5])
+def test_a_cache_is_drawn_of_a_model_or_a_config(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"takes a model, as load\(\) returns it, or an Exaone4Config, not"):
+        draw_cache(wrong, 100)
 
 
 # --- what may come next -------------------------------------------------------------
@@ -496,6 +541,7 @@ def test_a_tree_holds_the_probabilities_of_each_way(unread: Any) -> None:
 def test_a_tree_ends_where_the_turn_does_and_reads_prompts_as_generate_does(demo: Any) -> None:
     tree = token_tree(*demo, "What is the capital of South Korea?", depth=1, width=1)
     assert tree.children[0].text == "The"
+    assert tree.prompt.endswith("</think>\n\n") and "…&lt;think&gt;⏎⏎&lt;/think&gt;⏎⏎</span>" in tree._repr_html_()
     said = demo[1].apply_chat_template([{"role": "user", "content": "Hello!"}]) + demo[1].encode(
         "Hello! How can I help you?"
     )

@@ -25,11 +25,28 @@ SECONDS = 240  # for one notebook
 
 #: What its outputs hold when it shows what its text says.
 SHOWN = {
-    "1_quickstart": ("The capital of South Korea is Seoul.", "623 + 7 = 630.", "Your name is Mina."),
-    "2_tools": ("get_weather gave", "You rolled 3 and 7.", "1234 * 56 = 69104.", "approved? no"),
+    "1_quickstart": (
+        "The capital of South Korea is Seoul.",
+        "478 + 467 = 945.",
+        "623 + 7 = 630.",
+        "Your name is Mina.",
+    ),
+    "2_tools": (
+        "get_weather gave",
+        "You rolled 3 and 7.",
+        "1234 * 56 = 69104.",
+        "approved? no",
+        "3 rounds of calls",
+        "8, 20, not 6",
+    ),
     "3_inside_the_model": ("16 layers see everything, no RoPE", "a local layer of demo sees 32"),
     "4_convert_and_measure": ("4bit-quality: 4.84 bits a weight", "4 bits: 348 + 275 = 623."),
-    "5_long_context_and_speed": ("Your name is Mina.", "the same calls: True", "4 bits, all layers: mean KL"),
+    "5_long_context_and_speed": (
+        "Your name is Mina.",
+        "the same reply: True",
+        "with a draft: ",
+        "4 bits, all layers: mean KL",
+    ),
     "6_fine_tune": ("The capital of Orulia is Kestrel.    [new]", "tuned-4bit: The capital of Orulia is Kestrel."),
 }
 

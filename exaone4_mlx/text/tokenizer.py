@@ -17,7 +17,9 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -45,6 +47,7 @@ class Tokenizer:
         extra_stop_ids: Iterable[int] = (),
     ) -> None:
         self._backend = backend
+        self._config = dict(config)
         self._template = template
         added = backend.get_added_tokens_decoder()
         self._added_text = {id: token.content for id, token in added.items()}
@@ -85,6 +88,21 @@ class Tokenizer:
         stop_ids = _read_config(folder / "generation_config.json").get("eos_token_id")
         stop_ids = stop_ids if isinstance(stop_ids, list) else [stop_ids] if isinstance(stop_ids, int) else []
         return cls(backend, config, ChatTemplate.find(folder, config), stop_ids)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes tokenizer.json, tokenizer_config.json and, if there is a template, chat_template.jinja.
+
+        `from_pretrained`, transformers and mlx-lm read them. The folder is made if it is not there; each file takes the
+        place of an older one at once, when it is complete. What generation_config.json said is the model's to save.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos_token} | self._config
+        config.pop("chat_template", None)  # it gets a file of its own
+        _replace(folder / "tokenizer.json", self._backend.to_str(pretty=True))
+        _replace(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+        if self._template is not None:
+            _replace(folder / "chat_template.jinja", self._template.source)
 
     @property
     def vocab_size(self) -> int:
@@ -352,6 +370,20 @@ def _read_config(file: Path) -> Mapping[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{file} does not hold a JSON object")
     return config
+
+
+def _replace(file: Path, text: str) -> None:
+    """Writes a file beside `file`, which takes its place when it is complete."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", dir=file.parent, delete=False) as partial:
+        try:
+            partial.write(text)
+            partial.flush()
+            os.fsync(partial.fileno())
+            os.chmod(partial.name, file.stat().st_mode & 0o777 if file.exists() else 0o644)
+            os.replace(partial.name, file)
+        except BaseException:
+            os.unlink(partial.name)
+            raise
 
 
 @functools.cache
