@@ -63,13 +63,16 @@ class Kernel:
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    """A kernel: an interrupt raises there, also where the tests run behind a shell that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     kernel = Kernel()
     shown = types.SimpleNamespace(display=kernel.display)
     fake: Any = types.SimpleNamespace(get_ipython=lambda: kernel, display=shown)
     monkeypatch.setitem(sys.modules, "IPython", fake)
     monkeypatch.setitem(sys.modules, "IPython.display", shown)
-    return kernel
+    yield kernel
+    signal.signal(signal.SIGINT, before)
 
 
 class Interrupted:

@@ -234,8 +234,8 @@ class SpeculativeStream:
         """
         self._model, self._cache, self._sample, self._drafter = model, cache, sample, drafter
         reserves = [layer.rewind_capacity for layer in cache if isinstance(layer, RotatingKVCache)]
-        # Two steps may have to go back, and a window that has just been compacted has less in reserve.
         self._pace, self._limit = drafter.pace, limit
+        # Two steps may have to go back, and a window that has just been compacted has less in reserve.
         self._pace.most = min([most, TAIL // 4, *(reserve // 4 for reserve in reserves)])
         self.drafted = self.accepted = 0
         self._history = list(history)  # and what was drawn since
