@@ -31,13 +31,23 @@ from rich.console import Console
 from exaone4_mlx.generation.conversation import Chat
 from exaone4_mlx.generation.respond import Done
 from exaone4_mlx.generation.sampling import Sampling
+from exaone4_mlx.model.cache import KVQuantization
 from exaone4_mlx.terminal.commands import COMMANDS, completions, goes_on, read_line
 from exaone4_mlx.terminal.input import TerminalInput, history_file
 from exaone4_mlx.terminal.markdown import BlockStream
 from exaone4_mlx.terminal.pipe import PipeScreen
 from exaone4_mlx.terminal.repl import Repl
 from exaone4_mlx.terminal.screen import THEME, Screen
-from exaone4_mlx.terminal.words import Pace, call_text, cell_width, clean, progress_text, shortened, summary
+from exaone4_mlx.terminal.words import (
+    Pace,
+    call_text,
+    cell_width,
+    clean,
+    extras_text,
+    progress_text,
+    shortened,
+    summary,
+)
 from exaone4_mlx.text.reply import Answer, Thinking, ToolCall
 from exaone4_mlx.text.toolbox import ToolResult
 from exaone4_mlx.tool_files import load_tools
@@ -425,6 +435,13 @@ def test_the_summary_counts() -> None:
     assert text == "[50 tokens, 25.0 tokens/s, first after 0.50 s | prompt 100 (40 cached) | context 9 of 10]"
     drafted = dataclasses.replace(DONE, drafted_tokens=1200, accepted_tokens=31)
     assert "first after 0.50 s, 31 of 1,200 drafted ones accepted | prompt" in summary(drafted, 0.5, "context 9 of 10")
+
+
+def test_banner_tells_what_is_out_of_the_ordinary() -> None:
+    assert extras_text(None, None, False) == ""
+    told = extras_text(KVQuantization(8, 4, 64, "global"), "demo-draft", False)
+    assert told == "; cache of global layers: keys 8 bits, values 4 bits, groups of 64; drafts by demo-draft"
+    assert extras_text(None, None, True) == "; drafts by prompt lookup"
 
 
 def test_progress_in_words() -> None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import __version__
 from .commands import Leave, completions, read_line, run_command
-from .words import context_text, summary
+from .words import context_text, extras_text, summary
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -180,9 +180,10 @@ def _repl(options: argparse.Namespace, terminal: bool, screen: Screen) -> Repl:
     if options.load is not None:
         repl.load(options.load, **settings)
     if terminal:
+        extras = extras_text(made.kv, options.draft_model, options.prompt_lookup)
         screen.note(
             f"exaone4_mlx {__version__}, {options.model}: {found.config.num_hidden_layers} layers, "
-            f"context {chat.context_limit:,} tokens. /help lists the commands, Ctrl-D leaves.\n"
+            f"context {chat.context_limit:,} tokens{extras}. /help lists the commands, Ctrl-D leaves.\n"
         )
     return repl
 

@@ -100,6 +100,12 @@ def context_text(used: int, limit: int) -> str:
     return f"context {min(used, limit):,} of {limit:,}"
 
 
+def extras_text(kv: object, draft_model: str | None, prompt_lookup: bool) -> str:
+    """What is out of the ordinary about a chat's caches, and what guesses for it; "" for nothing."""
+    drafter = f"drafts by {draft_model}" if draft_model else "drafts by prompt lookup" if prompt_lookup else ""
+    return "".join(f"; {one}" for one in (kv or "", drafter) if one)
+
+
 def progress_text(what: str, done: int, total: int, unit: str, seconds_left: float | None) -> str:
     """How far some work is, with the time left."""
     if unit == "bytes":
