@@ -42,7 +42,7 @@ from .model.folders import find_folder
 from .model.network import Exaone4ForCausalLM
 from .text.tokenizer import Tokenizer
 from .weights.checkpoint import load_model, open_source, read_dtype
-from .weights.fit import memory_of_this_machine, weight_shapes
+from .weights.fit import memory_of_this_machine, row_bytes, weight_shapes
 
 #: (measurements done, all of them) -> None
 Progress = Callable[[int, int], None]
@@ -95,7 +95,6 @@ class Request:
 
     def check_model(self, folder: Path, config: Exaone4Config) -> None:
         """Raises ValueError for lengths that the model does not reach, and for peers that cannot read it."""
-        KVQuantization.read(config, **self.kv)
         longest = max(*self.prompt_tokens, *(depth + self.decode_tokens + 2 for depth in self.depths))
         if longest > config.max_position_embeddings:
             raise ValueError(
@@ -194,16 +193,16 @@ def bench(request: Request, progress: Progress | None = None) -> Bench:
     folder = find_folder(request.model, request.revision)
     config = Exaone4Config.from_file(folder / "config.json")
     request.check_model(folder, config)
+    kv = KVQuantization.read(config, **request.kv)
     tokenizer = Tokenizer.from_pretrained(folder)
     model = load_model(folder, dtype=request.dtype, q_bits=request.q_bits)
-    kv = KVQuantization.read(config, **request.kv)
     engines: list[Engine] = [Ours(model, tokenizer, folder, request.prefill_step_size, kv)]
     if "mlx-lm" in request.peers:
         engines.append(MlxLm(model, folder, request.prefill_step_size, read_dtype(request.dtype)))
     if "transformers" in request.peers:
         engines.append(Transformers(folder, dtype_name(model)))
     bandwidth = memory_bandwidth()
-    conditions = _conditions(request, model, bandwidth)
+    conditions = _conditions(request, model, bandwidth, kv)
 
     rows: list[Row] = []
     tests = list(_tests(request, tokenizer, config.vocab_size))
@@ -336,10 +335,8 @@ def bytes_per_token(model: Exaone4ForCausalLM, depth: float, kv: KVQuantization 
     weights = nbytes(model) - (0 if config.tie_word_embeddings else embeddings)
     attended = 0.0
     for layer in config.layers:
-        own = kv and kv.of_layer(layer.window)
-        head = own.row_bytes(config.head_dim, dtype_size) if own else 2 * config.head_dim * dtype_size
         rows = depth if layer.window is None else min(depth, layer.window)
-        attended += rows * config.num_key_value_heads * head
+        attended += rows * row_bytes(config, dtype_size, kv and kv.of_layer(layer.window))
     return int(weights + embeddings / config.vocab_size + attended)
 
 
@@ -494,7 +491,7 @@ def one_node_each() -> Iterator[None]:
 # --- the machine ----------------------------------------------------------------------------------------------
 
 
-def _conditions(request: Request, model: Exaone4ForCausalLM, bandwidth: float) -> Conditions:
+def _conditions(request: Request, model: Exaone4ForCausalLM, bandwidth: float, kv: KVQuantization | None) -> Conditions:
     packages = ["mlx", *request.peers, *(["torch"] if "transformers" in request.peers else [])]
     return Conditions(
         machine=str(mx.device_info().get("device_name") or platform.processor()),
@@ -507,7 +504,7 @@ def _conditions(request: Request, model: Exaone4ForCausalLM, bandwidth: float) -
         layers=model.config.num_hidden_layers,
         dtype=dtype_name(model),
         bits_per_weight=bits_per_weight(model),
-        kv=str(KVQuantization.read(model.config, **request.kv) or ""),
+        kv=str(kv or ""),
         prefill_step_size=request.prefill_step_size,
         repeat=request.repeat,
         load_average=os.getloadavg()[0],

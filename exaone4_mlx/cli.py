@@ -265,9 +265,7 @@ def _reply(
 ) -> Generation | Turn:
     """The reply to be shown: of the bare model to raw text, or of a chat, which runs tools."""
     from .generation.conversation import Chat
-    from .generation.respond import Generation
-    from .generation.session import CheckpointPool, PromptCache
-    from .generation.speculate import DraftModel
+    from .generation.respond import Generation, make_draft
 
     if isinstance(prompt, str):
         return Generation(
@@ -275,9 +273,10 @@ def _reply(
             made.tokenizer,
             made.tokenizer.encode(prompt),
             chosen,
-            prompt_cache=cache or PromptCache(made.model, made.tokenizer, CheckpointPool(max_count=0), made.kv),
+            prompt_cache=cache,
+            kv=made.kv,
             context_limit=options.max_kv_size,
-            draft=None if made.draft is None else DraftModel(made.draft),
+            draft=make_draft(made.draft),
         )
     chat = Chat(
         made.model,

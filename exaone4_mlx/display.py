@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from .terminal.words import call_text, clean, result_text, size_text
 from .text.reply import ToolCall
+from .text.schema import shortened
 
 if TYPE_CHECKING:
     from .generation.conversation import Chat
@@ -174,13 +175,13 @@ def _thought_title(stats: Mapping[str, Any], growing: bool) -> str:
 
 
 def _call_block(name: str, arguments: Any, result: Message | None, under_way: bool) -> Block:
-    title = _short(call_text(ToolCall(name, arguments)), 2 * SHORT)
+    title = shortened(call_text(ToolCall(name, arguments)), 2 * SHORT)
     text = f"arguments: {_pretty(arguments)}"
     if result is None:
         return Block("call", f"{title} …" if under_way else title, text)
     failed, content, seconds = bool(result.get("failed")), result.get("content"), result.get("seconds")
     took = "" if seconds is None else f" · {_seconds(seconds)}"
-    told = _short(result_text(content, failed), SHORT)
+    told = shortened(result_text(content, failed), SHORT)
     title = f"{title} → {'failed: ' * failed}{told}{took}"
     return Block("failed" if failed else "call", title, f"{text}\nresult: {_pretty(content)}")
 
@@ -460,10 +461,6 @@ def _seconds(seconds: float) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 1e3:,.0f} kB" if 0 < count < 1e6 else size_text(count)
-
-
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _pretty(value: Any) -> str:

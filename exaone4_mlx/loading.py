@@ -15,7 +15,8 @@ import shlex
 import time
 import warnings
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -94,13 +95,28 @@ def read_kv(config: Exaone4Config, options: argparse.Namespace) -> KVQuantizatio
 # --- before the weights are read ----------------------------------------------------------------------------------
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Found:
     """Everything about a model but its weights; the draft model's folder, if there is one."""
 
     folder: Path
     config: Exaone4Config
     tokenizer: Tokenizer
     draft_folder: Path | None
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Of its weights, from their headers, which are read once."""
+        from .weights.fit import read_sizes
+
+        return read_sizes(self.folder)
+
+    @cached_property
+    def draft_sizes(self) -> Sizes | None:
+        """Of the draft model's."""
+        from .weights.fit import read_sizes
+
+        return None if self.draft_folder is None else read_sizes(self.draft_folder)
 
     def context(self, options: argparse.Namespace) -> int:
         """Tokens that the caches hold at most. Raises ValueError for a --max-kv-size without meaning."""
@@ -137,16 +153,14 @@ def find_model(options: argparse.Namespace) -> Found:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; --model demo needs no download") from error
     read_kv(config, options)
-    draft_folder, draft_config = None, None
-    if options.draft_model:
-        draft_folder = find_folder(options.draft_model)
-        draft_config = Exaone4Config.from_file(draft_folder / "config.json")
-        check_draft(read_sizes(folder), read_sizes(draft_folder), tokenizer)
+    found = Found(folder, config, tokenizer, find_folder(options.draft_model) if options.draft_model else None)
+    if draft := found.draft_sizes:
+        check_draft(found.sizes, draft, tokenizer)
     guessing = Options(prompt_lookup=options.prompt_lookup, num_draft_tokens=options.num_draft_tokens)
-    check_drafting(config, guessing, draft_config)
+    check_drafting(config, guessing, draft.config if draft else None)
     if warning := vocabulary_warning(tokenizer, config):
         cli.say(f"warning: {warning}")
-    return Found(folder, config, tokenizer, draft_folder)
+    return found
 
 
 def _is_to_be_downloaded(model: str, revision: str | None) -> bool:
@@ -172,12 +186,10 @@ def check_memory(found: Found, options: argparse.Namespace, context: int, prompt
         return
     from .model.cache import KVQuantization
     from .weights.checkpoint import read_dtype
-    from .weights.fit import read_sizes
     from .weights.quantize import Quantization
 
-    sizes = read_sizes(found.folder)
+    sizes, draft = found.sizes, found.draft_sizes
     bits, kv = _bits(options), read_kv(found.config, options)
-    draft = read_sizes(found.draft_folder) if found.draft_folder else None
     fit = partial(sizes.fit, context, None, read_dtype(options.dtype), draft=draft, prompt=prompt)
     needs = fit(bits, kv=kv)
     if not needs.fits:

@@ -19,7 +19,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, Tokenizer, load
 from exaone4_mlx.generation.decode import TokenStream, prefill
-from exaone4_mlx.model.cache import KVCache, RotatingKVCache
+from exaone4_mlx.generation.speculate import Pace
+from exaone4_mlx.model.cache import KVCache, KVQuantization, RotatingKVCache
 from exaone4_mlx.model.folders import DEMO_FOLDER
 from exaone4_mlx.text.template import ChatTemplate
 
@@ -114,6 +115,33 @@ def small_caches(model: Exaone4ForCausalLM, reserve: int = 8, slack: int = 5) ->
         ],
     )
     return model
+
+
+def random_caches(model: Any, rng: random.Random, kv: KVQuantization | None = None) -> list[Any]:
+    """Caches like the model's own, but with hardly any reserve: they compact every few tokens."""
+    reserve, slack = rng.randrange(0, 9), rng.randrange(1, 6)
+    return [
+        RotatingKVCache(layer.window, reserve, slack, kv and kv.of_layer(layer.window))
+        if layer.window
+        else KVCache(kv=kv and kv.of_layer(None))
+        for layer in model.config.layers
+    ]
+
+
+def in_chunks(model: Any, ids: mx.array, cuts: Sequence[int], cache: Sequence[Any]) -> mx.array:
+    """The logits of ids [B, L], read in pieces of these sizes into a cache."""
+    logits, start = [], 0
+    for size in cuts:
+        logits.append(model(ids[:, start : start + size], cache))
+        start += size
+    return mx.concatenate(logits, axis=1)
+
+
+class Always(Pace):
+    """As many guesses each time, whatever they bring."""
+
+    def choose(self) -> int:
+        return self.most
 
 
 def greedy_tokens(model: Any, prompt: list[int], count: int, step_size: int = 2048) -> list[int]:

@@ -102,8 +102,11 @@ AT_CALL_ONLY = {
 
 
 #: What reaches up to a folder above, inside a function: how checkpoints are stored, only weights/ knows, and how
-#: objects look in a notebook, only display.py.
-UPWARD = {("model/pretrained.py", ("exaone4_mlx", "weights", "checkpoint"))} | {
+#: objects look in a notebook, only display.py, and how a file is written whole, only folders.py.
+UPWARD = {
+    ("model/pretrained.py", ("exaone4_mlx", "weights", "checkpoint")),
+    ("text/tokenizer.py", ("exaone4_mlx", "model", "folders")),
+} | {
     (file, ("exaone4_mlx", "display"))
     for file in (
         "model/config.py",

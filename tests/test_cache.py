@@ -6,19 +6,11 @@ import random
 
 import mlx.core as mx
 import pytest
-from conftest import distance, random_ids, tiny_model
+from conftest import distance, in_chunks, random_caches, random_ids, tiny_model
 
 from exaone4_mlx.model.cache import KVCache, RotatingKVCache, causal_mask
 
 SEEDS = range(12)
-
-
-def small_caches(model, rng: random.Random) -> list:
-    """Caches like the model's own, but with hardly any reserve: they compact every few tokens."""
-    reserve, slack = rng.randrange(0, 9), rng.randrange(1, 6)
-    return [
-        RotatingKVCache(layer.window, reserve, slack) if layer.window else KVCache() for layer in model.config.layers
-    ]
 
 
 def random_cuts(length: int, rng: random.Random) -> list[int]:
@@ -29,23 +21,15 @@ def random_cuts(length: int, rng: random.Random) -> list[int]:
     return cuts
 
 
-def in_chunks(model, ids: mx.array, cuts: list[int], cache: list) -> mx.array:
-    logits, start = [], 0
-    for size in cuts:
-        logits.append(model(ids[:, start : start + size], cache))
-        start += size
-    return mx.concatenate(logits, axis=1)
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 def test_any_chunking_gives_the_same_logits(seed: int) -> None:
     rng = random.Random(seed)
     model = tiny_model(seed, sliding_window=rng.randrange(1, 17))
     ids = random_ids(rng.randrange(1, 90), seed)
     whole = model(ids)
-    for cache in (model.make_cache(), small_caches(model, rng)):
+    for cache in (model.make_cache(), random_caches(model, rng)):
         assert distance(in_chunks(model, ids, random_cuts(ids.shape[1], rng), cache), whole) < 1e-4
-    one_by_one = in_chunks(model, ids, [1] * ids.shape[1], small_caches(model, rng))
+    one_by_one = in_chunks(model, ids, [1] * ids.shape[1], random_caches(model, rng))
     assert distance(one_by_one, whole) < 1e-4
 
 
@@ -55,7 +39,7 @@ def test_chunking_in_bfloat16_changes_no_clear_decision(seed: int) -> None:
     model = tiny_model(seed, dtype=mx.bfloat16)
     ids = random_ids(60, seed)
     whole = model(ids).astype(mx.float32)
-    chunked = in_chunks(model, ids, random_cuts(60, rng), small_caches(model, rng)).astype(mx.float32)
+    chunked = in_chunks(model, ids, random_cuts(60, rng), random_caches(model, rng)).astype(mx.float32)
     best_two = mx.sort(whole, axis=-1)[..., -2:]
     clear = (best_two[..., 1] - best_two[..., 0]) > 2.0  # beyond what rounding of logits of scale ten can turn
     same = mx.argmax(whole, axis=-1) == mx.argmax(chunked, axis=-1)
@@ -81,7 +65,7 @@ def test_rewinding_equals_never_having_seen_the_tokens(seed: int) -> None:
     model = tiny_model(seed, sliding_window=rng.randrange(2, 12))
     ids, other = random_ids(80, seed), random_ids(9, seed + 1000)
     for _ in range(6):
-        cache = small_caches(model, rng)
+        cache = random_caches(model, rng)
         length = rng.randrange(1, 80)
         in_chunks(model, ids[:, :length], random_cuts(length, rng), cache)
         back = rng.randint(0, min(layer.rewindable for layer in cache))

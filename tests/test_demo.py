@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from conftest import Always
 
 from exaone4_mlx import Sampling, ToolCall, generate, load
 from exaone4_mlx.generation import speculate
@@ -136,11 +137,6 @@ def test_demo_is_read_by_everything_that_reads_exaone() -> None:
     assert {"rope_theta", "rope_scaling", "rope_parameters", "layer_types"} <= set(config)
     assert config["sliding_window_pattern"] == "LLLG"
     assert config["max_position_embeddings"] == 8192
-
-
-class Always(speculate.Pace):
-    def choose(self) -> int:
-        return self.most
 
 
 def test_draft_reads_the_same_tokens() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import TINY, distance, random_ids, small_caches, tiny_model
+from conftest import TINY, distance, in_chunks, random_caches, random_ids, small_caches, tiny_model
 
 from exaone4_mlx import Exaone4Config, PromptCache, Tokenizer
 from exaone4_mlx.model import layer as layer_module
@@ -29,17 +29,6 @@ def of(head_dim: int, **changes: Any) -> Exaone4Config:
     return Exaone4Config.from_dict(TINY | {"head_dim": head_dim} | changes)
 
 
-def caches(model: Any, kv: KVQuantization | None, rng: random.Random) -> list:
-    """Hardly any reserve, so that windows compact every few tokens."""
-    reserve, slack = rng.randrange(0, 9), rng.randrange(1, 6)
-    return [
-        RotatingKVCache(layer.window, reserve, slack, kv and kv.of_layer(layer.window))
-        if layer.window
-        else KVCache(kv=kv and kv.of_layer(None))
-        for layer in model.config.layers
-    ]
-
-
 class RoundTrip:
     """A plain cache that is given what the quantized one would keep: the oracle."""
 
@@ -58,26 +47,18 @@ class RoundTrip:
         return self._cache.update(keys, values)
 
 
-def read(model: Any, ids: mx.array, cuts: list[int], cache: list) -> mx.array:
-    logits, start = [], 0
-    for size in cuts:
-        logits.append(model(ids[:, start : start + size], cache))
-        start += size
-    return mx.concatenate(logits, axis=1)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cuts", [[45], [1] * 45, [20, 1, 3, 1, 8, 12]], ids=["whole", "one by one", "mixed"])
 def test_logits_are_those_of_a_plain_cache_given_what_is_stored(kind: str, cuts: list[int]) -> None:
     kv, rng = KINDS[kind], random.Random(kind)
     model = tiny_model(**SHAPE)
     ids = random_ids(45)
-    plain = caches(model, None, rng)
+    plain = random_caches(model, rng)
     oracle = [
         RoundTrip(cache, kv.of_layer(layer.window)) for cache, layer in zip(plain, model.config.layers, strict=True)
     ]
-    stored = read(model, ids, cuts, caches(model, kv, rng))
-    assert distance(stored, read(model, ids, cuts, oracle)) < 1e-4
+    stored = in_chunks(model, ids, cuts, random_caches(model, rng, kv))
+    assert distance(stored, in_chunks(model, ids, cuts, oracle)) < 1e-4
     assert distance(stored, model(ids)) > 1e-3, "nothing was quantized"
 
 
@@ -143,9 +124,9 @@ def test_broken_rotation_of_scales_would_be_seen(monkeypatch: pytest.MonkeyPatch
         self.buffers[2] = mx.zeros_like(self.buffers[2])
 
     model, ids = tiny_model(**SHAPE), random_ids(45)
-    right = read(model, ids, [1] * 45, caches(model, KINDS["8"], random.Random(0)))
+    right = in_chunks(model, ids, [1] * 45, random_caches(model, random.Random(0), KINDS["8"]))
     monkeypatch.setattr("exaone4_mlx.model.cache.Rows.resize", broken)
-    wrong = read(model, ids, [1] * 45, caches(model, KINDS["8"], random.Random(0)))
+    wrong = in_chunks(model, ids, [1] * 45, random_caches(model, random.Random(0), KINDS["8"]))
     assert distance(right, wrong) > 1e-2
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import ROOT, Greedy, distance, greedy_tokens, random_ids, small_caches, tiny_model
+from conftest import ROOT, Always, Greedy, distance, greedy_tokens, random_ids, small_caches, tiny_model
 
 from exaone4_mlx import Chat, Logprobs, PromptCache, Reply, Sampling, Tokenizer, generate, stream_generate
 from exaone4_mlx.generation import speculate
@@ -20,13 +20,6 @@ from exaone4_mlx.generation.decode import TokenStream, prefill
 from exaone4_mlx.generation.sampling import Sampler
 from exaone4_mlx.generation.speculate import LOOKUP_DRAFTS, DraftModel, Pace, PromptLookup, SpeculativeStream
 from exaone4_mlx.model.cache import KVCache, KVQuantization, RotatingKVCache
-
-
-class Always(Pace):
-    """As many guesses each time, whatever they bring."""
-
-    def choose(self) -> int:
-        return self.most
 
 
 class Knowing:

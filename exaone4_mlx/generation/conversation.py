@@ -132,11 +132,12 @@ class Chat:
         fits = context_limit is None or (type(context_limit) is int and 1 < context_limit <= longest)
         check("context_limit", context_limit, fits, f"a number of tokens from 2 to the model's {longest}")
         self.context_limit = context_limit or longest  # tokens seen at once, prompt and reply together
-        Options(sampling=sampling, max_tokens=max_tokens, thinking_budget=thinking_budget)  # raises what they raise
+        options = Options(  # raises what they raise
+            sampling, max_tokens, thinking_budget, prompt_lookup=prompt_lookup, num_draft_tokens=num_draft_tokens
+        )
         self.prompt_lookup, self.num_draft_tokens = prompt_lookup, num_draft_tokens
-        guessing = Options(prompt_lookup=prompt_lookup, num_draft_tokens=num_draft_tokens)
         self._draft = make_draft(draft_model)
-        check_drafting(model.config, guessing, self._draft.model.config if self._draft else None)
+        check_drafting(model.config, options, self._draft.model.config if self._draft else None)
         self.dropped = 0  # messages behind the system prompt that the model does not see any more
         self.context_tokens = 0  # of the history, as the next prompt will hold it
         self._owner = Owner.of(model)
@@ -144,8 +145,7 @@ class Chat:
         check("prompt_cache", prompt_cache, isinstance(prompt_cache, (PromptCache, type(None))), "a PromptCache")
         kv = KVQuantization.read(model.config, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers)
         self._cache = prompt_cache or PromptCache(model, tokenizer, self._owner.checkpoints, kv)
-        self._cache.check_model(model)
-        self._cache.check_bits(kv)
+        self._cache.check_model(model, kv)
         self._auto_settle = settle
         if messages:
             self._prepare()

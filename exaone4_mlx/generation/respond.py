@@ -21,6 +21,7 @@ from ..model.cache import KVQuantization
 from ..model.config import Exaone4Config
 from ..model.network import Exaone4ForCausalLM
 from ..text.reply import Answer, Event, ReplyParser, Thinking, ToolCall
+from ..text.schema import shortened
 from ..text.tokenizer import Message, Tokenizer
 from ..text.tools import Tool, schemas
 from .constrain import ToolConstraint
@@ -114,10 +115,9 @@ class Reply:
         )
 
     def __repr__(self) -> str:
-        text = self.text if len(self.text) <= 60 else f"{self.text[:59]}…"
         calls = f", {len(self.tool_calls)} tool calls" if self.tool_calls else ""
         tokens = self.thinking_tokens + self.answer_tokens
-        return f"Reply({text!r}{calls}, {tokens} tokens, {self.finish_reason!r})"
+        return f"Reply({shortened(self.text, 60)!r}{calls}, {tokens} tokens, {self.finish_reason!r})"
 
     def _repr_html_(self) -> str:
         from ..display import reply_html
@@ -194,12 +194,8 @@ def stream_generate(
             num_draft_tokens,
             logprobs,
         ),
-        prompt_cache=_cache_for(
-            model,
-            tokenizer,
-            prompt_cache,
-            KVQuantization.read(model.config, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers),
-        ),
+        prompt_cache=prompt_cache,
+        kv=KVQuantization.read(model.config, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers),
         context_limit=max_kv_size,
         draft=make_draft(draft_model),
         constraint=tool_constraint(model, tokenizer, tools) if constrain_tools else None,
@@ -258,6 +254,7 @@ class Generation:
         options: Options | None = None,
         *,
         prompt_cache: PromptCache | None = None,
+        kv: KVQuantization | None = None,
         constraint: ToolConstraint | None = None,
         context_limit: int | None = None,
         draft: DraftModel | None = None,
@@ -266,8 +263,8 @@ class Generation:
         check_request(ids, options, model.config, tokenizer)
         check_drafting(model.config, options, draft.model.config if draft else None)
         room = check_limit(context_limit, model.config, ids) - len(ids)
-        cache = prompt_cache or PromptCache(model, tokenizer, CheckpointPool(max_count=0))
-        cache.check_model(model)
+        cache = prompt_cache or PromptCache(model, tokenizer, CheckpointPool(max_count=0), kv)
+        cache.check_model(model, kv)
         self._making = _Making(model, tokenizer, list(ids), options, cache, constraint, room, draft)
         self._events = self._making.run()  # which knows nothing of this object: dropped, both are gone at once
 
@@ -562,16 +559,6 @@ def logprobs(logits: mx.array, token: int, count: int, tokenizer: Tokenizer) -> 
     found: Any = values[mx.array([token, *ids])].tolist()
     told = [TokenLogprob(id, tokenizer.decode([id]), value) for id, value in zip((token, *ids), found, strict=True)]
     return Logprobs(**vars(told[0]), top=tuple(told[1:]))
-
-
-def _cache_for(
-    model: Exaone4ForCausalLM, tokenizer: Tokenizer, cache: PromptCache | None, kv: KVQuantization | None
-) -> PromptCache | None:
-    """The prompt cache that was given, or one for this reply alone. Raises ValueError where it has other bits."""
-    if cache is None:
-        return PromptCache(model, tokenizer, CheckpointPool(max_count=0), kv)
-    cache.check_bits(kv)
-    return cache
 
 
 def _wanted_tokens(options: Options) -> int:

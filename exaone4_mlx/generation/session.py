@@ -113,13 +113,13 @@ class PromptCache:
     def __repr__(self) -> str:
         return f"PromptCache({len(self.ids)} tokens, {len(self.checkpoints)} checkpoints, {self.nbytes} bytes)"
 
-    def check_model(self, model: Exaone4ForCausalLM) -> None:
-        """Raises ValueError for a model that this was not made for."""
+    def check_model(self, model: Exaone4ForCausalLM, kv: KVQuantization | None = None) -> None:
+        """Raises ValueError for a model that this was not made for, and for other bits than its caches have.
+
+        `kv` None asks for none in particular.
+        """
         if self.model is not model:
             raise ValueError("this prompt cache was made for another model")
-
-    def check_bits(self, kv: KVQuantization | None) -> None:
-        """Raises ValueError for other bits than its caches have; None asks for none in particular."""
         if kv not in (None, self.kv):
             raise ValueError(f"the prompt cache holds {self.kv or 'full precision'}; asked for is {kv}")
 

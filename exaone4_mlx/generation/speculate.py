@@ -93,9 +93,7 @@ class DraftModel:
         self.clear(0)
 
     def begin(self, history: Sequence[int]) -> None:
-        held = len(self._ids)
-        if self._ids != list(history[self._start : self._start + held]):
-            self._align(history, whole=True)
+        self._align(history, whole=True)
 
     def draft(self, history: Sequence[int], count: int, sample: Sample) -> list[mx.array]:
         if count == 0:

@@ -188,6 +188,7 @@ class Rows:
     def __init__(self, kv: KVQuantization | None = None) -> None:
         self.buffers: list[mx.array] = []  # none before the first rows
         self.kv = kv
+        self.bits = (None, None) if kv is None else (kv.key_bits, kv.value_bits)
 
     @property
     def capacity(self) -> int:
@@ -201,15 +202,14 @@ class Rows:
         """Keys and values [B, K, L, D] as they are stored."""
         if self.kv is None:
             return keys, values
-        pairs = ((keys, self.kv.key_bits), (values, self.kv.value_bits))
+        pairs = zip((keys, values), self.bits, strict=True)
         packed = [(x,) if bits is None else Packed.of(x, self.kv.group_size, bits).parts for x, bits in pairs]
         return tuple(part for parts in packed for part in parts)
 
     def layout(self, head_dim: int) -> dict[str, tuple[int, mx.DtypeCategory]]:
         """The buffers by name: their last dimension, and what their numbers are."""
         found: dict[str, tuple[int, mx.DtypeCategory]] = {}
-        for name in ("keys", "values"):
-            bits = None if self.kv is None else self.kv.key_bits if name == "keys" else self.kv.value_bits
+        for name, bits in zip(("keys", "values"), self.bits, strict=True):
             if self.kv is None or bits is None:
                 found[name] = head_dim, mx.floating
             else:
@@ -241,15 +241,12 @@ class Rows:
         if self.kv is None:
             keys, values = self.buffers
             return keys[:, :, start:stop], values[:, :, start:stop]
-        views = self.views(start, stop)
-        read: list[Stored] = []
-        for bits in (self.kv.key_bits, self.kv.value_bits):
-            if bits is None:
-                read.append(views[0])
-            else:
-                read.append(Packed(views[0], views[1], views[2], self.kv.group_size, bits))
-            views = views[1 if bits is None else 3 :]
-        return read[0], read[1]
+        views, group_size = iter(self.views(start, stop)), self.kv.group_size
+        stored_keys, stored_values = (
+            next(views) if bits is None else Packed(next(views), next(views), next(views), group_size, bits)
+            for bits in self.bits
+        )
+        return stored_keys, stored_values
 
     def views(self, start: int, stop: int) -> tuple[mx.array, ...]:
         """The parts of the rows start:stop."""

@@ -17,9 +17,7 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -95,14 +93,21 @@ class Tokenizer:
         `from_pretrained`, transformers and mlx-lm read them. The folder is made if it is not there; each file takes the
         place of an older one at once, when it is complete. What generation_config.json said is the model's to save.
         """
+        from ..model.folders import atomic_file
+
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos_token} | self._config
         config.pop("chat_template", None)  # it gets a file of its own
-        _replace(folder / "tokenizer.json", self._backend.to_str(pretty=True))
-        _replace(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+        files = {
+            "tokenizer.json": self._backend.to_str(pretty=True),
+            "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2) + "\n",
+        }
         if self._template is not None:
-            _replace(folder / "chat_template.jinja", self._template.source)
+            files["chat_template.jinja"] = self._template.source
+        for name, text in files.items():
+            with atomic_file(folder / name) as stream:
+                stream.write(text.encode())
 
     @property
     def vocab_size(self) -> int:
@@ -370,20 +375,6 @@ def _read_config(file: Path) -> Mapping[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{file} does not hold a JSON object")
     return config
-
-
-def _replace(file: Path, text: str) -> None:
-    """Writes a file beside `file`, which takes its place when it is complete."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", dir=file.parent, delete=False) as partial:
-        try:
-            partial.write(text)
-            partial.flush()
-            os.fsync(partial.fileno())
-            os.chmod(partial.name, file.stat().st_mode & 0o777 if file.exists() else 0o644)
-            os.replace(partial.name, file)
-        except BaseException:
-            os.unlink(partial.name)
-            raise
 
 
 @functools.cache

@@ -173,7 +173,7 @@ def evaluate(
         reference=str(reference),
         data="held-out texts of exaone4_mlx" if file == HELD_OUT else file.name,
         dtype=str(sides[0].dtype).removeprefix("mlx.core."),
-        kv="" if kv is None else str(kv),
+        kv=str(kv or ""),
         documents=len(texts),
         tokens=tokens,
         bits_per_weight=candidate.bits_per_weight,

@@ -298,7 +298,7 @@ def cache_bytes(
     _check_context(context, config)
     seen = windows = reserves = 0
     for layer, count in Counter(config.layers).items():
-        row = count * _row_bytes(config, dtype_size, kv and kv.of_layer(layer.window))
+        row = count * row_bytes(config, dtype_size, kv and kv.of_layer(layer.window))
         if layer.window is None:
             seen += row * _capacities(context, config.max_position_embeddings)[-1]
         else:
@@ -318,7 +318,7 @@ def draft_cache_bytes(config: Exaone4Config, context: int, dtype_size: int = 2) 
     rows = 0
     for window in draft_windows(config):
         rows += _capacities(context, RotatingKVCache(window).max_rows, DRAFT_STEP_SIZE)[-1]
-    return rows * _row_bytes(config, dtype_size)
+    return rows * row_bytes(config, dtype_size)
 
 
 def prefill_bytes(
@@ -376,10 +376,10 @@ def _reading_bytes(
             scores = max(scores, chunk * attended * (config.num_attention_heads * dtype_size + 2))
         stored = kv and kv.of_layer(window)
         rows = _replaced_rows(context, window, config)
-        replaced = max(replaced, rows * _row_bytes(config, dtype_size, stored))
+        replaced = max(replaced, rows * row_bytes(config, dtype_size, stored))
         if stored:
             parts = sum(bits is not None for bits in (stored.key_bits, stored.value_bits))
-            packed = chunk * _row_bytes(config, dtype_size, stored)  # this chunk's own, before they are written
+            packed = chunk * row_bytes(config, dtype_size, stored)  # this chunk's own, before they are written
             each = dtype_size if metal else dtype_size + UNPACKING_BYTES
             unpacked = max(unpacked, attended * parts * key_heads * each + packed)
     return working + scores + masks + unpacked + 2 * replaced + config.vocab_size * dtype_size
@@ -454,8 +454,8 @@ def _affine_bytes(size: int, quantization: Quantization, scale_dtype: mx.Dtype) 
     return size * quantization.bits // 8 + 2 * (size // quantization.group_size) * scale_dtype.size
 
 
-def _row_bytes(config: Exaone4Config, dtype_size: int, kv: KVQuantization | None = None) -> int:
-    """Of a token's key and value in one layer, quantized or not."""
+def row_bytes(config: Exaone4Config, dtype_size: int, kv: KVQuantization | None = None) -> int:
+    """Bytes of a token's key and value in one layer, quantized or not."""
     head = kv.row_bytes(config.head_dim, dtype_size) if kv else 2 * config.head_dim * dtype_size
     return config.num_key_value_heads * head
 
