@@ -199,7 +199,7 @@ class Actions:
             self.desk.rename(tab.session.id, title)
         except (OSError, ValueError) as error:
             return self._refused(tab, error)
-        return self._list(tab, query)
+        return {**self._list(tab, query), **self._title(tab, anew=True)}
 
     def delete_asked(self) -> Update:
         return {self.page.delete: gr.update(visible=False), self.page.delete_row: gr.update(visible=True)}
@@ -360,7 +360,7 @@ class Actions:
             **self._frame(tab, view),
             **self._widgets(tab.session.settings),
             self.page.conversation: tab.session.id if view.messages else "",
-            self.page.title: tab.session.conversation.title,
+            **self._title(tab, anew=True),
             self.page.box: gr.MultimodalTextbox(submit_btn=not view.running, stop_btn=view.running),
             self.page.attached: gr.update(visible=False),
             **self.delete_kept(),
@@ -383,8 +383,13 @@ class Actions:
         return {
             self.page.listed: gr.update(choices=choices, value=here, visible=bool(choices)),
             self.page.list_hint: gr.update(value=_plain(hint), visible=bool(hint)),
-            self.page.title: tab.session.conversation.title,
+            **self._title(tab),
         }
+
+    def _title(self, tab: Tab, anew: bool = False) -> Update:
+        """The title of the conversation; nothing where it is as before: a person may be typing another."""
+        before, tab.title = tab.title, tab.session.conversation.title
+        return {self.page.title: tab.title} if anew or tab.title != before else {}
 
     def _whole_chat(self, tab: Tab) -> gr.Chatbot:
         """The chat with what an empty one shows, in the language of the tab."""

@@ -65,6 +65,7 @@ class Tab:
     words: Words
     narrow: bool = False  # a phone
     query: str = ""  # what the list is searched for
+    title: str = ""  # of the conversation, as it was shown last
     files: dict[str, tuple[Attachment, int]] = field(default_factory=dict)  # by path: what was read, and its tokens
 
 

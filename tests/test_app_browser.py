@@ -387,8 +387,10 @@ def test_conversations_are_renamed_searched_and_deleted(browser: Browser, tmp_pa
         tab.ask("What is the capital of Italy?")
         expect(tab.titles).to_have_text(["What is the capital of Italy?", SEOUL])
         tab.unfold("manage")
+        field = tab.page.locator("#conversation-title textarea, #conversation-title input")
+        expect(field).to_have_value("What is the capital of Italy?")
         for title in ("../../x", "<img src=x onerror=alert(1)>", "로마 이야기"):
-            tab.page.locator("#conversation-title textarea, #conversation-title input").fill(title)
+            field.fill(title)
             tab.page.locator("#rename").click()
             expect(tab.titles.filter(has_text=title)).to_have_count(1)
         assert sorted(file.name for file in tmp_path.rglob("*.json")) == sorted(
@@ -416,6 +418,21 @@ def test_conversations_are_renamed_searched_and_deleted(browser: Browser, tmp_pa
         expect(tab.titles).to_have_text(["로마 이야기"])
         expect(tab.said).to_have_count(0)
         assert not file.exists()
+
+
+def test_a_title_that_is_being_typed_outlives_the_end_of_a_reply(browser: Browser, endless: Server) -> None:
+    with opened(browser, endless) as tab:
+        tab.say("Which one is bigger, 3.12 vs 3.9?")
+        expect(tab.replies.last).to_have_text(LONG_ENOUGH)
+        tab.unfold("manage")
+        field = tab.page.locator("#conversation-title textarea, #conversation-title input")
+        expect(field).to_have_value("Which one is bigger, 3.12 vs 3.9?")
+        field.fill("Numbers")
+        tab.stop.click()
+        tab.done()
+        expect(field).to_have_value("Numbers")
+        tab.page.locator("#rename").click()
+        expect(tab.titles.filter(has_text="Numbers")).to_have_count(1)
 
 
 @pytest.mark.parametrize("form", ["markdown", "json"])
