@@ -34,7 +34,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .engines import Engine, MlxLm, Ours, Transformers, check_installed, nbytes, quantization_of
+from .engines import Engine, MlxLm, Ours, Transformers, build_seconds, check_installed, nbytes, quantization_of
 from .generation.decode import PREFILL_STEP_SIZE
 from .model.cache import KVQuantization
 from .model.config import Exaone4Config
@@ -212,7 +212,8 @@ def bench(request: Request, progress: Progress | None = None) -> Bench:
         rows += _rows(test, take_turns(engines, test.measure, request.repeat), model, bandwidth, kv)
     if progress:
         progress(len(tests), len(tests) + 1)
-    rows += _node_rows(model, [engine.name for engine in engines])
+    names = [engine.name for engine in engines if engine.name != Transformers.name]
+    rows += [*_host_rows(model, names, request.repeat), *_node_rows(model, names)]
     if progress:
         progress(len(tests) + 1, len(tests) + 1)
     return Bench(conditions, tuple(rows))
@@ -358,26 +359,62 @@ def memory_bandwidth() -> float:
     return best
 
 
-# --- nodes ----------------------------------------------------------------------------------------------------
+# --- the graph of one step ------------------------------------------------------------------------------------
+
+
+def _host_rows(model: Exaone4ForCausalLM, engines: Sequence[str], repeat: int) -> Iterator[Row]:
+    taken: dict[str, list[float]] = _apart("host_seconds", list(engines), *_kind(model), repeat)
+    for engine, seconds in taken.items():
+        more: dict[str, Any] = {}
+        if engine != Ours.name:
+            ratios = [a / b for a, b in zip(taken[Ours.name], seconds, strict=True)]
+            more |= {"ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}
+        figures = [1000 * second for second in seconds]
+        test = "Python's share of a step, as with a GPU"
+        yield Row(test, engine, "ms", statistics.median(figures), min(figures), max(figures), **more)
 
 
 def _node_rows(model: Exaone4ForCausalLM, engines: Sequence[str]) -> Iterator[Row]:
-    counts = {name: _counted_apart(name, model) for name in engines if name != Transformers.name}
+    counts: dict[str, dict[str, int]] = {name: _apart("count_nodes", name, *_kind(model)) for name in engines}
     for test, ours in counts[Ours.name].items():
         for engine, found in counts.items():
             count, ratio = found[test], None if engine == Ours.name else ours / found[test]
             yield Row(test, engine, "nodes", count, count, count, ratio=ratio, ratio_low=ratio, ratio_high=ratio)
 
 
-def _counted_apart(engine: str, model: Exaone4ForCausalLM) -> dict[str, int]:
-    """`count_nodes` in a process of its own: functions that are compiled there keep the stand-ins for ever."""
-    asked = json.dumps([engine, model.config.to_dict(), dtype_name(model), bool(quantization_of(model))])
-    code = f"import json; from exaone4_mlx import bench; print(json.dumps(bench.count_nodes(*json.loads({asked!r}))))"
+def _kind(model: Exaone4ForCausalLM) -> tuple[dict[str, Any], str, bool]:
+    return model.config.to_dict(), dtype_name(model), bool(quantization_of(model))
+
+
+def _apart(function: str, *arguments: Any) -> Any:
+    """A function of this module in a process of its own: what is compiled there keeps stand-ins for ever."""
+    asked = json.dumps(arguments)
+    code = f"import json; from exaone4_mlx import bench; print(json.dumps(bench.{function}(*json.loads({asked!r}))))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if ended.returncode:
-        raise RuntimeError(f"the nodes of {engine} could not be counted: {ended.stderr.strip()[-300:]}")
-    counted: dict[str, int] = json.loads(ended.stdout)
-    return counted
+        raise RuntimeError(f"{function}{tuple(arguments[:1])} failed: {ended.stderr.strip()[-300:]}")
+    return json.loads(ended.stdout)
+
+
+def host_seconds(
+    engines: Sequence[str], config: Mapping[str, Any], dtype: str, is_quantized: bool, repeat: int
+) -> dict[str, list[float]]:
+    """How long Python takes to build the graph of one decode step, in each of `repeat` turns, by engine.
+
+    Each function of `mx.fast` is one node, as on GPUs, and nothing is evaluated in between: here the device is the
+    processor that Python runs on, and would take its caches away. So the model can be narrow. This process must do
+    nothing else.
+    """
+    models = {name: _loaded(name, _narrow(config, config["layer_types"]), dtype, is_quantized) for name in engines}
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    fast = ("rms_norm", "rope", "scaled_dot_product_attention")
+    with standing_in({(mx.fast, name): lambda x, *others, **named: mx.abs(x) for name in fast}):
+        for turn in range(repeat + 1):
+            for name in engines if turn % 2 == 0 else reversed(engines):
+                taken = build_seconds(models[name], evaluates=False)
+                if turn:  # the first warms up
+                    seconds[name].append(taken)
+    return seconds
 
 
 def count_nodes(engine: str, config: Mapping[str, Any], dtype: str, is_quantized: bool) -> dict[str, int]:
@@ -388,14 +425,7 @@ def count_nodes(engine: str, config: Mapping[str, Any], dtype: str, is_quantized
     """
 
     def nodes(layer_types: Sequence[str]) -> Counter[str]:
-        narrow = Exaone4Config.from_dict(
-            {name: value for name, value in config.items() if name not in ("sliding_window_pattern", "pad_token_id")}
-            | {"num_hidden_layers": len(layer_types), "layer_types": layer_types}
-            | {"vocab_size": 128, "hidden_size": 128, "intermediate_size": 128, "bos_token_id": 1, "eos_token_id": 2}
-            | {"num_attention_heads": 8, "num_key_value_heads": 4}
-            | {"sliding_window": config["sliding_window"] and 64}  # more than are read, as a long window is
-        )
-        model = _loaded(engine, narrow, dtype, is_quantized)  # before dequantizing has a stand-in
+        model = _loaded(engine, _narrow(config, layer_types), dtype, is_quantized)  # before dequantizing has a stand-in
         with one_node_each():
             return step_nodes(model, model.make_cache())
 
@@ -410,6 +440,17 @@ def count_nodes(engine: str, config: Mapping[str, Any], dtype: str, is_quantized
     else:
         counts["dispatching nodes of a layer"] = dispatching(nodes([full] * 2)) - dispatching(nodes([full]))
     return counts
+
+
+def _narrow(config: Mapping[str, Any], layer_types: Sequence[str]) -> Exaone4Config:
+    """A model with these layers, and little in each."""
+    return Exaone4Config.from_dict(
+        {name: value for name, value in config.items() if name not in ("sliding_window_pattern", "pad_token_id")}
+        | {"num_hidden_layers": len(layer_types), "layer_types": layer_types}
+        | {"vocab_size": 128, "hidden_size": 128, "intermediate_size": 128, "bos_token_id": 1, "eos_token_id": 2}
+        | {"num_attention_heads": 8, "num_key_value_heads": 4}
+        | {"sliding_window": config["sliding_window"] and 64}  # more than are read, as a long window is
+    )
 
 
 def _loaded(engine: str, config: Exaone4Config, dtype: str, is_quantized: bool) -> Any:
@@ -461,8 +502,17 @@ def one_node_each() -> Iterator[None]:
         arrays = [value for value in (*others, *named.values()) if isinstance(value, mx.array)]
         return mx.depends([x], arrays)[0] if arrays else mx.depends([x], [x])[0]
 
-    def product(x: mx.array, w: mx.array, scales: mx.array, biases: mx.array | None = None, **how: Any) -> mx.array:
-        out = w.shape[-2] if how.get("transpose", True) else w.shape[-1] * 32 // how["bits"]
+    def product(
+        x: mx.array,
+        w: mx.array,
+        scales: mx.array,
+        biases: mx.array | None = None,
+        transpose: bool = True,
+        group_size: int | None = None,
+        bits: int = 4,
+        mode: str = "affine",
+    ) -> mx.array:
+        out = w.shape[-2] if transpose else w.shape[-1] * 32 // bits
         return like_first(mx.broadcast_to(mx.array(0, x.dtype), (*x.shape[:-1], out)), x, w, scales, biases)
 
     def dequantize(w: mx.array, scales: mx.array, biases: mx.array | None = None, *how: Any, **named: Any) -> mx.array:
@@ -471,16 +521,23 @@ def one_node_each() -> Iterator[None]:
         shape = (*w.shape[:-1], w.shape[-1] * 32 // bits)
         return like_first(mx.broadcast_to(mx.array(0, dtype), shape), w, scales, biases)
 
-    stand_ins = {
+    stand_ins: dict[tuple[Any, str], Callable[..., mx.array]] = {
         (mx.fast, "rms_norm"): like_first,
         (mx.fast, "rope"): like_first,
         (mx.fast, "scaled_dot_product_attention"): like_first,
         (mx, "quantized_matmul"): product,
         (mx, "dequantize"): dequantize,
     }
-    real = {place: getattr(*place) for place in stand_ins}
+    with standing_in(stand_ins):
+        yield
+
+
+@contextmanager
+def standing_in(functions: Mapping[tuple[Any, str], Callable[..., mx.array]]) -> Iterator[None]:
+    """Puts functions in the places of others, each a module and a name."""
+    real = {place: getattr(*place) for place in functions}
     try:
-        for place, function in stand_ins.items():
+        for place, function in functions.items():
             setattr(*place, function)
         yield
     finally:

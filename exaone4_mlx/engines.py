@@ -254,10 +254,11 @@ def seconds_of(tokens: Iterator[Any], count: int) -> float:
     return time.perf_counter() - started
 
 
-def build_seconds(model: Any) -> float:
+def build_seconds(model: Any, evaluates: bool = True) -> float:
     """How long Python takes to build the graph of one greedy decode step, the median of BUILT_STEPS.
 
-    `model(ids, cache)` gives logits, `model.make_cache()` caches: ours, and any of mlx-lm's.
+    `model(ids, cache)` gives logits, `model.make_cache()` caches: ours, and any of mlx-lm's. `evaluates` says whether
+    each step is evaluated before the next is built.
     """
     cache, token, seconds = model.make_cache(), mx.array([1]), []
     mx.eval(model(mx.array([[1] * 16]), cache))
@@ -265,7 +266,8 @@ def build_seconds(model: Any) -> float:
         started = time.perf_counter()
         token = mx.argmax(model(token[None], cache)[:, -1], axis=-1)
         seconds.append(time.perf_counter() - started)
-        mx.eval(token)
+        if evaluates:
+            mx.eval(token)
     return sorted(seconds)[BUILT_STEPS // 2]
 
 

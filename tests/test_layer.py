@@ -13,9 +13,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from conftest import distance, random_ids, tiny_model
+from mlx.optimizers import SGD
 from mlx.utils import tree_flatten, tree_map
 
 from exaone4_mlx import Exaone4ForCausalLM
+from exaone4_mlx.model.layer import Changes, Noting
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}  # whole groups of 32
 IDS = random_ids(20)
@@ -174,6 +176,38 @@ def output_in_place(model: Any) -> None:
     model.layers[2].self_attn.o_proj.weight[:] = 0.25
 
 
+def output_looked_at_and_changed(model: Any) -> None:
+    weight = model.layers[2].self_attn.o_proj.weight
+    called(model)  # between the look and the change
+    weight[:] = 0.25
+
+
+def output_given_and_changed(model: Any) -> None:
+    ours = mx.zeros((32, 64))
+    model.layers[2].self_attn.o_proj.weight = ours
+    called(model)
+    ours[:] = 0.25
+
+
+def down_of_another_model(model: Any) -> None:
+    model.layers[1].mlp.down_proj = tiny_model(seed=5).layers[1]["mlp"]["down_proj"]
+
+
+def head_norm_given_and_changed(model: Any) -> None:
+    ours = mx.ones((16,))
+    model.layers[0].self_attn.q_norm.weight = ours
+    called(model)
+    ours[3] = 7.0
+
+
+def as_in_a_dict(model: Any) -> None:
+    model["model"]["layers"][1]["mlp"]["down_proj"]["weight"] = mx.ones((32, 48))
+
+
+def block_replaced(model: Any) -> None:
+    model.layers[1] = tiny_model(seed=5).layers[1]
+
+
 def last_norm_in_place(model: Any) -> None:
     model.layers[3].post_feedforward_layernorm.weight *= 3.0
 
@@ -225,15 +259,29 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "an attention and an MLP of another model": whole_modules_replaced,
     "update": updated,
     "attention's output, in place": output_in_place,
+    "attention's output, looked at before": output_looked_at_and_changed,
+    "attention's output, given and then changed": output_given_and_changed,
+    "a head's norm, given and then changed": head_norm_given_and_changed,
+    "an MLP's output, of another model": down_of_another_model,
+    "an MLP's output, as in a dict": as_in_a_dict,
+    "a whole block": block_replaced,
     "a layer's norm, in place": last_norm_in_place,
     "an adapter": adapted,
 }
 
 
+def called(model: Any) -> mx.array:
+    """Logits of a model that was called so often that nothing is made or checked any more."""
+    model(IDS)
+    model(IDS)
+    assert all(layer._layer.checked is Changes.last for layer in model.layers)
+    return model(IDS)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_changes_count_from_the_next_call(change: str) -> None:
     model = tiny_model()
-    before = model(IDS)
+    before = called(model)
     CHANGES[change](model)
     after = model(IDS)
     assert distance(before, after) > 1e-2
@@ -304,3 +352,45 @@ def test_gradients_flow_into_merged_weights_too() -> None:
         found.append(dict(tree_flatten(grads)))
     for name, grad in found[0].items():
         assert distance(grad, found[1][name]) < 1e-3 * max(1.0, mx.max(mx.abs(grad)).item()), name
+
+
+def test_a_change_that_is_not_noted_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    before = called(model)
+    monkeypatch.setattr(Noting, "__setitem__", dict.__setitem__)
+    as_in_a_dict(model)
+    assert distance(model(IDS), before) == 0
+
+
+@pytest.mark.parametrize("captured", [lambda model: model.state, lambda model: [model], lambda model: model.layers[1]])
+def test_a_compiled_step_leaves_nothing_behind(captured: Callable[[Any], Any]) -> None:
+    """Its placeholders take the weights' places while it is traced."""
+    model = tiny_model()
+    before = called(model)
+    compiled = mx.compile(lambda ids: model(ids), inputs=captured(model))
+    for _ in range(3):
+        assert distance(compiled(IDS), before) < 1e-5
+        assert distance(model(IDS), before) < 1e-5
+    as_in_a_dict(model)
+    after = model(IDS)
+    assert distance(after, before) > 1e-2
+    assert distance(compiled(IDS), after) < 1e-5
+
+
+def test_a_compiled_training_step_trains_merged_weights() -> None:
+    """Weights are taken and put back by MLX itself: by `mx.compile`, and by the optimizer."""
+    model, optimizer = tiny_model(), SGD(learning_rate=0.1)
+    before = called(model)
+    state = [model.state, optimizer.state]
+    loss = nn.value_and_grad(model, lambda network, ids: network(ids).square().mean())
+
+    def step(ids: mx.array) -> mx.array:
+        value, grads = loss(model, ids)
+        optimizer.update(model, grads)
+        return value
+
+    compiled = mx.compile(step, inputs=state, outputs=state)
+    losses = [compiled(IDS).item() for _ in range(4)]
+    assert losses == sorted(losses, reverse=True) and losses[0] > 1.01 * losses[-1]
+    assert distance(model(IDS), before) > 1e-2
+    assert distance(model(IDS), apart(model)(IDS)) < 1e-5

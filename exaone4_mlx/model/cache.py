@@ -30,6 +30,7 @@ DRAFT_WINDOW = 4096  # tokens that a draft model sees, in every layer
 DRAFT_STEP_SIZE = 512  # and reads at a time
 KV_BITS = (8, 4)
 KV_GROUP_SIZES = (64, 32, 128)  # the first that divides head_dim is taken
+ALL = slice(None)
 GROWTH = 1.5  # and by this factor, so that the copies made while growing stay in proportion
 
 
@@ -187,12 +188,9 @@ class Rows:
 
     def __init__(self, kv: KVQuantization | None = None) -> None:
         self.buffers: list[mx.array] = []  # none before the first rows
+        self.capacity = 0
         self.kv = kv
         self.bits = (None, None) if kv is None else (kv.key_bits, kv.value_bits)
-
-    @property
-    def capacity(self) -> int:
-        return self.buffers[0].shape[2] if self.buffers else 0
 
     @property
     def nbytes(self) -> int:
@@ -229,19 +227,23 @@ class Rows:
         if stop > start:
             for new, old in zip(fresh, self.buffers, strict=True):
                 new[:, :, : stop - start] = old[:, :, start:stop]
-        self.buffers = fresh
+        self.buffers, self.capacity = fresh, capacity
 
-    def write(self, start: int, parts: tuple[mx.array, ...]) -> None:
-        stop = start + parts[0].shape[2]
+    def write(self, start: int, stop: int, parts: tuple[mx.array, ...]) -> None:
+        rows = ALL, ALL, slice(start, stop)
         for buffer, part in zip(self.buffers, parts, strict=True):
-            buffer[:, :, start:stop] = part
+            buffer[rows] = part
 
-    def read(self, start: int, stop: int) -> tuple[Stored, Stored]:
-        """Keys and values [B, K, stop - start, D]."""
-        if self.kv is None:
+    def append(self, start: int, stop: int, parts: tuple[mx.array, ...], since: int) -> tuple[Stored, Stored]:
+        """Writes the rows start:stop and returns the rows since:stop, keys and values [B, K, stop - since, D]."""
+        if self.kv is None:  # without a loop: this is done for every layer of every token
             keys, values = self.buffers
-            return keys[:, :, start:stop], values[:, :, start:stop]
-        views, group_size = iter(self.views(start, stop)), self.kv.group_size
+            rows = ALL, ALL, slice(start, stop)
+            keys[rows], values[rows] = parts
+            rows = ALL, ALL, slice(since, stop)
+            return keys[rows], values[rows]
+        self.write(start, stop, parts)
+        views, group_size = iter(self.views(since, stop)), self.kv.group_size
         stored_keys, stored_values = (
             next(views) if bits is None else Packed(next(views), next(views), next(views), group_size, bits)
             for bits in self.bits
@@ -264,7 +266,7 @@ class Rows:
         if parts:
             if parts[0].shape[2] > self.capacity:
                 self.resize(grown_capacity(parts[0].shape[2], 0, limit), 0, 0, parts)
-            self.write(0, parts)
+            self.write(0, parts[0].shape[2], parts)
 
 
 def grown_capacity(needed: int, current: int, limit: int | None) -> int:
@@ -292,9 +294,9 @@ class KVCache:
         if stop > self.rows.capacity:
             capacity = grown_capacity(stop, self.rows.capacity, self.max_length)
             self.rows.resize(capacity, 0, self.offset, parts)
-        self.rows.write(self.offset, parts)
+        attended = self.rows.append(self.offset, stop, parts, 0)
         self.offset = stop
-        return self.rows.read(0, stop)
+        return attended
 
     def mask(self, length: int) -> mx.array | str | None:
         """The mask for the next `length` tokens, asked before `update`."""
@@ -389,10 +391,9 @@ class RotatingKVCache:
             full = self.stop + length > self.max_rows
             kept = min(self.stop, self.needed_rows) if full else self.stop
             self._move(kept, grown_capacity(kept + length, self.rows.capacity, self.max_rows), parts)
-        self.rows.write(self.stop, parts)
+        attended = self.rows.append(self.stop, self.stop + length, parts, self.stop - past)
         self.stop += length
         self.offset += length
-        attended = self.rows.read(self.stop - past - length, self.stop)
         if self.rows.capacity > self.max_rows:
             self._move(min(self.stop, self.needed_rows), self.max_rows, parts)
         return attended

@@ -7,6 +7,9 @@ What is peculiar here:
   `merge` lays them there. The modules' weights are then slices of it: no memory more, and still the only truth. A
   module or weight that is replaced counts from the next call. One that was merely looked at is no longer taken from
   there, since MLX's arrays can be changed in place without a trace.
+- Whether anything was replaced is asked for every layer of every token. After `merge` each change notes itself, so
+  that two comparisons answer mostly. `mx.compile` alone puts arrays in the places of others without a note: in those of
+  all the modules that it is given, for which one weight of each layer stands.
 - Queries and keys are normalized and rotated together. The norm's weights are multiplied in afterwards, which rounds
   as transformers does.
 - Normalization comes *after* attention and after the MLP, just before each residual addition; nothing is normalized
@@ -50,23 +53,26 @@ class Rotation:
 
     def __init__(self, rope: RopeParameters, head_dim: int) -> None:
         self.rope, self.head_dim = rope, head_dim
+        self.depends_on_length = rope.depends_on_length
         self.periods = self._periods(0)
 
-    def __call__(self, x: mx.array, positions: int | mx.array, length: int) -> mx.array:
-        """Turns x [B, H, L, D]. `positions` are the first one, or all [B, L]; `length` is the whole sequence's."""
-        periods = self._periods(length) if self.rope.depends_on_length else self.periods
-        if isinstance(positions, int):
-            return self._turned(x, positions, periods)
+    def __call__(self, x: mx.array, offset: int | mx.array, length: int) -> mx.array:
+        """Turns x [B, H, L, D], whose rows' first positions are `offset`, an integer or [B].
+
+        `length` is the whole sequence's.
+        """
+        periods = self._periods(length) if self.depends_on_length else self.periods
+        return mx.fast.rope(x, self.head_dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=periods)
+
+    def each(self, x: mx.array, positions: mx.array, length: int) -> mx.array:
+        """The same for any positions [B, L]."""
         B, H, L, D = x.shape
         apart = x.transpose(0, 2, 1, 3).reshape(B * L, H, 1, D)  # the kernel takes one position for each batch row
-        return self._turned(apart, positions.reshape(-1), periods).reshape(B, L, H, D).transpose(0, 2, 1, 3)
+        return self(apart, positions.reshape(-1), length).reshape(B, L, H, D).transpose(0, 2, 1, 3)
 
     def _periods(self, length: int) -> mx.array:
         """Tokens per radian of each pair."""
         return mx.array([1 / frequency for frequency in inverse_frequencies(self.rope, self.head_dim, length)])
-
-    def _turned(self, x: mx.array, offset: int | mx.array, periods: mx.array) -> mx.array:
-        return mx.fast.rope(x, self.head_dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=periods)
 
 
 @partial(mx.compile, shapeless=True)
@@ -104,10 +110,33 @@ def attend_packed(
     return out.reshape(B, H, L, D)
 
 
+class Changes:
+    """Tells whether a module that notes its changes was changed: `last` is another object after each."""
+
+    last = object()
+
+
+class Noting(nn.Module):
+    """A module that notes when a parameter, a module or an attribute of its own is replaced."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        Changes.last = object()
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        Changes.last = object()
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        Changes.last = object()
+
+
 class Layer:
     """A block, ready to run. Made anew when a module or a weight of the block is another one than it was."""
 
     def __init__(self, block: Any) -> None:
+        checked = Changes.last
         # The block itself is not kept: it keeps this, and a cycle is freed late.
         self.own = tuple(block[name] for name in OWN)
         attention, mlp, attention_norm, mlp_norm = self.own
@@ -122,19 +151,28 @@ class Layer:
         self.turned = self.heads + self.key_heads
         self.query_norm = self._part(self._part(attention, "q_norm"), "weight")
         self.key_norm = self._part(self._part(attention, "k_norm"), "weight")
-        self.norm = None if attention.merged.released else evaluated(self._norms())
+        keeps = all(attention.merged.keeps(name, attention[name]) for name in ("q_norm", "k_norm"))
+        self.norm = evaluated(self._norms()) if keeps else None
         self.attention_norm, self.mlp_norm = self._part(attention_norm, "weight"), self._part(mlp_norm, "weight")
         self.eps = attention["q_norm"].eps
         self.window, self.rotation, self.scale = attention.window, attention.rotation, attention.scale
         self.dropout = attention.dropout if attention.training else 0.0
         self.states = (_state(attention), _state(mlp))
+        notes = all(isinstance(module, Noting) for module in (block, *self.holders))
+        self.checked = checked if notes else None  # up to which change this is known to be current
+        self.witness = attention["q_norm"]
 
     def is_current(self, block: Any) -> bool:
         """Whether the block still has the modules and weights that this was made of."""
+        last = Changes.last
         if not all(map(is_, map(block.__getitem__, OWN), self.own)):
             return False
-        found = map(dict.__getitem__, self.holders, self.names)  # in C: this is asked for every layer of every token
-        return all(map(is_, found, self.parts)) and self.states == (_state(self.own[0]), _state(self.own[1]))
+        found = map(dict.__getitem__, self.holders, self.names)
+        if not all(map(is_, found, self.parts)) or self.states != (_state(self.own[0]), _state(self.own[1])):
+            return False
+        if self.checked is not None:
+            self.checked = last
+        return True
 
     def __call__(
         self,
@@ -169,7 +207,8 @@ class Layer:
         if self.rotation is not None:
             offset = cache.offset if cache is not None else 0
             positions, length = (offset, offset + L) if details is None else details.places(offset, L)
-            both = self.rotation(both, positions, length)
+            turn = self.rotation if isinstance(positions, int) else self.rotation.each
+            both = turn(both, positions, length)
         queries, keys = mx.split(both, [heads], axis=1)
         stored_keys, stored_values = (keys, values) if cache is None else cache.update(keys, values)  # B K S D
         if last_only and L > 1:
@@ -230,7 +269,8 @@ class Layer:
         module = self._part(holder, name)
         if not is_plain(module):
             return module
-        return product(module, {key: self._part(module, key) for key in QUANTIZED if key in module})
+        arrays = {key: self._part(module, key) for key in QUANTIZED if key in module}
+        return product(module, arrays, fixed=holder.merged.keeps(name, module))
 
     def _together(self, holder: Any, names: tuple[str, ...]) -> Projection:
         modules = [self._part(holder, name) for name in names]
@@ -241,7 +281,7 @@ class Layer:
         for module in modules:
             for key in holder.merged.arrays:
                 self._part(module, key)
-        return product(modules[0], holder.merged.arrays)
+        return product(modules[0], holder.merged.arrays, fixed=True)
 
 
 def _state(holder: Any) -> tuple[bool, bool]:
@@ -254,11 +294,22 @@ class Merged:
     def __init__(self) -> None:
         self.arrays: dict[str, mx.array] = {}
         self.slices: list[dict[str, mx.array]] = []  # of each projection
-        self.released = True  # whether a projection may have been changed in place
+        self.beside: dict[str, mx.array] = {}  # the weights of modules that are watched with them, by name
+        self._released = True
+
+    @property
+    def released(self) -> bool:
+        """Whether a projection may have been changed in place."""
+        return self._released
+
+    @released.setter
+    def released(self, released: bool) -> None:
+        self._released = released
+        Changes.last = object()
 
     def forget(self) -> None:
         """Lets the arrays go: the modules have others, or may have."""
-        self.arrays, self.slices, self.released = {}, [], True
+        self.arrays, self.slices, self.beside, self.released = {}, [], {}, True
 
     def holds(self, modules: list[Any]) -> bool:
         """Whether the modules are nothing but these slices."""
@@ -267,10 +318,17 @@ class Merged:
             for module, slices in zip(modules, self.slices, strict=True)
         )
 
-    def lay(self, modules: list[Any], others: list[Any]) -> None:
+    def keeps(self, name: str, module: Any) -> bool:
+        """Whether a module beside them still has the weight that it had, and that nobody can have changed in place."""
+        if not self.released and self.beside.get(name) is module["weight"]:
+            return True
+        self.beside.pop(name, None)
+        return False
+
+    def lay(self, modules: list[Any], beside: dict[str, Any]) -> None:
         """Copies the parameters of `modules` into arrays of its own, if that can be, and makes them slices of those.
 
-        From then on it is known when a parameter of theirs, or of `others`, is looked at.
+        From then on it is known when a parameter of theirs, or of the modules `beside` them, is looked at.
         """
         self.forget()
         if not all(is_plain(module) and alike(module, modules[0]) for module in modules):
@@ -287,26 +345,28 @@ class Merged:
         mx.eval(self.slices)
         for module, slices in zip(modules, self.slices, strict=True):
             module.update(slices)
-        for module in (*modules, *others):
-            module.__class__ = WATCHED.get(type(module), type(module))
-            module.watcher = self
+        for name, module in beside.items():
+            if is_plain(module) or isinstance(module, nn.RMSNorm):
+                module["weight"] = self.beside[name] = module["weight"][...]  # the same, under a name that nobody has
+        for module in (*modules, *beside.values()):
+            watch(module, self)
         self.released = False
 
 
-class Watched(nn.Module):
+class Watched(Noting):
     """A module that tells when one of its parameters is looked at from outside. Computing does not look."""
 
-    watcher: Merged
+    watcher: Merged | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name in QUANTIZED:
+        if name in QUANTIZED and self.watcher is not None:
             self.watcher.released = True
         return super().__getattr__(name)
 
     def _extra_repr(self) -> str:
-        before = self.watcher.released
+        watcher, self.watcher = self.watcher, None
         text = super()._extra_repr()
-        self.watcher.released = before
+        self.watcher = watcher
         return text
 
 
@@ -325,16 +385,24 @@ class RMSNorm(Watched, nn.RMSNorm):
 WATCHED = {nn.Linear: Linear, nn.QuantizedLinear: QuantizedLinear, nn.RMSNorm: RMSNorm}
 
 
-def product(module: Any, arrays: dict[str, mx.array]) -> Projection:
-    """The product with weights of `module`'s kind."""
+def watch(module: nn.Module, watcher: Merged | None = None) -> None:
+    """Makes a projection or norm of MLX's note its changes, and tell `watcher` when a parameter is looked at."""
+    module.__class__ = WATCHED.get(type(module), type(module))
+    if isinstance(module, Watched):
+        module.watcher = watcher
+
+
+def product(module: Any, arrays: dict[str, mx.array], fixed: bool = False) -> Projection:
+    """The product with weights of `module`'s kind; `fixed` ones are never changed in place."""
     weight = arrays["weight"]
     if isinstance(module, nn.Linear):
-        return lambda x: x @ weight.T
+        if not fixed:
+            return lambda x: x @ weight.T
+        transposed = evaluated(weight.T)
+        return lambda x: x @ transposed
     scales, biases = arrays["scales"], arrays.get("biases")
     group_size, bits, mode = module.group_size, module.bits, module.mode
-    return lambda x: mx.quantized_matmul(
-        x, weight, scales, biases, transpose=True, group_size=group_size, bits=bits, mode=mode
-    )
+    return lambda x: mx.quantized_matmul(x, weight, scales, biases, True, group_size, bits, mode)
 
 
 def is_plain(module: Any) -> bool:

@@ -25,13 +25,13 @@ import mlx.nn as nn
 from .cache import Cache, KVQuantization, causal_mask, make_caches
 from .config import Exaone4Config, LayerAttention
 from .forward import Details, Inputs, read_inputs, read_kept, read_labels
-from .layer import TOGETHER, Layer, Merged, Rotation
+from .layer import TOGETHER, Changes, Layer, Merged, Noting, Rotation, watch
 from .losses import causal_lm_loss
 from .outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from .pretrained import Mergeable, Pretrained, new_embedding, new_linear
 
 
-class Attention(nn.Module):
+class Attention(Noting):
     """The weights of a layer's attention, and what it attends to. What becomes of them, `layer.py` says."""
 
     def __init__(self, config: Exaone4Config, layer: LayerAttention) -> None:
@@ -59,7 +59,7 @@ class Attention(nn.Module):
         self.merged = Merged()
 
 
-class MLP(nn.Module):
+class MLP(Noting):
     """The weights of a layer's MLP."""
 
     def __init__(self, config: Exaone4Config) -> None:
@@ -70,7 +70,7 @@ class MLP(nn.Module):
         self.merged = Merged()
 
 
-class Block(Mergeable):
+class Block(Noting, Mergeable):
     """The modules of one layer, named as in the checkpoint."""
 
     def __init__(self, config: Exaone4Config, layer: LayerAttention) -> None:
@@ -81,9 +81,19 @@ class Block(Mergeable):
         self.post_feedforward_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self._layer: Layer | None = None
 
-    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None, *more: Any) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        mask: mx.array | str | None,
+        cache: Cache | None,
+        details: Details | None = None,
+        last_only: bool = False,
+    ) -> mx.array:
         """As `Layer.__call__`."""
-        return self.ready()(x, mask, cache, *more)
+        layer = self._layer
+        if layer is None or layer.checked is not Changes.last or layer.witness["weight"] is not layer.query_norm:
+            layer = self.ready()
+        return layer(x, mask, cache, details, last_only)
 
     def ready(self) -> Layer:
         """The mathematics of this layer, on the weights that its modules have now."""
@@ -94,10 +104,12 @@ class Block(Mergeable):
 
     def merge(self) -> None:
         """Lays the weights of projections with the same input side by side, so that each group is one product."""
+        for module in self.modules():
+            watch(module)
         for name, projections in TOGETHER.items():
             holder = self[name]
-            norms = [holder[norm] for norm in ("q_norm", "k_norm") if norm in holder]
-            holder.merged.lay([holder[projection] for projection in projections], norms)
+            beside = {part: module for part, module in holder.children().items() if part not in projections}
+            holder.merged.lay([holder[projection] for projection in projections], beside)
         self._layer = None
 
     def release(self) -> None:
@@ -140,18 +152,18 @@ class Exaone4Model(Pretrained):
         last_only: bool = False,
     ) -> mx.array:
         """Embeddings [B, L, E] -> final hidden states [B, L, E], or with `last_only` the last token's, [B, 1, E]."""
-        length, last = x.shape[1], len(self.layers) - 1
+        length, last = x.shape[1], self.layers[-1]
         masks: dict[int | None, mx.array | str | None] = {}  # window -> mask: one for all layers alike
-        for i, layer in enumerate(self.layers):
-            window = layer["self_attn"].window
+        for block, past in zip(self.layers, [None] * len(self.layers) if cache is None else cache, strict=True):
+            window = block["self_attn"].window
             if window not in masks:
                 if details is not None:
-                    masks[window] = details.mask(cache[i].past if cache is not None else 0, length, window)
+                    masks[window] = details.mask(past.past if past is not None else 0, length, window)
                 else:
-                    masks[window] = cache[i].mask(length) if cache is not None else causal_mask(0, length, window)
+                    masks[window] = past.mask(length) if past is not None else causal_mask(0, length, window)
             if details is not None and details.hidden_states is not None:
                 details.hidden_states.append(x)
-            x = layer(x, masks[window], cache[i] if cache is not None else None, details, last_only and i == last)
+            x = block(x, masks[window], past, details, last_only and block is last)
         return self.norm(x)
 
     def forward(
