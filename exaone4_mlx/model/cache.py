@@ -234,15 +234,16 @@ class Rows:
         for buffer, part in zip(self.buffers, parts, strict=True):
             buffer[rows] = part
 
-    def append(self, start: int, stop: int, parts: tuple[mx.array, ...], since: int) -> tuple[Stored, Stored]:
+    def append(self, start: int, stop: int, keys: mx.array, values: mx.array, since: int) -> tuple[Stored, Stored]:
         """Writes the rows start:stop and returns the rows since:stop, keys and values [B, K, stop - since, D]."""
         if self.kv is None:  # without a loop: this is done for every layer of every token
-            keys, values = self.buffers
+            all_keys, all_values = self.buffers
             rows = ALL, ALL, slice(start, stop)
-            keys[rows], values[rows] = parts
+            all_keys[rows] = keys
+            all_values[rows] = values
             rows = ALL, ALL, slice(since, stop)
-            return keys[rows], values[rows]
-        self.write(start, stop, parts)
+            return all_keys[rows], all_values[rows]
+        self.write(start, stop, self.parts(keys, values))
         views, group_size = iter(self.views(since, stop)), self.kv.group_size
         stored_keys, stored_values = (
             next(views) if bits is None else Packed(next(views), next(views), next(views), group_size, bits)
@@ -289,12 +290,11 @@ class KVCache:
 
     def update(self, keys: mx.array, values: mx.array) -> tuple[Stored, Stored]:
         """Appends [B, K, L, D] and returns what the new tokens attend to, [B, K, S, D]."""
-        parts = self.rows.parts(keys, values)
         stop = self.offset + keys.shape[2]
         if stop > self.rows.capacity:
             capacity = grown_capacity(stop, self.rows.capacity, self.max_length)
-            self.rows.resize(capacity, 0, self.offset, parts)
-        attended = self.rows.append(self.offset, stop, parts, 0)
+            self.rows.resize(capacity, 0, self.offset, self.rows.parts(keys, values))
+        attended = self.rows.append(self.offset, stop, keys, values, 0)
         self.offset = stop
         return attended
 
@@ -384,23 +384,21 @@ class RotatingKVCache:
 
     def update(self, keys: mx.array, values: mx.array) -> tuple[Stored, Stored]:
         """Appends [B, K, L, D] and returns what the new tokens attend to, [B, K, S, D] with S < window + L."""
-        parts = self.rows.parts(keys, values)
         length = keys.shape[2]
-        past = self.past
         if self.stop + length > self.rows.capacity:
             full = self.stop + length > self.max_rows
             kept = min(self.stop, self.needed_rows) if full else self.stop
-            self._move(kept, grown_capacity(kept + length, self.rows.capacity, self.max_rows), parts)
-        attended = self.rows.append(self.stop, self.stop + length, parts, self.stop - past)
+            self._move(kept, grown_capacity(kept + length, self.rows.capacity, self.max_rows), keys, values)
+        attended = self.rows.append(self.stop, self.stop + length, keys, values, max(0, self.stop - self.window + 1))
         self.stop += length
         self.offset += length
         if self.rows.capacity > self.max_rows:
-            self._move(min(self.stop, self.needed_rows), self.max_rows, parts)
+            self._move(min(self.stop, self.needed_rows), self.max_rows, keys, values)
         return attended
 
-    def _move(self, kept: int, capacity: int, parts: tuple[mx.array, ...]) -> None:
-        """Moves the newest `kept` rows to the front of buffers of `capacity` rows."""
-        self.rows.resize(capacity, self.stop - kept, self.stop, parts)
+    def _move(self, kept: int, capacity: int, keys: mx.array, values: mx.array) -> None:
+        """Moves the newest `kept` rows to the front of buffers of `capacity` rows, which more of these will fill."""
+        self.rows.resize(capacity, self.stop - kept, self.stop, self.rows.parts(keys, values))
         self.stop = kept
 
     @property

@@ -143,12 +143,11 @@ class Layer:
         self.holders: list[Any] = []  # modules,
         self.names: list[str] = []  # a name in each,
         self.parts: list[Any] = []  # and what stood there
-        self.project = self._together(attention, TOGETHER["self_attn"])
+        self.project, self.project_keys_values = self._together(attention, TOGETHER["self_attn"])
         self.output = self._alone(attention, "o_proj")
-        self.gate_up = self._together(mlp, TOGETHER["mlp"])
+        self.gate_up, _ = self._together(mlp, TOGETHER["mlp"])
         self.down = self._alone(mlp, "down_proj")
         self.heads, self.key_heads, self.head_dim = attention.heads, attention.key_heads, attention.head_dim
-        self.turned = self.heads + self.key_heads
         self.query_norm = self._part(self._part(attention, "q_norm"), "weight")
         self.key_norm = self._part(self._part(attention, "k_norm"), "weight")
         keeps = all(attention.merged.keeps(name, attention[name]) for name in ("q_norm", "k_norm"))
@@ -199,26 +198,41 @@ class Layer:
     ) -> mx.array:
         """Hidden states [B, L, E] -> what attention takes in, [B, L, H*D]; all tokens are cached, in any case."""
         B, L, _ = x.shape
-        heads, D, turned = self.heads, self.head_dim, self.turned
-        projected = self.project(x)  # B L (H+2K)*D; of one token, the same memory with and without a transposition
-        projected = projected.reshape(B, -1, 1, D) if L == 1 else projected.reshape(B, L, -1, D).transpose(0, 2, 1, 3)
-        both, values = mx.split(projected, [turned], axis=1)  # B (H+K) L D, B K L D
-        both = mx.fast.rms_norm(both, None, self.eps) * (self._norms() if self.norm is None else self.norm)
-        if self.rotation is not None:
-            offset = cache.offset if cache is not None else 0
-            positions, length = (offset, offset + L) if details is None else details.places(offset, L)
-            turn = self.rotation if isinstance(positions, int) else self.rotation.each
-            both = turn(both, positions, length)
-        queries, keys = mx.split(both, [heads], axis=1)
-        stored_keys, stored_values = (keys, values) if cache is None else cache.update(keys, values)  # B K S D
+        offset = cache.offset if cache is not None else 0
+        positions, length = (offset, offset + L) if details is None else details.places(offset, L)
         if last_only and L > 1:
-            queries, L = queries[:, :, -1:], 1
-            mask = mask[..., -1:, :] if isinstance(mask, mx.array) else None
+            _, keys, values = self._read(self.project_keys_values(x), 0, positions, length)
+            last = positions + L - 1 if isinstance(positions, int) else positions[:, -1:]
+            queries, _, _ = self._read(self.project(x[:, -1:]), self.heads, last, length)
+            mask, L = mask[..., -1:, :] if isinstance(mask, mx.array) else None, 1
+        else:
+            queries, keys, values = self._read(self.project(x), self.heads, positions, length)
+        stored_keys, stored_values = (keys, values) if cache is None else cache.update(keys, values)  # B K S D
         if details is None and not self.dropout:
             out = attend(queries, stored_keys, stored_values, mask, self.scale)
         else:
             out = self._attend(queries, unpacked(stored_keys), unpacked(stored_values), mask, details)
-        return (out if L == 1 else out.transpose(0, 2, 1, 3)).reshape(B, L, heads * D)
+        return (out if L == 1 else out.transpose(0, 2, 1, 3)).reshape(B, L, self.heads * self.head_dim)
+
+    def _read(
+        self, projected: mx.array, heads: int, positions: int | mx.array, length: int
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """What was projected, [B, L, (H+2K)*D] -> queries [B, H, L, D], keys and values [B, K, L, D].
+
+        With `heads` 0 it is keys and values alone.
+        """
+        B, L, _ = projected.shape
+        D, turned = self.head_dim, heads + self.key_heads
+        # of one token, it is the same memory with and without a transposition
+        projected = projected.reshape(B, -1, 1, D) if L == 1 else projected.reshape(B, L, -1, D).transpose(0, 2, 1, 3)
+        both, values = mx.split(projected, [turned], axis=1)  # B (H+K) L D, B K L D
+        norm = self._norms() if self.norm is None else self.norm
+        both = mx.fast.rms_norm(both, None, self.eps) * (norm if heads else norm[self.heads :])
+        if self.rotation is not None:
+            turn = self.rotation if isinstance(positions, int) else self.rotation.each
+            both = turn(both, positions, length)
+        queries, keys = mx.split(both, [heads], axis=1)
+        return queries, keys, values
 
     def inner(self, x: mx.array) -> mx.array:
         """Hidden states [B, L, E] -> what the MLP's last projection reads, [B, L, I]."""
@@ -272,16 +286,19 @@ class Layer:
         arrays = {key: self._part(module, key) for key in QUANTIZED if key in module}
         return product(module, arrays, fixed=holder.merged.keeps(name, module))
 
-    def _together(self, holder: Any, names: tuple[str, ...]) -> Projection:
-        modules = [self._part(holder, name) for name in names]
-        if not holder.merged.holds(modules):
-            holder.merged.forget()
-        if holder.training or holder.merged.released:
-            return lambda x: mx.concatenate([module(x) for module in modules], axis=-1)
+    def _together(self, holder: Any, names: tuple[str, ...]) -> tuple[Projection, Projection]:
+        """All these projections as one, and all but the first."""
+        modules, merged = [self._part(holder, name) for name in names], holder.merged
+        if not merged.holds(modules):
+            merged.forget()
+        if holder.training or merged.released:
+            return side_by_side(modules), side_by_side(modules[1:])
         for module in modules:
-            for key in holder.merged.arrays:
+            for key in merged.arrays:
                 self._part(module, key)
-        return product(modules[0], holder.merged.arrays, fixed=True)
+        first, arrays, rows = modules[0], merged.arrays, len(merged.slices[0]["weight"])
+        # the rest is not kept: only the last layer asks for it, and not for every token
+        return product(first, arrays, fixed=True), lambda x: product(first, {k: a[rows:] for k, a in arrays.items()})(x)
 
 
 def _state(holder: Any) -> tuple[bool, bool]:
@@ -403,6 +420,10 @@ def product(module: Any, arrays: dict[str, mx.array], fixed: bool = False) -> Pr
     scales, biases = arrays["scales"], arrays.get("biases")
     group_size, bits, mode = module.group_size, module.bits, module.mode
     return lambda x: mx.quantized_matmul(x, weight, scales, biases, True, group_size, bits, mode)
+
+
+def side_by_side(modules: list[Any]) -> Projection:
+    return lambda x: mx.concatenate([module(x) for module in modules], axis=-1)
 
 
 def is_plain(module: Any) -> bool:
