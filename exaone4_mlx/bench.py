@@ -213,7 +213,10 @@ def bench(request: Request, progress: Progress | None = None) -> Bench:
     if progress:
         progress(len(tests), len(tests) + 1)
     names = [engine.name for engine in engines if engine.name != Transformers.name]
-    rows += [*_host_rows(model, names, request.repeat), *_node_rows(model, names)]
+    seconds: dict[str, list[float]] = _apart("host_seconds", names, *_kind(model), request.repeat)
+    host = Measurement({"Python's share of a step, as with a GPU": None}, "ms", lambda engine: None)
+    rows += _rows(host, {name: Taken((found,), 0) for name, found in seconds.items()}, model, bandwidth)
+    rows += _node_rows(model, names)
     if progress:
         progress(len(tests) + 1, len(tests) + 1)
     return Bench(conditions, tuple(rows))
@@ -360,18 +363,6 @@ def memory_bandwidth() -> float:
 
 
 # --- the graph of one step ------------------------------------------------------------------------------------
-
-
-def _host_rows(model: Exaone4ForCausalLM, engines: Sequence[str], repeat: int) -> Iterator[Row]:
-    taken: dict[str, list[float]] = _apart("host_seconds", list(engines), *_kind(model), repeat)
-    for engine, seconds in taken.items():
-        more: dict[str, Any] = {}
-        if engine != Ours.name:
-            ratios = [a / b for a, b in zip(taken[Ours.name], seconds, strict=True)]
-            more |= {"ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}
-        figures = [1000 * second for second in seconds]
-        test = "Python's share of a step, as with a GPU"
-        yield Row(test, engine, "ms", statistics.median(figures), min(figures), max(figures), **more)
 
 
 def _node_rows(model: Exaone4ForCausalLM, engines: Sequence[str]) -> Iterator[Row]:

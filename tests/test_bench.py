@@ -113,6 +113,17 @@ def test_a_layer_of_ours_has_fewer_nodes_than_mlx_lms() -> None:
     assert theirs["dispatching nodes of a global layer"] == 17 > ours["dispatching nodes of a global layer"]
 
 
+@pytest.mark.parametrize("is_quantized", [False, True])
+def test_pythons_share_is_that_of_whole_steps_never_evaluated(is_quantized: bool, monkeypatch: Any) -> None:
+    steps, argmax, rms_norm = [], mx.argmax, mx.fast.rms_norm
+    monkeypatch.setattr(mx, "argmax", lambda logits, axis: steps.append(logits.shape) or argmax(logits, axis=axis))
+    config = tiny_model(head_dim=64).config.to_dict()
+    seconds = bench.host_seconds(["exaone4_mlx"], config, "float32", is_quantized, 2)["exaone4_mlx"]
+    assert len(seconds) == 2 and min(seconds) > 0
+    assert steps == [(1, 128)] * 3 * engines.BUILT_STEPS, "a round for warming up"
+    assert mx.fast.rms_norm is rms_norm
+
+
 def quantized_tiny() -> Any:
     model = tiny_model(hidden_size=64, intermediate_size=64)
     nn.quantize(model)
