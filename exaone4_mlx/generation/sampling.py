@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -48,8 +49,7 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
             value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            check(name, value, number or (value is None and name in ("temperature", "top_p")), "a number")
+            check(name, value, _is_number(value) or (value is None and name in ("temperature", "top_p")), "a number")
         bias = {} if self.logit_bias is None else self.logit_bias
         check("logit_bias", bias, isinstance(bias, Mapping) and all(map(_is_bias, bias.items())), "numbers by token id")
         check("temperature", self.temperature, 0 <= (self.temperature or 0) < math.inf, "0 or more")
@@ -199,8 +199,14 @@ def check_bias(bias: Mapping[int, float] | None, vocab_size: int) -> None:
 def _is_bias(item: tuple[object, object]) -> bool:
     """Whether a token id and what is added to its logit; minus infinity forbids a token."""
     token, value = item
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return type(token) is int and number and value < math.inf  # type: ignore[operator]
+    return type(token) is int and _is_number(value) and value < math.inf  # type: ignore[operator]
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is one that a float can be. Infinities and nan are."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, float)
 
 
 def _dense(bias: Mapping[int, float], vocab_size: int) -> mx.array:
