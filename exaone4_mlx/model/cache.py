@@ -30,8 +30,8 @@ DRAFT_WINDOW = 4096  # tokens that a draft model sees, in every layer
 DRAFT_STEP_SIZE = 512  # and reads at a time
 KV_BITS = (8, 4)
 KV_GROUP_SIZES = (64, 32, 128)  # the first that divides head_dim is taken
-ALL = slice(None)
 GROWTH = 1.5  # and by this factor, so that the copies made while growing stay in proportion
+ALL = slice(None)
 
 
 def causal_mask(past: int, length: int, window: int | None = None) -> mx.array | str | None:
@@ -183,7 +183,7 @@ class Rows:
     """Keys and values [B, K, rows, D] of consecutive tokens, in buffers that may be longer than what is used.
 
     Unquantized they have one buffer each, quantized three: numbers, scales and biases, [B, K, rows, …] all of them.
-    What is written here is in the `parts` that these buffers take.
+    What is written is in the `parts` that these buffers take.
     """
 
     def __init__(self, kv: KVQuantization | None = None) -> None:

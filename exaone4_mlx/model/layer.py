@@ -7,9 +7,9 @@ What is peculiar here:
   `merge` lays them there. The modules' weights are then slices of it: no memory more, and still the only truth. A
   module or weight that is replaced counts from the next call. One that was merely looked at is no longer taken from
   there, since MLX's arrays can be changed in place without a trace.
-- Whether anything was replaced is asked for every layer of every token. After `merge` each change notes itself, so
-  that two comparisons answer mostly. `mx.compile` alone puts arrays in the places of others without a note: in those of
-  all the modules that it is given, for which one weight of each layer stands.
+- Whether anything was replaced is asked for every layer of every token. After `merge` modules note what is done to
+  them, and one comparison answers. `mx.compile` alone puts arrays in the places of others without a note. It is given
+  a model as a rule, or a layer, an attention or an MLP of it: two weights of each layer are looked at for that.
 - Queries and keys are normalized and rotated together. The norm's weights are multiplied in afterwards, which rounds
   as transformers does.
 - Normalization comes *after* attention and after the MLP, just before each residual addition; nothing is normalized
@@ -111,13 +111,13 @@ def attend_packed(
 
 
 class Changes:
-    """Tells whether a module that notes its changes was changed: `last` is another object after each."""
+    """Tells whether anything was done to a module that notes it: `last` is another object after each time."""
 
     last = object()
 
 
 class Noting(nn.Module):
-    """A module that notes when a parameter, a module or an attribute of its own is replaced."""
+    """A module that notes when a module, parameter or attribute of its own is replaced, by any way of `nn.Module`'s."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -130,6 +130,66 @@ class Noting(nn.Module):
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
         Changes.last = object()
+
+
+class Watched(Noting):
+    """A projection or norm that knows whether its parameters were replaced, or looked at, since `watch`.
+
+    Computing does not look. Nobody can have changed the parameters of an untouched one in place.
+    """
+
+    touched = True
+
+    def touch(self) -> None:
+        if not self.touched:
+            self.touched = True
+
+    def __getattr__(self, name: str) -> Any:
+        if name in QUANTIZED:
+            self.touch()
+        return super().__getattr__(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        self.touch()
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self.touch()
+
+    def _extra_repr(self) -> str:
+        touched = self.touched
+        try:
+            return super()._extra_repr()
+        finally:
+            self.__dict__["touched"] = touched
+
+
+class Linear(Watched, nn.Linear):
+    pass
+
+
+class QuantizedLinear(Watched, nn.QuantizedLinear):
+    pass
+
+
+class RMSNorm(Watched, nn.RMSNorm):
+    pass
+
+
+WATCHED = {nn.Linear: Linear, nn.QuantizedLinear: QuantizedLinear, nn.RMSNorm: RMSNorm}
+
+
+def watch(module: nn.Module) -> None:
+    """Makes a projection or norm of MLX's a watched one, untouched so far."""
+    module.__class__ = WATCHED.get(type(module), type(module))
+    if isinstance(module, Watched):
+        module["weight"] = module["weight"][...]  # the same, as an array that nobody has a hand on
+        module.touched = False
+
+
+def is_untouched(module: Any) -> bool:
+    return isinstance(module, Watched) and not module.touched
 
 
 class Layer:
@@ -150,16 +210,21 @@ class Layer:
         self.heads, self.key_heads, self.head_dim = attention.heads, attention.key_heads, attention.head_dim
         self.query_norm = self._part(self._part(attention, "q_norm"), "weight")
         self.key_norm = self._part(self._part(attention, "k_norm"), "weight")
-        keeps = all(attention.merged.keeps(name, attention[name]) for name in ("q_norm", "k_norm"))
-        self.norm = evaluated(self._norms()) if keeps else None
+        fixed = is_untouched(attention["q_norm"]) and is_untouched(attention["k_norm"])
+        self.norm = evaluated(self._norms()) if fixed else None
         self.attention_norm, self.mlp_norm = self._part(attention_norm, "weight"), self._part(mlp_norm, "weight")
         self.eps = attention["q_norm"].eps
         self.window, self.rotation, self.scale = attention.window, attention.rotation, attention.scale
         self.dropout = attention.dropout if attention.training else 0.0
-        self.states = (_state(attention), _state(mlp))
-        notes = all(isinstance(module, Noting) for module in (block, *self.holders))
-        self.checked = checked if notes else None  # up to which change this is known to be current
-        self.witness = attention["q_norm"]
+        self.training = attention.training, mlp.training
+        leaves = [holder for holder, name in zip(self.holders, self.names, strict=True) if name == "weight"]
+        self.untouched = [leaf for leaf in leaves if is_untouched(leaf)]
+        # Up to which change this is known to be current, if all changes are noted.
+        self.checked = checked if isinstance(block, Noting) and len(self.untouched) == len(leaves) else None
+        self.attention_witness = attention["q_norm"]
+        in_mlp = [leaf for leaf in leaves if any(leaf is module for module in mlp.values())]
+        self.mlp_witness = in_mlp[0] if in_mlp else attention["q_norm"]
+        self.mlp_witnessed = self.mlp_witness["weight"]
 
     def is_current(self, block: Any) -> bool:
         """Whether the block still has the modules and weights that this was made of."""
@@ -167,7 +232,9 @@ class Layer:
         if not all(map(is_, map(block.__getitem__, OWN), self.own)):
             return False
         found = map(dict.__getitem__, self.holders, self.names)
-        if not all(map(is_, found, self.parts)) or self.states != (_state(self.own[0]), _state(self.own[1])):
+        if not all(map(is_, found, self.parts)) or any(leaf.touched for leaf in self.untouched):
+            return False
+        if self.training != (self.own[0].training, self.own[1].training):
             return False
         if self.checked is not None:
             self.checked = last
@@ -198,41 +265,35 @@ class Layer:
     ) -> mx.array:
         """Hidden states [B, L, E] -> what attention takes in, [B, L, H*D]; all tokens are cached, in any case."""
         B, L, _ = x.shape
-        offset = cache.offset if cache is not None else 0
-        positions, length = (offset, offset + L) if details is None else details.places(offset, L)
-        if last_only and L > 1:
-            _, keys, values = self._read(self.project_keys_values(x), 0, positions, length)
-            last = positions + L - 1 if isinstance(positions, int) else positions[:, -1:]
-            queries, _, _ = self._read(self.project(x[:, -1:]), self.heads, last, length)
-            mask, L = mask[..., -1:, :] if isinstance(mask, mx.array) else None, 1
-        else:
-            queries, keys, values = self._read(self.project(x), self.heads, positions, length)
-        stored_keys, stored_values = (keys, values) if cache is None else cache.update(keys, values)  # B K S D
-        if details is None and not self.dropout:
-            out = attend(queries, stored_keys, stored_values, mask, self.scale)
-        else:
-            out = self._attend(queries, unpacked(stored_keys), unpacked(stored_values), mask, details)
-        return (out if L == 1 else out.transpose(0, 2, 1, 3)).reshape(B, L, self.heads * self.head_dim)
-
-    def _read(
-        self, projected: mx.array, heads: int, positions: int | mx.array, length: int
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        """What was projected, [B, L, (H+2K)*D] -> queries [B, H, L, D], keys and values [B, K, L, D].
-
-        With `heads` 0 it is keys and values alone.
-        """
-        B, L, _ = projected.shape
-        D, turned = self.head_dim, heads + self.key_heads
+        D = self.head_dim
+        heads = 0 if last_only and L > 1 else self.heads  # of all tokens
+        projected = self.project(x) if heads else self.project_keys_values(x)  # B L (H+2K)*D
         # of one token, it is the same memory with and without a transposition
         projected = projected.reshape(B, -1, 1, D) if L == 1 else projected.reshape(B, L, -1, D).transpose(0, 2, 1, 3)
-        both, values = mx.split(projected, [turned], axis=1)  # B (H+K) L D, B K L D
+        both, values = mx.split(projected, [heads + self.key_heads], axis=1)  # B (H+K) L D, B K L D
         norm = self._norms() if self.norm is None else self.norm
         both = mx.fast.rms_norm(both, None, self.eps) * (norm if heads else norm[self.heads :])
+        offset = cache.offset if cache is not None else 0
+        positions, length = (offset, offset + L) if details is None else details.places(offset, L)
         if self.rotation is not None:
             turn = self.rotation if isinstance(positions, int) else self.rotation.each
             both = turn(both, positions, length)
         queries, keys = mx.split(both, [heads], axis=1)
-        return queries, keys, values
+        stored_keys, stored_values = (keys, values) if cache is None else cache.update(keys, values)  # B K S D
+        if not heads:
+            queries = self._last_queries(x, norm, positions + L - 1, length)
+            mask, L = mask[..., -1:, :] if isinstance(mask, mx.array) else None, 1
+        if details is None and not self.dropout:
+            out = attend(queries, stored_keys, stored_values, mask, self.scale)
+        else:
+            out = self._attend(queries, unpacked(stored_keys), unpacked(stored_values), mask, details)
+        return (out if L == 1 else out.transpose(0, 2, 1, 3)).reshape(B, L, self.heads * D)
+
+    def _last_queries(self, x: mx.array, norm: mx.array, position: int | mx.array, length: int) -> mx.array:
+        """Hidden states [B, L, E] -> the last token's queries [B, H, 1, D]."""
+        projected = self.project(x[:, -1:]).reshape(x.shape[0], -1, 1, self.head_dim)[:, : self.heads]
+        queries = mx.fast.rms_norm(projected, None, self.eps) * norm[: self.heads]
+        return queries if self.rotation is None else self.rotation(queries, position, length)
 
     def inner(self, x: mx.array) -> mx.array:
         """Hidden states [B, L, E] -> what the MLP's last projection reads, [B, L, I]."""
@@ -284,25 +345,24 @@ class Layer:
         if not is_plain(module):
             return module
         arrays = {key: self._part(module, key) for key in QUANTIZED if key in module}
-        return product(module, arrays, fixed=holder.merged.keeps(name, module))
+        return product(module, arrays, fixed=is_untouched(module))
 
     def _together(self, holder: Any, names: tuple[str, ...]) -> tuple[Projection, Projection]:
-        """All these projections as one, and all but the first."""
+        """All these projections as one, and all but the first, which is for prompts."""
         modules, merged = [self._part(holder, name) for name in names], holder.merged
         if not merged.holds(modules):
             merged.forget()
-        if holder.training or merged.released:
+        if holder.training or not merged.arrays:
             return side_by_side(modules), side_by_side(modules[1:])
         for module in modules:
             for key in merged.arrays:
                 self._part(module, key)
         first, arrays, rows = modules[0], merged.arrays, len(merged.slices[0]["weight"])
-        # the rest is not kept: only the last layer asks for it, and not for every token
-        return product(first, arrays, fixed=True), lambda x: product(first, {k: a[rows:] for k, a in arrays.items()})(x)
 
+        def rest(x: mx.array) -> mx.array:
+            return product(first, {key: array[rows:] for key, array in arrays.items()})(x)
 
-def _state(holder: Any) -> tuple[bool, bool]:
-    return holder.training, holder.merged.released
+        return product(first, arrays, fixed=True), rest
 
 
 class Merged:
@@ -311,42 +371,20 @@ class Merged:
     def __init__(self) -> None:
         self.arrays: dict[str, mx.array] = {}
         self.slices: list[dict[str, mx.array]] = []  # of each projection
-        self.beside: dict[str, mx.array] = {}  # the weights of modules that are watched with them, by name
-        self._released = True
-
-    @property
-    def released(self) -> bool:
-        """Whether a projection may have been changed in place."""
-        return self._released
-
-    @released.setter
-    def released(self, released: bool) -> None:
-        self._released = released
-        Changes.last = object()
 
     def forget(self) -> None:
         """Lets the arrays go: the modules have others, or may have."""
-        self.arrays, self.slices, self.beside, self.released = {}, [], {}, True
+        self.arrays, self.slices = {}, []
 
     def holds(self, modules: list[Any]) -> bool:
         """Whether the modules are nothing but these slices."""
-        return not self.released and all(
-            is_plain(module) and all(module[key] is part for key, part in slices.items())
+        return bool(self.arrays) and all(
+            is_plain(module) and is_untouched(module) and all(module[key] is part for key, part in slices.items())
             for module, slices in zip(modules, self.slices, strict=True)
         )
 
-    def keeps(self, name: str, module: Any) -> bool:
-        """Whether a module beside them still has the weight that it had, and that nobody can have changed in place."""
-        if not self.released and self.beside.get(name) is module["weight"]:
-            return True
-        self.beside.pop(name, None)
-        return False
-
-    def lay(self, modules: list[Any], beside: dict[str, Any]) -> None:
-        """Copies the parameters of `modules` into arrays of its own, if that can be, and makes them slices of those.
-
-        From then on it is known when a parameter of theirs, or of the modules `beside` them, is looked at.
-        """
+    def lay(self, modules: list[Any]) -> None:
+        """Copies the parameters of `modules` into arrays of its own, if that can be, and makes them slices of those."""
         self.forget()
         if not all(is_plain(module) and alike(module, modules[0]) for module in modules):
             return
@@ -362,51 +400,7 @@ class Merged:
         mx.eval(self.slices)
         for module, slices in zip(modules, self.slices, strict=True):
             module.update(slices)
-        for name, module in beside.items():
-            if is_plain(module) or isinstance(module, nn.RMSNorm):
-                module["weight"] = self.beside[name] = module["weight"][...]  # the same, under a name that nobody has
-        for module in (*modules, *beside.values()):
-            watch(module, self)
-        self.released = False
-
-
-class Watched(Noting):
-    """A module that tells when one of its parameters is looked at from outside. Computing does not look."""
-
-    watcher: Merged | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        if name in QUANTIZED and self.watcher is not None:
-            self.watcher.released = True
-        return super().__getattr__(name)
-
-    def _extra_repr(self) -> str:
-        watcher, self.watcher = self.watcher, None
-        text = super()._extra_repr()
-        self.watcher = watcher
-        return text
-
-
-class Linear(Watched, nn.Linear):
-    pass
-
-
-class QuantizedLinear(Watched, nn.QuantizedLinear):
-    pass
-
-
-class RMSNorm(Watched, nn.RMSNorm):
-    pass
-
-
-WATCHED = {nn.Linear: Linear, nn.QuantizedLinear: QuantizedLinear, nn.RMSNorm: RMSNorm}
-
-
-def watch(module: nn.Module, watcher: Merged | None = None) -> None:
-    """Makes a projection or norm of MLX's note its changes, and tell `watcher` when a parameter is looked at."""
-    module.__class__ = WATCHED.get(type(module), type(module))
-    if isinstance(module, Watched):
-        module.watcher = watcher
+            module.touched = False
 
 
 def product(module: Any, arrays: dict[str, mx.array], fixed: bool = False) -> Projection:

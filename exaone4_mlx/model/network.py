@@ -91,7 +91,12 @@ class Block(Noting, Mergeable):
     ) -> mx.array:
         """As `Layer.__call__`."""
         layer = self._layer
-        if layer is None or layer.checked is not Changes.last or layer.witness["weight"] is not layer.query_norm:
+        if (
+            layer is None
+            or layer.checked is not Changes.last
+            or layer.attention_witness["weight"] is not layer.query_norm
+            or layer.mlp_witness["weight"] is not layer.mlp_witnessed
+        ):
             layer = self.ready()
         return layer(x, mask, cache, details, last_only)
 
@@ -99,23 +104,17 @@ class Block(Noting, Mergeable):
         """The mathematics of this layer, on the weights that its modules have now."""
         layer = self._layer
         if layer is None or not layer.is_current(self):
-            layer = self._layer = Layer(self)
+            layer = self.__dict__["_layer"] = Layer(self)  # no change of the block's
         return layer
 
     def merge(self) -> None:
         """Lays the weights of projections with the same input side by side, so that each group is one product."""
-        for module in self.modules():
-            watch(module)
+        for holder in (self, *(self[name] for name in TOGETHER)):
+            for module in holder.children().values():
+                watch(module)
         for name, projections in TOGETHER.items():
-            holder = self[name]
-            beside = {part: module for part, module in holder.children().items() if part not in projections}
-            holder.merged.lay([holder[projection] for projection in projections], beside)
+            self[name].merged.lay([self[name][projection] for projection in projections])
         self._layer = None
-
-    def release(self) -> None:
-        """Takes the weights from the modules again, one by one."""
-        for name in TOGETHER:
-            self[name].merged.released = True
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_layer": None}  # it is made anew
@@ -152,9 +151,12 @@ class Exaone4Model(Pretrained):
         last_only: bool = False,
     ) -> mx.array:
         """Embeddings [B, L, E] -> final hidden states [B, L, E], or with `last_only` the last token's, [B, 1, E]."""
-        length, last = x.shape[1], self.layers[-1]
+        if cache is not None and len(cache) != len(self.layers):
+            raise ValueError(f"cache has {len(cache)} layers, and the model {len(self.layers)}")
+        length, last = x.shape[1], len(self.layers) - 1
         masks: dict[int | None, mx.array | str | None] = {}  # window -> mask: one for all layers alike
-        for block, past in zip(self.layers, [None] * len(self.layers) if cache is None else cache, strict=True):
+        for i, block in enumerate(self.layers):
+            past = cache[i] if cache is not None else None
             window = block["self_attn"].window
             if window not in masks:
                 if details is not None:
@@ -163,7 +165,7 @@ class Exaone4Model(Pretrained):
                     masks[window] = past.mask(length) if past is not None else causal_mask(0, length, window)
             if details is not None and details.hidden_states is not None:
                 details.hidden_states.append(x)
-            x = block(x, masks[window], past, details, last_only and block is last)
+            x = block(x, masks[window], past, details, last_only and i == last)
         return self.norm(x)
 
     def forward(

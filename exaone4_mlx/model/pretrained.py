@@ -31,9 +31,6 @@ class Mergeable(nn.Module):
     def merge(self) -> None:
         raise NotImplementedError
 
-    def release(self) -> None:
-        raise NotImplementedError
-
 
 class Pretrained(nn.Module):
     """A network with a config."""
@@ -54,13 +51,6 @@ class Pretrained(nn.Module):
         for part in self.modules():
             if isinstance(part, Mergeable):
                 part.merge()
-
-    def update(self, parameters: dict[str, Any], strict: bool = True) -> Any:
-        """MLX's `Module.update`: the parameters given count from the next call, also those changed in place."""
-        for part in self.modules():
-            if isinstance(part, Mergeable):
-                part.release()
-        return super().update(parameters, strict=strict)
 
     @classmethod
     def from_pretrained(
