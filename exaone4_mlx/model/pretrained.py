@@ -46,7 +46,8 @@ class Pretrained(nn.Module):
 
         Weights that are changed later count all the same, one by one until this is called again. Only arrays that were
         taken from `parameters()`, or from a module as from a dict, and then changed in place (`*=`) are not noticed:
-        give them back with `update`, or call this.
+        give them back with `update`, or call this. And `mx.compile(inputs=...)` must be given whole layers, attentions
+        or MLPs, no projection or norm alone.
         """
         for part in self.modules():
             if isinstance(part, Mergeable):
