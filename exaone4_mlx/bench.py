@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -396,16 +397,18 @@ def host_seconds(
     processor that Python runs on, and would take its caches away. So the model can be narrow. This process must do
     nothing else.
     """
-    models = {name: _loaded(name, _narrow(config, config["layer_types"]), dtype, is_quantized) for name in engines}
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
+
+    def build(engine: Any) -> list[float]:
+        return [build_seconds(engine.model, evaluates=False)]
+
+    shape = _narrow(config, config["layer_types"])
+    narrow: list[Any] = [
+        SimpleNamespace(name=name, weights_bytes=0, model=_loaded(name, shape, dtype, is_quantized)) for name in engines
+    ]
     fast = ("rms_norm", "rope", "scaled_dot_product_attention")
     with standing_in({(mx.fast, name): lambda x, *others, **named: mx.abs(x) for name in fast}):
-        for turn in range(repeat + 1):
-            for name in engines if turn % 2 == 0 else reversed(engines):
-                taken = build_seconds(models[name], evaluates=False)
-                if turn:  # the first warms up
-                    seconds[name].append(taken)
-    return seconds
+        taken = take_turns(narrow, build, repeat)
+    return {name: list(found.seconds[0]) for name, found in taken.items()}
 
 
 def count_nodes(engine: str, config: Mapping[str, Any], dtype: str, is_quantized: bool) -> dict[str, int]:

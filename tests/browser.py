@@ -227,6 +227,11 @@ class Tab:
         """The lines of the list of conversations."""
         return self.page.locator("#conversations label")
 
+    @property
+    def title(self) -> Locator:
+        """The field with the title of the conversation."""
+        return self.page.locator("#conversation-title textarea, #conversation-title input")
+
     def settings(self) -> None:
         """Opens the settings."""
         self.page.locator("#open-settings").click()

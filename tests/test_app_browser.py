@@ -387,7 +387,7 @@ def test_conversations_are_renamed_searched_and_deleted(browser: Browser, tmp_pa
         tab.ask("What is the capital of Italy?")
         expect(tab.titles).to_have_text(["What is the capital of Italy?", SEOUL])
         tab.unfold("manage")
-        field = tab.page.locator("#conversation-title textarea, #conversation-title input")
+        field = tab.title
         expect(field).to_have_value("What is the capital of Italy?")
         for title in ("../../x", "<img src=x onerror=alert(1)>", "로마 이야기"):
             field.fill(title)
@@ -425,7 +425,7 @@ def test_a_title_that_is_being_typed_outlives_the_end_of_a_reply(browser: Browse
         tab.say("Which one is bigger, 3.12 vs 3.9?")
         expect(tab.replies.last).to_have_text(LONG_ENOUGH)
         tab.unfold("manage")
-        field = tab.page.locator("#conversation-title textarea, #conversation-title input")
+        field = tab.title
         expect(field).to_have_value("Which one is bigger, 3.12 vs 3.9?")
         field.fill("Numbers")
         tab.stop.click()

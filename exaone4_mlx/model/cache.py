@@ -229,10 +229,10 @@ class Rows:
                 new[:, :, : stop - start] = old[:, :, start:stop]
         self.buffers, self.capacity = fresh, capacity
 
-    def write(self, start: int, stop: int, parts: tuple[mx.array, ...]) -> None:
-        rows = ALL, ALL, slice(start, stop)
+    def write(self, start: int, parts: tuple[mx.array, ...]) -> None:
+        stop = start + parts[0].shape[2]
         for buffer, part in zip(self.buffers, parts, strict=True):
-            buffer[rows] = part
+            buffer[:, :, start:stop] = part
 
     def append(self, start: int, stop: int, keys: mx.array, values: mx.array, since: int) -> tuple[Stored, Stored]:
         """Writes the rows start:stop and returns the rows since:stop, keys and values [B, K, stop - since, D]."""
@@ -243,7 +243,7 @@ class Rows:
             all_values[rows] = values
             rows = ALL, ALL, slice(since, stop)
             return all_keys[rows], all_values[rows]
-        self.write(start, stop, self.parts(keys, values))
+        self.write(start, self.parts(keys, values))
         views, group_size = iter(self.views(since, stop)), self.kv.group_size
         stored_keys, stored_values = (
             next(views) if bits is None else Packed(next(views), next(views), next(views), group_size, bits)
@@ -267,7 +267,7 @@ class Rows:
         if parts:
             if parts[0].shape[2] > self.capacity:
                 self.resize(grown_capacity(parts[0].shape[2], 0, limit), 0, 0, parts)
-            self.write(0, parts[0].shape[2], parts)
+            self.write(0, parts)
 
 
 def grown_capacity(needed: int, current: int, limit: int | None) -> int:
@@ -389,7 +389,7 @@ class RotatingKVCache:
             full = self.stop + length > self.max_rows
             kept = min(self.stop, self.needed_rows) if full else self.stop
             self._move(kept, grown_capacity(kept + length, self.rows.capacity, self.max_rows), keys, values)
-        attended = self.rows.append(self.stop, self.stop + length, keys, values, max(0, self.stop - self.window + 1))
+        attended = self.rows.append(self.stop, self.stop + length, keys, values, self.stop - self.past)
         self.stop += length
         self.offset += length
         if self.rows.capacity > self.max_rows:

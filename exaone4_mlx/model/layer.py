@@ -266,7 +266,7 @@ class Layer:
         """Hidden states [B, L, E] -> what attention takes in, [B, L, H*D]; all tokens are cached, in any case."""
         B, L, _ = x.shape
         D = self.head_dim
-        heads = 0 if last_only and L > 1 else self.heads  # of all tokens
+        heads = 0 if last_only and L > 1 else self.heads  # none here: those of the last token are made below
         projected = self.project(x) if heads else self.project_keys_values(x)  # B L (H+2K)*D
         # of one token, it is the same memory with and without a transposition
         projected = projected.reshape(B, -1, 1, D) if L == 1 else projected.reshape(B, L, -1, D).transpose(0, 2, 1, 3)

@@ -81,14 +81,7 @@ class Block(Noting, Mergeable):
         self.post_feedforward_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self._layer: Layer | None = None
 
-    def __call__(
-        self,
-        x: mx.array,
-        mask: mx.array | str | None,
-        cache: Cache | None,
-        details: Details | None = None,
-        last_only: bool = False,
-    ) -> mx.array:
+    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None, *more: Any) -> mx.array:
         """As `Layer.__call__`."""
         layer = self._layer
         if (
@@ -98,7 +91,7 @@ class Block(Noting, Mergeable):
             or layer.mlp_witness["weight"] is not layer.mlp_witnessed
         ):
             layer = self.ready()
-        return layer(x, mask, cache, details, last_only)
+        return layer(x, mask, cache, *more)
 
     def ready(self) -> Layer:
         """The mathematics of this layer, on the weights that its modules have now."""
