@@ -14,9 +14,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `as` exports a name to type checkers
-    from .generation.conversation import Chat as Chat
-    from .generation.ending import Options as Options
-    from .generation.respond import (
+    from .conversation.chat import Chat as Chat
+    from .conversation.turn import Turn as Turn
+    from .conversion.convert import Summary as Summary, convert as convert
+    from .conversion.evaluate import Evaluation as Evaluation, evaluate as evaluate
+    from .files.safetensors import CheckpointError as CheckpointError
+    from .generation.generate import (
         Done as Done,
         Generation as Generation,
         Logprobs as Logprobs,
@@ -24,51 +27,48 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
         generate as generate,
         stream_generate as stream_generate,
     )
+    from .generation.prompt_cache import PromptCache as PromptCache
     from .generation.sampling import Sampling as Sampling
-    from .generation.session import PromptCache as PromptCache
-    from .generation.turn import Turn as Turn
+    from .generation.stopping import Options as Options
+    from .measure.fit import Fit as Fit, fit as fit
     from .model.cache import KVQuantization as KVQuantization
     from .model.config import Exaone4Config as Exaone4Config
-    from .model.files import CheckpointError as CheckpointError
     from .model.heads import (
         Exaone4ForQuestionAnswering as Exaone4ForQuestionAnswering,
         Exaone4ForSequenceClassification as Exaone4ForSequenceClassification,
         Exaone4ForTokenClassification as Exaone4ForTokenClassification,
     )
+    from .model.load import load as load
     from .model.network import Exaone4ForCausalLM as Exaone4ForCausalLM, Exaone4Model as Exaone4Model
-    from .text.builtin_tools import BUILTIN_TOOLS as BUILTIN_TOOLS
     from .text.reply import Answer as Answer, ReplyParser as ReplyParser, Thinking as Thinking, ToolCall as ToolCall
     from .text.tokenizer import Tokenizer as Tokenizer
-    from .text.toolbox import ToolResult as ToolResult
-    from .tool_files import load_tools as load_tools
-    from .weights.checkpoint import load as load
-    from .weights.converter import Summary as Summary, convert as convert
-    from .weights.evaluate import Evaluation as Evaluation, evaluate as evaluate
-    from .weights.fit import Fit as Fit, fit as fit
+    from .tools.builtin import BUILTIN_TOOLS as BUILTIN_TOOLS
+    from .tools.load import load_tools as load_tools
+    from .tools.toolbox import ToolResult as ToolResult
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "generation.conversation": ("Chat",),
-    "generation.ending": ("Options",),
-    "generation.respond": ("Done", "Generation", "Logprobs", "Reply", "generate", "stream_generate"),
+    "conversation.chat": ("Chat",),
+    "conversation.turn": ("Turn",),
+    "conversion.convert": ("Summary", "convert"),
+    "conversion.evaluate": ("Evaluation", "evaluate"),
+    "files.safetensors": ("CheckpointError",),
+    "generation.generate": ("Done", "Generation", "Logprobs", "Reply", "generate", "stream_generate"),
+    "generation.prompt_cache": ("PromptCache",),
     "generation.sampling": ("Sampling",),
-    "generation.session": ("PromptCache",),
-    "generation.turn": ("Turn",),
+    "generation.stopping": ("Options",),
+    "measure.fit": ("Fit", "fit"),
     "model.cache": ("KVQuantization",),
     "model.config": ("Exaone4Config",),
-    "model.files": ("CheckpointError",),
     "model.heads": ("Exaone4ForQuestionAnswering", "Exaone4ForSequenceClassification", "Exaone4ForTokenClassification"),
+    "model.load": ("load",),
     "model.network": ("Exaone4ForCausalLM", "Exaone4Model"),
     "text.reply": ("Answer", "ReplyParser", "Thinking", "ToolCall"),
-    "text.builtin_tools": ("BUILTIN_TOOLS",),
     "text.tokenizer": ("Tokenizer",),
-    "text.toolbox": ("ToolResult",),
-    "weights.checkpoint": ("load",),
-    "tool_files": ("load_tools",),
-    "weights.converter": ("Summary", "convert"),
-    "weights.evaluate": ("Evaluation", "evaluate"),
-    "weights.fit": ("Fit", "fit"),
+    "tools.builtin": ("BUILTIN_TOOLS",),
+    "tools.load": ("load_tools",),
+    "tools.toolbox": ("ToolResult",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

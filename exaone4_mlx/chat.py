@@ -1,4 +1,4 @@
-from .cli import run_command
+from .cli.main import run_command
 
 if __name__ == "__main__":
     run_command("chat")

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
 
-from exaone4_mlx.model.folders import DEMO_FOLDER
+from exaone4_mlx.files.folders import DEMO_FOLDER
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"

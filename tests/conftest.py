@@ -18,10 +18,10 @@ import tokenizers
 from mlx.utils import tree_flatten, tree_unflatten
 
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, Tokenizer, load
+from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation.decode import TokenStream, prefill
 from exaone4_mlx.generation.speculate import Pace
 from exaone4_mlx.model.cache import KVCache, KVQuantization, RotatingKVCache
-from exaone4_mlx.model.folders import DEMO_FOLDER
 from exaone4_mlx.text.template import ChatTemplate
 
 ROOT = Path(__file__).parents[1]

@@ -9,8 +9,8 @@ import pytest
 from conftest import Always
 
 from exaone4_mlx import Sampling, ToolCall, generate, load
+from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation import speculate
-from exaone4_mlx.model.folders import DEMO_FOLDER
 
 GREEDY = Sampling(temperature=0.0)
 

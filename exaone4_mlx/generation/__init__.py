@@ -1,1 +1,1 @@
-"""Where text and tensors meet: sampling, decoding, and the events of a reply."""
+"""From a prompt to the events of one reply: sampling, decoding, prompt caches, the worker thread."""

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from ..text.reply import CALL_END, CALL_START
-from ..text.schema import COMPOSING, normalized
 from ..text.tokenizer import Tokenizer
-from ..text.tools import name_of
+from ..tools.describe import name_of
+from ..tools.schema import COMPOSING, normalized
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

@@ -28,7 +28,7 @@ import mlx.core as mx
 from ..model.cache import DRAFT_STEP_SIZE, DRAFT_WINDOW, Cache, RotatingKVCache, make_caches
 from ..model.network import Exaone4ForCausalLM
 from .decode import CLEAR_EVERY, Sample, prefill, read
-from .session import common_prefix
+from .prompt_cache import common_prefix
 
 MODEL_DRAFTS, LOOKUP_DRAFTS = 4, 8  # tokens guessed at once, at most, unless the caller says otherwise
 LONGEST_MATCH, SHORTEST_MATCH = 6, 2  # tokens by which prompt lookup finds a place

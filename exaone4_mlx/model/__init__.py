@@ -1,1 +1,1 @@
-"""ids -> logits: the configuration, the caches, the network, and the files they come from."""
+"""The network: configuration, caches, layers, heads, and loading."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from .folders import atomic_file, find_folder, read_json
+from ..files.folders import atomic_file, find_folder, read_json
 from .rope import ORIGINAL, RopeParameters
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
@@ -242,12 +242,12 @@ class Exaone4Config:
         return tuple(types)
 
     def __repr__(self) -> str:
-        from ..display import config_text
+        from ..notebook.views import config_text
 
         return config_text(self)
 
     def _repr_html_(self) -> str:
-        from ..display import config_html
+        from ..notebook.views import config_html
 
         return config_html(self)
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..files.folders import atomic_file
+from ..files.safetensors import placeholders
 from .config import Exaone4Config
-from .files import placeholders
-from .folders import atomic_file
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -71,7 +71,7 @@ class Pretrained(nn.Module):
         Raises FileNotFoundError for what is not there, and ValueError (CheckpointError for damaged weights) for what
         is no EXAONE 4 checkpoint, each naming the file.
         """
-        from ..weights.checkpoint import load_as
+        from .load import load_as
 
         return load_as(cls, path_or_repo, revision=revision, dtype=dtype, **changes)
 

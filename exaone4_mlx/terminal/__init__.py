@@ -1,1 +1,1 @@
-"""A conversation in the terminal: `python -m exaone4_mlx.chat`. With a terminal it draws, without one it prints."""
+"""The interactive chat in a terminal, and its plain form for pipes."""

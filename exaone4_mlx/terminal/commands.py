@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .words import context_text, size_text
+from .format import context_text, size_text
 
 if TYPE_CHECKING:
     from .repl import Repl

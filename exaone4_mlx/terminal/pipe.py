@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING
 
-from .words import ENDS, call_text, result_text, shortened
+from .format import ENDS, call_text, result_text, shortened
 
 if TYPE_CHECKING:
-    from ..generation.turn import TurnEvent
+    from ..conversation.turn import TurnEvent
     from ..text.reply import ToolCall
 
 LINE = 200  # columns of a tool's line
@@ -45,9 +45,9 @@ class PipeScreen:
             self._end_line()
 
     def show(self, event: TurnEvent) -> None:
-        from ..generation.respond import Done
+        from ..generation.generate import Done
         from ..text.reply import Answer, Thinking
-        from ..text.toolbox import ToolResult
+        from ..tools.toolbox import ToolResult
 
         if isinstance(event, Thinking):
             if not self._in_thought:

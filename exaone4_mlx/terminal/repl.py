@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import __version__
 from .commands import Leave, completions, read_line, run_command
-from .words import context_text, extras_text, summary
+from .format import context_text, extras_text, summary
 
 if TYPE_CHECKING:
     from typing import TypeGuard
 
-    from ..generation.conversation import Chat
-    from ..generation.respond import Done
-    from ..generation.turn import Turn, TurnEvent
+    from ..conversation.chat import Chat
+    from ..conversation.turn import Turn, TurnEvent
+    from ..generation.generate import Done
     from ..text.reply import ToolCall
 
 CONTEXT_WARNING = 0.8  # of the context, used
@@ -71,7 +71,7 @@ class Input(Protocol):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of a chat."""
-    from .. import cli, loading
+    from ..cli import loading, main as cli
 
     chat = parser.add_argument_group("chat")
     chat.add_argument("--system-prompt", metavar="TEXT", help="what the model is told before the conversation")
@@ -138,7 +138,7 @@ def _input(terminal: bool, complete: Callable[[str], Iterable[tuple[str, int]]],
 
 def _repl(options: argparse.Namespace, terminal: bool, screen: Screen) -> Repl:
     """Everything that the options ask for. What needs no weights is checked before they are read."""
-    from .. import cli, loading
+    from ..cli import loading, main as cli
 
     replies = cli.reply_options(options)
     if options.load is not None and not options.load.is_file():
@@ -152,7 +152,7 @@ def _repl(options: argparse.Namespace, terminal: bool, screen: Screen) -> Repl:
     made = loading.load(found, options)
     screen.count_tokens = lambda text: len(found.tokenizer.encode(text))
 
-    from ..generation.conversation import Chat
+    from ..conversation.chat import Chat
     from ..generation.sampling import Sampling
 
     given = {
@@ -190,7 +190,7 @@ def _repl(options: argparse.Namespace, terminal: bool, screen: Screen) -> Repl:
 
 def _asking(tools: Iterable[Callable[..., Any]], ask: bool | None) -> set[str]:
     """The names of the tools that ask before they run; unless told, the built-in ones do not."""
-    from ..text.builtin_tools import BUILTIN_TOOLS
+    from ..tools.builtin import BUILTIN_TOOLS
 
     asking = {True: tools, False: (), None: [tool for tool in tools if tool not in BUILTIN_TOOLS]}[ask]
     return {tool.__name__ for tool in asking}
@@ -288,7 +288,7 @@ class Repl:
 
     def take_turn(self, begin: Callable[[dict[str, Any]], Turn]) -> None:
         """Shows a turn from beginning to end."""
-        from ..generation.turn import added
+        from ..conversation.turn import added
 
         dropped_before, began = self.chat.dropped, self._clock()
         first_token_seconds: float | None = None
@@ -328,7 +328,7 @@ class Repl:
 
     def load(self, path: Path, **settings: Any) -> None:
         """Goes on with a saved conversation, whose settings hold but for those given."""
-        from ..generation.conversation import CACHE_SUFFIX, Chat
+        from ..conversation.chat import CACHE_SUFFIX, Chat
 
         settings = self._always | {"constrain_tools": self.chat.constrain_tools} | settings
         self.chat = Chat.load(
@@ -390,6 +390,6 @@ class Repl:
 
 
 def is_done(event: TurnEvent) -> TypeGuard[Done]:
-    from ..generation.respond import Done
+    from ..generation.generate import Done
 
     return isinstance(event, Done)

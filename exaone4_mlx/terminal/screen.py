@@ -26,12 +26,12 @@ from rich.syntax import Syntax
 from rich.text import Text
 from rich.theme import Theme
 
-from ..generation.respond import Done
-from ..generation.turn import TurnEvent
+from ..conversation.turn import TurnEvent
+from ..generation.generate import Done
 from ..text.reply import Answer, Thinking, ToolCall
-from ..text.toolbox import ToolResult
+from ..tools.toolbox import ToolResult
+from .format import ENDS, Pace, call_text, cell_width, clean, progress_text, result_text, shortened
 from .markdown import FORMULA_ENDS, BlockStream
-from .words import ENDS, Pace, call_text, cell_width, clean, progress_text, result_text, shortened
 
 SECONDS_BETWEEN_DRAWINGS = 0.08
 DRAWING_PART = 0.15  # of the time, at most, that drawing may take

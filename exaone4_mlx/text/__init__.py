@@ -1,1 +1,1 @@
-"""Strings and ids: tokenizer, chat template, reply parser. Nothing in here imports MLX."""
+"""Text and token ids: tokenizer, chat template, events, reply parser. Nothing here imports MLX."""

@@ -24,8 +24,8 @@ from typing import Any, Literal, overload
 
 import tokenizers
 
+from ..tools.describe import Tool, schemas
 from .template import MARKS, ChatTemplate
-from .tools import Tool, schemas
 
 Message = Mapping[str, Any]
 
@@ -93,7 +93,7 @@ class Tokenizer:
         `from_pretrained`, transformers and mlx-lm read them. The folder is made if it is not there; each file takes the
         place of an older one at once, when it is complete. What generation_config.json said is the model's to save.
         """
-        from ..model.folders import atomic_file
+        from ..files.folders import atomic_file
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 from documented import CALLS, HEADS, PADDINGS, ROPES, config_of, labels_for, outputs_of, rope_config, texts, token_ids
 from test_documented import go_on, tensors, theirs
 

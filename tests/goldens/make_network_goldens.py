@@ -15,6 +15,7 @@ import torch
 from transformers import Exaone4Config, Exaone4ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 from conftest import TINY, random_ids, weights_of
 
 #: name -> changes to the tiny config. transformers wants an int or explicit layer types.

@@ -1,0 +1,1 @@
+"""Quantization settings, and the tensors of a checkpoint in any supported format."""

@@ -1,0 +1,1 @@
+"""Chats: turns, tools, history and saved files."""

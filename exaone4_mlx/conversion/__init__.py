@@ -1,0 +1,1 @@
+"""The converter: plan, quantize, calibrate, write, verify, evaluate, upload."""

@@ -1,0 +1,148 @@
+"""The methods that need text, over a whole model: GPTQ block by block, and distillation on top.
+
+What is peculiar here:
+- A block is quantized on the hidden states that the quantized blocks before it give, so that it can make up for
+  their errors too. One block and its statistics are in memory at a time.
+- The output head goes first, on the hidden states of the original: where it is the embedding too, all that comes
+  after depends on it.
+- Each finished block is read back from the disk and run as it stands there. So a run that was stopped sees the
+  same hidden states as one that was not, and writes the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..files.folders import atomic_file
+from ..model.load import EMBEDDING, HEAD, Opened, load_model, open_source
+from .distill import distill
+from .gptq import DAMPING, HEAD_DAMPING, gptq, quantized_block
+from .layerwise import Blocks, run
+from .plan import Plan, Planned
+from .shards import Shards
+
+MAX_TOKENS = 512  # of one text
+TUNED = "tuned.safetensors"  # what distillation found, until it stands in the shards
+HEAD_WEIGHTS = 1 << 24  # of the head that are worked on at a time
+
+#: (done, total, what is being done) -> None. Bytes of the source while writing and verifying, else steps.
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Calibration:
+    """Fills the shards of a plan by a method, "gptq" or "distill" (GPTQ, and then what stands there is tuned).
+
+    `sequences` are the ids of the texts; `write` writes a tensor without text. The folder of the shards must hold
+    its config already.
+    """
+
+    method: str
+    sequences: Sequence[Sequence[int]]
+    opened: Opened
+    plan: Plan
+    shards: Shards
+    write: Callable[[Planned], None]
+    progress: Progress | None = None
+
+    def run(self) -> None:
+        """Goes on where a stopped run was."""
+        tuned = self.shards.folder / TUNED
+        if not tuned.exists() and not self.shards.is_tuned:
+            self._quantize()
+            if self.method == "distill":
+                self._distill(tuned)
+        if tuned.exists() and not self.shards.is_tuned:
+            self.shards.replace(mx.load(str(tuned)))  # type: ignore[arg-type]
+        tuned.unlink(missing_ok=True)
+
+    @cached_property
+    def _original(self) -> Blocks:
+        return Blocks(self.opened.source, self.opened.config, unpacked=True)
+
+    @cached_property
+    def _targets(self) -> list[mx.array]:
+        """The final hidden states [L, E] of the original, for each text."""
+        return self._original.hidden_states(self.sequences, self._steps("reading the original"))
+
+    @property
+    def _head(self) -> str:
+        return EMBEDDING if self.opened.config.tie_word_embeddings else HEAD
+
+    def _quantize(self) -> None:
+        for tensor in self.plan.tensors:
+            if tensor.name == self._head and tensor.quantization and not self.shards.is_done(tensor):
+                self._write_head(tensor)
+            elif not tensor.name.startswith("model.layers."):
+                self.write(tensor)
+        # Many rows pass each weight: unpacked they pass faster.
+        done = Blocks(open_source(self.shards.folder).source, self.opened.config, unpacked=True)
+        states = done.embed(self.sequences)
+        told = self._steps("calibrating")
+        layers = self.opened.config.num_hidden_layers
+        for number in range(layers):
+            tensors = [tensor for tensor in self.plan.tensors if tensor.name.startswith(f"model.layers.{number}.")]
+            if not all(self.shards.is_done(tensor) for tensor in tensors):
+                self._write_block(number, states, tensors)
+            states = run(done.block(number), states)
+            mx.clear_cache()
+            if told:
+                told(number + 1, layers)
+
+    def _write_head(self, tensor: Planned) -> None:
+        assert tensor.quantization is not None
+        hessian = mx.array(0.0)
+        for hidden in self._targets:
+            hessian = hessian + hidden.T @ hidden
+            mx.eval(hessian)
+        damping = HEAD_DAMPING if tensor.name == EMBEDDING else DAMPING
+        rows = max(1, HEAD_WEIGHTS // tensor.shape[1])
+        for start in range(0, tensor.shape[0], rows):
+            weight = self.opened.source.weight(tensor.name, start, start + rows)
+            bits, group_size = tensor.quantization.bits, tensor.quantization.group_size
+            parts = gptq(weight, hessian, bits, group_size, dtype=_scale_dtype(tensor), damping=damping)
+            for output, part in zip(tensor.outputs, parts, strict=True):
+                self.shards.write(output.name, part, start)
+        self.shards.done(tensor.outputs)
+
+    def _write_block(self, number: int, states: Sequence[mx.array], tensors: Sequence[Planned]) -> None:
+        prefix = f"model.layers.{number}."
+        quantized = [tensor for tensor in tensors if tensor.quantization is not None]
+        settings = {
+            tensor.name.removeprefix(prefix).removesuffix(".weight"): tensor.quantization
+            for tensor in quantized
+            if tensor.quantization is not None
+        }
+        block = self._original.block(number)
+        if quantized:
+            quantized_block(block, states, settings, dtype=_scale_dtype(quantized[0]))
+        made = dict(tree_flatten(block.parameters()))
+        for tensor in tensors:
+            if tensor.quantization is None:
+                self.write(tensor)
+                continue
+            for output in tensor.outputs:
+                self.shards.write(output.name, made[output.name.removeprefix(prefix)].astype(output.dtype))
+            self.shards.done(tensor.outputs)
+
+    def _distill(self, file: Path) -> None:
+        """Tunes the quantized model of the shards, and writes what it found into a file."""
+        head = self.opened.source.weight(self._head)
+        model = load_model(self.shards.folder)
+        found = distill(model, self.sequences, self._targets, head, progress=self._steps("distilling"))
+        with atomic_file(file) as stream:
+            mx.save_safetensors(stream, found)  # type: ignore[arg-type]
+
+    def _steps(self, stage: str) -> Callable[[int, int], None] | None:
+        progress = self.progress
+        return (lambda done, total: progress(done, total, stage)) if progress else None
+
+
+def _scale_dtype(tensor: Planned) -> mx.Dtype:
+    return tensor.outputs[-1].dtype

@@ -1,0 +1,178 @@
+"""What a conversion is going to do, tensor by tensor, before anything is read or written.
+
+What is peculiar here:
+- A plan is made of headers alone, so the result's every name, shape and size is known, and with them its
+  shards: their headers are written first.
+- Two conversions with the same digest write the same bytes. That is how a stopped one is gone on with.
+- Tensors stand in the order of the network, which is that of the calibrated methods too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from ..checkpoint.layouts import StoredTensor
+from ..checkpoint.quantize import Quantization
+from ..files.safetensors import DTYPE_NAMES
+from ..model.load import Opened
+
+MAX_SHARD_BYTES = 5 << 30  # mlx-lm's
+#: Weights that are read and written at a time.
+CHUNK_WEIGHTS = 1 << 21
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor of the result."""
+
+    name: str
+    dtype: mx.Dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.size
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What becomes of one weight of the model.
+
+    `work` is "copy" (bit for bit), "repack" (its codes as they are, in MLX's layout), "cast", "dequantize",
+    "quantize" or "requantize".
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    work: str
+    quantization: Quantization | None
+    outputs: tuple[Output, ...]
+    source_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(output.nbytes for output in self.outputs)
+
+    @property
+    def rows_at_a_time(self) -> int:
+        return max(1, CHUNK_WEIGHTS // max(1, math.prod(self.shape[1:])))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole conversion. `options` are what else decides about the bytes of the result; JSON values."""
+
+    tensors: tuple[Planned, ...]
+    options: Mapping[str, Any]
+    source: tuple[Any, ...] = field(repr=False)
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the weights of the result."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(tensor.source_bytes for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.nbytes / self.parameters
+
+    @property
+    def shards(self) -> dict[str, list[Planned]]:
+        """File name -> its tensors: consecutive ones, together at most MAX_SHARD_BYTES."""
+        shards: list[list[Planned]] = [[]]
+        for tensor in self.tensors:
+            if shards[-1] and sum(other.nbytes for other in shards[-1]) + tensor.nbytes > MAX_SHARD_BYTES:
+                shards.append([])
+            shards[-1].append(tensor)
+        if len(shards) == 1:
+            return {"model.safetensors": shards[0]}
+        return {f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, start=1)}
+
+    @property
+    def digest(self) -> str:
+        told = {
+            "tensors": [
+                [t.name, t.work, t.quantization.as_dict() if t.quantization else None]
+                + [[o.name, DTYPE_NAMES[o.dtype], o.shape] for o in t.outputs]
+                for t in self.tensors
+            ],
+            "options": dict(self.options),
+            "source": self.source,
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def make_plan(
+    opened: Opened,
+    settings: Mapping[str, Quantization],
+    keeps: bool,
+    dtype: mx.Dtype | None,
+    options: Mapping[str, Any],
+) -> Plan:
+    """The plan that gives each weight what `settings` say: quantized, or else in full precision.
+
+    `keeps` says that a weight stays as it is packed where that is the same quantization.
+    """
+    tensors = tuple(
+        _planned(opened, opened.source.tensors[name], settings.get(name), keeps, dtype)
+        for name in in_network_order(opened.shapes)
+    )
+    return Plan(tensors, options, source_identity(opened))
+
+
+def source_identity(opened: Opened) -> tuple[Any, ...]:
+    """Names, sizes and times of the weight files: two checkpoints with the same are taken for one."""
+    stored = [part for name in opened.shapes for part in opened.source.tensors[name].stored]
+    files = sorted({opened.checkpoint.tensors[part].file for part in stored})
+    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
+def in_network_order(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """Embedding, layers by number, norm, head."""
+
+    def place(name: str) -> tuple[int, int, str]:
+        layer = re.match(r"model\.layers\.(\d+)\.", name)
+        stage = 1 if layer else {"model.embed_tokens": 0, "model.norm": 2}.get(name.rpartition(".")[0], 3)
+        return stage, int(layer[1]) if layer else 0, name
+
+    return sorted(names, key=place)
+
+
+def _planned(
+    opened: Opened, stored: StoredTensor, quantization: Quantization | None, keeps: bool, dtype: mx.Dtype | None
+) -> Planned:
+    if keeps and quantization is not None and quantization == stored.exact:
+        scales = opened.source.scale_dtype(stored.name)
+        result = scales if dtype is None else dtype
+        outputs = _packed(stored, quantization, result)
+        as_they_are = [output.name for output in outputs] == list(stored.stored)
+        same = as_they_are and (quantization.mode != "affine" or result == scales)
+        return Planned(stored.name, stored.shape, "copy" if same else "repack", quantization, outputs, stored.nbytes)
+    result = stored.dtype if dtype is None else dtype
+    if quantization is not None:
+        work = "requantize" if stored.is_quantized else "quantize"
+        outputs = _packed(stored, quantization, result)
+    else:
+        work = "dequantize" if stored.is_quantized else "copy" if result == stored.dtype else "cast"
+        outputs = (Output(stored.name, result, stored.shape),)
+    return Planned(stored.name, stored.shape, work, quantization, outputs, stored.nbytes)
+
+
+def _packed(stored: StoredTensor, quantization: Quantization, dtype: mx.Dtype) -> tuple[Output, ...]:
+    stand_ins = quantization.tensors(stored.name, mx.zeros(stored.shape, dtype))  # lazy: nothing is made
+    return tuple(Output(name, array.dtype, array.shape) for name, array in stand_ins)

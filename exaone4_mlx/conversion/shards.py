@@ -1,0 +1,174 @@
+"""The weight files of a result while they are made: written in any order, and gone on with after a kill.
+
+What is peculiar here:
+- Headers come first, then every tensor at the place that the plan gives it, some rows at a time.
+- A tensor counts as done when its bytes are on the disk and a line in the journal, with their hashes, says so.
+  Bytes that do not match their hashes are made again.
+- Times and paths are not part of it: a result that was stopped and gone on with is the same, byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..files.folders import atomic_file
+from ..files.safetensors import DTYPE_NAMES, INDEX_NAME, Checkpoint, TensorInfo
+from .plan import Output, Plan, Planned
+
+JOURNAL = "conversion.journal"
+READ_BYTES = 1 << 24
+
+
+class Shards:
+    """The weight files of a plan in a folder, and the journal of what is done. `written` reads what they hold."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        """Makes the files, or takes up those that a stopped run of the same plan left. The journal has begun."""
+        self.folder = folder
+        self._places: dict[str, tuple[int, int, Output]] = {}  # name -> (descriptor, byte offset, what it is)
+        self._descriptors: list[int] = []
+        self._hashes: dict[str, Any] = {}
+        self.digests: dict[str, str] = {}  # output name -> SHA-256 of its bytes, once it is done
+        self.is_tuned = False  # whether `replace` has been through
+        lines, whole_bytes = _lines(folder / JOURNAL)
+        for file_name, tensors in plan.shards.items():
+            self._open(folder / file_name, tensors, fresh=len(lines) == 1)
+        _write_index(folder, plan)
+        self.written = Checkpoint(folder)
+        os.truncate(folder / JOURNAL, whole_bytes)
+        self._journal = (folder / JOURNAL).open("a", encoding="utf-8")
+        for line in lines[1:]:
+            self.digests |= {name: digest for name, digest in line["sha256"].items() if name in self._places}
+            self.is_tuned |= line.get("tuned") is True
+        self.digests = {name: digest for name, digest in self.digests.items() if self.digest(name) == digest}
+
+    def is_done(self, tensor: Planned) -> bool:
+        return all(output.name in self.digests for output in tensor.outputs)
+
+    def write(self, name: str, array: mx.array, row: int = 0) -> None:
+        """The rows of an output from `row` on. A tensor's rows come in order, so that they can be hashed."""
+        descriptor, offset, output = self._places[name]
+        assert array.dtype == output.dtype and array.shape[1:] == output.shape[1:], f"{name} is not as planned"
+        data = memoryview(mx.contiguous(array).view(mx.uint8))  # type: ignore[arg-type]
+        data = data.cast("B")
+        if row == 0:
+            self._hashes[name] = hashlib.sha256()
+        self._hashes[name].update(data)
+        place = offset + row * (output.nbytes // output.shape[0])
+        while data:
+            written = os.pwrite(descriptor, data, place)
+            data, place = data[written:], place + written
+
+    def done(self, outputs: Iterable[Output]) -> None:
+        """Notes that these outputs are complete, once the disk has them."""
+        self._note([output.name for output in outputs])
+
+    def replace(self, tuned: Mapping[str, mx.array]) -> None:
+        """Puts tuned tensors in the place of what was written. May be done again where it was cut short."""
+        for name, array in tuned.items():
+            self.write(name, array)
+        self._note(list(tuned), tuned=True)
+        self.is_tuned = True
+
+    def _note(self, names: Sequence[str], **more: bool) -> None:
+        for descriptor in {self._places[name][0] for name in names}:
+            os.fsync(descriptor)
+        digests = {name: self._hashes.pop(name).hexdigest() for name in names}
+        self._journal.write(json.dumps({"sha256": digests} | more) + "\n")
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+        self.digests |= digests
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of an output's bytes as they are on the disk."""
+        return digest_of(self.written.tensors[name])
+
+    def close(self) -> None:
+        self._journal.close()
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
+
+    def _open(self, file: Path, tensors: Sequence[Planned], fresh: bool) -> None:
+        outputs = [output for tensor in tensors for output in tensor.outputs]
+        header = _header(outputs)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if fresh else 0), 0o666)
+        self._descriptors.append(descriptor)
+        os.pwrite(descriptor, header, 0)
+        offset = len(header)
+        for output in outputs:
+            self._places[output.name] = (descriptor, offset, output)
+            offset += output.nbytes
+        os.ftruncate(descriptor, offset)
+
+
+def digest_of(info: TensorInfo) -> str:
+    """SHA-256 of a stored tensor's bytes."""
+    digest = hashlib.sha256()
+    with info.file.open("rb") as stream:
+        stream.seek(info.offset)
+        for start in range(0, info.nbytes, READ_BYTES):
+            digest.update(stream.read(min(READ_BYTES, info.nbytes - start)))
+    return digest.hexdigest()
+
+
+def begin_journal(folder: Path, digest: str) -> None:
+    """Says whose the folder is: the first thing that is written to it."""
+    with atomic_file(folder / JOURNAL) as stream:
+        stream.write(json.dumps({"plan": digest}).encode() + b"\n")
+
+
+def journal_of(folder: Path) -> str | None:
+    """The digest of the plan that a stopped run followed in this folder, or None where there is no journal."""
+    journal = folder / JOURNAL
+    lines = _lines(journal)[0] if journal.is_file() else []
+    return str(lines[0]["plan"]) if lines else None
+
+
+def _lines(journal: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of a journal, and how many bytes they are. The last one may be torn, or damaged."""
+    lines: list[dict[str, Any]] = []
+    size = 0
+    for line in journal.read_bytes().splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        wanted = entry.get("sha256" if lines else "plan") if isinstance(entry, dict) else None
+        if not line.endswith(b"\n") or not isinstance(wanted, dict if lines else str):
+            break
+        lines.append(entry)
+        size += len(line)
+    return lines, size
+
+
+def _header(outputs: Sequence[Output]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    offset = 0
+    for output in outputs:
+        entries[output.name] = {
+            "dtype": DTYPE_NAMES[output.dtype],
+            "shape": list(output.shape),
+            "data_offsets": [offset, offset + output.nbytes],
+        }
+        offset += output.nbytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _write_index(folder: Path, plan: Plan) -> None:
+    places = {o.name: file for file, tensors in plan.shards.items() for tensor in tensors for o in tensor.outputs}
+    index = {
+        "metadata": {"total_size": plan.nbytes, "total_parameters": plan.parameters},
+        "weight_map": dict(sorted(places.items())),
+    }
+    (folder / INDEX_NAME).write_text(json.dumps(index, indent=4) + "\n", encoding="utf-8")

@@ -1,0 +1,206 @@
+"""Text to calibrate a quantization with, and text to measure what it costs: files -> passages -> ids.
+
+What is peculiar here:
+- What a passage says is data, never control: a control string in it, such as `[|endofturn|]`, is ordinary text.
+  Control tokens come from the checkpoint's chat template and, in the reply that a chat ends with, from here.
+- That reply is made as the model would write it: with its thought if it has one, which a template leaves out.
+- The project's two files share no eight words in a row. `overlap` says so, of a user's own files as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..text.tokenizer import Message, Tokenizer, check_messages
+from ..tools.describe import schemas
+
+_FOLDER = Path(__file__).parents[1] / "texts"
+CALIBRATION, HELD_OUT = _FOLDER / "calibration.jsonl", _FOLDER / "held_out.jsonl"
+
+RUN = 8  # words in a row that two texts do not share by chance
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text, or a conversation that ends with an assistant's message, with the tools that it offers."""
+
+    kind: str
+    language: str
+    text: str | None = None
+    messages: tuple[Message, ...] | None = field(default=None, hash=False)
+    tools: tuple[Message, ...] = field(default=(), hash=False)
+
+
+def read_passages(path: Path) -> list[Passage]:
+    """The passages of one file, in its order.
+
+    A .jsonl file has an object on each line: {"text": ...}, or {"messages": [...], "tools": [...]} as mlx-lm's
+    datasets have them (the tools may be missing). "kind" and "language" are "text" or "chat", and "und", unless
+    given; other keys are notes. A .txt or .md file is one passage, or several between lines of three or more
+    dashes or form feeds. Blank lines and blank parts are none.
+
+    Raises FileNotFoundError, and ValueError naming the file and the line for what is malformed, for a file of
+    another kind, and for one without passages.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there, or is no file: it should hold passages of text")
+    readers = {".jsonl": _lines, ".txt": _parts, ".md": _parts}
+    if path.suffix.lower() not in readers:
+        raise ValueError(f"{path} is none of {', '.join(readers)}: passages are read from those")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (at byte {error.start})") from error
+    passages = list(readers[path.suffix.lower()](content, path))
+    if not passages:
+        raise ValueError(f"{path} holds no passages: it is empty")
+    return passages
+
+
+def encode(passage: Passage, tokenizer: Tokenizer, max_tokens: int) -> list[int]:
+    """The passage's ids, at most `max_tokens` of them: what is beyond is cut off at the end. Never empty.
+
+    A conversation is the prompt for its last message, by the checkpoint's own chat template and thinking if that
+    message has a thought, then the message, as the model would write it, and the end of the turn.
+
+    Raises ValueError for a passage without text, for a template that refuses it, and for a `max_tokens` below 1.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+    ids = _chat(passage, tokenizer) if passage.messages else _plain(passage.text or "", tokenizer)
+    if not ids:
+        raise ValueError(f"a passage of the kind {passage.kind!r} holds no text")
+    return ids[:max_tokens]
+
+
+def fingerprints(passages: Iterable[Passage]) -> set[str]:
+    """Digests of every eight words in a row (of all words, where there are fewer), in lower case, without punctuation.
+
+    Words are what stands between spaces and punctuation, in Korean too. Equal digests in two sets: a shared sentence.
+    """
+    return {_digest(run) for passage in passages for run in _runs(_words(passage))}
+
+
+def overlap(a: Iterable[Passage], b: Iterable[Passage]) -> list[str]:
+    """The words of `a` that stand in `b` as well, eight or more in a row: one entry for each such place."""
+    known = fingerprints(b)
+    shared: list[str] = []
+    for passage in a:
+        words, end = _words(passage), 0
+        for start, run in enumerate(_runs(words)):
+            if _digest(run) not in known:
+                continue
+            if start < end:  # goes on from the run before
+                shared[-1] += "".join(f" {word}" for word in words[end : start + len(run)])
+            else:
+                shared.append(" ".join(run))
+            end = start + len(run)
+    return shared
+
+
+def _lines(content: str, path: Path) -> Iterator[Passage]:
+    for number, line in enumerate(content.split("\n"), start=1):  # not splitlines(): JSON may hold U+2028
+        if line.strip():
+            try:
+                yield _passage(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+
+
+def _parts(content: str, path: Path) -> Iterator[Passage]:
+    for part in re.split(r"^-{3,}[ \t]*$|\f", content, flags=re.MULTILINE):
+        if part.strip():
+            yield Passage("text", "und", part.strip())
+
+
+def _passage(entry: Any) -> Passage:
+    if not isinstance(entry, dict) or ("text" in entry) == ("messages" in entry):
+        raise ValueError('a passage is an object with either "text" or "messages"')
+    kind, language = entry.get("kind", "text" if "text" in entry else "chat"), entry.get("language", "und")
+    if not isinstance(kind, str) or not isinstance(language, str):
+        raise ValueError(f'"kind" and "language" must be strings, not {kind!r} and {language!r}')
+    json.dumps(entry, ensure_ascii=False).encode()  # a ValueError, if it holds half a character
+    if "messages" in entry:
+        messages = tuple(check_messages(entry["messages"]))
+        last = messages[-1]
+        if last["role"] != "assistant" or not (last["content"].strip() or last.get("tool_calls")):
+            raise ValueError("a conversation must end with what the assistant said")
+        if not isinstance(last.get("reasoning_content") or "", str):
+            raise ValueError(f"reasoning_content must be a string, not {last['reasoning_content']!r}")
+        if len(messages) < 2:
+            raise ValueError("a conversation needs something that the assistant answers")
+        return Passage(kind, language, None, messages, tuple(schemas(entry.get("tools"))))
+    if not isinstance(entry["text"], str) or not entry["text"].strip():
+        raise ValueError('"text" must be a string with words in it')
+    return Passage(kind, language, entry["text"])
+
+
+def _chat(passage: Passage, tokenizer: Tokenizer) -> list[int]:
+    """Prompt, thought, answer, calls, end of turn."""
+    *before, last = check_messages(passage.messages or ())
+    thought, answer = _thought_and_answer(last)
+    ids = tokenizer.apply_chat_template(before, passage.tools, enable_thinking=bool(thought))
+    if thought:
+        ids += _plain(thought + "\n", tokenizer) + tokenizer.encode("</think>")
+        answer = "\n\n" + answer
+    if calls := last.get("tool_calls"):
+        ids += _plain(answer + "\n" * bool(answer.strip()), tokenizer) + _calls(passage, calls, tokenizer)
+    else:
+        ids += _plain(answer, tokenizer)
+    return ids + tokenizer.encode(tokenizer.eos_token)
+
+
+def _thought_and_answer(message: Message) -> tuple[str, str]:
+    """Also from one string, `<think>` … `</think>` …, as some datasets have it."""
+    thought, answer = message.get("reasoning_content") or "", message["content"]
+    if not thought and answer.lstrip().startswith("<think>") and "</think>" in answer:
+        thought, _, answer = answer.lstrip().removeprefix("<think>").partition("</think>")
+        answer = answer.lstrip()
+    return thought.strip(), answer
+
+
+def _calls(passage: Passage, calls: Sequence[Any], tokenizer: Tokenizer) -> list[int]:
+    """The calls as the template writes them in a turn that has nothing else."""
+    before = (passage.messages or ())[:-1]
+    prompt = tokenizer.apply_chat_template(before, passage.tools)
+    turn = {"role": "assistant", "content": "", "tool_calls": calls}
+    whole = tokenizer.apply_chat_template([*before, turn], passage.tools, add_generation_prompt=False)
+    if whole[: len(prompt)] != prompt:
+        raise ValueError(
+            "the chat template renders a turn with tool calls otherwise than its own prompt for one begins"
+        )
+    (eos,) = tokenizer.encode(tokenizer.eos_token)
+    return whole[len(prompt) : len(whole) - 1 - whole[::-1].index(eos)]
+
+
+def _plain(text: str, tokenizer: Tokenizer) -> list[int]:
+    """The ids of `text` as ordinary text: every control string in it is broken after its first character."""
+    controls = "|".join(map(re.escape, sorted(tokenizer.control_tokens)))
+    pieces, start = [], 0
+    for match in re.finditer(f"(?={controls})", text) if controls else ():
+        pieces.append(text[start : match.start() + 1])
+        start = match.start() + 1
+    return [id for piece in (*pieces, text[start:]) for id in tokenizer.encode(piece)]
+
+
+def _words(passage: Passage) -> list[str]:
+    """What is said in it, tools aside, word by word."""
+    said = [passage.text or ""]
+    for message in passage.messages or ():
+        said += [str(message.get("reasoning_content") or ""), str(message.get("content") or "")]
+    return re.findall(r"\w+", "\n".join(said).casefold())
+
+
+def _runs(words: list[str]) -> Iterator[list[str]]:
+    if words:
+        yield from (words[start : start + RUN] for start in range(max(1, len(words) - RUN + 1)))
+
+
+def _digest(words: list[str]) -> str:
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Measurements: memory (`fit`), speed (`bench`) and correctness (`doctor`)."""

@@ -1,0 +1,658 @@
+"""The app as a person uses it: Chromium drives the page of a real server. What may fail here may fail for a person."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.browser
+pytest.importorskip("gradio", reason="the app needs the extra `app`")
+pytest.importorskip("playwright", reason="the browser tests need the extra `browser`")
+
+from browser import CHROMIUM, Server, Tab, endless_model, launch, opened, wait_for  # noqa: E402
+from playwright.sync_api import Browser, FilePayload, expect, sync_playwright  # noqa: E402
+
+if not Path(CHROMIUM).exists():
+    pytest.skip("there is no chromium", allow_module_level=True)
+
+SEOUL = "What is the capital of South Korea?"
+PHONE = {"width": 390, "height": 844}
+#: With these the endless model goes on in ever new words, and the guard against loops does not end it.
+RAMBLING = {"sampling": {"temperature": 2.0, "top_p": 1.0}}
+#: Clicks Stop, and returns the seconds until Send is there again.
+STOP = """async () => {
+    const began = performance.now();
+    document.querySelector('#box button[aria-label="Stop"]').click();
+    while (!document.querySelector('#box [data-testid="submit-button"]')) await new Promise(requestAnimationFrame);
+    return (performance.now() - began) / 1000;
+}"""
+#: Notes the titles of a thought under way, while the thought itself is to be seen (`innerText` leaves out what is not).
+WATCH = """() => {
+    window.seen = [];
+    setInterval(() => {
+        const lines = document.querySelector("#chat").innerText.split("\\n");
+        const title = lines.findIndex((line) => /^Thinking · .* tokens$/.test(line));
+        const open = lines.slice(title).some((line) => line.startsWith("Integer parts"));
+        if (title >= 0 && open && !window.seen.includes(lines[title])) window.seen.push(lines[title]);
+    }, 30);
+}"""
+LONG_ENOUGH = re.compile(r"[\s\S]{50}")
+GREETING = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello! How can I help you?"}]
+TOOLS = '''
+import pathlib
+
+def roll_dice(max_num: int):
+    """Roll a dice with the number 1 to N
+
+    Args:
+        max_num: Maximum number on the dice
+    """
+    with pathlib.Path({ran!r}).open("a") as file:
+        file.write("rolled\\n")
+    return 4
+'''
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright, launch(playwright) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The demo, for all tests that need nothing else."""
+    with Server(tmp_path_factory.mktemp("demo")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A demo whose replies do not end by themselves."""
+    folder = tmp_path_factory.mktemp("endless")
+    with Server(folder / "data", model=str(endless_model(folder / "model"))) as server:
+        yield server
+
+
+@pytest.fixture
+def tab(browser: Browser, server: Server) -> Iterator[Tab]:
+    with opened(browser, server) as tab:
+        yield tab
+
+
+def id_of(number: int) -> str:
+    return f"20261125-090000-{number:08x}"
+
+
+def brightness(tab: Tab, element: str) -> float:
+    """Of an element's own background, from 0 to 1."""
+    colour = tab.page.locator(element).first.evaluate("(e) => getComputedStyle(e).backgroundColor")
+    return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 765
+
+
+def tokens(tab: Tab) -> int:
+    """Of the reply, as the line below the chat counts them."""
+    return int(re.findall(r"([\d,]+) tokens", tab.status.inner_text())[0].replace(",", ""))
+
+
+# --- a turn ----------------------------------------------------------------------
+
+
+def test_an_example_is_sent_with_the_switches_it_needs(tab: Tab) -> None:
+    tab.chat.get_by_text("Roll D6 dice twice!").click()
+    expect(tab.said).to_have_text(["Roll D6 dice twice!"])
+    expect(tab.page.locator("#use-tools").get_by_role("checkbox")).to_be_checked()
+    tab.done()
+    expect(tab.panel(re.compile(r"roll_dice\(max_num=6\) → [1-6]"))).to_have_count(2)
+    expect(tab.replies.last).to_have_text(re.compile(r"You rolled [1-6] and [1-6]\."))
+
+
+def test_a_thought_opens_counts_and_folds_when_the_answer_begins(browser: Browser, endless: Server) -> None:
+    settings = {"thinking": True, "thinking_budget": 160, "max_tokens": 200, "sampling": {"seed": 1}}
+    endless.store(id_of(1), GREETING, settings=settings)
+    with opened(browser, endless, id_of(1)) as tab:
+        tab.page.evaluate(WATCH)
+        tab.ask("Which one is bigger, 3.12 vs 3.9?")
+        titles = tab.page.evaluate("window.seen")
+        counts = [
+            tuple(map(float, re.findall(r"^Thinking · ([\d.]+) s · (\d+) tokens$", title)[0])) for title in titles
+        ]
+        assert len(counts) > 3 and counts == sorted(counts), f"open, it does not count on: {titles}"
+        assert counts[0][1] < 100 < counts[-1][1] < 170
+        folded = tab.panel(re.compile(r"Thought for [\d.]+ s · 1[56]\d tokens"))
+        expect(folded).to_be_visible()
+        expect(tab.chat.get_by_text("Integer parts").first).to_be_hidden()
+        folded.click()
+        expect(tab.chat.get_by_text("Integer parts").first).to_be_visible()
+
+
+@pytest.fixture(scope="module")
+def asking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+    """A server with a tool of ours, and the file that the tool leaves a mark in."""
+    folder = tmp_path_factory.mktemp("tools")
+    (folder / "tools.py").write_text(TOOLS.format(ran=str(folder / "ran")))
+    with Server(folder / "data", "--tools", str(folder / "tools.py")) as server:
+        yield server, folder / "ran"
+
+
+def test_a_tool_of_ones_own_asks_before_it_runs(browser: Browser, asking: tuple[Server, Path]) -> None:
+    server, ran = asking
+    with opened(browser, server) as tab:
+        tab.settings()
+        expect(tab.page.locator("#ask").get_by_role("checkbox")).to_be_checked()
+        tab.page.locator("#use-tools").get_by_role("checkbox").check()
+        tab.say("Roll D6 dice!")
+        expect(tab.chat.get_by_text("May this tool run?")).to_be_visible()
+        assert not ran.exists(), "it ran before it was allowed"
+        tab.chat.get_by_role("button", name="Run it", exact=True).click()
+        tab.done()
+        assert ran.read_text() == "rolled\n"
+        expect(tab.panel("roll_dice(max_num=6) → 4")).to_be_visible()
+        expect(tab.replies.last).to_have_text("You rolled 4.")
+        expect(tab.chat.get_by_text("May this tool run?")).to_have_count(0)
+
+
+def test_a_tool_that_was_not_allowed_does_not_run(browser: Browser, asking: tuple[Server, Path]) -> None:
+    server, ran = asking
+    with opened(browser, server) as tab:
+        before = ran.read_text() if ran.exists() else ""
+        tab.page.locator("#use-tools").get_by_role("checkbox").check()
+        tab.say("Roll D6 dice!")
+        tab.chat.get_by_role("button", name="Do not run it", exact=True).click()
+        tab.done()
+        assert (ran.read_text() if ran.exists() else "") == before
+        expect(tab.panel(re.compile(r"roll_dice\(max_num=6\) → Failed"))).to_be_visible()
+        assert [message["role"] for message in server.stored(tab)["messages"]] == [
+            "user",
+            "assistant",
+            "tool",
+            "assistant",
+        ]
+
+
+def test_stop_ends_a_tool_that_waits_for_a_word(browser: Browser, asking: tuple[Server, Path]) -> None:
+    server, ran = asking
+    with opened(browser, server) as tab:
+        before = ran.read_text() if ran.exists() else ""
+        tab.page.locator("#use-tools").get_by_role("checkbox").check()
+        tab.say("Roll D6 dice!")
+        expect(tab.chat.get_by_text("May this tool run?")).to_be_visible()
+        tab.stop.click()
+        tab.done()
+        assert (ran.read_text() if ran.exists() else "") == before
+
+
+def test_stop_is_quick_and_keeps_the_text_so_far(browser: Browser, endless: Server, record_property: Any) -> None:
+    endless.store(id_of(2), GREETING, settings={"sampling": {"seed": 1}})
+    with opened(browser, endless, id_of(2)) as tab:
+        latencies = []
+        for turn in range(3):
+            tab.say("Which one is bigger, 3.12 vs 3.9?")
+            expect(tab.replies).to_have_count(2 * turn + 2)
+            expect(tab.replies.last).to_have_text(LONG_ENOUGH)
+            so_far = (tab.replies.last.text_content() or "")[:40]
+            latencies.append(tab.page.evaluate(STOP))
+            expect(tab.replies.nth(2 * turn + 1)).to_contain_text(so_far)
+            expect(tab.replies.last).to_have_text("Stopped.")
+        record_property("stop_seconds", latencies)
+        print("seconds from Stop to Send:", ", ".join(f"{seconds:.2f}" for seconds in latencies))
+        assert min(latencies) < 1.5, f"stop takes {latencies} s"
+        replies = [message for message in endless.stored(tab)["messages"] if message["role"] == "assistant"]
+        assert [reply.get("finish_reason") for reply in replies[1:]] == ["cancelled"] * 3
+        shown = tab.replies.all_inner_texts()
+        tab.reload()
+        expect(tab.replies).to_have_count(len(shown))
+        assert tab.replies.all_inner_texts() == shown
+
+
+def test_retry_undo_and_edit(tab: Tab, server: Server) -> None:
+    tab.ask(SEOUL)
+    revision = server.stored(tab)["revision"]
+    tab.act("Retry")
+    wait_for(lambda: server.stored(tab)["revision"] >= revision + 2, "retry replies again")
+    tab.done()
+    expect(tab.said).to_have_text([SEOUL])
+    tab.ask("What is the capital of Italy?")
+    tab.act("Undo")
+    expect(tab.box).to_have_value("What is the capital of Italy?")
+    expect(tab.said).to_have_text([SEOUL])
+    tab.ask("What is the capital of Peru?")
+    tab.act("Edit", which=0)
+    tab.chat.locator("textarea").fill("What is the capital of Italy?")
+    tab.act("Submit")
+    expect(tab.said).to_have_text(["What is the capital of Italy?"])
+    tab.done()
+    expect(tab.replies).to_have_text(["The capital of Italy is Rome."])
+    assert len(server.stored(tab)["messages"]) == 2
+
+
+def test_an_edit_sends_what_stands_there(tab: Tab, server: Server) -> None:
+    said = "Is 1 < 2 & 3 > 2, <b>really</b>? `a < b` &amp; ![x](y.png)"
+    tab.ask(said)
+    tab.act("Edit")
+    field = tab.chat.locator("textarea")
+    field.press("End")
+    field.press_sequentially(" Yes?")
+    tab.act("Submit")
+    wait_for(lambda: server.stored(tab)["messages"][0]["content"] == f"{said} Yes?", "what was typed is sent")
+    tab.done()
+
+
+def test_a_long_korean_paste_stays_text_and_is_sent_whole(browser: Browser, server: Server) -> None:
+    text = ("대한민국의 수도는 서울입니다. 페루의 수도는 리마입니다. " * 200)[:5999].strip().ljust(6000, "!")
+    with opened(browser, server, locale="ko-KR", permissions=["clipboard-read", "clipboard-write"]) as tab:
+        tab.page.evaluate("(text) => navigator.clipboard.writeText(text)", text)
+        tab.box.press("Control+V")
+        expect(tab.box).to_have_value(text)
+        tab.send.click()
+        expect(tab.said).to_have_text([text])
+        tab.done()
+        assert server.stored(tab)["messages"][0] == {"role": "user", "content": text}
+
+
+def test_enter_sends_and_shift_enter_begins_a_line(tab: Tab, server: Server) -> None:
+    tab.box.press_sequentially("Hello!")
+    tab.box.press("Shift+Enter")
+    tab.box.press_sequentially("Who are you?")
+    tab.box.press("Enter")
+    expect(tab.said).to_have_count(1)
+    tab.done()
+    assert server.stored(tab)["messages"][0]["content"] == "Hello!\nWho are you?"
+    expect(tab.box).to_have_value("")
+
+
+# --- files, and the limit of the context -------------------------------------------
+
+
+def drop(tab: Tab, *files: FilePayload) -> None:
+    """Drops files on the box, as from a desktop."""
+    transfer = tab.page.evaluate_handle(
+        """(files) => {
+            const transfer = new DataTransfer();
+            for (const file of files) transfer.items.add(new File([file.text], file.name, {type: file.type}));
+            return transfer;
+        }""",
+        [{"name": file["name"], "type": file["mimeType"], "text": file["buffer"].decode()} for file in files],
+    )
+    for event in ("dragenter", "dragover", "drop"):
+        tab.box.dispatch_event(event, {"dataTransfer": transfer})
+
+
+def test_a_dropped_file_shows_its_tokens_before_it_is_sent(tab: Tab, server: Server) -> None:
+    text = "The capital of Peru is Lima.\n" * 20
+    drop(tab, {"name": "notes.md", "mimeType": "text/markdown", "buffer": text.encode()})
+    expect(tab.page.locator("#attached")).to_have_text(re.compile(r"notes\.md · \d+ tokens; .* of 8,192 tokens"))
+    tab.say(SEOUL)
+    expect(tab.said).to_have_count(2)  # a panel with the file, and what was typed
+    expect(tab.page.locator("#attached")).to_be_hidden()
+    tab.done()
+    expect(tab.said.last).to_have_text(SEOUL)
+    message = server.stored(tab)["messages"][0]
+    assert (message["text"], message["files"][0]["name"], message["files"][0]["text"]) == (SEOUL, "notes.md", text)
+    assert text.strip() in message["content"]
+    tab.reload()
+    expect(tab.said.first).to_have_text(re.compile(r"notes\.md · \d+ tokens"))
+
+
+def test_a_file_that_cannot_be_read_is_told_and_the_text_stays(tab: Tab) -> None:
+    tab.box.fill(SEOUL)
+    drop(tab, {"name": "broken.pdf", "mimeType": "application/pdf", "buffer": b"%PDF-1.7 and nothing more"})
+    expect(tab.notice("broken.pdf").first).to_be_visible()
+    expect(tab.box).to_have_value(SEOUL)
+
+
+def test_a_message_beyond_the_context_is_told_and_stays_in_the_box(browser: Browser, tmp_path: Path) -> None:
+    with Server(tmp_path, "--context", "200") as server, opened(browser, server) as tab:
+        expect(tab.status).to_contain_text("0 of 200 tokens")
+        text = "Tell me the capital of Peru. " * 60
+        tab.say(text)
+        expect(tab.notice("Not sent").first).to_be_visible()
+        expect(tab.box).to_have_value(text)
+        expect(tab.said).to_have_count(0)
+        tab.ask(SEOUL)
+        expect(tab.replies.last).to_have_text("The capital of South Korea is Seoul.")
+
+
+# --- conversations -----------------------------------------------------------------
+
+
+def test_two_tabs_have_histories_of_their_own(browser: Browser, server: Server) -> None:
+    with opened(browser, server) as one, opened(browser, server) as other:
+        one.say(SEOUL)
+        other.say("What is the capital of Italy?")
+        one.done()
+        other.done()
+        one.ask("What is the capital of Peru?")
+        expect(one.said).to_have_text([SEOUL, "What is the capital of Peru?"])
+        expect(other.said).to_have_text(["What is the capital of Italy?"])
+        expect(other.replies).to_have_text(["The capital of Italy is Rome."])
+        assert one.conversation != other.conversation
+
+
+def test_a_reload_brings_the_conversation_back(tab: Tab) -> None:
+    tab.ask(SEOUL)
+    tab.ask("What is the capital of Italy?")
+    before = tab.conversation
+    tab.reload()
+    expect(tab.said).to_have_text([SEOUL, "What is the capital of Italy?"])
+    expect(tab.replies.last).to_have_text("The capital of Italy is Rome.")
+    assert tab.conversation == before
+    tab.ask("What is the capital of Peru?")
+    expect(tab.said).to_have_count(3)
+
+
+def test_a_reload_in_the_middle_of_a_reply_finds_it_going_on(browser: Browser, endless: Server) -> None:
+    endless.store(id_of(3), GREETING, settings=RAMBLING)
+    with opened(browser, endless, id_of(3)) as tab:
+        tab.say("Which one is bigger, 3.12 vs 3.9?")
+        expect(tab.replies).to_have_count(2)
+        expect(tab.replies.last).to_have_text(LONG_ENOUGH)
+        before = tokens(tab)
+        tab.reload()
+        expect(tab.stop).to_be_visible()
+        expect(tab.said).to_have_count(2)
+        expect(tab.replies).to_have_count(2)
+        now = tokens(tab)
+        assert now > before, "it began anew"
+        wait_for(lambda: tokens(tab) > now, "it goes on")
+        tab.stop.click()
+        tab.done()
+        expect(tab.replies.last).to_have_text("Stopped.")
+
+
+def test_a_restart_of_the_server_and_a_reload_bring_it_back(browser: Browser, tmp_path: Path) -> None:
+    with Server(tmp_path) as server, opened(browser, server) as tab:
+        tab.ask(SEOUL)
+        server.stop()
+        server.start()
+        tab.reload()
+        expect(tab.said).to_have_text([SEOUL])
+        tab.ask("What is the capital of Italy?")
+        expect(tab.said).to_have_count(2)
+
+
+def test_conversations_are_renamed_searched_and_deleted(browser: Browser, tmp_path: Path) -> None:
+    with Server(tmp_path) as server, opened(browser, server) as tab:
+        tab.ask(SEOUL)
+        tab.page.locator("#new-chat").click()
+        expect(tab.said).to_have_count(0)
+        tab.ask("What is the capital of Italy?")
+        expect(tab.titles).to_have_text(["What is the capital of Italy?", SEOUL])
+        tab.unfold("manage")
+        field = tab.title
+        expect(field).to_have_value("What is the capital of Italy?")
+        for title in ("../../x", "<img src=x onerror=alert(1)>", "로마 이야기"):
+            field.fill(title)
+            tab.page.locator("#rename").click()
+            expect(tab.titles.filter(has_text=title)).to_have_count(1)
+        assert sorted(file.name for file in tmp_path.rglob("*.json")) == sorted(
+            file.name for file in server.folder.glob("*.json")
+        )
+        assert not (tmp_path.parent / "x").exists() and not (tmp_path / "x").exists()
+
+        search = tab.page.locator("#search textarea, #search input")
+        search.fill("seoul")  # what was said counts too
+        expect(tab.titles).to_have_text([SEOUL])
+        search.fill("nothing like that")
+        expect(tab.page.locator("#list-hint")).to_have_text("None found.")
+        search.fill("")
+        expect(tab.titles).to_have_count(2)
+
+        tab.titles.filter(has_text=SEOUL).click()
+        expect(tab.said).to_have_text([SEOUL])
+        file = server.folder / f"{tab.conversation}.json"
+        tab.page.locator("#delete").click()
+        tab.page.locator("#delete-keep").click()
+        expect(tab.page.locator("#delete")).to_be_visible()
+        assert file.exists()
+        tab.page.locator("#delete").click()
+        tab.page.locator("#delete-sure").click()
+        expect(tab.titles).to_have_text(["로마 이야기"])
+        expect(tab.said).to_have_count(0)
+        assert not file.exists()
+
+
+def test_a_title_that_is_being_typed_outlives_the_end_of_a_reply(browser: Browser, endless: Server) -> None:
+    with opened(browser, endless) as tab:
+        tab.say("Which one is bigger, 3.12 vs 3.9?")
+        expect(tab.replies.last).to_have_text(LONG_ENOUGH)
+        tab.unfold("manage")
+        field = tab.title
+        expect(field).to_have_value("Which one is bigger, 3.12 vs 3.9?")
+        field.fill("Numbers")
+        tab.stop.click()
+        tab.done()
+        expect(field).to_have_value("Numbers")
+        tab.page.locator("#rename").click()
+        expect(tab.titles.filter(has_text="Numbers")).to_have_count(1)
+
+
+@pytest.mark.parametrize("form", ["markdown", "json"])
+def test_a_conversation_goes_out_and_comes_in_again(tab: Tab, server: Server, tmp_path: Path, form: str) -> None:
+    tab.page.locator("#thinking").get_by_role("checkbox").check()
+    tab.ask("Which one is bigger, 3.12 vs 3.9?")
+    before = server.stored(tab)
+    tab.unfold("manage")
+    with tab.page.expect_download() as download:
+        tab.page.locator(f"#export-{form}").click()
+    name = download.value.suggested_filename
+    assert name == f"Which one is bigger, 3.12 vs 3.9{'.md' if form == 'markdown' else '.json'}"
+    download.value.save_as(tmp_path / name)
+    tab.page.locator("#new-chat").click()
+    expect(tab.said).to_have_count(0)
+    import_file(tab, tmp_path / name)
+    expect(tab.notice("Imported").first).to_be_visible()
+    expect(tab.said).to_have_text(["Which one is bigger, 3.12 vs 3.9?"])
+    expect(tab.panel("Thought for")).to_be_visible()
+    after = server.stored(tab)
+    assert after["messages"] == before["messages"] and after["id"] != before["id"]
+    tab.ask("What is the capital of Peru?")
+
+
+def import_file(tab: Tab, file: Path) -> None:
+    with tab.page.expect_file_chooser() as chooser:
+        tab.page.locator("#import").click()
+    chooser.value.set_files(file)
+
+
+@pytest.mark.parametrize("content", ['{"messages": [{"role": "wizard", "content": "hi"}]}', '{"rows": 3}', "not JSON"])
+def test_what_is_no_conversation_is_not_imported(tab: Tab, tmp_path: Path, content: str) -> None:
+    (tmp_path / "wrong.json").write_text(content)
+    import_file(tab, tmp_path / "wrong.json")
+    expect(tab.notice("Not imported: wrong.json").first).to_be_visible()
+    tab.ask(SEOUL)
+
+
+def test_a_damaged_file_is_listed_and_left_alone(browser: Browser, tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    server.store(id_of(1), GREETING, title="good")
+    damaged = server.folder / f"{id_of(2)}.json"
+    damaged.write_text('{"format": "exaone4_mlx conversation", "messages": [')
+    with server, opened(browser, server, id_of(2)) as tab:
+        expect(tab.page.locator("#list-hint")).to_contain_text(damaged.name)
+        expect(tab.titles).to_have_text(["good"])
+        tab.ask(SEOUL)
+        expect(tab.titles).to_have_text([SEOUL, "good"])
+        assert damaged.read_text() == '{"format": "exaone4_mlx conversation", "messages": ['
+
+
+# --- settings ----------------------------------------------------------------------
+
+
+def test_the_temperature_follows_the_mode_until_it_is_set(tab: Tab) -> None:
+    thinking = tab.page.locator("#thinking").get_by_role("checkbox")
+    temperature = tab.number("temperature")
+    tab.settings()
+    tab.unfold("sampling")
+    expect(temperature).to_have_value("0.1")
+    thinking.check()
+    expect(temperature).to_have_value("0.6")
+    thinking.uncheck()
+    expect(temperature).to_have_value("0.1")
+    temperature.fill("1.5")
+    temperature.press("Tab")
+    thinking.check()
+    tab.ask(SEOUL)
+    expect(temperature).to_have_value("1.5")
+    tab.page.locator("#reset").click()
+    expect(temperature).to_have_value("0.6")
+
+
+def test_settings_belong_to_the_conversation_and_come_back(tab: Tab, server: Server) -> None:
+    tab.settings()
+    tab.page.locator("#system textarea").fill("Be brief.")
+    tab.page.locator("#thinking").get_by_role("checkbox").check()
+    tab.ask(SEOUL)
+    settings = server.stored(tab)["settings"]
+    assert settings["system"] == "Be brief." and settings["thinking"] is True
+    tab.reload()
+    tab.settings()
+    expect(tab.page.locator("#system textarea")).to_have_value("Be brief.")
+    expect(tab.page.locator("#thinking").get_by_role("checkbox")).to_be_checked()
+
+
+def test_a_bad_model_path_is_told_and_the_old_model_goes_on(tab: Tab) -> None:
+    tab.settings()
+    model = tab.page.locator("#model input")
+    model.fill("/no/such/model")
+    model.press("Enter")
+    expect(tab.page.locator("#needs")).to_contain_text("no folder /no/such/model")
+    tab.page.locator("#load").click()
+    expect(tab.notice("demo stays in use").first).to_be_visible()
+    tab.ask(SEOUL)
+    expect(tab.replies.last).to_have_text("The capital of South Korea is Seoul.")
+
+
+@pytest.mark.parametrize(
+    ("locale", "box", "settings", "question", "answer"),
+    [
+        ("ko-KR", "EXAONE에게 메시지 보내기", "설정", "대한민국의 수도는?", "대한민국의 수도는 서울입니다."),
+        ("es-ES", "Escribe a EXAONE", "Ajustes", "Dime la capital de Italia.", "La capital de Italia es Roma."),
+    ],
+)
+def test_the_page_speaks_the_language_of_the_browser(
+    browser: Browser, server: Server, locale: str, box: str, settings: str, question: str, answer: str
+) -> None:
+    with opened(browser, server, locale=locale) as tab:
+        expect(tab.box).to_have_attribute("placeholder", box)
+        expect(tab.page.locator("#open-settings")).to_have_text(settings)
+        tab.chat.get_by_text(question).click()
+        expect(tab.replies).to_have_text([answer])
+        tab.done()
+
+
+def test_a_language_that_was_chosen_stays(tab: Tab) -> None:
+    tab.settings()
+    tab.page.locator("#language input").click()
+    tab.page.get_by_role("option", name="한국어").click()
+    expect(tab.page.locator("#open-settings")).to_have_text("설정")
+    expect(tab.chat.get_by_text("대한민국의 수도는?")).to_be_visible()
+    tab.reload()
+    expect(tab.page.locator("#open-settings")).to_have_text("설정")
+    expect(tab.box).to_have_attribute("placeholder", "EXAONE에게 메시지 보내기")
+    tab.page.locator("#open-settings").click()
+    tab.page.locator("#language input").click()
+    tab.page.get_by_role("option").first.click()
+    expect(tab.page.locator("#open-settings")).to_have_text("Settings")
+
+
+# --- what is shown ------------------------------------------------------------------
+
+HOSTILE = """<script>alert("script")</script>
+<img src=x onerror=alert("image")> <iframe src="http://example.com/frame"></iframe>
+<a href="javascript:alert('link')">tag</a> [link](javascript:alert('markdown')) ![x](http://example.com/x.png)
+<svg onload=alert("svg")></svg> <form action="http://example.com/form"><button>go</button></form>
+![ref]
+
+[ref]: http://example.com/ref.png
+"""
+
+
+def test_html_scripts_and_pictures_in_messages_are_inert(browser: Browser, server: Server) -> None:
+    call = {"type": "function", "function": {"name": "<b>f</b>", "arguments": {"x": HOSTILE}}}
+    messages = [
+        {
+            "role": "user",
+            "content": HOSTILE,
+            "text": HOSTILE,
+            "files": [{"name": HOSTILE, "tokens": 3, "text": HOSTILE}],
+        },
+        {"role": "assistant", "content": "", "reasoning_content": HOSTILE, "tool_calls": [call]},
+        {"role": "tool", "content": HOSTILE},
+        {"role": "assistant", "content": HOSTILE},
+    ]
+    server.store(id_of(4), messages, title=HOSTILE)
+    with opened(browser, server, id_of(4)) as tab:
+        tab.ask(HOSTILE)
+        for panel in tab.chat.get_by_role("button").filter(has=tab.page.locator("p")).all():
+            panel.click()
+        foreign = "img, script, iframe, form, object, embed, video, audio, [onerror], [onload], a[href^=javascript]"
+        expect(tab.chat.locator(foreign)).to_have_count(0)
+        expect(tab.said.last).to_contain_text('<script>alert("script")</script>')
+        expect(tab.said.last).to_contain_text('<img src=x onerror=alert("image")>')
+        expect(tab.page.locator("#conversations").locator(foreign)).to_have_count(0)
+
+
+def test_mathematics_and_code_are_typeset(browser: Browser, server: Server) -> None:
+    code = 'def f(x):\n    return x < 2 and "$a$"'
+    reply = f"So $x^2$ and \\(y^3\\), for $5 or $6:\n\n$$\\frac{{1}}{{2}}$$\n\n```python\n{code}\n```\n"
+    server.store(id_of(5), [GREETING[0], {"role": "assistant", "content": reply}], title="mathematics")
+    permissions = ["clipboard-read", "clipboard-write"]
+    with opened(browser, server, id_of(5), permissions=permissions) as tab:
+        expect(tab.replies.locator("math")).to_have_count(3)
+        expect(tab.replies).to_contain_text(["for $5 or $6:"])
+        expect(tab.replies.locator("pre code")).to_have_text(code)
+        tab.replies.locator("pre").locator("xpath=..").get_by_role("button").click()
+        assert tab.page.evaluate("navigator.clipboard.readText()") == code
+
+
+def test_dark_where_the_system_is_dark(browser: Browser, server: Server) -> None:
+    with opened(browser, server, color_scheme="dark") as dark, opened(browser, server, color_scheme="light") as light:
+        assert brightness(dark, "body") < 0.2 < 0.8 < brightness(light, "body")
+
+
+def test_a_phone_shows_the_chat_first(browser: Browser, server: Server) -> None:
+    server.store(id_of(6), GREETING, title="another")
+    with opened(browser, server, viewport=PHONE, has_touch=True, is_mobile=True) as tab:
+        expect(tab.page.locator("#new-chat")).not_to_be_in_viewport()
+        expect(tab.box).to_be_in_viewport()
+        tab.ask(SEOUL)
+        expect(tab.replies.last).to_be_in_viewport()
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], "it scrolls sideways"
+        tab.page.get_by_role("button", name="Toggle Sidebar").first.click()
+        expect(tab.page.locator("#new-chat")).to_be_in_viewport()
+        expect(tab.titles.first).to_be_in_viewport()
+        tab.titles.filter(has_text="another").click()
+        expect(tab.page.locator("#new-chat")).not_to_be_in_viewport()
+        expect(tab.said).to_have_text(["Hello!"])
+
+
+# --- without a network ---------------------------------------------------------------
+
+
+def test_it_works_without_a_network(tmp_path: Path) -> None:
+    """Server and browser in a network namespace that has a loopback and nothing else."""
+    command = ["unshare", "-n", "bash", "-c", 'ip link set lo up && exec "$0" "$@"']
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("network namespaces are not permitted here")
+    script = Path(__file__).parents[1] / "browser.py"
+    probe = subprocess.run([*command, sys.executable, script, tmp_path], capture_output=True, text=True, timeout=240)
+    assert probe.returncode == 0, probe.stderr
+    assert json.loads(probe.stdout) == ["The capital of South Korea is Seoul."]
+
+
+def test_the_screenshots_can_be_taken_anew(browser: Browser, tmp_path: Path) -> None:
+    from screenshots import take
+
+    with Server(tmp_path / "data") as server:
+        files = take(browser, server, tmp_path / "screenshots")
+    assert [file.stem for file in files] == ["dark", "korean", "light", "phone", "settings", "tools"]
+    assert sum(file.stat().st_size for file in files) < 1_500_000

@@ -1,0 +1,963 @@
+"""What all tabs share: each conversation open once, replies that outlive their page, caches in bounds, one model."""
+
+from __future__ import annotations
+
+import dataclasses
+import faulthandler
+import gc
+import json
+import random
+import shutil
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest import scripted_stream, tiny_model
+
+from app import desk as desk_module
+from app.desk import Desk, Loaded
+from app.files import Attachment
+from app.models import Choice, Draft, memory_in_use
+from app.session import Busy, Session, View
+from app.settings import Settings
+from app.store import Conversation, Store
+from exaone4_mlx import Tokenizer, fit, load
+from exaone4_mlx.files.folders import DEMO_FOLDER
+from exaone4_mlx.generation import generate as respond
+
+PLAIN = Settings()
+ENDLESS = "one two three four five six seven eight nine ten " * 400
+UNKNOWN = "20261125-093015-1f2e3d4c"
+WAIT_SECONDS = 20.0
+GRACE = 0.15
+
+
+def roll_dice(max_num: int) -> int:
+    """Roll a dice with the number 1 to N. User can select the number N.
+
+    Args:
+        max_num: Max number of the dice
+    """
+    return max_num - 2
+
+
+@pytest.fixture
+def scripted(unread: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """scripted(text, pause) makes every reply this text, `pause` seconds a token; the caches stay real."""
+    _, tokenizer = unread
+
+    def script(text: str, pause: float = 0.0) -> None:
+        ids = [*tokenizer.encode(text), tokenizer.eos_token_id]
+
+        monkeypatch.setattr(respond, "TokenStream", lambda *args: scripted_stream(ids, pause=pause)(*args))
+
+    return script
+
+
+@pytest.fixture
+def make(unread: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Desk]]:
+    """make() is a desk with the quick model of no sense, and a grace of a moment."""
+    monkeypatch.setattr(desk_module, "GRACE_SECONDS", GRACE)
+    made: list[Desk] = []
+
+    def one(model: Any = unread, **options: Any) -> Desk:
+        mx.eval(model[0].parameters())  # as `load` does it: other threads can use them then
+        loaded = Loaded(Choice("unread", "unread"), *model, fit("demo"))
+        desk = Desk(loaded, Store(tmp_path / "data"), **({"tools": [roll_dice]} | options))
+        made.append(desk)
+        return desk
+
+    yield one
+    for desk in made:
+        desk.stop_all(WAIT_SECONDS)
+
+
+@pytest.fixture
+def desk(make: Callable[..., Desk]) -> Desk:
+    return make()
+
+
+def until(holds: Callable[[], Any], what: str) -> Any:
+    """The first value of `holds` that counts as true."""
+    end = time.monotonic() + WAIT_SECONDS
+    while not (value := holds()):
+        assert time.monotonic() < end, f"after {WAIT_SECONDS:.0f} seconds still not: {what}"
+        time.sleep(0.002)
+    return value
+
+
+def finished(session: Session) -> View:
+    assert session.join(WAIT_SECONDS), f"the turn does not end: {session.view()}"
+    return session.view()
+
+
+def say(session: Session, text: str) -> View:
+    session.send(text, [], PLAIN)
+    return finished(session)
+
+
+def contents(session: Session) -> list[Any]:
+    return [message["content"] for message in session.view().messages]
+
+
+def underway(session: Session) -> Session:
+    """The session with a turn under way of which something has come."""
+    session.send("Count", [], PLAIN)
+    until(lambda: session.view().coming, "something of the reply came")
+    return session
+
+
+# --- tabs and conversations ------------------------------------------------------
+
+
+def test_tabs_are_apart(desk: Desk, scripted: Any) -> None:
+    scripted("ok")
+    one, two = desk.tab("one"), desk.tab("two")
+    say(one.session, "first")
+    assert contents(two.session) == [] and one.session is not two.session
+    assert desk.tab("one") is one, "a tab is known by its key"
+
+
+def test_conversation_in_two_tabs_is_open_once(desk: Desk, scripted: Any) -> None:
+    scripted("ok")
+    one = desk.tab("one")
+    say(one.session, "first")
+    two = desk.tab("two", one.session.id)
+    assert two.session is one.session
+    desk.show(desk.tab("three"), desk.session(one.session.id))
+    assert desk.tab("three").session is one.session
+
+
+@pytest.mark.parametrize("conversation", ["", "../../etc/passwd", UNKNOWN, "x" * 1000])
+def test_address_of_no_conversation_begins_one(desk: Desk, conversation: str) -> None:
+    assert contents(desk.tab("one", conversation).session) == []
+
+
+def test_requests_of_a_new_tab_that_come_at_once_find_one_tab(desk: Desk) -> None:
+    for number in range(20):
+        barrier, tabs = threading.Barrier(4), []
+
+        def ask(number: int = number, barrier: Any = barrier, tabs: Any = tabs) -> None:
+            barrier.wait()
+            tabs.append(desk.tab(f"{number}"))
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len({id(tab) for tab in tabs}) == 1 and len({id(tab.session) for tab in tabs}) == 1
+    assert len(desk._sessions) == 20, "conversations that nobody sees are open"
+
+
+def test_conversation_opened_from_two_requests_at_once_is_open_once(desk: Desk, scripted: Any) -> None:
+    """Both read the file before either shows it."""
+    conversation = Conversation.new()
+    conversation.messages = [{"role": "user", "content": "first"}]
+    id = desk.store.write(conversation).id
+    one, two = desk.session(id), desk.session(id)
+    desk.show(desk.tab("one"), one)
+    desk.show(desk.tab("two"), two)
+    assert desk.tab("one").session is desk.tab("two").session
+
+
+def test_tabs_that_come_with_the_same_address_at_once_share_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = desk.store.write(Conversation.new()).id
+    read, barrier = desk.store.read, threading.Barrier(2)
+
+    def both(id: str) -> Conversation:
+        barrier.wait(WAIT_SECONDS)
+        return read(id)
+
+    monkeypatch.setattr(desk.store, "read", both)
+    threads = [threading.Thread(target=desk.tab, args=(key, id)) for key in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert desk.tab("one").session is desk.tab("two").session and desk.tab("one").session.id == id
+
+
+def test_conversation_forgotten_while_a_tab_turns_to_it_is_still_open_once(desk: Desk, scripted: Any) -> None:
+    scripted("ok")
+    one = desk.tab("one")
+    say(one.session, "first")
+    found = desk.session(one.session.id)
+    desk.show(one, desk.new_session())  # the last tab that looked at it, in the meantime
+    desk.show(desk.tab("two"), found)
+    assert desk.session(found.id) is found, "a second session would not know what this one says"
+
+
+def test_page_loaded_again_finds_its_reply_under_way(desk: Desk, scripted: Any) -> None:
+    scripted(ENDLESS, pause=0.005)
+    session = underway(desk.tab("before").session)
+    desk.leave("before")
+    again = desk.tab("after", session.id)
+    time.sleep(2 * GRACE)
+    assert again.session is session and session.running
+    before = len(contents_coming(session))
+    until(lambda: len(contents_coming(session)) > before, "the reply goes on")
+
+
+def contents_coming(session: Session) -> str:
+    return "".join(message["content"] for message in session.view().coming)
+
+
+def test_reply_that_nobody_comes_back_to_is_ended_and_kept(desk: Desk, scripted: Any) -> None:
+    scripted(ENDLESS, pause=0.005)
+    session = underway(desk.tab("before").session)
+    desk.leave("before")
+    assert session.running, "it has a moment"
+    assert session.join(WAIT_SECONDS)
+    kept = desk.store.read(session.id).messages
+    assert kept[-1]["finish_reason"] == "cancelled" and kept[-1]["content"]
+    until(lambda: not desk._sessions and not session.has_caches, "it is closed")
+
+
+def test_reply_that_another_tab_looks_at_goes_on(desk: Desk, scripted: Any) -> None:
+    scripted(ENDLESS, pause=0.005)
+    session = underway(desk.tab("one").session)
+    desk.tab("two", session.id)
+    desk.leave("one")
+    time.sleep(2 * GRACE)
+    assert session.running
+
+
+def test_reply_goes_on_while_its_tab_shows_another_conversation(desk: Desk, scripted: Any) -> None:
+    scripted(ENDLESS[:200], pause=0.002)
+    tab = desk.tab("one")
+    session = underway(tab.session)
+    desk.show(tab, desk.new_session())
+    assert finished(session).messages[-1]["finish_reason"] == "stop"
+    until(lambda: session.id not in desk._sessions, "it is closed, now that it has ended")
+    desk.show(tab, desk.session(session.id))
+    assert contents(tab.session) == ["Count", ENDLESS[:200]]
+
+
+def test_files_that_were_dropped_belong_to_the_conversation(desk: Desk) -> None:
+    tab = desk.tab("one")
+    tab.files["a"] = (Attachment("a", "text"), 1)
+    desk.show(tab, desk.new_session())
+    assert tab.files == {}
+
+
+def test_leaving_twice_or_never_having_been_there_is_fine(desk: Desk) -> None:
+    desk.leave("nobody")
+    desk.tab("one")
+    desk.leave("one")
+    desk.leave("one")
+    assert desk.open_tabs == 0
+
+
+# --- clients of the API ----------------------------------------------------------
+
+
+def test_conversation_of_a_client_is_written_nowhere(desk: Desk, scripted: Any) -> None:
+    scripted("ok")
+    session = desk.tab("client", keeps=False).session
+    assert say(session, "secret").unsaved is None
+    assert desk.store.list() == [] and not desk.store.folder.exists()
+
+
+def test_client_gets_no_conversation_of_the_disk(desk: Desk, scripted: Any) -> None:
+    scripted("ok")
+    session = desk.tab("one").session
+    say(session, "mine")
+    assert contents(desk.tab("client", session.id, keeps=False).session) == []
+
+
+def test_reply_of_a_client_ends_with_what_could_show_it(
+    desk: Desk, scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk_module, "GRACE_SECONDS", 600.0)  # that is for pages that are loaded again
+    scripted(ENDLESS, pause=0.005)
+    tab = desk.tab("client", keeps=False)
+    session = underway(tab.session)
+    desk.show(tab, desk.new_session(keeps=False))
+    assert finished(session).messages[-1]["finish_reason"] == "cancelled", "it is made for nobody"
+    session = underway(tab.session)
+    desk.leave("client")
+    assert finished(session).messages[-1]["finish_reason"] == "cancelled"
+    until(lambda: not desk._sessions, "all is closed")
+
+
+def test_clients_that_never_say_goodbye_are_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk_module, "MAX_OPEN", 3)
+    desk.tab("person")
+    for number in range(10):
+        desk.tab(f"client {number}", keeps=False)
+    assert set(desk._tabs) == {"person", "client 7", "client 8", "client 9"}
+    assert len(desk._sessions) == 4
+
+
+# --- rename and delete -----------------------------------------------------------
+
+
+def test_rename_while_a_reply_is_made_keeps_both_in_one_file(desk: Desk, scripted: Any) -> None:
+    scripted(ENDLESS[:150], pause=0.002)
+    session = underway(desk.tab("one").session)
+    id = session.id
+    desk.rename(id, "  My\ncount ")
+    finished(session)
+    say(session, "more")
+    assert session.id == id and [one.title for one in desk.store.list()] == ["My count"]
+    assert session.conversation.title == "My count" and len(desk.store.read(id).messages) == 4
+
+
+def test_rename_between_two_steps_of_a_write_costs_no_copy(
+    desk: Desk, scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted("ok")
+    session = desk.tab("one").session
+    say(session, "first")
+    write = desk.store.write
+
+    def late(conversation: Conversation) -> Conversation:
+        written = write(conversation)
+        thread = threading.Thread(target=desk.rename, args=(session.id, "Mine"))
+        thread.start()
+        thread.join(0.1)  # it may have to wait for us
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.store, "write", late)
+        say(session, "second")
+    say(session, "third")
+    assert [(one.title, one.turns) for one in desk.store.list()] == [("Mine", 3)]
+    until(lambda: session.conversation.title == "Mine", "the open conversation knows its name")
+
+
+def test_conversation_can_be_named_before_it_begins(desk: Desk, scripted: Any) -> None:
+    scripted("ok")
+    session = desk.tab("one").session
+    desk.rename(session.id, "Plans")
+    assert session.conversation.title == "Plans" and desk.store.list() == []
+    say(session, "first")
+    assert [one.title for one in desk.store.list()] == ["Plans"]
+
+
+def test_rename_refuses_what_has_no_name_or_is_not_there(desk: Desk) -> None:
+    session = desk.tab("one").session
+    with pytest.raises(ValueError, match="a title that is not empty"):
+        desk.rename(session.id, " \n ")
+    with pytest.raises(FileNotFoundError, match="there is no conversation"):
+        desk.rename(UNKNOWN, "x")
+    assert session.conversation.title == ""
+
+
+def test_deleted_while_a_reply_is_made_it_stays_deleted(desk: Desk, scripted: Any) -> None:
+    scripted(ENDLESS, pause=0.005)
+    one = desk.tab("one")
+    session = underway(one.session)
+    two = desk.tab("two", session.id)
+    desk.delete(session.id)
+    assert not session.running and desk.store.list() == []
+    assert contents(one.session) == [] == contents(two.session), "tabs that looked at it get a new one"
+    assert session not in desk._sessions.values() and not session.has_caches
+    say_after = one.session
+    scripted("ok")
+    say(say_after, "new")
+    assert [one.title for one in desk.store.list()] == ["new"]
+
+
+def test_conversation_that_is_not_open_can_be_deleted(desk: Desk) -> None:
+    id = desk.store.write(Conversation.new()).id
+    desk.delete(id)
+    desk.delete(id)  # it is gone already
+    assert desk.store.list() == []
+
+
+def test_delete_that_fails_leaves_all_as_it_was(desk: Desk, scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(id: str) -> None:
+        raise OSError(f"{id}.json cannot be deleted: Permission denied")
+
+    scripted("ok")
+    tab = desk.tab("one")
+    session = tab.session
+    say(session, "first")
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.store, "delete", refuses)
+        with pytest.raises(OSError, match="Permission denied"):
+            desk.delete(session.id)
+    assert tab.session is session and desk.session(session.id) is session
+    say(session, "second")
+    assert len(desk.store.read(session.id).messages) == 4, "it is still written"
+
+
+# --- the disk --------------------------------------------------------------------
+
+
+def test_other_programs_version_stays_and_the_tab_goes_on_in_a_copy(desk: Desk, scripted: Any) -> None:
+    scripted("ok")
+    tab = desk.tab("one")
+    say(tab.session, "mine")
+    theirs = desk.store.read(tab.session.id)
+    theirs.messages = [*theirs.messages, {"role": "user", "content": "theirs"}]
+    Store(desk.store.folder).write(theirs)
+    say(tab.session, "and more")
+    assert tab.session.id != theirs.id and contents(tab.session) == ["mine", "ok", "and more", "ok"]
+    assert desk.session(tab.session.id) is tab.session
+    other = desk.tab("two", theirs.id).session
+    assert other is not tab.session and contents(other) == ["mine", "ok", "theirs"]
+    say(tab.session, "again")
+    assert len(desk.store.list()) == 2, "one copy is enough"
+
+
+def test_reply_goes_on_without_the_disk_and_comes_to_it_later(
+    desk: Desk, scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(conversation: Conversation) -> Conversation:
+        raise OSError("conversations cannot be written to /data: No space left on device")
+
+    scripted("ok")
+    tab = desk.tab("one")
+    session = tab.session
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.store, "write", full)
+        assert "No space left" in str(say(session, "precious").unsaved)
+        desk.show(tab, desk.new_session())
+    assert desk.session(session.id) is session, "it is nowhere else"
+    assert not session.has_caches, "what can be made again goes"
+    say(tab.session, "something else")
+    until(lambda: len(desk.store.list()) == 2, "both are on disk")
+    until(lambda: session.id not in desk._sessions, "it is closed, now that it is saved")
+    assert [message["content"] for message in desk.store.read(session.id).messages] == ["precious", "ok"]
+
+
+def test_read_only_folder_is_told_and_nothing_breaks(desk: Desk, scripted: Any) -> None:
+    desk.store.folder.parent.mkdir(exist_ok=True)
+    desk.store.folder.write_text("a file where the folder should be")  # root may write anywhere
+    scripted("ok")
+    view = say(desk.tab("one").session, "first")
+    assert "conversations cannot be written to" in str(view.unsaved) and view.messages[-1]["content"] == "ok"
+
+
+def test_deleted_file_comes_back_with_the_next_turn(desk: Desk, scripted: Any) -> None:
+    scripted("ok")
+    session = desk.tab("one").session
+    say(session, "first")
+    (desk.store.folder / f"{session.id}.json").unlink()
+    say(session, "second")
+    assert len(desk.store.read(session.id).messages) == 4
+
+
+def test_settings_of_a_conversation_come_back_with_it(make: Any, scripted: Any) -> None:
+    scripted("ok")
+    desk = make(settings=Settings(system="Be kind."))
+    session = desk.tab("one").session
+    assert session.settings.system == "Be kind."
+    session.send("Hi", [], Settings(system="Be brief.", max_tokens=77))
+    finished(session)
+    desk.leave("one")
+    until(lambda: not desk._sessions, "it is closed")
+    again = desk.tab("two", session.id).session
+    assert again is not session and again.settings == Settings(system="Be brief.", max_tokens=77)
+
+
+def test_system_prompt_among_the_messages_counts(desk: Desk) -> None:
+    conversation = Conversation.new(settings={"system": "Old.", "top_p": "nonsense"})
+    conversation.messages = [{"role": "system", "content": "New."}, {"role": "user", "content": "Hi"}]
+    assert desk.session(desk.store.write(conversation).id).settings.system == "New."
+
+
+def test_model_is_noted_in_the_conversation(desk: Desk, scripted: Any) -> None:
+    scripted("ok")
+    session = desk.tab("one").session
+    say(session, "first")
+    assert desk.store.read(session.id).model == "unread"
+
+
+# --- caches ----------------------------------------------------------------------
+
+
+def test_resting_caches_are_bounded_in_number(desk: Desk, scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk_module, "MAX_CACHES", 3)
+    scripted("ok")
+    sessions = [desk.tab(f"{number}").session for number in range(5)]
+    for session in [*sessions, sessions[2]]:
+        say(session, "Hi")
+    until(lambda: sum(session.has_caches for session in sessions) <= 3, "the bound holds")
+    assert [session.has_caches for session in sessions] == [False, False, True, True, True]
+    say(sessions[0], "Hi again")
+    until(lambda: not sessions[3].has_caches, "the least recently used goes")
+    assert sessions[2].has_caches and contents(sessions[0]) == ["Hi", "ok", "Hi again", "ok"]
+
+
+def with_room(desk: Desk, conversations: float, tokens: int) -> None:
+    """The machine's memory is such that caches of so many conversations with so many tokens in all have room."""
+    needs = desk.loaded.fit
+    row = needs.global_cache_bytes / needs.context
+    room = conversations * (needs.local_window_bytes + needs.local_reserve_bytes) + tokens * row
+    needs = dataclasses.replace(needs, memory_bytes=int(needs.weights_bytes + 2 * room))  # half is for caches
+    desk._use(dataclasses.replace(desk.loaded, fit=needs))
+
+
+def test_resting_caches_are_bounded_in_bytes(desk: Desk, scripted: Any) -> None:
+    scripted("ok")
+    with_room(desk, 3.5, tokens=400)
+    sessions = [desk.tab(f"{number}").session for number in range(4)]
+    for session in sessions:
+        say(session, "word " * 30)
+        assert 90 < session.context_tokens < 120
+    assert [session.has_caches for session in sessions] == [False, True, True, True]
+
+
+def test_caches_that_grow_make_others_go(desk: Desk, scripted: Any) -> None:
+    """Also where no new conversation is opened."""
+    scripted("ok")
+    with_room(desk, 2.01, tokens=500)
+    small, large = desk.tab("small").session, desk.tab("large").session
+    say(large, "Hi")
+    say(small, "Hi")
+    assert small.has_caches and large.has_caches
+    say(large, "word " * 300)
+    until(lambda: not small.has_caches, "beside 900 tokens there is no room")
+    assert large.has_caches
+
+
+def test_memory_is_back_when_all_tabs_are_gone(desk: Desk, scripted: Any) -> None:
+    scripted("ok")
+    gc.collect()
+    before = memory_in_use()
+    for number in range(4):
+        session = desk.tab(f"{number}").session
+        say(session, "word " * 100)
+        del session
+    assert memory_in_use() > before, "caches take memory"
+    for number in range(4):
+        desk.leave(f"{number}")
+    until(lambda: not desk._sessions, "all are closed")
+    until(lambda: gc.collect() is not None and memory_in_use() <= before, f"{memory_in_use()} back to {before}")
+
+
+# --- the model -------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the demo's weights: another model than the one in use."""
+    return shutil.copytree(DEMO_FOLDER, tmp_path / "other", ignore=shutil.ignore_patterns("recipe"))
+
+
+def tight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with room for one model."""
+    monkeypatch.setattr(
+        desk_module, "fit", lambda path, **options: dataclasses.replace(fit(path, **options), memory_bytes=1)
+    )
+
+
+class Held:
+    """In place of `Loading`: waits for `go_on`, then loads the demo, or fails."""
+
+    go_on: threading.Event
+    fails: tuple[str, ...] = ()
+    looked: Callable[[], Any] | None = None
+    loads: Any = None  # in place of the demo
+
+    def __init__(self, path: str) -> None:
+        self.path, self.done, self.total, self.warnings = path, 7, 11, []
+        if Held.looked is not None:
+            Held.looked()
+
+    def result(self) -> Any:
+        assert Held.go_on.wait(WAIT_SECONDS)
+        if self.path in Held.fails:
+            raise ValueError(f"{self.path} is damaged")
+        return Held.loads or load("demo")
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Held]]:
+    monkeypatch.setattr(desk_module, "Loading", Held)
+    monkeypatch.setattr(desk_module, "step_size", lambda *args: 512)
+    monkeypatch.setattr(desk_module, "LOOK_SECONDS", 0.01)
+    Held.go_on, Held.fails, Held.looked, Held.loads = threading.Event(), (), None, None
+    yield Held
+    Held.go_on.set()
+    Held.looked = None
+
+
+def switching(desk: Desk, path: str = "demo", context: int | None = None) -> tuple[threading.Thread, list[Any]]:
+    """A thread that loads a model, and its outcome: how far it was each time, and an error."""
+    outcome: list[Any] = []
+
+    def work() -> None:
+        try:
+            outcome.extend(desk.switch(path, context))
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread, outcome
+
+
+def test_another_model_takes_over_and_the_conversation_goes_on(desk: Desk, folder: Path, scripted: Any) -> None:
+    session = desk.tab("one").session
+    scripted("ok")
+    say(session, "My name is Clara.")
+    before = weakref.ref(desk.loaded.model)
+    far = list(desk.switch(str(folder)))
+    assert all(0 <= done <= total for done, total in far)
+    assert desk.loaded.model is not before() and desk.loaded.choice.path == str(folder)
+    assert not session.has_caches, "caches belong to a model"
+    say(session, "What is my name?")
+    assert len(contents(session)) == 4 and session._chat.model is desk.loaded.model
+    assert desk.store.read(session.id).model == desk.loaded.choice.label
+
+
+def test_model_that_was_replaced_is_freed(make: Any, folder: Path, scripted: Any) -> None:
+    scripted("ok")
+    desk = make(model=(tiny_model(vocab_size=3072, max_position_embeddings=8192), load("demo")[1]))
+    say(desk.tab("one").session, "Hi")
+    before = weakref.ref(desk.loaded.model)
+    list(desk.switch(str(folder)))
+    until(lambda: gc.collect() is not None and before() is None, "the old model is gone")
+
+
+@pytest.mark.parametrize("path", ["no such folder", "/etc/passwd", ""])
+def test_path_of_no_model_changes_nothing(desk: Desk, scripted: Any, path: str) -> None:
+    before = desk.loaded
+    with pytest.raises((FileNotFoundError, ValueError)):
+        list(desk.switch(path))
+    assert desk.loaded is before
+    scripted("ok")
+    assert say(desk.tab("one").session, "Hi").error is None
+
+
+@pytest.mark.parametrize("context", [0, -5, 1_000_000])
+def test_context_without_meaning_changes_nothing(desk: Desk, context: int) -> None:
+    before = desk.loaded
+    with pytest.raises(ValueError, match="context"):
+        list(desk.switch("demo", context))
+    assert desk.loaded is before
+
+
+def test_damaged_weights_leave_the_model_in_use(desk: Desk, folder: Path, scripted: Any) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    before = desk.loaded
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        list(desk.switch(str(folder)))
+    assert desk.loaded is before
+    scripted("ok")
+    assert say(desk.tab("one").session, "Hi").messages[-1]["content"] == "ok"
+
+
+def test_without_room_for_both_the_old_model_goes_first(make: Any, held: Any, scripted: Any, monkeypatch: Any) -> None:
+    tight(monkeypatch)
+    desk = make(model=(tiny_model(vocab_size=3072, max_position_embeddings=8192), load("demo")[1]))
+    scripted(ENDLESS, pause=0.005)
+    session = underway(desk.tab("one").session)
+    model, alive = weakref.ref(desk.loaded.model), []
+    Held.looked = lambda: alive.append(gc.collect() is not None and model() is not None)
+    Held.go_on.set()
+    list(desk.switch("demo"))
+    assert alive == [False], "while the new one was read, the old one still took its memory"
+    assert not session.running and session.view().messages[-1]["finish_reason"] == "cancelled"
+    scripted("ok")
+    say(session, "Go on")
+    assert session._chat.model is desk.loaded.model
+
+
+def test_old_model_is_loaded_again_when_the_other_fails(make: Any, held: Any, scripted: Any, monkeypatch: Any) -> None:
+    scripted("ok")
+    tight(monkeypatch)
+    desk = make()
+    desk._used = ("demo", desk.loaded.fit)
+    say(desk.tab("one").session, "Hi")
+    Held.fails = (str(DEMO_FOLDER),)
+    Held.go_on.set()
+    with pytest.raises(ValueError, match="is damaged"):
+        list(desk.switch(str(DEMO_FOLDER)))
+    assert desk.loaded.choice.path == "demo"
+    assert len(say(desk.tab("one").session, "Still there?").messages) == 4
+
+
+def test_where_nothing_can_be_loaded_any_more_that_is_said_and_can_be_mended(
+    make: Any, held: Any, scripted: Any, monkeypatch: Any
+) -> None:
+    tight(monkeypatch)
+    desk = make()
+    Held.fails = ("unread", str(DEMO_FOLDER))
+    Held.go_on.set()
+    with pytest.raises(ValueError, match=r"is damaged; and unread cannot be loaded again: unread is damaged"):
+        list(desk.switch(str(DEMO_FOLDER)))
+    session = desk.tab("one").session
+    assert session.view().messages == []
+    with pytest.raises(ValueError, match="no model is loaded; choose one"):
+        session.send("Hi", [], PLAIN)
+    list(desk.switch("demo"))
+    scripted("ok")
+    assert say(session, "Hi").messages[-1]["content"] == "ok"
+
+
+def test_other_tabs_go_on_while_a_model_is_loaded_beside(desk: Desk, held: Any, scripted: Any) -> None:
+    scripted("ok")
+    thread, outcome = switching(desk)
+    until(lambda: (7, 11) in outcome, "it says how far it is")
+    session = desk.tab("one").session
+    assert say(session, "Hi").messages[-1]["content"] == "ok"
+    Held.go_on.set()
+    thread.join(WAIT_SECONDS)
+    assert desk.loaded.choice.path == "demo"
+    assert len(say(session, "And now?").messages) == 4
+
+
+def test_reply_under_way_ends_on_the_model_it_began_with(make: Any, held: Any, scripted: Any) -> None:
+    desk = make(model=(tiny_model(vocab_size=3072, max_position_embeddings=8192), load("demo")[1]))
+    scripted(ENDLESS[:200], pause=0.002)
+    session = underway(desk.tab("one").session)
+    before = weakref.ref(desk.loaded.model)
+    Held.go_on.set()
+    list(desk.switch("demo"))
+    assert session.running, "both had room"
+    assert finished(session).messages[-1]["content"] == ENDLESS[:200]
+    scripted("ok")
+    say(session, "Go on")
+    assert session._chat.model is desk.loaded.model
+    until(lambda: gc.collect() is not None and before() is None, "the old model is gone")
+
+
+def test_without_room_other_tabs_are_told_to_wait(make: Any, held: Any, scripted: Any, monkeypatch: Any) -> None:
+    tight(monkeypatch)
+    desk = make()
+    scripted("ok")
+    session = desk.tab("one").session
+    say(session, "Hi")
+    thread, _ = switching(desk)
+    until(lambda: desk._loaded is None, "the old model is gone")
+    for one in (session, desk.tab("two").session):
+        with pytest.raises(ValueError, match="a model is being loaded; try again when it is ready"):
+            one.send("Hi", [], PLAIN)
+        assert not one.running and one.view().messages == ([] if one is not session else session.view().messages)
+    Held.go_on.set()
+    thread.join(WAIT_SECONDS)
+    assert len(say(session, "Now?").messages) == 4
+
+
+def test_one_model_is_loaded_at_a_time(desk: Desk, held: Any) -> None:
+    thread, outcome = switching(desk)
+    until(lambda: (7, 11) in outcome, "the first is being loaded")
+    with pytest.raises(Busy, match="another model is being loaded"):
+        list(desk.switch("demo"))
+    Held.go_on.set()
+    thread.join(WAIT_SECONDS)
+    list(desk.switch("demo"))
+
+
+def test_whoever_stops_looking_on_ends_nothing(make: Any, held: Any, scripted: Any, monkeypatch: Any) -> None:
+    """A page that is closed while a model is loaded must not leave the app without one."""
+    tight(monkeypatch)
+    desk = make()
+    following = desk.switch("demo")
+    assert next(following) == (7, 11)
+    following.close()
+    Held.go_on.set()
+    until(lambda: desk._loaded is not None, "the model is loaded all the same")
+    until(lambda: not desk._switching.locked(), "another one can be loaded")
+
+
+def test_same_path_changes_the_context_only(make: Any, scripted: Any, unread: Any) -> None:
+    scripted("ok")
+    desk = Desk(Loaded(Choice("demo", "demo"), *unread, fit("demo")), make().store)
+    session = desk.tab("one").session
+    say(session, "Hi")
+    assert list(desk.switch("demo", 1000)) == []
+    assert desk.loaded.model is unread[0] and desk.loaded.context == 1000
+    assert session.view().context_limit == 1000
+    with pytest.raises(ValueError, match="the context of 1000"):
+        session.send("word " * 400, [], PLAIN)
+    assert len(say(session, "And now?").messages) == 4
+
+
+@pytest.fixture
+def kv_model(unread: Any) -> Any:
+    """The quick model with heads that can be quantized."""
+    return tiny_model(vocab_size=3072, max_position_embeddings=8192, head_dim=32), unread[1]
+
+
+def test_caches_and_drafts_are_as_the_app_was_started_with(make: Any, kv_model: Any) -> None:
+    desk = make(
+        kv_model, kv={"kv_bits": 8, "kv_layers": "all"}, drafting={"prompt_lookup": True, "num_draft_tokens": 3}
+    )
+    chat = desk._chat(desk.new_session())
+    assert (chat.prompt_lookup, chat.num_draft_tokens) == (True, 3)
+    assert (chat._cache.kv.key_bits, chat._cache.kv.layers) == (8, "all")
+    assert desk.needs("demo", 3000) == fit("demo", context=3000, kv_bits=8, kv_layers="all")
+
+
+def test_a_draft_model_is_for_models_of_its_tokenizer(make: Any, held: Any, folder: Path, unread: Any) -> None:
+    """The others go without it, and that is said; and so are other warnings of a model."""
+    held.go_on.set()
+    desk = make(draft=Draft("demo", *unread), drafting={"num_draft_tokens": 2})
+    list(desk.switch(str(DEMO_FOLDER)))
+    assert desk.loaded.draft is not None and desk.loaded.warnings == ()
+    assert desk._chat(desk.new_session())._draft.model is unread[0]
+    assert desk.needs("demo", 3000) == fit("demo", context=3000, draft_model="demo")
+    held.loads = unread[0], load_tokenizer_of_other_words(folder)
+    list(desk.switch(str(folder)))
+    told = ("the draft model demo has another tokenizer, so this model goes without one",)
+    assert desk.loaded.draft is None and desk.loaded.warnings == told
+    assert desk._chat(desk.new_session())._draft is None
+    assert desk.needs(str(folder), 3000).draft_bytes == 0
+
+
+def load_tokenizer_of_other_words(folder: Path) -> Any:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, other = sorted(vocabulary, key=vocabulary.__getitem__)[-2:]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return Tokenizer.from_pretrained(folder)
+
+
+def test_weights_beyond_the_memory_are_not_loaded(
+    make: Any, held: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is ended or let go for them."""
+    held.go_on.set()
+    desk = make()
+    monkeypatch.setattr("exaone4_mlx.measure.fit.physical_memory", lambda: 8_000_000)
+    with pytest.raises(MemoryError, match="the weights have 11 MB, and this machine has 8 MB of memory"):
+        list(desk.switch(str(DEMO_FOLDER)))
+    assert desk.loaded.choice.path == "unread"
+    list(make(ignores_memory=True).switch(str(DEMO_FOLDER)))
+
+
+def test_long_conversation_is_seen_from_its_newest_turns_only(make: Any, scripted: Any, unread: Any) -> None:
+    scripted("ok")
+    desk = Desk(Loaded(Choice("demo", "demo"), *unread, fit("demo", context=400)), make().store)
+    session = desk.tab("one").session
+    for _ in range(4):
+        view = say(session, "word " * 40)
+    assert len(view.messages) == 8 and view.dropped > 0
+    assert desk.store.read(session.id).dropped == view.dropped
+    desk.show(desk.tab("one"), desk.new_session())
+    again = desk.session(session.id)
+    assert again is not session and again.view().dropped == view.dropped
+    assert again.view().context_tokens == view.context_tokens <= 400, "what the model does not see takes no room"
+
+
+def test_larger_context_shows_the_model_everything_again(make: Any, scripted: Any, unread: Any) -> None:
+    scripted("ok")
+    desk = Desk(Loaded(Choice("demo", "demo"), *unread, fit("demo", context=400)), make().store)
+    session = desk.tab("one").session
+    for _ in range(4):
+        view = say(session, "word " * 40)
+    assert view.dropped > 0
+    list(desk.switch("demo", 8192))
+    assert say(session, "Hi").dropped == 0
+
+
+def test_file_that_no_template_takes_can_be_looked_at(desk: Desk) -> None:
+    """A person may have written it. What is wrong with it is said once something is sent."""
+    conversation = Conversation.new()
+    conversation.messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "tool_calls": [7]}]
+    session = desk.tab("one", desk.store.write(conversation).id).session
+    assert session.view().messages == conversation.messages
+    with pytest.raises(ValueError, match="message 1: a tool call must be"):
+        session.send("Hi", [], PLAIN)
+
+
+# --- all at once -----------------------------------------------------------------
+
+
+def test_nothing_gets_stuck_whatever_happens_at_once(make: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight threads do whatever tabs can do, for a while; then all is as it should be."""
+    monkeypatch.setattr(desk_module, "GRACE_SECONDS", 0.01)
+    monkeypatch.setattr(desk_module, "MAX_CACHES", 2)
+    monkeypatch.setattr(desk_module, "MAX_OPEN", 2)
+    scripted("one two three four", pause=0.001)
+    desk = make()
+    second = tiny_model(seed=1, vocab_size=3072, max_position_embeddings=8192)
+    mx.eval(second.parameters())
+    tokenizer = desk.loaded.tokenizer
+
+    class Quick:
+        done = total = 1
+        warnings = ()
+
+        def __init__(self, path: str) -> None: ...
+
+        def result(self) -> Any:
+            return second, tokenizer
+
+    monkeypatch.setattr(desk_module, "Loading", Quick)
+    monkeypatch.setattr(desk_module, "step_size", lambda *args: 64)
+    faulthandler.dump_traceback_later(60, exit=True)  # a deadlock shows where
+    ends = time.monotonic() + 2.5
+    errors: list[BaseException] = []
+    counts: dict[str, int] = {}
+
+    def work(seed: int) -> None:
+        rng = random.Random(seed)
+        try:
+            while time.monotonic() < ends:
+                name = one_step(desk, rng)
+                counts[name] = counts.get(name, 0) + 1
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    faulthandler.cancel_dump_traceback_later()
+    assert not errors, errors
+    assert min(counts.values()) > 0 and len(counts) == len(STEPS), counts
+    for session in list(desk._sessions.values()):
+        assert session.join(WAIT_SECONDS)
+    for key in list(desk._tabs):
+        desk.leave(key)
+    until(lambda: not desk._sessions, "everything is closed")
+    for one in desk.store.list():
+        roles = [message["role"] for message in desk.store.read(one.id).messages]
+        assert roles == ["user", "assistant"] * (len(roles) // 2), f"{one.id} is torn: {roles}"
+    assert desk.store.damaged == {}
+
+
+STEPS = ("tab", "send", "edit", "retry", "undo", "stop", "view", "open", "new", "rename", "delete", "leave", "switch")
+
+
+def one_step(desk: Desk, rng: random.Random) -> str:
+    step = rng.choices(STEPS, weights=[6, 8, 3, 3, 3, 4, 6, 5, 3, 2, 2, 4, 1])[0]
+    number = rng.randrange(6)
+    tab = desk.tab(f"{number}", keeps=number < 4)
+    session = tab.session
+    try:
+        if step == "send":
+            session.send("Hi", [], PLAIN)
+        elif step == "edit":
+            session.edit(0, "Hello", PLAIN)
+        elif step == "retry":
+            session.retry(PLAIN)
+        elif step == "undo":
+            session.undo()
+        elif step == "stop":
+            session.stop()
+        elif step == "view":
+            session.wait(session.version, 0.01)
+            assert session.view().context_limit >= 0
+        elif step == "open" and number < 4:
+            if found := desk.store.list():
+                desk.show(tab, desk.session(rng.choice(found).id))
+        elif step == "new":
+            desk.show(tab, desk.new_session(keeps=number < 4))
+        elif step == "rename":
+            desk.rename(session.id, f"Title {number}")
+        elif step == "delete" and number < 4:
+            desk.delete(session.id)
+        elif step == "leave":
+            desk.leave(f"{number}")
+        elif step == "switch":
+            list(desk.switch("demo", rng.choice([None, 4000])))
+    except (ValueError, OSError):
+        pass  # busy, nothing to retry, deleted meanwhile: told to the person
+    return step

@@ -1,0 +1,888 @@
+"""An open conversation: a turn runs by itself, whoever looks sees the same, Stop ends it, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest import scripted_stream
+
+from app import session as session_module
+from app.files import Attachment
+from app.session import Busy, Session, View, closed, title_of
+from app.settings import Settings
+from app.store import Conversation, Store
+from exaone4_mlx import BUILTIN_TOOLS, Chat, Sampling
+from exaone4_mlx.generation import generate as respond
+
+PLAIN = Settings()
+TOOLS = Settings(use_tools=True, ask=False)
+ASKING = Settings(use_tools=True, ask=True)
+ENDLESS = "one two three four five six seven eight nine ten " * 400
+NOTE = (Attachment("note.txt", "The code is 4711."), 9)
+STOP_SECONDS = 2.0  # generous: 0.2 on an idle machine
+WAIT_SECONDS = 20.0
+
+
+def roll_dice(max_num: int) -> int:
+    """Roll a dice with the number 1 to N. User can select the number N.
+
+    Args:
+        max_num: Max number of the dice
+    """
+    return max_num - 2
+
+
+def call(name: str = "roll_dice", **arguments: Any) -> str:
+    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
+
+
+@pytest.fixture
+def scripted(unread: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """scripted(text, …) makes these the next replies, `pause` seconds a token; the caches stay real."""
+    _, tokenizer = unread
+
+    def script(*texts: str, pause: float = 0.0) -> None:
+        ids = iter([[*tokenizer.encode(text), tokenizer.eos_token_id] for text in texts])
+
+        monkeypatch.setattr(respond, "TokenStream", lambda *args: scripted_stream(next(ids), pause=pause)(*args))
+
+    return script
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "conversations")
+
+
+@pytest.fixture
+def make(unread: Any, store: Store) -> Iterator[Callable[..., Session]]:
+    """make() is a session of a new conversation; with a conversation, of that one."""
+    made: list[Session] = []
+    mx.eval(unread[0].parameters())  # as `load` does it: other threads can use them then
+
+    def save(session: Session) -> None:
+        session.conversation = store.write(session.conversation)
+
+    def one(
+        conversation: Conversation | None = None,
+        model: Any = unread,
+        tools: Sequence[Callable[..., Any]] = (roll_dice,),
+        step: int = 512,
+        **more: Any,
+    ) -> Session:
+        parts: dict[str, Any] = {
+            "keeps": True,
+            "chat_of": lambda session: Chat(*model, messages=session.conversation.messages, overflow="drop_oldest"),
+            "save": save,
+            "ended": lambda session: None,
+            "step_size": lambda: step,
+            "measure": lambda messages: (len(messages), 100),
+        }
+        session = Session(conversation or Conversation.new(), PLAIN, tools=tools, **(parts | more))
+        made.append(session)
+        return session
+
+    yield one
+    for session in made:
+        session.stop()
+        assert session.join(WAIT_SECONDS), "the turn of a test is still under way"
+
+
+def until(holds: Callable[[], Any], what: str) -> Any:
+    """The first value of `holds` that counts as true."""
+    end = time.monotonic() + WAIT_SECONDS
+    while not (value := holds()):
+        assert time.monotonic() < end, f"after {WAIT_SECONDS:.0f} seconds still not: {what}"
+        time.sleep(0.002)
+    return value
+
+
+def finished(session: Session) -> View:
+    assert session.join(WAIT_SECONDS), f"the turn does not end: {session.view()}"
+    return session.view()
+
+
+def said(session: Session) -> list[tuple[str, Any]]:
+    return [(message["role"], message["content"]) for message in session.view().messages]
+
+
+def stopped_after(session: Session) -> float:
+    """Seconds from Stop to the end of the turn."""
+    began = time.monotonic()
+    session.stop()
+    assert session.join(STOP_SECONDS), f"{STOP_SECONDS} seconds after Stop it goes on: {session.view()}"
+    seconds = time.monotonic() - began
+    print(f"stopped after {seconds:.3f} s")
+    return seconds
+
+
+# --- turns --------------------------------------------------------------------
+
+
+def test_real_model_answers_and_remembers(make: Any, demo: Any) -> None:
+    session = make(model=demo)
+    greedy = Settings(sampling=Sampling(temperature=0.0), thinking=True)
+    session.send("Which one is bigger, 3.12 vs 3.9?", [], greedy)
+    view = finished(session)
+    assert view.messages[-1]["content"] == "3.9 is bigger than 3.12." and view.messages[-1]["reasoning_content"]
+    assert view.counts is not None and view.counts.finish_reason == "stop" and view.first_token_seconds
+    assert 0 < view.context_tokens < view.context_limit == 8192
+
+
+def test_what_was_said_follows_what_was_said_before(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted("Good.", "Better.")
+    session.send("How are you?", [], PLAIN)
+    finished(session)
+    session.send("And now?", [], PLAIN)
+    finished(session)
+    assert said(session) == [
+        ("user", "How are you?"), ("assistant", "Good."), ("user", "And now?"), ("assistant", "Better."),
+    ]  # fmt: skip
+
+
+def test_retry_replaces_the_reply(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted("Heads.", "Tails.")
+    session.send("Toss a coin", [], PLAIN)
+    finished(session)
+    session.retry(PLAIN)
+    finished(session)
+    assert said(session) == [("user", "Toss a coin"), ("assistant", "Tails.")]
+
+
+def test_edit_says_something_else_and_forgets_what_followed(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted("one", "two", "three")
+    for text in ("first", "second"):
+        session.send(text, [], PLAIN)
+        finished(session)
+    session.edit(0, "other", PLAIN)
+    finished(session)
+    assert said(session) == [("user", "other"), ("assistant", "three")]
+
+
+def test_files_of_an_edited_turn_stay(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted("4711.", "four")
+    session.send("What is the code?", [NOTE], PLAIN)
+    finished(session)
+    session.edit(0, "How many digits has it?", PLAIN)
+    message = finished(session).messages[0]
+    assert message["text"] == "How many digits has it?" and "4711" in message["content"]
+    assert message["files"] == [{"name": "note.txt", "tokens": 9, "text": "The code is 4711."}]
+
+
+def test_files_that_an_import_knows_by_name_only_do_not_break_an_edit(make: Any, scripted: Any) -> None:
+    conversation = Conversation.new()
+    files = [{"name": "lost.txt", "tokens": 3}]
+    conversation.messages = [
+        {"role": "user", "content": "File: lost.txt …", "text": "Look", "files": files},
+        {"role": "assistant", "content": "I see."},
+    ]
+    session = make(conversation)
+    scripted("ok")
+    session.edit(0, "Look again", PLAIN)
+    assert finished(session).messages[0] == {"role": "user", "content": "Look again"}
+
+
+@pytest.mark.parametrize("number", [-1, 1, 7])
+def test_there_is_no_such_turn_to_edit(make: Any, scripted: Any, number: int) -> None:
+    session = make()
+    scripted("one")
+    session.send("first", [], PLAIN)
+    finished(session)
+    with pytest.raises(ValueError, match=f"there is no turn {number}"):
+        session.edit(number, "x", PLAIN)
+    assert said(session) == [("user", "first"), ("assistant", "one")]
+
+
+def test_undo_gives_back_what_was_typed_without_the_files(make: Any, scripted: Any, store: Store) -> None:
+    session = make()
+    scripted("4711.")
+    session.send("What is the code?", [NOTE], PLAIN)
+    finished(session)
+    assert session.undo() == "What is the code?"
+    assert said(session) == [] and session.view().counts is None, "the counts of a reply that is gone"
+    assert store.read(session.id).messages == []
+
+
+@pytest.mark.parametrize("action", ["undo", "retry", "edit"])
+def test_nothing_to_do_in_an_empty_conversation(make: Any, action: str) -> None:
+    session = make()
+    arguments = {"undo": (), "retry": (PLAIN,), "edit": (0, "x", PLAIN)}[action]
+    with pytest.raises(ValueError, match="no turns yet"):
+        getattr(session, action)(*arguments)
+    assert not session.running
+
+
+def test_nothing_is_sent_that_is_empty(make: Any, store: Store) -> None:
+    session = make()
+    with pytest.raises(ValueError, match="nothing to send"):
+        session.send("  ", [], PLAIN)
+    assert not session.running and said(session) == [] and store.list() == []
+
+
+def test_turn_that_is_too_long_is_refused_and_changes_nothing(make: Any, store: Store) -> None:
+    session = make()
+    with pytest.raises(ValueError, match="newest turn alone has"):
+        session.send("word " * 9000, [], PLAIN)
+    assert not session.running and said(session) == [] and store.list() == []
+
+
+def test_system_prompt_of_the_settings_comes_first_and_can_go_again(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted("Aye.", "Yes.")
+    session.send("Hello", [], Settings(system="Talk like a pirate."))
+    assert finished(session).messages[0] == {"role": "system", "content": "Talk like a pirate."}
+    session.retry(PLAIN)
+    assert [message["role"] for message in finished(session).messages] == ["user", "assistant"]
+
+
+def test_prompt_holds_nothing_but_the_messages(make: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept beside them (names of files, counts, how long a tool ran) is for people."""
+    prompts: list[str] = []
+    rendered = Chat._render
+
+    def noted(chat: Chat, messages: Any, tools: Any, **options: Any) -> list[int]:
+        ids = rendered(chat, messages, tools, **options)
+        prompts.append(chat.tokenizer.decode(ids))
+        return ids
+
+    monkeypatch.setattr(Chat, "_render", noted)
+    session = make()
+    scripted(call(max_num=6), "You rolled 4.", "Bye.")
+    session.send("Roll!", [(Attachment("note.txt", "The code is 4711."), 123456)], TOOLS)
+    finished(session)
+    session.send("Thanks", [], PLAIN)
+    view = finished(session)
+    assert view.messages[0]["files"] and view.messages[1]["stats"] and "seconds" in view.messages[2]
+    for word in ("123456", "stats", "finish_reason", "cached_tokens", "seconds", "files", "failed"):
+        assert word not in prompts[-1], f"{word!r} has got into the prompt:\n{prompts[-1]}"
+    assert prompts[-1].count("The code is 4711.") == 1
+
+
+def test_only_allowed_tools_are_offered(make: Any, scripted: Any) -> None:
+    session = make(tools=BUILTIN_TOOLS)
+    for settings, offered in (
+        (Settings(use_tools=True, tools=("roll_dice", "calculator")), ["calculator", "roll_dice"]),
+        (Settings(use_tools=True), [tool.__name__ for tool in BUILTIN_TOOLS]),
+        (Settings(use_tools=False, tools=("roll_dice",)), []),
+    ):
+        scripted("ok")
+        session.send("Hi", [], settings)
+        finished(session)
+        assert [tool.__name__ for tool in session._chat.tools] == offered
+
+
+# --- one turn at a time -------------------------------------------------------
+
+
+def test_of_two_that_send_at_once_one_is_told_that_it_is_busy(make: Any, scripted: Any) -> None:
+    for _ in range(10):
+        session = make()
+        scripted(ENDLESS, ENDLESS, pause=0.001)
+        outcomes: list[str] = []
+        barrier = threading.Barrier(2)
+
+        def send(text: str, session: Session = session, barrier: Any = barrier, outcomes: Any = outcomes) -> None:
+            barrier.wait()
+            try:
+                session.send(text, [], PLAIN)
+                outcomes.append("sent")
+            except Busy:
+                outcomes.append("busy")
+
+        threads = [threading.Thread(target=send, args=(text,)) for text in ("one", "two")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(outcomes) == ["busy", "sent"]
+        stopped_after(session)
+        assert len([role for role, _ in said(session) if role == "user"]) == 1
+
+
+@pytest.mark.parametrize("action", ["send", "retry", "edit", "undo"])
+def test_while_a_turn_runs_nothing_else_begins(make: Any, scripted: Any, action: str) -> None:
+    session = make()
+    scripted(ENDLESS, pause=0.002)
+    session.send("Count", [], PLAIN)
+    arguments = {"send": ("x", [], PLAIN), "retry": (PLAIN,), "edit": (0, "x", PLAIN), "undo": ()}[action]
+    with pytest.raises(Busy, match="under way"):
+        getattr(session, action)(*arguments)
+    stopped_after(session)
+
+
+# --- Stop ---------------------------------------------------------------------
+
+
+def test_stop_while_decoding_keeps_what_came(make: Any, scripted: Any, store: Store) -> None:
+    session = make()
+    scripted(ENDLESS, pause=0.005)
+    session.send("Count", [], PLAIN)
+    until(lambda: session.view().coming, "something of the reply came")
+    stopped_after(session)
+    view = session.view()
+    reply = view.messages[-1]
+    assert ENDLESS.startswith(reply["content"]) and reply["content"] and reply["finish_reason"] == "cancelled"
+    assert view.counts is not None and view.counts.finish_reason == "cancelled" and view.error is None
+    assert store.read(session.id).messages == view.messages
+
+
+def test_stop_while_a_long_prompt_is_read(make: Any) -> None:
+    session = make(step=16)
+    session.send("word " * 1200, [], PLAIN)
+    done, total = until(lambda: session.view().reading, "the prompt is being read")
+    assert 0 <= done < total and total > 2000
+    stopped_after(session)
+    view = session.view()
+    assert not view.running and view.reading is None
+    assert view.messages[-1]["finish_reason"] == "cancelled" and view.messages[-1]["content"] == ""
+
+
+def test_stop_while_a_tool_asks(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted(call(max_num=6))
+    session.send("Roll!", [], ASKING)
+    until(lambda: session.view().asking, "the tool asks")
+    stopped_after(session)
+    assert said(session)[-1] == ("tool", {"error": "not run: the user did not allow this call"})
+
+
+def test_stop_between_a_call_and_its_question_is_not_missed(
+    make: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stop may come when the turn has made up its mind to ask, and nobody is asked yet."""
+    session = make()
+    asked = Session._approve
+
+    def late(self: Session, call: Any) -> bool:
+        self.stop()
+        return asked(self, call)
+
+    monkeypatch.setattr(Session, "_approve", late)
+    scripted(call(max_num=6))
+    session.send("Roll!", [], ASKING)
+    assert session.join(STOP_SECONDS), "the question waits for a word that was said already"
+
+
+def test_stop_while_a_tool_runs_does_not_wait_for_it(make: Any, scripted: Any) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def sleep() -> str:
+        """Sleeps."""
+        begun.set()
+        go_on.wait(WAIT_SECONDS)
+        return "rested"
+
+    session = make(tools=[sleep])
+    scripted(call("sleep"))
+    session.send("Sleep!", [], TOOLS)
+    until(lambda: session.view().tool_runs and begun.is_set(), "the tool runs")
+    stopped_after(session)
+    go_on.set()
+    assert said(session)[-1] == ("tool", {"error": "sleep was cancelled"})
+
+
+def test_stop_while_waiting_in_line(make: Any, scripted: Any) -> None:
+    first, second = make(), make()
+    scripted(ENDLESS, "never", pause=0.005)
+    first.send("Count", [], PLAIN)
+    until(lambda: first.view().coming, "the first reply is being made")
+    second.send("Me too", [], PLAIN)
+    assert until(lambda: second.view().place, "the second waits") == 1
+    stopped_after(second)
+    assert first.running, "Stop belongs to one conversation"
+    stopped_after(first)
+
+
+def test_stop_without_a_turn_does_nothing(make: Any, scripted: Any) -> None:
+    session = make()
+    session.stop()
+    scripted("ok")
+    session.send("Hi", [], PLAIN)
+    assert finished(session).messages[-1]["content"] == "ok", "an old Stop must not end a new turn"
+    session.stop()
+    assert session.view().messages[-1]["finish_reason"] == "stop"
+
+
+def test_stopped_conversation_goes_on(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted(ENDLESS, "ok", pause=0.005)
+    session.send("Count", [], PLAIN)
+    until(lambda: session.view().coming, "something of the reply came")
+    stopped_after(session)
+    session.send("And?", [], PLAIN)
+    assert finished(session).messages[-1]["content"] == "ok"
+
+
+def test_retry_stopped_before_anything_came_leaves_the_old_reply(make: Any, scripted: Any, store: Store) -> None:
+    session = make(step=16)
+    scripted("I see.")
+    session.send("word " * 1200, [], PLAIN)
+    before = finished(session).messages
+    session.release()  # so that the prompt is read again
+    session.retry(PLAIN)
+    until(lambda: session.view().reading, "the prompt is being read")
+    assert len(session.view().messages) == 1, "the old reply is gone from the page already"
+    assert store.read(session.id).messages == before, "and is still on disk, in case the power fails"
+    stopped_after(session)
+    assert session.view().messages == before == store.read(session.id).messages
+
+
+# --- approval -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_call_waits_for_the_word_of_the_user(make: Any, scripted: Any, allowed: bool) -> None:
+    session = make()
+    scripted(call(max_num=6), "Done.")
+    session.send("Roll!", [], ASKING)
+    view = until(lambda: (view := session.view()).asking and view, "the tool asks")
+    assert view.running and not view.tool_runs and view.coming[-1]["tool_calls"]
+    session.answer(allowed)
+    view = finished(session)
+    outcome = view.messages[2]
+    assert outcome["failed"] is not allowed
+    assert outcome["content"] == (4 if allowed else {"error": "not run: the user did not allow this call"})
+    assert not view.asking and view.messages[-1]["content"] == "Done."
+
+
+def test_every_call_asks_for_itself(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted(call(max_num=6) + call(max_num=8), "Done.")
+    session.send("Roll!", [], ASKING)
+    for results in range(2):
+        until(
+            lambda: (view := session.view()).asking and sum(m["role"] == "tool" for m in view.coming) == results,  # noqa: B023
+            f"question {results + 1}",
+        )
+        session.answer(True)
+    assert [message["content"] for message in finished(session).messages[2:4]] == [4, 6]
+
+
+def test_second_click_allows_nothing_that_was_not_seen(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted(call(max_num=6) + call(max_num=8), "Done.")
+    session.send("Roll!", [], ASKING)
+    first = until(lambda: session.view().asking, "the first question")
+    session.answer(True, first)
+    second = until(lambda: (asking := session.view().asking) != first and asking, "the second question")
+    session.answer(True, first)
+    time.sleep(0.05)
+    assert session.view().asking == second, "the second call was allowed by a double click on the first"
+    session.answer(False, second)
+    assert [message["failed"] for message in finished(session).messages[2:4]] == [False, True]
+
+
+def test_word_that_nobody_asked_for_approves_nothing(make: Any, scripted: Any) -> None:
+    session = make()
+    session.answer(True)
+    scripted(call(max_num=6), "Done.", pause=0.005)
+    session.send("Roll!", [], ASKING)
+    session.answer(True)
+    until(lambda: session.view().asking, "the tool asks all the same")
+    session.answer(False)
+    assert finished(session).messages[2]["failed"]
+
+
+def test_without_ask_nobody_is_asked(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted(call(max_num=6), "Done.")
+    session.send("Roll!", [], TOOLS)
+    assert [content for _, content in finished(session) and said(session)][2:] == [4, "Done."]
+
+
+# --- failures -----------------------------------------------------------------
+
+
+def test_failed_step_is_told_and_the_conversation_goes_on(
+    make: Any, scripted: Any, unread: Any, monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    session = make()
+    scripted("one two three", "ok")
+    forward = type(unread[0]).__call__
+    steps: list[int] = []
+
+    def breaks(*args: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 3:
+            raise RuntimeError("[metal] out of memory")
+        return forward(*args)
+
+    monkeypatch.setattr(type(unread[0]), "__call__", breaks)
+    session.send("Count", [], PLAIN)
+    view = finished(session)
+    assert view.error == "[metal] out of memory"
+    assert view.messages[-1]["finish_reason"] == "error"
+    assert store.read(session.id).messages == view.messages
+    session.send("Again", [], PLAIN)
+    view = finished(session)
+    assert view.error is None and view.messages[-1]["content"] == "ok"
+
+
+def test_error_without_a_message_is_told_by_its_name(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(respond, "TokenStream", fails)
+    session = make()
+    session.send("Hi", [], PLAIN)
+    assert finished(session).error == "MemoryError"
+
+
+def test_turn_ends_well_though_nothing_can_be_written(make: Any, scripted: Any) -> None:
+    def full(session: Session) -> None:
+        raise OSError("conversations cannot be written to /data: No space left on device")
+
+    session = make(save=full)
+    scripted("one", "two")
+    session.send("first", [], PLAIN)
+    assert "No space left" in str(session.view().unsaved), "the person learns of it while the reply is made"
+    view = finished(session)
+    assert view.messages[-1]["content"] == "one" and view.error is None
+    assert "No space left" in str(view.unsaved) and not session.is_saved
+    session.send("second", [], PLAIN)
+    assert len(finished(session).messages) == 4, "nothing is lost in memory"
+    session.undo()
+    assert len(session.view().messages) == 2
+
+
+def test_what_could_not_be_written_is_written_once_it_can(make: Any, scripted: Any, store: Store) -> None:
+    full = True
+
+    def save(session: Session) -> None:
+        if full:
+            raise OSError("No space left on device")
+        session.conversation = store.write(session.conversation)
+
+    session = make(save=save)
+    scripted("one")
+    session.send("first", [], PLAIN)
+    finished(session)
+    assert store.list() == []
+    full = False
+    session.save()
+    assert session.is_saved and session.view().unsaved is None
+    assert store.read(session.id).messages == session.view().messages
+
+
+def test_saved_conversation_is_not_written_again(make: Any, scripted: Any, store: Store) -> None:
+    session = make()
+    scripted("one")
+    session.send("first", [], PLAIN)
+    finished(session)
+    revision = store.read(session.id).revision
+    session.save()
+    assert store.read(session.id).revision == revision
+
+
+def test_view_of_a_conversation_that_no_template_takes(make: Any) -> None:
+    """Of a file that a person wrote. What is wrong with it is said once something is sent."""
+    conversation = Conversation.new()
+    conversation.messages = [{"role": "assistant", "content": "Hm", "tool_calls": [7]}]
+    session = make(conversation)
+    assert session.view().messages == conversation.messages
+    with pytest.raises(ValueError, match="message 0: a tool call must be"):
+        session.send("Hi", [], PLAIN)
+    assert not session.running
+
+
+# --- what is seen -------------------------------------------------------------
+
+
+def test_view_says_in_every_phase_what_is_going_on(make: Any, scripted: Any) -> None:
+    go_on = threading.Event()
+
+    def sleep() -> str:
+        """Sleeps."""
+        go_on.wait(WAIT_SECONDS)
+        return "rested"
+
+    session = make(tools=[sleep], step=16)
+    scripted(call("sleep"), "I slept well and long.", pause=0.01)
+    session.send("word " * 200, [], ASKING)
+    seen: list[View] = []
+
+    def phase(holds: Callable[[View], Any], what: str) -> View:
+        def look() -> View | None:
+            seen.append(session.view())
+            return seen[-1] if holds(seen[-1]) else None
+
+        return until(look, what)  # type: ignore[no-any-return]
+
+    reading = phase(lambda view: view.reading, "reading")
+    assert reading.running and not reading.coming and not reading.asking and not reading.tool_runs
+    assert reading.context_tokens == reading.reading[1], "the prompt under way counts"
+    later = phase(lambda view: view.reading_left, "how long it will take")
+    assert 0 < later.reading_left < WAIT_SECONDS
+    asking = phase(lambda view: view.asking, "asking")
+    assert asking.coming[-1]["tool_calls"] and asking.reading is None and not asking.tool_runs
+    session.answer(True)
+    running = phase(lambda view: view.tool_runs, "a tool runs")
+    assert not running.asking and running.coming[-1]["role"] == "assistant"
+    go_on.set()
+    again = phase(lambda view: view.coming and view.coming[-1]["content"], "the second round")
+    assert not again.tool_runs and [message["role"] for message in again.coming[:2]] == ["assistant", "tool"]
+    phase(lambda view: not view.running, "the end")
+    for view in seen:
+        assert [message["role"] for message in view.messages[:1]] == ["user"], "the turn's own message is always there"
+        assert bool(view.coming) <= view.running
+        assert view.context_limit == 8192 and view.error is None and view.unsaved is None
+        assert 0 <= view.context_tokens <= view.context_limit
+    shares = [done for view in seen if view.reading for done in [view.reading[0]]]
+    assert len(set(shares)) > 2, f"the meter of the prompt stands still: {shares}"
+    counted = [view.counts.answer_tokens for view in seen if view.counts]
+    assert counted == sorted(counted), "counts of a turn only grow"
+
+
+def test_finished_messages_are_those_that_were_seen_coming(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted(f"Let me roll.{call(max_num=6)}", "You rolled 4.", pause=0.001)
+    session.send("Roll!", [], TOOLS)
+    last = session.view()
+    while (view := session.view()).running:
+        last = view
+    for coming, kept in zip(last.coming, view.messages[1:], strict=True):
+        assert coming["role"] == kept["role"] and coming.get("tool_calls") == kept.get("tool_calls")
+        assert str(kept["content"]).startswith(str(coming["content"]).strip())
+
+
+def test_thought_of_each_round_is_counted_for_itself(make: Any, scripted: Any) -> None:
+    """Also where nobody looked on while the first round was made."""
+    session = make()
+    thinking = Settings(thinking=True, use_tools=True, ask=True)
+    scripted(f"one two three</think>\n\n{call(max_num=6)}", "four</think>\n\nYou rolled 4.", pause=0.005)
+    session.send("Roll!", [], thinking)
+    work: Any = session._work
+    with session._changed:
+        assert session._changed.wait_for(lambda: work.asking, WAIT_SECONDS)
+    session.answer(True)
+    with session._changed:
+        assert session._changed.wait_for(lambda: (m := work.live.messages)[2:] and m[2]["content"], WAIT_SECONDS)
+        last = session.view()
+    live = [message["stats"]["thinking_tokens"] for message in last.coming if "stats" in message]
+    final = [message["stats"]["thinking_tokens"] for message in finished(session).messages if "stats" in message]
+    assert live == final and final[0] > final[1] > 0
+
+
+def test_two_that_look_see_the_same(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted(ENDLESS[:200], pause=0.003)
+    session.send("Count", [], PLAIN)
+    views: list[list[View]] = [[], []]
+
+    def follow(mine: list[View]) -> None:
+        version, running = -1, True
+        while running:
+            session.wait(version, WAIT_SECONDS)
+            version = session.version
+            mine.append(session.view())
+            running = mine[-1].running
+
+    threads = [threading.Thread(target=follow, args=(mine,)) for mine in views]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_SECONDS)
+    assert len(views[0]) > 3 and len(views[1]) > 3, "they followed"
+    assert views[0][-1] == views[1][-1] and views[0][-1].messages[-1]["content"] == ENDLESS[:200]
+
+
+def test_wait_returns_at_once_where_something_is_new(make: Any) -> None:
+    session = make()
+    began = time.monotonic()
+    session.wait(session.version - 1, WAIT_SECONDS)
+    assert time.monotonic() - began < 1
+    session.wait(session.version, 0.01)
+
+
+def test_views_are_copies(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted(call(max_num=6) + call(max_num=8), pause=0.005)
+    session.send("Roll!", [], ASKING)
+    view = until(lambda: (view := session.view()).coming and view, "a call")
+    view.messages.clear()
+    view.coming[0].get("tool_calls", []).clear()
+    view.coming.clear()
+    assert session.view().messages and session.view().coming
+
+
+# --- the disk -----------------------------------------------------------------
+
+
+def test_reply_under_way_is_written_every_few_seconds(
+    make: Any, scripted: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "SAVE_SECONDS", 0.05)
+    session = make()
+    scripted(ENDLESS, pause=0.005)
+    session.send("Count", [], PLAIN)
+    assert store.read(session.id).messages == [{"role": "user", "content": "Count"}], "the turn is there from its begin"
+    written = until(lambda: (kept := store.read(session.id).messages)[1:] and kept, "something of the reply on disk")
+    assert written[1]["content"] and ENDLESS.startswith(written[1]["content"])
+    assert written[1]["finish_reason"] == "cancelled", "that is how it ended, were the process killed now"
+    stopped_after(session)
+
+
+def test_killed_while_a_tool_ran_it_can_go_on_elsewhere(
+    make: Any, scripted: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "SAVE_SECONDS", 0.0)
+    session = make()
+    scripted(call(max_num=6) + call(max_num=8))
+    session.send("Roll!", [], ASKING)
+    until(lambda: session.view().asking, "the first call asks")
+    session.answer(True)
+    until(lambda: session.view().coming[1:] and session.view().asking, "the second call asks")
+    left = store.read(session.id)  # what another process finds
+    assert [message["role"] for message in left.messages] == ["user", "assistant", "tool", "tool"]
+    assert left.messages[2]["content"] == 4 and left.messages[3]["failed"]
+    stopped_after(session)
+    other = make(left)
+    scripted("ok")
+    other.send("Go on", [], PLAIN)
+    assert finished(other).messages[-1]["content"] == "ok"
+
+
+def test_closed_leaves_no_call_without_a_result() -> None:
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}] * 2
+    made = {"role": "assistant", "content": "", "tool_calls": calls}
+    result = {"role": "tool", "content": 1}
+    assert closed([]) == []
+    assert [m.get("failed", False) for m in closed([made])] == [False, True, True]
+    assert [m.get("failed", False) for m in closed([made, result])] == [False, False, True]
+    assert [m.get("failed", False) for m in closed([made, result, result])] == [False, False, False]
+    assert closed([{"role": "assistant", "content": "Hm"}])[0]["finish_reason"] == "cancelled"
+
+
+def test_title_is_how_the_first_turn_begins(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted("ok", "ok")
+    session.send("  What is\nup? " + "word " * 20, [], PLAIN)
+    finished(session)
+    assert session.conversation.title == "What is up? word word word word word word word …"
+    session.send("Something else", [], PLAIN)
+    finished(session)
+    assert session.conversation.title.startswith("What is up?")
+
+
+def test_title_follows_an_edited_first_turn_unless_it_is_the_persons_own(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted("ok", "ok", "ok")
+    session.send("Wrods", [], PLAIN)
+    finished(session)
+    session.edit(0, "Words", PLAIN)
+    finished(session)
+    assert session.conversation.title == "Words"
+    session.rename("My words")
+    session.edit(0, "Other words", PLAIN)
+    finished(session)
+    assert session.conversation.title == "My words"
+
+
+def test_turn_of_files_alone_is_called_by_their_names(make: Any) -> None:
+    message = {"role": "user", "content": "File: a.txt …", "text": "", "files": [{"name": "a.txt"}, {"name": "b.txt"}]}
+    assert title_of([message]) in ("a.txt, b.txt", "File: a.txt …")
+    assert title_of([]) == ""
+
+
+def test_settings_are_kept_with_the_conversation(make: Any, scripted: Any, store: Store) -> None:
+    session = make()
+    scripted("ok")
+    session.send("Hi", [], Settings(thinking=False, system="Be brief.", max_tokens=99))
+    finished(session)
+    assert PLAIN.restored(store.read(session.id).settings) == session.settings
+    assert session.settings.system == "Be brief." and session.settings.max_tokens == 99
+
+
+def test_deleted_conversation_is_ended_and_not_written_again(make: Any, scripted: Any, store: Store) -> None:
+    def save(session: Session) -> None:
+        if session.keeps:
+            session.conversation = store.write(session.conversation)
+
+    session = make(save=save)
+    scripted(ENDLESS, pause=0.005)
+    session.send("Count", [], PLAIN)
+    session.delete(lambda: store.delete(session.id))
+    assert not session.running and store.list() == []
+
+
+def test_turn_that_ends_after_its_conversation_was_deleted_writes_nothing(
+    make: Any, scripted: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(session: Session) -> None:
+        if session.keeps:
+            session.conversation = store.write(session.conversation)
+
+    monkeypatch.setattr(session_module, "END_SECONDS", 0.0)
+    session = make(save=save)
+    scripted(ENDLESS, pause=0.2)
+    session.send("Count", [], PLAIN)
+    session.delete(lambda: store.delete(session.id))
+    assert session.running, "it took its time"
+    finished(session)
+    assert store.list() == []
+
+
+def test_conversation_that_cannot_be_deleted_is_kept_as_before(make: Any, scripted: Any) -> None:
+    def refuses() -> None:
+        raise OSError("Permission denied")
+
+    session = make()
+    scripted("one")
+    session.send("first", [], PLAIN)
+    finished(session)
+    with pytest.raises(OSError, match="Permission"):
+        session.delete(refuses)
+    assert session.keeps
+
+
+# --- the caches ---------------------------------------------------------------
+
+
+def test_caches_can_go_between_turns_and_the_conversation_goes_on(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted("one", "two")
+    session.send("first", [], PLAIN)
+    before = finished(session)
+    session.release()
+    assert not session.has_caches and session.context_tokens == 0
+    assert session.view().messages == before.messages
+    session.send("second", [], PLAIN)
+    assert [content for _, content in finished(session) and said(session)] == ["first", "one", "second", "two"]
+
+
+def test_caches_wanted_back_during_a_turn_go_at_its_end(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted(ENDLESS, pause=0.005)
+    session.send("Count", [], PLAIN)
+    until(lambda: session.view().coming, "something of the reply came")
+    session.release()
+    assert session.running and session.has_caches, "a turn needs its caches"
+    stopped_after(session)
+    assert not session.has_caches, "of a model that was replaced they would keep the weights alive"
+    assert session.view().messages[-1]["content"]
+
+
+def test_releasing_without_waiting_leaves_a_session_alone_that_is_busy(make: Any, scripted: Any) -> None:
+    session = make()
+    scripted("one")
+    session.send("first", [], PLAIN)
+    finished(session)
+    with session._lock:
+        thread = threading.Thread(target=session.release, kwargs={"wait": False})
+        thread.start()
+        thread.join(WAIT_SECONDS / 4)
+        assert not thread.is_alive(), "two that made room for each other would wait for ever"
+        assert session.has_caches
+    session.release(wait=False)
+    assert not session.has_caches

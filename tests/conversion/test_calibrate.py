@@ -1,0 +1,111 @@
+"""Calibrated conversions: block by block, on what quantized blocks before give, and the same after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from test_resume import digests, killed, stopped
+
+from exaone4_mlx import convert, evaluate, load
+from exaone4_mlx.conversion.convert import prepare
+from exaone4_mlx.conversion.request import Request
+
+TEXTS = (
+    "Which one is bigger, 3.12 vs 3.9? 3.9 is bigger than 3.12.",
+    "대한민국의 수도는 서울입니다. 부산의 날씨는 비가 오고 11도입니다.",
+    "La capital de Italia es Roma. 348 más 275 son 623, y 7 más son 630.",
+    "def roll_dice(max_num: int) -> int:\n    return random.randint(1, max_num)",
+)
+OTHERS = ("What is the capital of Peru? The capital of Peru is Lima.", "3.7과 3.65 중 어느 것이 더 큰가요?")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for name, texts in {"calibration": TEXTS, "evaluation": OTHERS}.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(data: Path) -> dict[str | None, Path]:
+    """The demo by each method."""
+    folders: dict[str | None, Path] = {}
+    for method in (None, "gptq", "distill"):
+        folders[method] = data / str(method)
+        request = Request(calibrate=method, calibration_data=data / "calibration.jsonl" if method else None)
+        conversion = prepare("demo", folders[method], request)
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        assert conversion.run().peak_bytes - before < conversion.peak_bytes, "as told before"
+    return folders
+
+
+def cost(folder: Path, texts: Path) -> float:
+    return evaluate(folder, "demo", data=texts).rows[0].mean_kl
+
+
+@pytest.mark.heavy
+def test_each_method_costs_less_at_the_same_size(converted: dict[str | None, Path], data: Path) -> None:
+    """Few texts, and measured on those: that the methods do what they are for. What they give is in the README."""
+    costs = {method: cost(folder, data / "calibration.jsonl") for method, folder in converted.items()}
+    assert costs["distill"] <= costs["gptq"] < costs[None]
+    sizes = {json.loads((folder / "report.json").read_text())["conversion"]["bytes"] for folder in converted.values()}
+    assert len(sizes) == 1
+
+
+@pytest.mark.heavy
+def test_calibrated_folders_are_plain_ones(converted: dict[str | None, Path]) -> None:
+    """The same names, shapes and dtypes as without: nothing else is needed to read them."""
+    plain, *others = (mx.load(str(folder / "model.safetensors")) for folder in converted.values())
+    for weights in others:
+        assert {name: (a.shape, a.dtype) for name, a in weights.items()} == {
+            name: (a.shape, a.dtype) for name, a in plain.items()
+        }
+    for folder in converted.values():
+        assert load(folder)[0].layers[0].mlp.up_proj.bits == 4
+        assert sorted(file.name for file in folder.glob("*.safetensors")) == ["model.safetensors"]
+
+
+@pytest.mark.heavy
+def test_distillation_tunes_scales_biases_and_norms_only(converted: dict[str | None, Path]) -> None:
+    before, after = (mx.load(str(converted[method] / "model.safetensors")) for method in ("gptq", "distill"))
+    changed = {name for name in before if not mx.array_equal(before[name], after[name]).item()}
+    assert all(name.endswith((".scales", ".biases", "norm.weight")) for name in changed)
+
+
+@pytest.mark.heavy
+def test_stopped_calibration_ends_with_the_same_bytes(converted: dict[str | None, Path], data: Path) -> None:
+    options = {"calibrate": "distill", "calibration_data": str(data / "calibration.jsonl")}
+    assert killed(data / "killed", options, number=4)
+    stopped(data / "killed", number=9, **options)
+    convert("demo", data / "killed", **options)
+    assert digests(data / "killed") | {"README.md": ""} == digests(converted["distill"]) | {"README.md": ""}
+
+
+def test_texts_decide_about_the_plan(data: Path) -> None:
+    partial = stopped(data / "other", number=2, calibrate="gptq", calibration_data=data / "calibration.jsonl")
+    with pytest.raises(FileExistsError, match="left by a conversion with other options"):
+        convert("demo", data / "other", calibrate="gptq", calibration_data=data / "evaluation.jsonl")
+    assert partial.exists()
+
+
+def test_figures_on_the_texts_of_calibration_are_refused(data: Path) -> None:
+    texts = data / "calibration.jsonl"
+    with pytest.raises(ValueError, match=r"share .which one is bigger.*the figures would flatter"):
+        convert("demo", data / "x", calibrate="gptq", calibration_data=texts, evaluate=True, evaluation_data=texts)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("options", [{"recipe": "4bit-quality"}, {"q_bits": 3}, {"dtype": "float16"}], ids=str)
+def test_calibration_goes_with_recipes_and_dtypes(data: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    texts = data / "evaluation.jsonl"
+    summary = convert("demo", tmp_path / "out", calibrate="gptq", calibration_data=texts, verify=True, **options)
+    assert summary.errors is not None
+    assert max(error.relative_error for error in summary.errors) < 0.5
+    convert("demo", tmp_path / "plain", **options)
+    assert cost(tmp_path / "out", texts) < cost(tmp_path / "plain", texts)

@@ -1,0 +1,333 @@
+"""The model card: true, complete, and not to be broken by other people's text."""
+
+from __future__ import annotations
+
+import ast
+import math
+import shlex
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from exaone4_mlx.conversion.card import front_matter, is_exaone, model_card, public_origin
+from exaone4_mlx.conversion.plot import KINDS, error_plot, in_network_order
+
+LG = "LGAI-EXAONE/EXAONE-4.0-1.2B"
+LG_CARD = "---\nlicense: other\nlicense_name: exaone\nlicense_link: LICENSE\nlanguage:\n- en\n- ko\n---\n# EXAONE\n"
+PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+PROJECTIONS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+HOSTILE = "![x](http://e) | `a` <script>\n---\nlicense: mit\n```\n| b | \x07\u2028\"'; $(rm -rf ~) \\|"
+
+
+def tensor(name: str, error: float | None = 0.09, bits: int = 4, size: int = 1000) -> dict[str, Any]:
+    sqnr = None if error is None else -20 * math.log10(error) if error else math.inf
+    values = {"name": name, "shape": [8, 8], "bits": bits, "group_size": 64, "mode": "affine"}
+    return values | {"bytes": size, "relative_error": error, "sqnr_db": sqnr}
+
+
+def network(layers: int, **options: Any) -> list[dict[str, Any]]:
+    """Sorted by name, as a checkpoint is: layer 10 before layer 2, the output head first."""
+    names = [f"model.layers.{i}.{part}.weight" for i in range(layers) for part in PROJECTIONS]
+    return [tensor(name, **options) for name in sorted(["lm_head.weight", "model.embed_tokens.weight", *names])]
+
+
+def report(tensors: list[dict[str, Any]] | None = None, **parts: Any) -> dict[str, Any]:
+    conversion = {"origin": LG, "format": "bfloat16", "recipe": "4bit", "calibrate": None, "bits_per_weight": 4.5004}
+    sizes = {"bytes": 720_000_000, "source_bytes": 2_560_000_000, "parameters": 1_280_000_000}
+    return {"conversion": conversion | sizes | {"tensors": tensors or []}} | parts
+
+
+def card_of(**changes: Any) -> str:
+    given: dict[str, Any] = {"name": "EXAONE-mine", "origin": LG, "report": report(network(2))}
+    return model_card(**(given | {"licence_files": ["LICENSE"], "source_card": LG_CARD} | changes))
+
+
+def top(card: str) -> dict[str, Any]:
+    """By the hub's own reader of YAML, not by ours."""
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def tables(card: str) -> list[list[str]]:
+    """The blocks of lines that are tables."""
+    return [block.splitlines() for block in card.split("\n\n") if block.startswith("|")]
+
+
+# --- the YAML top -----------------------------------------------------------------
+
+
+def test_hub_reads_what_the_model_is() -> None:
+    fields = top(card_of())
+    assert fields == {
+        "library_name": "mlx",
+        "pipeline_tag": "text-generation",
+        "tags": ["mlx", "exaone4", "4-bit"],
+        "language": ["ko", "en", "es"],
+        "base_model": LG,
+        "base_model_relation": "quantized",
+        "license": "other",
+        "license_name": "exaone",
+        "license_link": "LICENSE",
+    }
+
+
+def test_unquantized_conversion_is_no_quantization() -> None:
+    whole = tensor("model.embed_tokens.weight", None, 16) | {"group_size": None, "mode": None}
+    fields = top(card_of(report=report([whole])))
+    assert "base_model_relation" not in fields and fields["tags"] == ["mlx", "exaone4"]
+    assert "| embedding | 16 | not quantized | 1 | 1,000 |" in card_of(report=report([whole]))
+
+
+@pytest.mark.parametrize(
+    ("origin", "source_card", "files", "expected"),
+    [
+        (LG, None, ["LICENSE"], {"license": "other", "license_name": "exaone", "license_link": "LICENSE"}),
+        (
+            LG,
+            LG_CARD,
+            [],
+            {
+                "license": "other",
+                "license_name": "exaone",
+                "license_link": f"https://huggingface.co/{LG}/blob/main/LICENSE",
+            },
+        ),
+        ("/models/mine", LG_CARD, [], {"license": "other", "license_name": "exaone"}),
+        ("/models/mine", None, ["LICENSE"], {}),
+        ("mina/mine", None, [], {}),
+        ("demo", LG_CARD, [], {"license": "mit"}),
+        ("mina/mine", "---\nlicense: [mit, apache-2.0]\n---\n", [], {"license": ["mit", "apache-2.0"]}),
+        ("mina/mine", '---\nlicense: "a: b\\n- c"\nlicense_link: /etc/passwd\n---\n', [], {}),
+        ("mina/mine", "---\nlicense: mit\nlicense_link: javascript:alert(1)\n---\n", [], {"license": "mit"}),
+    ],
+)
+def test_licence_comes_from_the_source(
+    origin: str, source_card: str | None, files: list[str], expected: dict[str, Any]
+) -> None:
+    fields = top(card_of(origin=origin, source_card=source_card, licence_files=files))
+    assert {key: value for key, value in fields.items() if key.startswith("license")} == expected
+
+
+def test_only_a_hub_id_is_a_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "base_model" not in top(card_of(origin="demo"))
+    assert "base_model" not in top(card_of(origin="/models/EXAONE"))
+    monkeypatch.chdir(tmp_path)
+    Path(LG).mkdir(parents=True)
+    assert "base_model" not in top(card_of()), "a folder of that name is what was converted"
+
+
+def test_front_matter_reads_what_the_hub_reads() -> None:
+    text = '\ufeff---\r\nlicense: "other" # a remark\r\ntags:\r\n- a\r\n- "b"\r\nmodel-index:\r\n- name: x\r\nno: no\r\n---\r\n# Title'
+    assert front_matter(text) == {"license": "other", "tags": ["a", "b"], "no": "no"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# no top",
+        "---\nlicense: mit",
+        "---\n: : [\n---\n",
+        "---\n- a list\n---\n",
+        "---\n" + "[" * 1500 + "\n---\n",
+        "---\n!!python/object/apply:os.system ['false']\n---\n",
+        "---\na: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n---\n",
+        "---\n\x00\n---\n",
+    ],
+)
+def test_unreadable_front_matter_is_none(text: str) -> None:
+    assert not {"license", "b", "c"} & front_matter(text).keys()
+    assert card_of(source_card=text)
+
+
+# --- the text -----------------------------------------------------------------------
+
+
+def test_card_tells_how_to_run_it() -> None:
+    card = card_of(name="mina/EXAONE mine")
+    assert "\n# EXAONE mine\n" in card
+    commands = [shlex.split(line) for line in card.splitlines() if line.startswith(("exaone4-mlx ", "mlx_lm."))]
+    assert [command[:2] for command in commands] == [
+        ["exaone4-mlx", "generate"],
+        ["exaone4-mlx", "chat"],
+        ["mlx_lm.generate", "--model"],
+    ]
+    assert all("mina/EXAONE mine" in command for command in commands)
+    ast.parse(card.partition("```python\n")[2].partition("```")[0])
+
+
+def test_bits_are_told_by_kind_with_count_and_bytes() -> None:
+    tensors = [*network(2), tensor("model.layers.2.mlp.down_proj.weight", bits=6, size=1500)]
+    card = card_of(report=report(tensors))
+    for line in (
+        "| recipe | 4bit |",
+        "| bits per weight | 4.500 |",
+        "| parameters | 1,280,000,000 |",
+        "| embedding | 4 | affine, groups of 64 | 1 | 1,000 |",
+        "| query | 4 | affine, groups of 64 | 2 | 2,000 |",
+        "| MLP down | 4 | affine, groups of 64 | 2 | 2,000 |",
+        "| MLP down | 6 | affine, groups of 64 | 1 | 1,500 |",
+    ):
+        assert line in card
+    assert "calibration" not in card, "none was asked for"
+
+
+def test_costs_are_told_where_they_were_measured() -> None:
+    row = {"kind": "ko", "tokens": 12_345, "mean_kl": 0.01234, "p99_kl": 0.2, "top1_agreement": 0.9712}
+    row |= {"perplexity": 8.1, "reference_perplexity": 8.0, "perplexity_ratio": 1.0125}
+    row |= {"perplexity_ratio_low": 1.001, "perplexity_ratio_high": 1.024}
+    evaluation = {"data": "/home/mina/held out.jsonl", "reference": LG, "documents": 40, "rows": [row]}
+    tensors = [*network(2), tensor("model.layers.2.mlp.up_proj.weight", 0.25)]
+    card = card_of(report=report(tensors, evaluation=evaluation))
+    assert "| ko | 12,345 | 0.0123 | 0.200 | 97.12 % | 8.100 | 8.000 | 1.0125 (1.0010 to 1.0240) |" in card
+    assert "(held out.jsonl)" in card and "/home/mina" not in card
+    assert "| model.layers.2.mlp.up_proj.weight | 4 | 25.00 % | 12.0 |" in tables(card)[-1][2], "the worst stands first"
+    assert "(errors.svg)" in card
+    unmeasured = card_of(report=report(network(2, error=None)))
+    assert "What it cost" not in unmeasured and "errors.svg" not in unmeasured
+
+
+def test_nan_and_infinity_break_no_table() -> None:
+    rows = [{"kind": "all", "tokens": 1, "mean_kl": math.nan, "perplexity_ratio": math.inf}]
+    tensors = [tensor("lm_head.weight", 0.0), tensor("model.embed_tokens.weight") | {"relative_error": math.nan}]
+    card = card_of(report=report(tensors, evaluation={"rows": rows}))
+    assert "| lm_head.weight | 4 | 0.00 % | – |" in card
+    assert not {"nan", "inf"} & set(card.partition("What it cost")[2].split())
+    for table in tables(card):
+        assert len({line.count("|") for line in table}) == 1
+
+
+def test_licence_notice_goes_with_exaone_only() -> None:
+    assert "research and education only" in card_of(source_card=None)
+    assert "The text is in LICENSE." in card_of()
+    demo = card_of(origin="demo", source_card=None)
+    assert "research and education" not in demo and "not EXAONE" in demo
+    assert "research and education" not in card_of(origin="mina/own", source_card="---\nlicense: mit\n---\n")
+
+
+def test_hostile_text_breaks_nothing() -> None:
+    """Names, paths and a source card that would like to be markup, YAML or a command."""
+    hostile_card = f"---\nlicense: other\nlicense_name: {yaml.safe_dump(HOSTILE).strip()}\nlicense_link: LICENSE\n---\n"
+    named = [tensor(f"model.layers.0.{HOSTILE}"), *network(1)]
+    rows = [{"kind": HOSTILE, "tokens": 1}]
+    evil = report(named, evaluation={"rows": rows, "data": HOSTILE, "reference": HOSTILE})
+    evil["conversion"] |= {"recipe": HOSTILE, "format": HOSTILE, "calibrate": HOSTILE}
+    card = card_of(
+        name=HOSTILE, origin=f"/models/{HOSTILE}", report=evil, source_card=hostile_card, licence_files=[HOSTILE]
+    )
+    fields = top(card)
+    assert fields["license"] == "other" and set(fields) >= {"license_name", "tags"}
+    assert "\n" not in fields["license_name"]
+    assert card.count("\n---\n") == 1, "the YAML ends where we end it"
+    lines = card.partition("\n---\n")[2].splitlines()
+    fences = [number for number, line in enumerate(lines) if line.startswith("```")]
+    assert len(fences) == 6, "three blocks of code, opened and closed"
+    text = "\n".join(line for n, line in enumerate(lines) if sum(fence < n for fence in fences) % 2 == 0)
+    assert "<script>" not in text and "![x]" not in text and "`a`" not in text
+    for table in tables(card):
+        assert len({line.count("|") for line in table}) == 1
+    commands = [line for line in card.splitlines() if line.startswith("exaone4-mlx chat")]
+    assert len(shlex.split(commands[0])) == 4, "one word for the shell, however it is spelt"
+    ET.fromstring(error_plot(named))
+
+
+# --- where it came from ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("origin", "told"),
+    [
+        ("demo", "demo"),
+        (LG, LG),
+        ("/home/mina/models/EXAONE-4.0-1.2B/", "EXAONE-4.0-1.2B"),
+        ("~/models/EXAONE", "EXAONE"),
+        ("../models/EXAONE", "EXAONE"),
+        ("./demo", "./demo"),
+        ("/home/mina/demo", "./demo"),
+        ("~", "a local folder"),
+        ("/", "a local folder"),
+        (f"/home/mina/.cache/huggingface/hub/models--{LG.replace('/', '--')}/snapshots/0123abc", LG),
+        ("한글/모델", "모델"),
+        ("x" * 5000 + "/y", "y"),
+    ],
+)
+def test_of_a_local_origin_only_the_name_is_told(origin: str, told: str) -> None:
+    if told == "y":  # too long for a file name, and no less a hub id by its form
+        told = origin
+    assert public_origin(origin) == told
+    assert public_origin(told) == told, "told twice, it is the same"
+
+
+def test_current_folder_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "EXAONE" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "EXAONE" / "sub")
+    assert public_origin(".") == "sub"
+    assert public_origin("..") == "EXAONE"
+
+
+def test_card_tells_no_path_of_the_user() -> None:
+    assert "/home/mina" not in card_of(origin="/home/mina/models/EXAONE-4.0-1.2B")
+
+
+@pytest.mark.parametrize(
+    ("origin", "card", "expected"),
+    [
+        (LG, None, True),
+        ("mina/own", None, True),
+        ("mina/own", "---\nlicense: other\n---\n", True),
+        ("mina/own", "---\nlicense: other\nlicense_name: own\n---\n", False),
+        ("mina/own", "---\nlicense: mit\n---\n", False),
+        ("mina/own", f"---\nlicense: mit\nbase_model: [{LG}]\n---\n", True),
+        ("demo", LG_CARD, False),
+        ("/home/mina/demo", None, True),
+    ],
+)
+def test_weights_are_exaone_unless_something_else_is_told(origin: str, card: str | None, expected: bool) -> None:
+    assert is_exaone(origin, card) is expected
+
+
+# --- the picture ----------------------------------------------------------------------------
+
+
+def test_picture_has_a_mark_for_every_tensor_in_network_order() -> None:
+    tensors = network(12)
+    marks = [mark for mark in ET.fromstring(error_plot(tensors)).iter() if mark.tag.endswith("}path") and len(mark)]
+    names = [mark[0].text.partition(":")[0] for mark in marks]
+    assert names == [tensor["name"] for tensor in in_network_order(tensors)]
+    assert names[0] == "model.embed_tokens.weight" and names[-1] == "lm_head.weight"
+    assert names[1:8] == [f"model.layers.0.{part}.weight" for part in PROJECTIONS]
+    assert names.index("model.layers.2.mlp.up_proj.weight") < names.index("model.layers.10.mlp.up_proj.weight")
+
+
+def test_larger_errors_stand_higher() -> None:
+    for errors in ((0.08, 0.09, 0.1), (0.004, 0.09, 0.3), (0.0, 0.05, 0.1), (0.0, 0.001, 0.3)):
+        tensors = [tensor(f"model.layers.{i}.mlp.up_proj.weight", error) for i, error in enumerate(errors)]
+        marks = [mark for mark in ET.fromstring(error_plot(tensors)).iter() if mark.tag.endswith("}path") and len(mark)]
+        heights = [float(mark.attrib["d"].split()[1].partition("l")[0]) for mark in marks]
+        assert heights == sorted(heights, reverse=True), errors
+        assert all(70 < height < 470 for height in heights), "inside the frame"
+
+
+def test_picture_names_the_kinds_that_are_there() -> None:
+    picture = error_plot(network(2))
+    shown = [kind.label for kind in KINDS if f">{kind.label}<" in picture]
+    assert shown == [kind.label for kind in KINDS if kind.label != "norm"]
+    assert "relative error" in picture and ">layer<" in picture
+    assert "logarithmic" not in picture and "logarithmic" in error_plot(
+        [*network(2), tensor("model.norm.weight", 0.001)]
+    )
+
+
+@pytest.mark.parametrize("errors", [[0.0], [0.1], [0.0, 0.0], [1e-9, 1.0]])
+def test_picture_of_extremes_is_drawn(errors: list[float]) -> None:
+    ET.fromstring(error_plot([tensor(f"model.layers.{i}.mlp.up_proj.weight", e) for i, e in enumerate(errors)]))
+
+
+def test_nothing_measured_is_no_picture() -> None:
+    assert error_plot(network(1, error=None)) == error_plot([]) == ""
+
+
+def test_colours_are_told_apart_within_each_shape() -> None:
+    assert len({(kind.colour, kind.shape) for kind in KINDS}) == len(KINDS)

@@ -1,0 +1,209 @@
+"""What a conversion cost: the figures are those of the definition, and neither model is ever whole in memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from conftest import distance
+from test_convert import random_checkpoint
+
+from exaone4_mlx import KVQuantization, convert, evaluate, load
+from exaone4_mlx.cli.main import main
+from exaone4_mlx.conversion.evaluate import divergence
+from exaone4_mlx.conversion.layerwise import Blocks
+from exaone4_mlx.files.folders import DEMO_FOLDER
+from exaone4_mlx.model.load import open_source
+
+TEXTS = [
+    "Which one is bigger, 3.12 vs 3.9?",
+    "대한민국의 수도는 서울입니다.",
+    "La capital de Italia es Roma, y es muy antigua.",
+]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    kinds = ("en", "ko", "es")
+    lines = [json.dumps({"kind": kind, "text": text * 3}) for kind, text in zip(kinds, TEXTS, strict=True)]
+    file.write_text("\n".join(lines))
+    return file
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quantized") / "out"
+    convert("demo", folder, search=False)
+    return folder
+
+
+@pytest.mark.parametrize("which", ["full precision", "quantized"])
+def test_block_by_block_is_the_whole_network(which: str, quantized: Path) -> None:
+    """Over several windows of a hybrid."""
+    folder = DEMO_FOLDER if which == "full precision" else quantized
+    opened = open_source(folder)
+    sequences = [[7 * i % 3000 + 30 for i in range(length)] for length in (90, 1, 33)]
+    hidden = Blocks(opened.source, opened.config).hidden_states(sequences)
+    logits = Blocks(opened.source, opened.config).head()
+    model, _ = load(folder, dtype="float32")
+    for ids, state in zip(sequences, hidden, strict=True):
+        assert distance(logits(state), model(mx.array([ids]))[0]) < 1e-4
+
+
+def test_a_model_costs_nothing_against_itself(texts: Path) -> None:
+    found = evaluate("demo", "demo", data=texts)
+    assert [row.kind for row in found.rows] == ["all", "en", "ko", "es"]
+    for row in found.rows:
+        assert row.mean_kl == pytest.approx(0, abs=1e-6)
+        assert row.top1_agreement == 1
+        assert row.perplexity_ratio == row.perplexity_ratio_low == row.perplexity_ratio_high == 1
+    assert found.bits_per_weight == 16
+
+
+def test_figures_are_those_of_the_definition(texts: Path, quantized: Path) -> None:
+    """Computed a second time, from whole models, in Python's own arithmetic."""
+    found = evaluate(quantized, "demo", data=texts)
+    (model, tokenizer), (reference, _) = load(quantized, dtype="float32"), load("demo", dtype="float32")
+    kl, agrees, nll, reference_nll = [], 0, 0.0, 0.0
+    for text in TEXTS:
+        ids = tokenizer.encode(text * 3)
+        q, p = (log_probabilities(m(mx.array([ids]))[0]) for m in (model, reference))
+        for position, token in enumerate(ids[1:]):
+            one, other = p[position], q[position]
+            kl.append(math.fsum(math.exp(a) * (a - b) for a, b in zip(one, other, strict=True)))
+            agrees += one.index(max(one)) == other.index(max(other))
+            nll, reference_nll = nll - other[token], reference_nll - one[token]
+    row = found.rows[0]
+    assert row.tokens == len(kl)
+    assert row.documents == 3
+    assert row.mean_kl == pytest.approx(sum(kl) / len(kl), rel=1e-3)
+    assert row.p99_kl == pytest.approx(sorted(kl)[math.ceil(0.99 * len(kl)) - 1], rel=1e-3)
+    assert row.top1_agreement == agrees / len(kl)
+    assert row.perplexity == pytest.approx(math.exp(nll / len(kl)), rel=1e-3)
+    assert row.perplexity_ratio == pytest.approx(math.exp((nll - reference_nll) / len(kl)), rel=1e-4)
+    assert row.perplexity_ratio_low <= row.perplexity_ratio <= row.perplexity_ratio_high
+    assert row.perplexity_ratio_low < row.perplexity_ratio_high
+    assert found.bits_per_weight == pytest.approx(4.511, abs=0.001)
+
+
+def log_probabilities(logits: mx.array) -> list[list[float]]:
+    found = []
+    for row in logits.tolist():  # type: ignore[union-attr]
+        top = max(row)
+        total = top + math.log(math.fsum(math.exp(value - top) for value in row))
+        found.append([value - total for value in row])
+    return found
+
+
+def test_divergence_is_measured_from_the_reference() -> None:
+    """KL(reference ‖ candidate): the other way round is another figure."""
+    p, q = mx.array([[0.9, 0.1]]), mx.array([[0.5, 0.5]])
+    expected = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    assert divergence(mx.log(q), mx.log(p)).item() == pytest.approx(expected, rel=1e-5)
+    assert divergence(mx.log(p), mx.log(q)).item() != pytest.approx(expected, rel=0.1)
+    assert divergence(mx.log(q) + 7, mx.log(p) - 3).item() == pytest.approx(expected, rel=1e-4), "logits may be shifted"
+
+
+@pytest.mark.heavy
+def test_more_bits_cost_less(tmp_path: Path, texts: Path, quantized: Path) -> None:
+    convert("demo", tmp_path / "8bit", q_bits=8)
+    four, eight = (evaluate(folder, "demo", data=texts).rows[0].mean_kl for folder in (quantized, tmp_path / "8bit"))
+    assert 0 < eight < four / 10
+
+
+@pytest.mark.heavy
+def test_memory_does_not_grow_with_layers(tmp_path: Path, texts: Path) -> None:
+    peaks = []
+    for layers in (2, 8):
+        folder = random_checkpoint(tmp_path / str(layers), layers)
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        peaks.append(evaluate(folder, folder, data=texts).peak_bytes - before)
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+@pytest.mark.heavy
+def test_bfloat16_has_a_noise_floor_of_its_own(texts: Path) -> None:
+    found = evaluate("demo", "demo", data=texts, dtype="bfloat16")
+    assert 0 < found.rows[0].mean_kl < 0.01
+    assert found.dtype == "bfloat16"
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, texts: Path, hf_folder: Path, quantized: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        evaluate(quantized, "nowhere", data=texts)
+    with pytest.raises(FileNotFoundError, match=r"absent.txt is not there"):
+        evaluate(quantized, "demo", data=tmp_path / "absent.txt")
+    with pytest.raises(ValueError, match="max_tokens must be a whole number of at least 2, not 1"):
+        evaluate(quantized, "demo", data=texts, max_tokens=1)
+    (tmp_path / "short.txt").write_text("1")
+    with pytest.raises(ValueError, match=r"no text of .*short.txt has two tokens"):
+        evaluate(quantized, "demo", data=tmp_path / "short.txt")
+    tokenizer = json.loads((hf_folder / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:100]
+    (hf_folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match="do not read text alike: they have different tokenizers"):
+        evaluate(quantized, hf_folder, data=texts)
+
+
+def test_texts_beyond_the_context_are_refused(
+    texts: Path, hf_folder: Path, edit_json: Callable[..., None], quantized: Path
+) -> None:
+    edit_json(hf_folder / "config.json", max_position_embeddings=32)
+    with pytest.raises(ValueError, match="longer than the context of 32; give max_tokens"):
+        evaluate(quantized, hf_folder, data=texts)
+    assert evaluate(quantized, hf_folder, data=texts, max_tokens=32).rows[0].tokens <= 3 * 31
+
+
+def test_other_vocabulary_is_refused(tmp_path: Path, texts: Path, quantized: Path) -> None:
+    larger = random_checkpoint(tmp_path / "larger", 1, vocabulary=4096)
+    with pytest.raises(ValueError, match=r"has a vocabulary of 3072 tokens, .* one of 4096"):
+        evaluate(quantized, larger, data=texts)
+
+
+def test_command_prints_a_table_or_json(texts: Path, quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "--model", str(quantized), "--reference", "demo", "--data", str(texts)]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "mean KL" in out and "\nall " in out and "4.511 bits per weight" in out and "texts.jsonl" in out
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rows"][0]["kind"] == "all" and told["bits_per_weight"] == pytest.approx(4.511, abs=0.001)
+
+
+@pytest.mark.heavy
+def test_cache_of_few_bits_costs_what_a_prompt_read_with_it_loses(texts: Path) -> None:
+    """Block by block it is the network with such a cache; and fewer bits, or more layers, cost more."""
+    found = {
+        kv: evaluate("demo", "demo", data=texts, kv_bits=kv[0], kv_layers=kv[1])
+        for kv in ((8, "global"), (4, "global"), (4, "all"))
+    }
+    costs = [one.rows[0].mean_kl for one in found.values()]
+    assert 0 < costs[0] < costs[1] < costs[2]
+    assert found[4, "all"].kv == "cache: keys 4 bits, values 4 bits, groups of 64"
+    model, tokenizer = load("demo", dtype="float32")
+    kv = KVQuantization(4, 4, 64)
+    kl = []
+    for line in texts.read_text().splitlines():
+        ids = tokenizer.encode(json.loads(line)["text"])
+        kl += divergence(model(mx.array([ids]), model.make_cache(kv))[0], model(mx.array([ids]))[0]).tolist()[:-1]
+    assert costs[2] == pytest.approx(sum(kl) / len(kl), rel=0.05)
+
+
+@pytest.mark.heavy
+def test_conversion_writes_what_it_cost_into_card_and_report(tmp_path: Path, texts: Path) -> None:
+    summary = convert("demo", tmp_path / "out", evaluate=True, evaluation_data=texts)
+    assert summary.evaluation is not None and summary.errors is not None
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["evaluation"]["rows"][0]["mean_kl"] == summary.evaluation.rows[0].mean_kl
+    errors = {tensor["name"]: tensor.get("relative_error") for tensor in report["conversion"]["tensors"]}
+    assert 0.05 < errors["model.layers.0.mlp.up_proj.weight"] < 0.15
+    assert errors["model.norm.weight"] == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{summary.evaluation.rows[0].mean_kl:.4f}"[:6] in card
+    assert "errors.svg" in card and (tmp_path / "out" / "errors.svg").read_text().startswith("<svg")

@@ -1,0 +1,397 @@
+"""The heads equal transformers' on stored figures, each documented rule is needed for that, and they can be trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import pytest
+from conftest import distance, random_ids, tiny_model
+from documented import HEADS, PADDED, PADDINGS, config_of, labels_for, outputs_of, texts
+from mlx.utils import tree_flatten
+
+import exaone4_mlx
+from exaone4_mlx import (
+    CheckpointError,
+    Exaone4Config,
+    Exaone4ForCausalLM,
+    Exaone4ForQuestionAnswering,
+    Exaone4ForSequenceClassification,
+    Exaone4ForTokenClassification,
+    Exaone4Model,
+)
+from exaone4_mlx.files.folders import DEMO_FOLDER
+from exaone4_mlx.files.safetensors import Checkpoint
+from exaone4_mlx.model import heads, losses, network
+from exaone4_mlx.model.load import load_model
+
+GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "documented.json").read_text())
+PLACE = GOLDENS["place"]
+Patch = pytest.MonkeyPatch
+
+
+def head_class(head: str) -> Any:
+    return getattr(exaone4_mlx, f"Exaone4For{head}")
+
+
+def arrays(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: mx.array(value) for key, value in values.items()}
+
+
+def differences(head: str, padding: str) -> dict[str, float]:
+    """How far loss and logits are from transformers'."""
+    given, golden = texts(padding), GOLDENS["heads"][f"{head}, {padding}"]
+    output = tiny_model(kind=head_class(head), **config_of()).forward(**arrays(given | labels_for(head, given)))
+    found = {"loss": output.loss} | {name: output[name][0] for name in outputs_of(head)}
+    if head != "SequenceClassification":
+        found |= {name: found[name][PLACE] for name in outputs_of(head)}
+    return {name: distance(found[name].flatten(), mx.array(golden[name]).flatten()) for name in golden}
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("head", HEADS)
+def test_heads_equal_transformers(head: str, padding: str) -> None:
+    assert max(differences(head, padding).values()) < 1e-4
+
+
+def pooled_at_the_end(patch: Patch) -> None:
+    patch.setattr(heads, "_pooled", lambda hidden, ids, pad: hidden[:, -1])
+
+
+def pooled_after_counting(patch: Patch) -> None:
+    """The length of the text without padding, as if that always stood on the right."""
+
+    def pooled(hidden: mx.array, ids: mx.array, pad: int) -> mx.array:
+        last = (ids != pad).sum(axis=1) - 1
+        return mx.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+
+    patch.setattr(heads, "_pooled", pooled)
+
+
+def all_labels_count(patch: Patch) -> None:
+    def cross_entropy(logits: mx.array, labels: mx.array, ignored: int = 0) -> mx.array:
+        return nn.losses.cross_entropy(logits, mx.clip(labels, 0, logits.shape[-1] - 1), reduction="mean")
+
+    patch.setattr(losses, "_cross_entropy", cross_entropy)
+
+
+def labels_in_place(patch: Patch) -> None:
+    patch.setattr(network, "causal_lm_loss", losses.token_loss)
+
+
+def start_alone(patch: Patch) -> None:
+    patch.setattr(heads, "span_loss", lambda start, end, *spans: losses.span_loss(start, start, spans[0], spans[0]))
+
+
+def sum_of_both(patch: Patch) -> None:
+    original = losses.span_loss
+    patch.setattr(heads, "span_loss", lambda *args: 2 * original(*args))
+
+
+def other_way_round(patch: Patch) -> None:
+    original = nn.Linear.__call__
+    patch.setattr(
+        nn.Linear,
+        "__call__",
+        lambda self, x: original(self, x)[..., ::-1] if self.weight.shape[0] == 2 else original(self, x),
+    )
+
+
+def no_bias(patch: Patch) -> None:
+    patch.setattr(nn.Linear, "__call__", lambda self, x: x @ self.weight.T)
+
+
+BROKEN: dict[str, tuple[Callable[[Patch], None], str, str]] = {
+    "pooled is the last token, not the last place": (pooled_at_the_end, "SequenceClassification", "right"),
+    "padding stands on the left, too": (pooled_after_counting, "SequenceClassification", "left"),
+    "-100 does not count, next tokens": (all_labels_count, "CausalLM", "right"),
+    "-100 does not count, labels of tokens": (all_labels_count, "TokenClassification", "none"),
+    "a position beyond the text does not count": (all_labels_count, "QuestionAnswering", "none"),
+    "labels are the next tokens": (labels_in_place, "CausalLM", "none"),
+    "a span has two ends": (start_alone, "QuestionAnswering", "none"),
+    "the loss is the mean of both": (sum_of_both, "QuestionAnswering", "none"),
+    "start comes first": (other_way_round, "QuestionAnswering", "none"),
+    "tokens' scores have a bias": (no_bias, "TokenClassification", "none"),
+}
+
+
+@pytest.mark.parametrize("rule", BROKEN)
+def test_breaking_a_documented_rule_is_caught(rule: str, monkeypatch: Patch) -> None:
+    break_it, head, padding = BROKEN[rule]
+    break_it(monkeypatch)
+    assert max(differences(head, padding).values()) > 1e-2, f"the goldens do not notice: {rule}"
+
+
+def test_positions_are_clamped_from_below_too() -> None:
+    model = tiny_model(kind=Exaone4ForQuestionAnswering, **config_of())
+    ids = random_ids(8)
+    spans = {"start_positions": mx.array([-3]), "end_positions": mx.array([2])}
+    at_zero = spans | {"start_positions": mx.array([0])}
+    assert distance(model(ids, **spans).loss, model(ids, **at_zero).loss) == 0
+
+
+def test_a_loss_without_labels_that_count_is_zero() -> None:
+    """transformers divides by nothing here, and one such batch would end a training in NaN."""
+    ids = random_ids(6)
+    nothing = mx.full((1, 6), -100)
+    language = tiny_model(**config_of())
+    assert language.forward(ids, labels=nothing).loss.item() == 0
+    assert language.forward(ids[:, :1], labels=ids[:, :1]).loss.item() == 0, "one token has no next one"
+    assert tiny_model(kind=Exaone4ForTokenClassification, **config_of())(ids, labels=nothing).loss.item() == 0
+    answering = tiny_model(kind=Exaone4ForQuestionAnswering, **config_of())
+    beyond = mx.array([99])
+    assert answering(ids, start_positions=beyond, end_positions=beyond).loss.item() == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "changes", "expected"),
+    [
+        ([0.5], {"id2label": {"0": "score"}}, lambda z: mx.square(z[0, 0] - 0.5)),
+        ([2], {}, lambda z: mx.logsumexp(z[0]) - z[0, 2]),
+        (
+            [[1.0, 0.0, 1.0]],
+            {},
+            lambda z: mx.mean(mx.logaddexp(z[0], mx.zeros(3)) - z[0] * mx.array([1.0, 0.0, 1.0])),
+        ),
+        ([[1.0, 2.0, 3.0]], {"problem_type": "regression"}, lambda z: mx.mean(mx.square(z[0] - mx.array([1.0, 2, 3])))),
+    ],
+    ids=["one label", "one of several", "any of several", "regression of several"],
+)
+def test_problem_types_are_found_or_named(labels: Any, changes: dict[str, Any], expected: Any) -> None:
+    model = tiny_model(kind=Exaone4ForSequenceClassification, **config_of(**changes))
+    output = model(random_ids(6), labels=mx.array(labels))
+    assert distance(output.loss, expected(output.logits)) < 1e-5
+
+
+def test_num_labels_come_from_id2label() -> None:
+    for kind in (Exaone4ForSequenceClassification, Exaone4ForTokenClassification):
+        assert tiny_model(kind=kind, **config_of()).score.weight.shape == (3, 32)
+
+
+IDS = [[5, 6, 7, 8], [5, 6, 7, 0]]
+REFUSED: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
+    "no padding token": (
+        Exaone4ForSequenceClassification,
+        {"pad_token_id": None},
+        {},
+        "a batch of 2 texts needs a pad_token_id",
+    ),
+    "a label too many": (Exaone4ForSequenceClassification, {}, {"labels": [0, 3]}, "labels must be from 0 to 2, and 3"),
+    "labels of another batch": (Exaone4ForSequenceClassification, {}, {"labels": [0]}, r"the shape \[2\], not \[1\]"),
+    "floats for two of three": (
+        Exaone4ForSequenceClassification,
+        {},
+        {"labels": [[0.0, 1.0]] * 2},
+        r"labels of a multi_label_classification must have the shape \[2, 3\]",
+    ),
+    "labels of sentences for tokens": (
+        Exaone4ForTokenClassification,
+        {},
+        {"labels": [0, 1]},
+        r"labels must have the shape \[2, 4\], not \[2\]",
+    ),
+    "a cache that nobody gets": (Exaone4ForTokenClassification, {}, {"use_cache": True}, "holds no past_key_values"),
+    "a start without an end": (Exaone4ForQuestionAnswering, {}, {"start_positions": [1, 1]}, "both or neither"),
+    "spans of another batch": (
+        Exaone4ForQuestionAnswering,
+        {},
+        {"start_positions": [1], "end_positions": [1, 1]},
+        r"start_positions must have the shape \[2\], not \[1\]",
+    ),
+    "a cache for a span": (Exaone4ForQuestionAnswering, {}, {"use_cache": True}, "holds no past_key_values"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_calls_are_refused_by_name(case: str) -> None:
+    kind, changes, asked, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        tiny_model(kind=kind, **config_of(**changes))(mx.array(IDS), **asked)
+
+
+def test_embeddings_do_not_tell_where_a_text_ends() -> None:
+    """The last position is pooled, in transformers too; where there is a mask, that deserves a word."""
+    model, given = tiny_model(kind=Exaone4ForSequenceClassification, **config_of()), arrays(texts("right"))
+    embeddings = model.model.embed_tokens(given["input_ids"])
+    with pytest.warns(UserWarning, match="inputs_embeds do not tell what is padding: the last position is pooled"):
+        by_embeddings = model(inputs_embeds=embeddings, attention_mask=given["attention_mask"]).logits
+    by_ids = model(**given).logits
+    assert distance(by_embeddings[1], by_ids[1]) < 1e-4
+    assert distance(by_embeddings[0], by_ids[0]) > 1e-2
+
+
+def test_a_classified_text_can_go_on() -> None:
+    model, ids = tiny_model(kind=Exaone4ForSequenceClassification, **config_of()), random_ids(20)
+    first = model(ids[:, :15])
+    assert distance(model(ids[:, 15:], past_key_values=first.past_key_values).logits, model(ids).logits) < 1e-4
+    tagger, cache = tiny_model(kind=Exaone4ForTokenClassification, **config_of()), first.past_key_values[:0]
+    cache = tagger.model.make_cache()
+    tagger(ids[:, :15], past_key_values=cache)
+    assert distance(tagger(ids[:, 15:], past_key_values=cache).logits, tagger(ids).logits[:, 15:]) < 1e-4
+
+
+def test_classifier_dropout_is_for_training() -> None:
+    tagger, ids = tiny_model(kind=Exaone4ForTokenClassification, **config_of(classifier_dropout=0.5)), random_ids(6)
+    assert distance(tagger(ids).logits, tagger(ids).logits) == 0
+    tagger.train()
+    assert distance(tagger(ids).logits, tagger(ids).logits) > 0
+
+
+def test_the_padding_token_is_not_trained() -> None:
+    """As in torch's embedding with a padding index; the other tokens' rows are."""
+    model, given = tiny_model(kind=Exaone4ForQuestionAnswering, **config_of()), arrays(texts("left"))
+    spans = {"start_positions": mx.array([12, 3]), "end_positions": mx.array([13, 4])}
+    _, grads = nn.value_and_grad(model, lambda model: model(**given, **spans).loss)(model)
+    rows = mx.abs(grads["transformer"]["embed_tokens"]["weight"]).max(axis=1)
+    assert rows[0].item() == 0
+    assert rows[given["input_ids"][0, PADDED]].item() > 0
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_heads_can_be_trained_saved_and_read(head: str, tmp_path: Path) -> None:
+    """A few steps of AdamW in training mode lower the loss; the folder that is written gives the same network."""
+    mx.random.seed(1)
+    model = head_class(head)(Exaone4Config.from_dict(config_of(attention_dropout=0.1, num_hidden_layers=4)))
+    model.train()
+    given = texts("right")
+    asked = arrays(given | labels_for(head, given))
+    optimizer = optim.AdamW(learning_rate=3e-3)
+    step = nn.value_and_grad(model, lambda model: model.forward(**asked).loss)
+    seen = []
+    for _ in range(30):
+        loss, grads = step(model)
+        optimizer.update(model, grads)
+        mx.eval(model.parameters(), optimizer.state)
+        seen.append(loss.item())
+    assert all(mx.all(mx.isfinite(grad)).item() for _, grad in tree_flatten(grads))
+    assert sum(seen[-5:]) < 0.7 * sum(seen[:5]), seen
+    model.eval()
+    model.save_pretrained(tmp_path / "new" / "folder")
+    again = head_class(head).from_pretrained(tmp_path / "new" / "folder")
+    name = outputs_of(head)[0]
+    assert distance(again.forward(**asked)[name], model.forward(**asked)[name]) == 0
+    assert again.config == model.config
+    assert not again.training
+
+
+def test_names_are_those_of_transformers(tmp_path: Path) -> None:
+    tiny_model(kind=Exaone4ForQuestionAnswering, **config_of()).save_pretrained(tmp_path)
+    names = set(Checkpoint(tmp_path).tensors)
+    assert {"qa_outputs.weight", "qa_outputs.bias", "transformer.embed_tokens.weight"} <= names
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["architectures"] == ["Exaone4ForQuestionAnswering"]
+    assert (written["dtype"], written["id2label"]) == ("float32", {"0": "a", "1": "b", "2": "c"})
+
+
+def test_a_head_grows_on_the_checkpoint_of_a_language_model() -> None:
+    """What fine-tuning begins with. The demo here; a hub id or a folder just so."""
+    with pytest.warns(UserWarning, match=r"has no score\.weight: new here, and to be trained"):
+        model = Exaone4ForSequenceClassification.from_pretrained("demo", num_labels=3, dtype="float32")
+    with pytest.warns(UserWarning, match=r"has no qa_outputs\.bias, qa_outputs\.weight"):
+        answering = Exaone4ForQuestionAnswering.from_pretrained("demo", dtype="float32")
+    language, ids = Exaone4ForCausalLM.from_pretrained("demo", dtype="float32"), random_ids(9)
+    assert model(ids).logits.shape == (1, 3)
+    expected = language.model(ids)
+    assert distance(model.model(ids), expected) == distance(answering.transformer(ids), expected) == 0
+    assert distance(Exaone4Model.from_pretrained(DEMO_FOLDER, dtype="float32")(ids), expected) == 0
+
+
+def test_networks_are_read_from_each_others_checkpoints(tmp_path: Path) -> None:
+    ids = random_ids(9)
+    tagger = tiny_model(kind=Exaone4ForTokenClassification, **config_of())
+    tagger.save_pretrained(tmp_path / "tagger")
+    base = Exaone4Model.from_pretrained(tmp_path / "tagger")
+    assert distance(base(ids), tagger.model(ids)) == 0
+    base.save_pretrained(tmp_path / "base")
+    assert "embed_tokens.weight" in Checkpoint(tmp_path / "base").tensors
+    with pytest.warns(UserWarning, match=r"has no score\.bias, score\.weight"):
+        again = Exaone4ForTokenClassification.from_pretrained(tmp_path / "base")
+    assert distance(again.model(ids), tagger.model(ids)) == 0
+    with pytest.warns(UserWarning, match=r"has no lm_head\.weight: new here"):
+        language = Exaone4ForCausalLM.from_pretrained(tmp_path / "base")
+    assert distance(language.model(ids), base(ids)) == 0
+    with pytest.raises(CheckpointError, match="lacks tensors"):
+        load_model(tmp_path / "base")  # what is meant to talk is not given a head that cannot
+    with pytest.warns(UserWarning, match=r"has no score\.bias, score\.weight: "):
+        Exaone4ForTokenClassification.from_pretrained(tmp_path / "base")
+    scorer = Exaone4ForSequenceClassification.from_pretrained(tmp_path / "tagger")
+    assert mx.array_equal(scorer.score.weight, tagger.score.weight), "without the bias, which it has not"
+    with pytest.raises(CheckpointError, match=r"score\.weight has shape \(3, 32\), not \(5, 32\)"):
+        Exaone4ForTokenClassification.from_pretrained(tmp_path / "tagger", num_labels=5)
+
+
+def test_new_heads_have_the_checkpoints_dtype(tmp_path: Path) -> None:
+    tiny_model(kind=Exaone4Model, dtype=mx.bfloat16, **config_of()).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    for dtype, expected in ((None, mx.bfloat16), ("float16", mx.float16)):
+        with pytest.warns(UserWarning, match="new here"):
+            model = Exaone4ForSequenceClassification.from_pretrained(tmp_path, dtype=dtype)
+        assert {array.dtype for _, array in tree_flatten(model.parameters())} == {expected}
+
+
+def test_stored_frequencies_are_passed_over_in_any_network(tmp_path: Path) -> None:
+    model = tiny_model(kind=Exaone4ForQuestionAnswering, **config_of())
+    model.save_pretrained(tmp_path)
+    weights = mx.load(str(tmp_path / "model.safetensors"))
+    for name in ("transformer.rotary_emb.inv_freq", "transformer.layers.0.self_attn.rotary_emb.inv_freq"):
+        weights[name] = mx.zeros(8)
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), weights)
+    again = Exaone4ForQuestionAnswering.from_pretrained(tmp_path)
+    assert distance(again(random_ids(5)).start_logits, model(random_ids(5)).start_logits) == 0
+
+
+def test_weights_are_not_saved_beside_others_that_would_be_read_instead(tmp_path: Path) -> None:
+    """An index and its files outlast the new ones."""
+    model = tiny_model(**config_of())
+    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)  # over its own, as after each epoch
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    before = (tmp_path / "model.safetensors").read_bytes()
+    model.model.norm.weight *= 2
+    with pytest.raises(FileExistsError, match=r"holds another checkpoint \(model\.safetensors\.index\.json\)"):
+        model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_saving_draws_no_random_numbers(tmp_path: Path) -> None:
+    model = tiny_model(**config_of())
+    mx.random.seed(3)
+    model.save_pretrained(tmp_path)
+    drawn = mx.random.normal((4,))
+    mx.random.seed(3)
+    assert mx.array_equal(drawn, mx.random.normal((4,)))
+
+
+def test_a_quantized_folder_is_read_as_any_network(tmp_path: Path, hf_folder: Path) -> None:
+    exaone4_mlx.convert(hf_folder, tmp_path / "mlx")
+    model = exaone4_mlx.load(tmp_path / "mlx")[0]
+    base = Exaone4Model.from_pretrained(tmp_path / "mlx")
+    ids = random_ids(9)
+    assert isinstance(base.layers[0].mlp.up_proj, nn.QuantizedLinear)
+    assert distance(base(ids), model.model(ids)) == 0
+    with pytest.raises(ValueError, match=r"is a Quantized.*, of which Exaone4Model has none: unpack or fuse it first"):
+        base.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_from_pretrained_names_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        Exaone4Model.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a config has no num_label"):
+        Exaone4ForSequenceClassification.from_pretrained("demo", num_label=3)
+    Exaone4Config.from_dict(config_of()).save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
+        Exaone4Model.from_pretrained(tmp_path)
+
+
+def test_calling_a_head_is_its_forward() -> None:
+    for head in HEADS[1:]:
+        model, ids = tiny_model(kind=head_class(head), **config_of()), random_ids(5)
+        name = outputs_of(head)[0]
+        assert distance(model(ids)[name], model.forward(input_ids=ids)[name]) == 0
+    assert model(ids).start_logits.shape == (1, 5)
