@@ -40,7 +40,6 @@ TO_BE_REMOVED = {
     ("terminal/repl.py", "cli/main.py"),
     ("tools/toolbox.py", "text/reply.py"),
     # circles inside a room
-    ("model/pretrained.py", "model/load.py"),
     ("terminal/commands.py", "terminal/repl.py"),
     ("cli/doctor.py", "cli/main.py"),
     ("cli/fit.py", "cli/main.py"),

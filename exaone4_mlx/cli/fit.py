@@ -46,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..checkpoint.quantize import Quantization
+    from ..files.safetensors import read_dtype
     from ..measure.fit import check_draft, check_request, read_sizes
     from ..model.cache import KVQuantization
-    from ..model.load import read_dtype
 
     memory = None if options.memory is None else _bytes(options.memory)
     check_request(options.context, memory)

@@ -185,8 +185,8 @@ def check_memory(found: Found, options: argparse.Namespace, context: int, prompt
     if options.ignore_memory:
         return
     from ..checkpoint.quantize import Quantization
+    from ..files.safetensors import read_dtype
     from ..model.cache import KVQuantization
-    from ..model.load import read_dtype
 
     sizes, draft = found.sizes, found.draft_sizes
     bits, kv = _bits(options), read_kv(found.config, options)
@@ -207,7 +207,7 @@ def check_memory(found: Found, options: argparse.Namespace, context: int, prompt
 def _check_weights(sizes: Sizes, options: argparse.Namespace) -> None:
     """Raises MemoryError where the weights alone are more than there is."""
     from ..checkpoint.quantize import Quantization
-    from ..model.load import read_dtype
+    from ..files.safetensors import read_dtype
 
     cast, bits = read_dtype(options.dtype), _bits(options)
     try:

@@ -20,7 +20,9 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..files.folders import atomic_file
-from ..model.load import EMBEDDING, HEAD, Opened, load_model, open_source
+from ..model.load import load_model
+from ..model.network import Exaone4ForCausalLM
+from ..model.source import EMBEDDING, HEAD, OpenCheckpoint, open_checkpoint
 from .distill import distill
 from .gptq import DAMPING, HEAD_DAMPING, gptq, quantized_block
 from .layerwise import Blocks, run
@@ -45,7 +47,7 @@ class Calibration:
 
     method: str
     sequences: Sequence[Sequence[int]]
-    opened: Opened
+    opened: OpenCheckpoint
     plan: Plan
     shards: Shards
     write: Callable[[Planned], None]
@@ -82,7 +84,7 @@ class Calibration:
             elif not tensor.name.startswith("model.layers."):
                 self.write(tensor)
         # Many rows pass each weight: unpacked they pass faster.
-        done = Blocks(open_source(self.shards.folder).source, self.opened.config, unpacked=True)
+        done = Blocks(open_checkpoint(self.shards.folder, Exaone4ForCausalLM).source, self.opened.config, unpacked=True)
         states = done.embed(self.sequences)
         told = self._steps("calibrating")
         layers = self.opened.config.num_hidden_layers

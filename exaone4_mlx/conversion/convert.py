@@ -28,8 +28,9 @@ import mlx.core as mx
 
 from .. import __version__
 from ..files.folders import find_folder, read_json
-from ..files.safetensors import FLOAT_DTYPES, CheckpointError, check_finite
-from ..model.load import Opened, open_source, read_dtype
+from ..files.safetensors import FLOAT_DTYPES, CheckpointError, check_finite, read_dtype
+from ..model.network import Exaone4ForCausalLM
+from ..model.source import OpenCheckpoint, open_checkpoint
 from ..text.tokenizer import Tokenizer
 from .calibrate import Calibration, Progress
 from .card import model_card, public_origin
@@ -110,7 +111,7 @@ class Conversion:
     origin: str
     target: Path
     request: Request
-    opened: Opened
+    opened: OpenCheckpoint
     plan: Plan
     notes: tuple[str, ...]
     disk_bytes: int
@@ -193,7 +194,9 @@ class Conversion:
                 made.digests = shards.digests
             finally:
                 shards.close()
-            open_source(partial.path)  # accounts for every tensor once more, as a reader of the folder will
+            open_checkpoint(
+                partial.path, Exaone4ForCausalLM
+            )  # accounts for every tensor once more, as a reader of the folder will
             Tokenizer.from_pretrained(partial.path)
             partial.keep = True  # from here on the weights are whole: what fails can be done again
             made.peak_bytes, made.seconds = mx.get_peak_memory(), time.perf_counter() - started
@@ -424,7 +427,7 @@ def prepare(
     source = find_folder(hf_path, revision)
     if request.upload_repo:
         check_upload_name(request.upload_repo, str(hf_path), _card(source))
-    opened = open_source(source)
+    opened = open_checkpoint(source, Exaone4ForCausalLM)
     tokenizer = Tokenizer.from_pretrained(source)  # or the result could not be loaded
     sequences = check_texts(request, tokenizer)
     settings, keeps, recipe = chosen_settings(opened, request)

@@ -22,8 +22,10 @@ from typing import Any
 import mlx.core as mx
 
 from ..files.folders import find_folder
+from ..files.safetensors import read_dtype
 from ..model.cache import KVQuantization
-from ..model.load import Progress, open_source, read_dtype
+from ..model.network import Exaone4ForCausalLM
+from ..model.source import Progress, open_checkpoint
 from ..text.tokenizer import Tokenizer
 from .layerwise import Blocks
 from .texts import HELD_OUT, encode, read_passages
@@ -132,7 +134,7 @@ def evaluate(
     texts = [(passage.kind, ids) for passage, ids in zip(passages, sequences, strict=True) if len(ids) > 1]
     if not texts:
         raise ValueError(f"no text of {file} has two tokens")
-    candidate, original = (open_source(folder) for folder in folders)
+    candidate, original = (open_checkpoint(folder, Exaone4ForCausalLM) for folder in folders)
     if candidate.config.vocab_size != original.config.vocab_size:
         raise ValueError(
             f"{model} has a vocabulary of {candidate.config.vocab_size} tokens, "

@@ -16,11 +16,12 @@ import mlx.nn as nn
 from ..checkpoint.formats import Source
 from ..checkpoint.layouts import StoredTensor
 from ..checkpoint.quantize import quantize_layers
-from ..files.safetensors import check_finite, fill, placeholders
+from ..files.safetensors import check_finite
 from ..model.cache import KVQuantization, causal_mask, make_caches
 from ..model.config import Exaone4Config
-from ..model.load import Progress
 from ..model.network import Block
+from ..model.parameters import fill, named_parameters
+from ..model.source import Progress
 
 
 class Blocks:
@@ -111,4 +112,4 @@ def run(block: Block, states: Sequence[mx.array], kv: KVQuantization | None = No
 
 
 def _weights(module: nn.Module) -> list[str]:
-    return ["." + name for name in placeholders(module)]
+    return ["." + name for name in named_parameters(module)]

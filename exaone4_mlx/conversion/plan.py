@@ -22,7 +22,7 @@ import mlx.core as mx
 from ..checkpoint.layouts import StoredTensor
 from ..checkpoint.quantize import Quantization
 from ..files.safetensors import DTYPE_NAMES
-from ..model.load import Opened
+from ..model.source import OpenCheckpoint
 
 MAX_SHARD_BYTES = 5 << 30  # mlx-lm's
 #: Weights that are read and written at a time.
@@ -118,7 +118,7 @@ class Plan:
 
 
 def make_plan(
-    opened: Opened,
+    opened: OpenCheckpoint,
     settings: Mapping[str, Quantization],
     keeps: bool,
     dtype: mx.Dtype | None,
@@ -135,7 +135,7 @@ def make_plan(
     return Plan(tensors, options, source_identity(opened))
 
 
-def source_identity(opened: Opened) -> tuple[Any, ...]:
+def source_identity(opened: OpenCheckpoint) -> tuple[Any, ...]:
     """Names, sizes and times of the weight files: two checkpoints with the same are taken for one."""
     stored = [part for name in opened.shapes for part in opened.source.tensors[name].stored]
     files = sorted({opened.checkpoint.tensors[part].file for part in stored})
@@ -154,7 +154,7 @@ def in_network_order(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
 
 
 def _planned(
-    opened: Opened, stored: StoredTensor, quantization: Quantization | None, keeps: bool, dtype: mx.Dtype | None
+    opened: OpenCheckpoint, stored: StoredTensor, quantization: Quantization | None, keeps: bool, dtype: mx.Dtype | None
 ) -> Planned:
     if keeps and quantization is not None and quantization == stored.exact:
         scales = opened.source.scale_dtype(stored.name)

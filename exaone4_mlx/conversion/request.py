@@ -18,7 +18,8 @@ import mlx.core as mx
 
 from .. import __version__
 from ..checkpoint.quantize import DEFAULTS, Quantization
-from ..model.load import EMBEDDING, Opened, read_dtype
+from ..files.safetensors import read_dtype
+from ..model.source import EMBEDDING, OpenCheckpoint
 from ..text.tokenizer import Tokenizer
 from .calibrate import MAX_TOKENS
 from .plan import Plan
@@ -84,7 +85,7 @@ class Request:
         return any(value is not None for value in how)
 
 
-def chosen_settings(opened: Opened, request: Request) -> tuple[dict[str, Quantization], bool, str]:
+def chosen_settings(opened: OpenCheckpoint, request: Request) -> tuple[dict[str, Quantization], bool, str]:
     """What is quantized and how, whether what is packed so already stays as it is, and a word for all of it."""
     quantized = [tensor for tensor in opened.source.tensors.values() if tensor.is_quantized]
     if request.dequantize:
@@ -150,7 +151,7 @@ def searches(request: Request, plan: Plan) -> bool:
     return request.search and any(quantization and quantization.mode == "affine" for quantization in made)
 
 
-def notes_on(opened: Opened, plan: Plan, request: Request) -> tuple[str, ...]:
+def notes_on(opened: OpenCheckpoint, plan: Plan, request: Request) -> tuple[str, ...]:
     """What a user should know who asked for this."""
     notes = []
     works = {

@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from ..files.folders import read_json
 from ..files.safetensors import Checkpoint, CheckpointError
-from ..model.load import Opened
+from ..model.source import OpenCheckpoint
 from .plan import Plan, Planned
 from .shards import Shards, digest_of
 
@@ -39,7 +39,7 @@ def check_written(shards: Shards, plan: Plan) -> None:
                 raise CheckpointError(f"{shards.folder}: {output.name} is not what was written; is the disk all right?")
 
 
-def tensor_errors(shards: Shards, opened: Opened, plan: Plan) -> Iterator[TensorError]:
+def tensor_errors(shards: Shards, opened: OpenCheckpoint, plan: Plan) -> Iterator[TensorError]:
     """The error of each tensor of the plan, in its order. Raises CheckpointError where one cannot be right."""
     for tensor in plan.tensors:
         if tensor.work == "copy":
@@ -68,7 +68,7 @@ def _squares(exact: mx.array, stored: mx.array) -> tuple[float, float]:
     return unit * unit * float(sums[0].item()), unit * unit * float(sums[1].item())  # type: ignore[arg-type]
 
 
-def _check_copied(shards: Shards, opened: Opened, tensor: Planned) -> None:
+def _check_copied(shards: Shards, opened: OpenCheckpoint, tensor: Planned) -> None:
     for output in tensor.outputs:
         rows = max(1, tensor.rows_at_a_time)
         for start in range(0, output.shape[0], rows):

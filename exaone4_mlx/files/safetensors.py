@@ -11,14 +11,12 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
 
 from .folders import read_json
 
@@ -167,20 +165,6 @@ def _read_entry(file: Path, name: str, entry: dict[str, Any], data_start: int, f
     return TensorInfo(file, dtype, shape, end - begin, data_start + begin)
 
 
-def placeholders(model: nn.Module) -> dict[str, mx.array]:
-    """The parameters that `model` wants filled, by name: their shapes and kinds count, not their values."""
-    return dict(tree_flatten(model.parameters()))
-
-
-def check_names(found: Iterable[str], wanted: Iterable[str], where: Path) -> None:
-    """Raises CheckpointError naming what is missing or too much."""
-    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    if missing:
-        raise CheckpointError(f"{where} lacks {_some(missing)}")
-    if extra:
-        raise CheckpointError(f"{where} holds {_some(extra)}, which this architecture does not have")
-
-
 def check_finite(array: mx.array, name: str, before_cast: mx.array | None = None) -> None:
     """Raises CheckpointError for NaN and infinity, which would spread through the whole network."""
     if not mx.issubdtype(array.dtype, mx.floating) or mx.all(mx.isfinite(array)).item():
@@ -191,19 +175,10 @@ def check_finite(array: mx.array, name: str, before_cast: mx.array | None = None
     raise CheckpointError(f"{name} holds NaN or infinity: the checkpoint is damaged")
 
 
-def fill(model: nn.Module, weights: Iterator[tuple[str, mx.array]]) -> None:
-    """Gives `model` its parameters, evaluating each before the next is read, so that none is read twice or late.
-
-    Evaluated here, they can be used from any thread: an array still unevaluated belongs to this one.
-    """
-    filled = []
-    for name, array in weights:
-        mx.eval(array)
-        filled.append((name, array))
-    model.update(tree_unflatten(filled))
-    model.eval()
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"tensor{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}"
+def read_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype | None:
+    """A floating-point dtype from its name. None passes through. Raises ValueError for any other."""
+    if dtype is None or dtype in FLOAT_DTYPES.values():
+        return dtype  # type: ignore[return-value]
+    if dtype not in FLOAT_DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(FLOAT_DTYPES)}, not {dtype!r}")
+    return FLOAT_DTYPES[str(dtype)]

@@ -36,11 +36,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..files.folders import find_folder
+from ..files.safetensors import read_dtype
 from ..generation.decode import PREFILL_STEP_SIZE
 from ..model.cache import KVQuantization
 from ..model.config import Exaone4Config
-from ..model.load import load_model, open_source, read_dtype
+from ..model.load import load_model
 from ..model.network import Exaone4ForCausalLM
+from ..model.source import open_checkpoint
 from ..text.tokenizer import Tokenizer
 from .engines import Engine, MlxLm, Ours, Transformers, build_seconds, check_installed, nbytes, quantization_of
 from .fit import memory_of_this_machine, row_bytes, weight_shapes
@@ -102,7 +104,9 @@ class Request:
                 f"{longest} tokens are more than the model's context of {config.max_position_embeddings}: "
                 "ask for shorter prompts (-p) and depths (-d)"
             )
-        quantized = self.q_bits is not None or any(t.exact for t in open_source(folder).source.tensors.values())
+        quantized = self.q_bits is not None or any(
+            t.exact for t in open_checkpoint(folder, Exaone4ForCausalLM).source.tensors.values()
+        )
         if "transformers" in self.peers and quantized:
             raise ValueError("transformers reads weights in full precision only, not MLX's quantized ones")
 

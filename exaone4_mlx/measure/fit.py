@@ -28,10 +28,10 @@ from ..checkpoint.formats import Source
 from ..checkpoint.layouts import StoredTensor
 from ..checkpoint.quantize import Quantization, read_quantization, stored_settings
 from ..files.folders import BUILT_IN, find_folder, read_json
-from ..files.safetensors import INDEX_NAME, Checkpoint
+from ..files.safetensors import INDEX_NAME, Checkpoint, read_dtype
 from ..model.cache import DRAFT_STEP_SIZE, DRAFT_WINDOW, KVQuantization, RotatingKVCache, grown_capacity
 from ..model.config import Exaone4Config
-from ..model.load import EMBEDDING, HEAD, read_dtype
+from ..model.source import EMBEDDING, HEAD
 from ..text.tokenizer import Tokenizer
 
 STEP_SIZE = 2048  # tokens that prefill processes at a time: generation.decode.PREFILL_STEP_SIZE

@@ -1,8 +1,7 @@
-"""What every network here can do: be read from a checkpoint, and be written as one.
+"""What all networks here share: they are read from a checkpoint and written as one.
 
-What is peculiar here:
-- How checkpoints are stored is `weights/`'s to know, which is above this folder: it is imported when one is read.
-- New weights are drawn as transformers draws them, for what is trained from the start.
+Notes:
+- New weights are drawn as transformers draws them, for training from the start.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..files.folders import atomic_file
-from ..files.safetensors import placeholders
+from ..files.folders import atomic_file, find_folder
 from .config import Exaone4Config
+from .parameters import named_parameters
+from .source import load_network
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -71,9 +71,11 @@ class Pretrained(nn.Module):
         Raises FileNotFoundError for what is not there, and ValueError (CheckpointError for damaged weights) for what
         is no EXAONE 4 checkpoint, each naming the file.
         """
-        from .load import load_as
-
-        return load_as(cls, path_or_repo, revision=revision, dtype=dtype, **changes)
+        folder = find_folder(path_or_repo, revision)
+        config = Exaone4Config.from_file(folder / "config.json", **changes)
+        network = load_network(cls, folder, config, backbone=cls.backbone, dtype=dtype)
+        network.merge()
+        return network
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors into a folder, which is made if need be, or over what is there.
@@ -89,7 +91,7 @@ class Pretrained(nn.Module):
                     f"{name} is a {type(part).__name__}, of which {type(self).__name__} has none: "
                     "unpack or fuse it first (a checkpoint is quantized by convert)"
                 )
-        weights, folder = placeholders(self), Path(folder).expanduser()
+        weights, folder = named_parameters(self), Path(folder).expanduser()
         others = {file.name for file in folder.glob("*model*.safetensors*")} - {"model.safetensors"}
         if others:
             raise FileExistsError(f"{folder} holds another checkpoint ({min(others)}); choose a folder of its own")

@@ -17,7 +17,8 @@ from conftest import TINY, distance, tiny_model
 from exaone4_mlx import CheckpointError, Exaone4Config, Exaone4ForCausalLM
 from exaone4_mlx.checkpoint.formats import Source
 from exaone4_mlx.checkpoint.quantize import Quantization
-from exaone4_mlx.files.safetensors import Checkpoint, placeholders
+from exaone4_mlx.files.safetensors import Checkpoint
+from exaone4_mlx.model.parameters import named_parameters
 
 LAYER = "model.layers.0.mlp.up_proj"
 ROWS, COLUMNS = 24, 256
@@ -491,7 +492,7 @@ def test_every_tensor_of_a_model_is_found(title: str, tmp_path: Path) -> None:
     tensors: dict[str, Any] = {}
     expected: dict[str, mx.array] = {}
     config: dict[str, Any] = {}
-    for i, (name, array) in enumerate(placeholders(model).items()):
+    for i, (name, array) in enumerate(named_parameters(model).items()):
         if "_proj." in name:
             weight = known(4, 32, shuffled=title == "GPTQ 4-bit", shape=(array.shape[0], array.shape[1]), seed=i)
             files, config = PACKERS[title](weight, name.removesuffix(".weight"))
@@ -502,7 +503,7 @@ def test_every_tensor_of_a_model_is_found(title: str, tmp_path: Path) -> None:
             expected[name] = array
     source = source_of(write(tmp_path, (tensors, config), **TINY | SMALL | {"dtype": "float32"}))
     assert source.format == title
-    assert set(source.tensors) == set(placeholders(Exaone4ForCausalLM(Exaone4Config.from_dict(TINY | SMALL))))
+    assert set(source.tensors) == set(named_parameters(Exaone4ForCausalLM(Exaone4Config.from_dict(TINY | SMALL))))
     assert {name for stored in source.tensors.values() for name in stored.stored} == set(tensors)
     for name, weight in expected.items():
         assert equal(source.weight(name), weight), name

@@ -21,7 +21,7 @@ from exaone4_mlx.conversion.convert import prepare
 from exaone4_mlx.conversion.request import Request
 from exaone4_mlx.conversion.upload import UploadError
 from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.files.safetensors import placeholders
+from exaone4_mlx.model.parameters import named_parameters
 
 IDS = mx.array([[40, 50, 60, 70, 80]])
 
@@ -33,7 +33,7 @@ def random_checkpoint(folder: Path, layers: int, vocabulary: int = 3072) -> Path
     pattern = ["sliding_attention"] * 3 + ["full_attention"]
     config |= {"num_hidden_layers": layers, "vocab_size": vocabulary, "layer_types": (pattern * layers)[:layers]}
     (folder / "config.json").write_text(json.dumps(config))
-    shapes = placeholders(Exaone4ForCausalLM(Exaone4Config.from_dict(config)))
+    shapes = named_parameters(Exaone4ForCausalLM(Exaone4Config.from_dict(config)))
     weights = {name: mx.random.normal(array.shape, dtype=mx.bfloat16) for name, array in shapes.items()}
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
     return folder

@@ -12,12 +12,12 @@ import pytest
 from conftest import distance
 from test_convert import random_checkpoint
 
-from exaone4_mlx import KVQuantization, convert, evaluate, load
+from exaone4_mlx import Exaone4ForCausalLM, KVQuantization, convert, evaluate, load
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.conversion.evaluate import divergence
 from exaone4_mlx.conversion.layerwise import Blocks
 from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.model.load import open_source
+from exaone4_mlx.model.source import open_checkpoint
 
 TEXTS = [
     "Which one is bigger, 3.12 vs 3.9?",
@@ -46,7 +46,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_block_by_block_is_the_whole_network(which: str, quantized: Path) -> None:
     """Over several windows of a hybrid."""
     folder = DEMO_FOLDER if which == "full precision" else quantized
-    opened = open_source(folder)
+    opened = open_checkpoint(folder, Exaone4ForCausalLM)
     sequences = [[7 * i % 3000 + 30 for i in range(length)] for length in (90, 1, 33)]
     hidden = Blocks(opened.source, opened.config).hidden_states(sequences)
     logits = Blocks(opened.source, opened.config).head()

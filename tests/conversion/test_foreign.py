@@ -16,7 +16,7 @@ from test_formats import PACKERS, SMALL, e4m3, known, tensor, write
 
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, convert, fit, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.files.safetensors import fill, placeholders
+from exaone4_mlx.model.parameters import fill, named_parameters
 
 IDS = mx.array([[40, 50, 60, 70, 80, 90, 11, 12, 13, 14, 15]])
 VOCABULARY = {"vocab_size": 3072, "dtype": "float16"}
@@ -34,8 +34,8 @@ def release(folder: Path, title: str) -> tuple[Path, Exaone4ForCausalLM]:
         "weight_block_size": [128, 128],
         "activation_scheme": "dynamic",
     }
-    others = dict(placeholders(tiny_model(dtype=mx.float16, **SMALL, vocab_size=3072)))
-    for i, (name, array) in enumerate(placeholders(model).items()):
+    others = dict(named_parameters(tiny_model(dtype=mx.float16, **SMALL, vocab_size=3072)))
+    for i, (name, array) in enumerate(named_parameters(model).items()):
         if "_proj." not in name:
             tensors[name], exact[name] = tensor("F16", others[name].tolist()), others[name].astype(mx.float32)
             continue
@@ -109,5 +109,5 @@ def test_fit_counts_what_is_loaded(title: str, tmp_path: Path) -> None:
     folder, _ = release(tmp_path / "release", title)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = placeholders(load(folder)[0])
+        loaded = named_parameters(load(folder)[0])
     assert fit(folder, context=64).weights_bytes == pytest.approx(sum(a.nbytes for a in loaded.values()), rel=0.01)
