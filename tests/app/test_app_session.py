@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import pytest
-from conftest import scripted_stream
+from conftest import call_text, roll_dice
 
 from app import session as session_module
 from app.files import Attachment
@@ -19,7 +17,6 @@ from app.session import Busy, Session, View, closed, title_of
 from app.settings import Settings
 from app.store import Conversation, Store
 from exaone4_mlx import BUILTIN_TOOLS, Chat, Sampling
-from exaone4_mlx.generation import generate as respond
 
 PLAIN = Settings()
 TOOLS = Settings(use_tools=True, ask=False)
@@ -28,32 +25,6 @@ ENDLESS = "one two three four five six seven eight nine ten " * 400
 NOTE = (Attachment("note.txt", "The code is 4711."), 9)
 STOP_SECONDS = 2.0  # generous: 0.2 on an idle machine
 WAIT_SECONDS = 20.0
-
-
-def roll_dice(max_num: int) -> int:
-    """Roll a dice with the number 1 to N. User can select the number N.
-
-    Args:
-        max_num: Max number of the dice
-    """
-    return max_num - 2
-
-
-def call(name: str = "roll_dice", **arguments: Any) -> str:
-    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
-
-
-@pytest.fixture
-def scripted(unread: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """scripted(text, …) makes these the next replies, `pause` seconds a token; the caches stay real."""
-    _, tokenizer = unread
-
-    def script(*texts: str, pause: float = 0.0) -> None:
-        ids = iter([[*tokenizer.encode(text), tokenizer.eos_token_id] for text in texts])
-
-        monkeypatch.setattr(respond, "TokenStream", lambda *args: scripted_stream(next(ids), pause=pause)(*args))
-
-    return script
 
 
 @pytest.fixture
@@ -65,7 +36,6 @@ def store(tmp_path: Path) -> Store:
 def make(unread: Any, store: Store) -> Iterator[Callable[..., Session]]:
     """make() is a session of a new conversation; with a conversation, of that one."""
     made: list[Session] = []
-    mx.eval(unread[0].parameters())  # as `load` does it: other threads can use them then
 
     def save(session: Session) -> None:
         session.conversation = store.write(session.conversation)
@@ -246,27 +216,19 @@ def test_system_prompt_of_the_settings_comes_first_and_can_go_again(make: Any, s
     assert [message["role"] for message in finished(session).messages] == ["user", "assistant"]
 
 
-def test_prompt_holds_nothing_but_the_messages(make: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept beside them (names of files, counts, how long a tool ran) is for people."""
-    prompts: list[str] = []
-    rendered = Chat._render
-
-    def noted(chat: Chat, messages: Any, tools: Any, **options: Any) -> list[int]:
-        ids = rendered(chat, messages, tools, **options)
-        prompts.append(chat.tokenizer.decode(ids))
-        return ids
-
-    monkeypatch.setattr(Chat, "_render", noted)
+def test_prompt_holds_nothing_but_the_messages(make: Any, scripted: Any) -> None:
+    """What the app keeps beside them (names of files, counts, how long a tool ran) is for people."""
+    model, tokenizer = scripted(call_text(max_num=6), "You rolled 4.", "Bye.")
     session = make()
-    scripted(call(max_num=6), "You rolled 4.", "Bye.")
     session.send("Roll!", [(Attachment("note.txt", "The code is 4711."), 123456)], TOOLS)
     finished(session)
+    assert tokenizer.decode(model.script.seen).count("The code is 4711.") == 1
     session.send("Thanks", [], PLAIN)
     view = finished(session)
     assert view.messages[0]["files"] and view.messages[1]["stats"] and "seconds" in view.messages[2]
+    seen = tokenizer.decode(model.script.seen)
     for word in ("123456", "stats", "finish_reason", "cached_tokens", "seconds", "files", "failed"):
-        assert word not in prompts[-1], f"{word!r} has got into the prompt:\n{prompts[-1]}"
-    assert prompts[-1].count("The code is 4711.") == 1
+        assert word not in seen, f"the model has read {word!r}:\n{seen}"
 
 
 def test_only_allowed_tools_are_offered(make: Any, scripted: Any) -> None:
@@ -350,7 +312,7 @@ def test_stop_while_a_long_prompt_is_read(make: Any) -> None:
 
 def test_stop_while_a_tool_asks(make: Any, scripted: Any) -> None:
     session = make()
-    scripted(call(max_num=6))
+    scripted(call_text(max_num=6))
     session.send("Roll!", [], ASKING)
     until(lambda: session.view().asking, "the tool asks")
     stopped_after(session)
@@ -369,7 +331,7 @@ def test_stop_between_a_call_and_its_question_is_not_missed(
         return asked(self, call)
 
     monkeypatch.setattr(Session, "_approve", late)
-    scripted(call(max_num=6))
+    scripted(call_text(max_num=6))
     session.send("Roll!", [], ASKING)
     assert session.join(STOP_SECONDS), "the question waits for a word that was said already"
 
@@ -384,7 +346,7 @@ def test_stop_while_a_tool_runs_does_not_wait_for_it(make: Any, scripted: Any) -
         return "rested"
 
     session = make(tools=[sleep])
-    scripted(call("sleep"))
+    scripted(call_text("sleep"))
     session.send("Sleep!", [], TOOLS)
     until(lambda: session.view().tool_runs and begun.is_set(), "the tool runs")
     stopped_after(session)
@@ -444,7 +406,7 @@ def test_retry_stopped_before_anything_came_leaves_the_old_reply(make: Any, scri
 @pytest.mark.parametrize("allowed", [True, False])
 def test_call_waits_for_the_word_of_the_user(make: Any, scripted: Any, allowed: bool) -> None:
     session = make()
-    scripted(call(max_num=6), "Done.")
+    scripted(call_text(max_num=6), "Done.")
     session.send("Roll!", [], ASKING)
     view = until(lambda: (view := session.view()).asking and view, "the tool asks")
     assert view.running and not view.tool_runs and view.coming[-1]["tool_calls"]
@@ -458,7 +420,7 @@ def test_call_waits_for_the_word_of_the_user(make: Any, scripted: Any, allowed: 
 
 def test_every_call_asks_for_itself(make: Any, scripted: Any) -> None:
     session = make()
-    scripted(call(max_num=6) + call(max_num=8), "Done.")
+    scripted(call_text(max_num=6) + call_text(max_num=8), "Done.")
     session.send("Roll!", [], ASKING)
     for results in range(2):
         until(
@@ -471,7 +433,7 @@ def test_every_call_asks_for_itself(make: Any, scripted: Any) -> None:
 
 def test_second_click_allows_nothing_that_was_not_seen(make: Any, scripted: Any) -> None:
     session = make()
-    scripted(call(max_num=6) + call(max_num=8), "Done.")
+    scripted(call_text(max_num=6) + call_text(max_num=8), "Done.")
     session.send("Roll!", [], ASKING)
     first = until(lambda: session.view().asking, "the first question")
     session.answer(True, first)
@@ -486,7 +448,7 @@ def test_second_click_allows_nothing_that_was_not_seen(make: Any, scripted: Any)
 def test_word_that_nobody_asked_for_approves_nothing(make: Any, scripted: Any) -> None:
     session = make()
     session.answer(True)
-    scripted(call(max_num=6), "Done.", pause=0.005)
+    scripted(call_text(max_num=6), "Done.", pause=0.005)
     session.send("Roll!", [], ASKING)
     session.answer(True)
     until(lambda: session.view().asking, "the tool asks all the same")
@@ -496,7 +458,7 @@ def test_word_that_nobody_asked_for_approves_nothing(make: Any, scripted: Any) -
 
 def test_without_ask_nobody_is_asked(make: Any, scripted: Any) -> None:
     session = make()
-    scripted(call(max_num=6), "Done.")
+    scripted(call_text(max_num=6), "Done.")
     session.send("Roll!", [], TOOLS)
     assert [content for _, content in finished(session) and said(session)][2:] == [4, "Done."]
 
@@ -504,21 +466,9 @@ def test_without_ask_nobody_is_asked(make: Any, scripted: Any) -> None:
 # --- failures -----------------------------------------------------------------
 
 
-def test_failed_step_is_told_and_the_conversation_goes_on(
-    make: Any, scripted: Any, unread: Any, monkeypatch: pytest.MonkeyPatch, store: Store
-) -> None:
+def test_failed_step_is_shown_and_the_conversation_goes_on(make: Any, scripted: Any, store: Store) -> None:
     session = make()
-    scripted("one two three", "ok")
-    forward = type(unread[0]).__call__
-    steps: list[int] = []
-
-    def breaks(*args: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 3:
-            raise RuntimeError("[metal] out of memory")
-        return forward(*args)
-
-    monkeypatch.setattr(type(unread[0]), "__call__", breaks)
+    scripted(["one two three", RuntimeError("[metal] out of memory")], "ok")
     session.send("Count", [], PLAIN)
     view = finished(session)
     assert view.error == "[metal] out of memory"
@@ -529,11 +479,8 @@ def test_failed_step_is_told_and_the_conversation_goes_on(
     assert view.error is None and view.messages[-1]["content"] == "ok"
 
 
-def test_error_without_a_message_is_told_by_its_name(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*args: Any) -> Any:
-        raise MemoryError
-
-    monkeypatch.setattr(respond, "TokenStream", fails)
+def test_error_without_a_message_is_shown_by_its_name(make: Any, scripted: Any) -> None:
+    scripted([MemoryError()])
     session = make()
     session.send("Hi", [], PLAIN)
     assert finished(session).error == "MemoryError"
@@ -608,7 +555,7 @@ def test_view_says_in_every_phase_what_is_going_on(make: Any, scripted: Any) -> 
         return "rested"
 
     session = make(tools=[sleep], step=16)
-    scripted(call("sleep"), "I slept well and long.", pause=0.01)
+    scripted(call_text("sleep"), "I slept well and long.", pause=0.01)
     session.send("word " * 200, [], ASKING)
     seen: list[View] = []
 
@@ -646,7 +593,7 @@ def test_view_says_in_every_phase_what_is_going_on(make: Any, scripted: Any) -> 
 
 def test_finished_messages_are_those_that_were_seen_coming(make: Any, scripted: Any) -> None:
     session = make()
-    scripted(f"Let me roll.{call(max_num=6)}", "You rolled 4.", pause=0.001)
+    scripted(f"Let me roll.{call_text(max_num=6)}", "You rolled 4.", pause=0.001)
     session.send("Roll!", [], TOOLS)
     last = session.view()
     while (view := session.view()).running:
@@ -660,7 +607,7 @@ def test_thought_of_each_round_is_counted_for_itself(make: Any, scripted: Any) -
     """Also where nobody looked on while the first round was made."""
     session = make()
     thinking = Settings(thinking=True, use_tools=True, ask=True)
-    scripted(f"one two three</think>\n\n{call(max_num=6)}", "four</think>\n\nYou rolled 4.", pause=0.005)
+    scripted(f"one two three</think>\n\n{call_text(max_num=6)}", "four</think>\n\nYou rolled 4.", pause=0.005)
     session.send("Roll!", [], thinking)
     work: Any = session._work
     with session._changed:
@@ -707,7 +654,7 @@ def test_wait_returns_at_once_where_something_is_new(make: Any) -> None:
 
 def test_views_are_copies(make: Any, scripted: Any) -> None:
     session = make()
-    scripted(call(max_num=6) + call(max_num=8), pause=0.005)
+    scripted(call_text(max_num=6) + call_text(max_num=8), pause=0.005)
     session.send("Roll!", [], ASKING)
     view = until(lambda: (view := session.view()).coming and view, "a call")
     view.messages.clear()
@@ -738,7 +685,7 @@ def test_killed_while_a_tool_ran_it_can_go_on_elsewhere(
 ) -> None:
     monkeypatch.setattr(session_module, "SAVE_SECONDS", 0.0)
     session = make()
-    scripted(call(max_num=6) + call(max_num=8))
+    scripted(call_text(max_num=6) + call_text(max_num=8))
     session.send("Roll!", [], ASKING)
     until(lambda: session.view().asking, "the first call asks")
     session.answer(True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import in_a_thread, scripted_stream, tiny_model
+from conftest import in_a_thread, tiny_model
 
 from exaone4_mlx import (
     Answer,
@@ -28,19 +28,6 @@ from exaone4_mlx.generation.stopping import LoopDetector
 
 GREEDY = Sampling(temperature=0.0)
 CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
-
-
-@pytest.fixture
-def scripted(unread: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """scripted(text) makes the model's next reply `text`, then the end of the turn: a mock is a list of ids."""
-    model, tokenizer = unread
-
-    def script(text: str, ends: bool = True) -> tuple[Any, Any]:
-        ids = tokenizer.encode(text) + ([tokenizer.eos_token_id] if ends else [])
-        monkeypatch.setattr(respond, "TokenStream", scripted_stream(ids, then=tokenizer.encode("…")[0]))
-        return model, tokenizer
-
-    return script
 
 
 def test_thought_and_answer_come_apart(scripted: Any) -> None:
@@ -265,11 +252,10 @@ def test_budget_never_cuts_a_character_in_two(scripted: Any, demo: Any) -> None:
         assert set(reply.thinking.partition("\n")[0]) == {"뷁"}
 
 
-def test_bytes_that_never_make_a_character_do_not_hold_the_thought_open(demo: Any, monkeypatch: Any) -> None:
+def test_bytes_that_never_make_a_character_do_not_hold_the_thought_open(scripted: Any, demo: Any) -> None:
     tokenizer = demo[1]
     lead = next(id for id in range(tokenizer.vocab_size) if tokenizer.token_bytes(id) == b"\xf0")
-    monkeypatch.setattr(respond, "TokenStream", scripted_stream([], then=lead))
-    reply = generate(*demo, "Hello", thinking=True, thinking_budget=5, max_tokens=60)
+    reply = generate(*scripted([lead] * 60), "Hello", thinking=True, thinking_budget=5, max_tokens=60)
     assert reply.thinking.endswith("I will answer now.")
 
 
