@@ -5,12 +5,14 @@
     for event in stream_generate(model, tokenizer, "Hello"):
         print(event)
 
-Names are imported when they are first used, so that a wrong platform or a `--help` costs nothing.
+Names are imported when they are first used, so that a wrong platform or a `--help` costs nothing. In a notebook the
+import registers rich display of replies, chats and figures with IPython.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `as` exports a name to type checkers
@@ -85,3 +87,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext exaone4_mlx` registers rich display, where the package was imported before IPython started."""
+    from .notebook.register import register
+
+    register(shell.display_formatter)
+
+
+if (_shell := getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()) is not None:
+    load_ipython_extension(_shell)

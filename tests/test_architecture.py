@@ -30,12 +30,6 @@ ROOMS = [
 ]
 #: Imports that point up or close a circle. Each must go; none may be added.
 TO_BE_REMOVED = {
-    ("conversation/chat.py", "notebook/views.py"),
-    ("conversion/convert.py", "notebook/views.py"),
-    ("conversion/evaluate.py", "notebook/views.py"),
-    ("generation/generate.py", "notebook/views.py"),
-    ("measure/fit.py", "notebook/views.py"),
-    ("model/config.py", "notebook/views.py"),
     ("terminal/repl.py", "cli/loading.py"),
     ("terminal/repl.py", "cli/main.py"),
     ("tools/toolbox.py", "text/reply.py"),

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
+from ..files.format import size_text as size_text
 
 if TYPE_CHECKING:
     from ..conversation.turn import Turn
@@ -657,12 +658,6 @@ def _unsupported_platform() -> str | None:
         "MLX needs a native Python on Apple silicon, and this one is an x86-64 build (on an M-series Mac it runs "
         "under Rosetta): install an arm64 Python, for instance with `arch -arm64 brew install python`"
     )
-
-
-def size_text(count: int) -> str:
-    if count < 1e6:
-        return f"{count / 1e3:.0f} kB"
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _prepare_streams() -> None:

@@ -157,16 +157,6 @@ class Chat:
     def __repr__(self) -> str:
         return f"Chat({len(self.turns)} turns, {self.context_tokens} of {self.context_limit} tokens)"
 
-    def _repr_html_(self) -> str:
-        from ..notebook.views import chat_html
-
-        return chat_html(self)
-
-    def _repr_markdown_(self) -> str:
-        from ..notebook.views import chat_markdown
-
-        return chat_markdown(self)
-
     # --- the history ----------------------------------------------------------
 
     @property

@@ -28,6 +28,7 @@ import mlx.core as mx
 
 from .. import __version__
 from ..files.folders import find_folder, read_json
+from ..files.format import size_text
 from ..files.safetensors import FLOAT_DTYPES, CheckpointError, check_finite, read_dtype
 from ..model.network import Exaone4ForCausalLM
 from ..model.source import OpenCheckpoint, open_checkpoint
@@ -80,14 +81,10 @@ class Summary:
     page: str | None = None
 
     def __repr__(self) -> str:
-        from ..notebook.views import summary_text
-
-        return summary_text(self)
-
-    def _repr_html_(self) -> str:
-        from ..notebook.views import summary_html
-
-        return summary_html(self)
+        return (
+            f"Summary({str(self.path)!r}: {size_text(self.bytes)} from {size_text(self.source_bytes)}, "
+            f"{self.bits_per_weight:.3f} bits per weight, {self.seconds:.1f} s)"
+        )
 
 
 @dataclass

@@ -76,14 +76,11 @@ class Evaluation:
     peak_bytes: int
 
     def __repr__(self) -> str:
-        from ..notebook.views import evaluation_text
-
-        return evaluation_text(self)
-
-    def _repr_html_(self) -> str:
-        from ..notebook.views import evaluation_html
-
-        return evaluation_html(self)
+        total = self.rows[0]
+        return (
+            f"Evaluation({self.model!r} against {self.reference!r}: mean KL {total.mean_kl:.5f} nats, "
+            f"same top-1 {100 * total.top1_agreement:.2f} %, {self.documents:,} texts of {self.tokens:,} tokens)"
+        )
 
 
 @dataclass(frozen=True)

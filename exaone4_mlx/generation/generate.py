@@ -119,16 +119,6 @@ class Reply:
         tokens = self.thinking_tokens + self.answer_tokens
         return f"Reply({shortened(self.text, 60)!r}{calls}, {tokens} tokens, {self.finish_reason!r})"
 
-    def _repr_html_(self) -> str:
-        from ..notebook.views import reply_html
-
-        return reply_html(self)
-
-    def _repr_markdown_(self) -> str:
-        from ..notebook.views import reply_markdown
-
-        return reply_markdown(self)
-
 
 def stream_generate(
     model: Exaone4ForCausalLM,

@@ -28,6 +28,7 @@ from ..checkpoint.formats import Source
 from ..checkpoint.layouts import StoredTensor
 from ..checkpoint.quantize import Quantization, read_quantization, stored_settings
 from ..files.folders import BUILT_IN, find_folder, read_json
+from ..files.format import size_text
 from ..files.safetensors import INDEX_NAME, Checkpoint, read_dtype
 from ..model.cache import DRAFT_STEP_SIZE, DRAFT_WINDOW, KVQuantization, RotatingKVCache, grown_capacity
 from ..model.config import Exaone4Config
@@ -78,19 +79,14 @@ class Fit:
     def fits(self) -> bool:
         return self.total_bytes <= self.memory_bytes
 
-    def _repr_html_(self) -> str:
-        from ..notebook.views import fit_html
-
-        return fit_html(self)
-
     @property
     def arithmetic(self) -> str:
         """What the sum is made of, in words."""
-        draft = f", {_size(self.draft_bytes)} of draft model" if self.draft_bytes else ""
+        draft = f", {size_text(self.draft_bytes)} of draft model" if self.draft_bytes else ""
         return (
-            f"{_size(self.total_bytes)} ({_size(self.weights_bytes)} of weights, "
-            f"{_size(self.cache_bytes)} of caches at {self.context:,} tokens, {_size(self.prefill_bytes)} to "
-            f"read the prompt{draft}), and a model may have {_size(self.memory_bytes)} here"
+            f"{size_text(self.total_bytes)} ({size_text(self.weights_bytes)} of weights, "
+            f"{size_text(self.cache_bytes)} of caches at {self.context:,} tokens, {size_text(self.prefill_bytes)} to "
+            f"read the prompt{draft}), and a model may have {size_text(self.memory_bytes)} here"
         )
 
     def check_weights(self) -> None:
@@ -98,7 +94,8 @@ class Fit:
         physical = physical_memory()
         if self.weights_bytes > physical:
             raise MemoryError(
-                f"the weights have {_size(self.weights_bytes)}, and this machine has {_size(physical)} of memory"
+                f"the weights have {size_text(self.weights_bytes)}, and this machine has {size_text(physical)} of "
+                "memory"
             )
 
 
@@ -458,10 +455,6 @@ def row_bytes(config: Exaone4Config, dtype_size: int, kv: KVQuantization | None 
     """Bytes of a token's key and value in one layer, quantized or not."""
     head = kv.row_bytes(config.head_dim, dtype_size) if kv else 2 * config.head_dim * dtype_size
     return config.num_key_value_heads * head
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _capacities(context: int, limit: int, step: int | None = None) -> list[int]:

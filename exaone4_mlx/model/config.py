@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -242,14 +243,14 @@ class Exaone4Config:
         return tuple(types)
 
     def __repr__(self) -> str:
-        from ..notebook.views import config_text
-
-        return config_text(self)
-
-    def _repr_html_(self) -> str:
-        from ..notebook.views import config_html
-
-        return config_html(self)
+        kinds = ", ".join(
+            f"{count} {'global' if layer.window is None else f'local ({layer.window:,} tokens)'}"
+            for layer, count in Counter(self.layers).items()
+        )
+        return (
+            f"Exaone4Config({self.num_hidden_layers} layers: {kinds}; hidden_size={self.hidden_size}, "
+            f"vocab_size={self.vocab_size}, max_position_embeddings={self.max_position_embeddings})"
+        )
 
     @property
     def layers(self) -> tuple[LayerAttention, ...]:

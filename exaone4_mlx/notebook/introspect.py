@@ -93,11 +93,6 @@ class InspectedTokens(Sequence[TokenRow]):
     def __repr__(self) -> str:
         return f"InspectedTokens({len(self)} tokens, {self.mean_surprise_bits:.2f} bits each)"
 
-    def _repr_html_(self) -> str:
-        from .pictures import tokens_html
-
-        return tokens_html(self)
-
 
 def inspect_tokens(
     model: Exaone4ForCausalLM, tokenizer: Tokenizer, text_or_ids: str | Sequence[int], *, top: int = 5
@@ -168,11 +163,6 @@ class AttentionMaps:
         heads, length, _ = self.weights.shape
         window = "" if self.attention.window is None else f", window {self.attention.window}"
         return f"AttentionMaps(layer {self.layer}{window}, {heads} heads, {length} tokens)"
-
-    def _repr_html_(self) -> str:
-        from .pictures import attention_html
-
-        return attention_html(self)
 
     def plot(self, heads: Sequence[int] | None = None) -> Figure:
         """A matplotlib figure with a map for each of `heads` (all, unless given).
@@ -246,11 +236,6 @@ class CacheDrawing:
     def __repr__(self) -> str:
         held = ", ".join(f"layer {one.layer}: {one.rows} of {one.tokens} tokens" for one in self.layers)
         return f"CacheDrawing({held})"
-
-    def _repr_html_(self) -> str:
-        from .pictures import caches_html
-
-        return caches_html(self)
 
 
 def draw_cache(
@@ -349,11 +334,6 @@ class TokenTree:
 
         walk(self.children, "", 1.0)
         return sorted(found, key=lambda path: -path[1])
-
-    def _repr_html_(self) -> str:
-        from .pictures import tree_html
-
-        return tree_html(self)
 
 
 def token_tree(

@@ -20,7 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..terminal.format import call_text, clean, result_text, size_text
+from ..files.format import size_text
+from ..terminal.format import call_text, clean, result_text
 from ..text.reply import ToolCall
 from ..tools.schema import shortened
 
@@ -113,7 +114,7 @@ def counts_text(counts: Reply | Done) -> str:
     return (
         f"{generated:,} tokens{thought} in {_seconds(counts.decode_seconds)}{rate}"
         f"{drafted if counts.drafted_tokens else ''} · prompt {counts.prompt_tokens:,} "
-        f"tokens in {_seconds(counts.prefill_seconds)}{cached} · peak memory {_size(counts.peak_bytes)}"
+        f"tokens in {_seconds(counts.prefill_seconds)}{cached} · peak memory {size_text(counts.peak_bytes)}"
     )
 
 
@@ -291,19 +292,6 @@ def config_html(config: Exaone4Config) -> str:
     )
 
 
-def config_text(config: Exaone4Config) -> str:
-    """A config on one line or two."""
-    kinds = Counter(config.layers)
-    told = ", ".join(
-        f"{count} {'global' if layer.window is None else f'local ({layer.window:,} tokens)'}"
-        for layer, count in kinds.items()
-    )
-    return (
-        f"Exaone4Config({config.num_hidden_layers} layers: {told}; hidden_size={config.hidden_size}, "
-        f"vocab_size={config.vocab_size}, max_position_embeddings={config.max_position_embeddings})"
-    )
-
-
 def config_rows(config: Exaone4Config) -> dict[str, str]:
     """The sizes of an architecture; that of the RoPE, too."""
     rope = config.rope_parameters
@@ -345,24 +333,16 @@ def summary_html(summary: Summary) -> str:
     return f"<div>{_table(summary_rows(summary))}{evaluated}{f'<ul>{notes}</ul>' if notes else ''}</div>"
 
 
-def summary_text(summary: Summary) -> str:
-    """A conversion on one line."""
-    return (
-        f"Summary({str(summary.path)!r}: {_size(summary.bytes)} from {_size(summary.source_bytes)}, "
-        f"{summary.bits_per_weight:.3f} bits per weight, {summary.seconds:.1f} s)"
-    )
-
-
 def summary_rows(summary: Summary) -> dict[str, str]:
     """What a person wants to know of a conversion."""
     smaller = summary.source_bytes / summary.bytes if summary.bytes else 0
     rows = {
         "folder": str(summary.path),
-        "size": f"{_size(summary.bytes)} from {_size(summary.source_bytes)} ({smaller:.1f} times smaller)",
+        "size": f"{size_text(summary.bytes)} from {size_text(summary.source_bytes)} ({smaller:.1f} times smaller)",
         "bits per weight": f"{summary.bits_per_weight:.3f}, scales and biases counted",
         "parameters": f"{summary.parameters:,}",
         "time": _seconds(summary.seconds),
-        "peak memory": _size(summary.peak_bytes),
+        "peak memory": size_text(summary.peak_bytes),
     }
     if summary.errors:
         worst = max(summary.errors, key=lambda error: error.relative_error)
@@ -373,16 +353,6 @@ def summary_rows(summary: Summary) -> dict[str, str]:
     if summary.page:
         rows["published"] = summary.page
     return rows
-
-
-def evaluation_text(evaluation: Evaluation) -> str:
-    """What a conversion cost, on one line."""
-    every = evaluation.rows[0]
-    return (
-        f"Evaluation({str(evaluation.model)!r} against {str(evaluation.reference)!r}: mean KL {every.mean_kl:.5f} "
-        f"nats, same top-1 {100 * every.top1_agreement:.2f} %, {evaluation.documents:,} texts of "
-        f"{evaluation.tokens:,} tokens)"
-    )
 
 
 def evaluation_html(evaluation: Evaluation) -> str:
@@ -415,14 +385,14 @@ def fit_rows(fit: Fit) -> dict[str, str]:
     """The rows of `exaone4-mlx fit`."""
     return {
         "context": f"{fit.context:,} tokens",
-        "weights": _size(fit.weights_bytes),
-        "global cache": _size(fit.global_cache_bytes),
-        "local windows": _size(fit.local_window_bytes),
-        "rewind reserve and slack": _size(fit.local_reserve_bytes),
-        "prefill transient": _size(fit.prefill_bytes),
-        **({"draft model": _size(fit.draft_bytes)} if fit.draft_bytes else {}),
-        "total": _size(fit.total_bytes),
-        f"fits into {_size(fit.memory_bytes)}": "yes" if fit.fits else "no",
+        "weights": size_text(fit.weights_bytes),
+        "global cache": size_text(fit.global_cache_bytes),
+        "local windows": size_text(fit.local_window_bytes),
+        "rewind reserve and slack": size_text(fit.local_reserve_bytes),
+        "prefill transient": size_text(fit.prefill_bytes),
+        **({"draft model": size_text(fit.draft_bytes)} if fit.draft_bytes else {}),
+        "total": size_text(fit.total_bytes),
+        f"fits into {size_text(fit.memory_bytes)}": "yes" if fit.fits else "no",
         "largest context that fits": f"{fit.largest_context:,} tokens" if fit.largest_context else "none",
     }
 
@@ -457,10 +427,6 @@ def _small(text: str) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e3:,.0f} kB" if 0 < count < 1e6 else size_text(count)
 
 
 def _pretty(value: Any) -> str:

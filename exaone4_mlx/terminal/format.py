@@ -12,6 +12,8 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
+from ..files.format import size_text as size_text
+
 if TYPE_CHECKING:
     from ..generation.generate import Done
     from ..text.reply import ToolCall
@@ -119,10 +121,6 @@ def progress_text(what: str, done: int, total: int, unit: str, seconds_left: flo
 def time_text(seconds: float) -> str:
     whole = round(seconds)
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
-
-
-def size_text(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 class Pace:

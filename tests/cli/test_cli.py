@@ -188,7 +188,7 @@ def test_what_will_not_fit_is_said_with_what_helps(machine: Any, capsys: pytest.
 
     warning, helps = told()
     assert warning == (
-        "warning: this may take 22 MB (11 MB of weights, 10 MB of caches at 8,192 tokens, 0 MB to read the prompt), "
+        "warning: this may take 22 MB (11 MB of weights, 10 MB of caches at 8,192 tokens, 450 kB to read the prompt), "
         "and a model may have 15 MB here"
     )
     fitting = int(re.search(r"--max-kv-size (\d+) fits", helps)[1])  # type: ignore[index]

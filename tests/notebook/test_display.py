@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 import subprocess
 import sys
@@ -18,7 +19,20 @@ from exaone4_mlx import Chat, Evaluation, Exaone4Config, Fit, PromptCache, Summa
 from exaone4_mlx.conversion.evaluate import Row
 from exaone4_mlx.conversion.verify import TensorError
 from exaone4_mlx.generation.generate import Reply
-from exaone4_mlx.notebook.views import config_html, inert_markdown, markdown_html, messages_html
+from exaone4_mlx.notebook.register import VIEWS, register
+from exaone4_mlx.notebook.views import (
+    chat_html,
+    chat_markdown,
+    config_html,
+    evaluation_html,
+    fit_html,
+    inert_markdown,
+    markdown_html,
+    messages_html,
+    reply_html,
+    reply_markdown,
+    summary_html,
+)
 from exaone4_mlx.text.reply import ToolCall
 
 NASTY = (
@@ -103,13 +117,13 @@ def test_a_strangers_text_is_text_wherever_it_stands(place: str, text: str, unre
     assert nasty.tags == harmless.tags, "the text has become HTML"
     assert "alert(1)" in nasty.text, "the text is not shown"
     chats = [Chat(*unread, messages=conversation(words)[place], settle=False) for words in ("x", text)]
-    tags = [Page(as_front_end(chat._repr_markdown_())).tags for chat in chats]
+    tags = [Page(as_front_end(chat_markdown(chat))).tags for chat in chats]
     assert tags[1] == tags[0], "as Markdown it breaks out of its block"
 
 
 @pytest.mark.parametrize("text", NASTY)
 def test_an_answer_is_markdown_without_html_scripts_and_pictures(text: str) -> None:
-    for html in (reply(text)._repr_html_(), as_front_end(reply(text)._repr_markdown_())):
+    for html in (reply_html(reply(text)), as_front_end(reply_markdown(reply(text)))):
         page = Page(html)
         assert not {tag[0] for tag in page.tags} & {"script", "img", "b", "iframe"}, html
         assert not {name for tag in page.tags for name in tag[1:]} - {"style", "href", "class"}, html
@@ -133,14 +147,15 @@ def test_formulas_are_left_to_the_front_end() -> None:
 
 def test_an_open_code_block_does_not_swallow_what_follows() -> None:
     for fence in ("```", "~~~~", "  ```python"):
-        page = Page(as_front_end(reply(f"see:\n{fence}\nprint(1)", finish_reason="length")._repr_markdown_()))
+        page = Page(as_front_end(reply_markdown(reply(f"see:\n{fence}\nprint(1)", finish_reason="length"))))
         assert ("/code",) in page.tags and page.text.index("cut: the limit") > page.text.index("print(1)")
         assert ("em",) in page.tags, "the mark of the cut has become code"
     assert inert_markdown("```\na\n```") == "```\na\n```"
 
 
 def test_half_characters_can_be_sent() -> None:
-    (reply("\ud83c", "\ud83c")._repr_html_() + reply("\ud83c", "\ud83c")._repr_markdown_()).encode()
+    half = reply("\ud83c", "\ud83c")
+    (reply_html(half) + reply_markdown(half)).encode()
 
 
 # --- replies and conversations ------------------------------------------------------
@@ -149,7 +164,7 @@ def test_half_characters_can_be_sent() -> None:
 def test_a_reply_shows_all_that_is_in_it() -> None:
     call = ToolCall("roll_dice", {"max_num": 6})
     shown = reply("the *answer*", "the thought", (call,), finish_reason="tool_calls")
-    page = Page(shown._repr_html_())
+    page = Page(reply_html(shown))
     assert ("details", "style") in page.tags and ("em",) in page.tags
     for part in (
         "Thought for 1.2 s · 23 tokens",
@@ -157,16 +172,16 @@ def test_a_reply_shows_all_that_is_in_it() -> None:
         "roll_dice(max_num=6)",
         "37 tokens (23 of them thought)",
     ):
-        assert part in page.text and part in Page(as_front_end(shown._repr_markdown_())).text
+        assert part in page.text and part in Page(as_front_end(reply_markdown(shown))).text
     assert "18.5 tokens/s · prompt 24 tokens in 0.05 s, 3 of them cached · peak memory 12 MB" in page.text
-    assert "18.5 tokens/s, 5 of 8 drafted ones accepted ·" in reply(drafted_tokens=8, accepted_tokens=5)._repr_html_()
+    assert "18.5 tokens/s, 5 of 8 drafted ones accepted ·" in reply_html(reply(drafted_tokens=8, accepted_tokens=5))
 
 
 @pytest.mark.parametrize("reason", ["cancelled", "length", "repetition"])
 def test_a_cut_reply_is_marked(reason: str) -> None:
-    assert "[cut: " in reply(finish_reason=reason)._repr_html_()
-    assert "cut: " in reply(finish_reason=reason)._repr_markdown_()
-    assert "cut" not in reply(finish_reason="stop")._repr_html_()
+    assert "[cut: " in reply_html(reply(finish_reason=reason))
+    assert "cut: " in reply_markdown(reply(finish_reason=reason))
+    assert "cut" not in reply_html(reply(finish_reason="stop"))
 
 
 def test_a_thought_under_way_is_unfolded_until_the_answer_begins() -> None:
@@ -190,7 +205,7 @@ def test_a_chat_shows_its_history(unread: Any) -> None:
         {"role": "assistant", "content": "", "reasoning_content": "Let", "stats": stats, "finish_reason": "length"},
     ]
     chat = Chat(*unread, messages=messages, settle=False)
-    for text in (Page(chat._repr_html_()).text, Page(as_front_end(chat._repr_markdown_())).text):
+    for text in (Page(chat_html(chat)).text, Page(as_front_end(chat_markdown(chat))).text):
         for part in ("System prompt", "Be kind.", "Roll D6 dice twice!", "You rolled 5.", "What is 3 + 4?", "Let"):
             assert part in text
         assert "roll_dice(max_num=6) → 5 · 0.25 s" in text
@@ -201,7 +216,7 @@ def test_a_chat_shows_its_history(unread: Any) -> None:
 
 
 def test_an_empty_chat_can_be_shown(unread: Any) -> None:
-    assert "0 turns" in Chat(*unread)._repr_html_()
+    assert "0 turns" in chat_html(Chat(*unread))
 
 
 # --- what else ----------------------------------------------------------------------
@@ -209,7 +224,7 @@ def test_an_empty_chat_can_be_shown(unread: Any) -> None:
 
 def test_a_config_is_drawn_layer_by_layer() -> None:
     config = Exaone4Config.from_dict(TINY | {"num_hidden_layers": 64, "num_attention_heads": 4})
-    html = config._repr_html_()
+    html = config_html(config)
     letters = re.findall(r">([LG])</span>", html)
     assert "".join(letters[:64]) == "LLLG" * 16 and letters[64:] == ["L", "G"], "then the legend"
     text = Page(html).text
@@ -238,27 +253,29 @@ def summary(**changes: Any) -> Summary:
 def test_a_summary_is_a_table() -> None:
     errors = (TensorError("model.a", 0.1, 20.0), TensorError("model.b", 0.25, 12.0))
     row = Row("all", 9, 99, 0.012345, 0.5, 0.987, 3.21, 3.2, 1.0123, 1.01, 1.02)
-    evaluation = Evaluation(**{field.name: 1 for field in dataclasses.fields(Evaluation)} | {"rows": (row,)})
+    evaluation = Evaluation(
+        **{field.name: 1 for field in dataclasses.fields(Evaluation)} | {"model": "1", "reference": "1", "rows": (row,)}
+    )
     shown = summary(errors=errors, evaluation=evaluation, notes=("<b>mind this",), page="https://example.com/x")
-    page = Page(shown._repr_html_())
+    page = Page(summary_html(shown))
     for part in ("1 MB from 4 MB (4.0 times smaller)", "4.500", "1,234", "2 tensors; the largest error is 25.0 %"):
         assert part in page.text
     for part in ("0.01235", "98.70 %", "1.0123", "<b>mind this", "https://example.com/x"):
         assert part in page.text
     assert ("b",) not in page.tags
-    assert evaluation._repr_html_() in shown._repr_html_()
+    assert evaluation_html(evaluation) in summary_html(shown)
     assert (
         repr(evaluation) == "Evaluation('1' against '1': mean KL 0.01235 nats, same top-1 98.70 %, 1 texts of 1 tokens)"
     )
-    summary(bytes=0)._repr_html_()
+    summary_html(summary(bytes=0))
 
 
 def test_a_fit_is_a_table_of_all_its_figures() -> None:
     found = fit("demo", memory=1_000_000)
-    text = Page(found._repr_html_()).text
+    text = Page(fit_html(found)).text
     assert "fits into 1 MB" in text and "no" in text and "none" in text and "8,192 tokens" in text
     assert "local windows98 kB" in text, "less than a megabyte is not nothing"
-    rows = len(re.findall("<tr>", found._repr_html_()))
+    rows = len(re.findall("<tr>", fit_html(found)))
     bytes_fields = [field for field in dataclasses.fields(Fit) if field.name.endswith("_bytes")]
     assert rows >= len(bytes_fields) + 2, "a figure of Fit is not in the table"
 
@@ -273,4 +290,49 @@ def test_a_plain_repr_is_short(demo: Any) -> None:
 
 def test_showing_needs_no_mlx() -> None:
     code = "import sys, exaone4_mlx.notebook.views; sys.exit(bool({'mlx', 'IPython', 'rich', 'markdown_it'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# --- registration with IPython ------------------------------------------------------
+
+
+def test_ipython_shows_each_registered_class_as_its_view_does(demo: Any) -> None:
+    formatters = pytest.importorskip("IPython.core.formatters", reason="the extra `notebook`")
+    display_formatter = formatters.DisplayFormatter()
+    register(display_formatter)
+    chat = Chat(*demo, messages=[{"role": "user", "content": "*Hello*"}], settle=False)
+    for value, html, markdown in (
+        (reply(), reply_html, reply_markdown),
+        (chat, chat_html, chat_markdown),
+        (Exaone4Config.from_dict(TINY), config_html, None),
+        (fit("demo"), fit_html, None),
+        (summary(), summary_html, None),
+    ):
+        shown, _ = display_formatter.format(value)
+        assert shown["text/html"] == html(value) and shown["text/plain"] == repr(value)
+        assert shown.get("text/markdown") == (markdown and markdown(value))
+
+
+def test_each_registered_class_and_view_exists() -> None:
+    for (module, name), views in VIEWS.items():
+        found = getattr(importlib.import_module(f"exaone4_mlx.{module}"), name)
+        assert found.__module__ == f"exaone4_mlx.{module}", f"IPython looks for {name} in the module that defines it"
+        for view in views.values():
+            file, function = view.split(".")
+            assert callable(getattr(importlib.import_module(f"exaone4_mlx.notebook.{file}"), function))
+
+
+@pytest.mark.parametrize("when", ["IPython runs before the import", "load_ext after it", "no IPython"])
+def test_registration_imports_neither_ipython_nor_views(when: str) -> None:
+    shell = "import sys; from IPython.core.interactiveshell import InteractiveShell as S; shell = S.instance()"
+    code = {
+        "IPython runs before the import": f"{shell}; import exaone4_mlx",
+        "load_ext after it": f"import exaone4_mlx; {shell}; shell.run_line_magic('load_ext', 'exaone4_mlx')",
+        "no IPython": "import sys, exaone4_mlx; assert 'IPython' not in sys.modules",
+    }[when]
+    if when != "no IPython":
+        pytest.importorskip("IPython", reason="the extra `notebook`")
+        code += "; names = {name for _, name in shell.display_formatter.formatters['text/html'].deferred_printers}"
+        code += "; assert {'Reply', 'Chat', 'TokenTree'} <= names, names"
+    code += "; assert not {'mlx', 'exaone4_mlx.notebook.views', 'exaone4_mlx.notebook.pictures'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -99,7 +99,7 @@ def test_a_strangers_text_does_not_run_in_a_notebook(browser: Browser, lab: Lab)
         "done = Done('stop', 1, 0, 1, 1, 0.1, 0.1, 0.1, 1)\n"
         "r = display_stream([Thinking(evil), Answer(evil), call, ToolResult(call, evil, False, 0.0), Answer(evil), done])",
         "Chat(model, tokenizer, evil, messages=[{'role': 'user', 'content': evil}], settle=False)",
-        "from IPython.display import Markdown\nMarkdown(r._repr_markdown_())",
+        "from IPython.display import Markdown\nMarkdown(get_ipython().display_formatter.formatters['text/markdown'](r))",
         "inspect_tokens(model, tokenizer, evil)",
         "attention_maps(model, tokenizer, evil, 0)",
         "chat_widget(Chat(model, tokenizer, messages=[{'role': 'user', 'content': evil}], settle=False))",

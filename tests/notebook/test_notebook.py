@@ -24,6 +24,7 @@ from exaone4_mlx.generation.generate import Reply
 from exaone4_mlx.model.cache import KVCache, RotatingKVCache
 from exaone4_mlx.notebook import introspect as inside, pictures, widgets as notebook
 from exaone4_mlx.notebook.pictures import visible
+from exaone4_mlx.notebook.views import reply_html
 from exaone4_mlx.notebook.widgets import (
     attention_maps,
     chat_widget,
@@ -97,7 +98,7 @@ def test_a_reply_grows_in_one_output_and_ends_as_itself(demo: Any, kernel: Kerne
     monkeypatch.setattr(notebook, "DRAWING_SHARE", 0)
     reply = display_stream(stream_generate(*demo, QUESTION, thinking=True, sampling=Sampling(temperature=0)))
     assert reply.text == "3.9 is bigger than 3.12." and reply.finish_reason == "stop"
-    assert kernel.html == reply._repr_html_(), "the final rendering is another one"
+    assert kernel.html == reply_html(reply), "the final rendering is another one"
     lengths = [len(content["text/html"]) for content in kernel.outputs[0]]
     assert len(lengths) > 20 and lengths[5] < lengths[15] < lengths[-1]
     assert any(" open><summary" in content["text/html"] for content in kernel.outputs[0]), "the thought is not shown"
@@ -379,14 +380,14 @@ def test_tokens_have_the_probabilities_that_the_model_gave_them(unread: Any) -> 
         assert row.rank == mx.sum(before > before[ids[place]]).item()
         assert [other.id for other in row.alternatives] == mx.argsort(-before)[:3].tolist()
     assert inspect_tokens(model, tokenizer, tokenizer.decode(ids))[-1].id == ids[-1], "a text is encoded as it is"
-    assert found[3:5].rows == found.rows[3:5] and "· 2 tokens, " in found[3:5]._repr_html_()
+    assert found[3:5].rows == found.rows[3:5] and "· 2 tokens, " in pictures.tokens_html(found[3:5])
 
 
 def test_pieces_of_characters_are_shown_as_bytes_and_what_they_complete(unread: Any) -> None:
     rows = inspect_tokens(*unread, "🎉\n<b>")
     assert rows[0].text.startswith("<0x") and rows[0].completes == ""
     assert [row.completes for row in rows if row.completes] == ["🎉"]
-    html = rows._repr_html_()
+    html = pictures.tokens_html(rows)
     assert "&lt;0xF0&gt;" in html and "→ 🎉" in html and "⏎" in html and "<b>" not in html.replace("<br>", "")
     assert pictures._percent(4.4e-6) == "<0.001 %", "no probability is written in powers of ten"
     assert [pictures._percent(p) for p in (0.00002, 0.00199, 0.5, 1)] == ["0.002 %", "0.199 %", "50 %", "100.0 %"]
@@ -421,7 +422,7 @@ def test_attention_maps_are_the_models_own_and_respect_the_window(unread: Any) -
         local.attention.window == 7 and mx.all(local.weights[:, 11, :5] == 0) and mx.all(local.weights[:, 11, 5:] > 0)
     )
     assert repr(local) == "AttentionMaps(layer 0, window 7, 4 heads, 12 tokens)"
-    html = local._repr_html_()
+    html = pictures.attention_html(local)
     assert html.count("<svg") == 4 and html.count("data:image/png;base64,") == 4 and "token that attends" in html
 
 
@@ -475,11 +476,13 @@ def test_a_drawn_cache_is_what_a_real_one_holds() -> None:
 
 def test_a_drawn_cache_says_what_it_shows() -> None:
     config = Exaone4Config(sliding_window=4096, max_position_embeddings=131_072)
-    html = draw_cache(config, 100_000)._repr_html_()
+    html = pictures.caches_html(draw_cache(config, 100_000))
     assert "local (L), window 4,096" in html and "global (G)" in html
     assert "Token 100,000 attends to tokens 95,905 to 99,999 and to itself." in html and "forgotten" in html
-    assert draw_cache(config, 0, layer=2).layers[0].rows == 0 and "nothing yet" in draw_cache(config, 0)._repr_html_()
-    assert "▼" not in draw_cache(config, 100, layer=0)._repr_html_(), "a legend of marks that are not there"
+    assert draw_cache(config, 0, layer=2).layers[0].rows == 0 and "nothing yet" in pictures.caches_html(
+        draw_cache(config, 0)
+    )
+    assert "▼" not in pictures.caches_html(draw_cache(config, 100, layer=0)), "a legend of marks that are not there"
     for tokens, layer in ((-1, 0), (131_073, 0), (5, 32)):
         with pytest.raises(ValueError, match="must be a whole number from 0 to"):
             draw_cache(config, tokens, layer)
@@ -498,7 +501,7 @@ def test_marks_and_names_of_a_drawn_cache_are_told_apart() -> None:
             ends = sorted((float(right), 6 * len(name)) for right, name in names)
             assert all(right <= after - wide for (right, _), (after, wide) in itertools.pairwise(ends)), strip
     many = draw_cache(config, 100_000, layer=0)
-    assert f"the last of {len(many.layers[0].compactions)} times" in many._repr_html_()
+    assert f"the last of {len(many.layers[0].compactions)} times" in pictures.caches_html(many)
 
 
 def test_a_buffer_that_can_grow_does_so_before_rows_move() -> None:
@@ -533,18 +536,20 @@ def test_a_tree_holds_the_probabilities_of_each_way(unread: Any) -> None:
     assert check(tree.children, ids) == 4
     paths = tree.paths()
     assert len(paths) == 8 and paths[0][1] == max(probability for _, probability in paths)
-    assert tree._repr_html_().count("min-width") == 2 + 4 + 8
+    assert pictures.tree_html(tree).count("min-width") == 2 + 4 + 8
 
 
 def test_a_tree_ends_where_the_turn_does_and_reads_prompts_as_generate_does(demo: Any) -> None:
     tree = token_tree(*demo, "What is the capital of South Korea?", depth=1, width=1)
     assert tree.children[0].text == "The"
-    assert tree.prompt.endswith("</think>\n\n") and "…&lt;think&gt;⏎⏎&lt;/think&gt;⏎⏎</span>" in tree._repr_html_()
+    assert tree.prompt.endswith("</think>\n\n") and "…&lt;think&gt;⏎⏎&lt;/think&gt;⏎⏎</span>" in pictures.tree_html(
+        tree
+    )
     said = demo[1].apply_chat_template([{"role": "user", "content": "Hello!"}]) + demo[1].encode(
         "Hello! How can I help you?"
     )
     (end,) = token_tree(*demo, said, depth=5, width=1).children
-    assert end.ends_turn and end.children == () and "(end)" in token_tree(*demo, said, 1, 1)._repr_html_()
+    assert end.ends_turn and end.children == () and "(end)" in pictures.tree_html(token_tree(*demo, said, 1, 1))
 
 
 def test_a_tree_too_large_is_refused(unread: Any) -> None:
