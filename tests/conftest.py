@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +155,9 @@ def greedy_tokens(model: Any, prompt: list[int], count: int, step_size: int = 20
 class Script:
     """The replies of a `ScriptedModel`. It follows the ids that the model reads, to know how far a reply is.
 
-    Ids that begin with the scripted token continue the reply. So does the forced end of a thought: one scripted token is
-    dropped for it. All other ids are a prompt, and the logits after it begin the next reply.
+    Ids that begin with the scripted token continue the reply. So does the forced end of a thought, and with
+    `constrained` any single token: the scripted token is dropped for it. All other ids are a prompt, and the logits
+    after it begin the next reply.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -166,7 +167,15 @@ class Script:
         self.wrap_up = tokenizer.encode(WRAP_UP)
         self.play()
 
-    def play(self, *replies: Any, then: str = "…", ends: bool = True, pause: float = 0.0, repeat: bool = False) -> None:
+    def play(
+        self,
+        *replies: Any,
+        then: str = "…",
+        ends: bool = True,
+        pause: float = 0.0,
+        repeat: bool = False,
+        constrained: bool = False,
+    ) -> None:
         """Sets the next replies: texts, or lists of texts, ids and exceptions, which are raised. None: no script.
 
         A reply ends its turn, or with `ends=False` goes on with the token `then`. Each token after the first takes
@@ -174,6 +183,7 @@ class Script:
         """
         self.replies = [self._ids(reply) + [self.tokenizer.eos_token_id] * ends for reply in replies]
         self.then, self.pause, self.repeat = self.tokenizer.encode(then)[0], pause, repeat
+        self.constrained = constrained
         self.on, self.begins = bool(replies), True
         self.reply: list[Any] = []
         self.seen: list[int] = []  # all ids read since
@@ -183,14 +193,15 @@ class Script:
         """Notes that the model reads `ids`."""
         self.seen += ids
         self.index = self.place + 1  # of the token after ids[0]
-        if self.begins or self.mark in ids or (ids[0] != self._token(self.place) and ids != self.wrap_up):
+        expected = self._token(self.place)
+        forced = ids == self.wrap_up or (self.constrained and len(ids) == 1)
+        if self.begins or self.mark in ids or not (forced or ids[0] == expected):
             self.begins = True
-        elif ids == self.wrap_up:
+        elif ids[0] != expected:
             self.place += 1
         else:
-            for id in ids:  # a guess that differs ends what was read
-                if id != self._token(self.place):
-                    break
+            same = takewhile(lambda id: id == self._token(self.place), ids)  # a wrong guess ends what counts
+            for _ in same:
                 self.place += 1
 
     def tokens(self, count: int) -> list[int]:
@@ -280,24 +291,6 @@ def get_weather(city: str) -> dict[str, Any]:
 def call_text(name: str = "roll_dice", **arguments: Any) -> str:
     """A tool call as the model writes it."""
     return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
-
-
-def scripted_stream(ids: Sequence[int], then: int = 0, pause: float = 0.0) -> type[TokenStream]:
-    """A TokenStream that draws `ids` and after them `then` for ever, whatever the logits say. The caches are real.
-
-    It takes `pause` seconds for each.
-    """
-    script = iter(ids)
-
-    class Scripted(TokenStream):
-        def __next__(self) -> int:
-            time.sleep(pause)
-            return super().__next__()
-
-        def _draw(self, allowed: mx.array | None = None) -> None:
-            self._following = mx.array([next(script, then)])
-
-    return Scripted
 
 
 def in_a_thread(work: Callable[[], Any]) -> Any:

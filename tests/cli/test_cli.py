@@ -16,10 +16,11 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import ROOT, scripted_stream
+from conftest import ROOT
 
 from exaone4_mlx.cli import loading, main as cli
 from exaone4_mlx.cli.main import main
+from exaone4_mlx.text.tokenizer import StreamDecoder
 
 GENERATE = ["generate", "--model", "demo", "--temp", "0", "--dtype", "float32"]
 
@@ -481,10 +482,14 @@ def test_prompt_cache_that_cannot_be_kept(
     assert "could not be written: No space left on device" in err
 
 
-def test_loop_is_ended_with_advice(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exaone4_mlx.generation.generate.TokenStream", scripted_stream([], then=500))
+def test_loop_is_ended_with_advice(
+    hf_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("exaone4_mlx.generation.stopping.LoopDetector.TOKENS", 64)
-    assert main([*GENERATE, "-p", "Hello"]) == 0
+    tensors = mx.load(str(hf_folder / "model.safetensors"))
+    tensors["model.norm.weight"] *= 0  # all logits are 0, and the first token is drawn every time
+    mx.save_safetensors(str(hf_folder / "model.safetensors"), dict(tensors))
+    assert main(["generate", "--model", str(hf_folder), "--temp", "0", "-p", "Hello"]) == 0
     err = capsys.readouterr().err
     assert "ended in a loop" in err
     assert "--presence-penalty 1.5" in err
@@ -676,20 +681,23 @@ def test_thought_that_was_cut_off_has_no_end(capsys: pytest.CaptureFixture[str])
     assert "</think>" not in out
 
 
-def test_terminal_does_not_stay_dim_after_an_error(monkeypatch: pytest.MonkeyPatch, demo: Any) -> None:
+def test_terminal_does_not_stay_dim_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
-    class Failing(scripted_stream(demo[1].encode("hm"))):  # type: ignore[misc]
-        def __next__(self) -> int:
-            if self._count:
-                raise RuntimeError("out of memory")
-            return super().__next__()
+    fed: list[int] = []
+    feed = StreamDecoder.feed
+
+    def fails(decoder: StreamDecoder, id: int) -> str:
+        fed.append(id)
+        if len(fed) == 3:
+            raise RuntimeError("out of memory")
+        return feed(decoder, id)
 
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
-    monkeypatch.setattr("exaone4_mlx.generation.generate.TokenStream", Failing)
+    monkeypatch.setattr(StreamDecoder, "feed", fails)
     assert main([*GENERATE, "-p", "Hello", "--thinking"]) == 1
     assert screen.getvalue().rstrip("\n").endswith("\x1b[0m")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import distance, scripted_stream, small_caches, tiny_model
+from conftest import ScriptedModel, call_text, distance, get_weather, roll_dice, small_caches, tiny_model
 
 from exaone4_mlx import Answer, Chat, Done, Generation, Reply, Sampling, Thinking, ToolCall, ToolResult, load
 from exaone4_mlx.conversation import chat as conversation
@@ -25,47 +25,12 @@ from exaone4_mlx.generation.worker import Owner
 GREEDY = Sampling(temperature=0.0)
 
 
-def roll_dice(max_num: int) -> int:
-    """Roll a dice with the number 1 to N. User can select the number N.
-
-    Args:
-        max_num: Max number of the dice
-    """
-    return max_num - 2
-
-
-def get_weather(city: str) -> dict[str, Any]:
-    """Get the current weather of a city.
-
-    Args:
-        city: Name of the city
-    """
-    return {"temperature": 11, "condition": "rainy"}
-
-
 def reply(turn: Any) -> Reply:
     return Reply.from_events([event for event in turn if not isinstance(event, ToolResult)])
 
 
-def call_text(name: str, **arguments: Any) -> str:
-    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
-
-
 async def coroutine(call: Any) -> bool:
     return False
-
-
-@pytest.fixture
-def scripted(unread: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """scripted(text, …) makes these the next replies; the caches stay real."""
-    model, tokenizer = unread
-
-    def script(*texts: str) -> tuple[Any, Any]:
-        streams = iter([scripted_stream([*tokenizer.encode(text), tokenizer.eos_token_id]) for text in texts])
-        monkeypatch.setattr(respond, "TokenStream", lambda *args: next(streams)(*args))
-        return model, tokenizer
-
-    return script
 
 
 # --- reuse --------------------------------------------------------------------
@@ -447,9 +412,9 @@ def test_dropped_chats_leave_nothing_alive(scripted: Any) -> None:
         gc.enable()
 
 
-def test_settling_twice_at_once_reads_no_nonsense(scripted: Any) -> None:
+def test_settling_twice_at_once_reads_no_nonsense(unread: Any) -> None:
     """Two pieces of idle work on one cache: the later one ends the earlier one."""
-    model, tokenizer = small_caches(tiny_model(1, vocab_size=3072, max_position_embeddings=9000)), scripted("x")[1]
+    model, tokenizer = small_caches(tiny_model(1, vocab_size=3072, max_position_embeddings=9000)), unread[1]
     chat = Chat(model, tokenizer, messages=[{"role": "user", "content": "word " * 400}], settle=False)
     ids = tokenizer.apply_chat_template(chat.messages, add_generation_prompt=False)
     owner = Owner.of(model)
@@ -553,18 +518,10 @@ def test_retry_that_is_stopped_before_anything_came_leaves_the_old_reply(scripte
     assert chat.messages == before
 
 
-def test_error_in_the_model_is_raised_and_the_chat_goes_on(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = Chat(*scripted("one two three", "again"))
-
-    def fail(self: Any, half_a_character: bool) -> bool:
-        if self._counts.generated:
-            raise RuntimeError("out of memory")
-        return False
-
-    with monkeypatch.context() as patch:
-        patch.setattr(respond._Making, "_thought_is_over", fail)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            list(chat.send("a"))
+def test_error_in_the_model_is_raised_and_the_chat_goes_on(scripted: Any) -> None:
+    chat = Chat(*scripted(["one", " two", RuntimeError("out of memory")], "again"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(chat.send("a"))
     assert (chat.messages[-1]["content"], chat.messages[-1]["finish_reason"]) == ("one", "error")
     assert reply(chat.send("b")).text == "again"
 
@@ -890,20 +847,19 @@ def test_constrained_calls_fit_the_schema(demo: Any) -> None:
 
 def test_constraint_of_a_call_that_was_cut_does_not_hold_the_next_reply(scripted: Any) -> None:
     pytest.importorskip("llguidance")
-    chat = Chat(*scripted("<tool_call>", "Plain words."), tools=[roll_dice], constrain_tools=True)
+    chat = Chat(*scripted("<tool_call>", "Plain words.", constrained=True), tools=[roll_dice], constrain_tools=True)
     reply(chat.send("a", max_tokens=2))
     assert reply(chat.send("b")).text == "Plain words."
 
 
-def test_call_whose_tag_is_spelled_is_held_too(unread: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_call_whose_tag_is_spelled_is_held_too(scripted: Any, unread: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """`<tool_call>` in ordinary tokens opens a call for the parser, so it does for the constraint."""
     pytest.importorskip("llguidance")
     spelled = unread[1]._plain_backend.encode("<tool_call>", add_special_tokens=False).ids
     began: list[bool] = []
     real = respond.ToolConstraint.begin
     monkeypatch.setattr(respond.ToolConstraint, "begin", lambda self: began.append(True) or real(self))
-    monkeypatch.setattr(respond, "TokenStream", scripted_stream(spelled))
-    chat = Chat(*unread, tools=[roll_dice], constrain_tools=True, settle=False)
+    chat = Chat(*scripted(spelled, constrained=True), tools=[roll_dice], constrain_tools=True, settle=False)
     reply(chat.send("a", max_tokens=len(spelled) + 1))
     assert began == [True]
 
@@ -911,9 +867,10 @@ def test_call_whose_tag_is_spelled_is_held_too(unread: Any, monkeypatch: pytest.
 # --- the context --------------------------------------------------------------
 
 
-def test_oldest_turns_are_dropped_whole_and_stay_in_the_history(scripted: Any) -> None:
-    _, tokenizer = scripted(*["word " * 30] * 60)
-    small = tiny_model(vocab_size=3072, max_position_embeddings=400)
+def test_oldest_turns_are_dropped_whole_and_stay_in_the_history(unread: Any) -> None:
+    tokenizer = unread[1]
+    small = ScriptedModel.tiny(tokenizer, max_position_embeddings=400)
+    small.script.play("word " * 30, repeat=True)
     chat = Chat(small, tokenizer, system="Be brief.", overflow="drop_oldest", max_tokens=40)
     for number in range(20):
         reply(chat.send(f"This is message number {number}.", stop_on_repetition=False))

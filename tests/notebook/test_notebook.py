@@ -16,10 +16,9 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import random_ids, scripted_stream, tiny_model
+from conftest import random_ids, tiny_model
 
 from exaone4_mlx import Answer, Chat, Done, Exaone4Config, Sampling, Thinking, ToolCall, ToolResult, stream_generate
-from exaone4_mlx.generation import generate as respond
 from exaone4_mlx.generation.generate import Reply
 from exaone4_mlx.model.cache import KVCache, RotatingKVCache
 from exaone4_mlx.notebook import introspect as inside, pictures, widgets as notebook
@@ -192,19 +191,15 @@ def test_events_that_cannot_be_cancelled_are_interrupted_too(kernel: Kernel) -> 
     assert reply.text == "one" and reply.finish_reason == "cancelled" and "cut" in kernel.html
 
 
-def test_an_interrupt_while_a_tool_asks_something_is_heard_at_once(
-    unread: Any, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_while_a_tool_asks_something_is_heard_at_once(scripted: Any, kernel: Kernel) -> None:
     """`input()` goes on waiting after a signal whose handler raises nothing."""
     call = '<tool_call>{"name": "beep", "arguments": {"times": 1}}</tool_call>'
-    ids = unread[1].encode(2 * call)
-    monkeypatch.setattr(respond, "TokenStream", scripted_stream(ids, then=unread[1].eos_token_id))
 
     def ask(_call: ToolCall) -> bool:
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("the question goes on")
 
-    chat = Chat(*unread, tools=[beep], approve=ask, settle=False)
+    chat = Chat(*scripted(2 * call), tools=[beep], approve=ask, settle=False)
     reply = display_stream(chat.send("Beep twice!"))
     assert reply.finish_reason == "cancelled" and len(reply.tool_calls) == 2
     assert not chat.open_calls and chat.messages[-1]["failed"]
@@ -336,9 +331,8 @@ def test_the_switches_of_the_widget_say_how_the_next_turn_goes(unread: Any, pers
     assert chat.tools == (beep,)
 
 
-def test_stop_is_heard_while_the_widget_replies(unread: Any, person: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(respond, "TokenStream", scripted_stream(unread[1].encode("word") * 500, pause=0.01))
-    chat = Chat(*unread, settle=False)
+def test_stop_is_heard_while_the_widget_replies(scripted: Any, person: Any) -> None:
+    chat = Chat(*scripted(["word"] * 500, pause=0.01), settle=False)
     user = person(chat)
     user.say("Hello")
     user.waits(lambda: "wordword" in user.seen)

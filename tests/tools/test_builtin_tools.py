@@ -12,7 +12,7 @@ import zoneinfo
 from typing import Any
 
 import pytest
-from test_tools import roll_dice as documented_roll_dice
+from conftest import roll_dice as documented_roll_dice
 
 from exaone4_mlx.text.reply import ToolCall
 from exaone4_mlx.tools import clock, units
