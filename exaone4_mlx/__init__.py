@@ -33,13 +33,13 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .generation.sampling import Sampling as Sampling
     from .generation.stopping import Options as Options
     from .measure.fit import Fit as Fit, fit as fit
-    from .model.cache import KVQuantization as KVQuantization
     from .model.config import Exaone4Config as Exaone4Config
     from .model.heads import (
         Exaone4ForQuestionAnswering as Exaone4ForQuestionAnswering,
         Exaone4ForSequenceClassification as Exaone4ForSequenceClassification,
         Exaone4ForTokenClassification as Exaone4ForTokenClassification,
     )
+    from .model.kv import KVQuantization as KVQuantization
     from .model.load import load as load
     from .model.network import Exaone4ForCausalLM as Exaone4ForCausalLM, Exaone4Model as Exaone4Model
     from .text.reply import Answer as Answer, ReplyParser as ReplyParser, Thinking as Thinking, ToolCall as ToolCall
@@ -61,7 +61,7 @@ _HOME = {
     "generation.sampling": ("Sampling",),
     "generation.stopping": ("Options",),
     "measure.fit": ("Fit", "fit"),
-    "model.cache": ("KVQuantization",),
+    "model.kv": ("KVQuantization",),
     "model.config": ("Exaone4Config",),
     "model.heads": ("Exaone4ForQuestionAnswering", "Exaone4ForSequenceClassification", "Exaone4ForTokenClassification"),
     "model.load": ("load",),

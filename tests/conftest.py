@@ -23,7 +23,8 @@ from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation.decode import TokenStream, prefill
 from exaone4_mlx.generation.speculate import Pace
 from exaone4_mlx.generation.stopping import WRAP_UP
-from exaone4_mlx.model.cache import KVCache, KVQuantization, RotatingKVCache
+from exaone4_mlx.model.cache import KVCache, RotatingKVCache
+from exaone4_mlx.model.kv import KVQuantization
 from exaone4_mlx.text.template import ChatTemplate
 
 ROOT = Path(__file__).parents[1]

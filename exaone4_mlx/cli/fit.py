@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ..checkpoint.quantize import Quantization
     from ..measure.fit import Fit, Sizes
-    from ..model.cache import KVQuantization
+    from ..model.kv import KVQuantization
 
 HELP = "tell the memory that a model needs"
 DESCRIPTION = "Tells the memory that a model needs at a context length, without loading it."
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from ..checkpoint.quantize import Quantization
     from ..files.safetensors import read_dtype
     from ..measure.fit import check_draft, check_request, read_sizes
-    from ..model.cache import KVQuantization
+    from ..model.kv import KVQuantization
 
     memory = None if options.memory is None else _bytes(options.memory)
     check_request(options.context, memory)

@@ -25,8 +25,8 @@ from . import main as cli
 if TYPE_CHECKING:
     from ..checkpoint.quantize import Quantization
     from ..measure.fit import Fit, Sizes
-    from ..model.cache import KVQuantization
     from ..model.config import Exaone4Config
+    from ..model.kv import KVQuantization
     from ..model.network import Exaone4ForCausalLM
     from ..text.tokenizer import Tokenizer
 
@@ -87,7 +87,7 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
 
 def read_kv(config: Exaone4Config, options: argparse.Namespace) -> KVQuantization | None:
     """How the caches are quantized. Raises ValueError for what cannot be."""
-    from ..model.cache import KVQuantization
+    from ..model.kv import KVQuantization
 
     return KVQuantization.read(config, **cli.kv_options(options))
 
@@ -186,7 +186,7 @@ def check_memory(found: Found, options: argparse.Namespace, context: int, prompt
         return
     from ..checkpoint.quantize import Quantization
     from ..files.safetensors import read_dtype
-    from ..model.cache import KVQuantization
+    from ..model.kv import KVQuantization
 
     sizes, draft = found.sizes, found.draft_sizes
     bits, kv = _bits(options), read_kv(found.config, options)

@@ -34,7 +34,7 @@ from ..generation.prompt_cache import PromptCache
 from ..generation.sampling import Sampling, check
 from ..generation.stopping import MAX_TOKENS, Options
 from ..generation.worker import IdleWork, Owner
-from ..model.cache import KVQuantization
+from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.reply import ToolCall
 from ..text.tokenizer import Tokenizer, check_messages

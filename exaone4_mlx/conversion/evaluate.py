@@ -23,7 +23,7 @@ import mlx.core as mx
 
 from ..files.folders import find_folder
 from ..files.safetensors import read_dtype
-from ..model.cache import KVQuantization
+from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..model.source import Progress, open_checkpoint
 from ..text.tokenizer import Tokenizer

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
-from ..model.cache import KVQuantization
 from ..model.config import Exaone4Config
+from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.reply import Answer, Event, ReplyParser, Thinking, ToolCall
 from ..text.tokenizer import Message, Tokenizer

@@ -27,7 +27,8 @@ from mlx.utils import tree_flatten
 
 from ..files.folders import atomic_file
 from ..files.safetensors import CheckpointError, read_header
-from ..model.cache import Cache, KVCache, KVQuantization, RotatingKVCache, Snapshot
+from ..model.cache import Cache, KVCache, RotatingKVCache, Snapshot
+from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
 from .decode import PREFILL_STEP_SIZE, PrefillProgress, read
@@ -99,13 +100,14 @@ class PromptCache:
         model: Exaone4ForCausalLM,
         tokenizer: Tokenizer,
         pool: CheckpointPool | None = None,
-        kv: KVQuantization | None = None,
+        kv: KVQuantization | int | None = None,
     ) -> None:
-        """`pool` bounds the checkpoints; unless given, this conversation has one of its own.
+        """`pool` bounds the checkpoints; by default this conversation has its own.
 
-        `kv` says how to quantize the caches.
+        `kv` says how to quantize the caches: 8, 4 or a KVQuantization.
         """
-        self.model, self._tokenizer, self.kv = model, tokenizer, kv
+        self.model, self._tokenizer = model, tokenizer
+        self.kv = KVQuantization.coerce(kv, model.config)
         self._pool = pool or CheckpointPool()
         self.checkpoints: list[Checkpoint] = []  # shortest first, all of them beginnings of `ids`
         self.clear()
@@ -113,14 +115,14 @@ class PromptCache:
     def __repr__(self) -> str:
         return f"PromptCache({len(self.ids)} tokens, {len(self.checkpoints)} checkpoints, {self.nbytes} bytes)"
 
-    def check_model(self, model: Exaone4ForCausalLM, kv: KVQuantization | None = None) -> None:
+    def check_model(self, model: Exaone4ForCausalLM, kv: KVQuantization | int | None = None) -> None:
         """Raises ValueError for a model that this was not made for, and for other bits than its caches have.
 
         `kv` None asks for none in particular.
         """
         if self.model is not model:
             raise ValueError("this prompt cache was made for another model")
-        if kv not in (None, self.kv):
+        if (kv := KVQuantization.coerce(kv, model.config)) not in (None, self.kv):
             raise ValueError(f"the prompt cache holds {self.kv or 'full precision'}; asked for is {kv}")
 
     def clear(self) -> None:
@@ -304,7 +306,7 @@ class PromptCache:
         model: Exaone4ForCausalLM,
         tokenizer: Tokenizer,
         pool: CheckpointPool | None = None,
-        kv: KVQuantization | None = None,
+        kv: KVQuantization | int | None = None,
     ) -> PromptCache:
         """Reads a file that `save` wrote; damaged, it gives a warning and an empty prompt cache.
 
@@ -416,11 +418,11 @@ def weights_digest(model: Exaone4ForCausalLM) -> str:
 
 
 def _named(name: str, snapshot: Snapshot, layer: Cache) -> dict[str, mx.array]:
-    return {f"{name} {kind}": array for kind, array in zip(layer.rows.names, snapshot.arrays, strict=False)}
+    return {f"{name} {kind}": array for kind, array in zip(layer.rows.layout(0), snapshot.arrays, strict=False)}
 
 
 def _from_names(arrays: dict[str, mx.array], name: str, offset: int, layer: Cache) -> Snapshot:
-    found = [arrays[f"{name} {kind}"] for kind in layer.rows.names if f"{name} {kind}" in arrays]
+    found = [arrays[f"{name} {kind}"] for kind in layer.rows.layout(0) if f"{name} {kind}" in arrays]
     return Snapshot(offset, tuple(found))
 
 

@@ -25,11 +25,13 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from ..model.cache import DRAFT_STEP_SIZE, DRAFT_WINDOW, Cache, RotatingKVCache, make_caches
+from ..model.cache import Cache, RotatingKVCache, make_caches
 from ..model.network import Exaone4ForCausalLM
 from .decode import CLEAR_EVERY, Sample, prefill, read
 from .prompt_cache import common_prefix
 
+DRAFT_WINDOW = 4096  # tokens that a draft model attends to, in every layer
+DRAFT_STEP_SIZE = 512  # tokens that it processes at a time
 MODEL_DRAFTS, LOOKUP_DRAFTS = 4, 8  # tokens guessed at once, at most, unless the caller says otherwise
 LONGEST_MATCH, SHORTEST_MATCH = 6, 2  # tokens by which prompt lookup finds a place
 TAIL = 64  # tokens at the end of a history that may have changed since the last guess

@@ -38,8 +38,8 @@ import mlx.nn as nn
 from ..files.folders import find_folder
 from ..files.safetensors import read_dtype
 from ..generation.decode import PREFILL_STEP_SIZE
-from ..model.cache import KVQuantization
 from ..model.config import Exaone4Config
+from ..model.kv import KVQuantization
 from ..model.load import load_model
 from ..model.network import Exaone4ForCausalLM
 from ..model.source import open_checkpoint

@@ -22,7 +22,7 @@ from .. import __version__
 from ..generation.decode import prefill
 from ..generation.generate import Reply, generate
 from ..generation.sampling import Sampling
-from ..model.cache import Packed
+from ..model.kv import QuantizedKV
 from ..model.layer import attend
 from ..model.load import load
 from ..model.network import Exaone4ForCausalLM
@@ -213,11 +213,11 @@ def _quantized(bits: int, dtype: mx.Dtype, demo: Demo) -> Finding:
 def _packed(bits: int, demo: Demo) -> Finding:
     """Attention to a quantized cache as it is stored, beside that to what it stands for."""
     key = mx.random.split(mx.random.key(bits), 3)
-    keys, values = (Packed.of(mx.random.normal((1, 2, 100, 64), key=key[i]), 64, bits) for i in range(2))
+    keys, values = (QuantizedKV.of(mx.random.normal((1, 2, 100, 64), key=key[i]), 64, bits) for i in range(2))
     worst = 0.0
     for length, mask in ((1, None), (5, "causal")):
         queries = mx.random.normal((1, 4, length, 64), key=key[2])
-        wanted = attend(queries, keys.unpacked(), values.unpacked(), mask, 0.125)
+        wanted = attend(queries, keys.dequantized(), values.dequantized(), mask, 0.125)
         worst = max(worst, relative_distance(attend(queries, keys, values, mask, 0.125), wanted))
     return _within(worst, ROUNDED_PRODUCT_LIMIT if demo.rounds else QUANTIZED_LIMITS[mx.float32])
 

@@ -25,7 +25,7 @@ from ..conversation.chat import Chat
 from ..generation.decode import TokenStream, prefill
 from ..generation.prompt_cache import PromptCache
 from ..generation.sampling import Sampler, Sampling
-from ..model.cache import KVQuantization
+from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
 

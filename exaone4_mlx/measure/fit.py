@@ -30,8 +30,10 @@ from ..checkpoint.quantize import Quantization, read_quantization, stored_settin
 from ..files.folders import BUILT_IN, find_folder, read_json
 from ..files.format import size_text
 from ..files.safetensors import INDEX_NAME, Checkpoint, read_dtype
-from ..model.cache import DRAFT_STEP_SIZE, DRAFT_WINDOW, KVQuantization, RotatingKVCache, grown_capacity
+from ..generation.speculate import DRAFT_STEP_SIZE, DRAFT_WINDOW
+from ..model.cache import RotatingKVCache
 from ..model.config import Exaone4Config
+from ..model.kv import KVQuantization, grown_capacity
 from ..model.source import EMBEDDING, HEAD
 from ..text.tokenizer import Tokenizer
 

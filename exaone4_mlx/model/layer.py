@@ -30,8 +30,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cache import Cache, Packed, Stored, visible
+from .cache import Cache, visible
 from .forward import Details
+from .kv import QuantizedKV, Stored
 from .rope import RopeParameters, inverse_frequencies
 
 Projection = Callable[[mx.array], mx.array]
@@ -91,7 +92,7 @@ def attend(queries: mx.array, keys: Stored, values: Stored, mask: mx.array | str
 
 
 def unpacked(x: Stored) -> mx.array:
-    return x.unpacked() if isinstance(x, Packed) else x
+    return x.dequantized() if isinstance(x, QuantizedKV) else x
 
 
 def attend_packed(
@@ -99,14 +100,14 @@ def attend_packed(
 ) -> mx.array:
     """Attention of few queries [B, H, L, D] to keys and values [B, K, S, D] of which some are packed: [B, H, L, D]."""
     B, H, L, D = queries.shape
-    K, S = (keys.weight if isinstance(keys, Packed) else keys).shape[1:3]
+    K, S = (keys.weight if isinstance(keys, QuantizedKV) else keys).shape[1:3]
     grouped = (queries * scale).reshape(B, K, H // K * L, D)
-    scores = keys.product(grouped, True) if isinstance(keys, Packed) else grouped @ keys.swapaxes(-1, -2)
+    scores = keys.product(grouped, True) if isinstance(keys, QuantizedKV) else grouped @ keys.swapaxes(-1, -2)
     if mask is not None:
         seen = visible(S - L, L) if isinstance(mask, str) else mask
         scores = mx.where(seen, scores.reshape(B, H, L, S), mx.finfo(scores.dtype).min).reshape(scores.shape)
     weights = mx.softmax(scores, axis=-1, precise=True)
-    out = values.product(weights, False) if isinstance(values, Packed) else weights @ values
+    out = values.product(weights, False) if isinstance(values, QuantizedKV) else weights @ values
     return out.reshape(B, H, L, D)
 
 

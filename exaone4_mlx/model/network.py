@@ -22,9 +22,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cache import Cache, KVQuantization, causal_mask, make_caches
+from .cache import Cache, causal_mask, make_caches
 from .config import Exaone4Config, LayerAttention
 from .forward import Details, Inputs, read_inputs, read_kept, read_labels
+from .kv import KVQuantization
 from .layer import TOGETHER, Changes, Layer, Merged, Noting, Rotation, watch
 from .losses import causal_lm_loss
 from .outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -219,10 +220,10 @@ class Exaone4Model(Pretrained):
         padding = mx.equal(ids, self.config.pad_token_id)[..., None]
         return mx.where(padding, mx.stop_gradient(x), x)
 
-    def make_cache(self, kv: KVQuantization | None = None) -> list[Cache]:
+    def make_cache(self, kv: KVQuantization | int | None = None) -> list[Cache]:
         """A fresh cache per layer, for one conversation or batch; `kv` says how to quantize it."""
         windows = [layer.window for layer in self.config.layers]
-        return make_caches(windows, self.config.max_position_embeddings, kv)
+        return make_caches(windows, self.config.max_position_embeddings, KVQuantization.coerce(kv, self.config))
 
 
 class Exaone4ForCausalLM(Pretrained):
@@ -295,6 +296,6 @@ class Exaone4ForCausalLM(Pretrained):
     def layers(self) -> list[Block]:
         return self.model.layers
 
-    def make_cache(self, kv: KVQuantization | None = None) -> list[Cache]:
+    def make_cache(self, kv: KVQuantization | int | None = None) -> list[Cache]:
         """A fresh cache per layer, for one conversation; `kv` says how to quantize it."""
         return self.model.make_cache(kv)

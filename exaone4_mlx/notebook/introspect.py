@@ -19,8 +19,9 @@ import mlx.core as mx
 
 from ..generation.decode import prefill
 from ..generation.generate import Prompt, prompt_ids
-from ..model.cache import RotatingKVCache, grown_capacity
+from ..model.cache import RotatingKVCache
 from ..model.config import Exaone4Config, LayerAttention
+from ..model.kv import grown_capacity
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
 

@@ -187,7 +187,7 @@ def test_cache_of_few_bits_costs_what_a_prompt_read_with_it_loses(texts: Path) -
     assert 0 < costs[0] < costs[1] < costs[2]
     assert found[4, "all"].kv == "cache: keys 4 bits, values 4 bits, groups of 64"
     model, tokenizer = load("demo", dtype="float32")
-    kv = KVQuantization(4, 4, 64)
+    kv = KVQuantization(4, 4, 64, "all")
     kl = []
     for line in texts.read_text().splitlines():
         ids = tokenizer.encode(json.loads(line)["text"])

@@ -20,7 +20,7 @@ from exaone4_mlx import PromptCache, Tokenizer
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation import prompt_cache as session
 from exaone4_mlx.generation.prompt_cache import CheckpointPool, common_prefix, weights_digest
-from exaone4_mlx.model.cache import KVQuantization, RotatingKVCache
+from exaone4_mlx.model.cache import RotatingKVCache
 
 TURN = 7  # stands for [|user|]
 
@@ -298,8 +298,9 @@ def test_digest_of_the_weights_notices_any_change(change: Callable[[Any], None])
 )
 def test_file_of_another_model_is_refused_and_says_why(what: str, message: str, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_pretrained(DEMO_FOLDER)
-    filled(small_model(), tokenizer).save(tmp_path / "cache")
-    model = small_model(rms_norm_eps=1e-6) if what == "config" else small_model(reserve=5 if what == "layout" else 4)
+    filled(small_model(head_dim=32), tokenizer).save(tmp_path / "cache")
+    changes = {"rms_norm_eps": 1e-6} if what == "config" else {"reserve": 5 if what == "layout" else 4}
+    model = small_model(head_dim=32, **changes)
     if what == "weights":
         other_weights(model)
     if what == "template":
@@ -307,7 +308,7 @@ def test_file_of_another_model_is_refused_and_says_why(what: str, message: str, 
         tokenizer._template.source += " "
     if what == "tokenizer":
         tokenizer._backend.add_tokens(["one more"])
-    kv = KVQuantization(8, 8, 8) if what == "bits" else None
+    kv = 8 if what == "bits" else None
     with pytest.raises(ValueError, match=message):
         PromptCache.load(tmp_path / "cache", model, tokenizer, kv=kv)
 

@@ -19,7 +19,8 @@ from exaone4_mlx.generation import speculate
 from exaone4_mlx.generation.decode import TokenStream, prefill
 from exaone4_mlx.generation.sampling import Sampler
 from exaone4_mlx.generation.speculate import LOOKUP_DRAFTS, DraftModel, Pace, PromptLookup, SpeculativeStream
-from exaone4_mlx.model.cache import KVCache, KVQuantization, RotatingKVCache
+from exaone4_mlx.model.cache import KVCache, RotatingKVCache
+from exaone4_mlx.model.kv import KVQuantization
 
 
 class Knowing:
@@ -149,7 +150,7 @@ def test_logits_that_a_token_was_drawn_from() -> None:
 
 
 def test_quantized_caches_can_be_guessed_on() -> None:
-    model, kv = tiny_model(head_dim=32), KVQuantization(8, 8, 32)
+    model, kv = tiny_model(head_dim=32), KVQuantization(8, 8, 32, "all")
     prompt = random_ids(20)[0].tolist()
     cache = model.make_cache(kv)
     expected = list(islice(TokenStream(model, prefill(model, prompt, cache), cache, Greedy()), 40))
@@ -485,7 +486,7 @@ def test_draft_of_another_vocabulary_and_two_ways_to_guess_are_refused(unread: t
 
 
 def test_prompt_cache_of_other_bits_is_refused(unread: tuple[Any, Tokenizer], demo: tuple[Any, Tokenizer]) -> None:
-    cache = PromptCache(*demo, kv=KVQuantization(8, 8, 64))
+    cache = PromptCache(*demo, kv=KVQuantization(8, 8, 64, "all"))
     assert generate(*demo, "Hello", prompt_cache=cache, max_tokens=2).answer_tokens == 2, "its own bits are taken"
     with pytest.raises(ValueError, match="the prompt cache holds cache: keys 8 bits"):
         generate(*demo, "Hello", prompt_cache=cache, kv_bits=4)

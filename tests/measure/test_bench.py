@@ -21,7 +21,7 @@ from conftest import TINY, tiny_model
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.measure import bench, engines
 from exaone4_mlx.measure.bench import Bench, Conditions, Measurement, Request, Row
-from exaone4_mlx.model.cache import KVQuantization
+from exaone4_mlx.model.kv import KVQuantization
 
 ROWS = (
     Row("prefill", "exaone4_mlx", "tokens/s", 200.0, 190.0, 210.0, tokens=512, peak_bytes=36_000_000),
@@ -254,7 +254,7 @@ def test_ours_keeps_caches_in_few_bits_where_asked(demo: tuple[Any, Any], tmp_pa
     kinds = []
     make_cache = type(demo[0]).make_cache
     monkeypatch.setattr(type(demo[0]), "make_cache", lambda self, kv=None: kinds.append(kv) or make_cache(self, kv))
-    kv = KVQuantization(8, 8, 64)
+    kv = KVQuantization(8, 8, 64, "all")
     ours = engines.Ours(*demo, tmp_path, 16, kv)
     ours.prefill(range(10))
     ours.decode(range(10), 2)

@@ -19,7 +19,7 @@ from exaone4_mlx import Exaone4Config, convert, load
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation.decode import PREFILL_STEP_SIZE, prefill
-from exaone4_mlx.generation.speculate import DraftModel
+from exaone4_mlx.generation.speculate import DRAFT_STEP_SIZE, DRAFT_WINDOW, DraftModel
 from exaone4_mlx.measure import fit as fit_module
 from exaone4_mlx.measure.fit import (
     STEP_SIZE,
@@ -32,14 +32,8 @@ from exaone4_mlx.measure.fit import (
     read_sizes,
     weight_shapes,
 )
-from exaone4_mlx.model.cache import (
-    DRAFT_STEP_SIZE,
-    DRAFT_WINDOW,
-    KVQuantization,
-    RotatingKVCache,
-    make_caches,
-    visible,
-)
+from exaone4_mlx.model.cache import RotatingKVCache, make_caches, visible
+from exaone4_mlx.model.kv import KVQuantization
 from exaone4_mlx.model.load import load_model
 from exaone4_mlx.model.network import Exaone4ForCausalLM
 
@@ -508,7 +502,7 @@ def test_quantized_caches_and_a_draft_model_count() -> None:
     ("options", "message"),
     [
         ({"kv_bits": 3}, "kv_bits must be 8 or 4, not 3"),
-        ({"kv_group_size": 32}, "kv_group_size 32 says how to quantize the cache, but no kv_bits say to"),
+        ({"kv_group_size": 32}, "kv_group_size 32 has no effect without kv_bits"),
         ({"kv_bits": 8, "kv_layers": "local"}, "kv_layers must be 'all' or 'global', not 'local'"),
     ],
 )

@@ -100,7 +100,7 @@ def test_rewinding_too_far_is_an_error_and_changes_nothing() -> None:
     cache = RotatingKVCache(window=4, rewind_capacity=2, slack=2)
     for _ in range(20):
         cache.update(mx.zeros((1, 1, 1, 2)), mx.zeros((1, 1, 1, 2)))
-    with pytest.raises(ValueError, match="cannot rewind 3 tokens: this cache has seen 20 and can go back 2"):
+    with pytest.raises(ValueError, match="cannot rewind 3 tokens: this cache has processed 20 and can remove 2"):
         cache.rewind(3)
     assert cache.offset == 20
     full = KVCache()

@@ -12,14 +12,15 @@ from conftest import TINY, distance, in_chunks, random_caches, random_ids, small
 
 from exaone4_mlx import Exaone4Config, PromptCache, Tokenizer
 from exaone4_mlx.model import layer as layer_module
-from exaone4_mlx.model.cache import KVCache, KVQuantization, Packed, RotatingKVCache
+from exaone4_mlx.model.cache import KVCache, RotatingKVCache
+from exaone4_mlx.model.kv import KVQuantization, QuantizedKV
 
 KINDS = {
-    "8": KVQuantization(8, 8, 32),
-    "4": KVQuantization(4, 4, 32),
-    "keys 8, values 4": KVQuantization(8, 4, 32),
-    "keys only": KVQuantization(4, None, 64),
-    "values only": KVQuantization(None, 8, 64),
+    "8": KVQuantization(8, 8, 32, "all"),
+    "4": KVQuantization(4, 4, 32, "all"),
+    "keys 8, values 4": KVQuantization(8, 4, 32, "all"),
+    "keys only": KVQuantization(4, None, 64, "all"),
+    "values only": KVQuantization(None, 8, 64, "all"),
     "8, global": KVQuantization(8, 8, 64, "global"),
 }
 SHAPE: dict[str, Any] = {"head_dim": 64, "sliding_window": 7}
@@ -41,9 +42,9 @@ class RoundTrip:
     def update(self, keys: mx.array, values: mx.array) -> Any:
         kv = self._kv
         if kv is not None and kv.key_bits:
-            keys = Packed.of(keys, kv.group_size, kv.key_bits).unpacked()
+            keys = QuantizedKV.of(keys, kv.group_size, kv.key_bits).dequantized()
         if kv is not None and kv.value_bits:
-            values = Packed.of(values, kv.group_size, kv.value_bits).unpacked()
+            values = QuantizedKV.of(values, kv.group_size, kv.value_bits).dequantized()
         return self._cache.update(keys, values)
 
 
@@ -81,8 +82,8 @@ def test_any_chunking_stores_and_attends_the_same(kind: str, window: int | None)
             for name, rows, x, bits in zip("kv", attended, (keys, values), (kv.key_bits, kv.value_bits), strict=True):
                 whole = x[:, :, :start]
                 if bits is not None:
-                    assert isinstance(rows, Packed)
-                    rows, whole = rows.unpacked(), Packed.of(whole, kv.group_size, bits).unpacked()
+                    assert isinstance(rows, QuantizedKV)
+                    rows, whole = rows.dequantized(), QuantizedKV.of(whole, kv.group_size, bits).dequantized()
                 assert mx.array_equal(rows, whole[:, :, first:]), f"{name} after {start} tokens, {size} at once"
 
 
@@ -125,7 +126,7 @@ def test_broken_rotation_of_scales_would_be_seen(monkeypatch: pytest.MonkeyPatch
 
     model, ids = tiny_model(**SHAPE), random_ids(45)
     right = in_chunks(model, ids, [1] * 45, random_caches(model, random.Random(0), KINDS["8"]))
-    monkeypatch.setattr("exaone4_mlx.model.cache.Rows.resize", broken)
+    monkeypatch.setattr("exaone4_mlx.model.kv.KVBuffer.resize", broken)
     wrong = in_chunks(model, ids, [1] * 45, random_caches(model, random.Random(0), KINDS["8"]))
     assert distance(right, wrong) > 1e-2
 
@@ -140,7 +141,7 @@ def test_bytes_are_those_of_the_rows(kind: str) -> None:
         mine = kv.of_layer(layer.window)
         row = 2 * 64 * 2 if mine is None else mine.row_bytes(64, 2)
         assert one.nbytes == 2 * one.rows.capacity * row
-    assert KVQuantization(8, 8, 64).row_bytes(64, 2) * 16 == 2 * 64 * 2 * 8.5, "8.5 bits of 16"
+    assert KVQuantization(8, 8, 64, "all").row_bytes(64, 2) * 16 == 2 * 64 * 2 * 8.5, "8.5 bits of 16"
 
 
 def test_prefill_keeps_no_scores_of_a_quantized_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,9 +174,9 @@ def test_prompt_cache_of_quantized_caches_is_saved_and_read(tmp_path: Path, demo
         (64, {"kv_bits": 3}, "kv_bits must be 8 or 4, not 3"),
         (64, {"kv_bits": 8.0}, "kv_bits must be 8 or 4, not 8.0"),
         (64, {"kv_bits_keys": True}, "kv_bits_keys must be 8 or 4"),
-        (48, {"kv_bits": 8}, "head_dim 48 is no multiple of 32"),
+        (48, {"kv_bits": 8}, "head_dim 48 is not a multiple of 32"),
         (64, {"kv_bits": 8, "kv_group_size": 128}, "kv_group_size must be 32 or 64 with head_dim 64, not 128"),
-        (64, {"kv_group_size": 64}, "kv_group_size 64 says how to quantize the cache, but no kv_bits"),
+        (64, {"kv_group_size": 64}, "kv_group_size 64 has no effect without kv_bits"),
         (64, {"kv_bits": 8, "kv_layers": "local"}, "kv_layers must be 'all' or 'global', not 'local'"),
     ],
 )
@@ -189,16 +190,31 @@ def test_options_are_read() -> None:
     assert KVQuantization.read(of(128), 8) == KVQuantization(8, 8, 64, "global")
     assert KVQuantization.read(of(96), 8, kv_bits_values=4) == KVQuantization(8, 4, 32, "global")
     assert KVQuantization.read(of(128), kv_bits_values=4, kv_group_size=128, kv_layers="all") == KVQuantization(
-        None, 4, 128
+        None, 4, 128, "all"
     )
     everywhere = [KVQuantization.read(of(64, sliding_window=None), 8, kv_layers=which) for which in ("all", "global")]
     assert everywhere[0] == everywhere[1], "where all layers are global it is the same, for files of caches, too"
     local = of(64, layer_types=["sliding_attention"] * 4)
-    with pytest.raises(ValueError, match="this model has no global layers: say kv_layers 'all'"):
+    with pytest.raises(ValueError, match="this model has no global layers: set kv_layers to 'all'"):
         KVQuantization.read(local, 8)
-    assert KVQuantization.read(local, 8, kv_layers="all") == KVQuantization(8, 8, 64)
-    with pytest.raises(ValueError, match="kv must be a KVQuantization"):
-        tiny_model().make_cache(8)
+    assert KVQuantization.read(local, 8, kv_layers="all") == KVQuantization(8, 8, 64, "all")
+
+
+def test_kv_is_a_number_of_bits_or_a_quantization() -> None:
+    config = of(128)
+    assert KVQuantization.coerce(None, config) is None
+    resolved = KVQuantization(8, 8, 64, "global")
+    for kv in (8, KVQuantization(8, 8), resolved):
+        assert KVQuantization.coerce(kv, config) == resolved
+    assert KVQuantization.coerce(KVQuantization(value_bits=4, layers="all"), config) == KVQuantization(
+        None, 4, 64, "all"
+    )
+    for wrong in (True, 5, "8", 8.0):
+        with pytest.raises(ValueError, match="kv must be 8, 4 or a KVQuantization"):
+            tiny_model().make_cache(wrong)
+    for bits, message in ({}, "needs key_bits or value_bits"), ({"key_bits": 3}, "key_bits must be 8 or 4, not 3"):
+        with pytest.raises(ValueError, match=message):
+            KVQuantization(**bits)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -232,5 +248,5 @@ def test_reading_a_prompt_takes_no_more_than_with_plain_caches() -> None:
         return mx.get_peak_memory() - before
 
     plain = peak(None)
-    assert peak(KVQuantization(8, 8, 64)) < 0.8 * plain
-    assert peak(KVQuantization(8, 4, 64)) < 0.7 * plain
+    assert peak(KVQuantization(8, 8, 64, "all")) < 0.8 * plain
+    assert peak(KVQuantization(8, 4, 64, "all")) < 0.7 * plain

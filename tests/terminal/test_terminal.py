@@ -31,7 +31,7 @@ from rich.console import Console
 from exaone4_mlx.conversation.chat import Chat
 from exaone4_mlx.generation.generate import Done
 from exaone4_mlx.generation.sampling import Sampling
-from exaone4_mlx.model.cache import KVQuantization
+from exaone4_mlx.model.kv import KVQuantization
 from exaone4_mlx.terminal.commands import COMMANDS, completions, goes_on, read_line
 from exaone4_mlx.terminal.format import (
     Pace,
