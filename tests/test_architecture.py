@@ -127,7 +127,7 @@ def test_what_is_to_be_removed_exists() -> None:
 
 def test_text_tools_and_config_do_not_import_mlx() -> None:
     pure = [*(PACKAGE / "text").glob("*.py"), *(PACKAGE / "tools").glob("*.py")]
-    for file in [*pure, PACKAGE / "model" / "config.py", PACKAGE / "model" / "rope.py"]:
+    for file in [*pure, *(PACKAGE / "model" / f"{name}.py" for name in ("config", "config_keys", "rope"))]:
         assert not any(parts[0] == "mlx" for parts in imports(file)), file
 
 

@@ -143,7 +143,7 @@ def test_labels_count_themselves() -> None:
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented"),
         ({"attention_bias": True}, "attention_bias = True is not part of EXAONE 4"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive whole number, not 0"),
-        ({"num_attention_heads": 3}, "num_attention_heads 3 is no multiple of num_key_value_heads 2"),
+        ({"num_attention_heads": 3}, "num_attention_heads 3 is not a multiple of num_key_value_heads 2"),
         ({"head_dim": 15}, "head_dim 15 is odd"),
         ({"sliding_window": 0}, "sliding_window must be a positive whole number, not 0"),
         ({"sliding_window_pattern": "LXG"}, "'LXG' must consist of the letters L and G"),
@@ -176,9 +176,9 @@ def test_labels_count_themselves() -> None:
         ({"id2label": ["a", "b"]}, "id2label must map 0, 1, … to names"),
         ({"label2id": {"a": 7}}, "label2id must map names to labels from 0 to 1"),
         ({"problem_type": "ranking"}, "problem_type must be one of regression, single_label_classification, multi_"),
-        ({"original_max_position_embeddings": 64}, "64 stands outside of the RoPE parameters, which say 32"),
-        ({"rope_theta": 5.0}, "RoPE is given twice, and differently"),
-        ({"rope_scaling": LLAMA3 | {"factor": 2.0}}, "RoPE is given twice, and differently"),
+        ({"original_max_position_embeddings": 64}, "original_max_position_embeddings is 64, but 32 in the RoPE"),
+        ({"rope_theta": 5.0}, "RoPE has two definitions that differ"),
+        ({"rope_scaling": LLAMA3 | {"factor": 2.0}}, "RoPE has two definitions that differ"),
     ],
 )
 def test_what_would_change_the_numbers_is_refused(changes: dict[str, Any], message: str) -> None:

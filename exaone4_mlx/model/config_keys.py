@@ -1,0 +1,153 @@
+"""The keys of a config.json in every spelling -> checked values.
+
+Notes:
+- RoPE is `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5). Both may be there if
+  they agree.
+- The kinds of the layers are `layer_types` or a `sliding_window_pattern`: letters ("LLLG"), or a number (4 for "LLLG").
+- Labels are `id2label` and `label2id`, or their number, `num_labels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .rope import RopeParameters
+
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+
+#: Keys of other architectures that would change the numbers. A value other than None, False or 0 is an error.
+FOREIGN_KEYS = (
+    "attention_bias",
+    "mlp_bias",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "num_nextn_predict_layers",
+    "logit_scale",
+    "logits_scaling",
+    "final_logit_softcapping",
+    "attn_logit_softcapping",
+    "text_config",
+    "vision_config",
+)
+
+
+def check_architecture(values: Mapping[str, Any]) -> None:
+    """Raises ValueError for another `model_type`, and for a key that would change the numbers."""
+    if values.get("model_type") != "exaone4":
+        raise ValueError(f"not an EXAONE 4 model: model_type is {values.get('model_type')!r}, not 'exaone4'")
+    if values.get("partial_rotary_factor") not in (None, 1):
+        raise ValueError("partial_rotary_factor other than 1 is not part of EXAONE 4")
+    if foreign := [key for key in FOREIGN_KEYS if values.get(key)]:
+        raise ValueError(f"{foreign[0]} = {values[foreign[0]]!r} is not part of EXAONE 4 and is not implemented")
+
+
+def check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def read_rope(newer: Any, older: Any, theta: float | None, max_position_embeddings: int) -> RopeParameters:
+    """`rope_parameters`, or `rope_scaling` and `rope_theta`, or all of them if they agree."""
+    for key, value in (("rope_parameters", newer), ("rope_scaling", older)):
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"{key} must be an object, not {value!r}")
+    newer, older = (
+        None if rope is None else {key: value for key, value in rope.items() if value is not None}
+        for rope in (newer, older)
+    )
+    base = {} if theta is None else {"rope_theta": theta}
+    read = RopeParameters.from_dict(base | dict(newer or older or {}), max_position_embeddings)
+    if (theta is not None and read.rope_theta != theta) or (
+        newer and older and read != RopeParameters.from_dict(base | dict(older), max_position_embeddings)
+    ):
+        raise ValueError(f"RoPE has two definitions that differ: {newer or older} and rope_theta {theta}, {older}")
+    return read
+
+
+def read_layer_types(types: Any, pattern: Any, window: int | None, count: int) -> tuple[str, ...]:
+    """One name for each of `count` layers: `layer_types` unchanged, or else from the pattern."""
+    if not types:
+        types = _types_from_pattern(pattern, window, count)
+    if isinstance(types, str) or not isinstance(types, Sequence):
+        raise ValueError(f"layer_types must be a list with one name for each layer, not {types!r}")
+    if len(types) != count:
+        raise ValueError(f"layer_types has {len(types)} entries for {count} layers")
+    if unknown := [kind for kind in types if kind not in (LOCAL, GLOBAL)]:
+        raise ValueError(f"layer_types knows {LOCAL!r} and {GLOBAL!r}, not {unknown[0]!r}")
+    return tuple(types)
+
+
+def _types_from_pattern(pattern: Any, window: int | None, count: int) -> tuple[str, ...]:
+    if isinstance(pattern, bool) or not isinstance(pattern, (str, int, type(None))):
+        raise ValueError(f"sliding_window_pattern must be a string of L and G, a whole number or null: {pattern!r}")
+    if isinstance(pattern, str) and (not pattern or set(pattern) - {"L", "G"}):
+        raise ValueError(f"sliding_window_pattern {pattern!r} must consist of the letters L and G")
+    if isinstance(pattern, int) and pattern < 0:
+        raise ValueError(f"sliding_window_pattern {pattern} must not be negative")
+    if window is None or not pattern:
+        return (GLOBAL,) * count
+    if isinstance(pattern, int):
+        pattern = "L" * (pattern - 1) + "G"
+    types = [LOCAL if pattern[i % len(pattern)] == "L" else GLOBAL for i in range(count)]
+    # The documentation says that the final layer is global whatever the pattern. transformers' code
+    # (5.23, configuration_exaone4.py) omits this rule. No released model shows the difference.
+    types[-1] = GLOBAL
+    return tuple(types)
+
+
+def shortest_pattern(layer_types: Sequence[str]) -> str:
+    """The shortest string of L and G that gives these layers when it repeats."""
+    letters = "".join("L" if kind == LOCAL else "G" for kind in layer_types)
+    for length in range(1, len(letters)):
+        if (letters[:length] * len(letters))[: len(letters)] == letters:
+            return letters[:length]
+    return letters
+
+
+def read_labels(count: int | None, names: Any, numbers: Any) -> tuple[dict[int, str], dict[str, int]]:
+    """(id2label, label2id), checked against `num_labels`."""
+    if names is None:
+        count = 2 if count is None else count
+        check_count("num_labels", count)
+        names = {i: f"LABEL_{i}" for i in range(count)}
+    if not isinstance(names, Mapping) or not all(
+        str(key).isdecimal() and isinstance(name, str) for key, name in names.items()
+    ):
+        raise ValueError(f"id2label must map 0, 1, … to names, not be {names!r}")
+    names = {int(key): name for key, name in names.items()}
+    if not names or sorted(names) != list(range(len(names))):
+        raise ValueError(f"id2label must name the labels from 0 on, each once, and names {sorted(names)}")
+    if count not in (None, len(names)):
+        raise ValueError(f"num_labels is {count!r}, but id2label names {len(names)}")
+    if numbers is None:
+        numbers = {name: i for i, name in names.items()}
+    if not isinstance(numbers, Mapping) or not all(
+        isinstance(number, int) and number in names for number in numbers.values()
+    ):
+        raise ValueError(f"label2id must map names to labels from 0 to {len(names) - 1}, not be {numbers!r}")
+    return names, dict(numbers)
+
+
+def with_changes(
+    values: Mapping[str, Any], rope: RopeParameters, num_labels: int, changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A config.json with some keys changed. Other spellings of the same value are removed.
+
+    `rope` and `num_labels` are the values before the changes.
+    """
+    removed = {"layer_types"} if "sliding_window_pattern" in changes else set()
+    if "id2label" in changes or changes.get("num_labels", num_labels) != num_labels:
+        removed |= {"num_labels", "id2label", "label2id"}  # those of another task
+    new_rope = {key: value for key, value in changes.items() if key.startswith("rope_")}
+    if new_rope:  # a new base keeps the scaling, and a new scaling keeps the base
+        removed |= {"rope_parameters", "rope_scaling", "rope_theta"}
+        scaling = new_rope.get("rope_parameters", new_rope.get("rope_scaling", rope.scaling()))
+        base = scaling.get("rope_theta") if isinstance(scaling, Mapping) else None
+        new_rope = {"rope_theta": base or rope.rope_theta, "rope_scaling": scaling} | new_rope
+    return {key: value for key, value in values.items() if key not in removed} | dict(changes) | new_rope
