@@ -1,10 +1,9 @@
-"""Which weights are stored in few bits, and how.
+"""Quantization settings of MLX: which weights are quantized, and how.
 
-What is peculiar here:
-- The rule of what is quantized is mlx-lm's: every projection and the embedding, where a row is a whole
-  number of groups. So its folders are ours and ours are its.
-- A quantized layer is three tensors, `weight` (packed uint32), `scales` and `biases`; the last one exists
-  in affine mode only.
+Notes:
+- mlx-lm's rule applies: every projection and the embedding are quantized if a row is a whole number of groups. So each
+  project reads the other's folders.
+- A quantized layer has three tensors: `weight` (packed uint32), `scales`, and, in affine mode only, `biases`.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
-#: mode -> (group sizes, bits): what MLX has kernels for.
+#: mode -> (group sizes, bits) that MLX has kernels for
 MODES = {
     "affine": ((32, 64, 128), (2, 3, 4, 5, 6, 8)),
     "mxfp4": ((32,), (4,)),
@@ -50,20 +48,20 @@ class Quantization:
         return len(shape) == 2 and name.endswith(".weight") and shape[-1] % self.group_size == 0
 
     def bits_per_weight(self, float_bits: int = 16) -> float:
-        """As stored: in affine mode with a scale and a bias of so many bits for each group, else a scale of 8."""
+        """With the scale and bias of `float_bits` each per group in affine mode, or else the scale of 8 bits."""
         return self.bits + (2 * float_bits if self.mode == "affine" else 8) / self.group_size
 
     def tensors(self, name: str, weight: mx.array) -> list[tuple[str, mx.array]]:
-        """The named tensors that stand for one quantized weight [rows, columns], not yet evaluated."""
+        """The named tensors of one quantized weight [rows, columns], not yet evaluated."""
         return self.named(name, mx.quantize(weight, group_size=self.group_size, bits=self.bits, mode=self.mode))
 
     def named(self, name: str, parts: Sequence[mx.array]) -> list[tuple[str, mx.array]]:
-        """Packed weight, scales and, in affine mode, biases under the names that a checkpoint has for them."""
+        """Packed weight, scales and, in affine mode, biases under their names in a checkpoint."""
         layer = name.removesuffix(".weight")
         return [(f"{layer}.{part}", array) for part, array in zip(("weight", "scales", "biases"), parts, strict=False)]
 
     def dequantized(self, parts: Sequence[mx.array]) -> mx.array:
-        """The weight [rows, columns] that packed weight, scales and, in affine mode, biases stand for."""
+        """The weight [rows, columns] from packed weight, scales and, in affine mode, biases."""
         biases = parts[2] if self.mode == "affine" else None
         return mx.dequantize(parts[0], parts[1], biases, self.group_size, self.bits, self.mode)
 
@@ -72,9 +70,9 @@ class Quantization:
 
 
 def read_quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The MLX quantization that a config.json tells of, or None for a checkpoint in full precision.
+    """The MLX quantization in a config.json, or None for a checkpoint in full precision.
 
-    Raises ValueError for what is not spelled as MLX's is.
+    Raises ValueError for another form.
     """
     quantization = config.get("quantization") or config.get("quantization_config")
     if not quantization:
@@ -87,19 +85,10 @@ def read_quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return quantization
 
 
-def quantize_layers(model: nn.Module, settings: Mapping[str, Quantization]) -> None:
-    """Makes the layers named in `settings` quantized ones. Their weights are left unevaluated, to be filled."""
-
-    def chosen(name: str, layer: nn.Module) -> bool | dict[str, Any]:
-        return settings[name].as_dict() if name in settings and hasattr(layer, "to_quantized") else False
-
-    nn.quantize(model, class_predicate=chosen)
-
-
 def stored_settings(quantization: Mapping[str, Any], layers: Iterable[str]) -> dict[str, Quantization]:
-    """How each of the quantized `layers` is stored, by the `quantization` of a config.json.
+    """The settings of each of the quantized `layers` in the `quantization` of a config.json.
 
-    A layer may have settings of its own under its name, as in mlx-lm's mixed recipes.
+    A layer's own settings are under its name, as in mlx-lm's mixed recipes.
     """
     default = read_settings(quantization)
     own = {layer: quantization.get(layer) for layer in layers}
@@ -110,7 +99,7 @@ def stored_settings(quantization: Mapping[str, Any], layers: Iterable[str]) -> d
 
 
 def read_settings(settings: Mapping[str, Any]) -> Quantization:
-    """Settings from a config.json. mlx-lm writes null for what it left to MLX's defaults."""
+    """Settings from a config.json. mlx-lm writes null for MLX's default."""
     mode = settings.get("mode") or "affine"
     bits, group_size = DEFAULTS.get(mode, (0, 0))
     return Quantization(settings.get("bits") or bits, settings.get("group_size") or group_size, mode)

@@ -15,13 +15,12 @@ import mlx.nn as nn
 
 from ..checkpoint.formats import Source
 from ..checkpoint.layouts import StoredTensor
-from ..checkpoint.quantize import quantize_layers
 from ..files.safetensors import check_finite
 from ..model.cache import causal_mask, make_caches
 from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization
 from ..model.network import Block
-from ..model.parameters import fill, named_parameters
+from ..model.parameters import fill, named_parameters, quantize_layers
 from ..model.source import Progress
 
 

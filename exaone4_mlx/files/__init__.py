@@ -1,1 +1,1 @@
-"""Folders and files on disk or on the hub, and the tensors in safetensors files."""
+"""Folders and files on disk or on the hub, and the tensors of safetensors files."""

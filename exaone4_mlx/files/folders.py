@@ -1,7 +1,7 @@
-"""A folder or a hub id -> a local folder; and files that are written whole or not at all.
+"""A folder or a hub id -> a local folder. Files that are written whole or not at all.
 
-What is peculiar here:
-- Nothing is downloaded but what is of use, and huggingface_hub is imported only to download.
+Notes:
+- Only useful files are downloaded, and huggingface_hub is imported only to download.
 - No MLX: a config is read without it.
 """
 
@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import IO, Any
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
-#: The models that come with the package: one to talk to, and one that drafts for it.
+#: The models in the package: one to talk to, and its draft model.
 BUILT_IN = {"demo": DEMO_FOLDER, "demo-draft": DEMO_FOLDER / "draft"}
-#: What a model folder may hold that is of use here; nothing else is downloaded.
+#: The files of a model folder that are used here. No other file is downloaded.
 USEFUL_FILES = ("*.json", "*.jinja", "*model*.safetensors", "merges.txt", "README.md", "LICENSE*", "NOTICE*")
 
 
 def find_folder(path_or_repo: str | Path, revision: str | None = None, files: Sequence[str] = USEFUL_FILES) -> Path:
     """The local folder of a model: "demo", "demo-draft", a folder, or a hub id, whose `files` are downloaded if needed.
 
-    Raises FileNotFoundError where there is neither such a folder nor, within reach, such a repository.
+    Raises FileNotFoundError if there is no such folder and no such repository can be reached.
     """
     if (built_in := BUILT_IN.get(str(path_or_repo))) is not None:
         if revision is not None:
@@ -43,7 +43,7 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None, files: Se
         raise FileNotFoundError(f"{folder} is a file; a model is a folder with config.json and model.safetensors")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo)) or str(path_or_repo).startswith((".", "/", "~")):
         raise FileNotFoundError(
-            f"no folder {folder}, and no hub id either (those look like LGAI-EXAONE/EXAONE-4.0-1.2B)"
+            f"no folder {folder}, and no hub id either (a hub id looks like LGAI-EXAONE/EXAONE-4.0-1.2B)"
         )
     return _download(str(path_or_repo), revision, files)
 
@@ -55,7 +55,7 @@ def _download(repo: str, revision: str | None, files: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))
     except GatedRepoError as error:
-        raise FileNotFoundError(f"{repo} asks for a login: accept its terms on the hub and set HF_TOKEN") from error
+        raise FileNotFoundError(f"{repo} needs a login: accept its terms on the hub and set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
             f"no folder {repo} here, and no such repository on the hub (or it is private)"
@@ -69,7 +69,7 @@ def _download(repo: str, revision: str | None, files: Sequence[str]) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises FileNotFoundError, or ValueError for anything but an object."""
+    """The object in a JSON file. Raises FileNotFoundError, or ValueError if the file holds no JSON object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -81,10 +81,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which takes the place of `path` at the end of the block, unless that fails.
+    """A file to write, which replaces `path` at the end of the block unless the block fails.
 
-    It is written beside it as .DIGEST.PROCESS-THREAD.partial, with the digest of its name; what a killed process
-    left is removed. A file that was there before passes its mode on.
+    It is written in the same folder as .DIGEST.PROCESS-THREAD.partial, with the digest of its name. Partial files of
+    killed processes are removed. The new file has the mode of the old one.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent}")

@@ -1,9 +1,8 @@
 """A folder -> its tensors, one at a time, each checked before it is read.
 
-What is peculiar here:
-- The header of every safetensors file is read and checked first, so that a damaged or foreign file is named
-  before gigabytes are read. MLX then reads single tensors from the file when they are evaluated.
-- Names are accounted for in both directions: a checkpoint with a tensor too many is as wrong as one too few.
+Notes:
+- The header of every safetensors file is read and checked first. So an error names a damaged file before gigabytes are
+  read. MLX reads a tensor from the file when the array is evaluated.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,36 +39,36 @@ FLOAT_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.fl
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: damaged, incomplete, or of another architecture."""
+    """A damaged or incomplete checkpoint, or one of another architecture."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies, and what it is. `dtype` is safetensors' name of it."""
+    """The position and the kind of a tensor in a file. `dtype` is its name in safetensors."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
-    offset: int  # of its first byte in the file
+    offset: int  # of the first byte in the file
 
 
 class Checkpoint:
-    """The tensors of a model folder, by name. Nothing but headers is read until `read`."""
+    """The tensors of a model folder, by name. Only headers are read before `read`."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises FileNotFoundError or CheckpointError, naming the file, for a folder that is not complete."""
+        """Raises FileNotFoundError or CheckpointError that names the file, for an incomplete folder."""
         self.folder = folder
         self.tensors: dict[str, TensorInfo] = {}
         listed = self._read_index()
         for file in self._weight_files(listed):
             for name, info in read_header(file).items():
                 if name in self.tensors:
-                    raise CheckpointError(f"tensor {name} stands in {self.tensors[name].file.name} and in {file.name}")
+                    raise CheckpointError(f"tensor {name} is in {self.tensors[name].file.name} and in {file.name}")
                 self.tensors[name] = info
         for name, file_name in listed.items():
             if name not in self.tensors or self.tensors[name].file != folder / file_name:
-                raise CheckpointError(f"{INDEX_NAME} promises tensor {name} in {file_name}, which does not hold it")
+                raise CheckpointError(f"{INDEX_NAME} lists tensor {name} in {file_name}, which does not hold it")
         self._open: tuple[Path, dict[str, mx.array]] | None = None
 
     def _read_index(self) -> dict[str, str]:
@@ -91,7 +89,7 @@ class Checkpoint:
         files = sorted(self.folder.glob("model*.safetensors")) or sorted(self.folder.glob("gptq_model*.safetensors"))
         if not files:
             other = next((p.name for p in self.folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".gguf"}), None)
-            hint = f"; {other} is not a format that is read here" if other else ""
+            hint = f"; the format of {other} is not supported" if other else ""
             raise FileNotFoundError(f"{self.folder} has no model.safetensors{hint}")
         return files
 
@@ -100,9 +98,9 @@ class Checkpoint:
         return sum(info.nbytes for info in self.tensors.values())
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> mx.array:
-        """One tensor, or its rows from `start` to `stop`.
+        """A tensor, or its rows from `start` to `stop`.
 
-        A whole one is not yet evaluated: MLX reads it from the file when it is. Of rows, no other byte is read.
+        A whole tensor is not yet evaluated: MLX reads it from the file on evaluation. For rows, no other byte is read.
         """
         info = self.tensors[name]
         if start or stop is not None:
@@ -114,38 +112,34 @@ class Checkpoint:
         return self._open[1].pop(name)
 
     def close(self) -> None:
-        """Forgets the open file, and with it what was not read of it."""
+        """Closes the open file."""
         self._open = None
-
-    def in_file_order(self, names: Iterable[str]) -> list[str]:
-        """The names, file by file, so that each file is opened once."""
-        return sorted(names, key=lambda name: (self.tensors[name].file.name, name))
 
 
 def _read_rows(info: TensorInfo, start: int, stop: int) -> mx.array:
-    """Into memory of our own: touched pages of a mapped file would stay resident."""
+    """Reads into new memory: the pages of a mapped file would stay resident."""
     row_bytes = info.nbytes // max(info.shape[0], 1)
     data = bytearray((stop - start) * row_bytes)
     with info.file.open("rb") as stream:
         stream.seek(info.offset + start * row_bytes)
         if stream.readinto(data) != len(data):
-            raise CheckpointError(f"{info.file} is cut off")
+            raise CheckpointError(f"{info.file} is truncated")
     array = mx.array(memoryview(data))  # type: ignore[arg-type]
     return array.view(DTYPES[info.dtype][0]).reshape(stop - start, *info.shape[1:])
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """What a safetensors file holds, checked against its size. Raises CheckpointError naming the file.
+    """The tensors of a safetensors file, checked against its size. Raises CheckpointError that names the file.
 
     The format: eight bytes of header length, a JSON header, the data. (The safetensors package would import
-    numpy for this, which takes longer than loading the demo.)
+    numpy, which takes longer than loading the demo.)
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
-            raise CheckpointError(f"{file} is not a safetensors file, or is cut off in its header")
+            raise CheckpointError(f"{file} is not a safetensors file, or is truncated in its header")
         try:
             header = json.loads(stream.read(length))
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
@@ -157,21 +151,21 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 def _read_entry(file: Path, name: str, entry: dict[str, Any], data_start: int, file_bytes: int) -> TensorInfo:
     dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if dtype not in DTYPES:
-        raise CheckpointError(f"{file}: tensor {name} has dtype {dtype}, which is not read here")
+        raise CheckpointError(f"{file}: tensor {name} has dtype {dtype}, which is not supported")
     if end - begin != math.prod(shape) * DTYPES[dtype][1]:
         raise CheckpointError(f"{file}: tensor {name} of shape {shape} does not fill its {end - begin} bytes")
     if begin < 0 or data_start + end > file_bytes:
-        raise CheckpointError(f"{file} is cut off: tensor {name} ends at byte {data_start + end} of {file_bytes}")
+        raise CheckpointError(f"{file} is truncated: tensor {name} ends at byte {data_start + end} of {file_bytes}")
     return TensorInfo(file, dtype, shape, end - begin, data_start + begin)
 
 
 def check_finite(array: mx.array, name: str, before_cast: mx.array | None = None) -> None:
-    """Raises CheckpointError for NaN and infinity, which would spread through the whole network."""
+    """Raises CheckpointError for NaN and infinity, which would spread through the network."""
     if not mx.issubdtype(array.dtype, mx.floating) or mx.all(mx.isfinite(array)).item():
         return
     if before_cast is not None and mx.all(mx.isfinite(before_cast)).item():
         dtype = str(array.dtype).removeprefix("mlx.core.")
-        raise CheckpointError(f"{name} holds values that {dtype} cannot; take bfloat16 or float32")
+        raise CheckpointError(f"{name} holds values beyond the range of {dtype}; use bfloat16 or float32")
     raise CheckpointError(f"{name} holds NaN or infinity: the checkpoint is damaged")
 
 

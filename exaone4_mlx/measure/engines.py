@@ -20,13 +20,14 @@ from typing import Any, Protocol
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..checkpoint.quantize import Quantization, quantize_layers
+from ..checkpoint.quantize import Quantization
 from ..conversation.chat import Chat
 from ..generation.decode import TokenStream, prefill
 from ..generation.prompt_cache import PromptCache
 from ..generation.sampling import Sampler, Sampling
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
+from ..model.parameters import quantize_layers
 from ..text.tokenizer import Tokenizer
 
 #: What must be installed for each engine that is not ours.

@@ -22,11 +22,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..checkpoint.formats import Source
-from ..checkpoint.quantize import Quantization, quantize_layers
+from ..checkpoint.quantize import Quantization
 from ..files.folders import read_json
 from ..files.safetensors import Checkpoint, CheckpointError, read_dtype
 from .config import Exaone4Config
-from .parameters import fill, named_parameters
+from .parameters import fill, named_parameters, quantize_layers
 
 #: (bytes read, bytes in all) -> None
 Progress = Callable[[int, int], None]

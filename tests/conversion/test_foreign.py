@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from conftest import TINY, distance, tiny_model
-from test_formats import PACKERS, SMALL, e4m3, known, tensor, write
+from packing import PACKERS, SMALL, e4m3, known, tensor, write
 
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, convert, fit, load
 from exaone4_mlx.files.folders import DEMO_FOLDER

@@ -599,7 +599,7 @@ def test_what_load_cannot_find_is_not_found(tmp_path: Path) -> None:
 
 def test_what_is_no_exaone_4_checkpoint_is_refused(hf_folder: Path, edit_json: Callable[..., None]) -> None:
     edit_json(hf_folder / "config.json", quantization_config={"quant_method": "bitsandbytes", "bits": 4})
-    with pytest.raises(ValueError, match="of method 'bitsandbytes' is not read here"):
+    with pytest.raises(ValueError, match="of method 'bitsandbytes' is not supported"):
         fit(hf_folder)
     edit_json(hf_folder / "config.json", model_type="llama")
     with pytest.raises(ValueError, match="not an EXAONE 4 model: model_type is 'llama'"):
