@@ -589,7 +589,7 @@ def test_what_load_cannot_find_is_not_found(tmp_path: Path) -> None:
         fit(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors; pytorch_model.bin is not a format"):
+    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors; the format of pytorch_model.bin is not"):
         fit(tmp_path)
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
