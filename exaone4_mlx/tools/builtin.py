@@ -1,4 +1,4 @@
-"""Tools that any chat may offer: a calculator, a clock, dice, units. They read no file and no network."""
+"""The tools that any chat can offer: calculator, clock, dice, unit converter. They read no user file and no network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .calculator import calculator
 from .clock import current_time
 from .units import convert_units
 
-MOST_SIDES = 1_000_000_000
+MAX_SIDES = 1_000_000_000
 
 
 def roll_dice(max_num: int) -> int:
@@ -19,8 +19,8 @@ def roll_dice(max_num: int) -> int:
     Args:
         max_num: Max number of the dice
     """
-    if not 1 <= max_num <= MOST_SIDES:
-        raise ValueError(f"a dice has 1 to {MOST_SIDES} sides, not {max_num}")
+    if not 1 <= max_num <= MAX_SIDES:
+        raise ValueError(f"a dice has 1 to {MAX_SIDES} sides, not {max_num}")
     return 1 + secrets.randbelow(max_num)
 
 
