@@ -31,7 +31,7 @@ def current_time(city: str) -> dict[str, str]:
         city: Name of the city
     """
     name, zone = _find_zone(city)
-    now = _now(zone)
+    now = now_in(zone)
     offset = now.strftime("%z")
     return {
         "city": name,
@@ -42,7 +42,7 @@ def current_time(city: str) -> dict[str, str]:
     }
 
 
-def _now(zone: datetime.tzinfo | None) -> datetime.datetime:
+def now_in(zone: datetime.tzinfo | None) -> datetime.datetime:
     return datetime.datetime.now(zone).astimezone(zone)
 
 
@@ -59,27 +59,31 @@ def _find_zone(city: str) -> tuple[str, datetime.tzinfo | None]:
         if minutes <= 14 * 60:
             return place, datetime.timezone(datetime.timedelta(minutes=-minutes if offset[1] == "-" else minutes))
     for name in (place, place.split(",")[0], re.sub(KOREAN_ENDINGS, "", place)):
-        if zone := _zones().get(_fold(name)):
+        if zone := zones().get(fold(name)):
             return name, zoneinfo.ZoneInfo(zone)
     raise ValueError(f"unknown city {place[:60]!r}; give a large city or a time zone such as Europe/Paris")
 
 
 @functools.cache
-def _zones() -> dict[str, str]:
+def zones() -> dict[str, str]:
     """Folded names of places -> time zones: the zones' own names, then those of cities.json."""
     available = zoneinfo.available_timezones()
     if not available:
         raise ValueError("this computer has no time zone data; install the Python package tzdata")
-    zones = {_fold(zone.rpartition("/")[2]): zone for zone in sorted(available) if "/" in zone}
-    zones |= {_fold(zone): zone for zone in available}
-    cities = json.loads(Path(__file__).with_name("cities.json").read_text(encoding="utf-8"))
-    for zone, names in cities.items():
+    found = {fold(zone.rpartition("/")[2]): zone for zone in sorted(available) if "/" in zone}
+    found |= {fold(zone): zone for zone in available}
+    for zone, names in cities().items():
         if zone in available:  # the computer's data may be older than the table
-            zones |= {_fold(name): zone for name in (zone.rpartition("/")[2], *names)}
-    return zones
+            found |= {fold(name): zone for name in (zone.rpartition("/")[2], *names)}
+    return found
 
 
-def _fold(name: str) -> str:
+def cities() -> dict[str, list[str]]:
+    """Time zone -> names of places."""
+    return json.loads(Path(__file__).with_name("cities.json").read_text(encoding="utf-8"))
+
+
+def fold(name: str) -> str:
     """The name without case, accents, spaces and marks."""
     decomposed = unicodedata.normalize("NFD", name.casefold())
     kept = (part for part in decomposed if not unicodedata.combining(part) and (part.isalnum() or part in "/+"))
