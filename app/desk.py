@@ -23,7 +23,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from exaone4_mlx import Chat, Exaone4ForCausalLM, Fit, Tokenizer, fit
+from exaone4_mlx import Chat, Exaone4ForCausalLM, Fit, KVQuantization, Tokenizer, fit
 
 from .files import Attachment
 from .messages import Message
@@ -378,8 +378,8 @@ class Desk:
             loaded.tokenizer,
             messages=session.conversation.messages,
             overflow="drop_oldest",
-            context_limit=min(loaded.context, loaded.model.config.max_position_embeddings),
-            **self._kv,
+            max_kv_size=min(loaded.context, loaded.model.config.max_position_embeddings),
+            kv=KVQuantization.read(loaded.model.config, **self._kv),
             **drafting,
         )
 

@@ -305,7 +305,7 @@ class Session:
     def _tokens(self) -> tuple[int, int]:
         """Tokens of the context that are used, and the limit."""
         if self._chat is not None:
-            return self._chat.context_tokens, self._chat.context_limit
+            return self._chat.context_tokens, self._chat.max_kv_size
         if self._context is None:
             messages, dropped = self.conversation.messages, self.conversation.dropped
             system = [message for message in messages[:1] if message["role"] == "system"]
@@ -321,8 +321,8 @@ class Session:
             self._chat = self._chat_of(self)
         chat = self._chat
         system = settings.system.strip() or None
-        if chat.system != system:
-            chat.system = system
+        if chat.system_prompt != system:
+            chat.system_prompt = system
         tools = tuple(tool for tool in self._tools if settings.allows(tool.__name__))
         if chat.tools != tools:
             chat.tools = tools

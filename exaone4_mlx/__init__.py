@@ -22,16 +22,13 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .conversion.evaluate import Evaluation as Evaluation, evaluate as evaluate
     from .files.safetensors import CheckpointError as CheckpointError
     from .generation.generate import (
-        Done as Done,
         Generation as Generation,
-        Logprobs as Logprobs,
         Reply as Reply,
         generate as generate,
         stream_generate as stream_generate,
     )
+    from .generation.options import Options as Options, ReplyOptions as ReplyOptions, Sampling as Sampling
     from .generation.prompt_cache import PromptCache as PromptCache
-    from .generation.sampling import Sampling as Sampling
-    from .generation.stopping import Options as Options
     from .measure.fit import Fit as Fit, fit as fit
     from .model.config import Exaone4Config as Exaone4Config
     from .model.heads import (
@@ -42,9 +39,11 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .model.kv import KVQuantization as KVQuantization
     from .model.load import load as load
     from .model.network import Exaone4ForCausalLM as Exaone4ForCausalLM, Exaone4Model as Exaone4Model
-    from .text.reply import Answer as Answer, ReplyParser as ReplyParser, Thinking as Thinking, ToolCall as ToolCall
+    from .text.events import Answer as Answer, Done as Done, Logprobs as Logprobs, Thinking as Thinking
+    from .text.reply import ReplyParser as ReplyParser
     from .text.tokenizer import Tokenizer as Tokenizer
     from .tools.builtin import BUILTIN_TOOLS as BUILTIN_TOOLS
+    from .tools.call import ToolCall as ToolCall
     from .tools.load import load_tools as load_tools
     from .tools.toolbox import ToolResult as ToolResult
 
@@ -56,19 +55,20 @@ _HOME = {
     "conversion.convert": ("Summary", "convert"),
     "conversion.evaluate": ("Evaluation", "evaluate"),
     "files.safetensors": ("CheckpointError",),
-    "generation.generate": ("Done", "Generation", "Logprobs", "Reply", "generate", "stream_generate"),
+    "generation.generate": ("Generation", "Reply", "generate", "stream_generate"),
+    "generation.options": ("Options", "ReplyOptions", "Sampling"),
     "generation.prompt_cache": ("PromptCache",),
-    "generation.sampling": ("Sampling",),
-    "generation.stopping": ("Options",),
     "measure.fit": ("Fit", "fit"),
     "model.kv": ("KVQuantization",),
     "model.config": ("Exaone4Config",),
     "model.heads": ("Exaone4ForQuestionAnswering", "Exaone4ForSequenceClassification", "Exaone4ForTokenClassification"),
     "model.load": ("load",),
     "model.network": ("Exaone4ForCausalLM", "Exaone4Model"),
-    "text.reply": ("Answer", "ReplyParser", "Thinking", "ToolCall"),
+    "text.events": ("Answer", "Done", "Logprobs", "Thinking"),
+    "text.reply": ("ReplyParser",),
     "text.tokenizer": ("Tokenizer",),
     "tools.builtin": ("BUILTIN_TOOLS",),
+    "tools.call": ("ToolCall",),
     "tools.load": ("load_tools",),
     "tools.toolbox": ("ToolResult",),
 }

@@ -32,7 +32,6 @@ ROOMS = [
 TO_BE_REMOVED = {
     ("terminal/repl.py", "cli/loading.py"),
     ("terminal/repl.py", "cli/main.py"),
-    ("tools/toolbox.py", "text/reply.py"),
     # circles inside a room
     ("terminal/commands.py", "terminal/repl.py"),
     ("cli/doctor.py", "cli/main.py"),

@@ -137,8 +137,8 @@ def find_model(options: argparse.Namespace) -> Found:
     Raises ValueError where the draft model has another tokenizer, and for caches that cannot be quantized so.
     """
     from ..files.folders import find_folder
-    from ..generation.generate import check_drafting
-    from ..generation.stopping import Options
+    from ..generation.options import Options
+    from ..generation.request import check_drafting
     from ..measure.fit import check_draft, read_sizes
     from ..model.config import Exaone4Config
     from ..model.load import vocabulary_warning
@@ -278,12 +278,13 @@ def load(found: Found, options: argparse.Namespace) -> Loaded:
         )
     draft = _load(found.draft_folder, options) if found.draft_folder else None
     given = {
-        "context_limit": options.max_kv_size,
+        "max_kv_size": options.max_kv_size,
+        "kv": read_kv(found.config, options),
         "draft_model": draft,
         "num_draft_tokens": options.num_draft_tokens,
         "prompt_lookup": options.prompt_lookup or None,
     }
-    settings = cli.kv_options(options) | {name: value for name, value in given.items() if value is not None}
+    settings = {name: value for name, value in given.items() if value is not None}
     return Loaded(model, found.tokenizer, read_kv(found.config, options), draft, settings)
 
 

@@ -29,10 +29,11 @@ from ..files.format import size_text as size_text
 
 if TYPE_CHECKING:
     from ..conversation.turn import Turn
-    from ..generation.generate import Done, Generation, Logprobs
+    from ..generation.generate import Generation
+    from ..generation.options import Options
     from ..generation.prompt_cache import PromptCache
-    from ..generation.stopping import Options
-    from ..text.reply import Event
+    from ..generation.request import Request
+    from ..text.events import Done, Event, Logprobs
     from ..tools.describe import Tool
     from ..tools.toolbox import ToolResult
     from .loading import Found, Loaded
@@ -232,16 +233,15 @@ def _generate(options: argparse.Namespace) -> int:
     chosen, tools = reply_options(options), read_tools(options)
     found = loading.find_model(options)
     prompt = given if options.raw else _as_messages(given, options.system_prompt)
-    ids = _check_prompt(prompt, tools, chosen, options, found)
-    loading.check_memory(found, options, _context(len(ids), options, found), len(ids))
+    request = _check_prompt(prompt, tools, chosen, options, found)
+    loading.check_memory(found, options, len(request.ids) + request.max_tokens, len(request.ids))
     made = loading.load(found, options)
     cache = _open_prompt_cache(options.prompt_cache_file, made)
     with progress_bar("reading the prompt", " tokens") as progress:
-        chosen = dataclasses.replace(chosen, progress=progress)
-        reply = _reply(made, prompt, tools, chosen, options, cache)
+        request = dataclasses.replace(request, options=dataclasses.replace(chosen, progress=progress))
+        reply = _reply(made, prompt, tools, request, cache)
         if options.verbose:
-            sampling = chosen.sampling.resolved(options.thinking) if chosen.sampling else None
-            say(f"{len(ids)} prompt tokens; {sampling}")
+            say(f"{len(request.ids)} prompt tokens; {chosen.resolved(chosen.thinking)}")
         with _cancelled_by_ctrl_c(reply):
             done = _show(reply, options)
     if not options.json and not options.jsonl:
@@ -260,58 +260,41 @@ def _reply(
     made: Loaded,
     prompt: str | list[dict[str, Any]],
     tools: Sequence[Tool],
-    chosen: Options,
-    options: argparse.Namespace,
+    request: Request,
     cache: PromptCache | None,
 ) -> Generation | Turn:
-    """The reply to be shown: of the bare model to raw text, or of a chat, which runs tools."""
-    from ..conversation.chat import Chat
-    from ..generation.generate import Generation, make_draft
+    """The reply to be shown: of the model alone, or of a chat, which runs tools."""
+    if isinstance(prompt, str) or not tools:
+        from ..generation.generate import Generation, make_draft
 
-    if isinstance(prompt, str):
-        return Generation(
-            made.model,
-            made.tokenizer,
-            made.tokenizer.encode(prompt),
-            chosen,
-            prompt_cache=cache,
-            kv=made.kv,
-            context_limit=options.max_kv_size,
-            draft=make_draft(made.draft),
-        )
+        return Generation(made.model, request, prompt_cache=cache, draft=make_draft(made.draft))
+    from ..conversation.chat import Chat
+
     chat = Chat(
-        made.model,
-        made.tokenizer,
-        tools=tools,
-        messages=prompt,
-        constrain_tools=options.constrain_tools,
-        settle=False,
-        prompt_cache=cache,
-        **made.settings,
+        made.model, made.tokenizer, tools=tools, messages=prompt, settle=False, prompt_cache=cache, **made.settings
     )
-    return chat.reply(thinking=options.thinking, **vars(chosen))
+    return chat.reply(**vars(request.options))
 
 
 def reply_options(options: argparse.Namespace) -> Options:
     """How replies are made, checked before anything is loaded."""
-    from ..generation.sampling import Sampling
-    from ..generation.stopping import Options
+    from ..generation.options import Options
 
     return Options(
-        sampling=Sampling(
-            temperature=options.temp,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            min_p=options.min_p,
-            presence_penalty=options.presence_penalty,
-            frequency_penalty=options.frequency_penalty,
-            repetition_penalty=options.repetition_penalty,
-            seed=options.seed,
-        ),
+        temperature=options.temp,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        repetition_penalty=options.repetition_penalty,
+        seed=options.seed,
+        thinking=bool(options.thinking),
         max_tokens=options.max_tokens,
         thinking_budget=options.thinking_budget,
         stop=getattr(options, "stop", ()),
         stop_on_repetition=options.stop_on_repetition,
+        constrain_tools=options.constrain_tools,
         prefill_step_size=options.prefill_step_size,
         prompt_lookup=options.prompt_lookup,
         num_draft_tokens=options.num_draft_tokens,
@@ -357,30 +340,25 @@ def _check_prompt(
     chosen: Options,
     options: argparse.Namespace,
     found: Found,
-) -> list[int]:
-    """The prompt's ids, once everything about them has been checked that needs no weights."""
-    from ..conversation.chat import check_answerable
-    from ..generation.generate import check_request, prompt_ids
+) -> Request:
+    """The prompt, rendered and checked without weights."""
+    from ..generation.request import Request, check_answerable, prompt_ids
+    from . import loading
 
     if isinstance(prompt, str):
         ids = found.tokenizer.encode(prompt)
     else:
-        ids = prompt_ids(found.tokenizer, prompt, thinking=options.thinking, tools=tools or None)
+        ids = prompt_ids(found.tokenizer, prompt, thinking=chosen.thinking, tools=tools or None)
         check_answerable(prompt)
     if len(ids) >= (limit := found.context(options)):
         what, more = "the model's context", "make it shorter, or ask about one part of it at a time"
         if options.max_kv_size is not None:
             what, more = "--max-kv-size", "make it shorter, or N larger"
         raise ValueError(f"the prompt has {len(ids)} tokens, and {what} of {limit} must hold it and a reply: {more}")
-    check_request(ids, chosen, found.config, found.tokenizer)
-    return ids
-
-
-def _context(prompt_tokens: int, options: argparse.Namespace, found: Found) -> int:
-    """Tokens that a prompt and its reply can have."""
-    from ..generation.stopping import MAX_TOKENS
-
-    return min(prompt_tokens + (options.max_tokens or MAX_TOKENS), found.context(options))
+    kv, draft = loading.read_kv(found.config, options), found.draft_sizes
+    return Request(
+        found.config, found.tokenizer, tuple(ids), chosen, options.max_kv_size, kv, draft.config if draft else None
+    )
 
 
 def _read_messages(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -453,8 +431,8 @@ def _decoded(data: bytes, source: str) -> str:
 
 def _show(reply: Generation | Turn, options: argparse.Namespace) -> Done:
     """Prints the reply in the form that was asked for."""
-    from ..generation.generate import Done, Logprobs, Reply
-    from ..text.reply import Thinking
+    from ..generation.generate import Reply
+    from ..text.events import Done, Logprobs, Thinking
     from ..tools.schema import shortened
     from ..tools.toolbox import ToolResult
 
@@ -505,8 +483,8 @@ class _TextPrinter:
         self._at_line_start = True
 
     def show(self, event: Event | Done) -> None:
-        from ..generation.generate import Done
-        from ..text.reply import Thinking, ToolCall
+        from ..text.events import Done, Thinking
+        from ..tools.call import ToolCall
 
         if isinstance(event, Done):
             self.close()

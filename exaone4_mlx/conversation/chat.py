@@ -22,29 +22,79 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 
 from ..files.folders import atomic_file
 from ..generation.constrain import ToolConstraint
-from ..generation.generate import Done, Generation, Logprobs, check_drafting, check_request, make_draft, tool_constraint
+from ..generation.generate import Generation, make_draft, tool_constraint
+from ..generation.options import SAMPLING_FIELDS, Options, ReplyOptions, Sampling, check
 from ..generation.prompt_cache import PromptCache
-from ..generation.sampling import Sampling, check
-from ..generation.stopping import MAX_TOKENS, Options
+from ..generation.request import Request, check_answerable, check_drafting, check_kv_size
 from ..generation.worker import IdleWork, Owner
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
-from ..text.reply import ToolCall
+from ..text.events import Done, Logprobs
 from ..text.tokenizer import Tokenizer, check_messages
+from ..tools.call import ToolCall
 from ..tools.describe import Tool
 from ..tools.toolbox import Toolbox, ToolError, ToolResult
-from .turn import Came, Message, Plan, Running, Turn, TurnEvent, added, tool_messages
+from .turn import Came, Message, Plan, Running, Turn, TurnEvent, tool_messages
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 FILE_FORMAT, FILE_VERSION = "exaone4_mlx chat", 1
-SAVED_SETTINGS = {"thinking", "thinking_budget", "max_tokens", "sampling", "overflow", "constrain_tools"}
+#: Options that a saved chat keeps.
+SAVED_OPTIONS = tuple(field.name for field in dataclasses.fields(Options) if field.metadata["kept"])
+SAVED_SETTINGS = {"sampling", "overflow", *SAVED_OPTIONS} - set(SAMPLING_FIELDS)
 CACHE_SUFFIX = ".cache"  # of the file beside a saved chat that holds its caches
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSettings:
+    """How a chat handles tools, a full context and idle time. Raises ValueError for an invalid value.
+
+    A tool call may take `tool_timeout` seconds; None sets no limit. A turn may have `max_tool_rounds` rounds of calls;
+    later calls are refused and end it. When the context is full, `overflow="error"` raises before any work;
+    "drop_oldest" lets the model see the system prompt and the newest whole turns (`messages` keeps all). `settle`
+    prepares the next turn in idle time.
+    """
+
+    max_tool_rounds: int = 8
+    tool_timeout: float | None = 60.0
+    overflow: Literal["error", "drop_oldest"] = "error"
+    settle: bool = True
+
+    def __post_init__(self) -> None:
+        rounds, timeout = self.max_tool_rounds, self.tool_timeout
+        check("max_tool_rounds", rounds, type(rounds) is int and rounds >= 0, "a count")
+        seconds = isinstance(timeout, (int, float)) and timeout > 0
+        check("tool_timeout", timeout, timeout is None or seconds, "seconds, more than 0")
+        check("overflow", self.overflow, self.overflow in ("error", "drop_oldest"), "'error' or 'drop_oldest'")
+        check("settle", self.settle, isinstance(self.settle, bool), "true or false")
+
+
+class ChatOptions(ReplyOptions, total=False):
+    """The fields of `Options` and `ChatSettings`, as keyword arguments of `Chat`."""
+
+    max_tool_rounds: int
+    tool_timeout: float | None
+    overflow: Literal["error", "drop_oldest"]
+    settle: bool
+
+
+class TurnOptions(ReplyOptions, total=False):
+    """The keyword arguments of a turn: options of its replies, and `tools` from this turn on."""
+
+    tools: Sequence[Tool] | None
+
+
+CHAT_SETTINGS = tuple(field.name for field in dataclasses.fields(ChatSettings))
+CHAT_PARAMETERS = ("system_prompt", "tools", "messages", "approve", "max_kv_size", "prompt_cache", "kv", "draft_model")
 
 
 class Chat:
@@ -59,94 +109,62 @@ class Chat:
         self,
         model: Exaone4ForCausalLM,
         tokenizer: Tokenizer,
-        system: str | None = None,
+        system_prompt: str | None = None,
         tools: Sequence[Tool] = (),
-        sampling: Sampling | None = None,
         *,
         messages: Sequence[Mapping[str, Any]] = (),
-        thinking: bool = False,
-        thinking_budget: int | None = None,
-        max_tokens: int | None = None,
-        constrain_tools: bool = False,
         approve: Callable[[ToolCall], bool] | None = None,
-        max_tool_rounds: int = 8,
-        tool_timeout: float | None = 60.0,
-        overflow: Literal["error", "drop_oldest"] = "error",
-        context_limit: int | None = None,
-        settle: bool = True,
+        max_kv_size: int | None = None,
         prompt_cache: PromptCache | None = None,
-        kv_bits: int | None = None,
-        kv_bits_keys: int | None = None,
-        kv_bits_values: int | None = None,
-        kv_group_size: int | None = None,
-        kv_layers: Literal["all", "global"] | None = None,
+        kv: KVQuantization | int | None = None,
         draft_model: Exaone4ForCausalLM | None = None,
-        prompt_lookup: bool = False,
-        num_draft_tokens: int | None = None,
+        **options: Unpack[ChatOptions],
     ) -> None:
-        """A new conversation, or one that goes on from `messages`.
+        """A new conversation, or one that continues `messages`.
 
-        `system` is the system prompt, unless the messages begin with one; `tools` are functions, which the model
-        may have run, or JSON schemas. `thinking`, `thinking_budget` (tokens, while thinking), `sampling` and
-        `max_tokens` (of each reply) hold unless `send` says otherwise; `constrain_tools` holds calls to the
-        schemas while they are written.
+        `system_prompt` is the system prompt, unless the messages begin with one. `tools` are functions, which the
+        model may call, or JSON schemas. `options` are the fields of `Options` (`thinking`, `temperature`, `max_tokens`
+        and so on), which hold for each reply unless `send` overrides them, and the fields of `ChatSettings`.
 
-        `approve(call)` is asked, in the caller's thread, before each call runs. A call may take `tool_timeout`
-        seconds, and a turn may go round `max_tool_rounds` times; calls after that are refused and end it.
+        `approve(call)` is called, in the caller's thread, before each tool call runs. `max_kv_size` limits the tokens
+        that the model sees at once, and so the memory of the caches. `prompt_cache` is one that holds a part of the
+        conversation already. `kv` and `draft_model` are those of `stream_generate`.
 
-        When the context is full, `overflow="error"` raises before work; "drop_oldest" lets the model see the
-        system prompt and the newest whole turns (`messages` keeps all). `context_limit` bounds the context, and the
-        memory of its caches, below what the model can see. `settle` prepares the next turn in idle
-        time. `prompt_cache` is one that holds something of the conversation already.
-
-        The `kv_` options, `draft_model`, `prompt_lookup` and `num_draft_tokens` are those of `stream_generate`; the
-        last two hold unless `send` says otherwise.
-
-        Raises ValueError for a setting without meaning.
+        Raises ValueError for an invalid setting, and TypeError for an unknown one.
         """
         self.model, self.tokenizer = model, tokenizer
         self._settling: IdleWork | None = None
         self._constraint: ToolConstraint | None = None
         self._lock = threading.RLock()
         self._running: Running | None = None
+        given: dict[str, Any] = dict(options)
+        own = {name: given.pop(name) for name in CHAT_SETTINGS if name in given}
+        self.options = Options.read(given, also=(*CHAT_SETTINGS, *CHAT_PARAMETERS))
+        self.settings = ChatSettings(**own)
         self._messages: list[Message] = check_messages(messages) if messages else []
-        if system is not None and self._system_length:
+        if system_prompt is not None and self._system_length:
             raise ValueError("there are two system prompts: one given as such, and one among the messages")
-        if system is not None:
-            self.system = system
+        if system_prompt is not None:
+            self.system_prompt = system_prompt
         self._tools: tuple[Tool, ...] = ()
         self._toolbox = Toolbox()
         self.tools = tools
-        self.sampling, self.thinking, self.thinking_budget = sampling, thinking, thinking_budget
-        self.max_tokens, self.constrain_tools, self.approve = max_tokens, constrain_tools, approve
-        check("overflow", overflow, overflow in ("error", "drop_oldest"), "'error' or 'drop_oldest'")
-        check("max_tool_rounds", max_tool_rounds, type(max_tool_rounds) is int and max_tool_rounds >= 0, "a count")
-        seconds = isinstance(tool_timeout, (int, float)) and tool_timeout > 0
-        check("tool_timeout", tool_timeout, tool_timeout is None or seconds, "seconds, more than 0")
-        for name, value in (("thinking", thinking), ("constrain_tools", constrain_tools), ("settle", settle)):
-            check(name, value, isinstance(value, bool), "true or false")
         plain = callable(approve) and not inspect.iscoroutinefunction(approve)
         check("approve", approve, approve is None or plain, "a function that returns True or False, and no coroutine")
-        self.max_tool_rounds, self.tool_timeout, self.overflow = max_tool_rounds, tool_timeout, overflow
-        longest = model.config.max_position_embeddings
-        fits = context_limit is None or (type(context_limit) is int and 1 < context_limit <= longest)
-        check("context_limit", context_limit, fits, f"a number of tokens from 2 to the model's {longest}")
-        self.context_limit = context_limit or longest  # tokens seen at once, prompt and reply together
-        options = Options(  # raises what they raise
-            sampling, max_tokens, thinking_budget, prompt_lookup=prompt_lookup, num_draft_tokens=num_draft_tokens
-        )
-        self.prompt_lookup, self.num_draft_tokens = prompt_lookup, num_draft_tokens
+        self.approve = approve
+        if max_kv_size is not None:
+            check_kv_size(max_kv_size, model.config)
+        self.max_kv_size = max_kv_size or model.config.max_position_embeddings  # prompt and reply together
         self._draft = make_draft(draft_model)
-        check_drafting(model.config, options, self._draft.model.config if self._draft else None)
-        self.dropped = 0  # messages behind the system prompt that the model does not see any more
+        check_drafting(model.config, self.options, self._draft.model.config if self._draft else None)
+        self.dropped = 0  # messages after the system prompt that the model does not see any more
         self.context_tokens = 0  # of the history, as the next prompt will hold it
         self._owner = Owner.of(model)
         self._compute_weights()
         check("prompt_cache", prompt_cache, isinstance(prompt_cache, (PromptCache, type(None))), "a PromptCache")
-        kv = KVQuantization.read(model.config, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers)
-        self._cache = prompt_cache or PromptCache(model, tokenizer, self._owner.checkpoints, kv)
-        self._cache.check_model(model, kv)
-        self._auto_settle = settle
+        stored = KVQuantization.coerce(kv, model.config)
+        self._cache = prompt_cache or PromptCache(model, tokenizer, self._owner.checkpoints, stored)
+        self._cache.check_model(model, stored)
         if messages:
             self._prepare()
 
@@ -155,7 +173,7 @@ class Chat:
             self._stop_settling()  # nobody will send the next turn
 
     def __repr__(self) -> str:
-        return f"Chat({len(self.turns)} turns, {self.context_tokens} of {self.context_limit} tokens)"
+        return f"Chat({len(self.turns)} turns, {self.context_tokens} of {self.max_kv_size} tokens)"
 
     # --- the history ----------------------------------------------------------
 
@@ -165,12 +183,12 @@ class Chat:
         return list(self._messages)
 
     @property
-    def system(self) -> str | None:
+    def system_prompt(self) -> str | None:
         """The system prompt. Changed, it means that the whole conversation is read again."""
         return self._messages[0]["content"] if self._system_length else None
 
-    @system.setter
-    def system(self, text: str | None) -> None:
+    @system_prompt.setter
+    def system_prompt(self, text: str | None) -> None:
         if text is not None and not isinstance(text, str):
             raise ValueError(f"the system prompt must be a text, not {type(text).__name__}")
         message = [] if text is None else [{"role": "system", "content": text}]
@@ -201,12 +219,12 @@ class Chat:
     @property
     def prompt_limit(self) -> int:
         """Tokens up to which a prompt goes in whole: beyond, `send` raises or the oldest turns are dropped."""
-        return self._prompt_limit(self.max_tokens)
+        return self._prompt_limit(self.options)
 
-    def _prompt_limit(self, max_tokens: int | None) -> int:
-        if self.overflow == "error":
-            return self.context_limit - 1
-        return self.context_limit - min(max_tokens or MAX_TOKENS, self.context_limit // 4)  # the rest is the reply's
+    def _prompt_limit(self, options: Options) -> int:
+        if self.settings.overflow == "error":
+            return self.max_kv_size - 1
+        return self.max_kv_size - min(options.reply_limit, self.max_kv_size // 4)  # the rest is the reply's
 
     @staticmethod
     def _turn_starts(messages: Sequence[Message]) -> list[int]:
@@ -214,14 +232,13 @@ class Chat:
 
     # --- turns ----------------------------------------------------------------
 
-    def send(self, text: str | Message, **options: Any) -> Turn:
+    def send(self, text: str | Message, **options: Unpack[TurnOptions]) -> Turn:
         """Says `text` and streams the reply: `Thinking`, `Answer`, `ToolCall`, `ToolResult`, and `Done` at the end.
 
         In place of the text a whole message of the user may be given; `messages` keeps keys of your own in it.
-        `Done` adds up the rounds of the turn. Options, for this turn: `thinking`, `thinking_budget`, `sampling`,
-        `max_tokens`, `stop`, `stop_on_repetition`, `prefill_step_size`, `progress` (called in another thread),
-        `prompt_lookup`, `num_draft_tokens`, `logprobs` (see `Options`); and `tools`, from this turn on. The turn begins
-        when it is iterated. A turn that is dropped half way, or closed, keeps what came, marked as cut.
+        `Done` is the sum over the rounds of the turn. `options` are the fields of `Options`, for this turn, and `tools`
+        from this turn on. The turn begins when it is iterated. A turn that is dropped half way, or closed, keeps the
+        partial reply, marked as cut.
 
         Raises ValueError, before anything is done, for an empty text, an option without meaning and a full
         context, TypeError for an unknown option, and RuntimeError while another thread's turn is under way: a chat
@@ -233,13 +250,13 @@ class Chat:
             raise ValueError("the last reply waits for the results of its calls: give them to resume(), or undo()")
         return self._begin([*self._messages, message], options)
 
-    def reply(self, **options: Any) -> Turn:
+    def reply(self, **options: Unpack[TurnOptions]) -> Turn:
         """Replies to the history as it is, which must end with the user's words or a tool's result."""
         self._end_abandoned_turn()
         check_answerable(self._messages)
         return self._begin(list(self._messages), options)
 
-    def resume(self, results: Sequence[Any], **options: Any) -> Turn:
+    def resume(self, results: Sequence[Any], **options: Unpack[TurnOptions]) -> Turn:
         """Goes on with the results of `open_calls`: a list of JSON values, one for each, in their order."""
         self._end_abandoned_turn()
         check("results", results, isinstance(results, (list, tuple)), "a list, one for each open call")
@@ -249,13 +266,13 @@ class Chat:
             raise ValueError(f"{len(calls)} calls wait for results, and {len(results)} results were given")
         return self._begin([*self._messages, *tool_messages(results)], options)
 
-    def retry(self, **options: Any) -> Turn:
+    def retry(self, **options: Unpack[TurnOptions]) -> Turn:
         """Replies to the last turn again; the old reply goes once the new one begins."""
         self._end_abandoned_turn()
         last = self._turn_index(-1)
         return self._begin(self._messages[: last + 1], options, replaces=True)
 
-    def edit(self, turn: int, text: str | Message, **options: Any) -> Turn:
+    def edit(self, turn: int, text: str | Message, **options: Unpack[TurnOptions]) -> Turn:
         """Says `text` in place of a turn, counted from 0 (or from the end: -1 is the last); what followed it goes."""
         message = _user_message(text)
         self._end_abandoned_turn()
@@ -328,11 +345,10 @@ class Chat:
         if (given := options.pop("tools", None)) is not None:
             toolbox, tools = Toolbox(given), tuple(given)
         self._compute_weights()
-        plan = Plan(messages, toolbox, tools, *self._options(options))
+        plan = Plan(messages, toolbox, tools, self._options(options))
         plan.before, plan.replaces = self._messages, replaces
         self._fit(plan)
-        check_request(plan.ids, plan.options, self.model.config, self.tokenizer)
-        check_drafting(self.model.config, plan.options, self._draft.model.config if self._draft else None)
+        self._request(plan)
         self._constraint_of(plan)
         running = Running()
         turn = Turn(self._turn(plan, running), running)
@@ -345,27 +361,21 @@ class Chat:
         if self._draft is not None:
             mx.eval(self._draft.model.parameters())
 
-    def _options(self, given: Mapping[str, Any]) -> tuple[Options, bool]:
-        """The options of a turn, and whether it thinks: what was given, and else what holds for the chat."""
-        known = ("thinking", "tools", *(item.name for item in dataclasses.fields(Options)))
-        if unknown := sorted(set(given) - set(known)):
-            raise TypeError(
-                f"a turn has no option {unknown[0]!r}; it has {', '.join(known)} (how tokens are drawn is said by "
-                "sampling=Sampling(…), and the rest when the Chat is made)"
-            )
+    def _options(self, given: Mapping[str, Any]) -> Options:
+        """The options of a turn: those given, and else those of the chat."""
         given = {name: value for name, value in given.items() if value is not None}
-        thinking = given.pop("thinking", self.thinking)
-        check("thinking", thinking, isinstance(thinking, bool), "true or false")
-        chosen: dict[str, Any] = {
-            "sampling": self.sampling,
-            "max_tokens": self.max_tokens,
-            "prompt_lookup": self.prompt_lookup,
-        }
-        if self._draft is not None or given.get("prompt_lookup", self.prompt_lookup):
-            chosen["num_draft_tokens"] = self.num_draft_tokens
-        if thinking:
-            chosen["thinking_budget"] = self.thinking_budget
-        return Options(**(chosen | given)), thinking
+        options = Options.read(given, self.options, also=("tools",))
+        if not options.thinking and "thinking_budget" not in given:
+            options = dataclasses.replace(options, thinking_budget=None)
+        if self._draft is None and not options.prompt_lookup and "num_draft_tokens" not in given:
+            options = dataclasses.replace(options, num_draft_tokens=None)
+        return options
+
+    def _request(self, plan: Plan) -> Request:
+        draft = self._draft.model.config if self._draft else None
+        return Request(
+            self.model.config, self.tokenizer, tuple(plan.ids), plan.options, self.max_kv_size, self._cache.kv, draft
+        )
 
     def _render(
         self, messages: Sequence[Message], tools: tuple[Tool, ...], *, thinking: bool, reply: bool
@@ -382,33 +392,33 @@ class Chat:
 
         def without(dropped: int) -> list[int]:
             seen = [*plan.messages[:system], *plan.messages[system + dropped :]]
-            return self._render(seen, plan.tools, thinking=plan.thinking, reply=True)
+            return self._render(seen, plan.tools, thinking=plan.options.thinking, reply=True)
 
-        ids, limit = without(dropped), self._prompt_limit(plan.options.max_tokens)
-        if len(ids) > limit and self.overflow == "drop_oldest":
+        ids, limit = without(dropped), self._prompt_limit(plan.options)
+        if len(ids) > limit and self.settings.overflow == "drop_oldest":
             # Down to three quarters of what may be used: dropping means reading the rest again.
             later = [start - system for start in starts if start > system + dropped] or [dropped]
             fitting = bisect.bisect_left(later, True, key=lambda dropped: len(without(dropped)) <= limit * 3 // 4)
             dropped = later[min(fitting, len(later) - 1)]
             ids = without(dropped)
-        if len(ids) >= self.context_limit:
+        if len(ids) >= self.max_kv_size:
             what, advice = "conversation has", "undo() or edit() a turn, reset(), or set overflow='drop_oldest'"
-            if self.overflow == "drop_oldest":
+            if self.settings.overflow == "drop_oldest":
                 what, advice = "newest turn alone has", "make it shorter"
             raise ValueError(
-                f"the {what} {len(ids)} tokens, and the context of {self.context_limit} must hold it and a "
+                f"the {what} {len(ids)} tokens, and the context of {self.max_kv_size} must hold it and a "
                 f"reply: {advice}"
             )
         plan.ids, plan.dropped = ids, dropped
 
     def _constraint_of(self, plan: Plan) -> ToolConstraint | None:
         """What holds calls to the schemas, if that is wanted; made once for the chat's own tools."""
-        if not self.constrain_tools or not plan.tools:
+        if not plan.options.constrain_tools or not plan.tools:
             return None
         if plan.tools is not self._tools:
-            return tool_constraint(self.model, self.tokenizer, plan.tools)
+            return tool_constraint(self.model.config, self.tokenizer, plan.tools)
         if self._constraint is None:
-            self._constraint = tool_constraint(self.model, self.tokenizer, plan.tools)
+            self._constraint = tool_constraint(self.model.config, self.tokenizer, plan.tools)
         return self._constraint
 
     def _turn(self, plan: Plan, running: Running) -> Generator[TurnEvent, None, None]:
@@ -422,9 +432,9 @@ class Chat:
                 self._running = running
             self._messages, self.dropped = plan.messages, plan.dropped
             self._use(plan.toolbox, plan.tools)
-            for rounds_left in range(self.max_tool_rounds, -1, -1):
+            for rounds_left in range(self.settings.max_tool_rounds, -1, -1):
                 done, problems = yield from self._reply(plan, running)
-                total = running.total = done if running.total is None else added(running.total, done)
+                total = running.total = done if running.total is None else running.total + done
                 if not (yield from self._run_calls(plan, running, done, problems, rounds_left)):
                     break
                 if running.cancelled.is_set() or not plan.fits:
@@ -444,12 +454,9 @@ class Chat:
         self._stop_settling()
         generation = Generation(
             self.model,
-            self.tokenizer,
-            plan.ids,
-            plan.options,
+            self._request(plan),
             prompt_cache=self._cache,
             constraint=self._constraint_of(plan),
-            context_limit=self.context_limit,
             draft=self._draft,
         )
         came = plan.came = Came()
@@ -534,14 +541,14 @@ class Chat:
         if running.cancelled.is_set():
             return refused("not run: the turn was ended")
         if rounds_left == 0:
-            return refused(f"not run: a turn has {self.max_tool_rounds} rounds of calls, and they are used up")
+            return refused(f"not run: a turn has {self.settings.max_tool_rounds} rounds of calls, and they are used up")
         try:
             self._toolbox.arguments(call)
         except ToolError as error:
             return refused(str(error))
         if self.approve is not None and self.approve(call) is not True:
             return refused("not run: the user did not allow this call")
-        return self._toolbox.run(call, timeout=self.tool_timeout, cancelled=running.cancelled)
+        return self._toolbox.run(call, timeout=self.settings.tool_timeout, cancelled=running.cancelled)
 
     def _append_results(self, plan: Plan, results: Sequence[Message]) -> None:
         """Puts results into the history, and makes the prompt that follows. What is too long is replaced."""
@@ -572,11 +579,11 @@ class Chat:
         if self._turn_starts(messages):
             ids = self._render(messages, self._tools, thinking=False, reply=False)
         self.context_tokens = len(ids)
-        if len(ids) >= self.context_limit:
+        if len(ids) >= self.max_kv_size:
             ids = []
         with self._lock:
             self._stop_settling()
-            if ids and idle and self._auto_settle:
+            if ids and idle and self.settings.settle:
                 self._settling = self._owner.when_idle(self._cache.settle(ids))
         return ids
 
@@ -604,12 +611,9 @@ class Chat:
             "dropped": self.dropped,
             "tools": list(self._toolbox.names),
             "settings": {
-                "thinking": self.thinking,
-                "thinking_budget": self.thinking_budget,
-                "max_tokens": self.max_tokens,
-                "sampling": None if self.sampling is None else dataclasses.asdict(self.sampling),
-                "overflow": self.overflow,
-                "constrain_tools": self.constrain_tools,
+                "overflow": self.settings.overflow,
+                **{name: getattr(self.options, name) for name in SAVED_OPTIONS if name not in SAMPLING_FIELDS},
+                "sampling": {name: getattr(self.options, name) for name in SAMPLING_FIELDS},
             },
         }
         text = json.dumps(content, ensure_ascii=False, indent=1)
@@ -642,10 +646,12 @@ class Chat:
         saved = content["settings"]
         if missing := sorted(set(content["tools"]) - set(Toolbox(tools).names)):
             warnings.warn(f"{path} was saved with tools that are not given now: {', '.join(missing)}", stacklevel=2)
-        system = settings.pop("system", None)
+        system_prompt = settings.pop("system_prompt", None)
+        if (sampling := saved.pop("sampling", None)) is not None and settings.get("sampling") is None:
+            saved |= {name: getattr(sampling, name) for name in SAMPLING_FIELDS}
         chat = cls(model, tokenizer, tools=tools, messages=content["messages"], **(saved | settings))
-        if system is not None:
-            chat.system = system
+        if system_prompt is not None:
+            chat.system_prompt = system_prompt
         chat.dropped = content["dropped"]
         chat._stop_settling()
         if caches and _cache_path(path).is_file():
@@ -656,12 +662,6 @@ class Chat:
             warnings.warn(f"there are no caches {_cache_path(path)}; starting without them", stacklevel=2)
         chat._prepare()
         return chat
-
-
-def check_answerable(messages: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ValueError for messages that do not end with the user's words or a tool's result."""
-    if not messages or messages[-1]["role"] not in ("user", "tool"):
-        raise ValueError("there is nothing to reply to: the last message is not the user's and no tool's")
 
 
 def _user_message(text: str | Message) -> Message:

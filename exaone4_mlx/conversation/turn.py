@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import threading
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..generation.generate import Done, Generation, Logprobs
-from ..generation.stopping import Options
+from ..generation.generate import Generation
+from ..generation.options import Options
 from ..generation.worker import Job
-from ..text.reply import VALUE_ONLY, Answer, Event, Thinking, ToolCall
+from ..text.events import Answer, Done, Event, Logprobs, Thinking
+from ..text.reply import VALUE_ONLY
+from ..tools.call import ToolCall
 from ..tools.describe import Tool
 from ..tools.toolbox import Toolbox, ToolResult
 
@@ -70,7 +71,6 @@ class Plan:
     toolbox: Toolbox
     tools: tuple[Tool, ...]
     options: Options
-    thinking: bool
     ids: list[int] = field(default_factory=list)
     dropped: int = 0
     fits: bool = True
@@ -117,7 +117,7 @@ class Running:
     def so_far(self) -> Done | None:
         with self._lock:
             reply = self.reply_so_far
-            return self.total if reply is None else reply if self.total is None else added(self.total, reply)
+            return self.total if reply is None else reply if self.total is None else self.total + reply
 
     @property
     def reply_so_far(self) -> Done | None:
@@ -168,13 +168,3 @@ class Came:
 
 def tool_messages(contents: Sequence[Any], **more: Any) -> list[Message]:
     return [{"role": "tool", "content": content, **more} for content in contents]
-
-
-def added(first: Done, second: Done) -> Done:
-    """Two replies of a turn as one: counts and times added, the end of the second."""
-    sums = {
-        item.name: getattr(first, item.name) + getattr(second, item.name)
-        for item in dataclasses.fields(Done)
-        if item.name not in ("finish_reason", "peak_bytes")
-    }
-    return Done(second.finish_reason, **sums, peak_bytes=max(first.peak_bytes, second.peak_bytes))

@@ -9,18 +9,15 @@ What is peculiar here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
 
 from ..model.cache import Cache
 from ..model.network import Exaone4ForCausalLM
+from .options import PREFILL_STEP_SIZE
 
-#: (prompt tokens processed, all prompt tokens) -> None
-PrefillProgress = Callable[[int, int], None]
-
-PREFILL_STEP_SIZE = 2048  # tokens; mlx-lm's default
 CLEAR_EVERY = 256  # tokens between which freed buffers are given back
 
 

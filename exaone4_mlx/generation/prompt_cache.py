@@ -31,7 +31,8 @@ from ..model.cache import Cache, KVCache, RotatingKVCache, Snapshot
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
-from .decode import PREFILL_STEP_SIZE, PrefillProgress, read
+from .decode import read
+from .options import PREFILL_STEP_SIZE, PrefillProgress
 
 MAX_CHECKPOINTS = 16  # of all conversations that share a pool
 MAX_CHECKPOINT_BYTES = 2 << 30  # of them together; one of the 32B's is 0.8 GB in bfloat16

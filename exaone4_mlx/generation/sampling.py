@@ -14,62 +14,16 @@ from __future__ import annotations
 
 import math
 import secrets
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import mlx.core as mx
+
+from .options import Sampling
 
 #: How often all the tokens drawn for a top_p may be ruled out; the most probable one is taken then.
 ALL_RULED_OUT = 1e-9
 #: As many may be drawn at once: more of them take longer than sorting the vocabulary.
 MOST_DRAWS = 16
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn. None means LG's advice for the mode: with a thought temperature 0.6 and top_p 0.95,
-    otherwise temperature 0.1.
-
-    `temperature` 0 takes the most probable token. `top_k` 0, `top_p` 1 and `min_p` 0 cut nothing off.
-    `logit_bias` adds to the logits of token ids. `seed` None takes one from the operating system.
-    Raises ValueError for values without meaning.
-    """
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int = 0
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    logit_bias: Mapping[int, float] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
-            value = getattr(self, name)
-            check(name, value, _is_number(value) or (value is None and name in ("temperature", "top_p")), "a number")
-        bias = {} if self.logit_bias is None else self.logit_bias
-        check("logit_bias", bias, isinstance(bias, Mapping) and all(map(_is_bias, bias.items())), "numbers by token id")
-        check("temperature", self.temperature, 0 <= (self.temperature or 0) < math.inf, "0 or more")
-        check("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
-        check("top_k", self.top_k, isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 or more")
-        check("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
-        for name in ("presence_penalty", "frequency_penalty"):
-            check(name, getattr(self, name), math.isfinite(getattr(self, name)), "a finite number")
-        check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
-        whole = isinstance(self.seed, int) and 0 <= self.seed < 2**64
-        check("seed", self.seed, self.seed is None or whole, "a whole number from 0 to 2**64 - 1")
-
-    def resolved(self, thinking: bool) -> Sampling:
-        """The same, what was left open filled in by LG's advice for the mode (README of EXAONE 4.0)."""
-        temperature, top_p = (0.6, 0.95) if thinking else (0.1, 1.0)
-        return replace(
-            self,
-            temperature=temperature if self.temperature is None else self.temperature,
-            top_p=top_p if self.top_p is None else self.top_p,
-        )
 
 
 class Sampler:
@@ -196,26 +150,7 @@ def check_bias(bias: Mapping[int, float] | None, vocab_size: int) -> None:
         raise ValueError(f"logit_bias names token {wrong[0]}; there are tokens 0 to {vocab_size - 1}")
 
 
-def _is_bias(item: tuple[object, object]) -> bool:
-    """Whether a token id and what is added to its logit; minus infinity forbids a token."""
-    token, value = item
-    return type(token) is int and _is_number(value) and value < math.inf  # type: ignore[operator]
-
-
-def _is_number(value: object) -> bool:
-    """Whether it is one that a float can be. Infinities and nan are."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return abs(value) <= sys.float_info.max
-    return isinstance(value, float)
-
-
 def _dense(bias: Mapping[int, float], vocab_size: int) -> mx.array:
     dense = mx.zeros(vocab_size)
     dense[mx.array(list(bias))] = mx.array([float(value) for value in bias.values()])
     return dense
-
-
-def check(name: str, value: object, holds: bool, meaning: str) -> None:
-    """Raises ValueError for a value of `name` that is not what it must be: `meaning`, in words."""
-    if not holds:
-        raise ValueError(f"{name} must be {meaning}, not {value!r}")

@@ -11,62 +11,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
-from ..text.reply import Answer, Event, open_end
-from .decode import PREFILL_STEP_SIZE, PrefillProgress
-from .sampling import Sampling, check
+from ..text.events import Answer, Event
+from ..text.reply import open_end
 
-MAX_TOKENS = 8192  # of a reply, thought included: enough for a long thought, an end for a loop
 #: What ends a thought whose budget is used up. The last part is the template's own.
 WRAP_UP = "\nI will answer now.\n</think>\n\n"
-LEAST = {"max_tokens": 1, "prefill_step_size": 1, "thinking_budget": 0, "num_draft_tokens": 1, "logprobs": 0}
 ANSWER_PART, ANSWER_TOKENS = 4, 512  # a quarter of max_tokens, and no more than this, is kept for the answer
-
-
-@dataclass(frozen=True)
-class Options:
-    """How one reply is made. Lengths are in tokens; errors are raised at once, as ValueError.
-
-    `max_tokens` bounds thought and answer together; None means 8,192. `thinking_budget` is how long the thought
-    may be; None sets no bound. `stop` ends the answer before a text. `stop_on_repetition` ends a reply that does
-    nothing but repeat itself. `progress(done, total)` is told of the prefill.
-
-    `prompt_lookup` guesses that what followed the same words before follows again, and checks it: the same reply, in
-    fewer steps where it repeats the prompt. `num_draft_tokens` are guessed at once at most, by that or by a draft model
-    (None means 8, or 4 of a draft model). `logprobs` tells of every token that was drawn its log-probability and
-    those of so many others, the most probable ones.
-    """
-
-    sampling: Sampling | None = None
-    max_tokens: int | None = None
-    thinking_budget: int | None = None
-    stop: str | Sequence[str] | None = ()
-    stop_on_repetition: bool = True
-    prefill_step_size: int = PREFILL_STEP_SIZE
-    progress: PrefillProgress | None = None
-    prompt_lookup: bool = False
-    num_draft_tokens: int | None = None
-    logprobs: int | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.sampling, (Sampling, type(None))):
-            raise ValueError(f"sampling must be a Sampling, not {type(self.sampling).__name__}")
-        for name, least in LEAST.items():
-            limit = getattr(self, name)
-            whole = isinstance(limit, int) and not isinstance(limit, bool) and limit >= least
-            optional = limit is None and name != "prefill_step_size"
-            check(name, limit, whole or optional, f"a whole number of at least {least}")
-        check("prompt_lookup", self.prompt_lookup, isinstance(self.prompt_lookup, bool), "true or false")
-        if not all(isinstance(text, str) and text for text in self.stops):
-            raise ValueError(f"stop strings must be texts of at least one character, not {list(self.stops)!r}")
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        if self.stop is None:
-            return ()
-        listed = isinstance(self.stop, Sequence) and not isinstance(self.stop, str)
-        return tuple(self.stop) if listed else (self.stop,)  # type: ignore[return-value]
 
 
 def thought_limit(budget: int, max_tokens: int, wrap_up: int) -> int:

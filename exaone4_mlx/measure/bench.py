@@ -37,7 +37,7 @@ import mlx.nn as nn
 
 from ..files.folders import find_folder
 from ..files.safetensors import read_dtype
-from ..generation.decode import PREFILL_STEP_SIZE
+from ..generation.options import PREFILL_STEP_SIZE
 from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization
 from ..model.load import load_model

@@ -21,7 +21,7 @@ import mlx.core as mx
 from .. import __version__
 from ..generation.decode import prefill
 from ..generation.generate import Reply, generate
-from ..generation.sampling import Sampling
+from ..generation.options import Sampling
 from ..model.kv import QuantizedKV
 from ..model.layer import attend
 from ..model.load import load

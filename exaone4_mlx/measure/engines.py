@@ -23,8 +23,9 @@ from mlx.utils import tree_flatten
 from ..checkpoint.quantize import Quantization
 from ..conversation.chat import Chat
 from ..generation.decode import TokenStream, prefill
+from ..generation.options import Sampling
 from ..generation.prompt_cache import PromptCache
-from ..generation.sampling import Sampler, Sampling
+from ..generation.sampling import Sampler
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..model.parameters import quantize_layers

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 import mlx.core as mx
 
 from ..generation.decode import prefill
-from ..generation.generate import Prompt, prompt_ids
+from ..generation.request import Prompt, prompt_ids
 from ..model.cache import RotatingKVCache
 from ..model.config import Exaone4Config, LayerAttention
 from ..model.kv import grown_capacity

@@ -22,16 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 from ..files.format import size_text
 from ..terminal.format import call_text, clean, result_text
-from ..text.reply import ToolCall
+from ..tools.call import ToolCall
 from ..tools.schema import shortened
 
 if TYPE_CHECKING:
     from ..conversation.chat import Chat
     from ..conversion.convert import Summary
     from ..conversion.evaluate import Evaluation
-    from ..generation.generate import Done, Reply
+    from ..generation.generate import Reply
     from ..measure.fit import Fit
     from ..model.config import Exaone4Config, LayerAttention
+    from ..text.events import Done
 
 Message = Mapping[str, Any]
 
@@ -99,7 +100,7 @@ def chat_text(chat: Chat) -> str:
     turns = len(chat.turns)
     dropped = f" · the model no longer sees the first {chat.dropped:,} messages" if chat.dropped else ""
     return (
-        f"{turns:,} turn{'s' * (turns != 1)} · {chat.context_tokens:,} of {chat.context_limit:,} tokens of the "
+        f"{turns:,} turn{'s' * (turns != 1)} · {chat.context_tokens:,} of {chat.max_kv_size:,} tokens of the "
         f"context{dropped}"
     )
 

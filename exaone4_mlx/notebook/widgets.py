@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..conversation.chat import Chat
 from ..conversation.turn import Turn, TurnEvent
-from ..generation.generate import Done, Reply
-from ..text.reply import Answer, Thinking, ToolCall
+from ..generation.generate import Reply
+from ..text.events import Answer, Done, Thinking
+from ..tools.call import ToolCall
 from ..tools.describe import name_of, schemas
 from ..tools.toolbox import ToolResult
 from .introspect import (
@@ -307,7 +308,7 @@ class _ChatWidget:
         self.undo.on_click(lambda _: self._undo())
         self.clear.on_click(lambda _: self._clear())
         self.thinking = w.Checkbox(
-            value=chat.thinking, description="Thinking", indent=False, layout=w.Layout(width="auto")
+            value=chat.options.thinking, description="Thinking", indent=False, layout=w.Layout(width="auto")
         )
         self.tools = [
             w.Checkbox(value=True, description=str(name_of(schema)), indent=False, layout=w.Layout(width="auto"))

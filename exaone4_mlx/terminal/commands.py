@@ -94,14 +94,15 @@ def completions(repl: Repl, text: str) -> Iterable[tuple[str, int]]:
 
 def _think(repl: Repl, rest: str) -> None:
     if rest:
-        repl.chat.thinking = _switch(rest, "/think")
-    repl.screen.note(f"the model {'thinks' if repl.chat.thinking else 'does not think'} before it answers")
+        repl.chat.options = dataclasses.replace(repl.chat.options, thinking=_switch(rest, "/think"))
+    repl.screen.note(f"the model {'thinks' if repl.chat.options.thinking else 'does not think'} before it answers")
 
 
 def _budget(repl: Repl, rest: str) -> None:
     if rest:
-        repl.chat.thinking_budget = None if rest == "off" else _whole(rest, "/budget", least=0)
-    budget = repl.chat.thinking_budget
+        limit = None if rest == "off" else _whole(rest, "/budget", least=0)
+        repl.chat.options = dataclasses.replace(repl.chat.options, thinking_budget=limit)
+    budget = repl.chat.options.thinking_budget
     repl.screen.note(
         "a thought has no limit of its own" if budget is None else f"a thought is ended after {budget} tokens"
     )
@@ -129,8 +130,8 @@ def _tools(repl: Repl, rest: str) -> None:
 
 def _system(repl: Repl, rest: str) -> None:
     if rest:
-        repl.chat.system = None if rest == "off" else rest
-    system = repl.chat.system
+        repl.chat.system_prompt = None if rest == "off" else rest
+    system = repl.chat.system_prompt
     repl.screen.note("there is no system prompt" if system is None else f"system prompt: {system}")
 
 
@@ -148,14 +149,14 @@ SETTINGS: dict[str, type] = {
 
 
 def _set(repl: Repl, rest: str) -> None:
-    from ..generation.sampling import Sampling
+    from ..generation.options import Options
 
     name, _, value = rest.replace("=", " ").partition(" ")
-    sampling = repl.chat.sampling or Sampling()
+    options = repl.chat.options
     if not rest:
-        resolved = sampling.resolved(thinking=repl.chat.thinking)
+        resolved = options.resolved(thinking=options.thinking)
         values = {name: getattr(resolved, name) for name in SETTINGS if name != "max_tokens"}
-        values["max_tokens"] = repl.chat.max_tokens
+        values["max_tokens"] = options.max_tokens
         repl.screen.note(", ".join(f"{name} {_shown(value)}" for name, value in values.items()))
         return
     if name not in SETTINGS:
@@ -169,12 +170,11 @@ def _set(repl: Repl, rest: str) -> None:
         number = None if value == "default" else kind(value)
     except ValueError:
         raise ValueError(f"{name} must be {'a whole number' if kind is int else 'a number'}, not {value!r}") from None
-    if name == "max_tokens":
-        repl.chat.max_tokens = None if number is None else _whole(value, "max_tokens", least=1)
-    else:
-        if value == "default":
-            number = getattr(Sampling(), name)
-        repl.chat.sampling = dataclasses.replace(sampling, **{name: number})
+    if name == "max_tokens" and number is not None:
+        number = _whole(value, "max_tokens", least=1)
+    elif value == "default":
+        number = getattr(Options(), name)
+    repl.chat.options = dataclasses.replace(options, **{name: number})
     repl.screen.note(f"{name}: {value}")
 
 
@@ -248,7 +248,7 @@ def _thought(repl: Repl, rest: str) -> None:
 def _stats(repl: Repl, rest: str) -> None:
     chat, totals = repl.chat, repl.totals
     turns, messages = len(chat.turns), len(chat.messages)
-    repl.screen.note(f"{turns} turns, {messages} messages; {context_text(chat.context_tokens, chat.context_limit)}")
+    repl.screen.note(f"{turns} turns, {messages} messages; {context_text(chat.context_tokens, chat.max_kv_size)}")
     if chat.dropped:
         repl.screen.note(f"the model does not see the first {chat.dropped} messages any more")
     if totals is not None:

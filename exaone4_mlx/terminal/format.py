@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ..files.format import size_text as size_text
 
 if TYPE_CHECKING:
-    from ..generation.generate import Done
-    from ..text.reply import ToolCall
+    from ..text.events import Done
+    from ..tools.call import ToolCall
 
 #: Control characters but for the line end and the tab, and marks of the writing direction.
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")

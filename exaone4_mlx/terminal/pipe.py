@@ -17,7 +17,7 @@ from .format import ENDS, call_text, result_text, shortened
 
 if TYPE_CHECKING:
     from ..conversation.turn import TurnEvent
-    from ..text.reply import ToolCall
+    from ..tools.call import ToolCall
 
 LINE = 200  # columns of a tool's line
 
@@ -45,8 +45,7 @@ class PipeScreen:
             self._end_line()
 
     def show(self, event: TurnEvent) -> None:
-        from ..generation.generate import Done
-        from ..text.reply import Answer, Thinking
+        from ..text.events import Answer, Done, Thinking
         from ..tools.toolbox import ToolResult
 
         if isinstance(event, Thinking):

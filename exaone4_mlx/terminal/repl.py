@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from ..conversation.chat import Chat
     from ..conversation.turn import Turn, TurnEvent
-    from ..generation.generate import Done
-    from ..text.reply import ToolCall
+    from ..text.events import Done
+    from ..tools.call import ToolCall
 
 CONTEXT_WARNING = 0.8  # of the context, used
 STEP_SIZE = 512  # prompt tokens between two looks at Ctrl-C, and at how far it is
@@ -153,15 +153,16 @@ def _repl(options: argparse.Namespace, terminal: bool, screen: Screen) -> Repl:
     screen.count_tokens = lambda text: len(found.tokenizer.encode(text))
 
     from ..conversation.chat import Chat
-    from ..generation.sampling import Sampling
+    from ..generation.options import SAMPLING_FIELDS, Sampling
 
+    sampling = Sampling(**{name: getattr(replies, name) for name in SAMPLING_FIELDS})
     given = {
         "thinking": options.thinking,
         "thinking_budget": options.thinking_budget,
         "max_tokens": options.max_tokens,
-        "sampling": None if replies.sampling == Sampling() else replies.sampling,
+        "sampling": sampling if sampling != Sampling() else None,
         "overflow": options.overflow,
-        "system": options.system_prompt,
+        "system_prompt": options.system_prompt,
     }
     settings = {name: value for name, value in given.items() if value is not None}
     chat = Chat(
@@ -183,7 +184,7 @@ def _repl(options: argparse.Namespace, terminal: bool, screen: Screen) -> Repl:
         extras = extras_text(made.kv, options.draft_model, options.prompt_lookup)
         screen.note(
             f"exaone4_mlx {__version__}, {options.model}: {found.config.num_hidden_layers} layers, "
-            f"context {chat.context_limit:,} tokens{extras}. /help lists the commands, Ctrl-D leaves.\n"
+            f"context {chat.max_kv_size:,} tokens{extras}. /help lists the commands, Ctrl-D leaves.\n"
         )
     return repl
 
@@ -266,7 +267,7 @@ class Repl:
         while self.warned:
             self.screen.note(f"warning: {self.warned.pop(0)}")
         _, text = self._editing or (0, "")
-        return self.keys.read("think> " if self.chat.thinking else "> ", default=text)
+        return self.keys.read("think> " if self.chat.options.thinking else "> ", default=text)
 
     def do(self, line: str) -> None:
         """What a line asks for. Raises ValueError, before anything is changed, for what cannot be done."""
@@ -288,8 +289,6 @@ class Repl:
 
     def take_turn(self, begin: Callable[[dict[str, Any]], Turn]) -> None:
         """Shows a turn from beginning to end."""
-        from ..conversation.turn import added
-
         dropped_before, began = self.chat.dropped, self._clock()
         first_token_seconds: float | None = None
         done: Done | None = None
@@ -305,9 +304,9 @@ class Repl:
                 turn.close()
                 self.screen.note("[stopped]")
         if done is not None:
-            context = context_text(self.chat.context_tokens, self.chat.context_limit)
+            context = context_text(self.chat.context_tokens, self.chat.max_kv_size)
             self.screen.summary(summary(done, first_token_seconds, context))
-            self.totals = done if self.totals is None else added(self.totals, done)
+            self.totals = done if self.totals is None else self.totals + done
         self._tell_context(dropped_before)
         if not self.screen.can_ask and (done is None or done.finish_reason == "cancelled"):
             raise KeyboardInterrupt
@@ -330,7 +329,7 @@ class Repl:
         """Goes on with a saved conversation, whose settings hold but for those given."""
         from ..conversation.chat import CACHE_SUFFIX, Chat
 
-        settings = self._always | {"constrain_tools": self.chat.constrain_tools} | settings
+        settings = self._always | {"constrain_tools": self.chat.options.constrain_tools} | settings
         self.chat = Chat.load(
             path,
             self.chat.model,
@@ -360,7 +359,7 @@ class Repl:
             then = {
                 "drop_oldest": "once it is full, the model does not see the oldest turns any more",
                 "error": "once it is full, nothing more can be said; /undo, /edit and /reset make room",
-            }[self.chat.overflow]
+            }[self.chat.settings.overflow]
             self.screen.note(f"{min(used / limit, 1):.0%} of the room for the conversation is used: {then}")
         self._context_told = full
 
@@ -390,6 +389,6 @@ class Repl:
 
 
 def is_done(event: TurnEvent) -> TypeGuard[Done]:
-    from ..generation.generate import Done
+    from ..text.events import Done
 
     return isinstance(event, Done)

@@ -27,8 +27,8 @@ from rich.text import Text
 from rich.theme import Theme
 
 from ..conversation.turn import TurnEvent
-from ..generation.generate import Done
-from ..text.reply import Answer, Thinking, ToolCall
+from ..text.events import Answer, Done, Thinking
+from ..tools.call import ToolCall
 from ..tools.toolbox import ToolResult
 from .format import ENDS, Pace, call_text, cell_width, clean, progress_text, result_text, shortened
 from .markdown import FORMULA_ENDS, BlockStream

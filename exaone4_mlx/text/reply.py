@@ -14,38 +14,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
+
+from ..tools.call import ToolCall
+from .events import Answer, Event, Thinking
 
 THINK_END, CALL_START, CALL_END = "</think>", "<tool_call>", "</tool_call>"
 #: The problem of a tag that holds a value and no call: as EXAONE's prompt allows for tools without names.
 VALUE_ONLY = "a value only, which names no tool"
-
-
-@dataclass(frozen=True)
-class Thinking:
-    """A piece of the thought."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A piece of the answer. `problem` says why a text in tool-call tags was no call; it is None otherwise."""
-
-    text: str
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call that the model asks for. `arguments` is an object by name; a bare value stays as it is."""
-
-    name: str
-    arguments: Any
-
-
-Event = Thinking | Answer | ToolCall
 
 
 class ReplyParser:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..text.reply import ToolCall
+from .call import ToolCall
 from .describe import Tool, name_of, parameters_of, schemas, type_hints
 from .schema import COMPOSING, check_schema, expected, normalized, shortened, shown, validator, worded
 from .values import fitted, number_in, plain_result, plain_text

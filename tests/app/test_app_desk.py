@@ -766,7 +766,7 @@ def test_caches_and_drafts_are_as_the_app_was_started_with(make: Any, kv_model: 
         kv_model, kv={"kv_bits": 8, "kv_layers": "all"}, drafting={"prompt_lookup": True, "num_draft_tokens": 3}
     )
     chat = desk._chat(desk.new_session())
-    assert (chat.prompt_lookup, chat.num_draft_tokens) == (True, 3)
+    assert (chat.options.prompt_lookup, chat.options.num_draft_tokens) == (True, 3)
     assert (chat._cache.kv.key_bits, chat._cache.kv.layers) == (8, "all")
     assert desk.needs("demo", 3000) == fit("demo", context=3000, kv_bits=8, kv_layers="all")
 

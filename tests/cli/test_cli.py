@@ -120,7 +120,7 @@ def prompt_given(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
         seen.append(messages)
         raise ValueError("seen enough")
 
-    monkeypatch.setattr("exaone4_mlx.generation.generate.prompt_ids", stop)
+    monkeypatch.setattr("exaone4_mlx.generation.request.prompt_ids", stop)
     assert main([*GENERATE, *arguments]) == 1
     return seen[0]
 

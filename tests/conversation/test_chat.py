@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import random
@@ -16,10 +17,11 @@ import mlx.core as mx
 import pytest
 from conftest import ScriptedModel, call_text, distance, get_weather, roll_dice, small_caches, tiny_model
 
-from exaone4_mlx import Answer, Chat, Done, Generation, Reply, Sampling, Thinking, ToolCall, ToolResult, load
+from exaone4_mlx import Answer, Chat, Done, Generation, Options, Reply, Sampling, Thinking, ToolCall, ToolResult, load
 from exaone4_mlx.conversation import chat as conversation
 from exaone4_mlx.generation import generate as respond
 from exaone4_mlx.generation.decode import TokenStream, prefill
+from exaone4_mlx.generation.sampling import Sampler
 from exaone4_mlx.generation.worker import Owner
 
 GREEDY = Sampling(temperature=0.0)
@@ -103,9 +105,9 @@ def twelve_turns(
             small_caches(model)
     prompts: list[list[int]] = []
 
-    def noted(model: Any, tokenizer: Any, ids: list[int], *rest: Any, **options: Any) -> Any:
-        prompts.append(list(ids))
-        return Generation(model, tokenizer, ids, *rest, **options)
+    def noted(model: Any, request: Any, **options: Any) -> Any:
+        prompts.append(list(request.ids))
+        return Generation(model, request, **options)
 
     monkeypatch.setattr(respond, "TokenStream", Recorded)
     monkeypatch.setattr(conversation, "Generation", noted)
@@ -127,7 +129,7 @@ def twelve_turns(
         cold = model.make_cache()
         logits = prefill(model, prompts[-1], cold)
         assert distance(logits, Recorded.began) < 1e-3, number
-        expected = TokenStream(model, logits, cold, respond.Sampler(GREEDY.resolved(False), [], 3072))
+        expected = TokenStream(model, logits, cold, Sampler(GREEDY.resolved(False), [], 3072))
         assert [next(expected) for _ in Recorded.tokens] == Recorded.tokens, f"turn {number}: other tokens than cold"
 
         # It read the new messages and some glue and, if it was not given time, the reply before them.
@@ -215,7 +217,7 @@ def test_new_message_interrupts_settling(scripted: Any) -> None:
 
 
 def test_history_goes_into_generate_as_it_is(demo: Any) -> None:
-    chat = Chat(*demo, system="Be brief.", sampling=GREEDY)
+    chat = Chat(*demo, system_prompt="Be brief.", sampling=GREEDY)
     reply(chat.send("My name is Clara.", thinking=True))
     assert [message["role"] for message in chat.messages] == ["system", "user", "assistant"]
     last = chat.messages[-1]
@@ -227,7 +229,7 @@ def test_history_goes_into_generate_as_it_is(demo: Any) -> None:
 
 
 def test_retry_undo_edit_and_reset(scripted: Any) -> None:
-    chat = Chat(*scripted("one", "two", "three", "four", "five"), system="S")
+    chat = Chat(*scripted("one", "two", "three", "four", "five"), system_prompt="S")
     reply(chat.send("a"))
     reply(chat.send("b"))
     assert reply(chat.retry()).text == "three"
@@ -236,7 +238,7 @@ def test_retry_undo_edit_and_reset(scripted: Any) -> None:
     assert chat.turns == ["a"]
     assert reply(chat.edit(0, "c")).text == "four"
     assert [message["content"] for message in chat.messages] == ["S", "c", "four"]
-    chat.system = "T"
+    chat.system_prompt = "T"
     reply(chat.send("d"))
     chat.reset()
     assert [message["content"] for message in chat.messages] == ["T"]
@@ -274,7 +276,7 @@ def test_what_is_wrong_is_told_before_anything_changes(scripted: Any, act: Any, 
     ("settings", "message"),
     [
         ({"overflow": "forget"}, "overflow must be 'error' or 'drop_oldest', not 'forget'"),
-        ({"system": 5}, "the system prompt must be a text"),
+        ({"system_prompt": 5}, "the system prompt must be a text"),
         ({"max_tool_rounds": -1}, "max_tool_rounds must be a count, not -1"),
         ({"tool_timeout": 0}, "tool_timeout must be seconds, more than 0, not 0"),
         ({"thinking": "yes"}, "thinking must be true or false, not 'yes'"),
@@ -610,7 +612,7 @@ def test_conversation_goes_on_from_given_messages(scripted: Any) -> None:
         {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": '{"x": 1}'}]},
     ]
     chat = Chat(*scripted("one", "two"), messages=told)
-    assert (chat.system, chat.turns, chat.open_calls) == ("Be brief.", ["a"], (ToolCall("f", {"x": 1}),))
+    assert (chat.system_prompt, chat.turns, chat.open_calls) == ("Be brief.", ["a"], (ToolCall("f", {"x": 1}),))
     assert reply(chat.resume([5])).text == "one"
     again = Chat(*scripted("three"), messages=chat.messages[:4])
     assert reply(again.reply()).text == "three"
@@ -871,7 +873,7 @@ def test_oldest_turns_are_dropped_whole_and_stay_in_the_history(unread: Any) -> 
     tokenizer = unread[1]
     small = ScriptedModel.tiny(tokenizer, max_position_embeddings=400)
     small.script.play("word " * 30, repeat=True)
-    chat = Chat(small, tokenizer, system="Be brief.", overflow="drop_oldest", max_tokens=40)
+    chat = Chat(small, tokenizer, system_prompt="Be brief.", overflow="drop_oldest", max_tokens=40)
     for number in range(20):
         reply(chat.send(f"This is message number {number}.", stop_on_repetition=False))
         assert chat.context_tokens < 400
@@ -888,8 +890,6 @@ def test_oldest_turns_are_dropped_whole_and_stay_in_the_history(unread: Any) -> 
 
 def long_chat(turns: int, context: int) -> tuple[Chat, int]:
     """A chat on the demo model with a context of `context` tokens, after `turns` turns; and the bound of its memory."""
-    import dataclasses
-
     model, tokenizer = load("demo", dtype="float32")
     config = dataclasses.replace(model.config, max_position_embeddings=context)
     model.config = model.model.config = config
@@ -931,18 +931,18 @@ def test_memory_of_200_turns_is_bounded() -> None:
 
 def test_saved_chat_is_readable_and_goes_on(demo: Any, tmp_path: Path) -> None:
     file = tmp_path / "대화.json"
-    chat = Chat(*demo, system="Be brief.", sampling=GREEDY, tools=[roll_dice], thinking=True)
+    chat = Chat(*demo, system_prompt="Be brief.", sampling=GREEDY, tools=[roll_dice], thinking=True)
     reply(chat.send("My name is Clara."))
     chat.save(file)
     text = file.read_text()
     assert '"content": "My name is Clara."' in text
     loaded = Chat.load(file, *demo, tools=[roll_dice])
     assert loaded.messages == chat.messages
-    assert (loaded.thinking, loaded.sampling, loaded.system) == (True, GREEDY, "Be brief.")
+    assert (loaded.options, loaded.system_prompt) == (Options(thinking=True, temperature=0.0), "Be brief.")
     assert reply(loaded.send("What is my name?")).text == "Your name is Clara."
-    chat.sampling = Sampling(logit_bias={5: -1.5})
+    chat.options = Options(logit_bias={5: -1.5})
     chat.save(file)
-    assert Chat.load(file, *demo, tools=[roll_dice]).sampling == chat.sampling
+    assert Chat.load(file, *demo, tools=[roll_dice]).options == chat.options
     with pytest.warns(UserWarning, match="saved with tools that are not given now: roll_dice"):
         Chat.load(file, *demo)
 
@@ -1083,14 +1083,14 @@ def test_counts_can_be_read_while_a_turn_is_made(scripted: Any) -> None:
 
 def test_context_can_be_bounded_below_the_models(scripted: Any) -> None:
     model, tokenizer = scripted("word " * 500, "Hi.")
-    with pytest.raises(ValueError, match="context_limit must be a number of tokens from 2 to the model's 8192"):
-        Chat(model, tokenizer, context_limit=8193)
-    chat = Chat(model, tokenizer, context_limit=300)
+    with pytest.raises(ValueError, match="max_kv_size must be a number of tokens from 2 to the model's 8192"):
+        Chat(model, tokenizer, max_kv_size=8193)
+    chat = Chat(model, tokenizer, max_kv_size=300)
     done = list(chat.send("Hello"))[-1]
     assert done.finish_reason == "length"
     assert done.prompt_tokens + done.answer_tokens == 300, "the reply ends with the context"
     with pytest.raises(ValueError, match="the context of 300 must hold it"):
         chat.send("and now?")
-    chat.overflow = "drop_oldest"
+    chat.settings = dataclasses.replace(chat.settings, overflow="drop_oldest")
     list(chat.send("and now?"))
     assert chat.dropped == 2

@@ -24,6 +24,7 @@ from exaone4_mlx import (
     stream_generate,
 )
 from exaone4_mlx.generation import generate as respond
+from exaone4_mlx.generation.request import prompt_ids
 from exaone4_mlx.generation.stopping import LoopDetector
 
 GREEDY = Sampling(temperature=0.0)
@@ -66,7 +67,7 @@ def test_tools_reach_the_prompt(demo: Any) -> None:
         return 0.0
 
     ready = {"type": "function", "function": {"name": "count_birds", "parameters": {}}}
-    text = demo[1].decode(respond.prompt_ids(demo[1], "Hello", tools=[measure_rain, ready]))
+    text = demo[1].decode(prompt_ids(demo[1], "Hello", tools=[measure_rain, ready]))
     assert '<tool>{"type": "function", "function": {"name": "count_birds", "parameters": {}}}</tool>' in text
     assert '"name": "measure_rain", "description": "Measure the rain.", "parameters": {"type": "object"' in text
 
@@ -142,7 +143,7 @@ def test_cancel_during_the_prompt_ends_at_the_next_chunk(demo: Any) -> None:
 def test_done_tells_counts_and_times(demo: Any) -> None:
     done = list(stream_generate(*demo, "Hello", sampling=GREEDY, max_tokens=20))[-1]
     assert isinstance(done, Done)
-    assert done.prompt_tokens == len(respond.prompt_ids(demo[1], "Hello"))
+    assert done.prompt_tokens == len(prompt_ids(demo[1], "Hello"))
     assert done.cached_tokens == 0
     assert done.prefill_seconds > 0 < done.decode_seconds
     assert done.peak_bytes > 1_000_000
@@ -190,7 +191,7 @@ def test_replies_can_be_made_in_any_thread(demo: Any) -> None:
         ("Hello", {"stop": 5}, "stop strings must be texts"),
         ("Hello", {"prefill_step_size": 0}, "prefill_step_size must be a whole number of at least 1"),
         ("Hello", {"thinking": 1}, "thinking must be true or false, not 1"),
-        ("Hello", {"thinking_budget": 5}, "thinking_budget bounds a thought, and this prompt opens none"),
+        ("Hello", {"thinking_budget": 5}, "thinking_budget limits a thought, and this prompt opens none"),
         ("Hello", {"thinking": True, "thinking_budget": -1}, "thinking_budget must be a whole number of at least 0"),
         (
             "Hello",
@@ -262,7 +263,7 @@ def test_bytes_that_never_make_a_character_do_not_hold_the_thought_open(scripted
 def test_model_goes_on_from_the_forced_end_of_its_thought(demo: Any) -> None:
     """What follows equals a cold reading of the same tokens, the forced ones among them."""
     model, tokenizer = demo
-    ids = respond.prompt_ids(tokenizer, "What is 348 + 275?", thinking=True)
+    ids = prompt_ids(tokenizer, "What is 348 + 275?", thinking=True)
     cache = PromptCache(model, tokenizer)
     cut = generate(model, tokenizer, ids, sampling=GREEDY, thinking_budget=9, prompt_cache=cache)
     seen = cache.ids[: len(ids) + cut.thinking_tokens]

@@ -460,7 +460,7 @@ def test_reply_that_is_cut_leaves_its_cache_right(demo: tuple[Any, Tokenizer], a
         ({"num_draft_tokens": 0, "prompt_lookup": True}, "num_draft_tokens must be a whole number of at least 1"),
         ({"prompt_lookup": 3}, "prompt_lookup must be true or false"),
         ({"logprobs": -1}, "logprobs must be a whole number of at least 0"),
-        ({"kv_bits": 5}, "kv_bits must be 8 or 4"),
+        ({"kv": 5}, "kv must be 8, 4 or a KVQuantization"),
     ],
 )
 def test_senseless_options_are_refused_before_work(
@@ -481,7 +481,7 @@ def test_draft_of_another_vocabulary_and_two_ways_to_guess_are_refused(unread: t
         Chat(model, tokenizer, draft_model=model, prompt_lookup=True)
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     other = tiny_model(vocab_size=3072, rope_parameters=rope)
-    with pytest.raises(ValueError, match="RoPE of type 'dynamic' goes by the length"):
+    with pytest.raises(ValueError, match="RoPE of type 'dynamic' depends on the length"):
         stream_generate(other, tokenizer, "Hello", prompt_lookup=True)
 
 
@@ -489,11 +489,11 @@ def test_prompt_cache_of_other_bits_is_refused(unread: tuple[Any, Tokenizer], de
     cache = PromptCache(*demo, kv=KVQuantization(8, 8, 64, "all"))
     assert generate(*demo, "Hello", prompt_cache=cache, max_tokens=2).answer_tokens == 2, "its own bits are taken"
     with pytest.raises(ValueError, match="the prompt cache holds cache: keys 8 bits"):
-        generate(*demo, "Hello", prompt_cache=cache, kv_bits=4)
+        generate(*demo, "Hello", prompt_cache=cache, kv=4)
 
 
 def test_chat_with_quantized_caches_reuses_them(demo: tuple[Any, Tokenizer]) -> None:
-    chat = Chat(*demo, kv_bits=8, kv_bits_values=4, sampling=Sampling(temperature=0))
+    chat = Chat(*demo, kv=KVQuantization.read(demo[0].config, 8, kv_bits_values=4), sampling=Sampling(temperature=0))
     list(chat.send("My name is Mina."))
     chat.settle()
     done = list(chat.send("What is my name?"))[-1]
@@ -581,11 +581,11 @@ def test_max_kv_size_bounds_prompt_and_reply(unread: tuple[Any, Tokenizer]) -> N
     assert (reply.answer_tokens + reply.thinking_tokens, reply.finish_reason) == (10, "length")
     with pytest.raises(ValueError, match="the prompt has 20 tokens, and max_kv_size 20 must hold it and a reply"):
         generate(*unread, [5] * 20, max_kv_size=20)
-    with pytest.raises(ValueError, match="max_kv_size must be a number of tokens from 2 to 8192"):
+    with pytest.raises(ValueError, match="max_kv_size must be a number of tokens from 2 to the model's 8192"):
         generate(*unread, "Hello", max_kv_size=8193)
 
 
 def test_what_is_no_model_cannot_draft(unread: tuple[Any, Tokenizer]) -> None:
     for refused in (lambda: generate(*unread, "Hello", draft_model="demo"), lambda: Chat(*unread, draft_model="demo")):
-        with pytest.raises(ValueError, match=r"draft_model must be a model, as load\(\) gives it"):
+        with pytest.raises(ValueError, match=r"draft_model must be a model, as load\(\) returns it"):
             refused()

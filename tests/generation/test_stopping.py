@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import pytest
 
 from exaone4_mlx import Answer, ToolCall
-from exaone4_mlx.generation.stopping import LoopDetector, Options, StopStrings, thought_limit
+from exaone4_mlx.generation.stopping import LoopDetector, StopStrings, thought_limit
 
 
 def test_text_held_back_for_a_stop_string_is_given_in_the_end() -> None:
@@ -81,24 +80,3 @@ def test_lists_and_tables_are_no_loops(ids: list[int]) -> None:
 )
 def test_a_quarter_and_at_most_512_tokens_are_kept_for_the_answer(budget: int, max_tokens: int, limit: int) -> None:
     assert thought_limit(budget, max_tokens, wrap_up=10) == limit
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_tokens": 0}, "max_tokens must be a whole number of at least 1, not 0"),
-        ({"max_tokens": True}, "max_tokens must be a whole number of at least 1, not True"),
-        ({"thinking_budget": -1}, "thinking_budget must be a whole number of at least 0, not -1"),
-        ({"thinking_budget": 1.5}, "thinking_budget must be a whole number of at least 0, not 1.5"),
-        ({"prefill_step_size": None}, "prefill_step_size must be a whole number of at least 1, not None"),
-        ({"stop": ["a", ""]}, "stop strings must be texts of at least one character"),
-        ({"sampling": {"temperature": 0}}, "sampling must be a Sampling, not dict"),
-    ],
-)
-def test_options_without_meaning_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Options(**options)
-
-
-def test_stop_may_be_one_text_or_several_or_none() -> None:
-    assert [Options(stop=stop).stops for stop in ("a", ["a", "b"], (), None)] == [("a",), ("a", "b"), (), ()]

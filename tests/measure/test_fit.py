@@ -18,7 +18,8 @@ from mlx.utils import tree_flatten
 from exaone4_mlx import Exaone4Config, convert, load
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.generation.decode import PREFILL_STEP_SIZE, prefill
+from exaone4_mlx.generation.decode import prefill
+from exaone4_mlx.generation.options import PREFILL_STEP_SIZE
 from exaone4_mlx.generation.speculate import DRAFT_STEP_SIZE, DRAFT_WINDOW, DraftModel
 from exaone4_mlx.measure import fit as fit_module
 from exaone4_mlx.measure.fit import (

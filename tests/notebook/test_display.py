@@ -33,7 +33,7 @@ from exaone4_mlx.notebook.views import (
     reply_markdown,
     summary_html,
 )
-from exaone4_mlx.text.reply import ToolCall
+from exaone4_mlx.tools.call import ToolCall
 
 NASTY = (
     "<script>alert(1)</script>",

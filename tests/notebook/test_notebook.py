@@ -346,7 +346,7 @@ def test_stop_is_heard_while_the_widget_replies(scripted: Any, person: Any) -> N
 
 
 def test_the_widget_tells_what_is_refused(unread: Any, person: Any, monkeypatch: Any) -> None:
-    chat = Chat(*unread, context_limit=200, max_tokens=2, settle=False)
+    chat = Chat(*unread, max_kv_size=200, max_tokens=2, settle=False)
     user = person(chat)
     user.say("many words " * 300)
     assert "the context of 200 must hold it" in user.seen and user.text.value and not user.named["Send"].disabled

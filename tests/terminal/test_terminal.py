@@ -28,10 +28,10 @@ from prompt_toolkit.output import DummyOutput
 from rich.cells import cell_len
 from rich.console import Console
 
-from exaone4_mlx.conversation.chat import Chat
-from exaone4_mlx.generation.generate import Done
-from exaone4_mlx.generation.sampling import Sampling
+from exaone4_mlx.conversation.chat import Chat, ChatSettings
+from exaone4_mlx.generation.options import Options, Sampling
 from exaone4_mlx.model.kv import KVQuantization
+from exaone4_mlx.text.events import Done
 from exaone4_mlx.terminal.commands import COMMANDS, completions, goes_on, read_line
 from exaone4_mlx.terminal.format import (
     Pace,
@@ -48,7 +48,7 @@ from exaone4_mlx.terminal.markdown import BlockStream
 from exaone4_mlx.terminal.pipe import PipeScreen
 from exaone4_mlx.terminal.repl import Repl
 from exaone4_mlx.terminal.screen import THEME, Screen
-from exaone4_mlx.text.reply import Answer, Thinking, ToolCall
+from exaone4_mlx.text.events import Done
 from exaone4_mlx.tools.load import load_tools
 from exaone4_mlx.tools.toolbox import ToolResult
 
@@ -563,10 +563,9 @@ class ScriptedChat:
 
     def __init__(self, *script: Any, tools: tuple[Any, ...] = ()) -> None:
         self.script, self.said, self.tools = list(script), [], tools
-        self.thinking, self.overflow, self.sampling, self.max_tokens = False, "drop_oldest", None, None
-        self.thinking_budget, self.system, self.constrain_tools = None, None, False
+        self.options, self.settings, self.system_prompt = Options(), ChatSettings(overflow="drop_oldest"), None
         self.dropped, self.context_tokens = 0, 10
-        self.context_limit = self.prompt_limit = 100
+        self.max_kv_size = self.prompt_limit = 100
         self.cancelled = threading.Event()
         self.messages: list[Any] = []
         self.approve: Callable[[ToolCall], bool] = lambda call: True
@@ -792,8 +791,8 @@ def test_settings() -> None:
         chat, "/set presence_penalty 1.5", "/set seed 3", "/set max_tokens 9", "/set top_p 7", "/set colour red",
         "/set seed x", "/set seed", "/set", "/budget 5", "/budget -1", "/think on", "/think maybe", "/system Be brief.",
     )  # fmt: skip
-    assert chat.sampling == Sampling(presence_penalty=1.5, seed=3)
-    assert (chat.max_tokens, chat.thinking_budget, chat.thinking, chat.system) == (9, 5, True, "Be brief.")
+    assert chat.options == Options(presence_penalty=1.5, seed=3, max_tokens=9, thinking_budget=5, thinking=True)
+    assert chat.system_prompt == "Be brief."
     errors = [line for line in notes.lines if line.startswith("error")]
     assert [error[:25] for error in errors] == [
         "error: top_p must be abov",
@@ -805,8 +804,8 @@ def test_settings() -> None:
     ]
     assert any(line.startswith("temperature 0.1, top_p 1.0") for line in notes.lines)
     talk(chat, "/set presence_penalty default", "/set max_tokens default", "/budget off", "/system off")
-    assert chat.sampling == Sampling(seed=3)
-    assert (chat.max_tokens, chat.thinking_budget, chat.system) == (None, None, None)
+    assert chat.options == Options(seed=3, thinking=True)
+    assert chat.system_prompt is None
 
 
 def test_tools_are_switched() -> None:
@@ -895,7 +894,7 @@ def test_a_conversation_with_the_demo(chat: Chat, tmp_path: Path) -> None:
     assert any(line.startswith("2 turns, 4 messages; context") for line in notes.lines)
     assert repl.chat is not chat
     assert repl.chat.turns == ["What is the capital of Italy?", "What is 348 + 275?"]
-    assert repl.chat.thinking, "settings come from the file"
+    assert repl.chat.options.thinking, "settings come from the file"
     assert notes.lines[-2] == "> What is 348 + 275?" and "623" in notes.lines[-1]
 
 
@@ -921,11 +920,11 @@ def test_caches_are_saved_and_taken_up(chat: Chat, tmp_path: Path) -> None:
 def test_a_loaded_conversation_keeps_the_flags_that_its_file_knows_nothing_of(chat: Chat, tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     talk(chat, f"/save {file}")
-    always = {"context_limit": 900, "kv_bits": 8, "prompt_lookup": True, "num_draft_tokens": 3}
+    always = {"max_kv_size": 900, "kv": 8, "prompt_lookup": True, "num_draft_tokens": 3}
     _, repl, _ = talk(chat, f"/load {file}", always=always)
     loaded = repl.chat
-    assert loaded is not chat and loaded.context_limit == 900
-    assert (loaded.prompt_lookup, loaded.num_draft_tokens, loaded._cache.kv.key_bits) == (True, 3, 8)
+    assert loaded is not chat and loaded.max_kv_size == 900
+    assert (loaded.options.prompt_lookup, loaded.options.num_draft_tokens, loaded._cache.kv.key_bits) == (True, 3, 8)
 
 
 # --- a file of tools ----------------------------------------------------------------------

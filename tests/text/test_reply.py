@@ -8,7 +8,8 @@ import pytest
 
 from exaone4_mlx import Answer, ReplyParser, Thinking, Tokenizer, ToolCall
 from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.text.reply import CALL_END, CALL_START, VALUE_ONLY, Event, _joined, _JsonPrefix, read_calls
+from exaone4_mlx.text.events import Event
+from exaone4_mlx.text.reply import CALL_END, CALL_START, VALUE_ONLY, _joined, _JsonPrefix, read_calls
 
 CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
 F = ToolCall("f", {"x": 1})

@@ -21,7 +21,7 @@ import pytest
 from conftest import roll_dice
 from referencing.exceptions import Unresolvable
 
-from exaone4_mlx.text.reply import ToolCall
+from exaone4_mlx.tools.call import ToolCall
 from exaone4_mlx.tools.describe import function_schema, read_docstring, schemas
 from exaone4_mlx.tools.schema import normalized, validator
 from exaone4_mlx.tools.toolbox import Toolbox, ToolError

@@ -1,0 +1,293 @@
+"""The options of a reply: one flat list, from which command-line flags, settings and help texts are derived.
+
+Notes:
+- `Options` is the only list. `ReplyOptions` repeats its names and types for type checkers; a test compares the two.
+- `option(...)` puts the help text, the flags and more into the metadata of a field. Flags are spelled as in mlx-lm.
+- `sampling=Sampling(temperature=0)` means the same as `temperature=0`: `Sampling` is a group of the fields.
+- This module imports no MLX, so that `--help` costs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+#: (prompt tokens processed, all prompt tokens) -> None
+PrefillProgress = Callable[[int, int], None]
+
+MAX_TOKENS = 8192  # of a reply, thought included: enough for a long thought, an end for a loop
+PREFILL_STEP_SIZE = 2048  # tokens; mlx-lm's default
+
+#: Names of other libraries and of other parts of this one, and what to write here.
+HINTS = {
+    "max_new_tokens": "max_tokens",
+    "max_length": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "num_predict": "max_tokens",
+    "enable_thinking": "thinking",
+    "temp": "temperature",
+    "do_sample": "temperature (0 takes the most probable token)",
+    "stop_strings": "stop",
+    "stop_sequences": "stop",
+    "top_logprobs": "logprobs",
+    "system": "system_prompt of a Chat, or a first message of the role 'system'",
+    "system_prompt": "a first message of the role 'system'",
+    "stream": "stream_generate, which always streams",
+    "streamer": "stream_generate, which always streams",
+    "messages": "prompt, which may be a list of messages",
+    "context": "max_kv_size",
+    "context_limit": "max_kv_size",
+    "kv_bits": "kv=8, kv=4 or kv=KVQuantization(…)",
+    "kv_bits_keys": "kv=KVQuantization(…)",
+    "kv_bits_values": "kv=KVQuantization(…)",
+    "kv_group_size": "kv=KVQuantization(…)",
+    "kv_layers": "kv=KVQuantization(…)",
+    "max_kv_size": "max_kv_size, where the Chat is made",
+    "kv": "kv, where the Chat is made",
+    "draft_model": "draft_model, where the Chat is made",
+    "prompt_cache": "prompt_cache, where the Chat is made",
+}
+
+
+def check(name: str, value: object, holds: bool, meaning: str) -> None:
+    """Raises ValueError for a value of `name` that is not `meaning`."""
+    if not holds:
+        raise ValueError(f"{name} must be {meaning}, not {value!r}")
+
+
+def option(
+    default: Any,
+    help: str,
+    *flags: str,
+    type: type = bool,
+    metavar: str | None = None,
+    group: str = "sampling",
+    kept: bool = True,
+) -> Any:
+    """A field with what a user interface needs to know about it, in its metadata.
+
+    `flags` are empty for an option that Python alone has. `type` is the type of one value; bool means a switch,
+    `--x/--no-x` where the default is True. `kept` says whether a saved chat keeps the option.
+    """
+    known = {"help": help, "flags": flags, "type": type, "metavar": metavar, "group": group, "kept": kept}
+    return dataclasses.field(default=default, metadata=known)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are sampled. None means LG's recommendation for the mode: temperature 0.6 and top_p 0.95 with a
+    thought, temperature 0.1 without one.
+
+    `temperature` 0 takes the most probable token. `top_k` 0, `top_p` 1 and `min_p` 0 exclude no token.
+    `logit_bias` is added to the logits, by token id. `seed` None takes a seed from the operating system.
+    Raises ValueError for an invalid value.
+    """
+
+    temperature: float | None = option(
+        None, "temperature; 0 takes the most probable token", "--temp", type=float, metavar="X"
+    )
+    top_p: float | None = option(
+        None, "sample from the most probable tokens that together have the probability X", "--top-p", type=float,
+        metavar="X",
+    )  # fmt: skip
+    top_k: int = option(0, "sample from the N most probable tokens", "--top-k", type=int, metavar="N")
+    min_p: float = option(
+        0.0, "sample from tokens that are at least X times as probable as the best", "--min-p", type=float, metavar="X"
+    )
+    presence_penalty: float = option(
+        0.0, "LG recommends 1.5 against repetition", "--presence-penalty", type=float, metavar="X"
+    )
+    frequency_penalty: float = option(
+        0.0, "penalty per occurrence of a token in the reply", "--frequency-penalty", type=float, metavar="X"
+    )
+    repetition_penalty: float = option(
+        1.0, "above 1: penalty for tokens of prompt and reply", "--repetition-penalty", type=float, metavar="X"
+    )
+    seed: int | None = option(None, "the same seed gives the same reply", "--seed", type=int, metavar="N")
+    logit_bias: Mapping[int, float] | None = option(None, "numbers that are added to the logits, by token id")
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
+            value = getattr(self, name)
+            check(name, value, _is_number(value) or (value is None and name in ("temperature", "top_p")), "a number")
+        bias = {} if self.logit_bias is None else self.logit_bias
+        check("logit_bias", bias, isinstance(bias, Mapping) and all(map(_is_bias, bias.items())), "numbers by token id")
+        check("temperature", self.temperature, 0 <= (self.temperature or 0) < math.inf, "0 or more")
+        check("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
+        check("top_k", self.top_k, isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 or more")
+        check("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
+        for name in ("presence_penalty", "frequency_penalty"):
+            check(name, getattr(self, name), math.isfinite(getattr(self, name)), "a finite number")
+        check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
+        whole = isinstance(self.seed, int) and 0 <= self.seed < 2**64
+        check("seed", self.seed, self.seed is None or whole, "a whole number from 0 to 2**64 - 1")
+
+    def resolved(self, thinking: bool) -> Sampling:
+        """The same, with LG's recommendation for the mode in place of None (README of EXAONE 4.0)."""
+        temperature, top_p = (0.6, 0.95) if thinking else (0.1, 1.0)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)}
+        values["temperature"] = temperature if self.temperature is None else self.temperature
+        values["top_p"] = top_p if self.top_p is None else self.top_p
+        return Sampling(**values)
+
+
+SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(Sampling))
+LEAST = {"max_tokens": 1, "prefill_step_size": 1, "thinking_budget": 0, "num_draft_tokens": 1, "logprobs": 0}
+SWITCHES = ("thinking", "constrain_tools", "stop_on_repetition", "prompt_lookup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Sampling):
+    """How one reply is made: what `Sampling` has, and limits, thinking, tools, speculation. Raises ValueError.
+
+    `thinking` lets the model think first, for at most `thinking_budget` tokens; None sets no limit. `max_tokens`
+    limits thought and answer together; None means 8,192. `stop` ends the answer before a text. `stop_on_repetition`
+    ends a reply that only repeats itself. `constrain_tools` forces tool calls to follow their schemas.
+    `progress(done, total)` is called during the prefill, in the thread that does the model's work.
+
+    `prompt_lookup` drafts tokens that followed the same tokens before; the model checks them, so the reply is the
+    same, in fewer steps where it repeats the prompt. `num_draft_tokens` limits how many tokens `prompt_lookup` (8 by
+    default) or a draft model (4) proposes at once. `logprobs` gives the log-probability of every sampled token, and
+    those of that number of most probable tokens.
+    """
+
+    thinking: bool = option(False, "let the model think first (default: no)", "--thinking", group="thinking")
+    thinking_budget: int | None = option(
+        None, "end the thought after N tokens; the answer always follows", "--thinking-budget", type=int, metavar="N",
+        group="thinking",
+    )  # fmt: skip
+    max_tokens: int | None = option(
+        None, "limit of thought and answer together (default: 8192)", "-m", "--max-tokens", type=int, metavar="N"
+    )
+    stop: str | Sequence[str] | None = option(
+        (), "end the answer before TEXT; may be repeated", "--stop", type=str, metavar="TEXT", group="", kept=False
+    )
+    stop_on_repetition: bool = option(
+        True, "end a reply that only repeats itself (default: yes)", "--stop-on-repetition", kept=False
+    )
+    constrain_tools: bool = option(
+        False, "force tool calls to follow the tools' schemas", "--constrain-tools", group="tools"
+    )
+    prompt_lookup: bool = option(
+        False, "draft what followed the same words before", "--prompt-lookup", group="speculation", kept=False
+    )
+    num_draft_tokens: int | None = option(
+        None, "tokens that are drafted at once, at most", "--num-draft-tokens", type=int, metavar="N",
+        group="speculation", kept=False,
+    )  # fmt: skip
+    logprobs: int | None = option(
+        None, "log-probability of each token, and of the N most probable tokens", "--logprobs", type=int, metavar="N",
+        group="output", kept=False,
+    )  # fmt: skip
+    prefill_step_size: int = option(
+        PREFILL_STEP_SIZE, "prompt tokens per chunk", "--prefill-step-size", type=int, metavar="N", kept=False
+    )
+    progress: PrefillProgress | None = option(None, "called with (done, total) during the prefill", kept=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in LEAST.items():
+            limit = getattr(self, name)
+            whole = isinstance(limit, int) and not isinstance(limit, bool) and limit >= least
+            optional = limit is None and name != "prefill_step_size"
+            check(name, limit, whole or optional, f"a whole number of at least {least}")
+        for name in SWITCHES:
+            check(name, getattr(self, name), isinstance(getattr(self, name), bool), "true or false")
+        check("progress", self.progress, self.progress is None or callable(self.progress), "a function (done, total)")
+        if not all(isinstance(text, str) and text for text in self.stops):
+            raise ValueError(f"stop strings must be texts of at least one character, not {list(self.stops)!r}")
+
+    def __repr__(self) -> str:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changed = {field.name for field in dataclasses.fields(self) if values[field.name] != field.default}
+        return f"Options({', '.join(f'{name}={value!r}' for name, value in values.items() if name in changed)})"
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        if self.stop is None:
+            return ()
+        listed = isinstance(self.stop, Sequence) and not isinstance(self.stop, str)
+        return tuple(self.stop) if listed else (self.stop,)  # type: ignore[return-value]
+
+    @property
+    def reply_limit(self) -> int:
+        """`max_tokens`, or its default."""
+        return MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any], base: Options | None = None, also: Collection[str] = ()) -> Options:
+        """Options from keyword arguments, `sampling` among them; `base` has the values that are not given.
+
+        Raises TypeError for an unknown name, with what may have been meant (`also` are further names that the
+        caller takes), and ValueError for an invalid value or one that is given twice.
+        """
+        base = base or cls()
+        refuse_unknown(given, (*OPTION_NAMES, "sampling", *also))
+        values = {name: value for name, value in given.items() if name != "sampling"}
+        sampling, group = given.get("sampling"), dict[str, Any]()
+        if sampling is not None:
+            if not isinstance(sampling, Sampling):
+                raise ValueError(f"sampling must be a Sampling, not {type(sampling).__name__}")
+            group = {name: getattr(sampling, name) for name in SAMPLING_FIELDS}
+            if twice := [name for name in SAMPLING_FIELDS if name in values and group[name] != getattr(cls, name)]:
+                raise ValueError(f"{twice[0]} is given twice: by itself and in sampling=Sampling(…)")
+        return dataclasses.replace(base, **(group | values))
+
+
+OPTION_NAMES = tuple(field.name for field in dataclasses.fields(Options))
+
+
+class ReplyOptions(TypedDict, total=False):
+    """The fields of `Options`, as keyword arguments: for `**options: Unpack[ReplyOptions]`."""
+
+    sampling: Sampling | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    seed: int | None
+    logit_bias: Mapping[int, float] | None
+    thinking: bool
+    thinking_budget: int | None
+    max_tokens: int | None
+    stop: str | Sequence[str] | None
+    stop_on_repetition: bool
+    constrain_tools: bool
+    prompt_lookup: bool
+    num_draft_tokens: int | None
+    logprobs: int | None
+    prefill_step_size: int
+    progress: PrefillProgress | None
+
+
+def refuse_unknown(given: Collection[str], known: Collection[str]) -> None:
+    """Raises TypeError for a name that is not known, with what may have been meant."""
+    for name in given:
+        if name in known:
+            continue
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        meant = HINTS.get(name) or (close[0] if close else None)
+        hint = f"did you mean {meant}?" if meant else f"the options are {', '.join(sorted(known))}"
+        raise TypeError(f"there is no option {name!r}; {hint}")
+
+
+def _is_bias(item: tuple[object, object]) -> bool:
+    """Whether a token id and a number; minus infinity excludes a token."""
+    token, value = item
+    return type(token) is int and _is_number(value) and value < math.inf  # type: ignore[operator]
+
+
+def _is_number(value: object) -> bool:
+    """Whether a number that a float can hold. Infinities and nan can be held."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, float)

@@ -1,0 +1,168 @@
+"""A prompt and its options, rendered and checked once, without weights.
+
+Notes:
+- `Request` raises for everything that a caller can get wrong, before anything is computed.
+- Whether the reply begins inside a thought is read from the prompt, not from an option.
+- The chat template is rendered once; everything after that uses the ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import mlx.core as mx
+
+from ..model.config import Exaone4Config
+from ..model.kv import KVQuantization
+from ..text.tokenizer import Message, Tokenizer
+from ..tools.describe import Tool
+from .options import Options, check
+from .sampling import check_bias
+from .stopping import WRAP_UP, thought_limit
+
+Prompt = str | Sequence[Message] | Sequence[int] | mx.array
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A reply to make: the ids of the prompt, its options and its limits. Needs a config, and no weights.
+
+    `max_kv_size` limits prompt and reply together; None means the model's context. `kv` says how caches are stored.
+    `draft` is the config of a draft model. Raises ValueError for what no reply can be made to.
+    """
+
+    config: Exaone4Config
+    tokenizer: Tokenizer
+    ids: tuple[int, ...]
+    options: Options
+    max_kv_size: int | None = None
+    kv: KVQuantization | None = None
+    draft: Exaone4Config | None = None
+
+    @classmethod
+    def render(
+        cls,
+        config: Exaone4Config,
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+        options: Options,
+        *,
+        tools: Sequence[Tool] | None = None,
+        max_kv_size: int | None = None,
+        kv: KVQuantization | int | None = None,
+        draft: Exaone4Config | None = None,
+    ) -> Request:
+        """A request for a reply to `prompt`: text, messages, or ids. Renders the chat template."""
+        ids = prompt_ids(tokenizer, prompt, thinking=options.thinking, tools=tools)
+        return cls(config, tokenizer, tuple(ids), options, max_kv_size, KVQuantization.coerce(kv, config), draft)
+
+    def __post_init__(self) -> None:
+        ids, config, options = self.ids, self.config, self.options
+        if not ids:
+            raise ValueError("the prompt is empty")
+        if wrong := [id for id in ids if not 0 <= id < config.vocab_size]:
+            raise ValueError(f"the prompt holds token id {wrong[0]}; this model has ids 0 to {config.vocab_size - 1}")
+        longest = config.max_position_embeddings
+        if len(ids) >= longest:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens, but the model's context of {longest} must hold it and a reply: "
+                "make it shorter, or ask about it in parts"
+            )
+        limit = self.max_kv_size
+        if limit is not None:
+            check_kv_size(limit, config)
+            if len(ids) >= limit:
+                raise ValueError(f"the prompt has {len(ids)} tokens, and max_kv_size {limit} must hold it and a reply")
+        check_bias(options.logit_bias, config.vocab_size)
+        check_drafting(config, options, self.draft)
+        if options.thinking_budget is None:
+            return
+        if not self.inside_thought:
+            raise ValueError("thinking_budget limits a thought, and this prompt opens none; set thinking=True")
+        if thought_limit(options.thinking_budget, options.reply_limit, len(self.wrap_up)) < 0:
+            raise ValueError(
+                f"max_tokens {options.reply_limit} is too small for a thinking budget: ending the thought takes "
+                f"{len(self.wrap_up)} tokens, and the answer needs some"
+            )
+
+    def __repr__(self) -> str:
+        return f"Request({len(self.ids)} prompt tokens, {self.options})"
+
+    @cached_property
+    def inside_thought(self) -> bool:
+        """Whether the last think mark of the prompt opens a thought."""
+        marks = {self.tokenizer.think_start_id, self.tokenizer.think_end_id} - {None}
+        last = next((id for id in reversed(self.ids) if id in marks), None)
+        return last is not None and last == self.tokenizer.think_start_id
+
+    @cached_property
+    def wrap_up(self) -> list[int]:
+        """The tokens that end a thought whose budget is used up; none without a budget."""
+        return [] if self.options.thinking_budget is None else self.tokenizer.encode(WRAP_UP)
+
+    @property
+    def limit(self) -> int:
+        """Tokens that prompt and reply may have together."""
+        return self.max_kv_size or self.config.max_position_embeddings
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that the reply may have."""
+        return min(self.options.reply_limit, self.limit - len(self.ids))
+
+
+def prompt_ids(
+    tokenizer: Tokenizer, prompt: Prompt, *, thinking: bool = False, tools: Sequence[Tool] | None = None
+) -> list[int]:
+    """The ids of a prompt in any of its three forms. Raises ValueError for an empty or malformed one."""
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise ValueError("the prompt is empty")
+        prompt = [{"role": "user", "content": prompt}]
+    if isinstance(prompt, Mapping):
+        raise ValueError("a message goes into a list of messages: [{'role': …, 'content': …}]")
+    if not isinstance(prompt, (Sequence, mx.array)):
+        raise ValueError(f"the prompt must be text, a list of messages or token ids, not {type(prompt).__name__}")
+    items: Any = prompt.tolist() if isinstance(prompt, mx.array) else list(prompt)
+    if not items:
+        raise ValueError("the prompt is empty")
+    if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
+        return tokenizer.apply_chat_template(items, tools=tools, enable_thinking=thinking)
+    if thinking or tools:
+        raise ValueError("thinking and tools belong to the chat template; a prompt of token ids is used unchanged")
+    return items
+
+
+def check_answerable(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError for messages that do not end with a message of the user or a tool."""
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
+        raise ValueError("there is nothing to reply to: the last message is neither the user's nor a tool's")
+
+
+def check_kv_size(size: int, config: Exaone4Config) -> None:
+    """Raises ValueError for a `max_kv_size` that the model does not reach."""
+    longest = config.max_position_embeddings
+    holds = type(size) is int and 1 < size <= longest
+    check("max_kv_size", size, holds, f"a number of tokens from 2 to the model's {longest}")
+
+
+def check_drafting(config: Exaone4Config, options: Options, draft: Exaone4Config | None) -> None:
+    """Raises ValueError for drafts that cannot be made, or not be verified."""
+    if draft is None and not options.prompt_lookup:
+        if options.num_draft_tokens is not None:
+            raise ValueError("num_draft_tokens limits drafts, and there is neither a draft model nor prompt_lookup")
+        return
+    if draft is not None and options.prompt_lookup:
+        raise ValueError("there are a draft model and prompt_lookup; use one of them")
+    if draft is not None and draft.vocab_size != config.vocab_size:
+        raise ValueError(
+            f"the draft model has a vocabulary of {draft.vocab_size} tokens, and the model one of {config.vocab_size}"
+        )
+    if config.rope_parameters.depends_on_length:
+        raise ValueError(
+            f"RoPE of type {config.rope_parameters.rope_type!r} depends on the length that is processed at once, so "
+            "several drafts cannot be verified together; omit the draft model and prompt_lookup"
+        )
