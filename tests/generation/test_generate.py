@@ -23,7 +23,6 @@ from exaone4_mlx import (
     generate,
     stream_generate,
 )
-from exaone4_mlx.generation import generate as respond
 from exaone4_mlx.generation.request import prompt_ids
 from exaone4_mlx.generation.stopping import LoopDetector
 
