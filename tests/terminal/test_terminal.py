@@ -31,7 +31,6 @@ from rich.console import Console
 from exaone4_mlx.conversation.chat import Chat, ChatSettings
 from exaone4_mlx.generation.options import Options, Sampling
 from exaone4_mlx.model.kv import KVQuantization
-from exaone4_mlx.text.events import Done
 from exaone4_mlx.terminal.commands import COMMANDS, completions, goes_on, read_line
 from exaone4_mlx.terminal.format import (
     Pace,
