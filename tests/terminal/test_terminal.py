@@ -28,6 +28,7 @@ from prompt_toolkit.output import DummyOutput
 from rich.cells import cell_len
 from rich.console import Console
 
+from exaone4_mlx import Answer, Thinking, ToolCall
 from exaone4_mlx.conversation.chat import Chat, ChatSettings
 from exaone4_mlx.generation.options import Options, Sampling
 from exaone4_mlx.model.kv import KVQuantization
