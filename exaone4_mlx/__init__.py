@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .conversation.chat import Chat as Chat
     from .conversation.turn import Turn as Turn
-    from .conversion.convert import Summary as Summary, convert as convert
+    from .conversion.convert import ConversionSummary as ConversionSummary, convert as convert
     from .conversion.evaluate import Evaluation as Evaluation, evaluate as evaluate
     from .files.safetensors import CheckpointError as CheckpointError
     from .generation.generate import (
@@ -52,7 +52,7 @@ __version__ = "0.1.0"
 _HOME = {
     "conversation.chat": ("Chat",),
     "conversation.turn": ("Turn",),
-    "conversion.convert": ("Summary", "convert"),
+    "conversion.convert": ("ConversionSummary", "convert"),
     "conversion.evaluate": ("Evaluation", "evaluate"),
     "files.safetensors": ("CheckpointError",),
     "generation.generate": ("Generation", "Reply", "generate", "stream_generate"),

@@ -13,16 +13,19 @@ from . import main as cli
 from .evaluate import print_table
 
 if TYPE_CHECKING:
-    from ..conversion.convert import Conversion, Summary
-    from ..conversion.plan import Planned
+    from ..conversion.convert import ConversionSummary
+    from ..conversion.plan import PlannedTensor
+    from ..conversion.prepare import Conversion
 
 HELP = "convert a checkpoint to an MLX folder"
-DESCRIPTION = "Converts a checkpoint to an MLX folder, in four bits unless said otherwise."
-#: What is counted in bytes; the other stages count steps.
-IN_BYTES = ("converting", "verifying")
+DESCRIPTION = "Converts a checkpoint to an MLX folder, by default in 4 bits."
+#: Stages that count bytes; the others count steps.
+BYTE_STAGES = ("converting", "verifying")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ..conversion.request import ConversionRequest
+
     parser.add_argument(
         "--hf-path", "--model", required=True, metavar="PATH", help="the checkpoint: a folder, a hub id, or demo"
     )
@@ -30,77 +33,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mlx-path", default="mlx_model", metavar="FOLDER", help="where to write (default: %(default)s)"
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument(
-        "--dtype", choices=("bfloat16", "float16", "float32"), help="cast the weights (default: keep theirs)"
-    )
-
     bits = parser.add_argument_group("bits", "4 bits in groups of 64, unless the checkpoint is quantized already")
-    bits.add_argument("-q", "--quantize", action=argparse.BooleanOptionalAction, default=True, help="default: yes")
-    bits.add_argument("-d", "--dequantize", action="store_true", help="a quantized checkpoint back to full precision")
-    bits.add_argument("--q-bits", type=int, metavar="N", help="bits per weight (default: 4; 8 for mxfp8)")
-    bits.add_argument("--q-group-size", type=int, metavar="N", help="weights per scale (default: 64 for affine)")
-    bits.add_argument("--q-mode", choices=("affine", "mxfp4", "nvfp4", "mxfp8"), help="default: affine")
-    bits.add_argument(
-        "--recipe",
-        "--quant-predicate",
-        metavar="NAME",
-        help="4bit, 4bit-quality, 8bit, mxfp4, nvfp4, mxfp8, or mlx-lm's mixed_2_6, mixed_3_4, mixed_3_6, mixed_4_6",
-    )
-    bits.add_argument(
-        "--target-bpw", type=float, metavar="X", help="bits per weight that 4bit-quality spends (default: 4.85)"
-    )
-
     quality = parser.add_argument_group("quality at the same size")
-    quality.add_argument(
-        "--search",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="scales and biases of least error; without it those from minimum to maximum, as mlx-lm's (default: yes)",
-    )
-    quality.add_argument(
-        "--calibrate",
-        choices=("gptq", "distill"),
-        help="gptq makes up for errors on texts, block by block; distill then tunes scales, biases and norms",
-    )
-    quality.add_argument(
-        "--calibration-data", metavar="FILE", help="texts to calibrate on: .txt or .jsonl (default: the package's)"
-    )
-
     trust = parser.add_argument_group("trust")
-    trust.add_argument("--dry-run", action="store_true", help="show what would become of every tensor, and stop")
-    trust.add_argument("--verify", action="store_true", help="compare every tensor written with its source")
-    trust.add_argument(
-        "--evaluate", action="store_true", help="measure what it cost, for the model card; --verify included"
-    )
-    trust.add_argument(
-        "--evaluation-data", metavar="FILE", help="texts to measure on: .txt or .jsonl (default: the package's)"
-    )
-    begun = trust.add_mutually_exclusive_group()
-    begun.add_argument(
-        "--resume", action="store_true", help="go on where a stopped run was (which is done without it too)"
-    )
-    begun.add_argument("--overwrite", action="store_true", help="replace the folder, and what a stopped run left")
-
+    trust.add_argument("--dry-run", action="store_true", help="show the plan of every tensor, and stop")
+    rerun = trust.add_mutually_exclusive_group()
+    rerun.add_argument("--resume", action="store_true", help="resume an interrupted run (the default does so too)")
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "--upload-repo", metavar="REPO", help="publish the result on the hub; an EXAONE's name begins with EXAONE"
-    )
     output.add_argument("--json", action="store_true", help="the plan or the summary as one JSON object")
     output.add_argument("--debug", action="store_true", help="show tracebacks")
+    groups = {"": parser, "bits": bits, "quality": quality, "trust": trust, "rerun": rerun, "output": output}
+    for option in dataclasses.fields(ConversionRequest):
+        names = ("--" + option.name.replace("_", "-"), *option.metadata["names"])
+        flags = sorted(names, key=lambda name: name.startswith("--"))  # short ones first
+        keywords = {"default": option.default, "help": option.metadata["help"], **option.metadata["argument"]}
+        if isinstance(option.default, bool):
+            keywords["action"] = argparse.BooleanOptionalAction if option.default else "store_true"
+        groups[option.metadata["group"]].add_argument(*flags, **keywords)
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..conversion.convert import prepare
-    from ..conversion.request import Request
+    from ..conversion.convert import run_conversion
+    from ..conversion.prepare import prepare
+    from ..conversion.request import ConversionRequest
 
-    names = {field.name for field in dataclasses.fields(Request)}
-    conversion = prepare(
-        options.hf_path,
-        options.mlx_path,
-        Request(**{name: value for name, value in vars(options).items() if name in names}),
-        options.revision,
-        dry=options.dry_run,
-    )
+    values = {option.name: getattr(options, option.name) for option in dataclasses.fields(ConversionRequest)}
+    request = ConversionRequest(**values)
+    conversion = prepare(options.hf_path, options.mlx_path, request, options.revision, options.dry_run)
     for note in conversion.notes:
         cli.say(f"note: {note}")
     if warning := _memory_warning(conversion):
@@ -110,27 +69,27 @@ def run(options: argparse.Namespace) -> int:
         return 0
     try:
         with _stages() as progress:
-            summary = conversion.run(progress, notice=cli.say)
+            summary = run_conversion(conversion, progress, notice=cli.say)
     except KeyboardInterrupt:
-        cli.say(f"stopped; the same command goes on with {conversion.target}.partial")
+        cli.say(f"stopped; the same command resumes from {conversion.target}.partial")
         return 130
     _show_summary(summary, options.json)
     return 0
 
 
 def _memory_warning(conversion: Conversion) -> str | None:
-    """What to tell a user whose machine has less memory than this takes."""
+    """A warning where the machine has less memory than the conversion needs."""
     from ..measure.fit import memory_of_this_machine
 
     needed, memory = conversion.peak_bytes, memory_of_this_machine()
     if needed <= memory:
         return None
     less = {
-        "distill": "; --calibrate gptq takes less, and no --calibrate the least",
-        "gptq": "; no --calibrate takes less",
+        "distill": "; --calibrate gptq needs less, and a run without --calibrate the least",
+        "gptq": "; a run without --calibrate needs less",
     }
     return (
-        f"this takes about {cli.size_text(needed)} of memory at its peak, and MLX may have {cli.size_text(memory)} here"
+        f"this needs about {cli.size_text(needed)} of memory at its peak, and MLX may use {cli.size_text(memory)} here"
         f"{less.get(conversion.request.calibrate or '', '')}"
     )
 
@@ -155,13 +114,13 @@ def _show_plan(conversion: Conversion, as_json: bool) -> None:
     )
 
 
-def _form(tensor: Planned) -> str:
+def _form(tensor: PlannedTensor) -> str:
     if tensor.quantization is None:
         return str(tensor.outputs[0].dtype).removeprefix("mlx.core.")
     return f"{tensor.quantization.bits} bits, {tensor.quantization.mode}, groups of {tensor.quantization.group_size}"
 
 
-def _show_summary(summary: Summary, as_json: bool) -> None:
+def _show_summary(summary: ConversionSummary, as_json: bool) -> None:
     if as_json:
         cli.print_json(dataclasses.asdict(summary) | {"path": str(summary.path)})
         return
@@ -191,7 +150,10 @@ def _stages() -> Iterator[Callable[[int, int, str], None]]:
         def report(done: int, total: int, stage: str) -> None:
             if stage != current[0]:
                 stack.close()
-                current[:] = stage, stack.enter_context(cli.progress_bar(stage, "B" if stage in IN_BYTES else " steps"))
+                current[:] = (
+                    stage,
+                    stack.enter_context(cli.progress_bar(stage, "B" if stage in BYTE_STAGES else " steps")),
+                )
             current[1](done, total)
 
         yield report

@@ -24,9 +24,9 @@ from ..model.load import load_model
 from ..model.network import Exaone4ForCausalLM
 from ..model.source import EMBEDDING, HEAD, OpenCheckpoint, open_checkpoint
 from .distill import distill
-from .gptq import DAMPING, HEAD_DAMPING, gptq, quantized_block
-from .layerwise import Blocks, run
-from .plan import Plan, Planned
+from .gptq import DAMPING, HEAD_DAMPING, gptq, quantize_block
+from .layerwise import LayerwiseModel, run_block
+from .plan import ConversionPlan, PlannedTensor
 from .shards import Shards
 
 MAX_TOKENS = 512  # of one text
@@ -34,7 +34,7 @@ TUNED = "tuned.safetensors"  # what distillation found, until it stands in the s
 HEAD_WEIGHTS = 1 << 24  # of the head that are worked on at a time
 
 #: (done, total, what is being done) -> None. Bytes of the source while writing and verifying, else steps.
-Progress = Callable[[int, int, str], None]
+StageProgress = Callable[[int, int, str], None]
 
 
 @dataclass
@@ -48,10 +48,10 @@ class Calibration:
     method: str
     sequences: Sequence[Sequence[int]]
     opened: OpenCheckpoint
-    plan: Plan
+    plan: ConversionPlan
     shards: Shards
-    write: Callable[[Planned], None]
-    progress: Progress | None = None
+    write: Callable[[PlannedTensor], None]
+    progress: StageProgress | None = None
 
     def run(self) -> None:
         """Goes on where a stopped run was."""
@@ -65,8 +65,8 @@ class Calibration:
         tuned.unlink(missing_ok=True)
 
     @cached_property
-    def _original(self) -> Blocks:
-        return Blocks(self.opened.source, self.opened.config, unpacked=True)
+    def _original(self) -> LayerwiseModel:
+        return LayerwiseModel(self.opened.source, self.opened.config, unpacked=True)
 
     @cached_property
     def _targets(self) -> list[mx.array]:
@@ -84,7 +84,9 @@ class Calibration:
             elif not tensor.name.startswith("model.layers."):
                 self.write(tensor)
         # Many rows pass each weight: unpacked they pass faster.
-        done = Blocks(open_checkpoint(self.shards.folder, Exaone4ForCausalLM).source, self.opened.config, unpacked=True)
+        done = LayerwiseModel(
+            open_checkpoint(self.shards.folder, Exaone4ForCausalLM).source, self.opened.config, unpacked=True
+        )
         states = done.embed(self.sequences)
         told = self._steps("calibrating")
         layers = self.opened.config.num_hidden_layers
@@ -92,12 +94,12 @@ class Calibration:
             tensors = [tensor for tensor in self.plan.tensors if tensor.name.startswith(f"model.layers.{number}.")]
             if not all(self.shards.is_done(tensor) for tensor in tensors):
                 self._write_block(number, states, tensors)
-            states = run(done.block(number), states)
+            states = run_block(done.block(number), states)
             mx.clear_cache()
             if told:
                 told(number + 1, layers)
 
-    def _write_head(self, tensor: Planned) -> None:
+    def _write_head(self, tensor: PlannedTensor) -> None:
         assert tensor.quantization is not None
         hessian = mx.array(0.0)
         for hidden in self._targets:
@@ -113,7 +115,7 @@ class Calibration:
                 self.shards.write(output.name, part, start)
         self.shards.done(tensor.outputs)
 
-    def _write_block(self, number: int, states: Sequence[mx.array], tensors: Sequence[Planned]) -> None:
+    def _write_block(self, number: int, states: Sequence[mx.array], tensors: Sequence[PlannedTensor]) -> None:
         prefix = f"model.layers.{number}."
         quantized = [tensor for tensor in tensors if tensor.quantization is not None]
         settings = {
@@ -123,7 +125,7 @@ class Calibration:
         }
         block = self._original.block(number)
         if quantized:
-            quantized_block(block, states, settings, dtype=_scale_dtype(quantized[0]))
+            quantize_block(block, states, settings, dtype=_scale_dtype(quantized[0]))
         made = dict(tree_flatten(block.parameters()))
         for tensor in tensors:
             if tensor.quantization is None:
@@ -146,5 +148,5 @@ class Calibration:
         return (lambda done, total: progress(done, total, stage)) if progress else None
 
 
-def _scale_dtype(tensor: Planned) -> mx.Dtype:
+def _scale_dtype(tensor: PlannedTensor) -> mx.Dtype:
     return tensor.outputs[-1].dtype

@@ -1,12 +1,12 @@
-"""`evaluate`: what a conversion cost, in how far the model's next-token probabilities moved.
+"""`evaluate`: the quality loss of a conversion, by the change of the model's next-token probabilities.
 
-What is peculiar here:
-- Both models pass block by block: neither is ever whole in memory, so the 32B is measured on a machine that
-  could not load it in full precision.
-- Probabilities are compared over the whole vocabulary, in float32, where a token follows. The reference is
-  always computed in float32; `dtype` is the candidate's.
-- The interval of the perplexity ratio is a bootstrap over whole texts, since tokens of one text depend on
-  each other.
+Notes:
+- Both models run block by block, and neither is ever whole in memory. So a machine can measure the 32B that cannot
+  load it in full precision.
+- Probabilities are compared over the whole vocabulary, in float32, at every position that has a next token. The
+  reference always computes in float32; `dtype` is the candidate's.
+- The interval of the perplexity ratio is a bootstrap over whole texts, because tokens of one text depend on each
+  other.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ..files.folders import find_folder
 from ..files.safetensors import read_dtype
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
-from ..model.source import Progress, open_checkpoint
+from ..model.source import OpenCheckpoint, Progress, open_checkpoint
 from ..text.tokenizer import Tokenizer
-from .layerwise import Blocks
-from .texts import HELD_OUT, encode, read_passages
+from .layerwise import LayerwiseModel
+from .texts import HELD_OUT, Passage, encode, read_passages
 
 MAX_TOKENS = 512  # of one text
 BATCH_TOKENS = 1 << 15  # whose hidden states are in memory at a time
@@ -37,8 +37,8 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table. KL in nats per token; the ratio's interval holds 95 % of the resamples."""
+class EvaluationRow:
+    """One row of the table. KL is in nats per token; the interval of the ratio holds 95 % of the resamples."""
 
     kind: str
     documents: int
@@ -55,9 +55,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was compared, and the table: a row for all texts, then one for each kind of text.
+    """A comparison of two models: a row for all texts, then one for each kind of text.
 
-    `kv` says how the candidate's cache was quantized. `tokens_per_second` is the candidate's, block by block;
+    `kv` describes the quantization of the candidate's cache. `tokens_per_second` is the candidate's, block by block;
     `peak_bytes` is MLX's own peak.
     """
 
@@ -70,7 +70,7 @@ class Evaluation:
     tokens: int
     bits_per_weight: float
     reference_bits_per_weight: float
-    rows: tuple[Row, ...]
+    rows: tuple[EvaluationRow, ...]
     seconds: float
     tokens_per_second: float
     peak_bytes: int
@@ -84,14 +84,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class _Text:
-    """What was measured on one text, per position."""
+class _TextResult:
+    """The measurements of one text: KL at each position, and sums over the positions."""
 
     kind: str
     kl: list[float]
     agrees: float
     nll: float
     reference_nll: float
+
+
+#: The kind of a text, and its token ids.
+_Text = tuple[str, list[int]]
 
 
 def evaluate(
@@ -109,13 +113,13 @@ def evaluate(
     kv_group_size: int | None = None,
     kv_layers: str | None = None,
 ) -> Evaluation:
-    """Compares a converted model with the checkpoint that it was made from, on texts that neither was tuned on.
+    """Compares a converted model with its source checkpoint, on texts that neither was tuned on.
 
-    `model` and `reference` are folders, hub ids or "demo"; `data` is a file of texts, the package's held-out ones
-    if not given; each text is cut to `max_tokens`. `revision` is the reference's. `progress(done, total)` counts
-    blocks of both models. The `kv_` options, as of `stream_generate`, quantize the candidate's cache.
+    `model` and `reference` are folders, hub ids or "demo". `data` is a file of texts (default: the package's held-out
+    texts); each text is cut to `max_tokens`. `revision` is the reference's. `progress(done, total)`
+    counts blocks of both models. The `kv_` options, as of `stream_generate`, quantize the candidate's cache.
 
-    Raises FileNotFoundError and ValueError as `load` does, and ValueError where the two are not of one vocabulary.
+    Raises FileNotFoundError and ValueError as `load` does, and ValueError for two models with different vocabularies.
     """
     started = time.perf_counter()
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 2:
@@ -123,65 +127,90 @@ def evaluate(
     file = HELD_OUT if data is None else Path(data).expanduser()
     passages = read_passages(file)
     folders = find_folder(model), find_folder(reference, revision)
-    tokenizers = [Tokenizer.from_pretrained(folder) for folder in folders]
-    sequences = [encode(passage, tokenizers[1], max_tokens) for passage in passages]
-    for passage, ids in zip(passages, sequences, strict=True):
-        if encode(passage, tokenizers[0], max_tokens) != ids:
-            raise ValueError(f"{model} and {reference} do not read text alike: they have different tokenizers")
-    texts = [(passage.kind, ids) for passage, ids in zip(passages, sequences, strict=True) if len(ids) > 1]
+    texts = _encode(passages, folders, max_tokens)
     if not texts:
         raise ValueError(f"no text of {file} has two tokens")
     candidate, original = (open_checkpoint(folder, Exaone4ForCausalLM) for folder in folders)
-    if candidate.config.vocab_size != original.config.vocab_size:
-        raise ValueError(
-            f"{model} has a vocabulary of {candidate.config.vocab_size} tokens, "
-            f"{reference} one of {original.config.vocab_size}"
-        )
+    _check_comparable(candidate, original, texts)
     kv = KVQuantization.read(candidate.config, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers)
-    longest = min(candidate.config.max_position_embeddings, original.config.max_position_embeddings)
-    if any(len(ids) > longest for _, ids in texts):
-        raise ValueError(f"texts of {max_tokens} tokens are longer than the context of {longest}; give max_tokens")
 
     mx.reset_peak_memory()
-    own = read_dtype(dtype) or mx.float32
+    computed = read_dtype(dtype) or mx.float32
     sides = (
-        # In float32 unpacked weights are the same, and many rows pass them faster.
-        Blocks(candidate.source, candidate.config, own, unpacked=own == mx.float32),
-        Blocks(original.source, original.config, mx.float32),
+        # In float32 unpacked weights give the same results, and many rows pass them faster.
+        LayerwiseModel(candidate.source, candidate.config, computed, unpacked=computed == mx.float32),
+        LayerwiseModel(original.source, original.config, mx.float32),
     )
-    batches = _batches(texts)
-    layers = candidate.config.num_hidden_layers + original.config.num_hidden_layers
-    counted = _counter(progress, layers * len(batches))
-    measured: list[_Text] = []
-    seconds = 0.0
-    for batch in batches:
-        sequences = [ids for _, ids in batch]
-        theirs = sides[1].hidden_states(sequences, counted)
-        before = time.perf_counter()
-        ours = sides[0].hidden_states(sequences, counted, kv)
-        seconds += time.perf_counter() - before
-        heads = sides[0].head(), sides[1].head()
-        for (kind, text), hidden, other in zip(batch, ours, theirs, strict=True):
-            measured.append(_compare(kind, text, heads[0], heads[1], hidden, other))
-        mx.clear_cache()
-    if any(math.isnan(value) for text in measured for value in text.kl):
-        raise ValueError(f"{model} or {reference} gives no numbers (NaN) on these texts")
-    tokens = sum(len(text.kl) for text in measured)
+    results, seconds = _measure(*sides, texts, kv, progress)
+    if any(math.isnan(value) for result in results for value in result.kl):
+        raise ValueError(f"{model} or {reference} computes NaN on these texts")
+    tokens = sum(len(result.kl) for result in results)
     return Evaluation(
         model=str(model),
         reference=str(reference),
         data="held-out texts of exaone4_mlx" if file == HELD_OUT else file.name,
-        dtype=str(sides[0].dtype).removeprefix("mlx.core."),
+        dtype=str(computed).removeprefix("mlx.core."),
         kv=str(kv or ""),
         documents=len(texts),
         tokens=tokens,
         bits_per_weight=candidate.bits_per_weight,
         reference_bits_per_weight=original.bits_per_weight,
-        rows=_rows(measured),
+        rows=_rows(results),
         seconds=time.perf_counter() - started,
         tokens_per_second=tokens / seconds,
         peak_bytes=mx.get_peak_memory(),
     )
+
+
+def _encode(passages: Sequence[Passage], folders: tuple[Path, Path], max_tokens: int) -> list[_Text]:
+    """The texts that have two tokens or more. Raises ValueError where the two tokenizers differ."""
+    tokenizers = [Tokenizer.from_pretrained(folder) for folder in folders]
+    texts = []
+    for passage in passages:
+        ids, reference_ids = (encode(passage, tokenizer, max_tokens) for tokenizer in tokenizers)
+        if ids != reference_ids:
+            raise ValueError(f"{folders[0]} and {folders[1]} have different tokenizers")
+        if len(ids) > 1:
+            texts.append((passage.kind, ids))
+    return texts
+
+
+def _check_comparable(candidate: OpenCheckpoint, original: OpenCheckpoint, texts: Sequence[_Text]) -> None:
+    if candidate.config.vocab_size != original.config.vocab_size:
+        raise ValueError(
+            f"{candidate.folder} has a vocabulary of {candidate.config.vocab_size} tokens, "
+            f"{original.folder} one of {original.config.vocab_size}"
+        )
+    context = min(candidate.config.max_position_embeddings, original.config.max_position_embeddings)
+    longest = max(len(ids) for _, ids in texts)
+    if longest > context:
+        raise ValueError(f"a text of {longest} tokens is longer than the context of {context}; lower max_tokens")
+
+
+def _measure(
+    candidate: LayerwiseModel,
+    reference: LayerwiseModel,
+    texts: Sequence[_Text],
+    kv: KVQuantization | None,
+    progress: Progress | None,
+) -> tuple[list[_TextResult], float]:
+    """The results of all texts, and the seconds that the candidate's blocks took."""
+    batches = _batches(texts)
+    layers = candidate.config.num_hidden_layers + reference.config.num_hidden_layers
+    counter = _counter(progress, layers * len(batches))
+    results: list[_TextResult] = []
+    seconds = 0.0
+    for batch in batches:
+        sequences = [ids for _, ids in batch]
+        reference_states = reference.hidden_states(sequences, counter)
+        before = time.perf_counter()
+        states = candidate.hidden_states(sequences, counter, kv)
+        seconds += time.perf_counter() - before
+        heads = candidate.head(), reference.head()
+        for text, *hidden in zip(batch, states, reference_states, strict=True):
+            results.append(_compare(text, heads, hidden))
+        mx.clear_cache()
+    return results, seconds
 
 
 def divergence(logits: mx.array, reference: mx.array) -> mx.array:
@@ -191,48 +220,41 @@ def divergence(logits: mx.array, reference: mx.array) -> mx.array:
     return mx.sum(mx.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-def _compare(
-    kind: str,
-    ids: Sequence[int],
-    head: Callable[[mx.array], mx.array],
-    reference_head: Callable[[mx.array], mx.array],
-    hidden: mx.array,
-    reference: mx.array,
-) -> _Text:
+def _compare(text: _Text, heads: Sequence[Callable[[mx.array], mx.array]], states: Sequence[mx.array]) -> _TextResult:
+    """Compares two models on one text, from the output head and the final hidden states [L, E] of each."""
+    kind, ids = text
     kl: list[float] = []
-    agrees, nll, reference_nll = 0.0, 0.0, 0.0
+    sums = [0.0, 0.0, 0.0]
     for start in range(0, len(ids) - 1, POSITIONS):
         stop = min(start + POSITIONS, len(ids) - 1)
-        following = mx.array(list(ids[start + 1 : stop + 1]))[:, None]
-        q, p = head(hidden[start:stop]), reference_head(reference[start:stop])  # [positions, V]
+        following = mx.array(ids[start + 1 : stop + 1])[:, None]
+        q, p = (head(state[start:stop]) for head, state in zip(heads, states, strict=True))  # [positions, V]
+        divergences = divergence(q, p)
         figures: list[mx.array] = [
-            divergence(q, p),
             mx.argmax(q, axis=-1) == mx.argmax(p, axis=-1),
             *(mx.logsumexp(x, axis=-1) - mx.take_along_axis(x, following, axis=-1)[:, 0] for x in (q, p)),
         ]
-        mx.eval(figures)
-        kl += figures[0].tolist()  # type: ignore[arg-type]
-        agrees += _number(figures[1])
-        nll += _number(figures[2])
-        reference_nll += _number(figures[3])
-    return _Text(kind, kl, agrees, nll, reference_nll)
+        mx.eval(divergences, figures)
+        kl += divergences.tolist()  # type: ignore[arg-type]
+        sums = [total + _sum(figure) for total, figure in zip(sums, figures, strict=True)]
+    return _TextResult(kind, kl, *sums)
 
 
-def _number(array: mx.array) -> float:
+def _sum(array: mx.array) -> float:
     return mx.sum(array.astype(mx.float32)).item()  # type: ignore[return-value]
 
 
-def _rows(texts: Sequence[_Text]) -> tuple[Row, ...]:
+def _rows(texts: Sequence[_TextResult]) -> tuple[EvaluationRow, ...]:
     kinds = list(dict.fromkeys(text.kind for text in texts))
     groups = [("all", list(texts))] + [(kind, [t for t in texts if t.kind == kind]) for kind in kinds if len(kinds) > 1]
     return tuple(_row(kind, group) for kind, group in groups)
 
 
-def _row(kind: str, texts: Sequence[_Text]) -> Row:
+def _row(kind: str, texts: Sequence[_TextResult]) -> EvaluationRow:
     kl = sorted(value for text in texts for value in text.kl)
     count = len(kl)
     log_ratios = sorted(_log_ratio(sample) for sample in _resamples(texts))
-    return Row(
+    return EvaluationRow(
         kind=kind,
         documents=len(texts),
         tokens=count,
@@ -247,8 +269,8 @@ def _row(kind: str, texts: Sequence[_Text]) -> Row:
     )
 
 
-def _log_ratio(texts: Sequence[_Text]) -> float:
-    """Logarithm of the candidate's perplexity over the reference's."""
+def _log_ratio(texts: Sequence[_TextResult]) -> float:
+    """The logarithm of the candidate's perplexity / the reference's."""
     return sum(text.nll - text.reference_nll for text in texts) / sum(len(text.kl) for text in texts)
 
 
@@ -256,14 +278,14 @@ def _exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf
 
 
-def _resamples(texts: Sequence[_Text]) -> list[list[_Text]]:
+def _resamples(texts: Sequence[_TextResult]) -> list[list[_TextResult]]:
     rng = random.Random(0)
     return [rng.choices(texts, k=len(texts)) for _ in range(RESAMPLES)]
 
 
-def _batches(texts: Sequence[tuple[str, list[int]]]) -> list[list[tuple[str, list[int]]]]:
+def _batches(texts: Sequence[_Text]) -> list[list[_Text]]:
     """Consecutive texts, together at most BATCH_TOKENS."""
-    batches: list[list[tuple[str, list[int]]]] = [[]]
+    batches: list[list[_Text]] = [[]]
     size = 0
     for text in texts:
         if batches[-1] and size + len(text[1]) > BATCH_TOKENS:
@@ -275,7 +297,7 @@ def _batches(texts: Sequence[tuple[str, list[int]]]) -> list[list[tuple[str, lis
 
 
 def _counter(progress: Progress | None, total: int) -> Progress | None:
-    """Of all blocks together, whichever pass they belong to."""
+    """A callback for each pass that counts the blocks of all passes together."""
     if progress is None:
         return None
     done = 0

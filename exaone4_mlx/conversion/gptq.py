@@ -24,7 +24,7 @@ import mlx.nn as nn
 from ..checkpoint.quantize import Quantization
 from ..model.cache import causal_mask
 from ..model.network import Block
-from .search import check, packed, searched
+from .search import check_affine, pack_codes, quantize_mse
 
 DAMPING = 0.01  # of the Hessian's mean diagonal
 HEAD_DAMPING = 1.0  # for an output head that is tied to the embedding: a row's plain error matters too
@@ -49,13 +49,13 @@ def gptq(
     Raises ValueError where a row is not a whole number of groups, for bits that MLX does not pack, and for a Hessian
     of another shape or with entries that are not finite.
     """
-    check(weight, bits, group_size)
+    check_affine(weight, bits, group_size)
     if hessian.shape != (weight.shape[1], weight.shape[1]):
         raise ValueError(f"a weight of shape {weight.shape} has no Hessian of shape {hessian.shape}")
     return _Solver(*_by_energy(hessian), damping)(weight, bits, group_size, dtype)
 
 
-def quantized_block(
+def quantize_block(
     block: Block,
     inputs: Sequence[mx.array],
     settings: Mapping[str, Quantization],
@@ -135,7 +135,7 @@ class _Solver:
     def __call__(
         self, weight: mx.array, bits: int, group_size: int, dtype: mx.Dtype | None
     ) -> tuple[mx.array, mx.array, mx.array]:
-        _, scales, biases = searched(weight, bits, group_size, self.energy, dtype)
+        _, scales, biases = quantize_mse(weight, bits, group_size, self.energy, dtype)
         steps, starts = scales.astype(mx.float32).T, biases.astype(mx.float32).T  # N R
         groups = self.order // group_size
         columns = weight.astype(mx.float32).T[self.order]  # C R
@@ -152,7 +152,7 @@ class _Solver:
             wanted = wanted[:begin] + (self.lower[begin:stop, :begin].T @ errors) / diagonal[:begin]
             mx.eval(rounded, wanted)
         ordered = mx.concatenate(codes[::-1])[mx.argsort(self.order)].T  # R C
-        parts = packed(ordered, bits), scales, biases
+        parts = pack_codes(ordered, bits), scales, biases
         mx.eval(parts)
         return parts
 

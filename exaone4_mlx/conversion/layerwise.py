@@ -24,7 +24,7 @@ from ..model.parameters import fill, named_parameters, quantize_layers
 from ..model.source import Progress
 
 
-class Blocks:
+class LayerwiseModel:
     """The parts of a checkpoint's network, each read when it is asked for, with floats cast to `dtype`.
 
     What is stored quantized is computed as such, or, if `unpacked`, in full precision.
@@ -64,10 +64,10 @@ class Blocks:
         progress: Progress | None = None,
         kv: KVQuantization | None = None,
     ) -> list[mx.array]:
-        """Token ids -> final hidden states [L, E] of each sequence, ready for the head; `kv` as in `run`."""
+        """Token ids -> final hidden states [L, E] of each sequence, ready for the head; `kv` as in `run_block`."""
         states = self.embed(sequences)
         for number in range(self.config.num_hidden_layers):
-            states = run(self.block(number), states, kv)
+            states = run_block(self.block(number), states, kv)
             mx.clear_cache()
             if progress:
                 progress(number + 1, self.config.num_hidden_layers)
@@ -101,7 +101,7 @@ class Blocks:
                 yield name.removeprefix(prefix), array.astype(self.dtype) if is_float else array
 
 
-def run(block: Block, states: Sequence[mx.array], kv: KVQuantization | None = None) -> list[mx.array]:
+def run_block(block: Block, states: Sequence[mx.array], kv: KVQuantization | None = None) -> list[mx.array]:
     """The hidden states [B, L, E] of each text after one block, as if its cache were quantized by `kv`."""
     after, window = [], block.self_attn.window
     for state in states:

@@ -1,10 +1,10 @@
-"""What a conversion is going to do, tensor by tensor, before anything is read or written.
+"""The work of a conversion, tensor by tensor, before any tensor is read or written.
 
-What is peculiar here:
-- A plan is made of headers alone, so the result's every name, shape and size is known, and with them its
-  shards: their headers are written first.
-- Two conversions with the same digest write the same bytes. That is how a stopped one is gone on with.
-- Tensors stand in the order of the network, which is that of the calibrated methods too.
+Notes:
+- A plan is made of headers alone. It knows the name, shape and size of each output, so the headers of the shards
+  are written first.
+- Two conversions with the same digest write the same bytes. An interrupted run is resumed only by its own digest.
+- Tensors are in the order of the network, as the calibrated methods need them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from ..files.safetensors import DTYPE_NAMES
 from ..model.source import OpenCheckpoint
 
 MAX_SHARD_BYTES = 5 << 30  # mlx-lm's
-#: Weights that are read and written at a time.
+#: Weights that are read and written in one chunk.
 CHUNK_WEIGHTS = 1 << 21
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputTensor:
     """One tensor of the result."""
 
     name: str
@@ -43,18 +43,18 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """What becomes of one weight of the model.
+class PlannedTensor:
+    """The conversion of one weight of the model.
 
-    `work` is "copy" (bit for bit), "repack" (its codes as they are, in MLX's layout), "cast", "dequantize",
-    "quantize" or "requantize".
+    `work` is "copy" (bit for bit), "repack" (the same codes in MLX's layout), "cast", "dequantize", "quantize" or
+    "requantize".
     """
 
     name: str
     shape: tuple[int, ...]
     work: str
     quantization: Quantization | None
-    outputs: tuple[Output, ...]
+    outputs: tuple[OutputTensor, ...]
     source_bytes: int
 
     @property
@@ -67,10 +67,10 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A whole conversion. `options` are what else decides about the bytes of the result; JSON values."""
+class ConversionPlan:
+    """All tensors of a conversion. `options` are what else determines the bytes of the result, as JSON values."""
 
-    tensors: tuple[Planned, ...]
+    tensors: tuple[PlannedTensor, ...]
     options: Mapping[str, Any]
     source: tuple[Any, ...] = field(repr=False)
 
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Of the weights of the result."""
+        """Bytes of the weights of the result."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
@@ -92,9 +92,9 @@ class Plan:
         return 8 * self.nbytes / self.parameters
 
     @property
-    def shards(self) -> dict[str, list[Planned]]:
-        """File name -> its tensors: consecutive ones, together at most MAX_SHARD_BYTES."""
-        shards: list[list[Planned]] = [[]]
+    def shards(self) -> dict[str, list[PlannedTensor]]:
+        """File name -> its tensors: consecutive, and together at most MAX_SHARD_BYTES."""
+        shards: list[list[PlannedTensor]] = [[]]
         for tensor in self.tensors:
             if shards[-1] and sum(other.nbytes for other in shards[-1]) + tensor.nbytes > MAX_SHARD_BYTES:
                 shards.append([])
@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        told = {
+        content = {
             "tensors": [
                 [t.name, t.work, t.quantization.as_dict() if t.quantization else None]
                 + [[o.name, DTYPE_NAMES[o.dtype], o.shape] for o in t.outputs]
@@ -114,29 +114,29 @@ class Plan:
             "options": dict(self.options),
             "source": self.source,
         }
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def make_plan(
     opened: OpenCheckpoint,
     settings: Mapping[str, Quantization],
-    keeps: bool,
+    keep_packed: bool,
     dtype: mx.Dtype | None,
     options: Mapping[str, Any],
-) -> Plan:
-    """The plan that gives each weight what `settings` say: quantized, or else in full precision.
+) -> ConversionPlan:
+    """The plan that quantizes each weight by `settings` and keeps the other weights in full precision.
 
-    `keeps` says that a weight stays as it is packed where that is the same quantization.
+    With `keep_packed` a weight keeps its codes where its stored quantization is the wanted one.
     """
     tensors = tuple(
-        _planned(opened, opened.source.tensors[name], settings.get(name), keeps, dtype)
+        _planned(opened, opened.source.tensors[name], settings.get(name), keep_packed, dtype)
         for name in in_network_order(opened.shapes)
     )
-    return Plan(tensors, options, source_identity(opened))
+    return ConversionPlan(tensors, options, source_identity(opened))
 
 
 def source_identity(opened: OpenCheckpoint) -> tuple[Any, ...]:
-    """Names, sizes and times of the weight files: two checkpoints with the same are taken for one."""
+    """Names, sizes and times of the weight files. Two checkpoints with equal values count as one."""
     stored = [part for name in opened.shapes for part in opened.source.tensors[name].stored]
     files = sorted({opened.checkpoint.tensors[part].file for part in stored})
     return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
@@ -145,34 +145,40 @@ def source_identity(opened: OpenCheckpoint) -> tuple[Any, ...]:
 def in_network_order(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
     """Embedding, layers by number, norm, head."""
 
-    def place(name: str) -> tuple[int, int, str]:
+    def position(name: str) -> tuple[int, int, str]:
         layer = re.match(r"model\.layers\.(\d+)\.", name)
         stage = 1 if layer else {"model.embed_tokens": 0, "model.norm": 2}.get(name.rpartition(".")[0], 3)
         return stage, int(layer[1]) if layer else 0, name
 
-    return sorted(names, key=place)
+    return sorted(names, key=position)
 
 
 def _planned(
-    opened: OpenCheckpoint, stored: StoredTensor, quantization: Quantization | None, keeps: bool, dtype: mx.Dtype | None
-) -> Planned:
-    if keeps and quantization is not None and quantization == stored.exact:
+    opened: OpenCheckpoint,
+    stored: StoredTensor,
+    quantization: Quantization | None,
+    keep_packed: bool,
+    dtype: mx.Dtype | None,
+) -> PlannedTensor:
+    if keep_packed and quantization is not None and quantization == stored.exact:
         scales = opened.source.scale_dtype(stored.name)
         result = scales if dtype is None else dtype
         outputs = _packed(stored, quantization, result)
-        as_they_are = [output.name for output in outputs] == list(stored.stored)
-        same = as_they_are and (quantization.mode != "affine" or result == scales)
-        return Planned(stored.name, stored.shape, "copy" if same else "repack", quantization, outputs, stored.nbytes)
+        same_names = [output.name for output in outputs] == list(stored.stored)
+        same = same_names and (quantization.mode != "affine" or result == scales)
+        return PlannedTensor(
+            stored.name, stored.shape, "copy" if same else "repack", quantization, outputs, stored.nbytes
+        )
     result = stored.dtype if dtype is None else dtype
     if quantization is not None:
         work = "requantize" if stored.is_quantized else "quantize"
         outputs = _packed(stored, quantization, result)
     else:
         work = "dequantize" if stored.is_quantized else "copy" if result == stored.dtype else "cast"
-        outputs = (Output(stored.name, result, stored.shape),)
-    return Planned(stored.name, stored.shape, work, quantization, outputs, stored.nbytes)
+        outputs = (OutputTensor(stored.name, result, stored.shape),)
+    return PlannedTensor(stored.name, stored.shape, work, quantization, outputs, stored.nbytes)
 
 
-def _packed(stored: StoredTensor, quantization: Quantization, dtype: mx.Dtype) -> tuple[Output, ...]:
-    stand_ins = quantization.tensors(stored.name, mx.zeros(stored.shape, dtype))  # lazy: nothing is made
-    return tuple(Output(name, array.dtype, array.shape) for name, array in stand_ins)
+def _packed(stored: StoredTensor, quantization: Quantization, dtype: mx.Dtype) -> tuple[OutputTensor, ...]:
+    stand_ins = quantization.tensors(stored.name, mx.zeros(stored.shape, dtype))  # lazy: never evaluated
+    return tuple(OutputTensor(name, array.dtype, array.shape) for name, array in stand_ins)

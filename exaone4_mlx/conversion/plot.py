@@ -1,194 +1,93 @@
-"""A picture of how far each tensor is from its source, as an SVG.
+"""A picture of the relative error of each tensor, drawn with matplotlib (the extra `plot`).
 
-What is peculiar here:
-- Colours are ones that colour-blind readers tell apart, and shapes tell the groups apart without them.
-- Names of tensors are other people's text, and stand in it as text.
+Notes:
+- The same report gives the same bytes: ids in the SVG come from a fixed salt, and the SVG has no date.
+- Names of tensors come from the checkpoint. `parse_math` is off, so that a `$` in a name is text.
 """
 
 from __future__ import annotations
 
-import html
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-PLOT_NAME = "errors.svg"
+from .kinds import PLOT_NAME, TENSOR_KINDS, kind_of, layer_of, measured_tensors
 
-
-class Kind(NamedTuple):
-    """One kind of tensor: what it is called, the part of a name that tells it, and how the picture draws it."""
-
-    label: str
-    part: str
-    colour: str  # Okabe and Ito's palette, made for colour-blind readers; shapes tell the groups apart without it
-    shape: str
+INSTALL_HINT = f"{PLOT_NAME} is not drawn, because matplotlib is missing: pip install 'exaone4_mlx[plot]'"
+#: Texts stay text; the same input gives the same bytes.
+SVG_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "exaone4_mlx", "font.size": 10.0, "text.parse_math": False}
 
 
-KINDS = (
-    Kind("embedding", "embed_tokens", "#000000", "diamond"),
-    Kind("query", "q_proj", "#0072B2", "circle"),
-    Kind("key", "k_proj", "#56B4E9", "circle"),
-    Kind("value", "v_proj", "#009E73", "circle"),
-    Kind("attention output", "o_proj", "#CC79A7", "circle"),
-    Kind("MLP gate", "gate_proj", "#D55E00", "triangle"),
-    Kind("MLP up", "up_proj", "#E69F00", "triangle"),
-    Kind("MLP down", "down_proj", "#6B4A00", "triangle"),
-    Kind("output head", "lm_head", "#000000", "square"),
-    Kind("norm", "norm", "#777777", "square"),
-)
-OTHER = Kind("other", "", "#777777", "diamond")
-
-WIDTH, HEIGHT = 960, 520
-LEFT, RIGHT, TOP, BOTTOM = 72, 940, 84, 464  # the frame that the points lie in
-PADDING = 8  # between its sides and the first and last point
+def has_matplotlib() -> bool:
+    return find_spec("matplotlib") is not None
 
 
-def error_plot(tensors: Sequence[Mapping[str, Any]]) -> str:
-    """An SVG with a mark for each tensor: across, its place in the network; up, its relative error.
+def write_error_plot(file: Path, tensors: Sequence[Mapping[str, Any]]) -> None:
+    """Draws a mark for each measured tensor: position in the network to the right, relative error upwards.
 
-    "" where no error was measured. The axis is logarithmic where the errors lie far apart.
+    The axis is logarithmic where the largest error is at least four times the smallest.
     """
-    measured = measured_ones(tensors)
-    if not measured:
-        return ""
-    scale = _Scale([100 * tensor["relative_error"] for tensor in measured])
-    step = (RIGHT - LEFT - 2 * PADDING) / len(measured)
-    across = [LEFT + PADDING + (place + 0.5) * step for place in range(len(measured))]
-    font = "-apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
-        f' font-family="{font}" font-size="13" fill="#222222" role="img">',
-        "<title>Relative error of every tensor</title>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        f'<text x="{LEFT}" y="26" font-size="17" font-weight="600">Relative error of every tensor</text>',
-        *_legend(measured),
-        *_layer_bands(measured, step),
-    ]
-    for value in scale.ticks:
-        y = scale.y(value)
-        lines.append(f'<path d="M{LEFT} {y:.1f}H{RIGHT}" stroke="#cccccc" stroke-width="1"/>')
-        lines.append(f'<text x="{LEFT - 8}" y="{y + 4.5:.1f}" text-anchor="end">{value:g} %</text>')
-    lines.append(f'<path d="M{LEFT} {TOP}V{BOTTOM}H{RIGHT}" fill="none" stroke="#222222"/>')
-    kind_of_axis = ", logarithmic" if scale.logarithmic else ""
-    lines.append(
-        f'<text transform="translate(18 {(TOP + BOTTOM) / 2:.0f}) rotate(-90)" text-anchor="middle">'
-        f"relative error{kind_of_axis}</text>"
-    )
-    lines.append(f'<text x="{(LEFT + RIGHT) / 2:.0f}" y="{HEIGHT - 12}" text-anchor="middle">layer</text>')
-    size = 4.5 if len(measured) <= 100 else 3.5
-    for x, tensor in zip(across, measured, strict=True):
-        kind = kind_of(tensor["name"])
-        about = f"{tensor['name']}: {100 * tensor['relative_error']:.3g} %, {tensor.get('bits')} bits"
-        mark = _mark(kind, x, scale.y(100 * tensor["relative_error"]), size)
-        lines.append(mark.replace("/>", f"><title>{html.escape(one_line(about))}</title></path>"))
-    return "\n".join([*lines, "</svg>"]) + "\n"
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    measured = measured_tensors(tensors)
+    errors = [100 * tensor["relative_error"] for tensor in measured]
+    positive = [error for error in errors if error > 0] or [1.0]
+    low, high = min(positive), max(positive)
+    logarithmic = high >= 4 * low
+    if logarithmic:
+        errors = [max(error, low) for error in errors]  # zero has no place on this axis
+    with matplotlib.rc_context(SVG_STYLE):
+        figure = Figure(figsize=(10, 5.2))
+        axes = figure.add_axes((0.075, 0.1, 0.91, 0.73))
+        _draw_layers(axes, [layer_of(tensor["name"]) for tensor in measured])
+        style: dict[str, Any] = {
+            "linestyle": "none",
+            "markeredgecolor": "white",
+            "markeredgewidth": 0.6,
+            "clip_on": False,
+        }
+        for kind in TENSOR_KINDS:
+            points = [(x, errors[x]) for x, tensor in enumerate(measured) if kind_of(tensor["name"]) is kind]
+            if points:
+                size = 7 if len(measured) <= 100 else 5.5
+                kind_style: dict[str, Any] = {
+                    "marker": kind.marker,
+                    "color": kind.colour,
+                    "label": kind.label,
+                    "gid": kind.label,
+                }
+                axes.plot(*zip(*points, strict=True), markersize=size, **kind_style, **style)
+        if logarithmic:
+            axes.set_yscale("log")
+            axes.set_ylim(low / 1.15, high * 1.15)
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 3000 * low else (1,)))
+            axes.minorticks_off()
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g} %"))
+        axes.set_ylabel("relative error" + ", logarithmic" * logarithmic)
+        figure.text(0.075, 0.94, "Relative error of every tensor", fontsize=13, fontweight="bold")
+        figure.legend(loc="upper left", bbox_to_anchor=(0.07, 0.92), ncols=len(TENSOR_KINDS), frameon=False, fontsize=9,
+                      handletextpad=0, handlelength=1.4, columnspacing=0.9)  # fmt: skip
+        figure.savefig(file, format="svg", metadata={"Date": None})
 
 
-class _Scale:
-    """Percent -> height. `ticks` are the round values that are labelled."""
-
-    def __init__(self, values: Sequence[float]) -> None:
-        positive = [value for value in values if value > 0] or [1.0]
-        low, high = min(positive), max(positive)
-        self.logarithmic = high / low >= 4
-        if self.logarithmic:
-            self.low, self.high = math.log10(low) - 0.06, math.log10(high) + 0.06
-            decades = range(math.floor(self.low), math.ceil(self.high) + 1)
-            steps = (1, 2, 5) if high / low < 3000 else (1,)
-            ticks = [step * 10.0**decade for decade in decades for step in steps]
-            self.ticks = [tick for tick in ticks if self.low <= math.log10(tick) <= self.high]
-        else:
-            width = _round_step((max(high - min(values), high * 0.05)) / 4)
-            self.low = math.floor(min(values) / width) * width
-            self.high = math.ceil(high / width + 0.1) * width
-            self.ticks = [self.low + width * i for i in range(round((self.high - self.low) / width) + 1)]
-
-    def y(self, value: float) -> float:
-        place = math.log10(value) if self.logarithmic and value > 0 else self.low if self.logarithmic else value
-        return BOTTOM - (BOTTOM - TOP) * (max(place, self.low) - self.low) / (self.high - self.low)
-
-
-def _round_step(width: float) -> float:
-    power: float = 10.0 ** math.floor(math.log10(width))
-    return next(step * power for step in (1, 2, 5, 10) if step * power >= width * 0.999)
-
-
-def _legend(measured: Sequence[Mapping[str, Any]]) -> list[str]:
-    present = {kind_of(tensor["name"]) for tensor in measured}
-    lines, x = [], float(LEFT + 6)
-    for kind in (*KINDS, OTHER):
-        if kind in present:
-            lines.append(_mark(kind, x, 52, 5))
-            lines.append(f'<text x="{x + 10:.0f}" y="56.5">{kind.label}</text>')
-            x += 32 + 6.7 * len(kind.label)
-    return lines
-
-
-def _layer_bands(measured: Sequence[Mapping[str, Any]], step: float) -> list[str]:
-    """Every other layer on grey, and numbers below, as many as there is room for."""
-    layers = [_layer(tensor["name"]) for tensor in measured]
+def _draw_layers(axes: Any, layers: Sequence[int | None]) -> None:
+    """Every second layer on grey, and about sixteen layer numbers below."""
     numbers = list(dict.fromkeys(layer for layer in layers if layer is not None))
-    every = next((n for n in (1, 2, 5, 10, 20, 50) if len(numbers) / n <= 16), 100)
-    lines = []
+    every = next((step for step in (1, 2, 5, 10, 20, 50) if len(numbers) <= 16 * step), 100)
+    ticks = {}
     for number in numbers:
-        start, count = LEFT + PADDING + step * layers.index(number), layers.count(number)
+        start, count = layers.index(number) - 0.5, layers.count(number)
         if number % 2 == 0:
-            lines.append(
-                f'<rect x="{start:.1f}" y="{TOP}" width="{step * count:.1f}" height="{BOTTOM - TOP}" fill="#f4f4f4"/>'
-            )
+            axes.axvspan(start, start + count, color="#f4f4f4", zorder=0, linewidth=0)
         if number % every == 0:
-            lines.append(
-                f'<text x="{start + step * count / 2:.1f}" y="{BOTTOM + 20}" text-anchor="middle">{number}</text>'
-            )
-    return lines
-
-
-def _mark(kind: Kind, x: float, y: float, size: float) -> str:
-    s = size
-    paths = {
-        "circle": f"M{x - s:.1f} {y:.1f}a{s} {s} 0 1 0 {2 * s} 0a{s} {s} 0 1 0 {-2 * s} 0z",
-        "triangle": f"M{x:.1f} {y - 1.2 * s:.1f}l{1.15 * s:.2f} {2 * s:.2f}h{-2.3 * s:.2f}z",
-        "square": f"M{x - s:.1f} {y - s:.1f}h{2 * s}v{2 * s}h{-2 * s}z",
-        "diamond": f"M{x:.1f} {y - 1.3 * s:.1f}l{1.3 * s:.2f} {1.3 * s:.2f}l{-1.3 * s:.2f} {1.3 * s:.2f}"
-        f"l{-1.3 * s:.2f} {-1.3 * s:.2f}z",
-    }
-    return f'<path d="{paths[kind.shape]}" fill="{kind.colour}" stroke="#ffffff" stroke-width="0.6"/>'
-
-
-def kind_of(name: str) -> Kind:
-    """The kind of a tensor, from its name."""
-    module = name.removesuffix(".weight").rpartition(".")[2]
-    return next((kind for kind in KINDS if module.endswith(kind.part)), OTHER)
-
-
-def in_network_order(tensors: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """As data passes through them: the embedding, each layer's attention and MLP, the output head."""
-
-    def place(tensor: Mapping[str, Any]) -> tuple[float, int]:
-        kind, layer = kind_of(tensor["name"]), _layer(tensor["name"])
-        return (-1 if kind is KINDS[0] else math.inf) if layer is None else layer, rank(kind)
-
-    return sorted(tensors, key=place)
-
-
-def rank(kind: Kind) -> int:
-    return KINDS.index(kind) if kind in KINDS else len(KINDS)
-
-
-def _layer(name: str) -> int | None:
-    found = re.search(r"\.layers\.(\d{1,6})\.", f".{name}")
-    return int(found[1]) if found else None
-
-
-def measured_ones(tensors: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [tensor for tensor in in_network_order(tensors) if finite(tensor.get("relative_error"))]
-
-
-def one_line(text: str) -> str:
-    """Without control, separating and unpaired characters; runs of blanks are one."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-
-
-def finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            ticks[start + count / 2] = number
+    axes.set_xticks(list(ticks), list(map(str, ticks.values())))
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlim(-1, len(layers))
+    axes.set_xlabel("layer")
+    axes.grid(axis="y", color="#cccccc", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,197 +1,171 @@
-"""What is asked of a conversion, checked, and what follows from it for a checkpoint.
+"""What a conversion is asked to do: one frozen value, checked before any file is read.
 
-What is peculiar here:
-- A request that contradicts itself is refused before anything is read.
-- A checkpoint that MLX has a format for (its own, AWQ) stays as it is stored unless bits are asked for: packing
-  it anew would lose a second time.
+Notes:
+- `ConversionRequest` is the only list of options. `convert` takes its fields as keyword arguments, typed by
+  `ConversionOptions`; the command line derives its flags, defaults and help from the fields' metadata.
+- This module imports MLX only when a request is made, so that `convert --help` is fast.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypedDict
 
-import mlx.core as mx
+if TYPE_CHECKING:
+    from pathlib import Path
 
-from .. import __version__
-from ..checkpoint.quantize import DEFAULTS, Quantization
-from ..files.safetensors import read_dtype
-from ..model.source import EMBEDDING, OpenCheckpoint
-from ..text.tokenizer import Tokenizer
-from .calibrate import MAX_TOKENS
-from .plan import Plan
-from .recipe import RECIPES, settings_of, uniform
-from .texts import CALIBRATION, HELD_OUT, encode, overlap, read_passages
+    import mlx.core as mx
 
-METHODS = ("gptq", "distill")
+    from ..checkpoint.quantize import Quantization
+
+CALIBRATION_METHODS = ("gptq", "distill")
 
 
-@dataclass(frozen=True)
-class Request:
-    """How a checkpoint is converted; see `convert`."""
+class ConversionOptions(TypedDict, total=False):
+    """The fields of `ConversionRequest` as keyword arguments."""
 
-    quantize: bool = True
-    q_bits: int | None = None
-    q_group_size: int | None = None
-    q_mode: str | None = None
-    recipe: str | None = None
-    target_bpw: float | None = None
-    search: bool = True
-    calibrate: str | None = None
-    calibration_data: str | Path | None = None
-    dequantize: bool = False
-    dtype: mx.Dtype | str | None = None
-    verify: bool = False
-    evaluate: bool = False
-    evaluation_data: str | Path | None = None
-    overwrite: bool = False
-    upload_repo: str | None = None
+    dtype: mx.Dtype | str | None
+    quantize: bool
+    dequantize: bool
+    q_bits: int | None
+    q_group_size: int | None
+    q_mode: str | None
+    recipe: str | None
+    target_bpw: float | None
+    search: bool
+    calibrate: str | None
+    calibration_data: str | Path | None
+    verify: bool
+    evaluate: bool
+    evaluation_data: str | Path | None
+    overwrite: bool
+    upload_repo: str | None
+
+
+def _flag(group: str, help: str, *names: str, **argument: Any) -> dict[str, Any]:
+    """Metadata of a field: its group, help and further flags, and keywords of argparse's `add_argument`."""
+    return {"group": group, "help": help, "names": names, "argument": argument}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionRequest:
+    """How a checkpoint is converted. Raises ValueError for options that contradict each other."""
+
+    dtype: mx.Dtype | str | None = field(
+        default=None,
+        metadata=_flag("", "cast the weights (default: keep theirs)", choices=("bfloat16", "float16", "float32")),
+    )
+    quantize: bool = field(default=True, metadata=_flag("bits", "default: yes", "-q"))
+    dequantize: bool = field(
+        default=False, metadata=_flag("bits", "convert a quantized checkpoint to full precision", "-d")
+    )
+    q_bits: int | None = field(
+        default=None, metadata=_flag("bits", "bits per weight (default: 4; 8 for mxfp8)", type=int, metavar="N")
+    )
+    q_group_size: int | None = field(
+        default=None, metadata=_flag("bits", "weights per scale (default: 64 for affine)", type=int, metavar="N")
+    )
+    q_mode: str | None = field(
+        default=None, metadata=_flag("bits", "default: affine", choices=("affine", "mxfp4", "nvfp4", "mxfp8"))
+    )
+    recipe: str | None = field(
+        default=None,
+        metadata=_flag(
+            "bits",
+            "4bit, 4bit-quality, 8bit, mxfp4, nvfp4, mxfp8, or mlx-lm's mixed_2_6, mixed_3_4, mixed_3_6, mixed_4_6",
+            "--quant-predicate",
+            metavar="NAME",
+        ),
+    )
+    target_bpw: float | None = field(
+        default=None,
+        metadata=_flag("bits", "bits per weight of 4bit-quality (default: 4.85)", type=float, metavar="X"),
+    )
+    search: bool = field(
+        default=True,
+        metadata=_flag(
+            "quality",
+            "search for scales and biases of least error; --no-search takes them from minimum and maximum, as mlx-lm "
+            "does (default: yes)",
+        ),
+    )
+    calibrate: str | None = field(
+        default=None,
+        metadata=_flag(
+            "quality",
+            "gptq compensates rounding errors on texts, block by block; distill also tunes scales, biases and norms",
+            choices=CALIBRATION_METHODS,
+        ),
+    )
+    calibration_data: str | Path | None = field(
+        default=None,
+        metadata=_flag("quality", "texts to calibrate on: .txt or .jsonl (default: the package's)", metavar="FILE"),
+    )
+    verify: bool = field(default=False, metadata=_flag("trust", "compare every written tensor with its source"))
+    evaluate: bool = field(
+        default=False, metadata=_flag("trust", "measure the quality loss for the model card; implies --verify")
+    )
+    evaluation_data: str | Path | None = field(
+        default=None,
+        metadata=_flag("trust", "texts to evaluate on: .txt or .jsonl (default: the package's)", metavar="FILE"),
+    )
+    overwrite: bool = field(
+        default=False, metadata=_flag("rerun", "replace the folder, and the files of an interrupted run")
+    )
+    upload_repo: str | None = field(
+        default=None,
+        metadata=_flag(
+            "output",
+            "publish the result on the hub; the name of an EXAONE model must begin with EXAONE",
+            metavar="REPO",
+        ),
+    )
 
     def __post_init__(self) -> None:
-        chosen = {"q_bits": self.q_bits, "q_group_size": self.q_group_size, "q_mode": self.q_mode}
-        given = [name for name, value in (chosen | {"recipe": self.recipe}).items() if value is not None]
+        from ..checkpoint.quantize import DEFAULTS
+        from ..files.safetensors import read_dtype
+        from .recipe import RECIPES
+
+        read_dtype(self.dtype)
         if self.dequantize or not self.quantize:
-            given += [name for name in ("calibrate", "target_bpw") if getattr(self, name) is not None]
-            if given:
-                raise ValueError(f"{' and '.join(given)} have no meaning where nothing is quantized")
+            names = ("q_bits", "q_group_size", "q_mode", "recipe", "calibrate", "target_bpw")
+            if given := [name for name in names if getattr(self, name) is not None]:
+                raise ValueError(f"nothing is quantized here, so leave out {', '.join(given)}")
         if self.dequantize and not self.quantize:
-            raise ValueError("dequantize and quantize=False say the same about different sources: give one of them")
+            raise ValueError("dequantize and quantize=False exclude each other: give one of them")
         if self.recipe is not None:
             if self.recipe not in RECIPES:
                 raise ValueError(f"recipe {self.recipe!r} is unknown; there are {', '.join(RECIPES)}")
             if self.q_bits is not None or self.q_mode is not None:
-                raise ValueError(f"the recipe {self.recipe} says how many bits: leave q_bits and q_mode out")
+                raise ValueError(f"the recipe {self.recipe} sets the bits: leave out q_bits and q_mode")
         if self.target_bpw is not None and self.recipe != "4bit-quality":
-            raise ValueError("target_bpw is for the recipe 4bit-quality")
+            raise ValueError("target_bpw needs the recipe 4bit-quality")
         if self.recipe is None:
-            _quantization(self)
-        if self.calibrate is not None and self.calibrate not in METHODS:
-            raise ValueError(f"calibrate must be one of {', '.join(METHODS)}, not {self.calibrate!r}")
+            _ = self.quantization
+        if self.calibrate is not None and self.calibrate not in CALIBRATION_METHODS:
+            raise ValueError(f"calibrate must be one of {', '.join(CALIBRATION_METHODS)}, not {self.calibrate!r}")
         if self.calibrate and (self.q_mode or self.recipe) in {*DEFAULTS} - {"affine"}:
-            raise ValueError(f"calibration tunes affine scales and biases, and {self.q_mode or self.recipe} has none")
+            raise ValueError(f"calibrate needs affine scales and biases; {self.q_mode or self.recipe} has none")
         if self.calibration_data is not None and self.calibrate is None:
-            raise ValueError("calibration_data needs calibrate beside it")
+            raise ValueError("calibration_data needs calibrate")
         if self.evaluation_data is not None and not self.evaluate:
-            raise ValueError("evaluation_data needs evaluate beside it")
-        read_dtype(self.dtype)
+            raise ValueError("evaluation_data needs evaluate")
 
     @property
-    def says_how(self) -> bool:
-        """Whether a quantization was asked for in so many words."""
-        how = (self.q_bits, self.q_group_size, self.q_mode, self.recipe, self.calibrate)
-        return any(value is not None for value in how)
+    def quantization(self) -> Quantization:
+        """The quantization of all weights where there is no recipe. Raises ValueError for bits that MLX lacks."""
+        from ..checkpoint.quantize import DEFAULTS, Quantization
 
-
-def chosen_settings(opened: OpenCheckpoint, request: Request) -> tuple[dict[str, Quantization], bool, str]:
-    """What is quantized and how, whether what is packed so already stays as it is, and a word for all of it."""
-    quantized = [tensor for tensor in opened.source.tensors.values() if tensor.is_quantized]
-    if request.dequantize:
-        if not quantized:
-            raise ValueError(f"{opened.folder} is in full precision: there is nothing to dequantize")
-        return {}, False, "full precision"
-    if not request.quantize:
-        if quantized:
-            raise ValueError(
-                f"{opened.folder} is stored as {opened.source.format}; to have it in full precision, dequantize (-d)"
-            )
-        return {}, False, "full precision"
-    exact = {tensor.name: tensor.exact for tensor in quantized if tensor.exact}
-    if not request.says_how and exact:
-        shapes = {tensor.name: tensor.shape for tensor in quantized}
-        return (
-            uniform(_quantization(request), shapes) | exact,
-            True,
-            "as stored" if len(exact) == len(shapes) else "4bit",
+        mode = self.q_mode or "affine"
+        bits, group_size = DEFAULTS.get(mode, (0, 0))
+        return Quantization(
+            bits if self.q_bits is None else self.q_bits,
+            group_size if self.q_group_size is None else self.q_group_size,
+            mode,
         )
-    if request.recipe is not None:
-        dtype = read_dtype(request.dtype) or opened.source.tensors[EMBEDDING].dtype
-        chosen = settings_of(
-            request.recipe,
-            opened.shapes,
-            group_size=request.q_group_size,
-            target_bpw=request.target_bpw,
-            float_bits=8 * dtype.size,
-        )
-        return chosen, False, request.recipe
-    quantization = _quantization(request)
-    name = f"{quantization.bits}bit" if quantization.mode == "affine" else quantization.mode
-    return uniform(quantization, opened.shapes), False, name
 
-
-def _quantization(request: Request) -> Quantization:
-    mode = request.q_mode or "affine"
-    bits, group_size = DEFAULTS.get(mode, (0, 0))
-    return Quantization(
-        bits if request.q_bits is None else request.q_bits,
-        group_size if request.q_group_size is None else request.q_group_size,
-        mode,
-    )
-
-
-def digested(request: Request, recipe: str) -> dict[str, Any]:
-    """What beside tensors decides about the bytes of the result."""
-    told: dict[str, Any] = {
-        "exaone4_mlx": __version__,
-        "mlx": metadata.version("mlx"),
-        "recipe": recipe,
-        "search": request.search,
-        "calibrate": request.calibrate,
-    }
-    if request.calibrate:
-        told["text"] = hashlib.sha256(calibration_file(request).read_bytes()).hexdigest()
-    return told
-
-
-def searches(request: Request, plan: Plan) -> bool:
-    """Whether scales and biases are searched for in any tensor."""
-    made = [tensor.quantization for tensor in plan.tensors if tensor.work in ("quantize", "requantize")]
-    return request.search and any(quantization and quantization.mode == "affine" for quantization in made)
-
-
-def notes_on(opened: OpenCheckpoint, plan: Plan, request: Request) -> tuple[str, ...]:
-    """What a user should know who asked for this."""
-    notes = []
-    works = {
-        work: [tensor for tensor in plan.tensors if tensor.work == work] for work in ("copy", "repack", "requantize")
-    }
-    packed = works["repack"] + [tensor for tensor in works["copy"] if tensor.quantization]
-    if packed:
-        notes.append(f"{len(packed)} tensors stay as they are packed ({opened.source.format}); --q-bits quantizes anew")
-    if works["requantize"]:
-        notes.append(
-            f"{len(works['requantize'])} tensors are {opened.source.format} and are quantized a second time, from what "
-            "the first time left of them; the original checkpoint would give better ones"
-        )
-    left = [t.name for t in plan.tensors if t.quantization is None and len(t.shape) == 2]
-    if left and (request.says_how or not packed) and request.quantize and not request.dequantize:
-        notes.append(
-            f"{len(left)} matrices stay in full precision, {left[0]} among them: their rows do not divide into groups"
-        )
-    if not request.search and not any(tensor.work in ("quantize", "requantize") for tensor in plan.tensors):
-        notes.append("nothing is quantized here, so --no-search changes nothing")
-    return tuple(notes)
-
-
-def check_texts(request: Request, tokenizer: Tokenizer) -> list[list[int]]:
-    """Reads the texts that will be needed, and sees to it that nothing is measured on what was tuned on.
-
-    Returns the ids of the texts to calibrate on.
-    """
-    tuned = read_passages(calibration_file(request)) if request.calibrate else []
-    measured = read_passages(evaluation_file(request)) if request.evaluate else []
-    for passage in measured:
-        encode(passage, tokenizer, 2)  # raises where the template refuses it
-    if shared := overlap(tuned, measured):
-        raise ValueError(f"the texts to calibrate on and to evaluate on share {shared[0]!r}: the figures would flatter")
-    return [encode(passage, tokenizer, MAX_TOKENS) for passage in tuned]
-
-
-def calibration_file(request: Request) -> Path:
-    return CALIBRATION if request.calibration_data is None else Path(request.calibration_data).expanduser()
-
-
-def evaluation_file(request: Request) -> Path:
-    return HELD_OUT if request.evaluation_data is None else Path(request.evaluation_data).expanduser()
+    @property
+    def names_quantization(self) -> bool:
+        """Whether the caller chose a quantization, in place of the default."""
+        given = (self.q_bits, self.q_group_size, self.q_mode, self.recipe, self.calibrate)
+        return any(value is not None for value in given)

@@ -14,21 +14,21 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-SLICE = 1 << 17  # weights that are worked on at a time
+SLICE_WEIGHTS = 1 << 17  # weights that are worked on at a time
 
 #: How far the ends of the range are drawn in, in steps: what a greedy choice among 144 pairs took for Gaussian
 #: and Laplacian weights at 4 bits. Seven of them and two refits reach 21.79 dB on Gaussian weights in groups of 64
 #: (min/max 20.81, sixteen pairs and three refits 21.81).
-DRAWN_IN = ((0.25, 0.25), (0.75, 0.0), (0.0, 0.5), (0.5, 0.0), (0.25, 0.5), (0.5, 0.25), (0.0, 0.75))
+CLIP_CANDIDATES = ((0.25, 0.25), (0.75, 0.0), (0.0, 0.5), (0.5, 0.0), (0.25, 0.5), (0.5, 0.25), (0.0, 0.75))
 #: bits -> added to both: the fewer the steps the more of it pays.
-MORE_DRAWN_IN = {2: 0.25, 3: 0.25, 4: 0.0, 5: -0.125, 6: -0.25, 8: -0.25}
+CLIP_OFFSETS = {2: 0.25, 3: 0.25, 4: 0.0, 5: -0.125, 6: -0.25, 8: -0.25}
 REFITS = 2
 
 TINY = 1e-36  # half a range that is taken for none
 LEAST_IMPORTANCE = 1e-4  # of the group's mean: no weight is given up altogether
 
 
-def searched(
+def quantize_mse(
     weight: mx.array,
     bits: int,
     group_size: int,
@@ -41,12 +41,12 @@ def searched(
     if not given), evaluated, laid out as by `mx.quantize`, and for no group worse than that. Raises ValueError where
     a row is not a whole number of groups, and for bits that MLX does not pack.
     """
-    check(weight, bits, group_size)
-    rows = max(1, SLICE // weight.shape[1])
+    check_affine(weight, bits, group_size)
+    rows = max(1, SLICE_WEIGHTS // weight.shape[1])
     parts = []
     for start in range(0, weight.shape[0], rows):
         codes, scales, biases = _grid(weight[start : start + rows], bits, group_size, importance, dtype or weight.dtype)
-        parts.append((packed(codes, bits), scales, biases))
+        parts.append((pack_codes(codes, bits), scales, biases))
         mx.eval(parts[-1])
     codes, scales, biases = (mx.concatenate(list(slices)) for slices in zip(*parts, strict=True))
     mx.eval(codes, scales, biases)
@@ -56,7 +56,7 @@ def searched(
 def _grid(
     weight: mx.array, bits: int, group_size: int, importance: mx.array | None, dtype: mx.Dtype
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """As `searched`, at once, unevaluated and not packed: codes (float32 [R, C]), scales and biases [R, N]."""
+    """As `quantize_mse`, at once, unevaluated and not packed: codes (float32 [R, C]), scales and biases [R, N]."""
     levels = 2**bits - 1
     x = weight.astype(mx.float32).reshape(weight.shape[0], -1, group_size)  # R N G
     high, low = mx.max(x, axis=-1, keepdims=True), mx.min(x, axis=-1, keepdims=True)
@@ -68,8 +68,8 @@ def _grid(
     sum_x = mx.sum(x if share is None else x * share, axis=-1, keepdims=True)
 
     scale, bias, gain = mx.zeros_like(half), mx.zeros_like(half), mx.full(half.shape, -mx.inf)
-    for at_low, at_high in DRAWN_IN:
-        ends = (2 * (edge + MORE_DRAWN_IN[bits]) / levels for edge in (at_low, at_high))
+    for at_low, at_high in CLIP_CANDIDATES:
+        ends = (2 * (edge + CLIP_OFFSETS[bits]) / levels for edge in (at_low, at_high))
         first, last = (sign * (1 - end) for sign, end in zip((-1, 1), ends, strict=True))
         s, b, g = _refit(_codes(x, (last - first) / levels, (last + first) / 2, levels), x, sum_x, share)
         better = g > gain
@@ -98,7 +98,7 @@ def _grid(
     return (codes + levels / 2).reshape(weight.shape), scales, biases
 
 
-def packed(codes: mx.array, bits: int) -> mx.array:
+def pack_codes(codes: mx.array, bits: int) -> mx.array:
     """Codes [R, C] of `bits` bits each -> MLX's packing, uint32 [R, C * bits / 32]: one stream, low bits first."""
     lanes = codes.astype(mx.uint32).reshape(codes.shape[0], -1, 32)
     words = []
@@ -111,10 +111,10 @@ def packed(codes: mx.array, bits: int) -> mx.array:
     return mx.stack(words, axis=-1).reshape(codes.shape[0], -1)
 
 
-def check(weight: mx.array, bits: int, group_size: int) -> None:
+def check_affine(weight: mx.array, bits: int, group_size: int) -> None:
     """Raises ValueError for what cannot be quantized so."""
-    if bits not in MORE_DRAWN_IN:
-        raise ValueError(f"affine quantization has {', '.join(map(str, MORE_DRAWN_IN))} bits, not {bits!r}")
+    if bits not in CLIP_OFFSETS:
+        raise ValueError(f"affine quantization has {', '.join(map(str, CLIP_OFFSETS))} bits, not {bits!r}")
     if group_size not in (32, 64, 128):
         raise ValueError(f"affine quantization has groups of 32, 64 or 128, not {group_size!r}")
     if weight.ndim != 2 or weight.shape[1] % group_size:

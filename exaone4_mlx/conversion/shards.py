@@ -21,7 +21,7 @@ import mlx.core as mx
 
 from ..files.folders import atomic_file
 from ..files.safetensors import DTYPE_NAMES, INDEX_NAME, Checkpoint, TensorInfo
-from .plan import Output, Plan, Planned
+from .plan import ConversionPlan, OutputTensor, PlannedTensor
 
 JOURNAL = "conversion.journal"
 READ_BYTES = 1 << 24
@@ -30,10 +30,10 @@ READ_BYTES = 1 << 24
 class Shards:
     """The weight files of a plan in a folder, and the journal of what is done. `written` reads what they hold."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: ConversionPlan) -> None:
         """Makes the files, or takes up those that a stopped run of the same plan left. The journal has begun."""
         self.folder = folder
-        self._places: dict[str, tuple[int, int, Output]] = {}  # name -> (descriptor, byte offset, what it is)
+        self._places: dict[str, tuple[int, int, OutputTensor]] = {}  # name -> (descriptor, byte offset, what it is)
         self._descriptors: list[int] = []
         self._hashes: dict[str, Any] = {}
         self.digests: dict[str, str] = {}  # output name -> SHA-256 of its bytes, once it is done
@@ -50,7 +50,7 @@ class Shards:
             self.is_tuned |= line.get("tuned") is True
         self.digests = {name: digest for name, digest in self.digests.items() if self.digest(name) == digest}
 
-    def is_done(self, tensor: Planned) -> bool:
+    def is_done(self, tensor: PlannedTensor) -> bool:
         return all(output.name in self.digests for output in tensor.outputs)
 
     def write(self, name: str, array: mx.array, row: int = 0) -> None:
@@ -67,7 +67,7 @@ class Shards:
             written = os.pwrite(descriptor, data, place)
             data, place = data[written:], place + written
 
-    def done(self, outputs: Iterable[Output]) -> None:
+    def done(self, outputs: Iterable[OutputTensor]) -> None:
         """Notes that these outputs are complete, once the disk has them."""
         self._note([output.name for output in outputs])
 
@@ -97,7 +97,7 @@ class Shards:
             os.close(descriptor)
         self._descriptors = []
 
-    def _open(self, file: Path, tensors: Sequence[Planned], fresh: bool) -> None:
+    def _open(self, file: Path, tensors: Sequence[PlannedTensor], fresh: bool) -> None:
         outputs = [output for tensor in tensors for output in tensor.outputs]
         header = _header(outputs)
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if fresh else 0), 0o666)
@@ -150,7 +150,7 @@ def _lines(journal: Path) -> tuple[list[dict[str, Any]], int]:
     return lines, size
 
 
-def _header(outputs: Sequence[Output]) -> bytes:
+def _header(outputs: Sequence[OutputTensor]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     offset = 0
     for output in outputs:
@@ -165,7 +165,7 @@ def _header(outputs: Sequence[Output]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _write_index(folder: Path, plan: Plan) -> None:
+def _write_index(folder: Path, plan: ConversionPlan) -> None:
     places = {o.name: file for file, tensors in plan.shards.items() for tensor in tensors for o in tensor.outputs}
     index = {
         "metadata": {"total_size": plan.nbytes, "total_parameters": plan.parameters},

@@ -1,11 +1,12 @@
-"""The folder in which a result is made: `NAME.partial`, until it is whole and takes its name.
+"""The staging folder `NAME.partial`: a result is made there and renamed when it is complete.
 
-What is peculiar here:
-- It is locked for one process at a time, and the journal is the first file in it: a folder without is a stranger's.
-- What a killed or interrupted run left there is taken up by the same plan, and refused to any other.
-- An error removes it, so that nothing half done is left; once the weights are whole they are kept.
-- Only names that a conversion writes are ever removed. A folder that is overwritten steps aside first, under a name
-  of this plan's own, and comes back if the new one cannot take its place.
+Notes:
+- One process at a time holds its lock. The journal is the first file in it: a folder without a journal belongs to
+  someone else and is not touched.
+- The same plan resumes the files of a killed or interrupted run; every other plan is refused.
+- An error removes the folder, so that no partial result is left. Complete weights are kept.
+- Only names that a conversion writes are ever removed. An overwritten folder is first renamed to a name that depends
+  on the plan, and gets its name back if the new folder cannot take its place.
 """
 
 from __future__ import annotations
@@ -22,66 +23,66 @@ from pathlib import Path
 from .shards import JOURNAL, begin_journal, journal_of
 from .upload import PUBLISHED
 
-#: A file that is being written, such as the journal at its beginning.
-BEGINNING = ".*.partial"
+#: Temporary files of atomic writes, such as that of a new journal.
+TEMPORARY = ".*.partial"
 #: Every name that a conversion writes.
-KNOWN = (*PUBLISHED, "model*.safetensors", JOURNAL, "tuned.safetensors", BEGINNING)
+KNOWN = (*PUBLISHED, "model*.safetensors", JOURNAL, "tuned.safetensors", TEMPORARY)
 
 
 @dataclass
-class Partial:
-    """The folder under way. `keep` says whether an error leaves it."""
+class StagingFolder:
+    """The folder of a running conversion. With `keep` an error does not remove it."""
 
     path: Path
     keep: bool = False
 
 
 def check_target(target: Path, source: Path, overwrite: bool) -> None:
-    """Raises FileExistsError, NotADirectoryError or ValueError where the result could not be put."""
-    for folder, other, how in ((target, source, "inside"), (source, target, "around")):
+    """Raises FileExistsError, NotADirectoryError or ValueError where the result cannot be written."""
+    for folder, other, how in ((target, source, "inside"), (source, target, "a parent of")):
         if other.resolve() in (folder.resolve(), *folder.resolve().parents):
-            raise ValueError(f"{target} would lie {how} its own source {source}; choose another folder")
+            raise ValueError(f"{target} is {how} its own source {source}; choose another folder")
     above = next(parent for parent in target.parents if parent.exists())
     if not above.is_dir():
-        raise NotADirectoryError(f"{above} is a file: {target} cannot be made in it")
+        raise NotADirectoryError(f"{above} is a file, so {target} cannot be created in it")
     if len(os.fsencode(target.name)) > 200:
-        raise ValueError(f"{target.name} is too long a name for a folder")
-    partial = _partial_of(target)
-    if os.path.lexists(partial) and (partial.is_symlink() or not partial.is_dir()):
-        raise FileExistsError(f"{partial} is in the way, and is no folder; remove it")
+        raise ValueError(f"the folder name {target.name} is too long")
+    staging = staging_path(target)
+    if os.path.lexists(staging) and (staging.is_symlink() or not staging.is_dir()):
+        raise FileExistsError(f"{staging} is needed as a folder, and is something else; remove it")
     if not os.path.lexists(target):
         return
     if not overwrite:
-        raise FileExistsError(f"{target} exists already; choose another folder, or overwrite it (--overwrite)")
+        raise FileExistsError(f"{target} already exists; choose another folder, or overwrite it (--overwrite)")
     if target.is_symlink() or not target.is_dir():
-        raise FileExistsError(f"{target} is no folder, and is not overwritten")
+        raise FileExistsError(f"{target} is not a folder, so it is not overwritten")
     if foreign := _foreign(target):
-        raise FileExistsError(f"{target} holds {foreign}, which no conversion wrote, and is not overwritten")
+        raise FileExistsError(f"{target} holds {foreign}, which no conversion wrote, so it is not overwritten")
     if any(target.iterdir()) and not (target / "config.json").is_file():
-        raise FileExistsError(f"{target} holds no model, and is not overwritten; remove it yourself")
+        raise FileExistsError(f"{target} holds no model, so it is not overwritten; remove it yourself")
 
 
 @contextmanager
-def partial_folder(target: Path, digest: str, overwrite: bool = False) -> Iterator[Partial]:
-    """A folder beside `target` that takes its name when the block ends well, and disappears after an error.
+def staging_folder(target: Path, digest: str, overwrite: bool = False) -> Iterator[StagingFolder]:
+    """A folder next to `target` that is renamed to `target` at the end of the block, and removed after an error.
 
-    It stays where the process is killed or interrupted, and where the block said so: the plan of this digest goes
-    on there. Raises FileExistsError where another conversion is under way or left its files.
+    It is kept after a kill, an interrupt, and an error with `keep`: the plan of this digest resumes there. Raises
+    FileExistsError where another conversion runs or left its files.
     """
-    partial = Partial(_partial_of(target))
-    made_parents = [folder for folder in partial.path.parents if not folder.exists()]
-    partial.path.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial.path, os.O_RDONLY)
+    staging = StagingFolder(staging_path(target))
+    new_parents = [folder for folder in staging.path.parents if not folder.exists()]
+    staging.path.mkdir(parents=True, exist_ok=True)
+    lock = os.open(staging.path, os.O_RDONLY)
     try:
-        _lock(lock, partial.path, target)
-        _prepare(partial.path, digest, overwrite)
+        _lock(lock, staging.path, target)
+        _prepare(staging.path, digest, overwrite)
         try:
-            yield partial
-            _take_place(partial, target, digest, overwrite)
+            yield staging
+            _take_place(staging, target, digest, overwrite)
         except Exception:
-            if not partial.keep:
-                shutil.rmtree(partial.path, ignore_errors=True)
-                for folder in made_parents:
+            if not staging.keep:
+                shutil.rmtree(staging.path, ignore_errors=True)
+                for folder in new_parents:
                     with suppress(OSError):
                         folder.rmdir()
             raise
@@ -89,62 +90,64 @@ def partial_folder(target: Path, digest: str, overwrite: bool = False) -> Iterat
         os.close(lock)
 
 
-def _take_place(partial: Partial, target: Path, digest: str, overwrite: bool) -> None:
-    partial.keep = True
+def _take_place(staging: StagingFolder, target: Path, digest: str, overwrite: bool) -> None:
+    staging.keep = True
     aside = target.with_name(f".{target.name}.{digest[:16]}.replaced")
     replaced = overwrite and target.is_dir() and any(target.iterdir())
     if replaced:
         if foreign := _foreign(target):
-            raise FileExistsError(f"{target} holds {foreign} now, and is not overwritten; {partial.path} is complete")
+            raise FileExistsError(
+                f"{target} now holds {foreign}, so it is not overwritten; the result is {staging.path}"
+            )
         target.rename(aside)
     try:
-        partial.path.rename(target)  # which refuses a folder that holds something
+        staging.path.rename(target)  # fails where `target` is a folder that is not empty
     except OSError as error:
         if replaced:
             aside.rename(target)
-        raise FileExistsError(f"{target} came to be meanwhile; the result is {partial.path}") from error
+        raise FileExistsError(f"{target} was created meanwhile; the result is {staging.path}") from error
     (target / JOURNAL).unlink(missing_ok=True)
-    if aside.is_dir() and not _foreign(aside):  # of an earlier run too that was killed just there
+    if aside.is_dir() and not _foreign(aside):  # also that of a run that was killed at this point
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _partial_of(target: Path) -> Path:
+def staging_path(target: Path) -> Path:
     return target.with_name(target.name + ".partial")
 
 
 def _foreign(folder: Path) -> str | None:
-    """The name of something in a folder that no conversion wrote."""
+    """The name of a file or folder that no conversion wrote, or None."""
     for entry in sorted(folder.iterdir()):
         if not any(fnmatch.fnmatchcase(entry.name, known) for known in KNOWN) or entry.is_dir():
             return entry.name
     return None
 
 
-def _lock(lock: int, partial: Path, target: Path) -> None:
+def _lock(lock: int, staging: Path, target: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise FileExistsError(f"another conversion to {target} is under way") from error
-    if not partial.exists() or os.stat(partial).st_ino != os.fstat(lock).st_ino:
-        raise FileExistsError(f"another conversion to {target} has just ended")
+        raise FileExistsError(f"another conversion to {target} is running") from error
+    if not staging.exists() or os.stat(staging).st_ino != os.fstat(lock).st_ino:
+        raise FileExistsError(f"another conversion to {target} has just finished")
 
 
-def _prepare(partial: Path, digest: str, overwrite: bool) -> None:
-    """Leaves what this plan can go on with, and else a folder with a fresh journal."""
-    entries = list(partial.iterdir())
-    begun = (partial / JOURNAL).is_file()
-    others = [entry.name for entry in entries if not fnmatch.fnmatchcase(entry.name, BEGINNING)]
-    if foreign := _foreign(partial) if begun or not others else others[0]:
-        raise FileExistsError(f"{partial} is in the way and holds {foreign}, which no conversion wrote; remove it")
-    left = journal_of(partial)
+def _prepare(staging: Path, digest: str, overwrite: bool) -> None:
+    """Keeps the files that this plan can resume; otherwise leaves a folder with a new journal."""
+    entries = list(staging.iterdir())
+    has_journal = (staging / JOURNAL).is_file()
+    others = [entry.name for entry in entries if not fnmatch.fnmatchcase(entry.name, TEMPORARY)]
+    if foreign := _foreign(staging) if has_journal or not others else others[0]:
+        raise FileExistsError(f"{staging} is needed, but holds {foreign}, which no conversion wrote; remove it")
+    left = journal_of(staging)
     if left == digest:
         return
     if left is not None and not overwrite:
         raise FileExistsError(
-            f"{partial} was left by a conversion with other options, or of another source: ask for the same again to "
-            "go on with it, or discard it with --overwrite"
+            f"{staging} belongs to a conversion with other options, or of another source: repeat that conversion to "
+            "resume it, or discard it with --overwrite"
         )
     for entry in entries:
         if entry.name != JOURNAL:
             entry.unlink()
-    begin_journal(partial, digest)
+    begin_journal(staging, digest)

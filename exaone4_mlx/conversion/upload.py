@@ -19,8 +19,8 @@ from typing import Any
 
 from ..files.folders import read_json
 from ..files.safetensors import INDEX_NAME, Checkpoint
-from .card import EXAONE_NOTICE, is_exaone
-from .plot import PLOT_NAME, one_line
+from .kinds import PLOT_NAME
+from .licence import EXAONE_NOTICE, is_exaone, one_line
 
 #: What is shown before weights under EXAONE's licence are sent.
 NOTICE = f"{EXAONE_NOTICE} By publishing these weights you distribute a derivative of EXAONE under these terms."

@@ -18,7 +18,7 @@ import mlx.core as mx
 from ..files.folders import read_json
 from ..files.safetensors import Checkpoint, CheckpointError
 from ..model.source import OpenCheckpoint
-from .plan import Plan, Planned
+from .plan import ConversionPlan, PlannedTensor
 from .shards import Shards, digest_of
 
 
@@ -31,7 +31,7 @@ class TensorError:
     sqnr_db: float
 
 
-def check_written(shards: Shards, plan: Plan) -> None:
+def check_written(shards: Shards, plan: ConversionPlan) -> None:
     """Raises CheckpointError where the disk does not hold what was written to it."""
     for tensor in plan.tensors:
         for output in tensor.outputs:
@@ -39,7 +39,7 @@ def check_written(shards: Shards, plan: Plan) -> None:
                 raise CheckpointError(f"{shards.folder}: {output.name} is not what was written; is the disk all right?")
 
 
-def tensor_errors(shards: Shards, opened: OpenCheckpoint, plan: Plan) -> Iterator[TensorError]:
+def tensor_errors(shards: Shards, opened: OpenCheckpoint, plan: ConversionPlan) -> Iterator[TensorError]:
     """The error of each tensor of the plan, in its order. Raises CheckpointError where one cannot be right."""
     for tensor in plan.tensors:
         if tensor.work == "copy":
@@ -68,7 +68,7 @@ def _squares(exact: mx.array, stored: mx.array) -> tuple[float, float]:
     return unit * unit * float(sums[0].item()), unit * unit * float(sums[1].item())  # type: ignore[arg-type]
 
 
-def _check_copied(shards: Shards, opened: OpenCheckpoint, tensor: Planned) -> None:
+def _check_copied(shards: Shards, opened: OpenCheckpoint, tensor: PlannedTensor) -> None:
     for output in tensor.outputs:
         rows = max(1, tensor.rows_at_a_time)
         for start in range(0, output.shape[0], rows):
@@ -77,7 +77,7 @@ def _check_copied(shards: Shards, opened: OpenCheckpoint, tensor: Planned) -> No
                 raise CheckpointError(f"{output.name} was to be copied, and differs from its source")
 
 
-def _stored(shards: Shards, tensor: Planned, start: int, stop: int) -> mx.array:
+def _stored(shards: Shards, tensor: PlannedTensor, start: int, stop: int) -> mx.array:
     """Rows as they are written, in float32. (mx.dequantize would round to the dtype of the scales.)"""
     parts = [shards.written.read(output.name, start, stop) for output in tensor.outputs]
     parts = [part.astype(mx.float32) if mx.issubdtype(part.dtype, mx.floating) else part for part in parts]

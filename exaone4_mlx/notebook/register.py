@@ -15,7 +15,7 @@ from typing import Any
 #: Module and name of a class -> for each MIME type, the module of this room and the function in it that render it.
 VIEWS = {
     ("conversation.chat", "Chat"): {"text/html": "views.chat_html", "text/markdown": "views.chat_markdown"},
-    ("conversion.convert", "Summary"): {"text/html": "views.summary_html"},
+    ("conversion.convert", "ConversionSummary"): {"text/html": "views.summary_html"},
     ("conversion.evaluate", "Evaluation"): {"text/html": "views.evaluation_html"},
     ("generation.generate", "Reply"): {"text/html": "views.reply_html", "text/markdown": "views.reply_markdown"},
     ("measure.fit", "Fit"): {"text/html": "views.fit_html"},

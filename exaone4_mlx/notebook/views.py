@@ -27,7 +27,7 @@ from ..tools.schema import shortened
 
 if TYPE_CHECKING:
     from ..conversation.chat import Chat
-    from ..conversion.convert import Summary
+    from ..conversion.convert import ConversionSummary
     from ..conversion.evaluate import Evaluation
     from ..generation.generate import Reply
     from ..measure.fit import Fit
@@ -328,13 +328,13 @@ def _layer_cell(number: int | None, layer: LayerAttention) -> str:
 # --- a conversion, and what a model needs -------------------------------------------
 
 
-def summary_html(summary: Summary) -> str:
+def summary_html(summary: ConversionSummary) -> str:
     notes = "".join(f"<li>{escaped(note)}</li>" for note in summary.notes)
     evaluated = "" if summary.evaluation is None else evaluation_html(summary.evaluation)
     return f"<div>{_table(summary_rows(summary))}{evaluated}{f'<ul>{notes}</ul>' if notes else ''}</div>"
 
 
-def summary_rows(summary: Summary) -> dict[str, str]:
+def summary_rows(summary: ConversionSummary) -> dict[str, str]:
     """What a person wants to know of a conversion."""
     smaller = summary.source_bytes / summary.bytes if summary.bytes else 0
     rows = {

@@ -11,8 +11,9 @@ import pytest
 from test_resume import digests, killed, stopped
 
 from exaone4_mlx import convert, evaluate, load
-from exaone4_mlx.conversion.convert import prepare
-from exaone4_mlx.conversion.request import Request
+from exaone4_mlx.conversion.convert import run_conversion
+from exaone4_mlx.conversion.prepare import prepare
+from exaone4_mlx.conversion.request import ConversionRequest
 
 TEXTS = (
     "Which one is bigger, 3.12 vs 3.9? 3.9 is bigger than 3.12.",
@@ -37,11 +38,11 @@ def converted(data: Path) -> dict[str | None, Path]:
     folders: dict[str | None, Path] = {}
     for method in (None, "gptq", "distill"):
         folders[method] = data / str(method)
-        request = Request(calibrate=method, calibration_data=data / "calibration.jsonl" if method else None)
+        request = ConversionRequest(calibrate=method, calibration_data=data / "calibration.jsonl" if method else None)
         conversion = prepare("demo", folders[method], request)
         mx.clear_cache()
         before = mx.get_active_memory()
-        assert conversion.run().peak_bytes - before < conversion.peak_bytes, "as told before"
+        assert run_conversion(conversion).peak_bytes - before < conversion.peak_bytes, "as told before"
     return folders
 
 
@@ -89,14 +90,14 @@ def test_stopped_calibration_ends_with_the_same_bytes(converted: dict[str | None
 
 def test_texts_decide_about_the_plan(data: Path) -> None:
     partial = stopped(data / "other", number=2, calibrate="gptq", calibration_data=data / "calibration.jsonl")
-    with pytest.raises(FileExistsError, match="left by a conversion with other options"):
+    with pytest.raises(FileExistsError, match="belongs to a conversion with other options"):
         convert("demo", data / "other", calibrate="gptq", calibration_data=data / "evaluation.jsonl")
     assert partial.exists()
 
 
 def test_figures_on_the_texts_of_calibration_are_refused(data: Path) -> None:
     texts = data / "calibration.jsonl"
-    with pytest.raises(ValueError, match=r"share .which one is bigger.*the figures would flatter"):
+    with pytest.raises(ValueError, match=r"share .which one is bigger.*the measured loss would be too small"):
         convert("demo", data / "x", calibrate="gptq", calibration_data=texts, evaluate=True, evaluation_data=texts)
 
 

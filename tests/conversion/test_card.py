@@ -5,15 +5,14 @@ from __future__ import annotations
 import ast
 import math
 import shlex
-import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from exaone4_mlx.conversion.card import front_matter, is_exaone, model_card, public_origin
-from exaone4_mlx.conversion.plot import KINDS, error_plot, in_network_order
+from exaone4_mlx.conversion.card import model_card
+from exaone4_mlx.conversion.licence import front_matter, is_exaone, public_origin
 
 LG = "LGAI-EXAONE/EXAONE-4.0-1.2B"
 LG_CARD = "---\nlicense: other\nlicense_name: exaone\nlicense_link: LICENSE\nlanguage:\n- en\n- ko\n---\n# EXAONE\n"
@@ -180,13 +179,13 @@ def test_costs_are_told_where_they_were_measured() -> None:
     row |= {"perplexity_ratio_low": 1.001, "perplexity_ratio_high": 1.024}
     evaluation = {"data": "/home/mina/held out.jsonl", "reference": LG, "documents": 40, "rows": [row]}
     tensors = [*network(2), tensor("model.layers.2.mlp.up_proj.weight", 0.25)]
-    card = card_of(report=report(tensors, evaluation=evaluation))
+    card = card_of(report=report(tensors, evaluation=evaluation), has_plot=True)
     assert "| ko | 12,345 | 0.0123 | 0.200 | 97.12 % | 8.100 | 8.000 | 1.0125 (1.0010 to 1.0240) |" in card
     assert "(held out.jsonl)" in card and "/home/mina" not in card
     assert "| model.layers.2.mlp.up_proj.weight | 4 | 25.00 % | 12.0 |" in tables(card)[-1][2], "the worst stands first"
     assert "(errors.svg)" in card
     unmeasured = card_of(report=report(network(2, error=None)))
-    assert "What it cost" not in unmeasured and "errors.svg" not in unmeasured
+    assert "## Quality" not in unmeasured and "errors.svg" not in unmeasured
 
 
 def test_nan_and_infinity_break_no_table() -> None:
@@ -194,7 +193,7 @@ def test_nan_and_infinity_break_no_table() -> None:
     tensors = [tensor("lm_head.weight", 0.0), tensor("model.embed_tokens.weight") | {"relative_error": math.nan}]
     card = card_of(report=report(tensors, evaluation={"rows": rows}))
     assert "| lm_head.weight | 4 | 0.00 % | – |" in card
-    assert not {"nan", "inf"} & set(card.partition("What it cost")[2].split())
+    assert not {"nan", "inf"} & set(card.partition("## Quality")[2].split())
     for table in tables(card):
         assert len({line.count("|") for line in table}) == 1
 
@@ -230,7 +229,6 @@ def test_hostile_text_breaks_nothing() -> None:
         assert len({line.count("|") for line in table}) == 1
     commands = [line for line in card.splitlines() if line.startswith("exaone4-mlx chat")]
     assert len(shlex.split(commands[0])) == 4, "one word for the shell, however it is spelt"
-    ET.fromstring(error_plot(named))
 
 
 # --- where it came from ----------------------------------------------------------------
@@ -286,48 +284,3 @@ def test_card_tells_no_path_of_the_user() -> None:
 )
 def test_weights_are_exaone_unless_something_else_is_told(origin: str, card: str | None, expected: bool) -> None:
     assert is_exaone(origin, card) is expected
-
-
-# --- the picture ----------------------------------------------------------------------------
-
-
-def test_picture_has_a_mark_for_every_tensor_in_network_order() -> None:
-    tensors = network(12)
-    marks = [mark for mark in ET.fromstring(error_plot(tensors)).iter() if mark.tag.endswith("}path") and len(mark)]
-    names = [mark[0].text.partition(":")[0] for mark in marks]
-    assert names == [tensor["name"] for tensor in in_network_order(tensors)]
-    assert names[0] == "model.embed_tokens.weight" and names[-1] == "lm_head.weight"
-    assert names[1:8] == [f"model.layers.0.{part}.weight" for part in PROJECTIONS]
-    assert names.index("model.layers.2.mlp.up_proj.weight") < names.index("model.layers.10.mlp.up_proj.weight")
-
-
-def test_larger_errors_stand_higher() -> None:
-    for errors in ((0.08, 0.09, 0.1), (0.004, 0.09, 0.3), (0.0, 0.05, 0.1), (0.0, 0.001, 0.3)):
-        tensors = [tensor(f"model.layers.{i}.mlp.up_proj.weight", error) for i, error in enumerate(errors)]
-        marks = [mark for mark in ET.fromstring(error_plot(tensors)).iter() if mark.tag.endswith("}path") and len(mark)]
-        heights = [float(mark.attrib["d"].split()[1].partition("l")[0]) for mark in marks]
-        assert heights == sorted(heights, reverse=True), errors
-        assert all(70 < height < 470 for height in heights), "inside the frame"
-
-
-def test_picture_names_the_kinds_that_are_there() -> None:
-    picture = error_plot(network(2))
-    shown = [kind.label for kind in KINDS if f">{kind.label}<" in picture]
-    assert shown == [kind.label for kind in KINDS if kind.label != "norm"]
-    assert "relative error" in picture and ">layer<" in picture
-    assert "logarithmic" not in picture and "logarithmic" in error_plot(
-        [*network(2), tensor("model.norm.weight", 0.001)]
-    )
-
-
-@pytest.mark.parametrize("errors", [[0.0], [0.1], [0.0, 0.0], [1e-9, 1.0]])
-def test_picture_of_extremes_is_drawn(errors: list[float]) -> None:
-    ET.fromstring(error_plot([tensor(f"model.layers.{i}.mlp.up_proj.weight", e) for i, e in enumerate(errors)]))
-
-
-def test_nothing_measured_is_no_picture() -> None:
-    assert error_plot(network(1, error=None)) == error_plot([]) == ""
-
-
-def test_colours_are_told_apart_within_each_shape() -> None:
-    assert len({(kind.colour, kind.shape) for kind in KINDS}) == len(KINDS)

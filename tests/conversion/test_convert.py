@@ -17,8 +17,8 @@ from safetensors import safe_open
 from exaone4_mlx import CheckpointError, Exaone4Config, Exaone4ForCausalLM, convert, load
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.conversion import convert as converter, plan
-from exaone4_mlx.conversion.convert import prepare
-from exaone4_mlx.conversion.request import Request
+from exaone4_mlx.conversion.prepare import prepare
+from exaone4_mlx.conversion.request import ConversionRequest
 from exaone4_mlx.conversion.upload import UploadError
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.model.parameters import named_parameters
@@ -128,7 +128,7 @@ def test_memory_does_not_grow_with_layers_nor_with_tensors(
         summary = convert(folder, tmp_path / f"out-{layers}-{vocabulary}", **options)
         assert summary.source_bytes > 3_000_000
         peaks.append(summary.peak_bytes - before)
-        assert peaks[-1] < prepare(folder, tmp_path / "plan", Request(**options)).peak_bytes
+        assert peaks[-1] < prepare(folder, tmp_path / "plan", ConversionRequest(**options)).peak_bytes
     assert max(peaks) < 1.1 * min(peaks), peaks
 
 
@@ -150,7 +150,7 @@ def test_second_conversion_to_the_same_folder_waits_its_turn(tmp_path: Path) -> 
     """Else one would rename the other's half-written folder."""
 
     def meanwhile(done: int, total: int, stage: str) -> None:
-        with pytest.raises(FileExistsError, match=r"another conversion to .*out is under way"):
+        with pytest.raises(FileExistsError, match=r"another conversion to .*out is running"):
             convert("demo", tmp_path / "out")
 
     convert("demo", tmp_path / "out", progress=meanwhile)
@@ -183,7 +183,7 @@ def test_what_came_to_be_meanwhile_is_not_replaced(tmp_path: Path) -> None:
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / "precious.txt").write_text("mine")
 
-    with pytest.raises(FileExistsError, match=r"out came to be meanwhile; the result is .*out.partial"):
+    with pytest.raises(FileExistsError, match=r"out was created meanwhile; the result is .*out.partial"):
         convert("demo", tmp_path / "out", progress=meanwhile)
     assert (tmp_path / "out" / "precious.txt").exists()
     (tmp_path / "out" / "precious.txt").unlink()
@@ -195,26 +195,26 @@ def test_what_came_to_be_meanwhile_is_not_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"mlx_path": "exists"}, FileExistsError, "exists exists already; choose another folder"),
-        ({"mlx_path": "source/inside"}, ValueError, "would lie inside its own source"),
+        ({"mlx_path": "exists"}, FileExistsError, "exists already exists; choose another folder"),
+        ({"mlx_path": "source/inside"}, ValueError, "is inside its own source"),
         ({"q_bits": 9}, ValueError, "bits, not 9"),
         ({"q_mode": "int4"}, ValueError, "quantization mode 'int4' is unknown"),
         ({"q_mode": "mxfp4", "q_group_size": 64}, ValueError, "mxfp4 quantization has groups of 32, not 64"),
-        ({"quantize": False, "q_bits": 4}, ValueError, "q_bits have no meaning where nothing is quantized"),
-        ({"dequantize": True, "recipe": "4bit"}, ValueError, "recipe have no meaning where nothing is quantized"),
+        ({"quantize": False, "q_bits": 4}, ValueError, "nothing is quantized here, so leave out q_bits"),
+        ({"dequantize": True, "recipe": "4bit"}, ValueError, "nothing is quantized here, so leave out recipe"),
         ({"recipe": "3bit"}, ValueError, "recipe '3bit' is unknown; there are 4bit"),
-        ({"recipe": "4bit", "q_bits": 4}, ValueError, "the recipe 4bit says how many bits"),
-        ({"target_bpw": 5.0}, ValueError, "target_bpw is for the recipe 4bit-quality"),
+        ({"recipe": "4bit", "q_bits": 4}, ValueError, "the recipe 4bit sets the bits: leave out"),
+        ({"target_bpw": 5.0}, ValueError, "target_bpw needs the recipe 4bit-quality"),
         ({"calibrate": "awq"}, ValueError, "calibrate must be one of gptq, distill, not 'awq'"),
-        ({"calibrate": "gptq", "q_mode": "mxfp4"}, ValueError, "tunes affine scales and biases, and mxfp4 has none"),
+        ({"calibrate": "gptq", "q_mode": "mxfp4"}, ValueError, "needs affine scales and biases; mxfp4 has none"),
         ({"calibration_data": "texts.jsonl"}, ValueError, "calibration_data needs calibrate"),
         ({"evaluation_data": "texts.jsonl"}, ValueError, "evaluation_data needs evaluate"),
         ({"calibrate": "gptq", "calibration_data": "texts.jsonl"}, FileNotFoundError, "texts.jsonl is not there"),
         ({"upload_repo": "me/EXAONE-tiny"}, ValueError, "would pass them off as such"),
-        ({"mlx_path": "source"}, ValueError, "would lie inside its own source"),
-        ({"mlx_path": ".", "overwrite": True}, ValueError, "would lie around its own source"),
+        ({"mlx_path": "source"}, ValueError, "is inside its own source"),
+        ({"mlx_path": ".", "overwrite": True}, ValueError, "is a parent of its own source"),
         ({"mlx_path": "exists", "overwrite": True, "hf_path": "nowhere"}, FileNotFoundError, "no folder nowhere"),
-        ({"mlx_path": "dangling"}, FileExistsError, "dangling exists already"),
+        ({"mlx_path": "dangling"}, FileExistsError, "dangling already exists"),
         ({"hf_path": "untold"}, FileNotFoundError, "has no tokenizer.json"),
         ({"dtype": "int8"}, ValueError, "dtype must be one of"),
         ({"hf_path": "nowhere"}, FileNotFoundError, "no folder nowhere"),
@@ -241,7 +241,7 @@ def test_bad_requests_are_refused_before_anything_is_written(
 def test_quantized_source_stays_as_it_is_unless_bits_are_asked_for(tmp_path: Path) -> None:
     convert("demo", tmp_path / "once")
     summary = convert(tmp_path / "once", tmp_path / "twice")
-    assert "57 tensors stay as they are packed (MLX 4-bit)" in summary.notes[0]
+    assert "57 tensors keep their codes (MLX 4-bit)" in summary.notes[0]
     first, second = (mx.load(str(tmp_path / name / "model.safetensors")) for name in ("once", "twice"))
     assert first.keys() == second.keys()
     assert all(mx.array_equal(first[name], second[name]).item() for name in first)
@@ -264,7 +264,7 @@ def test_dequantizing_gives_what_the_quantized_weights_stand_for(tmp_path: Path)
     assert distance(quantized(IDS), full(IDS)) < 0.2, "but for the rounding to bfloat16"
     with pytest.raises(ValueError, match="is in full precision: there is nothing to dequantize"):
         convert("demo", tmp_path / "out", dequantize=True)
-    with pytest.raises(ValueError, match=r"is stored as MLX 8-bit; to have it in full precision, dequantize"):
+    with pytest.raises(ValueError, match=r"is stored as MLX 8-bit; use dequantize"):
         convert(tmp_path / "once", tmp_path / "out", quantize=False)
 
 
@@ -297,7 +297,7 @@ def test_failed_upload_is_tried_again_by_the_same_call(tmp_path: Path, monkeypat
     monkeypatch.setattr(converter, "upload", upload)
     with pytest.raises(UploadError):
         convert("demo", tmp_path / "out", upload_repo="me/tiny-4bit")
-    monkeypatch.setattr(converter, "searched", None)
+    monkeypatch.setattr(converter, "quantize_mse", None)
     assert convert("demo", tmp_path / "out", upload_repo="me/tiny-4bit").page == "https://hub/me/tiny-4bit"
     assert sent == [tmp_path / "out"] * 2
     with pytest.raises(FileExistsError):

@@ -82,7 +82,7 @@ def test_release_is_converted_and_mlx_lm_reads_it(title: str, tmp_path: Path) ->
     lossless = title not in ("GPTQ 4-bit", "FP8 128x128")
     if lossless:
         assert config["quantization"] == {"bits": 4, "group_size": 32, "mode": "affine"}
-        assert f"14 tensors stay as they are packed ({title})" in summary.notes[0]
+        assert f"14 tensors keep their codes ({title})" in summary.notes[0]
         assert max(error.relative_error for error in summary.errors) < 1e-3, "but for biases rounded to float16"
         assert distance(model(IDS), exact(IDS)) < 0.05
     else:

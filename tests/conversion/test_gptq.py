@@ -10,8 +10,8 @@ from conftest import distance, random_ids, tiny_model
 from exaone4_mlx import Exaone4ForCausalLM
 from exaone4_mlx.checkpoint.quantize import Quantization
 from exaone4_mlx.conversion import gptq as module
-from exaone4_mlx.conversion.gptq import gptq, quantized_block
-from exaone4_mlx.conversion.search import searched
+from exaone4_mlx.conversion.gptq import gptq, quantize_block
+from exaone4_mlx.conversion.search import quantize_mse
 from exaone4_mlx.model.cache import causal_mask
 
 #: Sizes of which every projection's columns are whole groups.
@@ -42,7 +42,7 @@ def test_outputs_are_closer_than_by_search_alone(bits: int) -> None:
     weight, hessian = normal(32, 256), correlated()
     ours, search = (
         output_error(weight, hessian, parts, bits)
-        for parts in (gptq(weight, hessian, bits, 64), searched(weight, bits, 64))
+        for parts in (gptq(weight, hessian, bits, 64), quantize_mse(weight, bits, 64))
     )
     assert ours < 0.6 * search, f"{ours / search:.2f} of the search's error at {bits} bits"
 
@@ -63,7 +63,7 @@ def test_inputs_without_correlation_leave_the_search_as_it_is() -> None:
     weight = normal(16, 128).astype(mx.bfloat16)
     assert all(
         mx.array_equal(a, b)
-        for a, b in zip(gptq(weight, mx.eye(128), 4, 64), searched(weight, 4, 64, mx.ones(128)), strict=True)
+        for a, b in zip(gptq(weight, mx.eye(128), 4, 64), quantize_mse(weight, 4, 64, mx.ones(128)), strict=True)
     )
 
 
@@ -72,10 +72,10 @@ def test_inputs_that_are_always_zero_do_no_harm() -> None:
     alive = mx.where(mx.arange(128) % 16 == 3, 0.0, 1.0)
     hessian = correlated(128) * alive * alive[:, None]
     parts = gptq(weight, hessian, 4, 64)
-    assert output_error(weight, hessian, parts) < 0.6 * output_error(weight, hessian, searched(weight, 4, 64))
+    assert output_error(weight, hessian, parts) < 0.6 * output_error(weight, hessian, quantize_mse(weight, 4, 64))
     dead = mx.abs(mx.dequantize(*parts, 64, 4) - weight) * (1 - alive)
     assert mx.max(dead).item() < 1, "a dead column's weights are rounded, not given up"
-    plain = output_error(weight, mx.eye(128), searched(weight, 4, 64))
+    plain = output_error(weight, mx.eye(128), quantize_mse(weight, 4, 64))
     assert output_error(weight, mx.eye(128), gptq(weight, 0 * hessian, 4, 64)) < 1.01 * plain, "nothing known: rounding"
 
 
@@ -83,7 +83,7 @@ def test_a_hessian_that_is_not_positive_definite_is_damped_until_it_is() -> None
     weight, hessian = normal(16, 128), correlated(128)
     indefinite = hessian - 0.2 * mx.mean(mx.diag(hessian)) * mx.eye(128)
     parts = gptq(weight, indefinite, 4, 64)
-    assert output_error(weight, hessian, parts) < output_error(weight, hessian, searched(weight, 4, 64))
+    assert output_error(weight, hessian, parts) < output_error(weight, hessian, quantize_mse(weight, 4, 64))
 
 
 def test_scales_have_the_dtype_asked_for() -> None:
@@ -113,7 +113,7 @@ def test_a_block_of_which_nothing_is_quantized_is_the_networks() -> None:
     states = states_of(model)
     for number in range(2):
         following = forward(model, number, states)
-        states = quantized_block(model.layers[number], states, {})
+        states = quantize_block(model.layers[number], states, {})
         assert all(mx.array_equal(a, b) for a, b in zip(states, following, strict=True))
     assert not any(isinstance(layer, nn.QuantizedLinear) for _, layer in model.named_modules())
 
@@ -122,7 +122,7 @@ def test_a_quantized_block_gives_what_it_returned() -> None:
     model = tiny_model(**WIDE)
     states = states_of(model)
     exact = forward(model, 0, states)
-    outputs = quantized_block(model.layers[0], states, dict.fromkeys(PROJECTIONS, FOUR), dtype=mx.bfloat16)
+    outputs = quantize_block(model.layers[0], states, dict.fromkeys(PROJECTIONS, FOUR), dtype=mx.bfloat16)
     assert sum(isinstance(layer, nn.QuantizedLinear) for _, layer in model.layers[0].named_modules()) == 7
     for ours, now, before in zip(outputs, forward(model, 0, states), exact, strict=True):
         assert distance(ours, now) < 1e-4
@@ -135,7 +135,7 @@ def test_settings_are_kept_per_projection() -> None:
     model = tiny_model(**WIDE)
     kept = model.layers[0].mlp.up_proj.weight
     settings = {"self_attn.v_proj": Quantization(6, 32), "mlp.down_proj": Quantization(4, 32, "mxfp4")}
-    outputs = quantized_block(model.layers[0], states_of(model), settings)
+    outputs = quantize_block(model.layers[0], states_of(model), settings)
     v_proj, down_proj = model.layers[0].self_attn.v_proj, model.layers[0].mlp.down_proj
     assert (v_proj.bits, v_proj.group_size, v_proj.mode) == (6, 32, "affine")
     assert (down_proj.mode, "biases" in down_proj) == ("mxfp4", False)
@@ -150,7 +150,7 @@ def test_what_o_proj_reads_is_what_quantized_v_proj_gives(monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "_hessian", lambda states: seen.append(hessian_of(states)) or seen[-1])
     for settings in (["self_attn.o_proj"], ["self_attn.v_proj", "self_attn.o_proj"]):
         model = tiny_model(**WIDE)
-        quantized_block(model.layers[0], states_of(model), dict.fromkeys(settings, Quantization(2, 64)))
+        quantize_block(model.layers[0], states_of(model), dict.fromkeys(settings, Quantization(2, 64)))
     alone, _, after = seen
     assert distance(alone, after) > 0.01 * mx.max(alone).item()
 

@@ -120,8 +120,8 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     stopped(tmp_path / "out", number=20)
     from exaone4_mlx.conversion import convert as converter
 
-    searched, count = converter.searched, []
-    monkeypatch.setattr(converter, "searched", lambda *a: count.append(a) or searched(*a))
+    quantize_mse, count = converter.quantize_mse, []
+    monkeypatch.setattr(converter, "quantize_mse", lambda *a: count.append(a) or quantize_mse(*a))
     convert("demo", tmp_path / "out")
     assert 0 < len(count) < 50, "57 matrices, some of them among the twenty that were done"
 
@@ -141,7 +141,7 @@ def test_damaged_and_torn_remains_are_made_again(tmp_path: Path, whole: dict[str
 @pytest.mark.parametrize("other", [{"q_bits": 8}, {"search": False}])
 def test_remains_of_another_plan_are_refused(tmp_path: Path, other: dict[str, Any]) -> None:
     partial = stopped(tmp_path / "out")
-    with pytest.raises(FileExistsError, match=r"out.partial was left by a conversion with other options"):
+    with pytest.raises(FileExistsError, match=r"out.partial belongs to a conversion with other options"):
         convert("demo", tmp_path / "out", **other)
     assert partial.exists(), "it can still be gone on with"
 
@@ -159,7 +159,7 @@ def test_command_goes_on_with_and_without_resume(tmp_path: Path, capsys: pytest.
     stopped(tmp_path / "out")
     assert main([*command, "--resume"]) == 0
     assert main([*command, "--resume"]) == 1
-    assert "out exists already; choose another folder, or overwrite it (--overwrite)" in capsys.readouterr().err
+    assert "out already exists; choose another folder, or overwrite it (--overwrite)" in capsys.readouterr().err
     stopped(tmp_path / "new")
     assert main([*command[:-1], str(tmp_path / "new")]) == 0
 
@@ -172,9 +172,9 @@ def test_interrupted_command_tells_how_to_go_on(
     def interrupt(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(converter, "searched", interrupt)
+    monkeypatch.setattr(converter, "quantize_mse", interrupt)
     assert main(["convert", "--hf-path", "demo", "--mlx-path", str(tmp_path / "out")]) == 130
-    assert "the same command goes on with" in capsys.readouterr().err
+    assert "the same command resumes from" in capsys.readouterr().err
     assert (tmp_path / "out.partial").is_dir()
 
 
@@ -194,10 +194,12 @@ def test_overwriting_replaces_the_folder_at_the_end(tmp_path: Path) -> None:
 def test_what_is_no_model_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.docx").write_text("years of work")
-    with pytest.raises(FileExistsError, match=r"holds thesis.docx, which no conversion wrote, and is not overwritten"):
+    with pytest.raises(
+        FileExistsError, match=r"holds thesis.docx, which no conversion wrote, so it is not overwritten"
+    ):
         convert("demo", tmp_path / "out", overwrite=True)
     (tmp_path / "link").symlink_to(tmp_path / "out")
-    with pytest.raises(FileExistsError, match="is no folder, and is not overwritten"):
+    with pytest.raises(FileExistsError, match="is not a folder, so it is not overwritten"):
         convert("demo", tmp_path / "link", overwrite=True)
     assert (tmp_path / "out" / "thesis.docx").exists()
 
@@ -209,7 +211,7 @@ def test_a_project_with_a_config_is_not_overwritten(tmp_path: Path) -> None:
         convert("demo", tmp_path / "out", overwrite=True)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "README.md").write_text("notes")
-    with pytest.raises(FileExistsError, match="holds no model, and is not overwritten"):
+    with pytest.raises(FileExistsError, match="holds no model, so it is not overwritten"):
         convert("demo", tmp_path / "new", overwrite=True)
 
 
@@ -246,7 +248,7 @@ def test_whole_weights_are_kept_when_the_rest_fails(tmp_path: Path, monkeypatch:
     with pytest.raises(RuntimeError):
         convert("demo", tmp_path / "out", evaluate=True)
     monkeypatch.undo()
-    monkeypatch.setattr(converter, "searched", fail)
+    monkeypatch.setattr(converter, "quantize_mse", fail)
     convert("demo", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -255,7 +257,7 @@ def test_source_that_changes_under_way_is_noticed(tmp_path: Path, hf_folder: Pat
     def meanwhile(done: int, total: int, stage: str) -> None:
         os.utime(hf_folder / "model.safetensors", (1, 1))
 
-    with pytest.raises(CheckpointError, match="was changed while it was being converted"):
+    with pytest.raises(CheckpointError, match="changed during the conversion"):
         convert(hf_folder, tmp_path / "out", progress=meanwhile)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 

@@ -7,7 +7,7 @@ import math
 import mlx.core as mx
 import pytest
 
-from exaone4_mlx.conversion.search import packed, searched
+from exaone4_mlx.conversion.search import pack_codes, quantize_mse
 
 BITS = (2, 3, 4, 5, 6, 8)
 
@@ -32,9 +32,9 @@ def squared_errors(
 def test_packing_is_mlxs(bits: int) -> None:
     codes = mx.random.randint(0, 2**bits, (3, 128), key=mx.random.key(1))
     ones = mx.ones((3, 2))
-    assert mx.array_equal(mx.dequantize(packed(codes, bits), ones, 0 * ones, 64, bits), codes)
+    assert mx.array_equal(mx.dequantize(pack_codes(codes, bits), ones, 0 * ones, 64, bits), codes)
     if bits != 8:
-        shifted = packed(mx.roll(codes, 1, axis=1), bits)
+        shifted = pack_codes(mx.roll(codes, 1, axis=1), bits)
         assert not mx.array_equal(mx.dequantize(shifted, ones, 0 * ones, 64, bits), codes)
 
 
@@ -42,7 +42,7 @@ def test_packing_is_mlxs(bits: int) -> None:
 @pytest.mark.parametrize("bits", BITS)
 def test_no_group_is_worse_than_mlxs_and_all_together_are_better(bits: int, group_size: int) -> None:
     weight = gaussian(64, 512)
-    ours = squared_errors(weight, searched(weight, bits, group_size), bits, group_size)
+    ours = squared_errors(weight, quantize_mse(weight, bits, group_size), bits, group_size)
     theirs = squared_errors(weight, mx.quantize(weight, group_size, bits), bits, group_size)
     assert mx.all(ours <= theirs * 1.0001), "a group is worse than min/max"
     gain = 10 * math.log10((mx.sum(theirs) / mx.sum(ours)).item())
@@ -53,14 +53,14 @@ def test_no_group_is_worse_than_mlxs_and_all_together_are_better(bits: int, grou
 
 def test_four_bits_reach_the_documented_ratio_of_signal_to_noise() -> None:
     weight = gaussian(256, 1024)
-    noise = mx.sum(squared_errors(weight, searched(weight, 4, 64), 4, 64)).item()
+    noise = mx.sum(squared_errors(weight, quantize_mse(weight, 4, 64), 4, 64)).item()
     assert 10 * math.log10(mx.sum(mx.square(weight.astype(mx.float32))).item() / noise) > 21.7
 
 
 def test_columns_of_importance_come_out_closer() -> None:
     weight, importance = gaussian(64, 256), mx.where(mx.arange(256) % 8 == 0, 100.0, 1.0)
     weighted = [
-        mx.sum(squared_errors(weight, searched(weight, 4, 64, given), 4, 64, importance)).item()
+        mx.sum(squared_errors(weight, quantize_mse(weight, 4, 64, given), 4, 64, importance)).item()
         for given in (None, importance)
     ]
     assert weighted[1] < 0.8 * weighted[0]
@@ -68,7 +68,7 @@ def test_columns_of_importance_come_out_closer() -> None:
 
 def test_importance_of_one_for_all_is_none() -> None:
     weight = gaussian(8, 128)
-    plain, even = searched(weight, 4, 64), searched(weight, 4, 64, mx.ones(128) * 7)
+    plain, even = quantize_mse(weight, 4, 64), quantize_mse(weight, 4, 64, mx.ones(128) * 7)
     errors = [mx.sum(squared_errors(weight, parts, 4, 64)).item() for parts in (plain, even)]
     assert errors[1] == pytest.approx(errors[0], rel=1e-3)
 
@@ -76,7 +76,7 @@ def test_importance_of_one_for_all_is_none() -> None:
 def test_importance_of_zero_gives_up_no_column() -> None:
     weight = gaussian(8, 128)
     for importance in (mx.zeros(128), mx.where(mx.arange(128) < 100, 0.0, 1.0)):
-        errors = squared_errors(weight, searched(weight, 4, 64, importance), 4, 64)
+        errors = squared_errors(weight, quantize_mse(weight, 4, 64, importance), 4, 64)
         assert mx.all(errors < mx.sum(mx.square(weight.astype(mx.float32).reshape(8, 2, 64)), axis=-1))
 
 
@@ -95,7 +95,7 @@ def test_degenerate_groups_stay_finite_and_close(bits: int, dtype: mx.Dtype) -> 
         "negative": -mx.abs(noise) - 1,
     }
     weight = mx.stack(list(rows.values())).astype(dtype)
-    codes, scales, biases = searched(weight, bits, 64)
+    codes, scales, biases = quantize_mse(weight, bits, 64)
     assert scales.dtype == biases.dtype == dtype
     restored = mx.dequantize(codes, scales.astype(mx.float32), biases.astype(mx.float32), 64, bits)
     exact = weight.astype(mx.float32)
@@ -109,9 +109,9 @@ def test_degenerate_groups_stay_finite_and_close(bits: int, dtype: mx.Dtype) -> 
 
 def test_same_weight_same_bytes_in_slices_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = gaussian(40, 128)
-    whole = searched(weight, 4, 64)
-    monkeypatch.setattr("exaone4_mlx.conversion.search.SLICE", 1)
-    assert all(mx.array_equal(a, b) for a, b in zip(whole, searched(weight, 4, 64), strict=True))
+    whole = quantize_mse(weight, 4, 64)
+    monkeypatch.setattr("exaone4_mlx.conversion.search.SLICE_WEIGHTS", 1)
+    assert all(mx.array_equal(a, b) for a, b in zip(whole, quantize_mse(weight, 4, 64), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -125,4 +125,4 @@ def test_same_weight_same_bytes_in_slices_of_any_size(monkeypatch: pytest.Monkey
 )
 def test_what_cannot_be_quantized_is_refused(shape: tuple[int, ...], bits: int, group_size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        searched(mx.zeros(shape), bits, group_size)
+        quantize_mse(mx.zeros(shape), bits, group_size)

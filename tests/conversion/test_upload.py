@@ -17,7 +17,7 @@ from fake_hub import TOKEN, FakeHub, Repo
 
 from exaone4_mlx import convert
 from exaone4_mlx.conversion.card import model_card
-from exaone4_mlx.conversion.plot import error_plot
+from exaone4_mlx.conversion.plot import write_error_plot
 from exaone4_mlx.conversion.upload import NOTICE, UploadError, check_upload_name, upload
 
 LG = "LGAI-EXAONE/EXAONE-4.0-1.2B"
@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     card = model_card(name=NAME, origin=LG, report=report, licence_files=["LICENSE"], source_card=None)
     (folder / "README.md").write_text(card)
     (folder / "report.json").write_text(json.dumps(report))
-    (folder / "errors.svg").write_text(error_plot(report["conversion"]["tensors"]))
+    write_error_plot(folder / "errors.svg", report["conversion"]["tensors"])
     (folder / "LICENSE").write_text("EXAONE AI Model License Agreement 1.2 - NC")
     return folder
 

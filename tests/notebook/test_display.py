@@ -15,8 +15,8 @@ import pytest
 from conftest import TINY
 from markdown_it import MarkdownIt
 
-from exaone4_mlx import Chat, Evaluation, Exaone4Config, Fit, PromptCache, Summary, fit
-from exaone4_mlx.conversion.evaluate import Row
+from exaone4_mlx import Chat, ConversionSummary, Evaluation, Exaone4Config, Fit, PromptCache, fit
+from exaone4_mlx.conversion.evaluate import EvaluationRow
 from exaone4_mlx.conversion.verify import TensorError
 from exaone4_mlx.generation.generate import Reply
 from exaone4_mlx.notebook.register import VIEWS, register
@@ -237,7 +237,7 @@ def test_a_config_without_windows_is_all_global_and_rotates() -> None:
     assert "4 × global: sees everything, RoPE" in text and "local" not in text
 
 
-def summary(**changes: Any) -> Summary:
+def summary(**changes: Any) -> ConversionSummary:
     made: dict[str, Any] = {
         "path": Path("there"),
         "parameters": 1_234,
@@ -247,12 +247,12 @@ def summary(**changes: Any) -> Summary:
         "seconds": 3.0,
         "peak_bytes": 5_000_000,
     }
-    return Summary(**(made | changes))
+    return ConversionSummary(**(made | changes))
 
 
 def test_a_summary_is_a_table() -> None:
     errors = (TensorError("model.a", 0.1, 20.0), TensorError("model.b", 0.25, 12.0))
-    row = Row("all", 9, 99, 0.012345, 0.5, 0.987, 3.21, 3.2, 1.0123, 1.01, 1.02)
+    row = EvaluationRow("all", 9, 99, 0.012345, 0.5, 0.987, 3.21, 3.2, 1.0123, 1.01, 1.02)
     evaluation = Evaluation(
         **{field.name: 1 for field in dataclasses.fields(Evaluation)} | {"model": "1", "reference": "1", "rows": (row,)}
     )

@@ -1,0 +1,160 @@
+"""A request and a checkpoint -> a `Conversion`: checked, planned, with its memory and disk needs, not yet begun.
+
+Notes:
+- Only headers, small files and the calibration texts are read, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..files.folders import find_folder
+from ..files.safetensors import read_dtype
+from ..model.network import Exaone4ForCausalLM
+from ..model.source import OpenCheckpoint, open_checkpoint
+from ..text.tokenizer import Tokenizer
+from .distill import POSITIONS
+from .licence import public_origin, source_card
+from .plan import ConversionPlan, PlannedTensor, make_plan
+from .request import ConversionRequest
+from .search import SLICE_WEIGHTS
+from .settings import choose_quantization, digest_options, notes_on, read_texts, uses_search
+from .staging import check_target, staging_path
+from .upload import check_upload_name
+
+#: Disk space for the tokenizer, the card and the report.
+DISK_MARGIN = 50_000_000
+#: Bytes of memory per weight of a chunk (source, cast, packed) and per weight of a search slice. Measured.
+CHUNK_BYTES, SEARCH_BYTES = 12, 48
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion that is checked and planned, and not yet begun.
+
+    `disk_bytes` is the free space that the target's disk must have. `sequences` are the token ids of the calibration
+    texts. `is_done` says that an earlier run made the folder and only its upload failed.
+    """
+
+    origin: str
+    target: Path
+    request: ConversionRequest
+    opened: OpenCheckpoint
+    plan: ConversionPlan
+    notes: tuple[str, ...]
+    disk_bytes: int
+    free_bytes: int
+    is_done: bool
+    sequences: Sequence[Sequence[int]]
+
+    @property
+    def peak_bytes(self) -> int:
+        """An estimate of MLX's peak memory."""
+        sources = self.opened.source.tensors
+        chunk = max(t.rows_at_a_time * math.prod(t.shape[1:]) for t in self.plan.tensors)
+        # Codes that are packed along the rows can only be unpacked as a whole.
+        across = [t for t in self.plan.tensors if any(part.endswith(".qweight") for part in sources[t.name].stored)]
+        whole = [math.prod(t.shape) * 6 for t in across]
+        whole += [3 * t.nbytes for t in self.plan.tensors if t.work in ("copy", "repack") and t.quantization]
+        return max([CHUNK_BYTES * chunk + SEARCH_BYTES * SLICE_WEIGHTS, *whole]) + self._calibration_bytes
+
+    @property
+    def _calibration_bytes(self) -> int:
+        """Hidden states of all texts, a block in float32, the statistics of its widest input; the student."""
+        if self.request.calibrate is None:
+            return 0
+        config = self.opened.config
+        widest = max(config.intermediate_size, config.num_attention_heads * config.head_dim, config.hidden_size)
+        block = sum(math.prod(t.shape) for t in self.plan.tensors if t.name.startswith("model.layers.0."))
+        needed = 4 * (4 * sum(map(len, self.sequences)) * config.hidden_size + 2 * block + 5 * widest * widest)
+        if self.request.calibrate == "distill":
+            needed += self.plan.nbytes + 12 * config.vocab_size * (config.hidden_size + 2 * POSITIONS)
+        return needed
+
+    def describe(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return {
+            "exaone4_mlx": __version__,
+            "origin": public_origin(self.origin),
+            "format": self.opened.source.format,
+            "recipe": self.plan.options["recipe"],
+            "search": uses_search(self.request, self.plan),
+            "calibrate": self.request.calibrate,
+            "bits_per_weight": self.plan.bits_per_weight,
+            "bytes": self.plan.nbytes,
+            "source_bytes": self.plan.source_bytes,
+            "parameters": self.plan.parameters,
+            "notes": list(self.notes),
+            "shards": list(self.plan.shards),
+            "tensors": [_describe_tensor(tensor) for tensor in self.plan.tensors],
+        }
+
+
+def prepare(
+    hf_path: str | Path,
+    mlx_path: str | Path,
+    request: ConversionRequest,
+    revision: str | None = None,
+    dry_run: bool = False,
+) -> Conversion:
+    """Checks and plans a conversion. With `dry_run` the target may exist, since nothing will be written."""
+    target = Path(os.path.abspath(Path(mlx_path).expanduser()))
+    source = find_folder(hf_path, revision)
+    if request.upload_repo:
+        check_upload_name(request.upload_repo, str(hf_path), source_card(source))
+    opened = open_checkpoint(source, Exaone4ForCausalLM)
+    tokenizer = Tokenizer.from_pretrained(source)  # without it the result could not be loaded
+    sequences = read_texts(request, tokenizer)
+    settings, keep_packed, recipe = choose_quantization(opened, request)
+    plan = make_plan(opened, settings, keep_packed, read_dtype(request.dtype), digest_options(request, recipe))
+    is_done = bool(request.upload_repo) and not request.overwrite and _is_result(target, plan, request)
+    if not is_done and not dry_run:
+        check_target(target, source, request.overwrite)
+    existing = next(folder for folder in (target, *target.parents) if folder.is_dir())
+    staging = staging_path(target)
+    held = sum(file.stat().st_blocks * 512 for file in staging.glob("*.safetensors")) if staging.is_dir() else 0
+    return Conversion(
+        origin=str(hf_path),
+        target=target,
+        request=request,
+        opened=opened,
+        plan=plan,
+        notes=notes_on(opened, plan, request),
+        disk_bytes=plan.nbytes + DISK_MARGIN,
+        free_bytes=shutil.disk_usage(existing).free + held,
+        is_done=is_done,
+        sequences=sequences,
+    )
+
+
+def _describe_tensor(tensor: PlannedTensor) -> dict[str, Any]:
+    quantization = tensor.quantization
+    return {
+        "name": tensor.name,
+        "shape": list(tensor.shape),
+        "work": tensor.work,
+        "bits": quantization.bits if quantization else 8 * tensor.outputs[0].dtype.size,
+        "group_size": quantization.group_size if quantization else None,
+        "mode": quantization.mode if quantization else None,
+        "dtype": str(tensor.outputs[-1].dtype).removeprefix("mlx.core."),
+        "bytes": tensor.nbytes,
+    }
+
+
+def _is_result(folder: Path, plan: ConversionPlan, request: ConversionRequest) -> bool:
+    """Whether a finished folder is the result of this plan, with the measurements that the request asks for."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        verified = "relative_error" in report["conversion"]["tensors"][0]
+        same = report["conversion"]["plan"] == plan.digest
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return same and verified >= request.verify and ("evaluation" in report) >= request.evaluate

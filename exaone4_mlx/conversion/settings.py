@@ -1,0 +1,125 @@
+"""A request and a checkpoint -> the quantization of each weight, the texts, and notes for the user.
+
+Notes:
+- A checkpoint that is stored in a format of MLX (MLX's own, AWQ) keeps its codes unless the request names a
+  quantization. To quantize it again would lose accuracy a second time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..checkpoint.quantize import Quantization
+from ..files.safetensors import read_dtype
+from ..model.source import EMBEDDING, OpenCheckpoint
+from ..text.tokenizer import Tokenizer
+from .calibrate import MAX_TOKENS
+from .plan import ConversionPlan
+from .plot import INSTALL_HINT, has_matplotlib
+from .recipe import settings_of, uniform
+from .request import ConversionRequest
+from .texts import CALIBRATION, HELD_OUT, encode, overlap, read_passages
+
+
+def choose_quantization(
+    opened: OpenCheckpoint, request: ConversionRequest
+) -> tuple[dict[str, Quantization], bool, str]:
+    """The quantization by weight name, whether packed weights keep their codes, and the recipe's name for reports."""
+    quantized = [tensor for tensor in opened.source.tensors.values() if tensor.is_quantized]
+    if request.dequantize:
+        if not quantized:
+            raise ValueError(f"{opened.folder} is in full precision: there is nothing to dequantize")
+        return {}, False, "full precision"
+    if not request.quantize:
+        if quantized:
+            raise ValueError(
+                f"{opened.folder} is stored as {opened.source.format}; use dequantize (-d) to get full precision"
+            )
+        return {}, False, "full precision"
+    exact = {tensor.name: tensor.exact for tensor in quantized if tensor.exact}
+    if exact and not request.names_quantization:
+        shapes = {tensor.name: tensor.shape for tensor in quantized}
+        name = "as stored" if len(exact) == len(shapes) else "4bit"
+        return uniform(request.quantization, shapes) | exact, True, name
+    if request.recipe is not None:
+        dtype = read_dtype(request.dtype) or opened.source.tensors[EMBEDDING].dtype
+        settings = settings_of(
+            request.recipe,
+            opened.shapes,
+            group_size=request.q_group_size,
+            target_bpw=request.target_bpw,
+            float_bits=8 * dtype.size,
+        )
+        return settings, False, request.recipe
+    quantization = request.quantization
+    name = f"{quantization.bits}bit" if quantization.mode == "affine" else quantization.mode
+    return uniform(quantization, opened.shapes), False, name
+
+
+def digest_options(request: ConversionRequest, recipe: str) -> dict[str, Any]:
+    """What determines the bytes of the result besides the tensors, as JSON values."""
+    options: dict[str, Any] = {
+        "exaone4_mlx": __version__,
+        "mlx": metadata.version("mlx"),
+        "recipe": recipe,
+        "search": request.search,
+        "calibrate": request.calibrate,
+    }
+    if request.calibrate:
+        options["text"] = hashlib.sha256(calibration_file(request).read_bytes()).hexdigest()
+    return options
+
+
+def uses_search(request: ConversionRequest, plan: ConversionPlan) -> bool:
+    """Whether error search chooses the scales and biases of any tensor."""
+    quantized = [tensor.quantization for tensor in plan.tensors if tensor.work in ("quantize", "requantize")]
+    return request.search and any(quantization and quantization.mode == "affine" for quantization in quantized)
+
+
+def notes_on(opened: OpenCheckpoint, plan: ConversionPlan, request: ConversionRequest) -> tuple[str, ...]:
+    """What the user of this request should know."""
+    notes = []
+    requantized = [tensor for tensor in plan.tensors if tensor.work == "requantize"]
+    packed = [tensor for tensor in plan.tensors if tensor.work in ("copy", "repack") and tensor.quantization]
+    if packed:
+        notes.append(f"{len(packed)} tensors keep their codes ({opened.source.format}); --q-bits quantizes them again")
+    if requantized:
+        notes.append(
+            f"{len(requantized)} tensors are {opened.source.format} and are quantized a second time; "
+            "a conversion of the original checkpoint would be more accurate"
+        )
+    left = [t.name for t in plan.tensors if t.quantization is None and len(t.shape) == 2]
+    if left and (request.names_quantization or not packed) and request.quantize and not request.dequantize:
+        notes.append(
+            f"{len(left)} matrices stay in full precision, {left[0]} for example: their rows do not divide into groups"
+        )
+    if not request.search and not any(tensor.work in ("quantize", "requantize") for tensor in plan.tensors):
+        notes.append("nothing is quantized here, so --no-search changes nothing")
+    if (request.verify or request.evaluate) and not has_matplotlib():
+        notes.append(INSTALL_HINT)
+    return tuple(notes)
+
+
+def read_texts(request: ConversionRequest, tokenizer: Tokenizer) -> list[list[int]]:
+    """The token ids of the calibration texts. Reads the evaluation texts too, and checks that the two are disjoint."""
+    calibration = read_passages(calibration_file(request)) if request.calibrate else []
+    evaluation = read_passages(evaluation_file(request)) if request.evaluate else []
+    for passage in evaluation:
+        encode(passage, tokenizer, 2)  # raises where the template refuses it
+    if shared := overlap(calibration, evaluation):
+        raise ValueError(
+            f"the calibration and the evaluation texts share {shared[0]!r}: the measured loss would be too small"
+        )
+    return [encode(passage, tokenizer, MAX_TOKENS) for passage in calibration]
+
+
+def calibration_file(request: ConversionRequest) -> Path:
+    return CALIBRATION if request.calibration_data is None else Path(request.calibration_data).expanduser()
+
+
+def evaluation_file(request: ConversionRequest) -> Path:
+    return HELD_OUT if request.evaluation_data is None else Path(request.evaluation_data).expanduser()
