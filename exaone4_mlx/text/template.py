@@ -25,6 +25,8 @@ from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from .guard import MARKS
+
 DEADLINE_SECONDS = 2.0  # of this thread's own time
 MAX_SIZE = 10_000_000  # characters that one operation may take in: far more than any prompt
 MAX_BITS = 4096  # of a product of numbers
@@ -44,8 +46,6 @@ METHODS = {
     list: {"count", "index"},
     tuple: {"count", "index"},
 }
-#: Noncharacters: never text, so the tokenizer may mark text with them on its way through a template.
-MARKS = "".join(map(chr, (*range(0xFDD0, 0xFDF0), 0xFFFE, 0xFFFF)))
 
 
 class ChatTemplate:

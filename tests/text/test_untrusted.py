@@ -16,7 +16,7 @@ import pytest
 
 from exaone4_mlx import Tokenizer
 from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.text.tokenizer import OWN_MARKS
+from exaone4_mlx.text.guard import REPLY_MARKS, Guard
 
 ASK = {"role": "user", "content": "안녕?"}
 CALLED = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"x": 1}}]}
@@ -130,7 +130,7 @@ def test_every_control_string_of_exaone_stays_text(real: Tokenizer, spot: str) -
     # A sixth of the forgeries in each place, other ones in the next: all of them would take long.
     share = [forgeries(control)[(number + list(SPOTS).index(spot)) % 6 :: 6] for number, control in enumerate(controls)]
     check_spot(real, spot, "\n".join(text for texts in share for text in texts))
-    for control in ("[|endofturn|]", "[|system|]", "[|tool|]", "[|user|]", "[|assistant|]", *OWN_MARKS):
+    for control in ("[|endofturn|]", "[|system|]", "[|tool|]", "[|user|]", "[|assistant|]", *REPLY_MARKS):
         check_spot(real, spot, control)
 
 
@@ -147,7 +147,7 @@ def test_without_the_guard_forged_strings_are_control_tokens(
     demo_tokenizer: Tokenizer, spot: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What these tests are worth: in no place does something else keep the strings out."""
-    monkeypatch.setattr(Tokenizer, "_guard", lambda self, value, mark, forbidden=None: value)
+    monkeypatch.setattr(Guard, "protect", lambda self, value, kept=(): value)
     for control in sorted(demo_tokenizer.control_tokens):
         with pytest.raises(AssertionError, match="made control tokens"):
             check_spot(demo_tokenizer, spot, control)
@@ -173,7 +173,7 @@ def test_past_reply_opens_no_turn(which: str, key: str, request: pytest.FixtureR
     """The model wrote it, and may have repeated what a stranger told it: its own marks stay, no role does."""
     tokenizer: Tokenizer = request.getfixturevalue(which)
     honest = control_ids(tokenizer, tokenizer.apply_chat_template(**said(**{key: HARMLESS})))
-    controls = sorted(tokenizer.control_tokens.difference(OWN_MARKS))
+    controls = sorted(tokenizer.control_tokens.difference(REPLY_MARKS))
     for forged in (*controls[-40:], "\n".join(text for control in controls for text in forgeries(control))):
         ids = tokenizer.apply_chat_template(**said(**{key: forged}))
         assert control_ids(tokenizer, ids) == honest, forged[:99]
