@@ -1,8 +1,8 @@
 """Logits and labels -> the loss that transformers computes for each head, in float32.
 
-What is peculiar here:
-- A mean is taken over what counts. Where nothing does, it is 0, where transformers' is NaN.
-- Question answering shortens the label of a position that the text does not reach, and passes over it.
+Notes:
+- A mean is over the labels that are not ignored. If all are ignored, it is 0. transformers returns NaN.
+- Question answering clamps a position beyond the text and ignores it.
 
 Shapes: B batch, L tokens, V vocabulary, N labels.
 Source: transformers' `loss/loss_utils.py`.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-IGNORED = -100  # the label of a token that does not count
+IGNORED = -100  # the label of an ignored token
 
 
 def causal_lm_loss(logits: mx.array, labels: mx.array) -> mx.array:
@@ -29,7 +29,7 @@ def token_loss(logits: mx.array, labels: mx.array) -> mx.array:
 
 
 def sequence_loss(logits: mx.array, labels: mx.array, problem_type: str) -> mx.array:
-    """Logits [B, N] and labels: [B] for a single label, [B, N] for several, [B] or [B, N] for a regression."""
+    """Logits [B, N] and labels: [B] for one label, [B, N] for any number, [B] or [B, N] for a regression."""
     if problem_type == "single_label_classification":
         return _cross_entropy(logits, labels)
     logits, labels = logits.astype(mx.float32), labels.astype(mx.float32)
@@ -41,7 +41,7 @@ def sequence_loss(logits: mx.array, labels: mx.array, problem_type: str) -> mx.a
 def span_loss(start_logits: mx.array, end_logits: mx.array, start: mx.array, end: mx.array) -> mx.array:
     """Logits [B, L] and positions [B]: the mean of both cross-entropies.
 
-    A position is clamped to 0 … L, and L, which no token has, does not count.
+    A position is clamped to 0 … L. The position L is ignored.
     """
     length = start_logits.shape[1]
     start, end = mx.clip(start, 0, length), mx.clip(end, 0, length)
@@ -50,6 +50,6 @@ def span_loss(start_logits: mx.array, end_logits: mx.array, start: mx.array, end
 
 def _cross_entropy(logits: mx.array, labels: mx.array, ignored: int = IGNORED) -> mx.array:
     """Logits [..., N] and labels [...]: the mean over the labels that are not `ignored`."""
-    counts = labels != ignored
-    losses = nn.losses.cross_entropy(logits.astype(mx.float32), mx.where(counts, labels, 0))
-    return mx.where(counts, losses, 0).sum() / mx.maximum(counts.sum(), 1)
+    counted = labels != ignored
+    losses = nn.losses.cross_entropy(logits.astype(mx.float32), mx.where(counted, labels, 0))
+    return mx.where(counted, losses, 0).sum() / mx.maximum(counted.sum(), 1)

@@ -17,19 +17,23 @@ Source: transformers' modeling_exaone4.py, and the EXAONE 4.0 report (arXiv 2507
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .cache import Cache, causal_mask, make_caches
 from .config import Exaone4Config, LayerAttention
-from .forward import Details, Inputs, read_inputs, read_kept, read_labels
+from .forward import Details
+from .inputs import ForwardInputs, Inputs, read_inputs, read_kept, read_labels
 from .kv import KVQuantization
 from .layer import TOGETHER, Changes, Layer, Merged, Noting, Rotation, watch
 from .losses import causal_lm_loss
 from .outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from .pretrained import Mergeable, Pretrained, new_embedding, new_linear
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Attention(Noting):
@@ -166,39 +170,13 @@ class Exaone4Model(Pretrained):
         self,
         input_ids: mx.array | None = None,
         attention_mask: mx.array | None = None,
-        position_ids: mx.array | None = None,
-        past_key_values: Sequence[Cache] | None = None,
-        inputs_embeds: mx.array | None = None,
-        use_cache: bool | None = None,
-        cache_position: mx.array | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
+        **inputs: Unpack[ForwardInputs],
     ) -> BaseModelOutputWithPast:
-        """transformers' call: ids [B, L], or embeddings [B, L, E], and what is known about them.
+        """transformers' call. `ForwardInputs` documents the arguments.
 
-        `attention_mask` [B, past + L] is 0 for padding, wherever it stands. `position_ids` [B, L] are what the rotation
-        goes by, instead of 0, 1, … from the cache on; with `use_cache=False` and without a mask, one that does not
-        follow the one before begins a new sequence: several are packed into one row. `past_key_values` are changed in
-        place; `use_cache` (the config's, unless given) returns them, or new ones, which are not made in training unless
-        it is given. `cache_position` [L] can only say where the cache goes on anyway.
-
-        Raises ValueError, naming the argument, for what is missing, misshapen, out of range or contradictory.
+        Raises ValueError that names the argument, for a missing, misshapen, contradictory or out-of-range value.
         """
-        return self.run(
-            read_inputs(
-                self.config,
-                self.training,
-                input_ids,
-                attention_mask,
-                position_ids,
-                past_key_values,
-                inputs_embeds,
-                use_cache,
-                cache_position,
-                output_hidden_states,
-                output_attentions,
-            )
-        )
+        return self.run(read_inputs(self.config, self.training, input_ids, attention_mask, inputs))
 
     def run(self, inputs: Inputs) -> BaseModelOutputWithPast:
         """What `forward` returns, of arguments that were checked."""
@@ -253,41 +231,24 @@ class Exaone4ForCausalLM(Pretrained):
         self,
         input_ids: mx.array | None = None,
         attention_mask: mx.array | None = None,
-        position_ids: mx.array | None = None,
-        past_key_values: Sequence[Cache] | None = None,
-        inputs_embeds: mx.array | None = None,
+        *,
         labels: mx.array | None = None,
-        use_cache: bool | None = None,
-        cache_position: mx.array | None = None,
         logits_to_keep: int | mx.array = 0,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
+        **inputs: Unpack[ForwardInputs],
     ) -> CausalLMOutputWithPast:
-        """transformers' call; arguments and errors as for `Exaone4Model.forward`, and two more.
+        """transformers' call. Arguments and errors as for `Exaone4Model.forward`, and two more.
 
-        `labels` [B, L] are the ids themselves, or -100 where one does not count: each is compared with the logits
-        before it. `logits_to_keep` computes logits for the last so many positions only, or for those of a list; 0 is
-        all, which labels need.
+        `labels` [B, L] are the ids themselves, or -100 for an ignored token. Each label is compared with the logits of
+        the token before it. `logits_to_keep` computes the logits of the last so many positions only, or of a list of
+        positions. 0 means all, which labels need.
         """
-        inputs = read_inputs(
-            self.config,
-            self.training,
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            cache_position,
-            output_hidden_states,
-            output_attentions,
-        )
-        kept = read_kept(logits_to_keep, inputs.shape[1])
+        read = read_inputs(self.config, self.training, input_ids, attention_mask, inputs)
+        kept = read_kept(logits_to_keep, read.shape[1])
         if labels is not None:
             if not isinstance(kept, slice) or kept.start:
                 raise ValueError("labels need the logits of all positions; leave logits_to_keep out")
-            labels = read_labels("labels", labels, inputs.shape, self.config.vocab_size)
-        outputs = self.model.run(inputs)
+            labels = read_labels("labels", labels, read.shape, self.config.vocab_size)
+        outputs = self.model.run(read)
         logits = self.logits(outputs.last_hidden_state[:, kept])
         loss = None if labels is None else causal_lm_loss(logits, labels)
         return CausalLMOutputWithPast(loss, logits, outputs.past_key_values, outputs.hidden_states, outputs.attentions)

@@ -1,4 +1,4 @@
-"""What the `forward` of each network returns, under transformers' names.
+"""The outputs of the `forward` of each network, under transformers' names.
 
 Shapes: B batch, L new tokens, S attended tokens, H query heads, E hidden size, V vocabulary, N labels.
 """
@@ -16,20 +16,20 @@ from .cache import Cache
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What was not asked for is None.
+    """Outputs that were not requested are None.
 
-    `hidden_states`: what goes into the first layer and what comes out of each, [B, L, E], the last one normalized.
-    `attentions`: the weights of each layer, [B, H, L, S]; a local layer with a cache has no more columns than it holds.
-    `past_key_values`: one cache for each layer, to be passed to the next call.
+    `hidden_states`: the input of the first layer and the output of each layer, [B, L, E]. The last is normalized.
+    `attentions`: the attention weights of each layer, [B, H, L, S]. S of a local layer is the number of cached rows.
+    `past_key_values`: one cache for each layer, for the next call.
     """
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """What is there, in order: transformers' `return_dict=False`."""
+        """All outputs but None, in order: transformers' `return_dict=False`."""
         values = (getattr(self, item.name) for item in fields(self))
         return tuple(value for value in values if value is not None)
 
     def __getitem__(self, key: int | slice | str) -> Any:
-        """By name, or by place among what is there."""
+        """By name, or by index in `to_tuple()`."""
         if isinstance(key, str):
             if key not in {item.name for item in fields(self)}:
                 raise KeyError(key)
@@ -57,7 +57,7 @@ class _LogitsWithPast(ModelOutput):
 
 
 class CausalLMOutputWithPast(_LogitsWithPast):
-    """`logits`: [B, L, V], or of the positions that were asked for."""
+    """`logits`: [B, L, V], or of the requested positions."""
 
 
 class SequenceClassifierOutputWithPast(_LogitsWithPast):

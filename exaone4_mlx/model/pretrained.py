@@ -1,4 +1,4 @@
-"""What all networks here share: they are read from a checkpoint and written as one.
+"""The base of all networks: `from_pretrained` reads a checkpoint, `save_pretrained` writes one.
 
 Notes:
 - New weights are drawn as transformers draws them, for training from the start.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-#: What a checkpoint's weights belong to, beside the modules of this folder.
+#: The modules with a checkpoint's weights, beside the modules of this folder.
 PLAIN = (nn.Linear, nn.Embedding, nn.RMSNorm, nn.Dropout)
 
 
@@ -35,7 +35,7 @@ class Mergeable(nn.Module):
 class Pretrained(nn.Module):
     """A network with a config."""
 
-    backbone: ClassVar[str] = "model."  # what the names of Exaone4Model's weights begin with
+    backbone: ClassVar[str] = "model."  # the prefix of the names of Exaone4Model's weights
 
     def __init__(self, config: Exaone4Config) -> None:
         super().__init__()
@@ -64,12 +64,12 @@ class Pretrained(nn.Module):
     ) -> Self:
         """The network of a checkpoint: a folder in Hugging Face or MLX format, a hub id, or "demo". No tokenizer.
 
-        `dtype` (bfloat16, float16 or float32, as `mx.Dtype` or name) is what floating-point weights are cast to; None
-        keeps the checkpoint's. `changes` are made to its config: `num_labels=3`. What the checkpoint lacks of the head
-        is new, and to be trained; a warning says so.
+        `dtype` (bfloat16, float16 or float32, as `mx.Dtype` or name) is the dtype of the floating-point weights; None
+        keeps the checkpoint's. `changes` replace fields of the config: `num_labels=3`. If the checkpoint has no weights
+        for the head, the head is new, and a warning says so.
 
-        Raises FileNotFoundError for what is not there, and ValueError (CheckpointError for damaged weights) for what
-        is no EXAONE 4 checkpoint, each naming the file.
+        Raises FileNotFoundError for a missing folder or file, and ValueError (CheckpointError for damaged weights) for
+        a folder that is no EXAONE 4 checkpoint. Each error names the file.
         """
         folder = find_folder(path_or_repo, revision)
         config = Exaone4Config.from_file(folder / "config.json", **changes)
@@ -78,23 +78,23 @@ class Pretrained(nn.Module):
         return network
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors into a folder, which is made if need be, or over what is there.
+        """Writes config.json and model.safetensors into a folder, which is created if it does not exist.
 
-        transformers and `from_pretrained` read it. Raises ValueError for a network whose parameters are not those of
-        the architecture (quantized, or with adapters), and FileExistsError for a folder with other weight files, which
-        would be read instead.
+        Both files are replaced if they exist. transformers and `from_pretrained` read the folder. Raises ValueError for
+        a network with other parameters than the architecture's (quantized, or with adapters), and FileExistsError for a
+        folder with other weight files, which would be read instead.
         """
         for name, part in self.named_modules():
             ours = type(part).__module__.startswith(__package__) and not isinstance(part, nn.QuantizedLinear)
             if type(part) not in PLAIN and not ours:
                 raise ValueError(
-                    f"{name} is a {type(part).__name__}, of which {type(self).__name__} has none: "
-                    "unpack or fuse it first (a checkpoint is quantized by convert)"
+                    f"{name} is a {type(part).__name__}, which {type(self).__name__} does not have: "
+                    "dequantize or fuse it first (convert writes quantized checkpoints)"
                 )
         weights, folder = named_parameters(self), Path(folder).expanduser()
         others = {file.name for file in folder.glob("*model*.safetensors*")} - {"model.safetensors"}
         if others:
-            raise FileExistsError(f"{folder} holds another checkpoint ({min(others)}); choose a folder of its own")
+            raise FileExistsError(f"{folder} holds another checkpoint ({min(others)}); choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         dtype = str(next(iter(weights.values())).dtype).removeprefix("mlx.core.")
         with atomic_file(folder / "model.safetensors") as stream:
@@ -103,7 +103,7 @@ class Pretrained(nn.Module):
 
 
 def new_linear(config: Exaone4Config, inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
-    """A projection with new weights: normal, with a deviation of `initializer_range`."""
+    """A projection with new weights: normal, with the standard deviation `initializer_range`."""
     layer = nn.Linear(inputs, outputs, bias=bias)
     layer.weight = mx.random.normal((outputs, inputs), scale=config.initializer_range)
     if bias:
@@ -112,7 +112,7 @@ def new_linear(config: Exaone4Config, inputs: int, outputs: int, bias: bool = Fa
 
 
 def new_embedding(config: Exaone4Config) -> nn.Embedding:
-    """A table of token embeddings with new weights, zero for the padding token."""
+    """Token embeddings with new weights. The padding token's embedding is zero."""
     layer = nn.Embedding(config.vocab_size, config.hidden_size)
     layer.weight = mx.random.normal((config.vocab_size, config.hidden_size), scale=config.initializer_range)
     if config.pad_token_id is not None:

@@ -1,10 +1,10 @@
 """The rotation frequencies of every RoPE type, as plain floats.
 
-What is peculiar here:
-- Nothing is an MLX array: an array made at import would belong to one thread's stream.
-- A layer uses these frequencies or none at all; which, is `config.py`'s to say.
-- `dynamic` and `longrope` turn with other frequencies once a sequence is longer than the original length. What was
-  cached before keeps its rotation.
+Notes:
+- No MLX arrays: an array that is made at import belongs to one thread's stream.
+- A layer uses these frequencies, or no RoPE at all. `config.py` decides which.
+- `dynamic` and `longrope` change their frequencies when a sequence is longer than the original length. Keys that are
+  already cached keep their rotation.
 - Rules and defaults follow transformers' `modeling_rope_utils.py`.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 ORIGINAL = "original_max_position_embeddings"
 
-#: type -> (keys that it must have, keys that it may have), beside rope_theta. A missing original length is
+#: type -> (required keys, optional keys), beside rope_theta. The default of the original length is
 #: max_position_embeddings.
 KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "default": ((), ()),
@@ -32,16 +32,16 @@ KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "llama3": (("factor", "low_freq_factor", "high_freq_factor", ORIGINAL), ()),
 }
 LISTS = ("short_factor", "long_factor")
-MSCALES = ("mscale", "mscale_all_dim")  # 0 is as good as none, in transformers too
+MSCALES = ("mscale", "mscale_all_dim")  # 0 means absent, as in transformers
 
 
 @dataclass(frozen=True)
 class RopeParameters:
-    """One RoPE configuration, validated, its defaults filled in.
+    """A validated RoPE configuration with all defaults.
 
     `rope_theta` is the base of the wavelengths. Rotated queries and keys are both multiplied by `attention_factor`,
-    which is 1 but for yarn and longrope. Lengths are in tokens, `short_factor` and `long_factor` have one number for
-    each rotated pair. What a type does not use is None.
+    which is 1 except for yarn and longrope. Lengths are in tokens. `short_factor` and `long_factor` have one number
+    for each rotated pair. A field that the type does not use is None.
     """
 
     rope_type: str = "default"
@@ -61,16 +61,16 @@ class RopeParameters:
 
     @classmethod
     def from_dict(cls, parameters: Mapping[str, Any], max_position_embeddings: int) -> RopeParameters:
-        """Reads transformers 5's `rope_parameters` (or the older `rope_scaling` joined with `rope_theta`).
+        """Reads transformers 5's `rope_parameters` (or the older `rope_scaling` with `rope_theta` added).
 
-        Raises ValueError for an unknown type, and for an unknown, missing or meaningless key: each of them would
-        change the numbers.
+        Raises ValueError for an unknown type, and for an unknown, missing or invalid key: each would change the
+        numbers.
         """
         values = dict(parameters)
         older_name = values.pop("type", None)
         rope_type = values.pop("rope_type", older_name) or "default"
         if older_name not in (None, rope_type):
-            raise ValueError(f"RoPE is given as rope_type {rope_type!r} and as type {older_name!r}; keep one of them")
+            raise ValueError(f"RoPE has rope_type {rope_type!r} and type {older_name!r}; remove one of them")
         if not isinstance(rope_type, str) or rope_type not in KEYS:
             raise ValueError(f"rope_type {rope_type!r} is unknown; known: {', '.join(KEYS)}")
         if values.pop("partial_rotary_factor", None) not in (None, 1, 1.0):
@@ -91,33 +91,33 @@ class RopeParameters:
 
     @property
     def depends_on_length(self) -> bool:
-        """Whether longer sequences turn with other frequencies."""
+        """Whether the frequencies depend on the length of the sequence."""
         return self.rope_type in ("dynamic", "longrope")
 
     def check_head_dim(self, head_dim: int) -> None:
-        """Raises ValueError for factors that are not one for each of a head's `head_dim / 2` pairs."""
+        """Raises ValueError unless there is one factor for each of the `head_dim / 2` pairs."""
         for key in LISTS:
             factors = getattr(self, key)
             if factors is not None and len(factors) != head_dim // 2:
                 raise ValueError(
-                    f"RoPE key {key} has {len(factors)} numbers, and head_dim {head_dim} makes {head_dim // 2} pairs"
+                    f"RoPE key {key} has {len(factors)} numbers, but head_dim {head_dim} has {head_dim // 2} pairs"
                 )
         if self.rope_type == "dynamic" and head_dim < 4:
             raise ValueError(f"RoPE type 'dynamic' needs a head_dim of 4 or more, not {head_dim}")
 
     def scaling(self) -> dict[str, Any]:
-        """The keys of this type beside `rope_theta`, as a config spells them: empty for the default type."""
+        """The keys of this type beside `rope_theta`, as in a config. Empty for the default type."""
         if self.rope_type == "default":
             return {}
         keys = [key for part in KEYS[self.rope_type] for key in part]
         if self.rope_type == "dynamic":
-            keys.remove(ORIGINAL)  # it is max_position_embeddings, and transformers warns of the key
+            keys.remove(ORIGINAL)  # it equals max_position_embeddings, and transformers warns about the key
         values = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
         return {"rope_type": self.rope_type} | {k: list(v) if k in LISTS else v for k, v in values.items()}
 
 
 def _checked(key: str, value: Any) -> Any:
-    """The value of a key in the type that it should have. Raises ValueError for another."""
+    """The value of a key, in its type. Raises ValueError for an invalid value."""
     if key == "truncate":
         if not isinstance(value, bool):
             raise ValueError(f"RoPE key truncate must be true or false, not {value!r}")
@@ -139,7 +139,7 @@ def _is_positive(value: Any) -> bool:
 def _fill_dynamic(values: dict[str, Any], longest: int) -> None:
     if values.get(ORIGINAL, longest) != longest:
         warnings.warn(
-            f"RoPE type 'dynamic' begins to stretch at max_position_embeddings ({longest}), here as in transformers: "
+            f"RoPE type 'dynamic' stretches beyond max_position_embeddings ({longest}), as in transformers: "
             f"{ORIGINAL} {values[ORIGINAL]} has no effect",
             stacklevel=2,
         )
@@ -153,7 +153,7 @@ def _fill_yarn(values: dict[str, Any], longest: int) -> None:
     if values["beta_fast"] < values["beta_slow"]:
         raise ValueError(
             f"RoPE key beta_fast {values['beta_fast']} must not be below beta_slow {values['beta_slow']} "
-            "(32 and 1 unless given)"
+            "(defaults: 32 and 1)"
         )
     if values.get("rope_theta", RopeParameters.rope_theta) == 1:
         raise ValueError("RoPE type 'yarn' needs a rope_theta other than 1")
@@ -182,14 +182,14 @@ def _fill_llama3(values: dict[str, Any], longest: int) -> None:
         raise ValueError(f"low_freq_factor {low} must be below high_freq_factor {high}")
 
 
-#: type -> what adds its defaults to the values given, in place; max_position_embeddings is the second argument
+#: type -> function (values, max_position_embeddings) that adds the defaults of the type to the values
 FILL = {"dynamic": _fill_dynamic, "yarn": _fill_yarn, "longrope": _fill_longrope, "llama3": _fill_llama3}
 
 
 def inverse_frequencies(rope: RopeParameters, head_dim: int, length: int = 0) -> list[float]:
     """Radians per token of each rotated pair: `head_dim / 2` floats, fastest first.
 
-    `length` counts the tokens of the sequence, those before included. It matters where `depends_on_length`.
+    `length` is the number of tokens of the whole sequence. It has an effect if `depends_on_length`.
     """
     plain = _geometric(rope.rope_theta, head_dim)
     if rope.rope_type == "linear":
@@ -212,7 +212,7 @@ def _geometric(theta: float, head_dim: int) -> list[float]:
 
 
 def _dynamic(rope: RopeParameters, head_dim: int, length: int) -> list[float]:
-    """NTK-aware scaling (bloc97, emozilla): the base grows with the length, beyond the original one."""
+    """NTK-aware scaling (bloc97, emozilla): beyond the original length, the base grows with the length."""
     assert rope.factor and rope.original_max_position_embeddings
     longer = max(length, rope.original_max_position_embeddings) / rope.original_max_position_embeddings
     growth = rope.factor * longer - (rope.factor - 1)
@@ -220,14 +220,15 @@ def _dynamic(rope: RopeParameters, head_dim: int, length: int) -> list[float]:
 
 
 def _yarn(rope: RopeParameters, head_dim: int, plain: list[float]) -> list[float]:
-    """YaRN (arXiv 2309.00071): pairs that turn often within the original length are kept, slow ones stretched."""
+    """YaRN (arXiv 2309.00071): fast pairs keep their frequencies, slow pairs are stretched."""
     assert rope.factor and rope.beta_fast and rope.beta_slow and rope.original_max_position_embeddings
 
-    def pair_that_turns(times: float) -> float:
+    def pair_of(times: float) -> float:
+        """The index of the pair that rotates this number of times within the original length."""
         radians = 2 * math.pi * times / rope.original_max_position_embeddings  # type: ignore[operator]
         return -head_dim * math.log(radians) / (2 * math.log(rope.rope_theta))
 
-    first, last = pair_that_turns(rope.beta_fast), pair_that_turns(rope.beta_slow)
+    first, last = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
     if rope.truncate:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, head_dim - 1)
@@ -238,7 +239,7 @@ def _yarn(rope: RopeParameters, head_dim: int, plain: list[float]) -> list[float
 
 
 def _llama3(rope: RopeParameters, frequency: float) -> float:
-    """Llama 3's long-context rule: slow rotations are slowed by `factor`, fast ones kept, the middle blended."""
+    """Llama 3's long-context rule: slow pairs are slowed by `factor`, fast pairs are kept, others are interpolated."""
     assert rope.factor and rope.low_freq_factor and rope.high_freq_factor and rope.original_max_position_embeddings
     turns = rope.original_max_position_embeddings * frequency / (2 * math.pi)  # full turns within the original length
     kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)

@@ -160,7 +160,7 @@ def test_labels_count_themselves() -> None:
         ({"rope_parameters": LLAMA3 | {"factor": None}}, "RoPE type 'llama3' needs factor"),
         ({"rope_parameters": LLAMA3 | {"factor": -1}}, "RoPE key factor must be a positive number"),
         ({"rope_parameters": LLAMA3 | {"low_freq_factor": 4}}, "low_freq_factor 4 must be below high_freq_factor 4"),
-        ({"rope_parameters": LLAMA3 | {"type": "linear"}}, "given as rope_type 'llama3' and as type 'linear'"),
+        ({"rope_parameters": LLAMA3 | {"type": "linear"}}, "RoPE has rope_type 'llama3' and type 'linear'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"attention_dropout": 1.0}, "attention_dropout must be a number from 0 to below 1, not 1.0"),
         ({"classifier_dropout": -0.1}, "classifier_dropout must be a number from 0 to below 1"),

@@ -16,7 +16,7 @@ from documented import CALLS, LENGTH, PADDED, ROPES, config_of, rope_config, tex
 import exaone4_mlx
 from exaone4_mlx import Exaone4ForCausalLM, Exaone4Model
 from exaone4_mlx.generation.decode import prefill
-from exaone4_mlx.model import forward, network
+from exaone4_mlx.model import forward, inputs, network
 from exaone4_mlx.model.rope import RopeParameters
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "documented.json").read_text())
@@ -75,9 +75,9 @@ def without(field: str) -> Callable[[Patch], None]:
 
     def apply(patch: Patch) -> None:
         def read(*args: Any, **kwargs: Any) -> Any:
-            inputs = forward.read_inputs(*args, **kwargs)
-            setattr(inputs.details, field, None)
-            return inputs
+            read = inputs.read_inputs(*args, **kwargs)
+            setattr(read.details, field, None)
+            return read
 
         patch.setattr(network, "read_inputs", read)
 
@@ -266,8 +266,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ids without a batch": ({"input_ids": [5, 6]}, r"input_ids must have the shape \[batch, tokens\], not \[2\]"),
     "no tokens": ({"input_ids": mx.zeros((1, 0), mx.int32)}, r"input_ids must have the shape .*, not \[1, 0\]"),
     "ids of floats": ({"input_ids": [[1.0]]}, "input_ids must be whole numbers, not float32"),
-    "ids too large": ({"input_ids": [[5, 61]]}, "input_ids must be from 0 to 60, and 61 is among them"),
-    "ids too small": ({"input_ids": [[-1]]}, "input_ids must be from 0 to 60, and -1 is among them"),
+    "ids too large": ({"input_ids": [[5, 61]]}, "input_ids must be from 0 to 60, not 61"),
+    "ids too small": ({"input_ids": [[-1]]}, "input_ids must be from 0 to 60, not -1"),
     "no array": ({"input_ids": "hello"}, "input_ids must be"),
     "embeddings of another size": (
         {"inputs_embeds": mx.zeros((1, 4, 31))},
@@ -283,7 +283,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "negative positions": ({"input_ids": IDS, "position_ids": [[-1, 0, 1, 2]]}, "position_ids must be at least 0"),
     "cache_position elsewhere": (
         {"input_ids": IDS, "cache_position": [4, 5, 6, 7]},
-        "cache_position must be 0 to 3, where the cache goes on",
+        "cache_position must be 0 to 3, the positions after the cached tokens",
     ),
     "one cache": ({"input_ids": IDS, "past_key_values": []}, "one cache for each of 4 layers; take them from"),
     "a mask of floats": (
@@ -296,7 +296,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "kept, two lists": ({"input_ids": IDS, "logits_to_keep": [[1]]}, "logits_to_keep must be a number or one list"),
     "labels without their logits": ({"input_ids": IDS, "labels": IDS, "logits_to_keep": 1}, "labels need the logits"),
     "labels of another shape": ({"input_ids": IDS, "labels": [[1]]}, r"labels must have the shape \[1, 4\]"),
-    "labels too large": ({"input_ids": IDS, "labels": [[1, 2, 3, 61]]}, "labels must be from 0 to 60, and 61"),
+    "labels too large": ({"input_ids": IDS, "labels": [[1, 2, 3, 61]]}, "labels must be from 0 to 60, not 61"),
 }
 
 
@@ -328,7 +328,7 @@ def test_caches_of_another_model_are_refused() -> None:
     cache = model.forward(IDS).past_key_values
     with pytest.raises(ValueError, match="past_key_values hold a batch of 1, and the new tokens are 2"):
         model.forward(IDS * 2, past_key_values=cache)
-    with pytest.raises(ValueError, match=r"past_key_values\[0\] is no cache for layer 0"):
+    with pytest.raises(ValueError, match=r"past_key_values\[0\] is not a cache for layer 0"):
         model.forward(IDS, past_key_values=tiny_model(**config_of(sliding_window=9)).make_cache())
     with pytest.raises(ValueError, match="past_key_values hold 4 and 0 tokens"):
         model.forward(IDS, past_key_values=[*cache[:3], model.make_cache()[3]])

@@ -179,15 +179,15 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
         Exaone4ForSequenceClassification,
         {"pad_token_id": None},
         {},
-        "a batch of 2 texts needs a pad_token_id",
+        "a batch of 2 sequences needs a pad_token_id",
     ),
-    "a label too many": (Exaone4ForSequenceClassification, {}, {"labels": [0, 3]}, "labels must be from 0 to 2, and 3"),
+    "a label too many": (Exaone4ForSequenceClassification, {}, {"labels": [0, 3]}, "labels must be from 0 to 2, not 3"),
     "labels of another batch": (Exaone4ForSequenceClassification, {}, {"labels": [0]}, r"the shape \[2\], not \[1\]"),
     "floats for two of three": (
         Exaone4ForSequenceClassification,
         {},
         {"labels": [[0.0, 1.0]] * 2},
-        r"labels of a multi_label_classification must have the shape \[2, 3\]",
+        r"labels for multi_label_classification must have the shape \[2, 3\]",
     ),
     "labels of sentences for tokens": (
         Exaone4ForTokenClassification,
@@ -195,7 +195,12 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
         {"labels": [0, 1]},
         r"labels must have the shape \[2, 4\], not \[2\]",
     ),
-    "a cache that nobody gets": (Exaone4ForTokenClassification, {}, {"use_cache": True}, "holds no past_key_values"),
+    "a cache that nobody gets": (
+        Exaone4ForTokenClassification,
+        {},
+        {"use_cache": True},
+        "this output has no past_key_values",
+    ),
     "a start without an end": (Exaone4ForQuestionAnswering, {}, {"start_positions": [1, 1]}, "both or neither"),
     "spans of another batch": (
         Exaone4ForQuestionAnswering,
@@ -203,7 +208,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
         {"start_positions": [1], "end_positions": [1, 1]},
         r"start_positions must have the shape \[2\], not \[1\]",
     ),
-    "a cache for a span": (Exaone4ForQuestionAnswering, {}, {"use_cache": True}, "holds no past_key_values"),
+    "a cache for a span": (Exaone4ForQuestionAnswering, {}, {"use_cache": True}, "this output has no past_key_values"),
 }
 
 
@@ -218,7 +223,7 @@ def test_embeddings_do_not_tell_where_a_text_ends() -> None:
     """The last position is pooled, in transformers too; where there is a mask, that deserves a word."""
     model, given = tiny_model(kind=Exaone4ForSequenceClassification, **config_of()), arrays(texts("right"))
     embeddings = model.model.embed_tokens(given["input_ids"])
-    with pytest.warns(UserWarning, match="inputs_embeds do not tell what is padding: the last position is pooled"):
+    with pytest.warns(UserWarning, match="inputs_embeds do not show the padding: the last position is pooled"):
         by_embeddings = model(inputs_embeds=embeddings, attention_mask=given["attention_mask"]).logits
     by_ids = model(**given).logits
     assert distance(by_embeddings[1], by_ids[1]) < 1e-4
@@ -374,7 +379,9 @@ def test_a_quantized_folder_is_read_as_any_network(tmp_path: Path, hf_folder: Pa
     ids = random_ids(9)
     assert isinstance(base.layers[0].mlp.up_proj, nn.QuantizedLinear)
     assert distance(base(ids), model.model(ids)) == 0
-    with pytest.raises(ValueError, match=r"is a Quantized.*, of which Exaone4Model has none: unpack or fuse it first"):
+    with pytest.raises(
+        ValueError, match=r"is a Quantized.*, which Exaone4Model does not have: dequantize or fuse it first"
+    ):
         base.save_pretrained(tmp_path / "again")
     assert not (tmp_path / "again").exists()
 

@@ -165,7 +165,7 @@ def test_what_means_nothing_is_refused(keys: dict[str, Any], message: str) -> No
 def test_factors_are_one_for_each_pair() -> None:
     rope = RopeParameters.from_dict({"rope_type": "longrope"} | FACTORS, 64)
     rope.check_head_dim(16)
-    with pytest.raises(ValueError, match="short_factor has 8 numbers, and head_dim 12 makes 6 pairs"):
+    with pytest.raises(ValueError, match="short_factor has 8 numbers, but head_dim 12 has 6 pairs"):
         rope.check_head_dim(12)
     with pytest.raises(ValueError, match="'dynamic' needs a head_dim of 4 or more, not 2"):
         RopeParameters.from_dict({"rope_type": "dynamic", "factor": 2.0}, 64).check_head_dim(2)
