@@ -73,13 +73,16 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..files.svg import INSTALL_MATPLOTLIB, has_matplotlib
     from ..measure.bench import Request, bench
-    from ..measure.speed_plot import speed_plot
+    from ..measure.speed_plot import write_speed_plot
 
     if options.plot is not None and options.plot.suffix.lower() != ".svg":
         raise ValueError(f"--plot draws an SVG; call the file .svg, not {options.plot.name}")
     if options.plot is not None and not options.plot.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {options.plot.parent} to draw the plot in")
+    if options.plot is not None and not has_matplotlib():
+        raise ModuleNotFoundError(f"--plot needs matplotlib: {INSTALL_MATPLOTLIB}")
     request = Request(
         options.model,
         prompt_tokens=options.prompt_tokens,
@@ -103,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
         for line in _markdown(found):
             cli.tell(line)
     if options.plot is not None:
-        options.plot.write_text(speed_plot(found), encoding="utf-8")
+        write_speed_plot(options.plot, found)
         cli.say(f"drew {options.plot}")
     return 0
 

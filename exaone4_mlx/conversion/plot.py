@@ -1,26 +1,13 @@
-"""A picture of the relative error of each tensor, drawn with matplotlib (the extra `plot`).
-
-Notes:
-- The same report gives the same bytes: ids in the SVG come from a fixed salt, and the SVG has no date.
-- Names of tensors come from the checkpoint. `parse_math` is off, so that a `$` in a name is text.
-"""
+"""A picture of the relative error of each tensor, drawn with matplotlib."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .kinds import PLOT_NAME, TENSOR_KINDS, kind_of, layer_of, measured_tensors
-
-INSTALL_HINT = f"{PLOT_NAME} is not drawn, because matplotlib is missing: pip install 'exaone4_mlx[plot]'"
-#: Texts stay text; the same input gives the same bytes.
-SVG_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "exaone4_mlx", "font.size": 10.0, "text.parse_math": False}
-
-
-def has_matplotlib() -> bool:
-    return find_spec("matplotlib") is not None
+from ..files.svg import add_legend, style_axes, svg_figure
+from .kinds import TENSOR_KINDS, kind_of, layer_of, measured_tensors
 
 
 def write_error_plot(file: Path, tensors: Sequence[Mapping[str, Any]]) -> None:
@@ -28,8 +15,6 @@ def write_error_plot(file: Path, tensors: Sequence[Mapping[str, Any]]) -> None:
 
     The axis is logarithmic where the largest error is at least four times the smallest.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     measured = measured_tensors(tensors)
@@ -39,27 +24,17 @@ def write_error_plot(file: Path, tensors: Sequence[Mapping[str, Any]]) -> None:
     logarithmic = high >= 4 * low
     if logarithmic:
         errors = [max(error, low) for error in errors]  # zero has no place on this axis
-    with matplotlib.rc_context(SVG_STYLE):
-        figure = Figure(figsize=(10, 5.2))
+    with svg_figure(file, "Relative error of every tensor") as figure:
         axes = figure.add_axes((0.075, 0.1, 0.91, 0.73))
+        style_axes(axes)
         _draw_layers(axes, [layer_of(tensor["name"]) for tensor in measured])
-        style: dict[str, Any] = {
-            "linestyle": "none",
-            "markeredgecolor": "white",
-            "markeredgewidth": 0.6,
-            "clip_on": False,
-        }
+        style = {"linestyle": "none", "markeredgecolor": "white", "markeredgewidth": 0.6, "clip_on": False}
+        style["markersize"] = 7 if len(measured) <= 100 else 5.5
         for kind in TENSOR_KINDS:
             points = [(x, errors[x]) for x, tensor in enumerate(measured) if kind_of(tensor["name"]) is kind]
             if points:
-                size = 7 if len(measured) <= 100 else 5.5
-                kind_style: dict[str, Any] = {
-                    "marker": kind.marker,
-                    "color": kind.colour,
-                    "label": kind.label,
-                    "gid": kind.label,
-                }
-                axes.plot(*zip(*points, strict=True), markersize=size, **kind_style, **style)
+                xs, ys = zip(*points, strict=True)
+                axes.plot(xs, ys, marker=kind.marker, color=kind.colour, label=kind.label, gid=kind.label, **style)
         if logarithmic:
             axes.set_yscale("log")
             axes.set_ylim(low / 1.15, high * 1.15)
@@ -67,10 +42,7 @@ def write_error_plot(file: Path, tensors: Sequence[Mapping[str, Any]]) -> None:
             axes.minorticks_off()
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g} %"))
         axes.set_ylabel("relative error" + ", logarithmic" * logarithmic)
-        figure.text(0.075, 0.94, "Relative error of every tensor", fontsize=13, fontweight="bold")
-        figure.legend(loc="upper left", bbox_to_anchor=(0.07, 0.92), ncols=len(TENSOR_KINDS), frameon=False, fontsize=9,
-                      handletextpad=0, handlelength=1.4, columnspacing=0.9)  # fmt: skip
-        figure.savefig(file, format="svg", metadata={"Date": None})
+        add_legend(figure, len(TENSOR_KINDS))
 
 
 def _draw_layers(axes: Any, layers: Sequence[int | None]) -> None:
@@ -85,9 +57,5 @@ def _draw_layers(axes: Any, layers: Sequence[int | None]) -> None:
         if number % every == 0:
             ticks[start + count / 2] = number
     axes.set_xticks(list(ticks), list(map(str, ticks.values())))
-    axes.tick_params(axis="x", length=0)
     axes.set_xlim(-1, len(layers))
     axes.set_xlabel("layer")
-    axes.grid(axis="y", color="#cccccc", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -15,11 +15,11 @@ from typing import Any
 from .. import __version__
 from ..checkpoint.quantize import Quantization
 from ..files.safetensors import read_dtype
+from ..files.svg import INSTALL_MATPLOTLIB, has_matplotlib
 from ..model.source import EMBEDDING, OpenCheckpoint
 from ..text.tokenizer import Tokenizer
 from .calibrate import MAX_TOKENS
 from .plan import ConversionPlan
-from .plot import INSTALL_HINT, has_matplotlib
 from .recipe import settings_of, uniform
 from .request import ConversionRequest
 from .texts import CALIBRATION, HELD_OUT, encode, overlap, read_passages
@@ -100,7 +100,7 @@ def notes_on(opened: OpenCheckpoint, plan: ConversionPlan, request: ConversionRe
     if not request.search and not any(tensor.work in ("quantize", "requantize") for tensor in plan.tensors):
         notes.append("nothing is quantized here, so --no-search changes nothing")
     if (request.verify or request.evaluate) and not has_matplotlib():
-        notes.append(INSTALL_HINT)
+        notes.append(f"errors.svg is not drawn, because matplotlib is missing: {INSTALL_MATPLOTLIB}")
     return tuple(notes)
 
 

@@ -20,12 +20,13 @@ from typing import Any
 
 from ..files.folders import read_json
 from ..files.safetensors import FLOAT_DTYPES, read_dtype
+from ..files.svg import has_matplotlib
 from .card import model_card
 from .evaluate import Evaluation
 from .kinds import PLOT_NAME
 from .licence import source_card
 from .plan import ConversionPlan
-from .plot import has_matplotlib, write_error_plot
+from .plot import write_error_plot
 from .prepare import Conversion
 from .upload import CARRIED_FILES
 from .verify import TensorError

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from exaone4_mlx.conversion import plot
+from exaone4_mlx import convert
 from exaone4_mlx.conversion.kinds import TENSOR_KINDS, kind_of, measured_tensors
 from exaone4_mlx.conversion.plot import write_error_plot
+from exaone4_mlx.files import svg
 
 pytest.importorskip("matplotlib")
 PARTS = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
@@ -88,6 +90,13 @@ def test_marks_differ_in_colour_or_shape() -> None:
     assert kind_of("something").label == "other"
 
 
-def test_a_missing_matplotlib_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plot, "find_spec", lambda name: None)
-    assert not plot.has_matplotlib()
+def test_without_matplotlib_a_conversion_has_no_picture_and_a_note_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(svg, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # its import fails
+    summary = convert("demo", tmp_path / "out", search=False, verify=True)
+    assert "errors.svg is not drawn, because matplotlib is missing: pip install" in summary.notes[0]
+    assert not (tmp_path / "out" / "errors.svg").exists()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "errors.svg" not in card and "largest relative error" in card

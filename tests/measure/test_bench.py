@@ -9,7 +9,7 @@ import itertools
 import json
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 from conftest import TINY, tiny_model
 
 from exaone4_mlx.cli.main import main
+from exaone4_mlx.files import svg
 from exaone4_mlx.measure import bench, engines
 from exaone4_mlx.measure.bench import Bench, Conditions, Measurement, Request, Row
 from exaone4_mlx.model.kv import KVQuantization
@@ -414,15 +415,27 @@ def test_plot_shows_each_speed_once_with_its_spread(printed: Any, tmp_path: Path
     texts = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"exaone4_mlx", "mlx-lm", "prefill, tokens/s", "decode, tokens/s", "512", "0"} <= set(texts)
     assert any("AMD <EPYC>" in text for text in texts), "others' text stands in it as text"
-    marks = list(marks_of(root))
-    assert len(marks) == 4
-    heights = {title.split(" tokens/s")[0]: y for title, y in marks}
-    assert heights["exaone4_mlx: 200"] < heights["mlx-lm: 100"], "more is higher up, where y is less"
-    colours = {path.get("fill") for path in root.iter("{http://www.w3.org/2000/svg}path") if len(path)}
-    assert len(colours) == 2
+    marks = {
+        f"{test} {engine}": marks_of(root, f"{test} {engine}")
+        for test in ("prefill", "decode")
+        for engine in ("exaone4_mlx", "mlx-lm")
+    }
+    assert [len(found) for found in marks.values()] == [1, 1, 1, 1]
+    (ours, colour), (theirs, other) = marks["prefill exaone4_mlx"][0], marks["prefill mlx-lm"][0]
+    assert ours < theirs, "200 tokens/s are above 100, where y is less"
+    assert colour != other
 
 
-def marks_of(root: ElementTree.Element) -> Iterator[tuple[str, float]]:
-    for path in root.iter("{http://www.w3.org/2000/svg}path"):
-        for title in path:
-            yield title.text or "", float((path.get("d") or "").split()[1].partition("m")[0])
+def marks_of(root: ElementTree.Element, group_id: str) -> list[tuple[float, str]]:
+    """y and style of the marks of a group."""
+    (group,) = [element for element in root.iter() if element.get("id") == group_id]
+    return [(float(use.get("y", "nan")), use.get("style", "")) for use in group.iter() if use.tag.endswith("}use")]
+
+
+def test_plot_without_matplotlib_is_refused_before_work(
+    printed: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(svg, "find_spec", lambda name: None)
+    assert main(["bench", "--model", "demo", "--plot", "a.svg"]) == 1
+    assert "--plot needs matplotlib: pip install 'exaone4_mlx[plot]'" in capsys.readouterr().err
+    assert printed.asked == []
