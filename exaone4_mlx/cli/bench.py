@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import main as cli
 
 if TYPE_CHECKING:
-    from ..measure.bench import Bench, Conditions, Row
+    from ..measure.bench import Bench, BenchRow, Conditions
 
 HELP = "measure how fast a model is here"
 DESCRIPTION = "Measures how fast a model is on this machine, by itself or beside others that run the same weights."
@@ -74,7 +74,8 @@ def _counts(text: str) -> tuple[int, ...]:
 
 def run(options: argparse.Namespace) -> int:
     from ..files.svg import INSTALL_MATPLOTLIB, has_matplotlib
-    from ..measure.bench import Request, bench
+    from ..measure.bench import bench
+    from ..measure.measurements import BenchRequest
     from ..measure.speed_plot import write_speed_plot
 
     if options.plot is not None and options.plot.suffix.lower() != ".svg":
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
         raise FileNotFoundError(f"there is no folder {options.plot.parent} to draw the plot in")
     if options.plot is not None and not has_matplotlib():
         raise ModuleNotFoundError(f"--plot needs matplotlib: {INSTALL_MATPLOTLIB}")
-    request = Request(
+    request = BenchRequest(
         options.model,
         prompt_tokens=options.prompt_tokens,
         decode_tokens=options.generation_tokens,
@@ -162,7 +163,7 @@ def _told(conditions: Conditions) -> Iterator[str]:
     yield "one token, whole process: from the start of the command line to its end, of the folder as it is stored"
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: BenchRow) -> tuple[str, ...]:
     def number(value: float) -> str:
         return f"{value:.0f}" if row.unit == "nodes" or value >= 1000 else f"{value:.3g}"
 
@@ -187,7 +188,7 @@ def _told_if(value: Any, form: str) -> str:
     return "" if value is None else form.format(value)
 
 
-def title(row: Row) -> str:
+def title(row: BenchRow) -> str:
     """What a row measures, with its lengths."""
     lengths = "" if row.tokens is None else f", {row.tokens:,} tokens"
     return row.test + lengths + ("" if row.depth is None else f" at depth {row.depth:,}")

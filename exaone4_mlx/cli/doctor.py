@@ -18,9 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..measure.doctor import CHECKS, examine, machine
+    from ..measure.doctor import CHECKS, PACKAGES, examine
+    from ..measure.machine import describe_machine
 
-    started, here = time.perf_counter(), machine()
+    started, here = time.perf_counter(), describe_machine(PACKAGES)
     if not options.json:
         cli.tell(", ".join(f"{name} {version}" for name, version in here.versions.items()))
         cli.tell(f"{here.system}; {here.processor}; MLX on the {here.device.upper()}")

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from ..checkpoint.quantize import Quantization
-    from ..measure.fit import Fit, Sizes
+    from ..measure.fit import Fit
+    from ..measure.sizes import Sizes
     from ..model.kv import KVQuantization
 
 HELP = "tell the memory that a model needs"
@@ -47,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..checkpoint.quantize import Quantization
     from ..files.safetensors import read_dtype
-    from ..measure.fit import check_draft, check_request, read_sizes
+    from ..measure.fit import check_request, fit_sizes
+    from ..measure.sizes import check_draft, read_sizes
     from ..model.kv import KVQuantization
 
     memory = None if options.memory is None else _bytes(options.memory)
@@ -61,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         check_draft(sizes, draft)
 
     def fit(quantization: Quantization | None, kv: KVQuantization | None) -> Fit:
-        return sizes.fit(options.context, memory, cast, quantization, metal, kv=kv, draft=draft)
+        return fit_sizes(sizes, options.context, memory, cast, quantization, metal, kv=kv, draft=draft)
 
     others = [] if first or sizes.is_quantized or options.json else map(Quantization, OTHER_BITS)
     fits = {_heading(sizes, cast, quantization): fit(quantization, kv) for quantization in (first, *others)}
@@ -105,11 +107,9 @@ def print_table(fits: dict[str, Fit]) -> None:
 
 
 def _heading(sizes: Sizes, cast: mx.Dtype | None, quantization: Quantization | None) -> str:
-    from ..measure.fit import activation_dtype
-
     if sizes.is_quantized:
         return "as stored"
-    return f"{quantization.bits if quantization else 8 * activation_dtype(sizes.tensors, cast).size} bits"
+    return f"{quantization.bits if quantization else 8 * sizes.activation_dtype(cast).size} bits"
 
 
 def _cache_note(kv: KVQuantization) -> str:
@@ -128,7 +128,7 @@ def _notes(sizes: Sizes, metal: bool | None, memory_was_given: bool) -> Iterator
     """What the figures rest on."""
     import mlx.core as mx
 
-    from ..measure.fit import has_fused_attention
+    from ..measure.allocation import has_fused_attention
 
     if sizes.has_no_files:
         yield "There are no weight files: their size follows from config.json."

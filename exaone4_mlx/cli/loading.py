@@ -24,7 +24,8 @@ from . import main as cli
 
 if TYPE_CHECKING:
     from ..checkpoint.quantize import Quantization
-    from ..measure.fit import Fit, Sizes
+    from ..measure.fit import Fit
+    from ..measure.sizes import Sizes
     from ..model.config import Exaone4Config
     from ..model.kv import KVQuantization
     from ..model.network import Exaone4ForCausalLM
@@ -107,14 +108,14 @@ class Found:
     @cached_property
     def sizes(self) -> Sizes:
         """Of its weights, from their headers, which are read once."""
-        from ..measure.fit import read_sizes
+        from ..measure.sizes import read_sizes
 
         return read_sizes(self.folder)
 
     @cached_property
     def draft_sizes(self) -> Sizes | None:
         """Of the draft model's."""
-        from ..measure.fit import read_sizes
+        from ..measure.sizes import read_sizes
 
         return None if self.draft_folder is None else read_sizes(self.draft_folder)
 
@@ -139,7 +140,7 @@ def find_model(options: argparse.Namespace) -> Found:
     from ..files.folders import find_folder
     from ..generation.options import Options
     from ..generation.request import check_drafting
-    from ..measure.fit import check_draft, read_sizes
+    from ..measure.sizes import check_draft, read_sizes
     from ..model.config import Exaone4Config
     from ..model.load import vocabulary_warning
     from ..text.tokenizer import Tokenizer
@@ -186,11 +187,12 @@ def check_memory(found: Found, options: argparse.Namespace, context: int, prompt
         return
     from ..checkpoint.quantize import Quantization
     from ..files.safetensors import read_dtype
+    from ..measure.fit import fit_sizes
     from ..model.kv import KVQuantization
 
     sizes, draft = found.sizes, found.draft_sizes
     bits, kv = _bits(options), read_kv(found.config, options)
-    fit = partial(sizes.fit, context, None, read_dtype(options.dtype), draft=draft, prompt=prompt)
+    fit = partial(fit_sizes, sizes, context, None, read_dtype(options.dtype), draft=draft, prompt_tokens=prompt)
     needs = fit(bits, kv=kv)
     if not needs.fits:
         _check_weights(sizes, options)
@@ -208,10 +210,11 @@ def _check_weights(sizes: Sizes, options: argparse.Namespace) -> None:
     """Raises MemoryError where the weights alone are more than there is."""
     from ..checkpoint.quantize import Quantization
     from ..files.safetensors import read_dtype
+    from ..measure.fit import fit_sizes
 
     cast, bits = read_dtype(options.dtype), _bits(options)
     try:
-        sizes.fit(1, None, cast, bits).check_weights()
+        fit_sizes(sizes, 1, None, cast, bits).check_weights()
     except MemoryError as error:
         less = ""
         if bits is None and not sizes.is_quantized:
@@ -242,7 +245,7 @@ def _more_memory(needed: int) -> Iterator[str]:
     """How a Mac lets models have more, if it has more."""
     import mlx.core as mx
 
-    from ..measure.fit import physical_memory
+    from ..measure.machine import physical_memory
 
     limit = math.ceil(needed / 2**20 / LIMIT_STEP) * LIMIT_STEP
     if mx.metal.is_available() and limit + LIMIT_SPARE < physical_memory() / 2**20:

@@ -8,8 +8,6 @@ What is peculiar here:
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +16,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from .. import __version__
 from ..generation.decode import prefill
 from ..generation.generate import Reply, generate
 from ..generation.options import Sampling
@@ -27,7 +24,6 @@ from ..model.layer import attend
 from ..model.load import load
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
-from .fit import memory_of_this_machine
 
 #: (whether it is right, the figure, what passes)
 Finding = tuple[bool, str, str]
@@ -60,18 +56,6 @@ QUANTIZED_LIMITS = {mx.float32: 1e-4, mx.float16: 2e-2, mx.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Versions, what MLX computes on, and its memory: all of it, and what a model can have."""
-
-    versions: dict[str, str]
-    system: str
-    processor: str
-    device: str
-    memory_bytes: int
-    memory_limit_bytes: int
-
-
-@dataclass(frozen=True)
 class Check:
     """What one check found: its figure and what passes, or the error that it raised."""
 
@@ -80,19 +64,6 @@ class Check:
     figure: str = ""
     limit: str = ""
     error: str = ""
-
-
-def machine() -> Machine:
-    info = mx.device_info()
-    limit = memory_of_this_machine()
-    return Machine(
-        versions={"exaone4_mlx": __version__, "Python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        processor=str(info.get("device_name") or platform.processor()),
-        device="gpu" if mx.default_device() == mx.gpu else "cpu",
-        memory_bytes=int(info.get("memory_size", limit)),
-        memory_limit_bytes=limit,
-    )
 
 
 def examine() -> Iterator[Check]:
@@ -311,10 +282,3 @@ def _same_text(text: str) -> Finding:
 
 def _within(figure: float, limit: float) -> Finding:
     return figure <= limit, f"{figure:.2g}", f"{limit:g}"
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..files.svg import add_legend, style_axes, svg_figure
 
 if TYPE_CHECKING:
-    from .bench import Bench, Row
+    from .bench import Bench, BenchRow
 
 COLOURS_AND_MARKERS = (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s"))
 AXES = {  # test -> its place in the figure, and the label of its x axis
@@ -35,7 +35,7 @@ def write_speed_plot(file: Path, found: Bench) -> None:
         figure.text(0.075, 0.03, about)
 
 
-def _draw_panel(figure: Any, test: str, rows: Sequence[Row], engines: Sequence[str]) -> None:
+def _draw_panel(figure: Any, test: str, rows: Sequence[BenchRow], engines: Sequence[str]) -> None:
     """A column for each length, with the engines side by side."""
     place, label = AXES[test]
     axes = figure.add_axes(place)

@@ -802,7 +802,7 @@ def test_weights_beyond_the_memory_are_not_loaded(
     """Before anything is ended or let go for them."""
     held.go_on.set()
     desk = make()
-    monkeypatch.setattr("exaone4_mlx.measure.fit.physical_memory", lambda: 8_000_000)
+    monkeypatch.setattr("exaone4_mlx.measure.machine.physical_memory", lambda: 8_000_000)
     with pytest.raises(MemoryError, match="the weights have 11 MB, and this machine has 8 MB of memory"):
         list(desk.switch(str(DEMO_FOLDER)))
     assert desk.loaded.choice.path == "unread"

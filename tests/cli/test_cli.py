@@ -170,8 +170,8 @@ def machine(read: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[float, flo
     """machine(limit, physical) has so many megabytes, of which a model may have `limit`."""
 
     def make(limit: float, physical: float) -> None:
-        monkeypatch.setattr("exaone4_mlx.measure.fit.memory_of_this_machine", lambda: int(limit * 1e6))
-        monkeypatch.setattr("exaone4_mlx.measure.fit.physical_memory", lambda: int(physical * 1e6))
+        monkeypatch.setattr("exaone4_mlx.measure.machine.memory_of_this_machine", lambda: int(limit * 1e6))
+        monkeypatch.setattr("exaone4_mlx.measure.machine.physical_memory", lambda: int(physical * 1e6))
 
     return make
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 import io
 import itertools
 import json
@@ -20,17 +21,20 @@ from conftest import TINY, tiny_model
 
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.files import svg
-from exaone4_mlx.measure import bench, engines
-from exaone4_mlx.measure.bench import Bench, Conditions, Measurement, Request, Row
+from exaone4_mlx.measure import bandwidth, bench, engines, graph, measurements, peers, turns
+from exaone4_mlx.measure.bench import Bench, BenchRow, Conditions
+from exaone4_mlx.measure.measurements import BenchRequest, Measurement
 from exaone4_mlx.model.kv import KVQuantization
 
 ROWS = (
-    Row("prefill", "exaone4_mlx", "tokens/s", 200.0, 190.0, 210.0, tokens=512, peak_bytes=36_000_000),
-    Row("prefill", "mlx-lm", "tokens/s", 100.0, 95.0, 105.0, 512, None, 2.0, 1.9, 2.1, 30_000_000),
-    Row("decode", "exaone4_mlx", "tokens/s", 50.0, 40.0, 60.0, 16, 0, None, None, None, 9_000_000, 22_000_000, 0.5),
-    Row("decode", "mlx-lm", "tokens/s", 25.0, 20.0, 30.0, 16, 0, 2.0, 1.8, 2.2, 9_000_000, 22_000_000, 0.25),
-    Row("Python's share of a step", "exaone4_mlx", "ms", 0.5, 0.4, 0.6),
-    Row("dispatching nodes of a RoPE layer", "mlx-lm", "nodes", 19, 19, 19, ratio=0.789, ratio_low=0.789),
+    BenchRow("prefill", "exaone4_mlx", "tokens/s", 200.0, 190.0, 210.0, tokens=512, peak_bytes=36_000_000),
+    BenchRow("prefill", "mlx-lm", "tokens/s", 100.0, 95.0, 105.0, 512, None, 2.0, 1.9, 2.1, 30_000_000),
+    BenchRow(
+        "decode", "exaone4_mlx", "tokens/s", 50.0, 40.0, 60.0, 16, 0, None, None, None, 9_000_000, 22_000_000, 0.5
+    ),
+    BenchRow("decode", "mlx-lm", "tokens/s", 25.0, 20.0, 30.0, 16, 0, 2.0, 1.8, 2.2, 9_000_000, 22_000_000, 0.25),
+    BenchRow("Python's share of a step", "exaone4_mlx", "ms", 0.5, 0.4, 0.6),
+    BenchRow("dispatching nodes of a RoPE layer", "mlx-lm", "nodes", 19, 19, 19, ratio=0.789, ratio_low=0.789),
 )
 FOUND = Bench(
     Conditions(
@@ -55,8 +59,8 @@ def their_nodes(pattern: str | None, layers: int, bits: int | None = 4) -> int:
     if bits:
         nn.quantize(model, 64, bits)
     mx.eval(model.parameters())
-    with bench.one_node_each():
-        return bench.dispatching(bench.step_nodes(model, model.make_cache()))
+    with graph.one_node_each():
+        return graph.dispatching(graph.step_nodes(model, model.make_cache()))
 
 
 @pytest.mark.heavy
@@ -71,9 +75,9 @@ def test_mlx_lm_has_19_nodes_in_a_rope_layer_and_17_in_a_global_one() -> None:
 
 def test_without_stand_ins_the_count_is_that_of_the_cpu() -> None:
     model = tiny_model(sliding_window=64)
-    plain = bench.step_nodes(model, model.make_cache())
-    with bench.one_node_each():
-        assert bench.step_nodes(model, model.make_cache()).total() < plain.total()
+    plain = graph.step_nodes(model, model.make_cache())
+    with graph.one_node_each():
+        assert graph.step_nodes(model, model.make_cache()).total() < plain.total()
 
 
 def test_the_step_alone_is_counted() -> None:
@@ -81,8 +85,8 @@ def test_the_step_alone_is_counted() -> None:
         """A cast, a square and a product, beside the views."""
         return mx.square(ids.astype(mx.float32))[..., None] * mx.array([1.0, 2.0])
 
-    counted = bench.step_nodes(three_nodes, [])
-    assert bench.dispatching(counted) == 4, f"the token's choice is the fourth: {counted}"
+    counted = graph.step_nodes(three_nodes, [])
+    assert graph.dispatching(counted) == 4, f"the token's choice is the fourth: {counted}"
     assert counted.total() > 4
 
 
@@ -99,7 +103,7 @@ def test_stand_ins_have_the_shapes_of_what_they_stand_for_and_go_away() -> None:
         ]
 
     real, rms_norm = shapes(), mx.fast.rms_norm
-    with bench.one_node_each():
+    with graph.one_node_each():
         assert shapes() == real
         assert mx.fast.rms_norm is not rms_norm
     assert mx.fast.rms_norm is rms_norm
@@ -108,7 +112,7 @@ def test_stand_ins_have_the_shapes_of_what_they_stand_for_and_go_away() -> None:
 @pytest.mark.heavy
 def test_a_layer_of_ours_has_fewer_nodes_than_mlx_lms() -> None:
     ours, theirs = (
-        bench._apart("count_nodes", name, *bench._kind(quantized_tiny())) for name in ("exaone4_mlx", "mlx-lm")
+        graph.in_own_process("count_nodes", name, *bench._kind(quantized_tiny())) for name in ("exaone4_mlx", "mlx-lm")
     )
     assert theirs["dispatching nodes of a RoPE layer"] == 19 > ours["dispatching nodes of a RoPE layer"]
     assert theirs["dispatching nodes of a global layer"] == 17 > ours["dispatching nodes of a global layer"]
@@ -119,7 +123,7 @@ def test_pythons_share_is_that_of_whole_steps_never_evaluated(is_quantized: bool
     steps, argmax, rms_norm = [], mx.argmax, mx.fast.rms_norm
     monkeypatch.setattr(mx, "argmax", lambda logits, axis: steps.append(logits.shape) or argmax(logits, axis=axis))
     config = tiny_model(head_dim=64).config.to_dict()
-    seconds = bench.host_seconds(["exaone4_mlx"], config, "float32", is_quantized, 2)["exaone4_mlx"]
+    seconds = graph.host_seconds(["exaone4_mlx"], config, "float32", is_quantized, 2)["exaone4_mlx"]
     assert len(seconds) == 2 and min(seconds) > 0
     assert steps == [(1, 128)] * 3 * engines.BUILT_STEPS, "a round for warming up"
     assert mx.fast.rms_norm is rms_norm
@@ -140,22 +144,24 @@ def test_bytes_of_a_token_are_weights_one_embedding_and_the_rows_attended(tied: 
     embeddings = 61 * 32 * 4
     read = engines.nbytes(model) - (0 if tied else embeddings) + 32 * 4
     row = 2 * 2 * 16 * 4  # keys and values of two heads
-    assert bench.bytes_per_token(model, 0) == read
-    assert bench.bytes_per_token(model, 5) == read + 4 * 5 * row, "all four layers see all of five tokens"
-    assert bench.bytes_per_token(model, 100) == read + (3 * 7 + 100) * row, "three see their window"
+    assert bandwidth.bytes_per_token(model, 0) == read
+    assert bandwidth.bytes_per_token(model, 5) == read + 4 * 5 * row, "all four layers see all of five tokens"
+    assert bandwidth.bytes_per_token(model, 100) == read + (3 * 7 + 100) * row, "three see their window"
 
 
 def test_bytes_of_a_token_with_a_quantized_cache() -> None:
     model = tiny_model(head_dim=64, sliding_window=7)
-    more = bench.bytes_per_token(model, 100) - bench.bytes_per_token(model, 0)
-    packed = bench.bytes_per_token(model, 100, KVQuantization(8, 8, 64, "global")) - bench.bytes_per_token(model, 0)
+    more = bandwidth.bytes_per_token(model, 100) - bandwidth.bytes_per_token(model, 0)
+    packed = bandwidth.bytes_per_token(model, 100, KVQuantization(8, 8, 64, "global")) - bandwidth.bytes_per_token(
+        model, 0
+    )
     assert more == (3 * 7 + 100) * 2 * 2 * 64 * 4
     assert packed == 3 * 7 * 2 * 2 * 64 * 4 + 100 * 2 * 2 * (64 + 8), "a byte for each number, and scale and bias"
 
 
 def test_bits_per_weight_count_scales() -> None:
     model = quantized_tiny()
-    assert bench.bits_per_weight(model) == pytest.approx(5, abs=0.2), "4, and 2 * 32 for each 64; norms"
+    assert bandwidth.bits_per_weight(model) == pytest.approx(5, abs=0.2), "4, and 2 * 32 for each 64; norms"
 
 
 # --- turns ----------------------------------------------------------------------------------------------------
@@ -176,7 +182,7 @@ class Fake:
 def test_engines_take_turns_and_the_first_round_does_not_count() -> None:
     log: list[str] = []
     fakes: Any = [Fake("a", log, [9, 1, 2, 3]), Fake("b", log, [9, 4, 5, 6]), Fake("c", log, None)]
-    taken = bench.take_turns(fakes, Fake.measured, 3)  # type: ignore[arg-type]
+    taken = turns.take_turns(fakes, Fake.measured, 3)  # type: ignore[arg-type]
     assert "".join(log) == "abc" + "ab" + "ba" + "ab", "who begins changes, and who cannot is asked once"
     assert {name: found.seconds for name, found in taken.items()} == {"a": ((1, 2, 3),), "b": ((4, 5, 6),)}
 
@@ -184,15 +190,15 @@ def test_engines_take_turns_and_the_first_round_does_not_count() -> None:
 def test_ratios_are_of_neighbours_in_time() -> None:
     test = Measurement({"decode": 10}, "tokens/s", lambda engine: None, depth=3)
     taken = {
-        "exaone4_mlx": bench.Taken(((1.0, 2.0, 5.0),), 70),
-        "mlx-lm": bench.Taken(((2.0, 2.0, 15.0),), 80),
+        "exaone4_mlx": turns.Samples(((1.0, 2.0, 5.0),), 70),
+        "mlx-lm": turns.Samples(((2.0, 2.0, 15.0),), 80),
     }
     ours, theirs = bench._rows(test, taken, tiny_model(), bandwidth=1e6)
     assert (ours.median, ours.low, ours.high) == (5, 2, 10)
     assert (theirs.ratio, theirs.ratio_low, theirs.ratio_high) == (2, 1, 3)
     assert ours.ratio is None
     assert (ours.peak_bytes, theirs.peak_bytes) == (70, 80)
-    assert ours.bandwidth_fraction == pytest.approx(5 * bench.bytes_per_token(tiny_model(), 8) / 1e6)
+    assert ours.bandwidth_fraction == pytest.approx(5 * bandwidth.bytes_per_token(tiny_model(), 8) / 1e6)
 
 
 def test_seconds_are_told_in_the_unit_of_the_row() -> None:
@@ -212,16 +218,16 @@ def test_peak_is_without_what_other_engines_hold() -> None:
             return [1.0]
 
     engine: Any = Busy("a", [], [])
-    peak = bench.take_turns([engine], Busy.measured, 1)["a"].peak_bytes  # type: ignore[arg-type]
+    peak = turns.take_turns([engine], Busy.measured, 1)["a"].peak_bytes  # type: ignore[arg-type]
     assert 4_000_000 < peak < 20_000_000
     assert other.nbytes == 40_000_000
 
 
 def test_prompts_are_always_the_same() -> None:
-    assert bench.random_ids(5, 61) == bench.random_ids(5, 61)
-    assert all(0 <= token < 61 for token in bench.random_ids(500, 61))
-    assert bench.random_message(100) == bench.random_message(100)
-    assert len(bench.random_message(100).split()) == 100
+    assert measurements.random_ids(5, 61) == measurements.random_ids(5, 61)
+    assert all(0 <= token < 61 for token in measurements.random_ids(500, 61))
+    assert measurements.random_message(100) == measurements.random_message(100)
+    assert len(measurements.random_message(100).split()) == 100
 
 
 # --- engines --------------------------------------------------------------------------------------------------
@@ -272,7 +278,7 @@ def test_a_command_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
     broken: Any = Broken("a", [], [])
     with pytest.raises(RuntimeError, match="failed: offline: 1"):
-        bench._start(broken)
+        measurements._start(broken)
 
 
 @pytest.mark.heavy
@@ -282,20 +288,20 @@ def test_mlx_lm_runs_the_same_weights(q_bits: int | None) -> None:
     from exaone4_mlx.files.folders import DEMO_FOLDER
 
     ours, _ = load("demo", dtype="float32", q_bits=q_bits)
-    theirs = engines.MlxLm(ours, DEMO_FOLDER, 2048, mx.float32)
-    ids = mx.array([bench.random_ids(50, 3072)])
+    theirs = peers.MlxLm(ours, DEMO_FOLDER, 2048, mx.float32)
+    ids = mx.array([measurements.random_ids(50, 3072)])
     assert mx.abs(ours(ids) - theirs._model(ids)).max().item() < 1e-3
     assert theirs.weights_bytes == engines.nbytes(ours)
 
 
 @pytest.mark.heavy
 def test_all_of_it_on_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    peers = [peer for peer, packages in engines.PEERS.items() if all(map(engines.importlib.util.find_spec, packages))]
-    asked = [part for peer in peers for part in ("--peer", peer)]
+    here = [peer for peer, packages in peers.PEERS.items() if all(map(importlib.util.find_spec, packages))]
+    asked = [part for peer in here for part in ("--peer", peer)]
     few = ["-p", "20,40", "-g", "3", "-d", "0,30", "--repeat", "1", "--dtype", "float32"]
     assert main(["bench", "--model", "demo", *few, *asked, "--format", "json", "--plot", str(tmp_path / "a.svg")]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert {row["engine"] for row in told["rows"]} == {"exaone4_mlx", *peers}
+    assert {row["engine"] for row in told["rows"]} == {"exaone4_mlx", *here}
     for row in told["rows"]:
         assert row["median"] > 0
         assert (row["ratio"] is None) == (row["engine"] == "exaone4_mlx")
@@ -319,11 +325,11 @@ def test_all_of_it_on_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str
 )
 def test_what_cannot_be_measured_is_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Request("demo", **wrong)
+        BenchRequest("demo", **wrong)
 
 
 def test_peers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["bench", "--model", "no such model", "--peer", "mlx-lm"]) == 1
     assert capsys.readouterr().err == "error: mlx-lm is not installed here: pip install mlx-lm\n"
 
@@ -341,7 +347,7 @@ def test_peers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch,
 def test_what_the_model_cannot_do_is_refused_before_work(
     flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(bench, "load_model", lambda *given, **named: pytest.fail("weights were read"))
     assert main(["bench", "--model", "demo", *flags]) == 1
     assert message in capsys.readouterr().err
@@ -359,9 +365,9 @@ def test_lengths_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.fixture
 def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """printed(flags…) is what the command prints of FOUND."""
-    asked: list[Request] = []
+    asked: list[BenchRequest] = []
 
-    def fake(request: Request, progress: Any) -> Bench:
+    def fake(request: BenchRequest, progress: Any) -> Bench:
         asked.append(request)
         return FOUND
 
@@ -377,11 +383,11 @@ def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 def test_flags_become_a_request(printed: Any) -> None:
     printed("-p", "512,64", "-g", "16", "-d", "0", "--repeat", "2", "--prefill-step-size", "256", "--q-bits", "8")
-    assert printed.asked == [Request("demo", (512, 64), 16, (0,), 2, q_bits=8, prefill_step_size=256)]
+    assert printed.asked == [BenchRequest("demo", (512, 64), 16, (0,), 2, q_bits=8, prefill_step_size=256)]
     printed("--kv-bits", "8", "--kv-layers", "all")
-    assert printed.asked.pop() == Request("demo", kv={"kv_bits": 8, "kv_layers": "all"})
+    assert printed.asked.pop() == BenchRequest("demo", kv={"kv_bits": 8, "kv_layers": "all"})
     printed()
-    assert printed.asked[1] == Request("demo"), "flags and class have the same defaults"
+    assert printed.asked[1] == BenchRequest("demo"), "flags and class have the same defaults"
 
 
 def test_markdown_names_conditions_and_leaves_no_row_out(printed: Any) -> None:
