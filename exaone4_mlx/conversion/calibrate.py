@@ -1,12 +1,12 @@
-"""The methods that need text, over a whole model: GPTQ block by block, and distillation on top.
+"""Calibration of a whole model on texts: GPTQ block by block, then, if asked for, distillation.
 
-What is peculiar here:
-- A block is quantized on the hidden states that the quantized blocks before it give, so that it can make up for
-  their errors too. One block and its statistics are in memory at a time.
-- The output head goes first, on the hidden states of the original: where it is the embedding too, all that comes
-  after depends on it.
-- Each finished block is read back from the disk and run as it stands there. So a run that was stopped sees the
-  same hidden states as one that was not, and writes the same bytes.
+Notes:
+- The inputs of a block are the outputs of the quantized blocks before it, so that it can compensate their errors too.
+  One block and its statistics are in memory at a time.
+- The output head is quantized first, on the hidden states of the original: where it is also the embedding, all blocks
+  depend on it.
+- Each finished block is read back from the disk and run in that form. So a resumed run has the same hidden states as
+  an uninterrupted one, and writes the same bytes.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from .plan import ConversionPlan, PlannedTensor
 from .shards import Shards
 
 MAX_TOKENS = 512  # of one text
-TUNED = "tuned.safetensors"  # what distillation found, until it stands in the shards
-HEAD_WEIGHTS = 1 << 24  # of the head that are worked on at a time
+TUNED = "tuned.safetensors"  # the result of distillation, until it is in the shards
+HEAD_WEIGHTS = 1 << 24  # weights of the head that are quantized in one step
 
-#: (done, total, what is being done) -> None. Bytes of the source while writing and verifying, else steps.
+#: (done, total, stage) -> None. Counts source bytes in the stages "converting" and "verifying", else steps.
 StageProgress = Callable[[int, int, str], None]
 
 
 @dataclass
 class Calibration:
-    """Fills the shards of a plan by a method, "gptq" or "distill" (GPTQ, and then what stands there is tuned).
+    """Fills the shards of a plan by a method, "gptq" or "distill" (GPTQ, then tuning).
 
-    `sequences` are the ids of the texts; `write` writes a tensor without text. The folder of the shards must hold
-    its config already.
+    `sequences` are the token ids of the texts. `write` writes a tensor that needs no text. The folder of the shards
+    must have its config.json already.
     """
 
     method: str
@@ -54,7 +54,7 @@ class Calibration:
     progress: StageProgress | None = None
 
     def run(self) -> None:
-        """Goes on where a stopped run was."""
+        """Runs the method, or resumes an interrupted run."""
         tuned = self.shards.folder / TUNED
         if not tuned.exists() and not self.shards.is_tuned:
             self._quantize()
@@ -83,12 +83,12 @@ class Calibration:
                 self._write_head(tensor)
             elif not tensor.name.startswith("model.layers."):
                 self.write(tensor)
-        # Many rows pass each weight: unpacked they pass faster.
+        # Many rows pass each weight, and unpacked weights are faster then.
         done = LayerwiseModel(
             open_checkpoint(self.shards.folder, Exaone4ForCausalLM).source, self.opened.config, unpacked=True
         )
         states = done.embed(self.sequences)
-        told = self._steps("calibrating")
+        progress = self._steps("calibrating")
         layers = self.opened.config.num_hidden_layers
         for number in range(layers):
             tensors = [tensor for tensor in self.plan.tensors if tensor.name.startswith(f"model.layers.{number}.")]
@@ -96,8 +96,8 @@ class Calibration:
                 self._write_block(number, states, tensors)
             states = run_block(done.block(number), states)
             mx.clear_cache()
-            if told:
-                told(number + 1, layers)
+            if progress:
+                progress(number + 1, layers)
 
     def _write_head(self, tensor: PlannedTensor) -> None:
         assert tensor.quantization is not None
@@ -126,22 +126,22 @@ class Calibration:
         block = self._original.block(number)
         if quantized:
             quantize_block(block, states, settings, dtype=_scale_dtype(quantized[0]))
-        made = dict(tree_flatten(block.parameters()))
+        parameters = dict(tree_flatten(block.parameters()))
         for tensor in tensors:
             if tensor.quantization is None:
                 self.write(tensor)
                 continue
             for output in tensor.outputs:
-                self.shards.write(output.name, made[output.name.removeprefix(prefix)].astype(output.dtype))
+                self.shards.write(output.name, parameters[output.name.removeprefix(prefix)].astype(output.dtype))
             self.shards.done(tensor.outputs)
 
     def _distill(self, file: Path) -> None:
-        """Tunes the quantized model of the shards, and writes what it found into a file."""
+        """Tunes the quantized model of the shards, and writes the tuned tensors to a file."""
         head = self.opened.source.weight(self._head)
         model = load_model(self.shards.folder)
-        found = distill(model, self.sequences, self._targets, head, progress=self._steps("distilling"))
+        tuned = distill(model, self.sequences, self._targets, head, progress=self._steps("distilling"))
         with atomic_file(file) as stream:
-            mx.save_safetensors(stream, found)  # type: ignore[arg-type]
+            mx.save_safetensors(stream, tuned)  # type: ignore[arg-type]
 
     def _steps(self, stage: str) -> Callable[[int, int], None] | None:
         progress = self.progress

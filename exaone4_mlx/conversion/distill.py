@@ -1,13 +1,13 @@
-"""Distillation: scales, biases and norm weights of a quantized model are tuned until it predicts as the original does.
+"""Distillation: tunes scales, biases and norm weights of a quantized model towards the original's predictions.
 
-What is peculiar here:
-- Codes stay. What is tuned is a few hundredths of the model, and the result is as large as before.
-- The original is not needed: its final hidden states and its output matrix say what it would predict.
-- What is tuned is rounded to its stored dtype in every pass, and its gradient goes through as if it were not.
-  So what is measured is what will be stored.
-- A weight is unpacked, in float32, where it is multiplied, and again on the way back: MLX multiplies packed weights
-  slowly on a processor, and all layers' unpacked at once would be larger than the original.
-- A tenth of the texts is held back, and decides which step is the result: the start, if none is better.
+Notes:
+- The codes do not change. The tuned values are a few percent of the model, and its size stays the same.
+- The original model is not loaded: its final hidden states and its output matrix give its predictions.
+- The forward pass rounds the tuned values to their stored dtype, and the gradient ignores the rounding. So the loss is
+  that of the stored model.
+- A weight is unpacked, in float32, where it is multiplied, and again in the backward pass: MLX multiplies packed
+  weights slowly on a CPU, and all unpacked layers together would be larger than the original.
+- A tenth of the texts is held out and selects the best step. If no step is better, the start is the result.
 
 Shapes: L tokens of one text, E hidden size, V vocabulary, R rows, C columns, N groups in a row.
 Sources: mlx-lm's DWQ (LEARNED_QUANTS.md) for the idea; straight-through gradients are arXiv 1308.3432.
@@ -30,13 +30,13 @@ from ..model.network import Block, Exaone4ForCausalLM
 
 #: name -> array
 Parameters = dict[str, mx.array]
-#: the ids of a text and the original's final hidden states [L, E]
+#: The token ids of a text, and the original's final hidden states [L, E].
 Text = tuple[list[int], mx.array]
 
-LEARNING_RATE = 5e-4  # of a parameter, relative to it, at a step's most
+LEARNING_RATE = 5e-4  # the largest change of a parameter in a step, relative to it
 BATCH_SIZE = 8  # texts
 EPOCHS = 2
-CHECKS = 8  # of the texts held back
+CHECKS = 8  # evaluations of the held-out texts
 POSITIONS = 256  # whose logits are in memory at a time
 
 
@@ -55,23 +55,23 @@ def distill(
     """Tunes a quantized `model` by Adam on KL(original ‖ model) over the full vocabulary, in float32.
 
     `targets[i]` are the original's final hidden states [L, E], after its final norm, for the ids `sequences[i]`;
-    `head` is its output matrix [V, E]. A step takes `batch_size` texts; without `steps` each text is seen twice.
+    `head` is its output matrix [V, E]. A step takes `batch_size` texts; by default each text is used twice.
     `progress(done, total)` counts steps.
 
-    Returns scales and biases of the affine layers and the norm weights, by name and in the dtypes that they had,
-    and leaves the model tuned. On the tenth of the texts that is held back it is never worse than it was. Raises
-    ValueError for fewer than two texts, for targets of other shapes, and for a model without affine layers.
+    Updates the model, and returns the scales and biases of its affine layers and the norm weights by name, in their
+    dtypes. The KL on the held-out tenth of the texts never increases. Raises ValueError for fewer than two texts, for
+    targets of other shapes, and for a model without affine layers.
     """
     texts = _texts(sequences, targets, head)
     student = _Student(model, head)
     rng = random.Random(seed)
     rng.shuffle(texts)
-    held = max(1, len(texts) // 10)
-    held_back, texts = texts[:held], texts[held:]
+    count = max(1, len(texts) // 10)
+    held_out, texts = texts[:count], texts[count:]
     steps = math.ceil(EPOCHS * len(texts) / batch_size) if steps is None else steps
 
     offsets = student.start()
-    best, least = offsets, mean_divergence(student, offsets, held_back)
+    best, least = offsets, mean_divergence(student, offsets, held_out)
     optimizer = Adam(partial(_rate, learning_rate, steps), betas=[0.9, 0.98], eps=1e-12, bias_correction=True)
     queue: list[Text] = []
     for step in range(1, steps + 1):
@@ -81,8 +81,8 @@ def distill(
         offsets = optimizer.apply_gradients(_gradient(student, offsets, batch), offsets)
         mx.eval(offsets, optimizer.state)
         if step % max(1, steps // CHECKS) == 0 or step == steps:
-            divergence = mean_divergence(student, offsets, held_back)
-            if divergence < least:  # never for a NaN
+            divergence = mean_divergence(student, offsets, held_out)
+            if divergence < least:  # false for NaN
                 best, least = offsets, divergence
         if progress:
             progress(step, steps)
@@ -101,10 +101,10 @@ def mean_divergence(student: _Student, offsets: Parameters, texts: Sequence[Text
 
 
 class _Student:
-    """The quantized network in float32, as a function of what is tuned.
+    """The quantized network in float32, as a function of the tuned parameters.
 
-    That is one offset for each scale, bias and norm weight, relative to it, from zero on. A bias is tuned as the
-    middle of its group's range, which its scale leaves where it is: Adam takes parameters one by one.
+    The parameters are relative offsets of each scale, bias and norm weight, and start at zero. A bias is parametrized
+    by the middle of its group's range, which does not depend on the scale: Adam treats parameters independently.
     """
 
     def __init__(self, model: Exaone4ForCausalLM, head: mx.array) -> None:
@@ -120,15 +120,15 @@ class _Student:
         self.affine = [name for name, module in self.quantized.items() if module.mode == "affine"]
         self.norms = [name for name in self.parameters if name.endswith("norm.weight")]
         if not self.affine:
-            raise ValueError("the model has no layer in affine quantization, so there are no scales to tune")
+            raise ValueError("the model has no layer in affine quantization, so it has no scales to tune")
 
     def start(self) -> Parameters:
-        """No offsets at all: the model as it is given."""
+        """Offsets of zero: the model as it is."""
         names = [f"{layer}.{part}" for layer in self.affine for part in ("scales", "biases")] + self.norms
         return {name: mx.zeros(self.parameters[name].shape) for name in names}
 
     def values(self, offsets: Parameters) -> Parameters:
-        """Scales, biases and norm weights in float32, as they would be stored."""
+        """Scales, biases and norm weights in float32, rounded to their stored dtype."""
         values = {}
         for name in self.norms:
             values[name] = self._rounded(name, self.parameters[name].astype(mx.float32) * (1 + offsets[name]))
@@ -137,13 +137,13 @@ class _Student:
             scale, bias = (self.parameters[name].astype(mx.float32) for name in (scales, biases))
             levels = 2 ** self.quantized[layer].bits - 1
             values[scales] = self._rounded(scales, scale * (1 + offsets[scales]))
-            # An offset of the middle weighs as much as one of the scale does halfway to the ends.
+            # The factor makes an offset of the middle as large as one of the scale halfway to the ends.
             shift = (scale - values[scales]) * (levels / 2) + scale * (levels / 4) * offsets[biases]
             values[biases] = self._rounded(biases, bias + shift)
         return values
 
     def stored(self, offsets: Parameters) -> Parameters:
-        """The same in the dtypes of the model."""
+        """The same values in the dtypes of the model."""
         return {name: value.astype(self.parameters[name].dtype) for name, value in self.values(offsets).items()}
 
     def divergence(self, offsets: Parameters, ids: Sequence[int], target: mx.array) -> mx.array:
@@ -196,7 +196,7 @@ def _texts(sequences: Sequence[Sequence[int]], targets: Sequence[mx.array], head
     if len(sequences) != len(targets):
         raise ValueError(f"{len(sequences)} texts cannot have {len(targets)} targets")
     if len(sequences) < 2:
-        raise ValueError("distilling needs two texts at least, one of them to be held back")
+        raise ValueError("distillation needs at least two texts, and holds one of them out")
     for number, (ids, target) in enumerate(zip(sequences, targets, strict=True)):
         if target.shape != (len(ids), head.shape[1]) or not ids:
             raise ValueError(f"text {number} of {len(ids)} tokens cannot have a target of shape {target.shape}")
@@ -204,7 +204,7 @@ def _texts(sequences: Sequence[Sequence[int]], targets: Sequence[mx.array], head
 
 
 def _gradient(student: _Student, offsets: Parameters, batch: Sequence[Text]) -> Parameters:
-    """Of the mean over the batch's tokens. One text is in memory at a time."""
+    """The gradient of the mean over the batch's tokens. One text is in memory at a time."""
     tokens = sum(len(ids) for ids, _ in batch)
     total = {name: mx.zeros(offset.shape) for name, offset in offsets.items()}
     for ids, target in batch:
@@ -215,7 +215,7 @@ def _gradient(student: _Student, offsets: Parameters, batch: Sequence[Text]) -> 
 
 
 def _rate(highest: float, steps: int, step: mx.array) -> mx.array:
-    """A tenth of the steps upwards, then along a cosine down to nothing. `step` counts from zero."""
+    """Linear warm-up over a tenth of the steps, then cosine decay to zero. `step` counts from zero."""
     rising = mx.minimum((step + 1) / max(1.0, steps / 10), 1.0)
     return highest * rising * 0.5 * (1 + mx.cos(math.pi * step / steps))
 

@@ -1,16 +1,16 @@
-"""GPTQ: what rounding one column of a weight does to the layer's outputs is made up for in the columns to come.
+"""GPTQ: the columns of a weight are rounded one by one, and later columns compensate the error in the layer's outputs.
 
-What is peculiar here:
-- A block is worked on in the order in which data pass it, on the hidden states that the quantized layers before
-  it give. Projections that read the same input share one Hessian, which is dropped as soon as they are done.
-- Groups are those of the stored row, and their scales and biases are fixed beforehand, by error search; columns
-  are visited in descending order of their input's energy. So the result is plain affine, without a permutation.
+Notes:
+- The projections of a block are quantized in data order, on the hidden states of the quantized layers before them.
+  Projections with the same input share one Hessian, which is freed as soon as they are done.
+- Groups are consecutive columns, and their scales and biases are fixed beforehand by error search. Columns are
+  visited in descending order of their input's energy. So the result is plain affine, without a permutation.
 - The Hessian is factored once and never inverted: H = (A + 1) D (A + 1)^T with A strictly triangular. A column is
-  rounded after the errors of those before it, times A, were added. QuIP shows that these are GPTQ's numbers.
-- Queries, keys, and the outputs of attention and MLP are normalized after the projection, so nothing is scaled
-  into the weights here: there is no norm before them to take it back.
+  rounded after the errors of the earlier columns, times A, were added. QuIP shows that this equals GPTQ.
+- No scaling is folded into the weights: queries, keys, and the outputs of attention and MLP are normalized after the
+  projection, and no norm before it could undo a scaling.
 
-Shapes: B batch, L tokens, E hidden size, R rows, C columns, N groups in a row, T columns rounded in one go.
+Shapes: B batch, L tokens, E hidden size, R rows, C columns, N groups in a row, T columns rounded in one step.
 Sources: GPTQ (arXiv 2210.17323); QuIP (arXiv 2307.13304), section 4.
 """
 
@@ -27,7 +27,7 @@ from ..model.network import Block
 from .search import check_affine, pack_codes, quantize_mse
 
 DAMPING = 0.01  # of the Hessian's mean diagonal
-HEAD_DAMPING = 1.0  # for an output head that is tied to the embedding: a row's plain error matters too
+HEAD_DAMPING = 1.0  # for a head that is tied to the embedding, where the plain error of a row matters too
 COLUMNS = 128  # T
 
 
@@ -40,11 +40,11 @@ def gptq(
     damping: float = DAMPING,
     dtype: mx.Dtype | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Quantizes a weight [R, C] so that its outputs change little for inputs x of which `hessian` is sum x x^T [C, C].
+    """Quantizes a weight [R, C] with little change of its outputs for inputs x, where `hessian` is sum x x^T [C, C].
 
-    Returns packed codes (uint32 [R, C * bits / 32]), scales and biases [R, C / group_size] in `dtype` (the weight's
-    if not given), evaluated, laid out as by `mx.quantize`. `damping`, a share of the Hessian's mean diagonal, is
-    added to its diagonal; where that does not make it positive definite, ten times as much, and so on.
+    Returns packed codes (uint32 [R, C * bits / 32]), scales and biases [R, C / group_size] in `dtype` (default: the
+    weight's), evaluated, in the layout of `mx.quantize`. `damping`, a share of the Hessian's mean diagonal, is added
+    to its diagonal, and multiplied by ten until the sum is positive definite.
 
     Raises ValueError where a row is not a whole number of groups, for bits that MLX does not pack, and for a Hessian
     of another shape or with entries that are not finite.
@@ -65,9 +65,9 @@ def quantize_block(
 ) -> list[mx.array]:
     """Quantizes one block's projections for its `inputs` [B, L, E], and returns its outputs, not yet evaluated.
 
-    `settings` tells how each projection is stored, by its name in the block ("self_attn.q_proj"); others stay as
-    they are. Each becomes an `nn.QuantizedLinear` whose scales and biases are rounded to `dtype` (the weight's if
-    not given) and have the dtype of the block. Formats other than affine are MLX's own, without compensation.
+    `settings` are by name of the projection in the block ("self_attn.q_proj"); projections without one are not
+    quantized. Each quantized one becomes an `nn.QuantizedLinear`; its scales and biases are rounded to `dtype`
+    (default: the weight's) and have the dtype of the block. Modes other than affine use `mx.quantize`.
 
     Every text begins at its first token: there are no caches. Raises ValueError as `gptq` does.
     """
@@ -91,7 +91,7 @@ def quantize_block(
 
     quantize("mlp", ("gate_proj", "up_proj"), middle)
     layer = block.ready()
-    quantize("mlp", ("down_proj",), (layer.inner(x) for x in middle))  # B L intermediate size: all would be too large
+    quantize("mlp", ("down_proj",), (layer.inner(x) for x in middle))  # B L intermediate size: not kept
     outputs = [x + block.post_feedforward_layernorm(mlp.down_proj(layer.inner(x))) for x in middle]
     for module, name, layer in packs:
         setattr(module, name, layer)
@@ -105,15 +105,15 @@ def _quantized(
     damping: float,
     dtype: mx.Dtype | None,
 ) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Quantizes projections that read the same `states`: (module, name, layer to be put there) of each.
+    """Quantizes projections that have the same inputs `states`: (module, name, quantized layer) of each.
 
-    Until then the module holds their unpacked weights, which MLX multiplies faster on a processor.
+    Until the caller puts the layer there, the module has the unpacked weights, which MLX multiplies faster on a CPU.
     """
     layers = []
     solver = None
     for name, how in settings.items():
         linear = getattr(module, name)
-        layer = nn.QuantizedLinear.from_linear(linear, how.group_size, how.bits, how.mode)  # lazy: not computed yet
+        layer = nn.QuantizedLinear.from_linear(linear, how.group_size, how.bits, how.mode)  # lazy: not evaluated
         if how.mode == "affine":
             solver = solver or _Solver(*_by_energy(_hessian(states)), damping)
             parts = solver(linear.weight, how.bits, how.group_size, dtype)
@@ -126,10 +126,10 @@ def _quantized(
 
 
 class _Solver:
-    """A factored Hessian, and what it does to any weight that reads these inputs."""
+    """A factored Hessian; a call quantizes a weight that has these inputs."""
 
     def __init__(self, order: mx.array, energy: mx.array, hessian: mx.array, damping: float) -> None:
-        self.order, self.energy = order, energy  # columns by rising energy, energy of each
+        self.order, self.energy = order, energy  # columns by ascending energy, energy of each
         self.lower = _cholesky(hessian, damping)  # C C, in that order
 
     def __call__(
@@ -140,17 +140,17 @@ class _Solver:
         groups = self.order // group_size
         columns = weight.astype(mx.float32).T[self.order]  # C R
         diagonal = mx.diag(self.lower)[:, None]
-        wanted, codes = columns, []
+        targets, codes = columns, []
         for stop in range(columns.shape[0], 0, -COLUMNS):
             begin = max(0, stop - COLUMNS)
-            mine = groups[begin:stop]
+            own = groups[begin:stop]
             factor = self.lower[begin:stop, begin:stop] / diagonal[begin:stop].T
             rounded, errors = _rounded(
-                columns[begin:stop], wanted[begin:], factor, steps[mine], starts[mine], 2**bits - 1
+                columns[begin:stop], targets[begin:], factor, steps[own], starts[own], 2**bits - 1
             )
             codes.append(rounded)
-            wanted = wanted[:begin] + (self.lower[begin:stop, :begin].T @ errors) / diagonal[:begin]
-            mx.eval(rounded, wanted)
+            targets = targets[:begin] + (self.lower[begin:stop, :begin].T @ errors) / diagonal[:begin]
+            mx.eval(rounded, targets)
         ordered = mx.concatenate(codes[::-1])[mx.argsort(self.order)].T  # R C
         parts = pack_codes(ordered, bits), scales, biases
         mx.eval(parts)
@@ -158,15 +158,15 @@ class _Solver:
 
 
 def _rounded(
-    columns: mx.array, wanted: mx.array, factor: mx.array, steps: mx.array, starts: mx.array, levels: int
+    columns: mx.array, targets: mx.array, factor: mx.array, steps: mx.array, starts: mx.array, levels: int
 ) -> tuple[mx.array, mx.array]:
-    """Rounds columns, the last one first: codes and errors [T, R] of `columns` [T, R], for what is `wanted` of them."""
+    """Codes and errors [T, R] of `columns` [T, R], last column first. `targets` are the compensated columns."""
     codes, errors = [], []
     for i in reversed(range(columns.shape[0])):
         step = mx.where(steps[i] == 0, 1.0, steps[i])
-        code = mx.clip(mx.round((wanted[i] - starts[i]) / step), 0, levels)
+        code = mx.clip(mx.round((targets[i] - starts[i]) / step), 0, levels)
         error = columns[i] - (code * steps[i] + starts[i])
-        wanted = wanted[:i] + factor[i, :i, None] * error
+        targets = targets[:i] + factor[i, :i, None] * error
         codes.append(code.astype(mx.uint8))
         errors.append(error)
     return mx.stack(codes[::-1]), mx.stack(errors[::-1])
@@ -183,12 +183,12 @@ def _hessian(states: Iterable[mx.array]) -> mx.array:
 
 
 def _by_energy(hessian: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """Columns in the order of rising energy, the energy of each, and the Hessian in that order, evaluated.
+    """Columns by ascending energy, the energy of each, and the Hessian in that order, evaluated.
 
-    Apart from its factoring, so that the caller's Hessian can be let go in between.
+    It is separate from the factorization, so that the caller's Hessian can be freed in between.
     """
     if not mx.all(mx.isfinite(hessian)).item():
-        raise ValueError("the Hessian has entries that are not finite: so had the inputs")
+        raise ValueError("the Hessian has entries that are not finite, and so do the inputs")
     energy = mx.diag(hessian)
     order = mx.argsort(energy)
     ordered = hessian.astype(mx.float32)[order[:, None], order[None]]
@@ -202,11 +202,11 @@ def _cholesky(hessian: mx.array, damping: float) -> mx.array:
     mean = float(mx.mean(mx.diag(hessian)))
     along, ones = mx.arange(size), mx.ones((size, 1))
     while True:
-        # Inputs that are all zero say nothing: plain rounding.
+        # Without any input energy this becomes plain rounding.
         added = damping * mean if mean > 0 else 1.0
         damped = hessian.at[along, along].add(added)
         lower = mx.linalg.cholesky(damped, stream=mx.cpu)
-        # LAPACK stops halfway where a matrix is not positive definite, and MLX does not tell.
+        # LAPACK stops early where a matrix is not positive definite, and MLX reports no error.
         difference = mx.max(mx.abs(lower @ (lower.T @ ones) - damped @ ones))
         if (difference <= 1e-3 * mx.max(mx.abs(damped @ ones))).item() and mx.all(mx.diag(lower) > 0).item():
             return lower

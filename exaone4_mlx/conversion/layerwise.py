@@ -1,8 +1,8 @@
-"""A checkpoint's network, one block in memory at a time, over many texts.
+"""A checkpoint's network that runs over many texts with one block in memory at a time.
 
-What is peculiar here:
-- The texts pass through a block together before the next one is read, so that the largest model needs no more
-  memory than its largest block and the hidden states of the texts.
+Notes:
+- All texts pass a block before the next block is read, so that a model needs only the memory of its largest block and
+  of the hidden states.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ..model.source import Progress
 
 
 class LayerwiseModel:
-    """The parts of a checkpoint's network, each read when it is asked for, with floats cast to `dtype`.
+    """The parts of a checkpoint's network. Each is read when it is requested, with floats cast to `dtype`.
 
-    What is stored quantized is computed as such, or, if `unpacked`, in full precision.
+    Quantized weights are computed as stored, or, with `unpacked`, in full precision.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class LayerwiseModel:
         return nn.Embedding(self.config.vocab_size, self.config.hidden_size)
 
     def _filled(self, module: nn.Module, prefix: str) -> Any:
-        """The module with its weights, quantized where they are stored so."""
+        """The module with its weights, quantized as they are stored."""
         holder = nn.Module()
         holder.part = module
         stored = {name: self.source.tensors[f"{prefix}{name}"] for name in _weights(module)}
@@ -102,7 +102,7 @@ class LayerwiseModel:
 
 
 def run_block(block: Block, states: Sequence[mx.array], kv: KVQuantization | None = None) -> list[mx.array]:
-    """The hidden states [B, L, E] of each text after one block, as if its cache were quantized by `kv`."""
+    """The hidden states [B, L, E] of each text after one block, with a cache that `kv` quantizes."""
     after, window = [], block.self_attn.window
     for state in states:
         cache = None if kv is None else make_caches([window], kv=kv)[0]

@@ -1,9 +1,9 @@
-"""Recipes: a name -> which weight is stored in how many bits.
+"""Recipes: a name -> the quantization of each weight.
 
-What is peculiar here:
-- A recipe is a rule about names and shapes. It looks at no data, so the whole plan is known before any work.
-- Where the output head is tied to the embedding, "the head" is the embedding: it takes part in every token.
-- mlx-lm's `mixed_*` recipes are kept as they are there; they know no tied head.
+Notes:
+- A recipe is a rule about names and shapes. It needs no data, so the plan is complete before the work starts.
+- Where the output head is tied to the embedding, the embedding counts as the head: every token uses all of it.
+- The `mixed_*` recipes are mlx-lm's, which have no rule for a tied head.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ..model.source import EMBEDDING, HEAD
 #: mlx-lm's: (low bits, high bits)
 MIXED = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed_4_6": (4, 6)}
 RECIPES = ("4bit", "4bit-quality", "8bit", "mxfp4", "nvfp4", "mxfp8", *MIXED)
-#: Where a fifth bit takes away most of the divergence for its size, most first. Measured on the demo, where for each
-#: percent of size v_proj gave 21 % less, o_proj 12 %, k_proj 2 %, and all others about 1 %.
+#: Projections in the order in which a fifth bit reduces KL most per size. Measured on the demo: for each percent of
+#: size v_proj reduced it by 21 %, o_proj by 12 %, k_proj by 2 %, and the others by about 1 %.
 SENSITIVE = ("v_proj", "o_proj", "k_proj", "q_proj", "gate_proj", "up_proj", "down_proj")
-#: Bits per weight that 4bit-quality spends unless told otherwise.
+#: Default bits per weight of 4bit-quality.
 QUALITY_BPW = 4.85
 
 
@@ -36,15 +36,15 @@ def settings_of(
 ) -> dict[str, Quantization]:
     """The quantization of every weight that the recipe quantizes; the others stay in full precision.
 
-    `shapes` are those of all the model's weights by name. `group_size` is for the affine recipes, 64 if not
-    given; `target_bpw`, bits per weight of the whole result, for 4bit-quality (the least that it can be, where
-    QUALITY_BPW is less); `float_bits` are those of scales, biases and what is not quantized. Raises ValueError for
-    an unknown recipe, and for what does not go with it.
+    `shapes` are the shapes of all weights by name. `group_size` is for the affine recipes (default: 64).
+    `target_bpw` is for 4bit-quality: bits per weight of the whole result (default: QUALITY_BPW, or the least possible
+    value if that is more). `float_bits` are the bits of scales, biases and unquantized weights. Raises ValueError for
+    an unknown recipe, and for options that it does not have.
     """
     if recipe not in RECIPES:
         raise ValueError(f"recipe {recipe!r} is unknown; there are {', '.join(RECIPES)}")
     if target_bpw is not None and recipe != "4bit-quality":
-        raise ValueError(f"target_bpw is for the recipe 4bit-quality, not for {recipe}")
+        raise ValueError(f"target_bpw needs the recipe 4bit-quality, not {recipe}")
     if recipe in DEFAULTS:
         bits, only_group_size = DEFAULTS[recipe]
         return uniform(Quantization(bits, only_group_size if group_size is None else group_size, recipe), shapes)
@@ -56,14 +56,14 @@ def settings_of(
 
 
 def uniform(quantization: Quantization, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Quantization]:
-    """The same for every weight that it applies to."""
+    """The same quantization for every weight that it applies to."""
     return {name: quantization for name, shape in shapes.items() if quantization.applies_to(name, shape)}
 
 
 def bits_per_weight(
     settings: Mapping[str, Quantization], shapes: Mapping[str, tuple[int, ...]], float_bits: int = 16
 ) -> float:
-    """Of the whole result, scales and biases counted, and `float_bits` for what is not quantized."""
+    """Bits per weight of the whole result, with scales and biases; unquantized weights have `float_bits`."""
     bits = sum(_bits(settings.get(name), shape, float_bits) for name, shape in shapes.items())
     return bits / sum(math.prod(shape) for shape in shapes.values())
 
@@ -79,13 +79,13 @@ def _spend(
     target_bpw: float | None,
     float_bits: int,
 ) -> dict[str, Quantization]:
-    """Six bits for the output head; then more bits for one weight after another, while the target allows it."""
+    """Six bits for the output head, then more bits for one weight after another up to the target."""
     head = HEAD if HEAD in shapes else EMBEDDING
     chosen = settings | ({head: replace(settings[head], bits=6)} if head in settings else {})
     least = bits_per_weight(chosen, shapes, float_bits)
     target = max(QUALITY_BPW, least) if target_bpw is None else target_bpw
     if not least <= target < math.inf:
-        raise ValueError(f"4bit-quality needs {least:.3f} bits per weight at least, and target_bpw is {target}")
+        raise ValueError(f"4bit-quality needs at least {least:.3f} bits per weight, and target_bpw is {target}")
     others = [name for name in chosen if name not in (head, EMBEDDING)]
     layers = _layer_count(shapes)
     left = (target - least) * sum(math.prod(shape) for shape in shapes.values())
@@ -100,7 +100,7 @@ def _spend(
 
 
 def _preference(name: str, layers: int) -> tuple[int, int, int]:
-    """Small for the weights where a bit more helps most: by kind, and then from the ends of the network inwards."""
+    """The sort key of a weight: by kind, then from the ends of the network inwards."""
     layer = int(re.findall(r"layers\.(\d+)\.", name)[0])
     kind = next(place for place, part in enumerate(SENSITIVE) if part in name)
     return kind, min(layer, layers - 1 - layer), -layer

@@ -1,11 +1,11 @@
 """Affine quantization by error search: weights -> packed codes, and a scale and a bias for each group.
 
-What is peculiar here:
-- `mx.quantize` spans a group from its minimum to its maximum. Here both ends are drawn in by fractions of a step,
-  in a few combinations; each gives codes, and the codes give the scale and bias of least squared error.
-- Scale and bias are rounded to the weights' dtype before the final codes are chosen, so the codes make up for it.
-- What MLX would have chosen is the last candidate: no group comes out worse.
-- Rows are worked on in slices that fit into a processor's cache: twice as fast, and little memory.
+Notes:
+- `mx.quantize` spans a group from its minimum to its maximum. The search clips both ends by fractions of a step, in
+  a few combinations. Each gives codes, and the codes give the scale and bias of least squared error.
+- Scale and bias are rounded to the weights' dtype before the final codes are chosen, so the codes compensate it.
+- The result of `mx.quantize` is the last candidate, so no group has a larger error.
+- Rows are quantized in slices that fit into a CPU's cache: this is twice as fast and needs little memory.
 
 Shapes: R rows, C columns, N groups in a row, G weights in a group.
 """
@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-SLICE_WEIGHTS = 1 << 17  # weights that are worked on at a time
+from ..checkpoint.quantize import Quantization
 
-#: How far the ends of the range are drawn in, in steps: what a greedy choice among 144 pairs took for Gaussian
-#: and Laplacian weights at 4 bits. Seven of them and two refits reach 21.79 dB on Gaussian weights in groups of 64
-#: (min/max 20.81, sixteen pairs and three refits 21.81).
+SLICE_WEIGHTS = 1 << 17  # weights of a slice
+
+#: By how many steps the low and the high end are clipped: a greedy choice among 144 pairs, for Gaussian and
+#: Laplacian weights at 4 bits. These seven and two refits reach 21.79 dB on Gaussian weights in groups of 64 (minimum
+#: and maximum: 20.81; sixteen pairs and three refits: 21.81).
 CLIP_CANDIDATES = ((0.25, 0.25), (0.75, 0.0), (0.0, 0.5), (0.5, 0.0), (0.25, 0.5), (0.5, 0.25), (0.0, 0.75))
-#: bits -> added to both: the fewer the steps the more of it pays.
+#: bits -> steps that are added to both ends: fewer steps in the range need more clipping.
 CLIP_OFFSETS = {2: 0.25, 3: 0.25, 4: 0.0, 5: -0.125, 6: -0.25, 8: -0.25}
 REFITS = 2
 
-TINY = 1e-36  # half a range that is taken for none
-LEAST_IMPORTANCE = 1e-4  # of the group's mean: no weight is given up altogether
+TINY = 1e-36  # a smaller half range counts as zero
+LEAST_IMPORTANCE = 1e-4  # of the group's mean, so that every weight counts
 
 
 def quantize_mse(
@@ -37,9 +39,9 @@ def quantize_mse(
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Quantizes a weight [R, C] with little squared error, weighted by the `importance` [C] of its columns if given.
 
-    Returns packed codes (uint32 [R, C * bits / 32]), scales and biases [R, C / group_size] in `dtype` (the weight's
-    if not given), evaluated, laid out as by `mx.quantize`, and for no group worse than that. Raises ValueError where
-    a row is not a whole number of groups, and for bits that MLX does not pack.
+    Returns packed codes (uint32 [R, C * bits / 32]), scales and biases [R, C / group_size] in `dtype` (default: the
+    weight's), evaluated, in the layout of `mx.quantize`. No group has a larger error than with `mx.quantize`. Raises
+    ValueError where a row is not a whole number of groups, and for bits that MLX does not pack.
     """
     check_affine(weight, bits, group_size)
     rows = max(1, SLICE_WEIGHTS // weight.shape[1])
@@ -56,7 +58,7 @@ def quantize_mse(
 def _grid(
     weight: mx.array, bits: int, group_size: int, importance: mx.array | None, dtype: mx.Dtype
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """As `quantize_mse`, at once, unevaluated and not packed: codes (float32 [R, C]), scales and biases [R, N]."""
+    """As `quantize_mse`, at once, not evaluated and not packed: codes (float32 [R, C]), scales and biases [R, N]."""
     levels = 2**bits - 1
     x = weight.astype(mx.float32).reshape(weight.shape[0], -1, group_size)  # R N G
     high, low = mx.max(x, axis=-1, keepdims=True), mx.min(x, axis=-1, keepdims=True)
@@ -80,7 +82,7 @@ def _grid(
     _, scales, biases = mx.quantize(weight.astype(dtype), group_size=group_size, bits=bits)
     candidates = [(scale * half, (bias - scale * (levels / 2)) * half + middle), (scales[..., None], biases[..., None])]
     largest = mx.finfo(dtype).max
-    steepest = 0.99 * largest / levels  # no code times scale overflows
+    steepest = 0.99 * largest / levels  # no product of a code and a scale overflows
     codes, error = x, mx.full(half.shape, mx.inf)
     for raw_scale, raw_bias in candidates:
         stored_scale = mx.clip(raw_scale, -steepest, steepest).astype(dtype)
@@ -90,7 +92,7 @@ def _grid(
         c = _codes(x, s, b, levels)
         squares = mx.square(c * s + b - x)
         e = mx.sum(squares if share is None else squares * share, axis=-1, keepdims=True)
-        better = e < error  # never for a NaN
+        better = e < error  # false for NaN
         codes = mx.where(better, c, codes)
         scales = mx.where(better, stored_scale, scales[..., None])[..., 0]
         biases = mx.where(better, stored_bias, biases[..., None])[..., 0]
@@ -105,18 +107,15 @@ def pack_codes(codes: mx.array, bits: int) -> mx.array:
     for start in range(0, 32 * bits, 32):
         word = mx.zeros(lanes.shape[:-1], dtype=mx.uint32)
         for lane in range(start // bits, (start + 31) // bits + 1):
-            shift = lane * bits - start  # below zero for a code that the last word holds the beginning of
+            shift = lane * bits - start  # negative for a code that begins in the word before
             word = word | (lanes[..., lane] << shift if shift >= 0 else lanes[..., lane] >> -shift)
         words.append(word)
     return mx.stack(words, axis=-1).reshape(codes.shape[0], -1)
 
 
 def check_affine(weight: mx.array, bits: int, group_size: int) -> None:
-    """Raises ValueError for what cannot be quantized so."""
-    if bits not in CLIP_OFFSETS:
-        raise ValueError(f"affine quantization has {', '.join(map(str, CLIP_OFFSETS))} bits, not {bits!r}")
-    if group_size not in (32, 64, 128):
-        raise ValueError(f"affine quantization has groups of 32, 64 or 128, not {group_size!r}")
+    """Raises ValueError for a shape, bits or a group size that affine quantization does not have."""
+    Quantization(bits, group_size)
     if weight.ndim != 2 or weight.shape[1] % group_size:
         raise ValueError(f"a weight of shape {weight.shape} is not rows of whole groups of {group_size}")
 
@@ -130,9 +129,9 @@ def _codes(x: mx.array, scale: mx.array | float, bias: mx.array | float, levels:
 def _refit(
     codes: mx.array, x: mx.array, sum_x: mx.array, share: mx.array | None
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Scale and bias of least squared error for given codes, and what they explain of the sum of squares, [R, N, 1]."""
+    """Scale and bias of least squared error for these codes, and the explained sum of squares, [R, N, 1]."""
     weighted = codes if share is None else codes * share
-    total = x.shape[-1]  # which the shares of a group sum up to
+    total = x.shape[-1]  # the sum of a group's shares
     sum_c = mx.sum(weighted, axis=-1, keepdims=True)
     spread = mx.sum(weighted * codes, axis=-1, keepdims=True) - sum_c * sum_c / total
     joint = mx.sum(weighted * x, axis=-1, keepdims=True) - sum_c * sum_x / total

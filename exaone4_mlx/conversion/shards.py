@@ -1,10 +1,10 @@
-"""The weight files of a result while they are made: written in any order, and gone on with after a kill.
+"""The weight files of a result while they are written, in any order, and resumed after a kill.
 
-What is peculiar here:
-- Headers come first, then every tensor at the place that the plan gives it, some rows at a time.
-- A tensor counts as done when its bytes are on the disk and a line in the journal, with their hashes, says so.
-  Bytes that do not match their hashes are made again.
-- Times and paths are not part of it: a result that was stopped and gone on with is the same, byte for byte.
+Notes:
+- Headers are written first, then each tensor at its planned offset, some rows at a time.
+- A tensor is done when its bytes are on the disk and a line of the journal has their hashes. Bytes that do not match
+  their hashes are written again.
+- The files contain no times and no paths: a resumed result equals an uninterrupted one, byte for byte.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ READ_BYTES = 1 << 24
 
 
 class Shards:
-    """The weight files of a plan in a folder, and the journal of what is done. `written` reads what they hold."""
+    """The weight files of a plan in a folder, and the journal of finished tensors. `written` reads the files."""
 
     def __init__(self, folder: Path, plan: ConversionPlan) -> None:
-        """Makes the files, or takes up those that a stopped run of the same plan left. The journal has begun."""
+        """Creates the files, or resumes those of an interrupted run of the same plan. The journal must exist."""
         self.folder = folder
-        self._places: dict[str, tuple[int, int, OutputTensor]] = {}  # name -> (descriptor, byte offset, what it is)
+        self._offsets: dict[str, tuple[int, int, OutputTensor]] = {}  # name -> (descriptor, byte offset, output)
         self._descriptors: list[int] = []
         self._hashes: dict[str, Any] = {}
-        self.digests: dict[str, str] = {}  # output name -> SHA-256 of its bytes, once it is done
-        self.is_tuned = False  # whether `replace` has been through
-        lines, whole_bytes = _lines(folder / JOURNAL)
+        self.digests: dict[str, str] = {}  # output name -> SHA-256 of its bytes, for finished outputs
+        self.is_tuned = False  # whether `replace` has finished
+        lines, valid_bytes = _lines(folder / JOURNAL)
         for file_name, tensors in plan.shards.items():
             self._open(folder / file_name, tensors, fresh=len(lines) == 1)
         _write_index(folder, plan)
         self.written = Checkpoint(folder)
-        os.truncate(folder / JOURNAL, whole_bytes)
+        os.truncate(folder / JOURNAL, valid_bytes)
         self._journal = (folder / JOURNAL).open("a", encoding="utf-8")
         for line in lines[1:]:
-            self.digests |= {name: digest for name, digest in line["sha256"].items() if name in self._places}
+            self.digests |= {name: digest for name, digest in line["sha256"].items() if name in self._offsets}
             self.is_tuned |= line.get("tuned") is True
         self.digests = {name: digest for name, digest in self.digests.items() if self.digest(name) == digest}
 
@@ -54,11 +54,10 @@ class Shards:
         return all(output.name in self.digests for output in tensor.outputs)
 
     def write(self, name: str, array: mx.array, row: int = 0) -> None:
-        """The rows of an output from `row` on. A tensor's rows come in order, so that they can be hashed."""
-        descriptor, offset, output = self._places[name]
-        assert array.dtype == output.dtype and array.shape[1:] == output.shape[1:], f"{name} is not as planned"
-        data = memoryview(mx.contiguous(array).view(mx.uint8))  # type: ignore[arg-type]
-        data = data.cast("B")
+        """Writes the rows of an output from `row` on. Rows must come in order, because they are hashed."""
+        descriptor, offset, output = self._offsets[name]
+        assert array.dtype == output.dtype and array.shape[1:] == output.shape[1:], f"{name} differs from the plan"
+        data = memoryview(mx.contiguous(array).view(mx.uint8)).cast("B")  # type: ignore[arg-type]
         if row == 0:
             self._hashes[name] = hashlib.sha256()
         self._hashes[name].update(data)
@@ -68,18 +67,18 @@ class Shards:
             data, place = data[written:], place + written
 
     def done(self, outputs: Iterable[OutputTensor]) -> None:
-        """Notes that these outputs are complete, once the disk has them."""
+        """Adds the outputs to the journal after the disk has their bytes."""
         self._note([output.name for output in outputs])
 
     def replace(self, tuned: Mapping[str, mx.array]) -> None:
-        """Puts tuned tensors in the place of what was written. May be done again where it was cut short."""
+        """Overwrites outputs with tuned ones. An interrupted call can be repeated."""
         for name, array in tuned.items():
             self.write(name, array)
         self._note(list(tuned), tuned=True)
         self.is_tuned = True
 
     def _note(self, names: Sequence[str], **more: bool) -> None:
-        for descriptor in {self._places[name][0] for name in names}:
+        for descriptor in {self._offsets[name][0] for name in names}:
             os.fsync(descriptor)
         digests = {name: self._hashes.pop(name).hexdigest() for name in names}
         self._journal.write(json.dumps({"sha256": digests} | more) + "\n")
@@ -88,7 +87,7 @@ class Shards:
         self.digests |= digests
 
     def digest(self, name: str) -> str:
-        """SHA-256 of an output's bytes as they are on the disk."""
+        """SHA-256 of an output's bytes on the disk."""
         return digest_of(self.written.tensors[name])
 
     def close(self) -> None:
@@ -105,7 +104,7 @@ class Shards:
         os.pwrite(descriptor, header, 0)
         offset = len(header)
         for output in outputs:
-            self._places[output.name] = (descriptor, offset, output)
+            self._offsets[output.name] = (descriptor, offset, output)
             offset += output.nbytes
         os.ftruncate(descriptor, offset)
 
@@ -121,20 +120,20 @@ def digest_of(info: TensorInfo) -> str:
 
 
 def begin_journal(folder: Path, digest: str) -> None:
-    """Says whose the folder is: the first thing that is written to it."""
+    """Writes the journal with the plan's digest. It is the first file of the folder."""
     with atomic_file(folder / JOURNAL) as stream:
         stream.write(json.dumps({"plan": digest}).encode() + b"\n")
 
 
 def journal_of(folder: Path) -> str | None:
-    """The digest of the plan that a stopped run followed in this folder, or None where there is no journal."""
+    """The digest of the plan of an interrupted run in this folder, or None without a journal."""
     journal = folder / JOURNAL
     lines = _lines(journal)[0] if journal.is_file() else []
     return str(lines[0]["plan"]) if lines else None
 
 
 def _lines(journal: Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines of a journal, and how many bytes they are. The last one may be torn, or damaged."""
+    """The valid lines of a journal, and their size in bytes. The last line may be incomplete or damaged."""
     lines: list[dict[str, Any]] = []
     size = 0
     for line in journal.read_bytes().splitlines(keepends=True):
@@ -142,8 +141,8 @@ def _lines(journal: Path) -> tuple[list[dict[str, Any]], int]:
             entry = json.loads(line)
         except ValueError:
             break
-        wanted = entry.get("sha256" if lines else "plan") if isinstance(entry, dict) else None
-        if not line.endswith(b"\n") or not isinstance(wanted, dict if lines else str):
+        value = entry.get("sha256" if lines else "plan") if isinstance(entry, dict) else None
+        if not line.endswith(b"\n") or not isinstance(value, dict if lines else str):
             break
         lines.append(entry)
         size += len(line)

@@ -1,10 +1,10 @@
-"""Text to calibrate a quantization with, and text to measure what it costs: files -> passages -> ids.
+"""Texts for calibration and evaluation: files -> passages -> token ids.
 
-What is peculiar here:
-- What a passage says is data, never control: a control string in it, such as `[|endofturn|]`, is ordinary text.
-  Control tokens come from the checkpoint's chat template and, in the reply that a chat ends with, from here.
-- That reply is made as the model would write it: with its thought if it has one, which a template leaves out.
-- The project's two files share no eight words in a row. `overlap` says so, of a user's own files as well.
+Notes:
+- A passage is data: a control string in it, such as `[|endofturn|]`, becomes ordinary tokens. Control tokens come from
+  the checkpoint's chat template and, in the last reply of a chat, from this module.
+- The last reply is written as the model would write it, with its thought, which the template omits.
+- The package's two files have no eight consecutive words in common. `overlap` checks this, also for a user's files.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ..tools.describe import schemas
 _FOLDER = Path(__file__).parents[1] / "texts"
 CALIBRATION, HELD_OUT = _FOLDER / "calibration.jsonl", _FOLDER / "held_out.jsonl"
 
-RUN = 8  # words in a row that two texts do not share by chance
+RUN = 8  # consecutive words that two texts do not share by chance
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A text, or a conversation that ends with an assistant's message, with the tools that it offers."""
+    """A text, or a conversation with its tools that ends with a message of the assistant."""
 
     kind: str
     language: str
@@ -38,57 +38,57 @@ class Passage:
 
 
 def read_passages(path: Path) -> list[Passage]:
-    """The passages of one file, in its order.
+    """The passages of one file, in order.
 
-    A .jsonl file has an object on each line: {"text": ...}, or {"messages": [...], "tools": [...]} as mlx-lm's
-    datasets have them (the tools may be missing). "kind" and "language" are "text" or "chat", and "und", unless
-    given; other keys are notes. A .txt or .md file is one passage, or several between lines of three or more
-    dashes or form feeds. Blank lines and blank parts are none.
+    A .jsonl file has an object on each line: {"text": ...}, or {"messages": [...], "tools": [...]} as in mlx-lm's
+    datasets ("tools" is optional). "kind" is "text" or "chat" by default, "language" is "und"; other keys are
+    ignored. A .txt or .md file is one passage, or several, separated by form feeds or by lines of three or more
+    dashes. Blank lines and blank parts are skipped.
 
-    Raises FileNotFoundError, and ValueError naming the file and the line for what is malformed, for a file of
-    another kind, and for one without passages.
+    Raises FileNotFoundError, and ValueError for a malformed line (with file and line number), for a file of another
+    type, and for a file without passages.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there, or is no file: it should hold passages of text")
+        raise FileNotFoundError(f"there is no file {path} with texts")
     readers = {".jsonl": _lines, ".txt": _parts, ".md": _parts}
     if path.suffix.lower() not in readers:
-        raise ValueError(f"{path} is none of {', '.join(readers)}: passages are read from those")
+        raise ValueError(f"{path} must end with one of {', '.join(readers)}")
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (at byte {error.start})") from error
     passages = list(readers[path.suffix.lower()](content, path))
     if not passages:
-        raise ValueError(f"{path} holds no passages: it is empty")
+        raise ValueError(f"{path} contains no text")
     return passages
 
 
 def encode(passage: Passage, tokenizer: Tokenizer, max_tokens: int) -> list[int]:
-    """The passage's ids, at most `max_tokens` of them: what is beyond is cut off at the end. Never empty.
+    """The first `max_tokens` token ids of a passage, at least one.
 
-    A conversation is the prompt for its last message, by the checkpoint's own chat template and thinking if that
-    message has a thought, then the message, as the model would write it, and the end of the turn.
+    A conversation becomes the prompt for its last message, by the checkpoint's chat template (in thinking mode if the
+    message has a thought), then the message as the model would write it, and the end of the turn.
 
-    Raises ValueError for a passage without text, for a template that refuses it, and for a `max_tokens` below 1.
+    Raises ValueError for a passage without text, for a template that refuses it, and for `max_tokens` below 1.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
     ids = _chat(passage, tokenizer) if passage.messages else _plain(passage.text or "", tokenizer)
     if not ids:
-        raise ValueError(f"a passage of the kind {passage.kind!r} holds no text")
+        raise ValueError(f"a passage of the kind {passage.kind!r} has no text")
     return ids[:max_tokens]
 
 
 def fingerprints(passages: Iterable[Passage]) -> set[str]:
-    """Digests of every eight words in a row (of all words, where there are fewer), in lower case, without punctuation.
+    """Digests of every eight consecutive words (of all words, if there are fewer), in lower case.
 
-    Words are what stands between spaces and punctuation, in Korean too. Equal digests in two sets: a shared sentence.
+    Words are separated by spaces and punctuation, in Korean too. Two texts with an equal digest share a sentence.
     """
     return {_digest(run) for passage in passages for run in _runs(_words(passage))}
 
 
 def overlap(a: Iterable[Passage], b: Iterable[Passage]) -> list[str]:
-    """The words of `a` that stand in `b` as well, eight or more in a row: one entry for each such place."""
+    """The sequences of eight or more words of `a` that are also in `b`."""
     known = fingerprints(b)
     shared: list[str] = []
     for passage in a:
@@ -96,7 +96,7 @@ def overlap(a: Iterable[Passage], b: Iterable[Passage]) -> list[str]:
         for start, run in enumerate(_runs(words)):
             if _digest(run) not in known:
                 continue
-            if start < end:  # goes on from the run before
+            if start < end:  # continues the sequence before
                 shared[-1] += "".join(f" {word}" for word in words[end : start + len(run)])
             else:
                 shared.append(" ".join(run))
@@ -125,19 +125,19 @@ def _passage(entry: Any) -> Passage:
     kind, language = entry.get("kind", "text" if "text" in entry else "chat"), entry.get("language", "und")
     if not isinstance(kind, str) or not isinstance(language, str):
         raise ValueError(f'"kind" and "language" must be strings, not {kind!r} and {language!r}')
-    json.dumps(entry, ensure_ascii=False).encode()  # a ValueError, if it holds half a character
+    json.dumps(entry, ensure_ascii=False).encode()  # a ValueError for an unpaired surrogate
     if "messages" in entry:
         messages = tuple(check_messages(entry["messages"]))
         last = messages[-1]
         if last["role"] != "assistant" or not (last["content"].strip() or last.get("tool_calls")):
-            raise ValueError("a conversation must end with what the assistant said")
+            raise ValueError("a conversation must end with a message of the assistant that has content")
         if not isinstance(last.get("reasoning_content") or "", str):
             raise ValueError(f"reasoning_content must be a string, not {last['reasoning_content']!r}")
         if len(messages) < 2:
-            raise ValueError("a conversation needs something that the assistant answers")
+            raise ValueError("a conversation needs a message before the answer of the assistant")
         return Passage(kind, language, None, messages, tuple(schemas(entry.get("tools"))))
     if not isinstance(entry["text"], str) or not entry["text"].strip():
-        raise ValueError('"text" must be a string with words in it')
+        raise ValueError('"text" must be a string that is not blank')
     return Passage(kind, language, entry["text"])
 
 
@@ -157,7 +157,7 @@ def _chat(passage: Passage, tokenizer: Tokenizer) -> list[int]:
 
 
 def _thought_and_answer(message: Message) -> tuple[str, str]:
-    """Also from one string, `<think>` … `</think>` …, as some datasets have it."""
+    """Thought and answer, also of a content like `<think>` … `</think>` …, as in some datasets."""
     thought, answer = message.get("reasoning_content") or "", message["content"]
     if not thought and answer.lstrip().startswith("<think>") and "</think>" in answer:
         thought, _, answer = answer.lstrip().removeprefix("<think>").partition("</think>")
@@ -166,21 +166,19 @@ def _thought_and_answer(message: Message) -> tuple[str, str]:
 
 
 def _calls(passage: Passage, calls: Sequence[Any], tokenizer: Tokenizer) -> list[int]:
-    """The calls as the template writes them in a turn that has nothing else."""
+    """The ids of tool calls, as the template renders them in a turn without other content."""
     before = (passage.messages or ())[:-1]
     prompt = tokenizer.apply_chat_template(before, passage.tools)
     turn = {"role": "assistant", "content": "", "tool_calls": calls}
     whole = tokenizer.apply_chat_template([*before, turn], passage.tools, add_generation_prompt=False)
     if whole[: len(prompt)] != prompt:
-        raise ValueError(
-            "the chat template renders a turn with tool calls otherwise than its own prompt for one begins"
-        )
+        raise ValueError("the chat template does not render a turn with tool calls as a continuation of its own prompt")
     (eos,) = tokenizer.encode(tokenizer.eos_token)
     return whole[len(prompt) : len(whole) - 1 - whole[::-1].index(eos)]
 
 
 def _plain(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The ids of `text` as ordinary text: every control string in it is broken after its first character."""
+    """The ids of `text` as ordinary text: every control string is encoded in two parts."""
     controls = "|".join(map(re.escape, sorted(tokenizer.control_tokens)))
     pieces, start = [], 0
     for match in re.finditer(f"(?={controls})", text) if controls else ():
@@ -190,11 +188,11 @@ def _plain(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def _words(passage: Passage) -> list[str]:
-    """What is said in it, tools aside, word by word."""
-    said = [passage.text or ""]
+    """All words of the text or the messages, without tools."""
+    parts = [passage.text or ""]
     for message in passage.messages or ():
-        said += [str(message.get("reasoning_content") or ""), str(message.get("content") or "")]
-    return re.findall(r"\w+", "\n".join(said).casefold())
+        parts += [str(message.get("reasoning_content") or ""), str(message.get("content") or "")]
+    return re.findall(r"\w+", "\n".join(parts).casefold())
 
 
 def _runs(words: list[str]) -> Iterator[list[str]]:

@@ -1,9 +1,8 @@
-"""Whether the bytes on the disk are what was meant, and how far each tensor is from its source.
+"""Checks the bytes on the disk, and measures the error of each tensor.
 
-What is peculiar here:
-- Hashes are of what was handed over for writing, and are compared with what is read back.
-- What was only copied must be equal bit for bit. What was quantized must at least be nearer to its source than
-  zeros would be; how near is told per tensor.
+Notes:
+- Hashes of the bytes before they were written are compared with hashes of the bytes that are read back.
+- A copied tensor must equal its source bit for bit. The error of any other tensor must be less than that of zeros.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from .shards import Shards, digest_of
 
 @dataclass(frozen=True)
 class TensorError:
-    """How far one tensor is from its source: ‖w - ŵ‖ / ‖w‖, and the same in decibels (infinite where equal)."""
+    """The error of one tensor: ‖w - ŵ‖ / ‖w‖, and the signal-to-noise ratio in decibels (infinite where equal)."""
 
     name: str
     relative_error: float
@@ -32,15 +31,15 @@ class TensorError:
 
 
 def check_written(shards: Shards, plan: ConversionPlan) -> None:
-    """Raises CheckpointError where the disk does not hold what was written to it."""
+    """Raises CheckpointError where the bytes on the disk are not the written ones."""
     for tensor in plan.tensors:
         for output in tensor.outputs:
             if shards.digest(output.name) != shards.digests.get(output.name):
-                raise CheckpointError(f"{shards.folder}: {output.name} is not what was written; is the disk all right?")
+                raise CheckpointError(f"{shards.folder}: {output.name} differs from the written bytes; check the disk")
 
 
 def tensor_errors(shards: Shards, opened: OpenCheckpoint, plan: ConversionPlan) -> Iterator[TensorError]:
-    """The error of each tensor of the plan, in its order. Raises CheckpointError where one cannot be right."""
+    """The error of each tensor, in the order of the plan. Raises CheckpointError for an impossible one."""
     for tensor in plan.tensors:
         if tensor.work == "copy":
             _check_copied(shards, opened, tensor)
@@ -54,13 +53,13 @@ def tensor_errors(shards: Shards, opened: OpenCheckpoint, plan: ConversionPlan) 
             difference, power = difference + sums[0], power + sums[1]
             mx.clear_cache()
         if difference and not difference < power:
-            raise CheckpointError(f"{tensor.name} is further from its source than zeros would be: it went wrong")
+            raise CheckpointError(f"the error of {tensor.name} is larger than that of zeros: the conversion failed")
         relative = math.sqrt(difference / power) if difference else 0.0
         yield TensorError(tensor.name, relative, -20 * math.log10(relative) if relative else math.inf)
 
 
 def _squares(exact: mx.array, stored: mx.array) -> tuple[float, float]:
-    """The sums of squares of the difference and of the source. Scaled before they are squared: float32 is small."""
+    """The sums of squares of the difference and of the source. Values are scaled first, for the range of float32."""
     largest = float(mx.max(mx.abs(exact)).item())  # type: ignore[arg-type]
     unit = largest or 1.0
     sums = mx.sum(mx.square(exact / unit - stored / unit)), mx.sum(mx.square(exact / unit))
@@ -74,11 +73,11 @@ def _check_copied(shards: Shards, opened: OpenCheckpoint, tensor: PlannedTensor)
         for start in range(0, output.shape[0], rows):
             source = opened.checkpoint.read(output.name, start, start + rows)
             if not mx.array_equal(shards.written.read(output.name, start, start + rows), source, equal_nan=True).item():
-                raise CheckpointError(f"{output.name} was to be copied, and differs from its source")
+                raise CheckpointError(f"{output.name} is a copy, but differs from its source")
 
 
 def _stored(shards: Shards, tensor: PlannedTensor, start: int, stop: int) -> mx.array:
-    """Rows as they are written, in float32. (mx.dequantize would round to the dtype of the scales.)"""
+    """The written rows in float32. (mx.dequantize rounds to the dtype of its scales.)"""
     parts = [shards.written.read(output.name, start, stop) for output in tensor.outputs]
     parts = [part.astype(mx.float32) if mx.issubdtype(part.dtype, mx.floating) else part for part in parts]
     weight = parts[0] if tensor.quantization is None else tensor.quantization.dequantized(parts)
@@ -86,8 +85,8 @@ def _stored(shards: Shards, tensor: PlannedTensor, start: int, stop: int) -> mx.
 
 
 def check_folder(folder: Path) -> None:
-    """Raises CheckpointError where a finished folder does not hold the bytes that its report.json tells of."""
+    """Raises CheckpointError where the bytes of a finished folder do not have the hashes of its report.json."""
     digests = read_json(folder / "report.json").get("sha256", {})
     for name, info in Checkpoint(folder).tensors.items():
         if digest_of(info) != digests.get(name):
-            raise CheckpointError(f"{folder}: {name} is not what was converted; convert it again (--overwrite)")
+            raise CheckpointError(f"{folder}: {name} was changed after the conversion; convert again (--overwrite)")

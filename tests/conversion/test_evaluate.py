@@ -137,7 +137,7 @@ def test_bfloat16_has_a_noise_floor_of_its_own(texts: Path) -> None:
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, texts: Path, hf_folder: Path, quantized: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         evaluate(quantized, "nowhere", data=texts)
-    with pytest.raises(FileNotFoundError, match=r"absent.txt is not there"):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*absent.txt"):
         evaluate(quantized, "demo", data=tmp_path / "absent.txt")
     with pytest.raises(ValueError, match="max_tokens must be a whole number of at least 2, not 1"):
         evaluate(quantized, "demo", data=texts, max_tokens=1)

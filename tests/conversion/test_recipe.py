@@ -63,9 +63,9 @@ def test_more_budget_takes_no_bit_away() -> None:
 
 
 def test_budgets_that_cannot_be_kept_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"4bit-quality needs 4\.\d+ bits per weight at least, and target_bpw is 4.5"):
+    with pytest.raises(ValueError, match=r"4bit-quality needs at least 4\.\d+ bits per weight, and target_bpw is 4.5"):
         settings_of("4bit-quality", shapes(), target_bpw=4.5)
-    with pytest.raises(ValueError, match="target_bpw is for the recipe 4bit-quality, not for 4bit"):
+    with pytest.raises(ValueError, match="target_bpw needs the recipe 4bit-quality, not 4bit"):
         settings_of("4bit", shapes(), target_bpw=5.0)
     with pytest.raises(ValueError, match="recipe '3bit' is unknown; there are 4bit, 4bit-quality"):
         settings_of("3bit", shapes())

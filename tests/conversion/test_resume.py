@@ -303,7 +303,7 @@ def test_bytes_that_the_disk_changed_are_noticed(tmp_path: Path, monkeypatch: py
         check(shards, plan)
 
     monkeypatch.setattr(converter, "check_written", damaged)
-    with pytest.raises(CheckpointError, match=r"is not what was written; is the disk all right\?"):
+    with pytest.raises(CheckpointError, match=r"differs from the written bytes; check the disk"):
         convert("demo", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

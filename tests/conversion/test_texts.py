@@ -248,7 +248,7 @@ def test_what_is_too_long_is_cut_off_at_the_end(tokenizer: Tokenizer) -> None:
 
 
 def test_a_passage_is_never_without_ids(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="a passage of the kind 'text' holds no text"):
+    with pytest.raises(ValueError, match="a passage of the kind 'text' has no text"):
         encode(Passage("text", "en", ""), tokenizer, 10)
 
 
@@ -281,37 +281,37 @@ def test_a_text_is_one_passage_or_several_between_dashes(written: Callable[..., 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(FileNotFoundError, match=re.escape(f"{path} is not there")):
+        with pytest.raises(FileNotFoundError, match=re.escape(f"there is no file {path} ")):
             read_passages(path)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text\n", r"a\.csv is none of \.jsonl, \.txt, \.md"),
+        ("a.csv", "text\n", r"a\.csv must end with one of \.jsonl, \.txt, \.md"),
         ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8 text \(at byte 3\)"),
-        ("a.txt", " \n---\n", r"a\.txt holds no passages"),
-        ("a.jsonl", "\n", r"a\.jsonl holds no passages"),
+        ("a.txt", " \n---\n", r"a\.txt contains no text"),
+        ("a.jsonl", "\n", r"a\.jsonl contains no text"),
         ("a.jsonl", '{"text": "fine"}\n\n{"text": ', r"a\.jsonl, line 3: Expecting value"),
         ("a.jsonl", "[" * 100_000, r"a\.jsonl, line 1: "),
         ("a.jsonl", '"text"', 'line 1: a passage is an object with either "text" or "messages"'),
         ("a.jsonl", '{"prompt": "a", "completion": "b"}', 'an object with either "text" or "messages"'),
         ("a.jsonl", '{"text": "a", "messages": []}', 'an object with either "text" or "messages"'),
-        ("a.jsonl", '{"text": " "}', '"text" must be a string with words in it'),
-        ("a.jsonl", '{"text": 7}', '"text" must be a string with words in it'),
+        ("a.jsonl", '{"text": " "}', '"text" must be a string that is not blank'),
+        ("a.jsonl", '{"text": 7}', '"text" must be a string that is not blank'),
         ("a.jsonl", '{"text": "a", "kind": 7}', "must be strings, not 7 and 'und'"),
         ("a.jsonl", r'{"text": "half \ud83d"}', "line 1: .*surrogates not allowed"),
         ("a.jsonl", '{"messages": "Hello"}', "messages must be a list of messages, not str"),
         ("a.jsonl", '{"messages": []}', "there are no messages"),
         ("a.jsonl", '{"messages": [{"role": "robot"}]}', "message 0 has the unknown role 'robot'"),
-        ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}', "must end with what the assistant said"),
-        ("a.jsonl", '{"messages": [{"role": "assistant", "content": ""}]}', "must end with what the assistant said"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}', "must end with a message of the assistant"),
+        ("a.jsonl", '{"messages": [{"role": "assistant", "content": ""}]}', "must end with a message of the assistant"),
         (
             "a.jsonl",
             '{"messages": [{"role": "assistant", "content": "a", "reasoning_content": 7}]}',
             "reasoning_content must be a string, not 7",
         ),
-        ("a.jsonl", '{"messages": [{"role": "assistant", "content": "a"}]}', "needs something that the assistant"),
+        ("a.jsonl", '{"messages": [{"role": "assistant", "content": "a"}]}', "needs a message before the answer"),
     ],
 )
 def test_malformed_files_are_refused_by_name_and_line(

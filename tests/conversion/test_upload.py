@@ -150,20 +150,25 @@ def test_dead_hub_is_told_in_one_line(made: Path, hub: FakeHub, monkeypatch: pyt
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(UploadError, match=r"^the upload to mina/EXAONE.* failed: .*stays as it is"):
+    with pytest.raises(UploadError, match=r"^the upload to mina/EXAONE.* failed: .*is unchanged"):
         upload(made, NAME, notice=lambda text: None)
 
 
 @pytest.mark.parametrize(
     ("token", "repo", "answers", "message"),
     [
-        ("hf_wrong", NAME, {}, "^the hub does not know this token: run `hf auth login`, or set HF_TOKEN"),
-        (TOKEN, "someone/EXAONE-x", {}, "^this token may not write to someone/EXAONE-x: the name is someone else's"),
-        (TOKEN, "taken/EXAONE-x", {}, "^this token may not write to taken/EXAONE-x: the name is someone else's"),
-        (TOKEN, NAME, {"/api/repos": 404}, "^the hub has no place for mina/EXAONE.*: its owner does not exist"),
+        ("hf_wrong", NAME, {}, "^the hub does not accept this token: run `hf auth login`, or set HF_TOKEN"),
+        (
+            TOKEN,
+            "someone/EXAONE-x",
+            {},
+            "^this token has no write access to someone/EXAONE-x: it belongs to someone else",
+        ),
+        (TOKEN, "taken/EXAONE-x", {}, "^this token has no write access to taken/EXAONE-x: it belongs to someone else"),
+        (TOKEN, NAME, {"/api/repos": 404}, "^the hub cannot find mina/EXAONE.*: its owner does not exist"),
         (TOKEN, NAME, {"/api/repos": 400}, "^the upload to mina/EXAONE.* failed: .*as the test wants it"),
-        (TOKEN, NAME, {"/api/models": 403}, "^this token may not write to"),
-        ("", NAME, {}, "^the hub wants to know who you are: run `hf auth login`, or set HF_TOKEN$"),
+        (TOKEN, NAME, {"/api/models": 403}, "^this token has no write access to"),
+        ("", NAME, {}, "^the hub needs a token: run `hf auth login`, or set HF_TOKEN$"),
     ],
 )
 def test_refusals_of_the_hub_are_told_in_one_line(
@@ -197,16 +202,20 @@ def test_private_weights_do_not_go_to_a_public_repository(made: Path, hub: FakeH
     [
         (lambda folder: (folder / "LICENSE").unlink(), FileNotFoundError, "has no LICENSE: EXAONE's licence must be"),
         (lambda folder: (folder / "LICENSE").write_text(""), FileNotFoundError, "has no LICENSE"),
-        (lambda folder: (folder / "README.md").unlink(), FileNotFoundError, "README.md: it is no finished conversion"),
-        (lambda folder: (folder / "config.json").unlink(), FileNotFoundError, "config.json: it is no finished"),
-        (lambda folder: (folder / "model.safetensors.index.json").unlink(), FileNotFoundError, "it is no finished"),
+        (
+            lambda folder: (folder / "README.md").unlink(),
+            FileNotFoundError,
+            "README.md: it is not a finished conversion",
+        ),
+        (lambda folder: (folder / "config.json").unlink(), FileNotFoundError, "config.json: it is not a finished"),
+        (lambda folder: (folder / "model.safetensors.index.json").unlink(), FileNotFoundError, "it is not a finished"),
         (lambda folder: (folder / "model.safetensors").unlink(), FileNotFoundError, "lacks model.safetensors"),
         (lambda folder: os.truncate(folder / "model.safetensors", 100_000), ValueError, "model.safetensors"),
         (lambda folder: shutil.rmtree(folder), FileNotFoundError, "no folder"),
         (
             lambda folder: (folder / "report.json").write_text(json.dumps({"data": f"{Path.home()}/thesis/한글.txt"})),
             ValueError,
-            "report.json tells a path in your home folder",
+            "report.json contains a path of your home folder",
         ),
     ],
 )
@@ -222,14 +231,14 @@ def test_folder_that_must_not_be_published_sends_nothing(
 
 def test_conversion_under_way_is_not_uploaded(folder: Path, hub: FakeHub) -> None:
     partial = folder.rename(folder.with_name("out.partial"))
-    with pytest.raises(ValueError, match="is a conversion under way, or the remains of one"):
+    with pytest.raises(ValueError, match="is an unfinished conversion"):
         upload(partial, NAME, notice=lambda text: None)
     assert hub.requests == []
 
 
 def test_wrong_name_sends_nothing(made: Path, hub: FakeHub) -> None:
     notices, notice = shown()
-    with pytest.raises(ValueError, match="wants the name of what is made from it to begin with EXAONE"):
+    with pytest.raises(ValueError, match="the name of a derivative must begin with EXAONE"):
         upload(made, "mina/my-model", notice=notice)
     assert hub.requests == notices == []
 
@@ -281,22 +290,22 @@ def test_names_that_may_be_published(repo: str, origin: str, card: str | None) -
         ("mina/tuned", "mina/tuned", None, "begin with EXAONE"),  # nothing says that it is not EXAONE
         ("mina/tuned", "mina/tuned", f"---\nlicense: mit\nbase_model: {LG}\n---\n", "begin with EXAONE"),
         ("mina/tuned", "mina/tuned", "---\nlicense: other\nlicense_name: exaone\n---\n", "begin with EXAONE"),
-        ("mina/EXAONE-demo", "demo", None, "are not EXAONE, and EXAONE-demo would pass them off as such"),
+        ("mina/EXAONE-demo", "demo", None, "are not EXAONE, but the name EXAONE-demo says so"),
         ("mina/exaone4-demo", "demo", None, "are not EXAONE"),
         ("mina/EXAONE-own", "mina/own", "---\nlicense: apache-2.0\n---\n", "are not EXAONE"),
-        ("", LG, None, "is no name for a repository"),
-        ("mina/", LG, None, "is no name for a repository"),
-        ("/EXAONE", LG, None, "is no name for a repository"),
-        ("a/b/EXAONE", LG, None, "is no name for a repository"),
-        ("mina/EXAONE--4", LG, None, "is no name for a repository"),
-        ("mina/EXAONE..4", LG, None, "is no name for a repository"),
-        ("mina/EXAONE-", LG, None, "is no name for a repository"),
-        ("mina/EXAONE 4", LG, None, "is no name for a repository"),
-        ("mina/EXAONE-미나", LG, None, "is no name for a repository"),
-        ("mina/EXAONE-4\n", LG, None, "is no name for a repository"),
-        ("mina/EXAONE.git", LG, None, "is no name for a repository"),
-        ("mina/EXAONE" + "x" * 90, LG, None, "is no name for a repository"),
-        ("https://huggingface.co/mina/EXAONE", LG, None, "is no name for a repository"),
+        ("", LG, None, "is not a valid repository name"),
+        ("mina/", LG, None, "is not a valid repository name"),
+        ("/EXAONE", LG, None, "is not a valid repository name"),
+        ("a/b/EXAONE", LG, None, "is not a valid repository name"),
+        ("mina/EXAONE--4", LG, None, "is not a valid repository name"),
+        ("mina/EXAONE..4", LG, None, "is not a valid repository name"),
+        ("mina/EXAONE-", LG, None, "is not a valid repository name"),
+        ("mina/EXAONE 4", LG, None, "is not a valid repository name"),
+        ("mina/EXAONE-미나", LG, None, "is not a valid repository name"),
+        ("mina/EXAONE-4\n", LG, None, "is not a valid repository name"),
+        ("mina/EXAONE.git", LG, None, "is not a valid repository name"),
+        ("mina/EXAONE" + "x" * 90, LG, None, "is not a valid repository name"),
+        ("https://huggingface.co/mina/EXAONE", LG, None, "is not a valid repository name"),
     ],
 )
 def test_names_that_may_not_be_published(repo: str, origin: str, card: str | None, message: str) -> None:
