@@ -1,50 +1,50 @@
 """Pieces of a reply's text -> events: Thinking | Answer | ToolCall.
 
-What is peculiar here:
-- The prompt opens the thought, so a reply may begin inside it; the model writes `</think>` only.
-- Any cut of the text into pieces gives the same events, once neighbours of a kind are joined.
-- No character is lost. The template's own glue around `</think>` (one newline before, two after) belongs to
-  the tag; a `<tool_call>` whose body is no call comes back as answer text, with the reason.
-- A `<tool_call>` inside a thought is thought: nothing that the model merely considered is executed. A
-  `</think>` inside a code block of the thought ends it all the same, as in the reference.
+Notes:
+- The prompt opens the thought, so a reply may begin inside it. The model writes only the `</think>`.
+- Any cut of the text into pieces gives the same events, after neighbours of one kind are joined.
+- No character is lost. The newlines that the template puts around `</think>` (one before, two after) belong to the tag.
+  The text of a `<tool_call>` that is not a valid call becomes answer text, with the reason.
+- A `<tool_call>` inside a thought is part of the thought, so that a call which the model only considers does not run.
+  A `</think>` inside a code block of the thought ends the thought, as in the reference.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from ..tools.call import ToolCall
 from .events import Answer, Event, Thinking
+from .json_prefix import JsonPrefix
 
 THINK_END, CALL_START, CALL_END = "</think>", "<tool_call>", "</tool_call>"
-#: The problem of a tag that holds a value and no call: as EXAONE's prompt allows for tools without names.
+#: The problem of a tag with a value instead of a call. EXAONE's prompt allows that for tools without names.
 VALUE_ONLY = "a value only, which names no tool"
 
 
 class ReplyParser:
-    """Reads a reply piece by piece: `feed(text)` and, at the end, `close()` return the events so far complete."""
+    """Reads a reply in pieces. `feed(text)` and, at the end, `close()` return the events that are complete."""
 
     def __init__(self, inside_thought: bool) -> None:
         self.inside_thought = inside_thought
-        self._held = ""  # text whose meaning is still open
-        self._newlines = 0  # of the glue after </think>, how many may still come
+        self._held = ""  # text whose meaning is not clear yet
+        self._newlines = 0  # how many more newlines may belong to the last </think>
         self._call: _CallBody | None = None
 
     @property
     def opens_call(self) -> bool:
-        """Whether `<tool_call>` was read last, and nothing of the call yet."""
+        """Whether the text so far ends with `<tool_call>`."""
         return self._call is not None and self._call.empty
 
     def feed(self, text: str) -> list[Event]:
         self._held += text
-        return _joined(self._read(final=False))
+        return join_events(self._read(final=False))
 
     def close(self) -> list[Event]:
-        return _joined(self._read(final=True))
+        return join_events(self._read(final=True))
 
     def _read(self, final: bool) -> Iterator[Event]:
         progress = True
@@ -100,17 +100,17 @@ class ReplyParser:
 
 
 class _CallBody:
-    """What follows `<tool_call>`, until it is clear where it ends.
+    """The text after `<tool_call>`, until its end is known.
 
-    `</tool_call>` ends it, unless it stands inside a string of what is still the beginning of JSON. When that
-    beginning breaks, or the reply ends, the first `</tool_call>` was the end.
+    `</tool_call>` ends the body, unless it is inside a string of text that is still the beginning of JSON. If the text
+    stops being that, or if the reply ends, the first `</tool_call>` was the end.
     """
 
     def __init__(self) -> None:
         self._text = ""
-        self._json = _JsonPrefix()
-        self._read = 0  # characters of the text that the JSON reader has seen
-        self._searched = 0  # no </tool_call> begins before this
+        self._json = JsonPrefix()
+        self._read = 0  # how many characters the JSON reader has read
+        self._searched = 0  # no unexamined </tool_call> begins before this position
         self._first_end: int | None = None
 
     @property
@@ -121,13 +121,13 @@ class _CallBody:
         self._text += text
 
     def ended(self, final: bool) -> tuple[str, bool, str] | None:
-        """(body, whether it was closed, the text after it), or None while that is open."""
+        """(body, whether a tag closed it, the text after it), or None while the end is unknown."""
         while (end := self._text.find(CALL_END, self._searched)) >= 0:
             self._advance(end)
             if self._first_end is None:
                 self._first_end = end
             if not (self._json.valid and self._json.in_string):
-                # Out of a string this is the end, and where the JSON is broken the first one was.
+                # Outside a string, this tag is the end. In broken JSON, the first tag was the end.
                 return self._cut(end if self._json.valid else self._first_end)
             self._searched = end + 1
         safe = len(self._text) - open_end(self._text, CALL_END)
@@ -146,85 +146,11 @@ class _CallBody:
         return self._text[:end], True, self._text[end + len(CALL_END) :]
 
 
-class _JsonPrefix:
-    """Reads text piece by piece and knows whether it is still the beginning of one JSON value."""
-
-    _WORDS = r"t(r(ue?)?)?|f(a(l(se?)?)?)?|n(u(ll?)?)?"
-    _LITERAL_START = re.compile(rf"-?((0|[1-9]\d*)(\.|(\.\d+)?([eE][+-]?\d*)?)?)?|{_WORDS}")
-    _LITERAL = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?|true|false|null")
-
-    def __init__(self) -> None:
-        self.valid = True
-        self.in_string = False
-        self._escape = 0  # characters of an escape still to come
-        self._stack: list[str] = []  # open brackets
-        self._expect = "value"  # or: "key", "colon", "comma", "first key", "first value", "end"
-        self._literal = ""
-        self._string_is_key = False
-
-    def feed(self, text: str) -> None:
-        for character in text:
-            if not self.valid:
-                return
-            self.valid = self._string(character) if self.in_string else self._outside(character)
-
-    def _string(self, character: str) -> bool:
-        if self._escape:
-            first, self._escape = self._escape == 5, self._escape - 1
-            if first:
-                self._escape = 4 if character == "u" else 0
-                return character in '"\\/bfnrtu'
-            return character in "0123456789abcdefABCDEF"
-        if character == "\\":
-            self._escape = 5
-        elif character == '"':
-            self.in_string = False
-            self._expect = "colon" if self._string_is_key else self._after_value()
-        return True
-
-    def _outside(self, character: str) -> bool:
-        if self._literal:
-            if character not in ',]} \t\r\n:"[{':
-                self._literal += character
-                return self._LITERAL_START.fullmatch(self._literal) is not None
-            if not self._LITERAL.fullmatch(self._literal):
-                return False
-            self._literal, self._expect = "", self._after_value()
-        if character in " \t\r\n":
-            return True
-        expect = self._expect
-        if character == '"' and expect != "colon" and expect != "comma" and expect != "end":
-            self.in_string, self._string_is_key = True, expect.endswith("key")
-            return True
-        if character in "{[" and expect.endswith("value"):
-            self._stack.append(character)
-            self._expect = "first key" if character == "{" else "first value"
-            return True
-        if character in "}]" and self._stack and self._stack[-1] == "{["[character == "]"]:
-            closes = expect == "comma" or expect == ("first key" if character == "}" else "first value")
-            self._stack.pop()
-            self._expect = self._after_value()
-            return closes
-        if character == ":" and expect == "colon":
-            self._expect = "value"
-            return True
-        if character == "," and expect == "comma":
-            self._expect = "key" if self._stack[-1] == "{" else "value"
-            return True
-        if expect.endswith("value") and character in "-0123456789tfn":
-            self._literal = character
-            return True
-        return False
-
-    def _after_value(self) -> str:
-        return "comma" if self._stack else "end"
-
-
 def read_calls(body: str) -> tuple[list[ToolCall], str | None]:
-    """The calls in the body of one tag (an object, or an array of them), or no call and the reason."""
+    """The calls in the body of one tag (an object, or an array of objects), or no call and the reason."""
     try:
         value = json.loads(body, strict=False, parse_constant=_refuse_constant)
-        json.dumps(value, ensure_ascii=False).encode()  # half a character (a lone surrogate) is no text
+        json.dumps(value, ensure_ascii=False).encode()  # fails for half a character (a lone surrogate)
     except (ValueError, RecursionError) as error:
         return [], f"not JSON: {error}"
     items = value if isinstance(value, list) else [value]
@@ -238,17 +164,17 @@ def read_calls(body: str) -> tuple[list[ToolCall], str | None]:
             return [], "a call needs a name"
         arguments = item.get("arguments", item.get("parameters", {}))
         if isinstance(arguments, str):
-            arguments = _parsed(arguments)
+            arguments = _parse_object(arguments)
         calls.append(ToolCall(item["name"], {} if arguments is None else arguments))
     return calls, None if calls else "an empty list of calls"
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
-def _parsed(arguments: str) -> Any:
-    """An object that was given as a JSON string (OpenAI's form); any other string is a value of its own."""
+def _parse_object(arguments: str) -> Any:
+    """The object in a JSON string (OpenAI's form). Any other string is itself the value."""
     try:
         value = json.loads(arguments, strict=False)
     except (ValueError, RecursionError):
@@ -257,13 +183,13 @@ def _parsed(arguments: str) -> Any:
 
 
 def open_end(text: str, *tags: str) -> int:
-    """How many characters at the end of `text` could be the beginning of one of `tags`."""
+    """The length of the longest end of `text` that is the beginning of one of `tags`."""
     longest = min(len(text), max(map(len, tags)))
     return next((n for n in range(longest, 0, -1) if any(tag.startswith(text[-n:]) for tag in tags)), 0)
 
 
-def _joined(events: Iterator[Event]) -> list[Event]:
-    """The events, neighbours of a kind made one."""
+def join_events(events: Iterator[Event]) -> list[Event]:
+    """The events, with neighbours of one kind joined."""
     result: list[Event] = []
     for event in events:
         last = result[-1] if result else None

@@ -1,11 +1,11 @@
-"""A chat template from a checkpoint, run as a stranger's program: in a sandbox, against a deadline.
+"""A chat template from a checkpoint, run as untrusted code: in a sandbox, with a deadline.
 
-What is peculiar here:
-- EXAONE's template needs loop controls, `trim_blocks`, `lstrip_blocks` and a `tojson` that takes
-  `ensure_ascii` and escapes nothing for HTML: the environment of transformers.
-- The sandbox refuses attributes with underscores, and all filters and methods but those that chat templates use.
-- Loops, endless ones too, end at the deadline, which a line trace of this thread watches. It cannot interrupt
-  a single operation, so what an operation takes in is measured before it runs.
+Notes:
+- The environment is that of transformers: loop controls, `trim_blocks`, `lstrip_blocks`, and a `tojson` with the
+  argument `ensure_ascii` and without HTML escapes. EXAONE's template needs all of them.
+- The sandbox refuses attributes with underscores. It allows only the filters and methods that chat templates use.
+- A line trace of this thread watches the deadline, so that endless loops end. It cannot interrupt a single operation,
+  so the size of each operand is checked before the operation.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .guard import MARKS
 
-DEADLINE_SECONDS = 2.0  # of this thread's own time
-MAX_SIZE = 10_000_000  # characters that one operation may take in: far more than any prompt
+DEADLINE_SECONDS = 2.0  # CPU time of this thread
+MAX_SIZE = 10_000_000  # characters of one operand: far more than any prompt has
 MAX_BITS = 4096  # of a product of numbers
 
 FILTERS = set(
@@ -58,7 +58,7 @@ class ChatTemplate:
 
     @classmethod
     def find(cls, folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
-        """chat_template.jinja, else the one in tokenizer_config.json (of several, the one named "default")."""
+        """chat_template.jinja, or else the template in tokenizer_config.json (of several, the one named "default")."""
         file = folder / "chat_template.jinja"
         if file.is_file():
             try:
@@ -72,9 +72,9 @@ class ChatTemplate:
         return cls(source, f"{folder / 'tokenizer_config.json'} (chat_template)") if isinstance(source, str) else None
 
     def render(self, options: Mapping[str, Any], **variables: Any) -> str:
-        """The prompt text. `options` must be variables that the template reads, the others need not.
+        """The prompt text. The template must read every variable in `options`; it may ignore the other variables.
 
-        Raises ValueError, naming the template, for whatever goes wrong in it.
+        Raises ValueError, naming the template, for every error in it.
         """
         try:
             with _deadline(DEADLINE_SECONDS):
@@ -96,7 +96,7 @@ class ChatTemplate:
 
 
 class _Overdue(BaseException):
-    """The deadline has passed. No Exception, so that nothing inside a template can catch it."""
+    """The deadline has passed. It is not an Exception, so that nothing inside a template can catch it."""
 
 
 class _Refusal(Exception):
@@ -109,24 +109,24 @@ class _Environment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         self.filters = {name: made for name, made in self.filters.items() if name in FILTERS}
-        self.filters |= {"tojson": _tojson, "replace": _replace, "join": _join, "measured": _measured}
+        self.filters |= {"tojson": _tojson, "replace": _replace, "join": _join, "check_size": _check_size}
         self.globals = {name: made for name, made in self.globals.items() if name in GLOBALS}
         self.globals["raise_exception"] = _raise_exception
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        """The template, with every operand whose size could matter measured."""
+        """The parsed template, with a size check around every operand that can be large."""
         tree = super()._parse(source, name, filename)
         for node in list(tree.find_all(nodes.Node)):
             if isinstance(node, (nodes.Concat, nodes.Output)):
-                node.nodes = [_measured_node(operand) for operand in node.nodes]
+                node.nodes = [_with_size_check(operand) for operand in node.nodes]
             elif isinstance(node, (nodes.Compare, nodes.Operand)):
-                node.expr = _measured_node(node.expr)
+                node.expr = _with_size_check(node.expr)
             elif isinstance(node, nodes.Pair):
-                node.key = _measured_node(node.key)
+                node.key = _with_size_check(node.key)
             elif isinstance(node, nodes.Getitem):
-                node.arg = _measured_node(node.arg)
-            elif isinstance(node, (nodes.Filter, nodes.Test)) and node.name != "measured" and node.node is not None:
-                node.node = _measured_node(node.node)
+                node.arg = _with_size_check(node.arg)
+            elif isinstance(node, (nodes.Filter, nodes.Test)) and node.name != "check_size" and node.node is not None:
+                node.node = _with_size_check(node.node)
         return tree
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
@@ -150,11 +150,11 @@ class _Environment(ImmutableSandboxedEnvironment):
             if not isinstance(text, str) or not isinstance(times, int) or times * len(text) > MAX_SIZE:
                 raise SecurityError("a repetition this large is not allowed")
         elif operator == "+":
-            _measured([left, right])
+            _check_size([left, right])
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # jinja2's signature
-        _measured([args, kwargs])
+        _check_size([args, kwargs])
         owner: Any = getattr(__obj, "__self__", None)
         name = getattr(__obj, "__name__", "")
         if isinstance(owner, (str, bytes, int, float, dict, list, tuple)):
@@ -168,17 +168,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call(__context, __obj, *args, **kwargs)
 
 
-def _measured_node(node: nodes.Expr) -> nodes.Expr:
+def _with_size_check(node: nodes.Expr) -> nodes.Expr:
     constant = isinstance(node, (nodes.TemplateData, nodes.Const, nodes.Slice))
-    return node if constant else nodes.Filter(node, "measured", [], [], None, None, lineno=node.lineno)
+    return node if constant else nodes.Filter(node, "check_size", [], [], None, None, lineno=node.lineno)
 
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Raises _Overdue inside the block once this thread has worked for `seconds`.
-
-    It is noticed at the template's next line, or at the next call anywhere.
-    """
+    """Raises _Overdue inside the block after `seconds` of CPU time, at the template's next line or the next call."""
     end = time.thread_time() + seconds
 
     def watch(frame: FrameType, event: str, argument: Any) -> Any:
@@ -198,7 +195,7 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -
     if indent is not None and not 0 <= indent <= 16:
         raise SecurityError(f"an indent of {indent} is not allowed")
     text = json.dumps(value, ensure_ascii=False, indent=indent)
-    if ensure_ascii:  # but for marks, which are to be found again
+    if ensure_ascii:  # except the marks: the tokenizer removes them later
         text = re.sub(rf"[^\x00-\x7f{MARKS}]+", lambda match: json.dumps(match[0])[1:-1], text)
     return text
 
@@ -217,15 +214,15 @@ def _join(values: Iterable[Any], separator: str = "", attribute: str | None = No
     return separator.join(texts)
 
 
-def _measured(value: Any) -> Any:
-    """`value`, unless it is nested or long beyond what MAX_SIZE characters could show."""
+def _check_size(value: Any) -> Any:
+    """`value`. Raises SecurityError if it has more than MAX_SIZE characters and items."""
     if _size(value, MAX_SIZE) > MAX_SIZE:
         raise SecurityError(f"a value of more than {MAX_SIZE} characters is not allowed")
     return value
 
 
 def _size(value: Any, limit: int) -> int:
-    """Characters of `value`, roughly; counting ends beyond `limit`."""
+    """The approximate number of characters of `value`; counting stops above `limit`."""
     if isinstance(value, (str, bytes)):
         return len(value)
     total = 1

@@ -1,9 +1,9 @@
 """Python functions -> the JSON schemas that a prompt offers to the model.
 
-What is peculiar here:
-- A schema is read from what a function says of itself: its signature, type hints and docstring. What they
-  leave open is refused by name, since the model could only guess it.
-- Ready schemas pass through unchanged, the documentation's own `"type": "int"` among them.
+Notes:
+- A schema comes from the signature, type hints and docstring of a function. A parameter that they do not describe
+  is refused by name, because the model could only guess it.
+- Ready schemas stay unchanged, for example `"type": "int"` from EXAONE's documentation.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", l
 def schemas(tools: Sequence[Tool] | None) -> list[Mapping[str, Any]]:
     """The JSON schemas of functions and ready schemas, in order.
 
-    Raises ValueError for anything else, for two tools of one name, and for a function that cannot be described.
+    Raises ValueError for anything else, for two tools with one name, and for a function without a valid description.
     """
     if tools is None:
         return []
     if not isinstance(tools, (list, tuple)):
         raise ValueError(f"tools must be a list of functions or JSON schemas, not {type(tools).__name__}")
-    made: list[Mapping[str, Any]] = []
+    found: list[Mapping[str, Any]] = []
     for tool in tools:
         if isinstance(tool, Mapping):
-            made.append(tool)
+            found.append(tool)
         elif callable(tool):
-            made.append(function_schema(tool))
+            found.append(function_schema(tool))
         else:
             raise ValueError(f"a tool must be a function or a JSON schema, not {type(tool).__name__}")
-    names = [name for name in map(name_of, made) if name is not None]
+    names = [name for name in map(name_of, found) if name is not None]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"two tools are called {doubled[0]!r}")
-    return made
+        raise ValueError(f"two tools have the name {doubled[0]!r}")
+    return found
 
 
 def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
     """The schema of a function in OpenAI's format: its name, the first paragraph of its docstring, its parameters.
 
-    Type hints may be str, int, float, bool, list, dict, Optional, Literal, Enum and combinations of them, and
-    `Annotated[T, "description"]`; parameters are described by that, by the docstring's `Args:` section or by
-    its `:param name:` lines. Raises ValueError, naming function and parameter, for what cannot be described.
+    Type hints may be str, int, float, bool, list, dict, Optional, Literal, Enum and combinations of them. The
+    description of a parameter comes from `Annotated[T, "description"]`, from the `Args:` section of the docstring or
+    from its `:param name:` lines. Raises ValueError, naming function and parameter, where that is not possible.
     """
     name = getattr(function, "__name__", "")
     if not name.isidentifier():
         raise ValueError(
-            f"a tool needs a name of its own, and {name or function!r} is none; use a function made with def"
+            f"a tool needs a valid name, and {name or function!r} is not one; use a function made with def"
         )
     source = _source(function)
     if any(kind(source) for kind in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)) or (
@@ -69,7 +69,7 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _source(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What holds the type hints of a callable: of an object, its `__call__`."""
+    """The function with the type hints: for an object, its `__call__`."""
     while isinstance(function, functools.partial):
         function = function.func
     if inspect.isroutine(function) or isinstance(function, type) or hasattr(function, "__wrapped__"):
@@ -89,11 +89,11 @@ def type_hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def parameters_of(function: Callable[..., Any], exact: bool = False) -> dict[str, Any]:
-    """The schema of a function's parameters. An `exact` one, for checking, also says where null may stand."""
-    hints, (_, told) = type_hints(function), read_docstring(_documentation(function))
+    """The schema of a function's parameters. An `exact` one, for validation, includes the null of optional ones."""
+    hints, (_, descriptions) = type_hints(function), read_docstring(_documentation(function))
     properties, required = {}, []
     for parameter in inspect.signature(function).parameters.values():
-        description = told.get(parameter.name)
+        description = descriptions.get(parameter.name)
         properties[parameter.name] = _describe_parameter(function.__name__, parameter, hints, description, exact)
         if parameter.default is parameter.empty:
             required.append(parameter.name)
@@ -101,21 +101,21 @@ def parameters_of(function: Callable[..., Any], exact: bool = False) -> dict[str
 
 
 def read_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """The first paragraph of a docstring, on one line, and what it says of each parameter.
+    """The first paragraph of a docstring, on one line, and the description of each parameter.
 
-    Both usual forms are read: an `Args:` (or `Arguments:`, `Parameters:`) section of `name: …` or
-    `name (type): …` lines, and `:param name: …` lines.
+    The descriptions are an `Args:` (or `Arguments:`, `Parameters:`) section with lines `name: …` or `name (type): …`,
+    or lines `:param name: …`.
     """
     summary = " ".join(re.split(r"\n\s*\n|\n\s*(?::param|Args:|Arguments:|Parameters:)", text, maxsplit=1)[0].split())
-    told: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     for match in re.finditer(r"^\s*:param(?:\s+[^:]+)?\s+(\w+):\s*(.+(?:\n(?!\s*:)\s+.+)*)", text, re.MULTILINE):
-        told[match[1]] = " ".join(match[2].split())
+        descriptions[match[1]] = " ".join(match[2].split())
     section = re.search(r"^(Args|Arguments|Parameters):\s*\n((?:[ \t]+.*\n?|\s*\n)+)", text, re.MULTILINE)
     for match in re.finditer(
         r"^(\s+)(\w+)(?: ?\([^)]*\))?:\s*(.*(?:\n\1\s+.+)*)", section[2] if section else "", re.MULTILINE
     ):
-        told.setdefault(match[2], " ".join(match[3].split()))
-    return summary, told
+        descriptions.setdefault(match[2], " ".join(match[3].split()))
+    return summary, descriptions
 
 
 def _describe_parameter(
@@ -123,7 +123,7 @@ def _describe_parameter(
 ) -> dict[str, Any]:
     where = f"parameter {parameter.name!r} of tool {tool}"
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-        raise ValueError(f"{where} cannot be given by name, as a model gives it")
+        raise ValueError(f"{where} cannot be passed by name, as a model passes it")
     if parameter.name not in hints:
         raise ValueError(f"{where} needs a type hint")
     schema = _describe_type(hints[parameter.name], where, exact)
@@ -134,7 +134,7 @@ def _describe_parameter(
         try:
             json.dumps(default)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{where} has a default that is no JSON value: {default!r}") from error
+            raise ValueError(f"{where} has a default that is not a JSON value: {default!r}") from error
         schema["default"] = default
     return schema
 
@@ -167,7 +167,7 @@ def _describe_type(hint: Any, where: str, exact: bool) -> dict[str, Any]:
 def _choices(values: list[Any], where: str) -> dict[str, Any]:
     kinds = {type(value) for value in values}
     if len(kinds) != 1 or not kinds <= {str, int, float, bool}:
-        raise ValueError(f"{where} must be a choice among texts or among numbers, not {values!r}")
+        raise ValueError(f"{where} must be a choice among strings or among numbers, not {values!r}")
     return {"type": JSON_TYPES[kinds.pop()], "enum": values}
 
 

@@ -1,9 +1,9 @@
 """A file of Python functions -> the tools of a chat.
 
-What is peculiar here:
-- The file is run, with all that Python may do: whoever calls this says so to the user first.
-- Its tools are the public functions that it defines itself, or what its list `tools` names.
-- What is wrong with it is one line that says where: `FILE.py:12: …`.
+Notes:
+- The file runs as any Python program does. The caller must warn the user first.
+- Its tools are the public functions that it defines, or the functions in its list `tools`.
+- An error is one line with the place: `FILE.py:12: …`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ ToolFunction = Callable[..., Any]
 
 
 def load_tools(path: str | Path) -> list[ToolFunction]:
-    """Runs a Python file and returns its tools.
+    """Runs a Python file and returns its tools. The file can import modules from its own folder.
 
-    Modules beside the file can be imported by it. Raises FileNotFoundError for a file that is not there, and
-    ValueError, naming file and line, for one that cannot be run, defines no tool, or holds one that does not
-    describe itself.
+    Raises FileNotFoundError for a missing file, and ValueError, naming file and line, for a file that fails, that
+    defines no tool, or with a tool that `function_schema` refuses.
     """
     path = Path(path)
     module = _run(path)
@@ -59,18 +58,18 @@ def _run(path: Path) -> ModuleType:
         raise ValueError(f"cannot read the tools of {path}: {error.strerror}") from error
     module = ModuleType(f"tools of {path.stem}")  # a name that shadows no module
     module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where dataclasses look for it
+    sys.modules[module.__name__] = module  # dataclasses look it up there
     if (folder := str(path.resolve().parent)) not in sys.path:
         sys.path.append(folder)
     try:
         exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
     except (Exception, SystemExit) as error:
-        raise ValueError(_told(error, path)) from error
+        raise ValueError(_error_text(error, path)) from error
     return module
 
 
-def _told(error: BaseException, path: Path) -> str:
-    """An error as one line: the innermost line of the file that led to it, and what it says."""
+def _error_text(error: BaseException, path: Path) -> str:
+    """An error as one line: the innermost line of the file in the traceback, and the message."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{path}:{error.lineno}: {error.msg}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]

@@ -1,38 +1,42 @@
-"""JSON schemas that calls are checked against, and what is wrong with a call in words that a model can act upon.
+"""JSON schemas that tool calls are validated against, and error messages that a model can act upon.
 
-What is peculiar here:
-- Python's names of types ("int", "dict", …), which EXAONE's own documentation uses, are read as JSON's.
-- Nothing is ever fetched: a schema refers to what it holds itself, or is refused.
+Notes:
+- Python's type names ("int", "dict", …), which EXAONE's own documentation uses, are read as JSON's.
+- Nothing is downloaded. A schema may refer to its own parts only.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 ALIASES = {
     **{"int": "integer", "float": "number", "str": "string", "bool": "boolean"},
     **{"list": "array", "tuple": "array", "dict": "object", "None": "null", "NoneType": "null"},
 }
-#: Where JSON Schema has sub-schemas: one, a list of them, and a table of them by name.
+#: The keys whose value is a sub-schema, a list of sub-schemas, or a table of them by name.
 ONE_SCHEMA = {
     *("items", "contains", "additionalItems", "additionalProperties", "propertyNames", "unevaluatedItems"),
     *("unevaluatedProperties", "not", "if", "then", "else", "contentSchema"),
 }
 SCHEMA_LISTS = {"prefixItems", "allOf", "anyOf", "oneOf", "items"}
 SCHEMA_TABLES = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
-#: With one of these, `properties` need not list every argument.
+#: With one of these keys, `properties` need not list every argument.
 COMPOSING = {
     *("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "then", "else"),
     *("patternProperties", "dependentSchemas", "unevaluatedProperties"),
 }
+TYPE_TEXTS = {
+    **{"integer": "an integer", "number": "a number", "string": "a string", "boolean": "true or false"},
+    **{"array": "a list", "object": "an object", "null": "null"},
+}
 
 
 def normalized(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a JSON schema in which Python's names of types ("int", "dict", ...) are JSON's, at every depth.
+    """A copy of a JSON schema with JSON's type names in place of Python's ("int", "dict", ...), at every depth.
 
-    Only names of types change: values (`enum`, `default`, ...) and a property that is called "type" stay.
+    Only type names change. Values (`enum`, `default`, ...) and a property with the name "type" do not.
     """
     return {key: _normalized_value(key, value) for key, value in schema.items()}
 
@@ -56,12 +60,12 @@ def validator(schema: Mapping[str, Any]) -> Any:
     from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
     from referencing import Registry
 
-    # An empty registry: without one, jsonschema would fetch what a `$ref` names from the network.
+    # With an empty registry, jsonschema does not download what a `$ref` names.
     return Draft202012Validator(schema, registry=Registry())
 
 
 def check_schema(schema: dict[str, Any]) -> None:
-    """Raises ValueError for a schema that is none, or that refers to what it does not hold."""
+    """Raises ValueError for an invalid schema, and for one that refers to something outside it."""
     from jsonschema import Draft202012Validator, SchemaError
     from referencing import Registry
     from referencing.exceptions import Unresolvable
@@ -77,7 +81,7 @@ def check_schema(schema: dict[str, Any]) -> None:
         try:
             resolver.lookup(reference)
         except Unresolvable as error:
-            raise ValueError(f"{reference!r} is not in it, and nothing is fetched from elsewhere") from error
+            raise ValueError(f"{reference!r} is not in the schema, and nothing is downloaded") from error
 
 
 def _references(schema: Mapping[str, Any]) -> Iterator[str]:
@@ -94,21 +98,16 @@ def _references(schema: Mapping[str, Any]) -> Iterator[str]:
                 yield from _references(one)
 
 
-KINDS = {
-    **{"integer": "an integer", "number": "a number", "string": "a string", "boolean": "true or false"},
-    **{"array": "a list", "object": "an object", "null": "null"},
-}
-
-
-def worded(error: Any) -> list[str]:
-    """One of jsonschema's errors as a model can act upon it: which argument, what was expected, what was given."""
-    where = _path(error.absolute_path)
+def format_error(error: Any) -> list[str]:
+    """An error of jsonschema, for a model: the argument, the expected type, the given value."""
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
+    where = path.removeprefix(".")
     argument = f"argument {where!r}" if where else "the call"
     if error.validator == "required":
         inside = f"{where}." if where else ""
         properties = error.schema.get("properties", {})
         missing = [name for name in error.validator_value if name not in error.instance]
-        return [f"argument {inside + name!r} is missing ({expected(properties.get(name))})" for name in missing]
+        return [f"argument {inside + name!r} is missing ({format_type(properties.get(name))})" for name in missing]
     if error.validator == "additionalProperties" and error.validator_value is False:
         known = error.schema.get("properties", {})
         unknown = ", ".join(repr(shortened(str(name))) for name in error.instance if name not in known)
@@ -117,39 +116,34 @@ def worded(error: Any) -> list[str]:
     if error.validator in ("anyOf", "oneOf") and error.context and isinstance(error.instance, (dict, list)):
         deepest = max(error.context, key=lambda one: len(one.absolute_path))
         if len(deepest.absolute_path) > len(error.absolute_path):
-            return worded(deepest)
+            return format_error(deepest)
     if error.validator in ("type", "enum", "const", "anyOf", "oneOf"):
-        return [f"{argument} must be {expected(error.schema)}, not {shown(error.instance)}"]
+        return [f"{argument} must be {format_type(error.schema)}, not {format_value(error.instance)}"]
     return [f"{argument}: {shortened(error.message)}"]
 
 
-def _path(steps: Sequence[str | int]) -> str:
-    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
-    return text.removeprefix(".")
-
-
-def expected(schema: Any) -> str:
-    """What a schema asks for, in a few words."""
+def format_type(schema: Any) -> str:
+    """What a schema accepts, in a few words."""
     if not isinstance(schema, dict):
         return "a value"
     if "enum" in schema:
-        return "one of " + ", ".join(map(shown, schema["enum"]))
+        return "one of " + ", ".join(map(format_value, schema["enum"]))
     if "const" in schema:
-        return shown(schema["const"])
+        return format_value(schema["const"])
     for key in ("anyOf", "oneOf"):
         if key in schema:
-            return " or ".join(dict.fromkeys(map(expected, schema[key])))
+            return " or ".join(dict.fromkeys(map(format_type, schema[key])))
     kinds = schema.get("type", [])
-    return " or ".join(KINDS[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds)) or "a value"
+    return " or ".join(TYPE_TEXTS[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds)) or "a value"
 
 
-def shown(value: Any) -> str:
-    """A JSON value as a message shows it."""
+def format_value(value: Any) -> str:
+    """A JSON value in a message."""
     try:
         return shortened(json.dumps(value, ensure_ascii=False))
     except (TypeError, ValueError, RecursionError):
         return shortened(repr(value))
 
 
-def shortened(text: str, most: int = 120) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def shortened(text: str, limit: int = 120) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

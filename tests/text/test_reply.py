@@ -9,7 +9,8 @@ import pytest
 from exaone4_mlx import Answer, ReplyParser, Thinking, Tokenizer, ToolCall
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.text.events import Event
-from exaone4_mlx.text.reply import CALL_END, CALL_START, VALUE_ONLY, _joined, _JsonPrefix, read_calls
+from exaone4_mlx.text.json_prefix import JsonPrefix
+from exaone4_mlx.text.reply import CALL_END, CALL_START, VALUE_ONLY, join_events, read_calls
 
 CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
 F = ToolCall("f", {"x": 1})
@@ -20,7 +21,7 @@ def parse(text: str, inside_thought: bool = False, cuts: tuple[int, ...] = ()) -
     events: list[Event] = []
     for start, stop in zip((0, *cuts), (*cuts, len(text)), strict=True):
         events += parser.feed(text[start:stop])
-    return _joined(iter(events + parser.close()))
+    return join_events(iter(events + parser.close()))
 
 
 def told(events: list[Event]) -> list[object]:
@@ -279,7 +280,7 @@ def test_characters_cut_at_every_byte_come_out_whole(tokenizer: Tokenizer) -> No
         events += parser.feed(decoder.feed(byte_id[bytes([byte])]))
         assert "\ufffd" not in "".join(event.text for event in events if not isinstance(event, ToolCall))
     events += [*parser.feed(decoder.close()), *parser.close()]
-    assert _joined(iter(events)) == [
+    assert join_events(iter(events)) == [
         Thinking("생각: 뷁"),
         Answer("안녕하세요 👩‍👩‍👧 🇰🇷"),
         ToolCall("날씨", {"도시": "서울 🌧️"}),
@@ -298,7 +299,7 @@ def test_one_cut_at_any_byte_changes_nothing(tokenizer: Tokenizer) -> None:
         for half in (octets[:cut], octets[cut:]):
             events += parser.feed("".join(decoder.feed(byte_id[bytes([byte])]) for byte in half))
         assert decoder.close() == "", f"cut before byte {cut}"
-        assert _joined(iter(events + parser.close())) == whole, f"cut before byte {cut}"
+        assert join_events(iter(events + parser.close())) == whole, f"cut before byte {cut}"
 
 
 def test_reply_that_ends_inside_a_character_says_so(tokenizer: Tokenizer) -> None:
@@ -306,7 +307,7 @@ def test_reply_that_ends_inside_a_character_says_so(tokenizer: Tokenizer) -> Non
     decoder, parser = tokenizer.stream_decoder(), ReplyParser(inside_thought=False)
     events = [event for byte in "ok 뷁".encode()[:-1] for event in parser.feed(decoder.feed(byte_id[bytes([byte])]))]
     events += [*parser.feed(decoder.close()), *parser.close()]
-    assert _joined(iter(events)) == [Answer("ok \ufffd")]
+    assert join_events(iter(events)) == [Answer("ok \ufffd")]
 
 
 # --- in good time -------------------------------------------------------------
@@ -322,14 +323,14 @@ def test_text_comes_as_soon_as_its_meaning_is_clear() -> None:
 def test_long_call_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading it again for every piece would take minutes."""
     read = 0
-    feed = _JsonPrefix.feed
+    feed = JsonPrefix.feed
 
-    def counted(self: _JsonPrefix, text: str) -> None:
+    def counted(self: JsonPrefix, text: str) -> None:
         nonlocal read
         read += len(text)
         feed(self, text)
 
-    monkeypatch.setattr(_JsonPrefix, "feed", counted)
+    monkeypatch.setattr(JsonPrefix, "feed", counted)
     parser = ReplyParser(inside_thought=False)
     parts = ['<tool_call>{"name": "f", "arguments": {"x": "', *["</tool_call> "] * 2000, '"}}</tool_call>']
     events = [event for part in parts for event in parser.feed(part)]
