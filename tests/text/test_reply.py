@@ -104,7 +104,7 @@ def test_calls(text: str, events: list[object]) -> None:
         ('```json\n{"name": "f"}\n```', "not JSON: Expecting value"),
         ('{"name": "f", "arguments": {"x": 01}}', "not JSON: "),
         ('{"name": "f", "arguments": {"x": True}}', "not JSON: Expecting value"),
-        ('{"name": "f", "arguments": {"x": Infinity}}', "not JSON: Infinity is no JSON value"),
+        ('{"name": "f", "arguments": {"x": Infinity}}', "not JSON: Infinity is not a JSON value"),
         ('{"name": "f", "arguments": {"x": "\\q"}}', "not JSON: Invalid"),
         ('{"name": "f", "arguments": {"x": "\\ud83d"}}', "not JSON: "),
         ('{"name": "f", "arguments": ' + "9" * 5000 + "}", "not JSON: Exceeds the limit"),
