@@ -21,11 +21,11 @@ Files = tuple[dict[str, Any], dict[str, Any]]  # tensors by name, quantization_c
 
 
 class Known(NamedTuple):
-    """A weight as (code - zero) * scale, by its definition."""
+    """A weight as (code - zero) * scale."""
 
     codes: Rows  # [out][in], unsigned
     zeros: Rows  # [out][groups]
-    scales: Rows  # [out][groups], each of which float16 and bfloat16 hold
+    scales: Rows  # [out][groups], exact in float16 and bfloat16
     group_of: Sequence[int]  # [in]
 
     @property
@@ -67,7 +67,7 @@ def transposed(rows: Rows) -> list[list[Any]]:
 
 
 def words(codes: Sequence[int], bits: int = 4, order: Sequence[int] | None = None) -> list[int]:
-    """Codes in words of 32 bits, as int32; `order` tells which of its codes a word holds from its lowest bits up."""
+    """Codes in words of 32 bits, as int32. `order` lists the codes of a word from its lowest bits up."""
     per_word, packed = 32 // bits, []
     for i in range(0, len(codes), per_word):
         chunk = [*codes[i : i + per_word], *[0] * (per_word - len(codes[i : i + per_word]))]
@@ -77,7 +77,7 @@ def words(codes: Sequence[int], bits: int = 4, order: Sequence[int] | None = Non
 
 
 def tensor(dtype: str, values: Any) -> dict[str, Any]:
-    """What a safetensors file holds of a tensor. F8_E4M3 is given as bytes."""
+    """A tensor for a safetensors file. The values of F8_E4M3 are bytes."""
     shape, flat = [], [values]
     while isinstance(flat[0], list):
         flat = [value for part in flat for value in part]
@@ -100,7 +100,7 @@ def awq(weight: Known, group_size: int = 128, order: Sequence[int] = AWQ_ORDER, 
 
 
 def gptq(weight: Known, bits: int = 4, group_size: int = 128, v2: bool = False, layer: str = LAYER) -> Files:
-    """Words of codes along the columns, of zeros along the rows; zeros are stored less one, but in gptq_v2."""
+    """Words of codes along the columns, of zeros along the rows. Zeros are stored minus one, except in gptq_v2."""
     zeros = [[zero if v2 else (zero - 1) % 2**bits for zero in row] for row in transposed(weight.zeros)]
     tensors = {
         f"{layer}.qweight": tensor("I32", transposed([words(row, bits) for row in weight.codes])),

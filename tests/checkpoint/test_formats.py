@@ -1,4 +1,4 @@
-"""Checkpoints of other formats: packed here by each format's definition, from codes, zeros and scales that are known."""
+"""Checkpoints of other formats give the known weights that tests/packing.py packs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def equal(a: mx.array, b: mx.array) -> bool:
     return a.dtype == b.dtype and mx.array_equal(a, b).item() is True
 
 
-# --- what is read -------------------------------------------------------------
+# --- integer codes ------------------------------------------------------------
 
 
 class Case(NamedTuple):
@@ -93,16 +93,16 @@ def test_weights_are_the_known_ones(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_rows_are_those_of_the_whole(name: str, tmp_path: Path) -> None:
+def test_rows_equal_those_of_the_whole_weight(name: str, tmp_path: Path) -> None:
     source = source_of(write(tmp_path, CASES[name].files))
     whole = CASES[name].weight.weight.astype(mx.bfloat16)
     for start, stop in ((0, 8), (8, 13), (13, 21), (5, 6), (0, 1), (20, 99)):
         assert equal(source.weight(f"{LAYER}.weight", start, stop), whole[start:stop]), f"rows {start} to {stop}"
-    assert equal(source.weight(f"{LAYER}.weight"), whole), "and all of them after that"
+    assert equal(source.weight(f"{LAYER}.weight"), whole), "all rows after that"
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name].exact])
-def test_parts_for_mlx_lose_nothing(name: str, tmp_path: Path) -> None:
+def test_parts_for_mlx_are_exact(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     parts = source_of(write(tmp_path, case.files)).parts(f"{LAYER}.weight")
     assert [part for part, _ in parts] == [f"{LAYER}.weight", f"{LAYER}.scales", f"{LAYER}.biases"]
@@ -125,7 +125,7 @@ def test_large_weights_are_computed_in_slabs(name: str, tmp_path: Path, monkeypa
 def test_awq_and_gptq_layers_are_unpacked_once_for_all_their_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are packed along the rows. What was unpacked is kept until the last row, another layer or `close`."""
+    """They are packed along the rows. The unpacked layer is kept until the last row, another layer or `close`."""
     other, read = "model.layers.1.mlp.up_proj", []
     tensors, config = awq(known())
     source = source_of(write(tmp_path, (tensors | awq(known(seed=1), layer=other)[0], config), dtype="float32"))
@@ -133,13 +133,13 @@ def test_awq_and_gptq_layers_are_unpacked_once_for_all_their_rows(
     monkeypatch.setattr(Checkpoint, "read", lambda self, name, *rows: read.append(name) or whole(self, name, *rows))
 
     def rows(layer: str, start: int, stop: int) -> int:
-        """How often its codes have been read after these rows, which must be right."""
+        """The number of reads of the layer's codes after these rows, which must be correct."""
         expected = known(seed=0 if layer == LAYER else 1).weight[start:stop]
         assert equal(source.weight(f"{layer}.weight", start, stop), expected)
         return read.count(f"{layer}.qweight")
 
     assert [rows(LAYER, start, start + 8) for start in (0, 8, 16)] == [1, 1, 1]
-    assert rows(LAYER, 0, 8) == 2, "let go after the last row"
+    assert rows(LAYER, 0, 8) == 2, "freed after the last row"
     assert rows(other, 0, 8) == 1 and rows(LAYER, 8, 16) == 3, "one layer is kept at a time"
     source.close()
     assert rows(LAYER, 0, 8) == 4
@@ -159,8 +159,8 @@ def test_weights_have_the_dtype_of_the_config(names: dict[str, Any], dtype: mx.D
     assert equal(source.weight(f"{LAYER}.weight"), known().weight.astype(dtype)), "rounded once"
 
 
-def test_scales_are_float32_only_where_a_bias_needs_it(tmp_path: Path) -> None:
-    """Eleven bits of a scale times four of a zero are more than float16 holds."""
+def test_scales_are_float32_only_if_a_bias_needs_it(tmp_path: Path) -> None:
+    """Eleven bits of a scale times four bits of a zero do not fit into float16."""
     short, long = known(scale_bits=7), known(scale_bits=11)
     for weight, dtype in ((short, mx.float16), (long, mx.float32)):
         (_, quantized), (_, scales), (_, biases) = source_of(write(tmp_path, awq(weight))).parts(f"{LAYER}.weight")
@@ -170,7 +170,7 @@ def test_scales_are_float32_only_where_a_bias_needs_it(tmp_path: Path) -> None:
 
 
 def test_awq_is_read_as_mlx_lm_reads_it(tmp_path: Path) -> None:
-    """An outside opinion of the order of the nibbles: it differs in that mlx-lm rounds biases to float16."""
+    """An independent check of the order of the nibbles. mlx-lm rounds biases to float16."""
     transform = getattr(pytest.importorskip("mlx_lm.utils"), "_transform_awq_weights", None)
     if transform is None:
         pytest.skip("this mlx-lm reads no AWQ")
@@ -181,8 +181,8 @@ def test_awq_is_read_as_mlx_lm_reads_it(tmp_path: Path) -> None:
         assert equal(ours.astype(theirs[name].dtype), theirs[name]), name
 
 
-def test_settings_in_a_file_of_their_own_are_found(tmp_path: Path) -> None:
-    """Older releases have no quantization_config; a file that was left behind in full precision counts for nothing."""
+def test_settings_in_a_separate_file_are_found(tmp_path: Path) -> None:
+    """Older releases have no quantization_config. A stale file beside full precision is ignored."""
     tensors, config = awq(known())
     write(tmp_path, (tensors, {}))
     own = {"zero_point": True, "q_group_size": 128, "w_bit": 4, "version": "GEMM"}
@@ -201,7 +201,7 @@ def test_settings_in_a_file_of_their_own_are_found(tmp_path: Path) -> None:
 
 
 def fp8(block: tuple[int, int], scale: str = "weight_scale_inv") -> tuple[mx.array, dict[str, Any]]:
-    """The weight, and the tensors that stand for it, with a scale for each block of [rows, columns]."""
+    """(weight, its stored tensors) with a scale for each block of [rows, columns]."""
     rng = random.Random(1)
     codes = [[rng.choice([b for b in range(256) if b & 0x7F != 0x7F]) for _ in range(COLUMNS)] for _ in range(ROWS)]
     blocks = math.ceil(ROWS / block[0]), math.ceil(COLUMNS / block[1])
@@ -248,7 +248,7 @@ def test_fp8_is_a_small_float_times_a_scale(name: str, tmp_path: Path) -> None:
         source.parts(stored.name)
 
 
-def test_scales_of_activations_and_caches_are_named_and_left(tmp_path: Path) -> None:
+def test_scales_of_activations_and_caches_are_unused(tmp_path: Path) -> None:
     _, tensors = fp8((128, 128))
     extra = {f"{LAYER}.input_scale": tensor("F32", 1.0), "model.layers.0.self_attn.k_scale": tensor("F32", 1.0)}
     source = source_of(write(tmp_path, (tensors | extra, FP8)))
@@ -333,7 +333,7 @@ def test_full_precision_keeps_its_own_dtype(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("title", PACKERS)
 def test_every_tensor_of_a_model_is_found(title: str, tmp_path: Path) -> None:
-    """Projections are quantized, embedding, head and norms are not: all come under the names that the model has."""
+    """Projections are quantized; embedding, head and norms are not. All have the names of the model."""
     model = tiny_model(**SMALL)
     tensors: dict[str, Any] = {}
     expected: dict[str, mx.array] = {}
@@ -355,11 +355,11 @@ def test_every_tensor_of_a_model_is_found(title: str, tmp_path: Path) -> None:
         assert equal(source.weight(name), weight), name
 
 
-# --- what would be read wrongly -----------------------------------------------
+# --- wrong packing ------------------------------------------------------------
 
 
 def mispacked() -> dict[str, tuple[Known, Files]]:
-    """Each differs from what the format asks for in one point, so that reading it right gives another weight."""
+    """Each differs from the format in one point, so that the correct reader returns another weight."""
     shuffled = known(shuffled=True)
     contiguous = shuffled._replace(group_of=sorted(shuffled.group_of))
     return {
@@ -378,14 +378,14 @@ def mispacked() -> dict[str, tuple[Known, Files]]:
 
 
 @pytest.mark.parametrize("case", mispacked())
-def test_another_packing_is_another_weight(case: str, tmp_path: Path) -> None:
-    """That the tests above can fail: a step is a scale of about 0.006, and a slip moves weights by steps."""
+def test_wrong_packing_gives_another_weight(case: str, tmp_path: Path) -> None:
+    """Shows that the tests above can fail: a step is a scale of about 0.006, and an error moves weights by steps."""
     weight, files = mispacked()[case]
     read = source_of(write(tmp_path, files, dtype="float32")).weight(f"{LAYER}.weight")
     assert distance(read, weight.weight) > 0.003
 
 
-# --- what is refused ----------------------------------------------------------
+# --- refused checkpoints ------------------------------------------------------
 
 
 def without(files: Files, part: str) -> Files:
@@ -457,7 +457,7 @@ BAD: dict[str, tuple[Files, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_be_read_is_refused_by_name(case: str, tmp_path: Path) -> None:
+def test_errors_name_the_cause(case: str, tmp_path: Path) -> None:
     files, error, message = BAD[case]
     with pytest.raises(error, match=message):
         source_of(write(tmp_path, files))
@@ -471,7 +471,7 @@ def test_what_cannot_be_read_is_refused_by_name(case: str, tmp_path: Path) -> No
         (("scales", "biases"), "belongs to no quantized layer"),
     ],
 )
-def test_mlx_layer_in_part_is_refused(parts: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_incomplete_mlx_layers_are_refused(parts: tuple[str, ...], message: str, tmp_path: Path) -> None:
     arrays = dict(zip(("weight", "scales", "biases"), mx.quantize(mx.ones((ROWS, COLUMNS))), strict=True))
     write(tmp_path, ({}, {}), quantization={"bits": 4, "group_size": 64})
     mx.save_safetensors(str(tmp_path / "model.safetensors"), {f"{LAYER}.{part}": arrays[part] for part in parts})
@@ -479,7 +479,7 @@ def test_mlx_layer_in_part_is_refused(parts: tuple[str, ...], message: str, tmp_
         source_of(tmp_path)
 
 
-def test_mlx_of_other_groups_is_refused(tmp_path: Path) -> None:
+def test_wrong_group_sizes_of_mlx_are_refused(tmp_path: Path) -> None:
     parts = mx.quantize(mx.ones((ROWS, COLUMNS)), 64, 4)
     names = [f"{LAYER}.{part}" for part in ("weight", "scales", "biases")]
     write(tmp_path, ({}, {}), quantization={"bits": 4, "group_size": 128})

@@ -1,4 +1,4 @@
-"""Writes documented.json: what transformers' heads give for the cases of tests/documented.py, on known weights.
+"""Writes documented.json: the outputs of transformers' heads for the cases of tests/documented.py, on known weights.
 
     python tests/goldens/make_documented_goldens.py
 
@@ -15,11 +15,23 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
-from documented import CALLS, HEADS, PADDINGS, ROPES, config_of, labels_for, outputs_of, rope_config, texts, token_ids
-from test_documented import go_on, tensors, theirs
+from documented import (
+    CALLS,
+    HEADS,
+    PADDINGS,
+    ROPES,
+    config_of,
+    continued,
+    labels_for,
+    outputs_of,
+    rope_config,
+    tensors,
+    texts,
+    theirs,
+    token_ids,
+)
 
-PLACE = 13  # the token of the first text whose figures are stored; padding stands before it or after it
+POSITION = 13  # the token of the first text whose numbers are stored; padding is before or after it
 
 
 def rounded(tensor: Any) -> Any:
@@ -35,7 +47,7 @@ def of_heads() -> dict[str, Any]:
             output = model(**tensors(given | labels_for(head, given)))
             parts = {name: getattr(output, name)[0] for name in outputs_of(head)}
             if head != "SequenceClassification":
-                parts = {name: part[PLACE] for name, part in parts.items()}
+                parts = {name: part[POSITION] for name, part in parts.items()}
             found[f"{head}, {padding}"] = {"loss": round(output.loss.item(), 5)} | {
                 name: rounded(part) for name, part in parts.items()
             }
@@ -47,8 +59,8 @@ def of_layers() -> dict[str, Any]:
     model = theirs("Exaone4Model", config_of(), "eager")
     output = model(**tensors(texts("left")), output_hidden_states=True, output_attentions=True)
     return {
-        "hidden_states": [rounded(state[0, PLACE]) for state in output.hidden_states],
-        "attentions": [rounded(weights[0, :, PLACE]) for weights in output.attentions],
+        "hidden_states": [rounded(state[0, POSITION]) for state in output.hidden_states],
+        "attentions": [rounded(weights[0, :, POSITION]) for weights in output.attentions],
     }
 
 
@@ -59,27 +71,32 @@ def of_ropes() -> dict[str, Any]:
             model = theirs("Exaone4ForCausalLM", rope_config(rope))
             ids, start, cache = token_ids(batch=1, length=sum(lengths)), 0, None
             for length in lengths:
-                logits, cache = go_on(model, {"input_ids": [ids[0][start : start + length]]}, cache)
+                logits, cache = continued(model, {"input_ids": [ids[0][start : start + length]]}, cache)
                 start += length
             found[f"{rope}, {where}"] = [round(value, 5) for value in logits[0, -1].tolist()]
     return found
 
 
 def of_positions() -> dict[str, Any]:
-    """Positions given: every other one, and texts packed into one row."""
+    """Explicit positions: every other one, and texts packed into one row."""
     found = {}
     for name, asked in {
         "every other": texts("left") | {"position_ids": [[2 * i for i in range(24)]]},
         "packed": texts("none") | {"position_ids": [[i % 10 for i in range(24)]] * 2, "use_cache": False},
     }.items():
         logits = theirs("Exaone4ForCausalLM", config_of())(**tensors(asked)).logits
-        found[name] = {"asked": asked, "logits": rounded(logits[0, PLACE])}
+        found[name] = {"asked": asked, "logits": rounded(logits[0, POSITION])}
     return found
 
 
 if __name__ == "__main__":
     with torch.no_grad():
-        goldens = {"place": PLACE, "heads": of_heads(), "ropes": of_ropes(), "positions": of_positions()} | of_layers()
+        goldens = {
+            "place": POSITION,
+            "heads": of_heads(),
+            "ropes": of_ropes(),
+            "positions": of_positions(),
+        } | of_layers()
     file = Path(__file__).with_name("documented.json")
     file.write_text(json.dumps(goldens) + "\n")
     print(f"{file}: {file.stat().st_size / 1e3:.0f} kB")

@@ -15,10 +15,9 @@ import torch
 from transformers import Exaone4Config, Exaone4ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 from conftest import TINY, random_ids, weights_of
 
-#: name -> changes to the tiny config. transformers wants an int or explicit layer types.
+#: name -> changes to the tiny config. transformers needs a number as the pattern, or explicit layer types.
 CASES = {
     "hybrid": {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
     "window 5, tied, wide heads": {
@@ -38,7 +37,7 @@ CASES = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
     },
 }
-LENGTH, KEPT = 64, slice(3, None, 6)  # tokens; the positions whose logits are stored
+LENGTH, KEPT = 64, slice(3, None, 6)  # tokens; the positions of the stored logits
 
 
 def logits_of(changes: dict) -> list[list[float]]:

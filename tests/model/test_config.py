@@ -1,4 +1,4 @@
-"""Every spelling of a config.json means the same; what is not implemented is refused by name."""
+"""Every spelling of a config.json gives the same config. Unsupported settings are refused by name."""
 
 from __future__ import annotations
 
@@ -8,26 +8,19 @@ from typing import Any
 
 import pytest
 from conftest import LLAMA3, TINY
+from documented import types
 
 from exaone4_mlx import Exaone4Config
 from exaone4_mlx.model.config import LayerAttention
 from exaone4_mlx.model.rope import RopeParameters
 
-OLD_ROPE = {
-    "rope_parameters": None,
-    "rope_theta": 10_000.0,
-    "rope_scaling": {key: value for key, value in LLAMA3.items() if key != "rope_theta"},
-}
+SCALING = {key: value for key, value in LLAMA3.items() if key != "rope_theta"}
+OLD_ROPE = {"rope_parameters": None, "rope_theta": 10_000.0, "rope_scaling": SCALING}
 LOCAL, GLOBAL = LayerAttention(7, True), LayerAttention(None, False)
-TYPES = {"L": "sliding_attention", "G": "full_attention"}
 
 
 def config(**changes: Any) -> Exaone4Config:
     return Exaone4Config.from_dict(TINY | changes)
-
-
-def types(letters: str) -> list[str]:
-    return [TYPES[letter] for letter in letters]
 
 
 @pytest.mark.parametrize("rope", [{}, OLD_ROPE, OLD_ROPE | {"rope_parameters": LLAMA3}], ids=["v5", "v4", "both"])
@@ -69,39 +62,21 @@ def test_null_window_or_pattern_means_no_window_and_rope_everywhere(changes: dic
     assert config(**changes).layers == (LayerAttention(None, True),) * 4
 
 
-def test_explicit_global_layers_of_a_model_with_a_window_have_no_rope() -> None:
-    """transformers' rule is about the config's window, not about whether any layer uses it."""
+def test_explicit_global_layers_have_no_rope_if_the_config_has_a_window() -> None:
+    """In transformers the rule depends on the window of the config, whether or not a layer uses it."""
     assert config(layer_types=types("GGGG")).layers == (GLOBAL,) * 4
 
 
-#: The documentation's signature. 32 key heads and an MLP of 16,384 are what 32 heads and a size of 4,096 make.
+#: The documentation's signature. 32 key heads and an MLP of 16,384 follow from 32 heads and a size of 4,096.
 DOCUMENTED = {
-    "vocab_size": 102_400,
-    "hidden_size": 4096,
-    "intermediate_size": 16_384,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "hidden_act": "silu",
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.02,
-    "rms_norm_eps": 1e-05,
-    "use_cache": True,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "tie_word_embeddings": False,
-    "rope_theta": 10_000.0,
-    "rope_scaling": None,
-    "attention_dropout": 0.0,
-    "sliding_window": 4096,
-    "sliding_window_pattern": 4,
-    "layer_types": tuple(types("LLLG") * 8),
-    "head_dim": 128,
-    "pad_token_id": None,
-    "num_labels": 2,
-    "id2label": {0: "LABEL_0", 1: "LABEL_1"},
-    "label2id": {"LABEL_0": 0, "LABEL_1": 1},
-}
+    "vocab_size": 102_400, "hidden_size": 4096, "intermediate_size": 16_384, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128, "hidden_act": "silu",
+    "max_position_embeddings": 2048, "initializer_range": 0.02, "rms_norm_eps": 1e-05, "use_cache": True,
+    "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": None, "tie_word_embeddings": False,
+    "rope_theta": 10_000.0, "rope_scaling": None, "attention_dropout": 0.0,
+    "sliding_window": 4096, "sliding_window_pattern": 4, "layer_types": tuple(types("LLLG") * 8),
+    "num_labels": 2, "id2label": {0: "LABEL_0", 1: "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("read", [Exaone4Config(), Exaone4Config.from_dict({"model_type": "exaone4"})])
@@ -110,83 +85,79 @@ def test_defaults_are_the_documented_ones(read: Exaone4Config) -> None:
     assert read.model_type == "exaone4"
 
 
-def test_sizes_follow_one_another_where_they_are_not_given() -> None:
-    """As documented: four times the hidden size, and as many key heads as heads."""
+def test_absent_sizes_follow_from_others() -> None:
+    """As documented: the MLP is four times the hidden size, and there are as many key heads as heads."""
     read = Exaone4Config(hidden_size=64, num_attention_heads=4)
     assert (read.intermediate_size, read.num_key_value_heads, read.head_dim) == (256, 4, 16)
-    assert config(num_key_value_heads=None).num_key_value_heads == 4, "null says as little"
+    assert config(num_key_value_heads=None).num_key_value_heads == 4, "null means absent"
 
 
-def test_parameters_are_taken_as_documented() -> None:
+def test_the_constructor_takes_the_documented_arguments() -> None:
     """By name, with plain dicts and lists, in either spelling of RoPE."""
-    scaling = {key: value for key, value in LLAMA3.items() if key != "rope_theta"}
-    older = Exaone4Config(rope_theta=500.0, rope_scaling=scaling, layer_types=types("LLLG") * 8)
+    older = Exaone4Config(rope_theta=500.0, rope_scaling=SCALING, layer_types=types("LLLG") * 8)
     newer = Exaone4Config(rope_parameters=LLAMA3 | {"rope_theta": 500.0})
     assert older.rope_parameters == newer.rope_parameters
     assert (older.rope_theta, newer.rope_theta) == (500.0, 500.0)
-    assert older.rope_scaling == newer.rope_scaling == scaling
+    assert older.rope_scaling == newer.rope_scaling == SCALING
     assert hash(older) != hash(newer) or older == newer
 
 
-def test_labels_count_themselves() -> None:
+def test_labels_have_defaults() -> None:
     assert config(num_labels=3).id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
     named = config(id2label={"0": "no", "1": "yes", "2": "perhaps"})
     assert (named.num_labels, named.label2id) == (3, {"no": 0, "yes": 1, "perhaps": 2})
-    assert config(hidden_dropout=0.3).classifier_dropout == 0.3, "what transformers' heads take if there is no other"
+    assert config(hidden_dropout=0.3).classifier_dropout == 0.3, "the fallback of transformers' heads"
     assert config(hidden_dropout=0.3, classifier_dropout=0.2).classifier_dropout == 0.2
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model_type": "llama"}, "not an EXAONE 4 model: model_type is 'llama'"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented"),
-        ({"attention_bias": True}, "attention_bias = True is not part of EXAONE 4"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive whole number, not 0"),
-        ({"num_attention_heads": 3}, "num_attention_heads 3 is not a multiple of num_key_value_heads 2"),
-        ({"head_dim": 15}, "head_dim 15 is odd"),
-        ({"sliding_window": 0}, "sliding_window must be a positive whole number, not 0"),
-        ({"sliding_window_pattern": "LXG"}, "'LXG' must consist of the letters L and G"),
-        ({"sliding_window_pattern": True}, "must be a string of L and G"),
-        ({"layer_types": types("LG")}, "layer_types has 2 entries for 4 layers"),
-        ({"layer_types": ["chunked_attention"] * 4}, "not 'chunked_attention'"),
-        ({"rms_norm_eps": 0}, "rms_norm_eps must be a positive number, not 0"),
-        (
-            {"rope_parameters": LLAMA3 | {"rope_type": "yarn"}},
-            "unknown RoPE keys for type .yarn.: high_freq_factor, low",
-        ),
-        ({"rope_parameters": LLAMA3 | {"rope_type": "spiral"}}, "rope_type 'spiral' is unknown"),
-        ({"rope_parameters": LLAMA3 | {"beta_fast": 3}}, "unknown RoPE keys for type 'llama3': beta_fast"),
-        ({"rope_parameters": LLAMA3 | {"factor": None}}, "RoPE type 'llama3' needs factor"),
-        ({"rope_parameters": LLAMA3 | {"factor": -1}}, "RoPE key factor must be a positive number"),
-        ({"rope_parameters": LLAMA3 | {"low_freq_factor": 4}}, "low_freq_factor 4 must be below high_freq_factor 4"),
-        ({"rope_parameters": LLAMA3 | {"type": "linear"}}, "RoPE has rope_type 'llama3' and type 'linear'"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"attention_dropout": 1.0}, "attention_dropout must be a number from 0 to below 1, not 1.0"),
-        ({"classifier_dropout": -0.1}, "classifier_dropout must be a number from 0 to below 1"),
-        ({"initializer_range": "0.02"}, "initializer_range must be a positive number, not '0.02'"),
-        ({"use_cache": "yes"}, "use_cache must be true or false, not 'yes'"),
-        ({"pad_token_id": 1.5}, "pad_token_id must be a token id, not 1.5"),
-        ({"eos_token_id": [2, "3"]}, "eos_token_id must be a token id"),
-        ({"layer_types": "LLLG"}, "layer_types must be a list with one name for each layer"),
-        ({"rope_parameters": [1]}, r"rope_parameters must be an object, not \[1\]"),
-        ({"num_labels": 0}, "num_labels must be a positive whole number, not 0"),
-        ({"num_labels": 3, "id2label": {"0": "a"}}, "num_labels is 3, but id2label names 1"),
-        ({"id2label": {"1": "a", "2": "b"}}, r"id2label must name the labels from 0 on, each once, and names \[1, 2\]"),
-        ({"id2label": ["a", "b"]}, "id2label must map 0, 1, … to names"),
-        ({"label2id": {"a": 7}}, "label2id must map names to labels from 0 to 1"),
-        ({"problem_type": "ranking"}, "problem_type must be one of regression, single_label_classification, multi_"),
-        ({"original_max_position_embeddings": 64}, "original_max_position_embeddings is 64, but 32 in the RoPE"),
-        ({"rope_theta": 5.0}, "RoPE has two definitions that differ"),
-        ({"rope_scaling": LLAMA3 | {"factor": 2.0}}, "RoPE has two definitions that differ"),
-    ],
-)
-def test_what_would_change_the_numbers_is_refused(changes: dict[str, Any], message: str) -> None:
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"model_type": "llama"}, "not an EXAONE 4 model: model_type is 'llama'"),
+    ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented"),
+    ({"attention_bias": True}, "attention_bias = True is not part of EXAONE 4"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive whole number, not 0"),
+    ({"num_attention_heads": 3}, "num_attention_heads 3 is not a multiple of num_key_value_heads 2"),
+    ({"head_dim": 15}, "head_dim 15 is odd"),
+    ({"sliding_window": 0}, "sliding_window must be a positive whole number, not 0"),
+    ({"sliding_window_pattern": "LXG"}, "'LXG' must consist of the letters L and G"),
+    ({"sliding_window_pattern": True}, "must be a string of L and G"),
+    ({"layer_types": types("LG")}, "layer_types has 2 entries for 4 layers"),
+    ({"layer_types": ["chunked_attention"] * 4}, "not 'chunked_attention'"),
+    ({"rms_norm_eps": 0}, "rms_norm_eps must be a positive number, not 0"),
+    ({"rope_parameters": LLAMA3 | {"rope_type": "yarn"}}, "unknown RoPE keys for type .yarn.: high_freq_factor, low"),
+    ({"rope_parameters": LLAMA3 | {"rope_type": "spiral"}}, "rope_type 'spiral' is unknown"),
+    ({"rope_parameters": LLAMA3 | {"beta_fast": 3}}, "unknown RoPE keys for type 'llama3': beta_fast"),
+    ({"rope_parameters": LLAMA3 | {"factor": None}}, "RoPE type 'llama3' needs factor"),
+    ({"rope_parameters": LLAMA3 | {"factor": -1}}, "RoPE key factor must be a positive number"),
+    ({"rope_parameters": LLAMA3 | {"low_freq_factor": 4}}, "low_freq_factor 4 must be below high_freq_factor 4"),
+    ({"rope_parameters": LLAMA3 | {"type": "linear"}}, "RoPE has rope_type 'llama3' and type 'linear'"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ({"attention_dropout": 1.0}, "attention_dropout must be a number from 0 to below 1, not 1.0"),
+    ({"classifier_dropout": -0.1}, "classifier_dropout must be a number from 0 to below 1"),
+    ({"initializer_range": "0.02"}, "initializer_range must be a positive number, not '0.02'"),
+    ({"use_cache": "yes"}, "use_cache must be true or false, not 'yes'"),
+    ({"pad_token_id": 1.5}, "pad_token_id must be a token id, not 1.5"),
+    ({"eos_token_id": [2, "3"]}, "eos_token_id must be a token id"),
+    ({"layer_types": "LLLG"}, "layer_types must be a list with one name for each layer"),
+    ({"rope_parameters": [1]}, r"rope_parameters must be an object, not \[1\]"),
+    ({"num_labels": 0}, "num_labels must be a positive whole number, not 0"),
+    ({"num_labels": 3, "id2label": {"0": "a"}}, "num_labels is 3, but id2label names 1"),
+    ({"id2label": {"1": "a", "2": "b"}}, r"id2label must name the labels from 0 on, each once, and names \[1, 2\]"),
+    ({"id2label": ["a", "b"]}, "id2label must map 0, 1, … to names"),
+    ({"label2id": {"a": 7}}, "label2id must map names to labels from 0 to 1"),
+    ({"problem_type": "ranking"}, "problem_type must be one of regression, single_label_classification, multi_"),
+    ({"original_max_position_embeddings": 64}, "original_max_position_embeddings is 64, but 32 in the RoPE"),
+    ({"rope_theta": 5.0}, "RoPE has two definitions that differ"),
+    ({"rope_scaling": LLAMA3 | {"factor": 2.0}}, "RoPE has two definitions that differ"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_errors_name_the_wrong_key(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**changes)
 
 
-def test_errors_of_a_file_name_it(tmp_path: Path) -> None:
+def test_errors_name_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     for text, message in (("{", "is not JSON"), ("[]", "does not hold a JSON object"), ("{}", "model_type is None")):
         file.write_text(text)
@@ -207,11 +178,11 @@ def test_written_config_reads_back_the_same(changes: dict[str, Any]) -> None:
         assert set(written["sliding_window_pattern"]) <= {"L", "G"}, "mlx-lm reads strings only"
 
 
-def test_labels_and_dropout_are_written_where_they_are_not_the_default() -> None:
+def test_labels_and_dropout_are_written_unless_they_are_the_default() -> None:
     plain = config().to_dict()
     assert not {"id2label", "label2id", "problem_type", "classifier_dropout", "output_attentions"} & set(plain)
-    told = config(num_labels=3, problem_type="regression", output_attentions=True)
-    assert Exaone4Config.from_dict(json.loads(json.dumps(told.to_dict()))) == told
+    changed = config(num_labels=3, problem_type="regression", output_attentions=True)
+    assert Exaone4Config.from_dict(json.loads(json.dumps(changed.to_dict()))) == changed
 
 
 @pytest.mark.parametrize(
@@ -225,8 +196,8 @@ def test_labels_and_dropout_are_written_where_they_are_not_the_default() -> None
     ids=lambda keys: keys["rope_type"],
 )
 def test_every_rope_is_written_and_read_back(keys: dict[str, Any]) -> None:
-    told = config(rope_parameters=keys)
-    assert Exaone4Config.from_dict(json.loads(json.dumps(told.to_dict()))).rope_parameters == told.rope_parameters
+    rope = config(rope_parameters=keys)
+    assert Exaone4Config.from_dict(json.loads(json.dumps(rope.to_dict()))).rope_parameters == rope.rope_parameters
 
 
 def test_configs_are_saved_and_read_by_folder_file_and_name(tmp_path: Path) -> None:
@@ -240,8 +211,8 @@ def test_configs_are_saved_and_read_by_folder_file_and_name(tmp_path: Path) -> N
         Exaone4Config.from_pretrained(tmp_path)
 
 
-def test_changes_take_the_place_of_what_is_written(tmp_path: Path) -> None:
-    """Whatever says the same there goes: other labels, another RoPE, another pattern."""
+def test_changes_replace_fields_in_every_spelling(tmp_path: Path) -> None:
+    """Other spellings of the same value are removed: labels, RoPE, pattern."""
     config(num_labels=3).save_pretrained(tmp_path)
     assert Exaone4Config.from_pretrained(tmp_path, num_labels=5).num_labels == 5
     assert Exaone4Config.from_pretrained(tmp_path, id2label={0: "only"}).label2id == {"only": 0}
@@ -251,7 +222,9 @@ def test_changes_take_the_place_of_what_is_written(tmp_path: Path) -> None:
     base = Exaone4Config.from_pretrained(tmp_path, rope_theta=5.0)
     assert (base.rope_theta, base.rope_scaling) == (5.0, config().rope_scaling), "a new base keeps the scaling"
     scaling = Exaone4Config.from_pretrained(tmp_path, rope_scaling={"rope_type": "linear", "factor": 2.0})
-    assert (scaling.rope_theta, scaling.rope_parameters.rope_type) == (10_000.0, "linear"), "and the other way round"
+    assert (scaling.rope_theta, scaling.rope_parameters.rope_type) == (10_000.0, "linear"), (
+        "a new scaling keeps the base"
+    )
     plain = Exaone4Config.from_pretrained(tmp_path, rope_scaling=None)
     assert plain.rope_parameters == RopeParameters(rope_theta=10_000.0)
     whole = Exaone4Config.from_pretrained(tmp_path, rope_parameters={"rope_type": "default", "rope_theta": 7.0})

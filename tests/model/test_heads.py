@@ -1,4 +1,4 @@
-"""The heads equal transformers' on stored figures, each documented rule is needed for that, and they can be trained."""
+"""The heads equal transformers' on stored numbers, need each documented rule for that, and can be trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import pytest
 from conftest import distance, random_ids, tiny_model
-from documented import HEADS, PADDED, PADDINGS, config_of, labels_for, outputs_of, texts
+from documented import GOLDENS, HEADS, PADDED, PADDINGS, POSITION, arrays, config_of, labels_for, outputs_of, texts
 from mlx.utils import tree_flatten
 
 import exaone4_mlx
@@ -30,8 +30,6 @@ from exaone4_mlx.files.safetensors import Checkpoint
 from exaone4_mlx.model import heads, losses, network
 from exaone4_mlx.model.load import load_model
 
-GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "documented.json").read_text())
-PLACE = GOLDENS["place"]
 Patch = pytest.MonkeyPatch
 
 
@@ -39,17 +37,13 @@ def head_class(head: str) -> Any:
     return getattr(exaone4_mlx, f"Exaone4For{head}")
 
 
-def arrays(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: mx.array(value) for key, value in values.items()}
-
-
 def differences(head: str, padding: str) -> dict[str, float]:
-    """How far loss and logits are from transformers'."""
+    """The distances of loss and logits from transformers'."""
     given, golden = texts(padding), GOLDENS["heads"][f"{head}, {padding}"]
     output = tiny_model(kind=head_class(head), **config_of()).forward(**arrays(given | labels_for(head, given)))
     found = {"loss": output.loss} | {name: output[name][0] for name in outputs_of(head)}
     if head != "SequenceClassification":
-        found |= {name: found[name][PLACE] for name in outputs_of(head)}
+        found |= {name: found[name][POSITION] for name in outputs_of(head)}
     return {name: distance(found[name].flatten(), mx.array(golden[name]).flatten()) for name in golden}
 
 
@@ -64,7 +58,7 @@ def pooled_at_the_end(patch: Patch) -> None:
 
 
 def pooled_after_counting(patch: Patch) -> None:
-    """The length of the text without padding, as if that always stood on the right."""
+    """At the number of tokens without padding, as if padding were always on the right."""
 
     def pooled(hidden: mx.array, ids: mx.array, pad: int) -> mx.array:
         last = (ids != pad).sum(axis=1) - 1
@@ -73,18 +67,18 @@ def pooled_after_counting(patch: Patch) -> None:
     patch.setattr(heads, "_pooled", pooled)
 
 
-def all_labels_count(patch: Patch) -> None:
+def nothing_ignored(patch: Patch) -> None:
     def cross_entropy(logits: mx.array, labels: mx.array, ignored: int = 0) -> mx.array:
         return nn.losses.cross_entropy(logits, mx.clip(labels, 0, logits.shape[-1] - 1), reduction="mean")
 
     patch.setattr(losses, "_cross_entropy", cross_entropy)
 
 
-def labels_in_place(patch: Patch) -> None:
+def labels_of_the_same_token(patch: Patch) -> None:
     patch.setattr(network, "causal_lm_loss", losses.token_loss)
 
 
-def start_alone(patch: Patch) -> None:
+def start_twice(patch: Patch) -> None:
     patch.setattr(heads, "span_loss", lambda start, end, *spans: losses.span_loss(start, start, spans[0], spans[0]))
 
 
@@ -93,7 +87,7 @@ def sum_of_both(patch: Patch) -> None:
     patch.setattr(heads, "span_loss", lambda *args: 2 * original(*args))
 
 
-def other_way_round(patch: Patch) -> None:
+def swapped(patch: Patch) -> None:
     original = nn.Linear.__call__
     patch.setattr(
         nn.Linear,
@@ -107,16 +101,16 @@ def no_bias(patch: Patch) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Patch], None], str, str]] = {
-    "pooled is the last token, not the last place": (pooled_at_the_end, "SequenceClassification", "right"),
-    "padding stands on the left, too": (pooled_after_counting, "SequenceClassification", "left"),
-    "-100 does not count, next tokens": (all_labels_count, "CausalLM", "right"),
-    "-100 does not count, labels of tokens": (all_labels_count, "TokenClassification", "none"),
-    "a position beyond the text does not count": (all_labels_count, "QuestionAnswering", "none"),
-    "labels are the next tokens": (labels_in_place, "CausalLM", "none"),
-    "a span has two ends": (start_alone, "QuestionAnswering", "none"),
+    "the last token is pooled, not the last position": (pooled_at_the_end, "SequenceClassification", "right"),
+    "padding may be on the left": (pooled_after_counting, "SequenceClassification", "left"),
+    "-100 is ignored, next tokens": (nothing_ignored, "CausalLM", "right"),
+    "-100 is ignored, labels of tokens": (nothing_ignored, "TokenClassification", "none"),
+    "a position beyond the text is ignored": (nothing_ignored, "QuestionAnswering", "none"),
+    "labels are the next tokens": (labels_of_the_same_token, "CausalLM", "none"),
+    "a span has two ends": (start_twice, "QuestionAnswering", "none"),
     "the loss is the mean of both": (sum_of_both, "QuestionAnswering", "none"),
-    "start comes first": (other_way_round, "QuestionAnswering", "none"),
-    "tokens' scores have a bias": (no_bias, "TokenClassification", "none"),
+    "start comes first": (swapped, "QuestionAnswering", "none"),
+    "the scores of tokens have a bias": (no_bias, "TokenClassification", "none"),
 }
 
 
@@ -124,10 +118,10 @@ BROKEN: dict[str, tuple[Callable[[Patch], None], str, str]] = {
 def test_breaking_a_documented_rule_is_caught(rule: str, monkeypatch: Patch) -> None:
     break_it, head, padding = BROKEN[rule]
     break_it(monkeypatch)
-    assert max(differences(head, padding).values()) > 1e-2, f"the goldens do not notice: {rule}"
+    assert max(differences(head, padding).values()) > 1e-2, f"the goldens do not depend on: {rule}"
 
 
-def test_positions_are_clamped_from_below_too() -> None:
+def test_positions_are_clamped_to_0() -> None:
     model = tiny_model(kind=Exaone4ForQuestionAnswering, **config_of())
     ids = random_ids(8)
     spans = {"start_positions": mx.array([-3]), "end_positions": mx.array([2])}
@@ -135,13 +129,12 @@ def test_positions_are_clamped_from_below_too() -> None:
     assert distance(model(ids, **spans).loss, model(ids, **at_zero).loss) == 0
 
 
-def test_a_loss_without_labels_that_count_is_zero() -> None:
-    """transformers divides by nothing here, and one such batch would end a training in NaN."""
-    ids = random_ids(6)
-    nothing = mx.full((1, 6), -100)
+def test_a_loss_without_labels_is_zero() -> None:
+    """transformers divides by zero here. One such batch would end a training in NaN."""
+    ids, nothing = random_ids(6), mx.full((1, 6), -100)
     language = tiny_model(**config_of())
     assert language.forward(ids, labels=nothing).loss.item() == 0
-    assert language.forward(ids[:, :1], labels=ids[:, :1]).loss.item() == 0, "one token has no next one"
+    assert language.forward(ids[:, :1], labels=ids[:, :1]).loss.item() == 0, "a single token has no next token"
     assert tiny_model(kind=Exaone4ForTokenClassification, **config_of())(ids, labels=nothing).loss.item() == 0
     answering = tiny_model(kind=Exaone4ForQuestionAnswering, **config_of())
     beyond = mx.array([99])
@@ -162,7 +155,7 @@ def test_a_loss_without_labels_that_count_is_zero() -> None:
     ],
     ids=["one label", "one of several", "any of several", "regression of several"],
 )
-def test_problem_types_are_found_or_named(labels: Any, changes: dict[str, Any], expected: Any) -> None:
+def test_labels_or_the_config_select_the_problem_type(labels: Any, changes: dict[str, Any], expected: Any) -> None:
     model = tiny_model(kind=Exaone4ForSequenceClassification, **config_of(**changes))
     output = model(random_ids(6), labels=mx.array(labels))
     assert distance(output.loss, expected(output.logits)) < 1e-5
@@ -173,54 +166,32 @@ def test_num_labels_come_from_id2label() -> None:
         assert tiny_model(kind=kind, **config_of()).score.weight.shape == (3, 32)
 
 
+SEQUENCE, TOKEN, SPAN = Exaone4ForSequenceClassification, Exaone4ForTokenClassification, Exaone4ForQuestionAnswering
 IDS = [[5, 6, 7, 8], [5, 6, 7, 0]]
 REFUSED: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
-    "no padding token": (
-        Exaone4ForSequenceClassification,
-        {"pad_token_id": None},
-        {},
-        "a batch of 2 sequences needs a pad_token_id",
-    ),
-    "a label too many": (Exaone4ForSequenceClassification, {}, {"labels": [0, 3]}, "labels must be from 0 to 2, not 3"),
-    "labels of another batch": (Exaone4ForSequenceClassification, {}, {"labels": [0]}, r"the shape \[2\], not \[1\]"),
-    "floats for two of three": (
-        Exaone4ForSequenceClassification,
-        {},
-        {"labels": [[0.0, 1.0]] * 2},
-        r"labels for multi_label_classification must have the shape \[2, 3\]",
-    ),
-    "labels of sentences for tokens": (
-        Exaone4ForTokenClassification,
-        {},
-        {"labels": [0, 1]},
-        r"labels must have the shape \[2, 4\], not \[2\]",
-    ),
-    "a cache that nobody gets": (
-        Exaone4ForTokenClassification,
-        {},
-        {"use_cache": True},
-        "this output has no past_key_values",
-    ),
-    "a start without an end": (Exaone4ForQuestionAnswering, {}, {"start_positions": [1, 1]}, "both or neither"),
+    "no padding token": (SEQUENCE, {"pad_token_id": None}, {}, "a batch of 2 sequences needs a pad_token_id"),
+    "unknown label": (SEQUENCE, {}, {"labels": [0, 3]}, "labels must be from 0 to 2, not 3"),
+    "labels of another batch": (SEQUENCE, {}, {"labels": [0]}, r"labels must have the shape \[2\], not \[1\]"),
+    "numbers for two of three labels": (
+        SEQUENCE, {}, {"labels": [[0.0, 1.0]] * 2}, r"labels for multi_label_classification must have the shape \[2, 3\]"),
+    "labels of sequences for tokens": (TOKEN, {}, {"labels": [0, 1]}, r"labels must have the shape \[2, 4\], not \[2\]"),
+    "a cache for tokens": (TOKEN, {}, {"use_cache": True}, "this output has no past_key_values"),
+    "a cache for a span": (SPAN, {}, {"use_cache": True}, "this output has no past_key_values"),
+    "a start without an end": (SPAN, {}, {"start_positions": [1, 1]}, "both or neither"),
     "spans of another batch": (
-        Exaone4ForQuestionAnswering,
-        {},
-        {"start_positions": [1], "end_positions": [1, 1]},
-        r"start_positions must have the shape \[2\], not \[1\]",
-    ),
-    "a cache for a span": (Exaone4ForQuestionAnswering, {}, {"use_cache": True}, "this output has no past_key_values"),
-}
+        SPAN, {}, {"start_positions": [1], "end_positions": [1, 1]}, r"start_positions must have the shape \[2\], not \[1\]"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_wrong_calls_are_refused_by_name(case: str) -> None:
+def test_errors_name_the_wrong_argument(case: str) -> None:
     kind, changes, asked, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         tiny_model(kind=kind, **config_of(**changes))(mx.array(IDS), **asked)
 
 
-def test_embeddings_do_not_tell_where_a_text_ends() -> None:
-    """The last position is pooled, in transformers too; where there is a mask, that deserves a word."""
+def test_embeddings_do_not_show_the_end_of_a_text() -> None:
+    """The last position is pooled, as in transformers. A mask causes a warning."""
     model, given = tiny_model(kind=Exaone4ForSequenceClassification, **config_of()), arrays(texts("right"))
     embeddings = model.model.embed_tokens(given["input_ids"])
     with pytest.warns(UserWarning, match="inputs_embeds do not show the padding: the last position is pooled"):
@@ -230,17 +201,17 @@ def test_embeddings_do_not_tell_where_a_text_ends() -> None:
     assert distance(by_embeddings[0], by_ids[0]) > 1e-2
 
 
-def test_a_classified_text_can_go_on() -> None:
+def test_classification_continues_with_caches() -> None:
     model, ids = tiny_model(kind=Exaone4ForSequenceClassification, **config_of()), random_ids(20)
     first = model(ids[:, :15])
     assert distance(model(ids[:, 15:], past_key_values=first.past_key_values).logits, model(ids).logits) < 1e-4
-    tagger, cache = tiny_model(kind=Exaone4ForTokenClassification, **config_of()), first.past_key_values[:0]
+    tagger = tiny_model(kind=Exaone4ForTokenClassification, **config_of())
     cache = tagger.model.make_cache()
     tagger(ids[:, :15], past_key_values=cache)
     assert distance(tagger(ids[:, 15:], past_key_values=cache).logits, tagger(ids).logits[:, 15:]) < 1e-4
 
 
-def test_classifier_dropout_is_for_training() -> None:
+def test_classifier_dropout_applies_in_training() -> None:
     tagger, ids = tiny_model(kind=Exaone4ForTokenClassification, **config_of(classifier_dropout=0.5)), random_ids(6)
     assert distance(tagger(ids).logits, tagger(ids).logits) == 0
     tagger.train()
@@ -248,7 +219,7 @@ def test_classifier_dropout_is_for_training() -> None:
 
 
 def test_the_padding_token_is_not_trained() -> None:
-    """As in torch's embedding with a padding index; the other tokens' rows are."""
+    """As in torch's embedding with a padding index. Other tokens are trained."""
     model, given = tiny_model(kind=Exaone4ForQuestionAnswering, **config_of()), arrays(texts("left"))
     spans = {"start_positions": mx.array([12, 3]), "end_positions": mx.array([13, 4])}
     _, grads = nn.value_and_grad(model, lambda model: model(**given, **spans).loss)(model)
@@ -259,7 +230,7 @@ def test_the_padding_token_is_not_trained() -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_heads_can_be_trained_saved_and_read(head: str, tmp_path: Path) -> None:
-    """A few steps of AdamW in training mode lower the loss; the folder that is written gives the same network."""
+    """A few steps of AdamW in training mode lower the loss. The saved folder gives the same network."""
     mx.random.seed(1)
     model = head_class(head)(Exaone4Config.from_dict(config_of(attention_dropout=0.1, num_hidden_layers=4)))
     model.train()
@@ -284,7 +255,7 @@ def test_heads_can_be_trained_saved_and_read(head: str, tmp_path: Path) -> None:
     assert not again.training
 
 
-def test_names_are_those_of_transformers(tmp_path: Path) -> None:
+def test_saved_names_are_those_of_transformers(tmp_path: Path) -> None:
     tiny_model(kind=Exaone4ForQuestionAnswering, **config_of()).save_pretrained(tmp_path)
     names = set(Checkpoint(tmp_path).tensors)
     assert {"qa_outputs.weight", "qa_outputs.bias", "transformer.embed_tokens.weight"} <= names
@@ -293,8 +264,8 @@ def test_names_are_those_of_transformers(tmp_path: Path) -> None:
     assert (written["dtype"], written["id2label"]) == ("float32", {"0": "a", "1": "b", "2": "c"})
 
 
-def test_a_head_grows_on_the_checkpoint_of_a_language_model() -> None:
-    """What fine-tuning begins with. The demo here; a hub id or a folder just so."""
+def test_a_new_head_starts_from_the_checkpoint_of_a_language_model() -> None:
+    """As fine-tuning starts. A hub id or a folder works like the demo."""
     with pytest.warns(UserWarning, match=r"has no score\.weight: new here, and to be trained"):
         model = Exaone4ForSequenceClassification.from_pretrained("demo", num_labels=3, dtype="float32")
     with pytest.warns(UserWarning, match=r"has no qa_outputs\.bias, qa_outputs\.weight"):
@@ -306,7 +277,7 @@ def test_a_head_grows_on_the_checkpoint_of_a_language_model() -> None:
     assert distance(Exaone4Model.from_pretrained(DEMO_FOLDER, dtype="float32")(ids), expected) == 0
 
 
-def test_networks_are_read_from_each_others_checkpoints(tmp_path: Path) -> None:
+def test_each_network_is_read_from_the_checkpoint_of_another(tmp_path: Path) -> None:
     ids = random_ids(9)
     tagger = tiny_model(kind=Exaone4ForTokenClassification, **config_of())
     tagger.save_pretrained(tmp_path / "tagger")
@@ -321,16 +292,14 @@ def test_networks_are_read_from_each_others_checkpoints(tmp_path: Path) -> None:
         language = Exaone4ForCausalLM.from_pretrained(tmp_path / "base")
     assert distance(language.model(ids), base(ids)) == 0
     with pytest.raises(CheckpointError, match="lacks tensors"):
-        load_model(tmp_path / "base")  # what is meant to talk is not given a head that cannot
-    with pytest.warns(UserWarning, match=r"has no score\.bias, score\.weight: "):
-        Exaone4ForTokenClassification.from_pretrained(tmp_path / "base")
+        load_model(tmp_path / "base")  # a model that generates gets no untrained head
     scorer = Exaone4ForSequenceClassification.from_pretrained(tmp_path / "tagger")
-    assert mx.array_equal(scorer.score.weight, tagger.score.weight), "without the bias, which it has not"
+    assert mx.array_equal(scorer.score.weight, tagger.score.weight), "the bias is ignored"
     with pytest.raises(CheckpointError, match=r"score\.weight has shape \(3, 32\), not \(5, 32\)"):
         Exaone4ForTokenClassification.from_pretrained(tmp_path / "tagger", num_labels=5)
 
 
-def test_new_heads_have_the_checkpoints_dtype(tmp_path: Path) -> None:
+def test_new_heads_have_the_dtype_of_the_checkpoint(tmp_path: Path) -> None:
     tiny_model(kind=Exaone4Model, dtype=mx.bfloat16, **config_of()).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
     for dtype, expected in ((None, mx.bfloat16), ("float16", mx.float16)):
@@ -339,7 +308,7 @@ def test_new_heads_have_the_checkpoints_dtype(tmp_path: Path) -> None:
         assert {array.dtype for _, array in tree_flatten(model.parameters())} == {expected}
 
 
-def test_stored_frequencies_are_passed_over_in_any_network(tmp_path: Path) -> None:
+def test_stored_frequencies_are_ignored_in_any_network(tmp_path: Path) -> None:
     model = tiny_model(kind=Exaone4ForQuestionAnswering, **config_of())
     model.save_pretrained(tmp_path)
     weights = mx.load(str(tmp_path / "model.safetensors"))
@@ -350,11 +319,11 @@ def test_stored_frequencies_are_passed_over_in_any_network(tmp_path: Path) -> No
     assert distance(again(random_ids(5)).start_logits, model(random_ids(5)).start_logits) == 0
 
 
-def test_weights_are_not_saved_beside_others_that_would_be_read_instead(tmp_path: Path) -> None:
-    """An index and its files outlast the new ones."""
+def test_weights_are_not_saved_beside_other_weight_files(tmp_path: Path) -> None:
+    """The index and its files would be read instead."""
     model = tiny_model(**config_of())
     model.save_pretrained(tmp_path)
-    model.save_pretrained(tmp_path)  # over its own, as after each epoch
+    model.save_pretrained(tmp_path)  # again, as after each epoch
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     before = (tmp_path / "model.safetensors").read_bytes()
     model.model.norm.weight *= 2
@@ -386,7 +355,7 @@ def test_a_quantized_folder_is_read_as_any_network(tmp_path: Path, hf_folder: Pa
     assert not (tmp_path / "again").exists()
 
 
-def test_from_pretrained_names_what_is_wrong(tmp_path: Path) -> None:
+def test_errors_of_from_pretrained_name_the_cause(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         Exaone4Model.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a config has no num_label"):
@@ -396,7 +365,7 @@ def test_from_pretrained_names_what_is_wrong(tmp_path: Path) -> None:
         Exaone4Model.from_pretrained(tmp_path)
 
 
-def test_calling_a_head_is_its_forward() -> None:
+def test_calling_a_head_calls_its_forward() -> None:
     for head in HEADS[1:]:
         model, ids = tiny_model(kind=head_class(head), **config_of()), random_ids(5)
         name = outputs_of(head)[0]
