@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from exaone4_mlx import Fit
 
-    from .desk import Desk
+    from .state import AppState
 
 DEFAULT_MODEL = "LGAI-EXAONE/EXAONE-4.0-1.2B"
 POLICY = (
@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the app until Ctrl-C, and returns the exit code."""
     options = parser().parse_args(arguments)
     try:
-        desk = _desk(options)
-        _serve(desk, options)
+        state = _state(options)
+        _serve(state, options)
         return 0
     except KeyboardInterrupt:
         return 130
@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _desk(options: argparse.Namespace) -> Desk:
+def _state(options: argparse.Namespace) -> AppState:
     """Everything that the options ask for: the model is read last."""
     from exaone4_mlx import BUILTIN_TOOLS, Options, fit, load_tools
 
@@ -118,9 +118,9 @@ def _desk(options: argparse.Namespace) -> Desk:
     tools += [tool for tool in BUILTIN_TOOLS if tool.__name__ not in names]
     folder = options.data_dir or _data_folder()
 
-    from .desk import Desk, Loaded
     from .models import Draft, Loading, choices, step_size
     from .settings import Settings
+    from .state import AppState, LoadedModel
     from .store import Store
 
     if options.context == 1:
@@ -148,8 +148,8 @@ def _desk(options: argparse.Namespace) -> Desk:
     folders = options.models or [Path.cwd()]
     choice = choices(options.model, folders)[0]
     settings = Settings(system=options.system_prompt, thinking=options.thinking, ask=bool(options.tools))
-    return Desk(
-        Loaded(choice, model, tokenizer, needs, step, draft, tuple(loading.warnings)),
+    return AppState(
+        LoadedModel(choice, model, tokenizer, needs, step, draft, tuple(loading.warnings)),
         Store(folder / "conversations"),
         tools=tools,
         settings=settings,
@@ -179,19 +179,19 @@ def _check_memory(needs: Fit) -> None:
         _say(f"({fitting}--kv-bits 8 and fewer bits of weights take less; --ignore-memory says nothing of it)")
 
 
-def _serve(desk: Desk, options: argparse.Namespace) -> None:
+def _serve(state: AppState, options: argparse.Namespace) -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     with tempfile.TemporaryDirectory(prefix="exaone4_mlx-") as uploads:  # files that are dropped, until the end
         os.environ["GRADIO_TEMP_DIR"] = uploads
         for end in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends it as Ctrl-C does: replies are kept
             signal.signal(end, signal.default_int_handler)
-        _run(desk, options)
+        _run(state, options)
 
 
-def _run(desk: Desk, options: argparse.Namespace) -> None:
+def _run(state: AppState, options: argparse.Namespace) -> None:
     from .ui import build
 
-    page = build(desk)
+    page = build(state)
     _, address, _ = page.launch(
         server_name=options.host,
         server_port=options.port,
@@ -204,7 +204,7 @@ def _run(desk: Desk, options: argparse.Namespace) -> None:
     try:
         threading.Event().wait()
     finally:
-        desk.stop_all()
+        state.stop_all()
         page.close()
 
 
@@ -215,7 +215,7 @@ def launch_options(host: str) -> dict[str, Any]:
 
     from .ui import CSS, I18N, theme
 
-    middleware = [Middleware(_Guard)]
+    middleware = [Middleware(_RequestGuard)]
     if host in LOOPBACK:  # no other site may name this computer as its own
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK[:2], "[::1]"]))
     return {
@@ -234,7 +234,7 @@ def launch_options(host: str) -> dict[str, Any]:
     }
 
 
-class _Guard:
+class _RequestGuard:
     """Adds the content security policy to every answer, and lets no page of another site ask for anything."""
 
     def __init__(self, app: Any) -> None:

@@ -16,16 +16,16 @@ from typing import Any
 import gradio as gr
 
 from . import transcript
-from .desk import Desk, Tab
 from .files import read_file
+from .i18n import EXAMPLES, Words, size_text
 from .markdown import typed
 from .messages import shown, turn_at
 from .models import memory_in_use
 from .session import Busy, View
 from .settings import SAMPLING, Settings, recommended
+from .state import AppState, Tab
 from .status import notes, status_html
 from .widgets import SETTINGS, Page, labels
-from .words import EXAMPLES, Words, size_text
 
 Update = dict[Any, Any]
 
@@ -40,8 +40,8 @@ LISTED = 200  # conversations shown at once; a search finds the others
 class Actions:
     """The actions of one page description, for all tabs."""
 
-    def __init__(self, desk: Desk, page: Page) -> None:
-        self.desk, self.page = desk, page
+    def __init__(self, state: AppState, page: Page) -> None:
+        self.state, self.page = state, page
 
     # --- the page -------------------------------------------------------------
 
@@ -49,7 +49,7 @@ class Actions:
         self, conversation: str, chosen: str, browser: str, width: float | None, request: gr.Request
     ) -> Iterator[Update]:
         """The page was loaded: it shows the conversation of its address, and follows a reply that is under way."""
-        tab = self.desk.tab(_key(request), conversation)
+        tab = self.state.tab(_key(request), conversation)
         tab.words, tab.narrow = Words(chosen or browser), (width or WIDE) < WIDE
         if chosen:
             yield labels(self.page, tab.words)
@@ -66,7 +66,7 @@ class Actions:
 
     def left(self, request: gr.Request) -> None:
         """The page was closed, or is loaded again."""
-        self.desk.leave(_key(request))
+        self.state.leave(_key(request))
 
     def language_chosen(self, chosen: str, browser: str, request: gr.Request) -> Iterator[Update]:
         tab = self._tab(request)
@@ -176,14 +176,14 @@ class Actions:
         except ValueError as error:
             return self._refused(tab, error)
         if tab.session.view().messages:
-            self.desk.show(tab, self.desk.new_session(settings=settings))
+            self.state.show(tab, self.state.new_session(settings=settings))
         return {**self._conversation(tab), **self._list(tab)}
 
     def chosen(self, conversation: str, request: gr.Request) -> Iterator[Update]:
         """Another conversation of the list."""
         tab = self._tab(request)
         try:
-            self.desk.show(tab, self.desk.session(conversation))
+            self.state.show(tab, self.state.session(conversation))
         except (OSError, ValueError) as error:
             gr.Warning(tab.words("not_opened", error=_plain(str(error))))
         folded = {self.page.left: gr.Sidebar(open=False)} if tab.narrow else {}
@@ -196,7 +196,7 @@ class Actions:
     def renamed(self, title: str, query: str, request: gr.Request) -> Update:
         tab = self._tab(request)
         try:
-            self.desk.rename(tab.session.id, title)
+            self.state.rename(tab.session.id, title)
         except (OSError, ValueError) as error:
             return self._refused(tab, error)
         return {**self._list(tab, query), **self._title(tab, anew=True)}
@@ -210,7 +210,7 @@ class Actions:
     def deleted(self, query: str, request: gr.Request) -> Update:
         tab = self._tab(request)
         try:
-            self.desk.delete(tab.session.id)
+            self.state.delete(tab.session.id)
         except (OSError, ValueError) as error:
             return {**self._refused(tab, error), **self.delete_kept()}
         return {**self._conversation(tab), **self._list(tab, query), **self.delete_kept()}
@@ -227,8 +227,8 @@ class Actions:
             return self._nothing
         try:
             conversation = transcript.from_text(Path(path).read_bytes(), Path(path).name)
-            conversation = self.desk.store.write(conversation)
-            self.desk.show(tab, self.desk.session(conversation.id))
+            conversation = self.state.store.write(conversation)
+            self.state.show(tab, self.state.session(conversation.id))
         except (OSError, ValueError) as error:
             gr.Warning(tab.words("not_imported", error=_plain(str(error))))
             return self._nothing
@@ -251,10 +251,10 @@ class Actions:
         words, before = tab.words, self._model_label
         yield {self.page.load: gr.update(interactive=False)}
         try:
-            for done, total in self.desk.switch(path.strip(), _whole(context)):
+            for done, total in self.state.switch(path.strip(), _whole(context)):
                 progress = words("loading", name=path, done=size_text(done), total=size_text(total))
                 yield {self.page.needs: _plain(progress)}
-            loaded = self.desk.loaded
+            loaded = self.state.loaded
             told = " ".join([words("loaded", name=loaded.choice.label), *notes(loaded.warnings, words)])
         except Busy:
             told = words("loading_already")
@@ -273,7 +273,7 @@ class Actions:
     def _tab(self, request: gr.Request) -> Tab:
         """The tab that a request comes from; after a restart of the app, the conversation of its address."""
         language = (request.headers.get("accept-language") or "").split(",")[0]
-        return self.desk.tab(_key(request), str(request.query_params.get("conversation", "")), language=language)
+        return self.state.tab(_key(request), str(request.query_params.get("conversation", "")), language=language)
 
     @property
     def _nothing(self) -> Update:
@@ -349,7 +349,7 @@ class Actions:
     @property
     def _model_label(self) -> str:
         try:
-            return self.desk.loaded.choice.label
+            return self.state.loaded.choice.label
         except ValueError:
             return NO_MODEL
 
@@ -368,17 +368,17 @@ class Actions:
 
     def _widgets(self, settings: Settings, only: Sequence[str] = SETTINGS) -> Update:
         values = settings.values()
-        values["tools"] = [name for name in self.desk.tool_names if settings.tools is None or name in settings.tools]
+        values["tools"] = [name for name in self.state.tool_names if settings.tools is None or name in settings.tools]
         return {getattr(self.page, name): values[name] for name in only}
 
     def _list(self, tab: Tab, query: str | None = None) -> Update:
         """The list of conversations, of those that match the query where there is one."""
         tab.query = tab.query if query is None else query
-        found = self.desk.store.list(tab.query)
+        found = self.state.store.list(tab.query)
         choices = [(one.title or tab.words("untitled"), one.id) for one in found[:LISTED]]
         here = tab.session.id if any(id == tab.session.id for _, id in choices) else None
         hint = "" if choices else tab.words("none_found" if tab.query else "none_yet")
-        if damaged := self.desk.store.damaged:
+        if damaged := self.state.store.damaged:
             hint += ("\n\n" if hint else "") + tab.words("damaged", names=", ".join(sorted(damaged)))
         return {
             self.page.listed: gr.update(choices=choices, value=here, visible=bool(choices)),
@@ -399,9 +399,9 @@ class Actions:
         return gr.Chatbot(messages, examples=examples, placeholder=tab.words("welcome"))
 
     def _models(self, tab: Tab) -> Update:
-        found = [(choice.label, choice.path) for choice in self.desk.models()]
+        found = [(choice.label, choice.path) for choice in self.state.models()]
         try:
-            loaded = self.desk.loaded
+            loaded = self.state.loaded
         except ValueError as error:
             return {self.page.model: gr.update(choices=found), self.page.needs: _plain(str(error))}
         return {
@@ -416,7 +416,7 @@ class Actions:
         }
 
     def _needs(self, tab: Tab, path: str, context: float | None) -> str:
-        needs = self.desk.needs(path.strip(), _whole(context))
+        needs = self.state.needs(path.strip(), _whole(context))
         cache = needs.total_bytes - needs.weights_bytes  # and what a prompt is read with
         text = tab.words(
             "needs",
@@ -437,7 +437,7 @@ class Actions:
         if path not in tab.files:
             try:
                 attachment = read_file(path)
-                tab.files[path] = attachment, len(self.desk.loaded.tokenizer.encode(attachment.text))
+                tab.files[path] = attachment, len(self.state.loaded.tokenizer.encode(attachment.text))
             except ValueError as error:
                 gr.Warning(_plain(str(error)))
                 return None

@@ -14,17 +14,17 @@ from typing import Any
 
 import gradio as gr
 
-from .desk import Desk
 from .messages import Message
 from .session import Session, View
 from .settings import SAMPLING
+from .state import AppState
 
 WAIT_SECONDS = 0.1
 
 
-def add_endpoints(desk: Desk) -> None:
+def add_endpoints(state: AppState) -> None:
     """Adds the endpoints to the page that is being built."""
-    endpoints = Endpoints(desk)
+    endpoints = Endpoints(state)
     for endpoint in (
         endpoints.chat,
         endpoints.retry,
@@ -40,8 +40,8 @@ def add_endpoints(desk: Desk) -> None:
 class Endpoints:
     """What programs can ask for, one method for each; their docstrings are the API's documentation."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, state: AppState) -> None:
+        self._state = state
 
     def chat(
         self, request: gr.Request, message: str, options: dict[str, Any] | None = None
@@ -59,7 +59,7 @@ class Endpoints:
             end), and stats (prompt_tokens, cached_tokens, thinking_tokens, answer_tokens and times in seconds)
         """
         session = self._session(request)
-        with _told():
+        with _errors_shown():
             settings = self._settings(session, options)
             session.send(message, [], settings)
         yield from self._follow(session)
@@ -72,7 +72,7 @@ class Endpoints:
             the same as chat
         """
         session = self._session(request)
-        with _told():
+        with _errors_shown():
             session.retry(session.settings)
         yield from self._follow(session)
 
@@ -83,7 +83,7 @@ class Endpoints:
         Returns:
             what the user had said in it
         """
-        with _told():
+        with _errors_shown():
             return self._session(request).undo()
 
     def clear(self, request: gr.Request) -> None:
@@ -91,7 +91,7 @@ class Endpoints:
         Begins another conversation for this client.
         """
         tab = self._tab(request)
-        self.desk.show(tab, self.desk.new_session(keeps=False))
+        self._state.show(tab, self._state.new_session(keeps=False))
 
     def stop(self, request: gr.Request) -> None:
         """
@@ -116,13 +116,13 @@ class Endpoints:
             model, context_limit, context_tokens, tools, running, place (how many replies come before this client's)
         """
         view = self._session(request).view()
-        with _told():
-            loaded = self.desk.loaded
+        with _errors_shown():
+            loaded = self._state.loaded
         return {
             "model": loaded.choice.label,
             "context_limit": loaded.context,
             "context_tokens": view.context_tokens,
-            "tools": self.desk.tool_names,
+            "tools": self._state.tool_names,
             "running": view.running,
             "place": view.place,
         }
@@ -130,7 +130,7 @@ class Endpoints:
     def _tab(self, request: gr.Request) -> Any:
         if not request.session_hash:
             raise gr.Error("a request needs a session_hash, which tells one client from another", print_exception=False)
-        return self.desk.tab(request.session_hash, keeps=False)
+        return self._state.tab(request.session_hash, keeps=False)
 
     def _session(self, request: gr.Request) -> Session:
         return self._tab(request).session
@@ -141,12 +141,12 @@ class Endpoints:
         if unknown := sorted(set(given) - known):
             raise ValueError(f"there is no option {unknown[0]!r}; there are {', '.join(sorted(known))}")
         tools = given.pop("tools", None) or []
-        if not isinstance(tools, list) or (unknown := [name for name in tools if name not in self.desk.tool_names]):
-            raise ValueError(f"tools must be a list of these names: {', '.join(self.desk.tool_names)}")
+        if not isinstance(tools, list) or (unknown := [name for name in tools if name not in self._state.tool_names]):
+            raise ValueError(f"tools must be a list of these names: {', '.join(self._state.tool_names)}")
         given = {name: value for name, value in given.items() if value is not None}
         if "system_prompt" in given:
             given["system"] = given.pop("system_prompt")
-        return self.desk.settings.updated({**given, "use_tools": bool(tools), "tools": tools, "ask": False})
+        return self._state.settings.updated({**given, "use_tools": bool(tools), "tools": tools, "ask": False})
 
     def _follow(self, session: Session) -> Iterator[dict[str, Any]]:
         while (view := session.view()).running:
@@ -190,7 +190,7 @@ def _last_turn(messages: list[Message]) -> list[Message]:
     return messages[last + 1 :]
 
 
-class _told:
+class _errors_shown:
     """What is wrong with a request is told to the client."""
 
     def __enter__(self) -> None: ...

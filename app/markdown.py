@@ -43,7 +43,7 @@ def typed(text: str) -> str:
 
 
 @dataclass
-class _Block:
+class _MarkdownBlock:
     """An open code block: its fence, the column where it stands, and how far its lines are moved to stand there."""
 
     fence: str
@@ -68,7 +68,7 @@ def _outside_code(text: str, change: Callable[[str], str], depth: int = 0) -> st
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     has_table = TABLE.search(text) is not None
     result: list[str] = []
-    block: _Block | None = None
+    block: _MarkdownBlock | None = None
     waits = False  # whether an earlier backtick may be the begin of a span that ends here
     at = 0
     while at < len(lines):
@@ -81,7 +81,7 @@ def _outside_code(text: str, change: Callable[[str], str], depth: int = 0) -> st
         line = line.replace("```mermaid", "``` mermaid")  # or Gradio would draw it, unescaped
         if begin := FENCE.fullmatch(line):
             before, fence, language = begin[1].expandtabs(4), begin[2], begin[3]
-            block, waits = _Block(fence, len(before)), False
+            block, waits = _MarkdownBlock(fence, len(before)), False
             last = result[-1].strip() if result else ""
             if last and (before.strip() or len(before) > 3 or last.endswith(":") or at == len(lines)):
                 result.append("")  # or a paragraph could go on here, or the definition of a link

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from exaone4_mlx import Answer, Thinking, ToolCall, ToolResult
 
+from .i18n import Words
 from .markdown import inert
-from .words import Words
 
 Message = dict[str, Any]
 ENDS = {"cancelled": "was_stopped", "length": "was_cut", "repetition": "was_loop", "error": "was_error"}
@@ -26,7 +26,7 @@ FILE_PREVIEW = 2_000
 HALF = re.compile("[\ud800-\udfff]")  # of a character, which cannot be sent to a browser
 
 
-class Counts(Protocol):
+class ThoughtCounts(Protocol):
     """The counts that a thought is shown with: `exaone4_mlx.Done` has them."""
 
     @property
@@ -55,7 +55,7 @@ class LiveReply:
             call = {"type": "function", "function": {"name": event.name, "arguments": event.arguments}}
             self._reply.setdefault("tool_calls", []).append(call)
 
-    def count(self, counts: Counts | None) -> None:
+    def count(self, counts: ThoughtCounts | None) -> None:
         """Takes up how much was thought until now."""
         if counts is None or not self._messages or self._messages[-1]["role"] != "assistant":
             return

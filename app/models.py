@@ -29,7 +29,7 @@ STEPS = (32, 64, 128, 256, 512, 1024, 2048)
 STEP_SECONDS = 0.5
 EXIT_SECONDS = 2.0  # that the end of the process waits for a model half loaded
 
-Loaded = tuple[Exaone4ForCausalLM, Tokenizer]
+ModelAndTokenizer = tuple[Exaone4ForCausalLM, Tokenizer]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Choice:
     path: str
 
 
-class Found(NamedTuple):
+class ModelFolder(NamedTuple):
     """`folder` is where the weights lie, None where that is not known yet."""
 
     name: str
@@ -72,8 +72,8 @@ def choices(given: str, folders: Sequence[Path] = ()) -> list[Choice]:
     """
     cached = sorted(_in_the_hub_cache())
     models = sorted(found for folder in folders for found in _in_folder(Path(folder).expanduser()))
-    unique: dict[str, Found] = {}
-    for found in (_given(given, cached), Found("demo", "demo", None), *models, *cached):
+    unique: dict[str, ModelFolder] = {}
+    for found in (_given(given, cached), ModelFolder("demo", "demo", None), *models, *cached):
         unique.setdefault(_identity(found.path), found)
     chosen = list(unique.values())[:MAX_CHOICES]
     names = Counter(found.name for found in chosen)
@@ -114,7 +114,7 @@ class Loading:
         self.done = self.total = 0
         #: What a user should know of a model that was loaded. `load` warns of the same.
         self.warnings: list[str] = []
-        self._loaded: Loaded | None = None
+        self._loaded: ModelAndTokenizer | None = None
         self._error: BaseException | None = None
         self._abandoned = False
         options = {"revision": revision, "dtype": dtype, "q_bits": q_bits}
@@ -131,7 +131,7 @@ class Loading:
         self._thread.join(timeout)
         return self.finished
 
-    def result(self) -> Loaded:
+    def result(self) -> ModelAndTokenizer:
         """Waits, and hands over the model and its tokenizer, or raises the error that loading met: once."""
         self._thread.join()
         loaded, self._loaded = self._loaded, None
@@ -176,17 +176,17 @@ def _warnings(model: Exaone4ForCausalLM, tokenizer: Tokenizer) -> Iterator[str]:
         )
 
 
-def _given(path: str, cached: Sequence[Found]) -> Found:
+def _given(path: str, cached: Sequence[ModelFolder]) -> ModelFolder:
     folder = Path(path).expanduser()
     try:
         if path != "demo" and folder.is_dir():
-            return Found(folder.resolve().name, path, folder.resolve())
+            return ModelFolder(folder.resolve().name, path, folder.resolve())
     except OSError:
         pass
-    return next((found for found in cached if found.path == path), Found(path, path, None))
+    return next((found for found in cached if found.path == path), ModelFolder(path, path, None))
 
 
-def _in_folder(folder: Path) -> Iterator[Found]:
+def _in_folder(folder: Path) -> Iterator[ModelFolder]:
     """The folder itself and those in it, where they are models. Paths are absolute: "demo" is a name of its own."""
     try:
         folders = [folder, *folder.iterdir()]
@@ -195,7 +195,7 @@ def _in_folder(folder: Path) -> Iterator[Found]:
     for one in folders:
         if _is_model(one):
             one = one.resolve()
-            yield Found(one.name, str(one), one)
+            yield ModelFolder(one.name, str(one), one)
 
 
 def _is_model(folder: Path) -> bool:
@@ -211,7 +211,7 @@ def _is_model(folder: Path) -> bool:
         return False
 
 
-def _in_the_hub_cache() -> Iterator[Found]:
+def _in_the_hub_cache() -> Iterator[ModelFolder]:
     """Repositories whose main revision is complete, which is what `load` takes without a network."""
     try:
         from huggingface_hub import scan_cache_dir  # here: its import costs more than a demo reply
@@ -224,7 +224,7 @@ def _in_the_hub_cache() -> Iterator[Found]:
             folder = revision.snapshot_path
             whole = _is_model(folder) and _weights_bytes(folder) is not None and (folder / "tokenizer.json").is_file()
             if repository.repo_type == "model" and "main" in revision.refs and whole:
-                yield Found(repository.repo_id, repository.repo_id, folder)
+                yield ModelFolder(repository.repo_id, repository.repo_id, folder)
 
 
 def _identity(path: str) -> str:
@@ -236,7 +236,7 @@ def _identity(path: str) -> str:
         return path
 
 
-def _label(found: Found, name: str) -> str:
+def _label(found: ModelFolder, name: str) -> str:
     """The name, and how large the weights are where that is known."""
     if found.folder is None or (size := _weights_bytes(found.folder)) is None:
         return name

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
+from .i18n import Words, size_text
 from .session import View
-from .words import Words, size_text
 
 NEARLY_FULL = 0.8  # of the context
 

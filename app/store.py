@@ -60,7 +60,7 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class Summary:
+class ConversationSummary:
     """A line of the list. `turns` is the number of the user's messages."""
 
     id: str
@@ -69,7 +69,7 @@ class Summary:
     turns: int
 
 
-Summaries = list[Summary]  # inside Store, `list` is its method
+Summaries = list[ConversationSummary]  # inside Store, `list` is its method
 
 
 class Store:
@@ -208,7 +208,7 @@ class _Seen:
     """What a file held when it was read last: a summary and the text to be searched, or a problem."""
 
     stamp: tuple[int, ...]
-    summary: Summary | None = None
+    summary: ConversationSummary | None = None
     text: str = ""
     problem: str = ""
 
@@ -225,7 +225,7 @@ def _see(path: Path, id: str, stamp: tuple[int, ...]) -> _Seen:
     said = [message for message in conversation.messages if message["role"] in ("user", "assistant")]
     text = "\n".join([conversation.title, *(message.get("content") or "" for message in said)])
     turns = sum(message["role"] == "user" for message in said)
-    return _Seen(stamp, Summary(id, conversation.title, conversation.updated, turns), _folded(text))
+    return _Seen(stamp, ConversationSummary(id, conversation.title, conversation.updated, turns), _folded(text))
 
 
 def _load(path: Path, id: str) -> Conversation:

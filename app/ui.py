@@ -8,10 +8,10 @@ import gradio as gr
 
 from .actions import Actions
 from .api import add_endpoints
-from .desk import Desk
+from .i18n import LANGUAGES, WORDS, translations
 from .settings import MAX_TOKENS, recommended
+from .state import AppState
 from .widgets import TEXTS, THEMES, Page
-from .words import LANGUAGES, WORDS, translations
 
 #: Where the address of the page says which conversation it shows, so that it comes back when the page is loaded again.
 OPENED = """(conversation, chosen, browser, width) => [
@@ -49,12 +49,12 @@ LATEX: list[dict[str, str | bool]] = [
 I18N = gr.I18n(**{code: {**texts, "chatbot.clear": texts["new_chat"]} for code, texts in translations().items()})
 
 
-def build(desk: Desk) -> gr.Blocks:
+def build(state: AppState) -> gr.Blocks:
     """The page. `launch` it with `i18n=I18N` and what `__main__.launch_options` says."""
     with gr.Blocks(analytics_enabled=False, title="EXAONE", fill_height=True, delete_cache=(3600, 86400)) as page:
-        widgets = {**_conversations(), **_settings(desk), **_chat(desk), **_unseen()}
-        _connect(page, Page(**widgets), desk)
-        add_endpoints(desk)
+        widgets = {**_conversations(), **_settings(state), **_chat(state), **_unseen()}
+        _connect(page, Page(**widgets), state)
+        add_endpoints(state)
     return page
 
 
@@ -90,7 +90,7 @@ def _conversations() -> dict[str, Any]:
     return made
 
 
-def _chat(desk: Desk) -> dict[str, Any]:
+def _chat(state: AppState) -> dict[str, Any]:
     """The conversation in the middle."""
     made: dict[str, Any] = {}
     made["chat"] = gr.Chatbot(
@@ -119,7 +119,7 @@ def _chat(desk: Desk) -> dict[str, Any]:
         elem_id="box",
     )
     with gr.Row(elem_id="switches"):
-        settings = desk.settings
+        settings = state.settings
         small: dict[str, Any] = {"scale": 0, "min_width": 80}
         made["thinking"] = gr.Checkbox(
             settings.thinking, **_text("thinking"), container=False, elem_id="thinking", **small
@@ -131,9 +131,9 @@ def _chat(desk: Desk) -> dict[str, Any]:
     return made
 
 
-def _settings(desk: Desk) -> dict[str, Any]:
+def _settings(state: AppState) -> dict[str, Any]:
     """The settings, folded at the right."""
-    settings, names = desk.settings, desk.tool_names
+    settings, names = state.settings, state.tool_names
     temperature, top_p = recommended(settings.thinking)
     made: dict[str, Any] = {}
     with gr.Sidebar(position="right", open=False, width=340) as made["right"]:
@@ -181,9 +181,9 @@ def _unseen() -> dict[str, Any]:
     }
 
 
-def _connect(blocks: gr.Blocks, page: Page, desk: Desk) -> None:
+def _connect(blocks: gr.Blocks, page: Page, state: AppState) -> None:
     """Which action belongs to which widget."""
-    do = Actions(desk, page)
+    do = Actions(state, page)
     values = page.settings
     event: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     quick: dict[str, Any] = event | {"queue": False}

@@ -13,8 +13,8 @@ from typing import Any
 
 import gradio as gr
 
+from .i18n import Words
 from .settings import SAMPLING
-from .words import Words
 
 #: The widgets whose values make up the settings of a conversation.
 SETTINGS = ("system", "thinking", "thinking_budget", "use_tools", "tools", "ask", "max_tokens", *SAMPLING)

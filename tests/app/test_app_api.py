@@ -23,22 +23,22 @@ ENDPOINTS = {"/chat", "/retry", "/undo", "/clear", "/stop", "/messages", "/state
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from app.desk import Desk, Loaded
+def state(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from app.models import Choice
+    from app.state import AppState, LoadedModel
     from app.store import Store
 
     model, tokenizer = load("demo")
-    loaded = Loaded(Choice("demo", "demo"), model, tokenizer, fit("demo"))
-    return Desk(loaded, Store(tmp_path_factory.mktemp("data")), tools=BUILTIN_TOOLS)
+    loaded = LoadedModel(Choice("demo", "demo"), model, tokenizer, fit("demo"))
+    return AppState(loaded, Store(tmp_path_factory.mktemp("data")), tools=BUILTIN_TOOLS)
 
 
 @pytest.fixture(scope="module")
-def address(desk: Any) -> Iterator[str]:
+def address(state: Any) -> Iterator[str]:
     from app.__main__ import launch_options
     from app.ui import build
 
-    page = build(desk)
+    page = build(state)
     _, address, _ = page.launch(
         server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, inbrowser=False, **launch_options("127.0.0.1")
     )
@@ -127,9 +127,9 @@ def test_options_that_are_null_are_the_defaults(client: Any) -> None:
     assert client.predict("Hello", options, api_name="/chat")["finish_reason"] == "stop"
 
 
-def test_conversations_of_programs_are_not_written(client: Any, desk: Any) -> None:
+def test_conversations_of_programs_are_not_written(client: Any, state: Any) -> None:
     client.predict("Hello", api_name="/chat")
-    assert desk.store.list() == []
+    assert state.store.list() == []
 
 
 def test_other_sites_cannot_speak_for_this_computer(address: str) -> None:
@@ -145,11 +145,11 @@ def test_pages_of_other_sites_can_ask_for_nothing(address: str) -> None:
         assert _get(address, path, method="POST", Origin=own)[0] != 403, path
 
 
-def test_request_without_a_session_of_its_own_is_refused(address: str, desk: Any) -> None:
-    before = desk.open_tabs
+def test_request_without_a_session_of_its_own_is_refused(address: str, state: Any) -> None:
+    before = state.open_tabs
     status, _, _ = _get(address, "/gradio_api/run/messages", method="POST", **{"Content-Type": "application/json"})
     assert status >= 400
-    assert desk.open_tabs == before
+    assert state.open_tabs == before
 
 
 def test_uploads_are_bounded_and_many_replies_can_be_watched() -> None:
@@ -204,11 +204,11 @@ def _converse(address: str, number: int, failures: list[str]) -> None:
         failures.append(f"{number}: {type(error).__name__}: {error}")
 
 
-def test_eight_programs_at_once_keep_their_own_histories_and_leave_no_memory_behind(address: str, desk: Any) -> None:
+def test_eight_programs_at_once_keep_their_own_histories_and_leave_no_memory_behind(address: str, state: Any) -> None:
     from app.models import memory_in_use
 
     failures: list[str] = []
-    _settled(desk)
+    _settled(state)
     before = memory_in_use()
     threads = [threading.Thread(target=_converse, args=(address, i, failures)) for i in range(CLIENTS)]
     for thread in threads:
@@ -217,20 +217,20 @@ def test_eight_programs_at_once_keep_their_own_histories_and_leave_no_memory_beh
         thread.join(240)
     assert not any(thread.is_alive() for thread in threads), "a client waits for ever"
     assert not failures
-    _settled(desk)
+    _settled(state)
     after = memory_in_use()
     print(f"MLX memory before {before / 1e6:.1f} MB, after {after / 1e6:.1f} MB")
     assert after <= before + 1_000_000, "what the clients' caches held was not freed"
 
 
-def _settled(desk: Any) -> None:
+def _settled(state: Any) -> None:
     """Waits until all clients are gone, and nothing is held for them."""
     gc.collect()
     deadline = time.monotonic() + 60
-    while desk.open_tabs and time.monotonic() < deadline:
+    while state.open_tabs and time.monotonic() < deadline:
         gc.collect()
         time.sleep(0.2)
-    assert not desk.open_tabs, "clients that are gone still count"
+    assert not state.open_tabs, "clients that are gone still count"
     gc.collect()
 
 

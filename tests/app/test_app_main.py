@@ -35,14 +35,14 @@ def test_help_needs_neither_gradio_nor_mlx() -> None:
 def test_logic_of_the_app_needs_no_gradio() -> None:
     code = (
         "import sys; sys.modules['gradio'] = None\n"
-        "import app.words, app.store, app.transcript, app.files, app.settings, app.messages, app.models, app.session, "
-        "app.desk, app.status"
+        "import app.i18n, app.store, app.transcript, app.files, app.settings, app.messages, app.models, app.session, "
+        "app.state, app.status"
     )
     assert run(code=code) == (0, "")
 
 
 def test_messages_and_words_need_no_mlx() -> None:
-    code = "import sys; sys.modules['mlx.core'] = None; import app.words, app.messages, app.store, app.transcript, app.files"
+    code = "import sys; sys.modules['mlx.core'] = None; import app.i18n, app.messages, app.store, app.transcript, app.files"
     assert run(code=code) == (0, "")
 
 
@@ -55,7 +55,7 @@ def test_messages_and_words_need_no_mlx() -> None:
         (["--model", "demo", "--context", "0"], "context must be a positive whole number"),
         (["--model", "demo", "--context", "1"], "context must be at least 2 tokens"),
         (["--model", "demo", "--max-kv-size", "9000"], "context 9000 is more than the 8192 tokens"),
-        (["--model", "demo", "--kv-layers", "global"], "kv_layers 'global' says how to quantize the cache"),
+        (["--model", "demo", "--kv-layers", "global"], "kv_layers 'global' has no effect without kv_bits"),
         (["--model", "demo", "--draft-model", "/no/such/folder"], "/no/such/folder"),
         (["--model", "demo", "--num-draft-tokens", "2"], "--num-draft-tokens needs --draft-model or --prompt-lookup"),
     ],

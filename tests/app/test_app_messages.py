@@ -13,9 +13,9 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from app.i18n import LANGUAGES, Words
 from app.markdown import inert, typed
 from app.messages import LONG, LiveReply, call_text, shown, turn_at
-from app.words import LANGUAGES, Words
 from exaone4_mlx import Answer, Done, Thinking, ToolCall, ToolResult
 
 WORDS = Words("en")

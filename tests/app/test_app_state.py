@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from conftest import ScriptedModel, roll_dice
 
-from app import desk as desk_module
-from app.desk import Desk, Loaded
+from app import state as state_module
 from app.files import Attachment
 from app.models import Choice, Draft, memory_in_use
 from app.session import Busy, Session, View
 from app.settings import Settings
+from app.state import AppState, LoadedModel
 from app.store import Conversation, Store
 from exaone4_mlx import Tokenizer, fit, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
@@ -36,20 +36,20 @@ GRACE = 0.15
 
 
 @pytest.fixture
-def make(unread: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Desk]]:
-    """make() is a desk with the quick model of no sense, and a grace of a moment."""
-    monkeypatch.setattr(desk_module, "GRACE_SECONDS", GRACE)
-    made: list[Desk] = []
+def make(unread: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppState]]:
+    """make() is a state with the quick model of no sense, and a grace of a moment."""
+    monkeypatch.setattr(state_module, "GRACE_SECONDS", GRACE)
+    made: list[AppState] = []
 
-    def one(model: Any = unread, **options: Any) -> Desk:
-        loaded = Loaded(Choice("unread", "unread"), *model, fit("demo"))
-        desk = Desk(loaded, Store(tmp_path / "data"), **({"tools": [roll_dice]} | options))
-        made.append(desk)
-        return desk
+    def one(model: Any = unread, **options: Any) -> AppState:
+        loaded = LoadedModel(Choice("unread", "unread"), *model, fit("demo"))
+        state = AppState(loaded, Store(tmp_path / "data"), **({"tools": [roll_dice]} | options))
+        made.append(state)
+        return state
 
     yield one
-    for desk in made:
-        desk.stop_all(WAIT_SECONDS)
+    for state in made:
+        state.stop_all(WAIT_SECONDS)
 
 
 def fresh(text: str, pause: float = 0.0, **config: Any) -> tuple[ScriptedModel, Tokenizer]:
@@ -61,7 +61,7 @@ def fresh(text: str, pause: float = 0.0, **config: Any) -> tuple[ScriptedModel, 
 
 
 @pytest.fixture
-def desk(make: Callable[..., Desk]) -> Desk:
+def state(make: Callable[..., AppState]) -> AppState:
     return make()
 
 
@@ -98,36 +98,36 @@ def underway(session: Session) -> Session:
 # --- tabs and conversations ------------------------------------------------------
 
 
-def test_tabs_are_apart(desk: Desk, scripted: Any) -> None:
+def test_tabs_are_apart(state: AppState, scripted: Any) -> None:
     scripted("ok", repeat=True)
-    one, two = desk.tab("one"), desk.tab("two")
+    one, two = state.tab("one"), state.tab("two")
     say(one.session, "first")
     assert contents(two.session) == [] and one.session is not two.session
-    assert desk.tab("one") is one, "a tab is known by its key"
+    assert state.tab("one") is one, "a tab is known by its key"
 
 
-def test_conversation_in_two_tabs_is_open_once(desk: Desk, scripted: Any) -> None:
+def test_conversation_in_two_tabs_is_open_once(state: AppState, scripted: Any) -> None:
     scripted("ok", repeat=True)
-    one = desk.tab("one")
+    one = state.tab("one")
     say(one.session, "first")
-    two = desk.tab("two", one.session.id)
+    two = state.tab("two", one.session.id)
     assert two.session is one.session
-    desk.show(desk.tab("three"), desk.session(one.session.id))
-    assert desk.tab("three").session is one.session
+    state.show(state.tab("three"), state.session(one.session.id))
+    assert state.tab("three").session is one.session
 
 
 @pytest.mark.parametrize("conversation", ["", "../../etc/passwd", UNKNOWN, "x" * 1000])
-def test_address_of_no_conversation_begins_one(desk: Desk, conversation: str) -> None:
-    assert contents(desk.tab("one", conversation).session) == []
+def test_address_of_no_conversation_begins_one(state: AppState, conversation: str) -> None:
+    assert contents(state.tab("one", conversation).session) == []
 
 
-def test_requests_of_a_new_tab_that_come_at_once_find_one_tab(desk: Desk) -> None:
+def test_requests_of_a_new_tab_that_come_at_once_find_one_tab(state: AppState) -> None:
     for number in range(20):
         barrier, tabs = threading.Barrier(4), []
 
         def ask(number: int = number, barrier: Any = barrier, tabs: Any = tabs) -> None:
             barrier.wait()
-            tabs.append(desk.tab(f"{number}"))
+            tabs.append(state.tab(f"{number}"))
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
@@ -135,52 +135,54 @@ def test_requests_of_a_new_tab_that_come_at_once_find_one_tab(desk: Desk) -> Non
         for thread in threads:
             thread.join()
         assert len({id(tab) for tab in tabs}) == 1 and len({id(tab.session) for tab in tabs}) == 1
-    assert len(desk._sessions) == 20, "conversations that nobody sees are open"
+    assert len(state._sessions) == 20, "conversations that nobody sees are open"
 
 
-def test_conversation_opened_from_two_requests_at_once_is_open_once(desk: Desk, scripted: Any) -> None:
+def test_conversation_opened_from_two_requests_at_once_is_open_once(state: AppState, scripted: Any) -> None:
     """Both read the file before either shows it."""
     conversation = Conversation.new()
     conversation.messages = [{"role": "user", "content": "first"}]
-    id = desk.store.write(conversation).id
-    one, two = desk.session(id), desk.session(id)
-    desk.show(desk.tab("one"), one)
-    desk.show(desk.tab("two"), two)
-    assert desk.tab("one").session is desk.tab("two").session
+    id = state.store.write(conversation).id
+    one, two = state.session(id), state.session(id)
+    state.show(state.tab("one"), one)
+    state.show(state.tab("two"), two)
+    assert state.tab("one").session is state.tab("two").session
 
 
-def test_tabs_that_come_with_the_same_address_at_once_share_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    id = desk.store.write(Conversation.new()).id
-    read, barrier = desk.store.read, threading.Barrier(2)
+def test_tabs_that_come_with_the_same_address_at_once_share_it(
+    state: AppState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = state.store.write(Conversation.new()).id
+    read, barrier = state.store.read, threading.Barrier(2)
 
     def both(id: str) -> Conversation:
         barrier.wait(WAIT_SECONDS)
         return read(id)
 
-    monkeypatch.setattr(desk.store, "read", both)
-    threads = [threading.Thread(target=desk.tab, args=(key, id)) for key in ("one", "two")]
+    monkeypatch.setattr(state.store, "read", both)
+    threads = [threading.Thread(target=state.tab, args=(key, id)) for key in ("one", "two")]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert desk.tab("one").session is desk.tab("two").session and desk.tab("one").session.id == id
+    assert state.tab("one").session is state.tab("two").session and state.tab("one").session.id == id
 
 
-def test_conversation_forgotten_while_a_tab_turns_to_it_is_still_open_once(desk: Desk, scripted: Any) -> None:
+def test_conversation_forgotten_while_a_tab_turns_to_it_is_still_open_once(state: AppState, scripted: Any) -> None:
     scripted("ok", repeat=True)
-    one = desk.tab("one")
+    one = state.tab("one")
     say(one.session, "first")
-    found = desk.session(one.session.id)
-    desk.show(one, desk.new_session())  # the last tab that looked at it, in the meantime
-    desk.show(desk.tab("two"), found)
-    assert desk.session(found.id) is found, "a second session would not know what this one says"
+    found = state.session(one.session.id)
+    state.show(one, state.new_session())  # the last tab that looked at it, in the meantime
+    state.show(state.tab("two"), found)
+    assert state.session(found.id) is found, "a second session would not know what this one says"
 
 
-def test_page_loaded_again_finds_its_reply_under_way(desk: Desk, scripted: Any) -> None:
+def test_page_loaded_again_finds_its_reply_under_way(state: AppState, scripted: Any) -> None:
     scripted(ENDLESS, pause=0.005, repeat=True)
-    session = underway(desk.tab("before").session)
-    desk.leave("before")
-    again = desk.tab("after", session.id)
+    session = underway(state.tab("before").session)
+    state.leave("before")
+    again = state.tab("after", session.id)
     time.sleep(2 * GRACE)
     assert again.session is session and session.running
     before = len(contents_coming(session))
@@ -191,277 +193,279 @@ def contents_coming(session: Session) -> str:
     return "".join(message["content"] for message in session.view().coming)
 
 
-def test_reply_that_nobody_comes_back_to_is_ended_and_kept(desk: Desk, scripted: Any) -> None:
+def test_reply_that_nobody_comes_back_to_is_ended_and_kept(state: AppState, scripted: Any) -> None:
     scripted(ENDLESS, pause=0.005, repeat=True)
-    session = underway(desk.tab("before").session)
-    desk.leave("before")
+    session = underway(state.tab("before").session)
+    state.leave("before")
     assert session.running, "it has a moment"
     assert session.join(WAIT_SECONDS)
-    kept = desk.store.read(session.id).messages
+    kept = state.store.read(session.id).messages
     assert kept[-1]["finish_reason"] == "cancelled" and kept[-1]["content"]
-    until(lambda: not desk._sessions and not session.has_caches, "it is closed")
+    until(lambda: not state._sessions and not session.has_caches, "it is closed")
 
 
-def test_reply_that_another_tab_looks_at_goes_on(desk: Desk, scripted: Any) -> None:
+def test_reply_that_another_tab_looks_at_goes_on(state: AppState, scripted: Any) -> None:
     scripted(ENDLESS, pause=0.005, repeat=True)
-    session = underway(desk.tab("one").session)
-    desk.tab("two", session.id)
-    desk.leave("one")
+    session = underway(state.tab("one").session)
+    state.tab("two", session.id)
+    state.leave("one")
     time.sleep(2 * GRACE)
     assert session.running
 
 
-def test_reply_goes_on_while_its_tab_shows_another_conversation(desk: Desk, scripted: Any) -> None:
+def test_reply_goes_on_while_its_tab_shows_another_conversation(state: AppState, scripted: Any) -> None:
     scripted(ENDLESS[:200], pause=0.002, repeat=True)
-    tab = desk.tab("one")
+    tab = state.tab("one")
     session = underway(tab.session)
-    desk.show(tab, desk.new_session())
+    state.show(tab, state.new_session())
     assert finished(session).messages[-1]["finish_reason"] == "stop"
-    until(lambda: session.id not in desk._sessions, "it is closed, now that it has ended")
-    desk.show(tab, desk.session(session.id))
+    until(lambda: session.id not in state._sessions, "it is closed, now that it has ended")
+    state.show(tab, state.session(session.id))
     assert contents(tab.session) == ["Count", ENDLESS[:200]]
 
 
-def test_files_that_were_dropped_belong_to_the_conversation(desk: Desk) -> None:
-    tab = desk.tab("one")
+def test_files_that_were_dropped_belong_to_the_conversation(state: AppState) -> None:
+    tab = state.tab("one")
     tab.files["a"] = (Attachment("a", "text"), 1)
-    desk.show(tab, desk.new_session())
+    state.show(tab, state.new_session())
     assert tab.files == {}
 
 
-def test_leaving_twice_or_never_having_been_there_is_fine(desk: Desk) -> None:
-    desk.leave("nobody")
-    desk.tab("one")
-    desk.leave("one")
-    desk.leave("one")
-    assert desk.open_tabs == 0
+def test_leaving_twice_or_never_having_been_there_is_fine(state: AppState) -> None:
+    state.leave("nobody")
+    state.tab("one")
+    state.leave("one")
+    state.leave("one")
+    assert state.open_tabs == 0
 
 
 # --- clients of the API ----------------------------------------------------------
 
 
-def test_conversation_of_a_client_is_written_nowhere(desk: Desk, scripted: Any) -> None:
+def test_conversation_of_a_client_is_written_nowhere(state: AppState, scripted: Any) -> None:
     scripted("ok", repeat=True)
-    session = desk.tab("client", keeps=False).session
+    session = state.tab("client", keeps=False).session
     assert say(session, "secret").unsaved is None
-    assert desk.store.list() == [] and not desk.store.folder.exists()
+    assert state.store.list() == [] and not state.store.folder.exists()
 
 
-def test_client_gets_no_conversation_of_the_disk(desk: Desk, scripted: Any) -> None:
+def test_client_gets_no_conversation_of_the_disk(state: AppState, scripted: Any) -> None:
     scripted("ok", repeat=True)
-    session = desk.tab("one").session
+    session = state.tab("one").session
     say(session, "mine")
-    assert contents(desk.tab("client", session.id, keeps=False).session) == []
+    assert contents(state.tab("client", session.id, keeps=False).session) == []
 
 
 def test_reply_of_a_client_ends_with_what_could_show_it(
-    desk: Desk, scripted: Any, monkeypatch: pytest.MonkeyPatch
+    state: AppState, scripted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(desk_module, "GRACE_SECONDS", 600.0)  # that is for pages that are loaded again
+    monkeypatch.setattr(state_module, "GRACE_SECONDS", 600.0)  # that is for pages that are loaded again
     scripted(ENDLESS, pause=0.005, repeat=True)
-    tab = desk.tab("client", keeps=False)
+    tab = state.tab("client", keeps=False)
     session = underway(tab.session)
-    desk.show(tab, desk.new_session(keeps=False))
+    state.show(tab, state.new_session(keeps=False))
     assert finished(session).messages[-1]["finish_reason"] == "cancelled", "it is made for nobody"
     session = underway(tab.session)
-    desk.leave("client")
+    state.leave("client")
     assert finished(session).messages[-1]["finish_reason"] == "cancelled"
-    until(lambda: not desk._sessions, "all is closed")
+    until(lambda: not state._sessions, "all is closed")
 
 
-def test_clients_that_never_say_goodbye_are_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk_module, "MAX_OPEN", 3)
-    desk.tab("person")
+def test_clients_that_never_say_goodbye_are_bounded(state: AppState, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_module, "MAX_OPEN", 3)
+    state.tab("person")
     for number in range(10):
-        desk.tab(f"client {number}", keeps=False)
-    assert set(desk._tabs) == {"person", "client 7", "client 8", "client 9"}
-    assert len(desk._sessions) == 4
+        state.tab(f"client {number}", keeps=False)
+    assert set(state._tabs) == {"person", "client 7", "client 8", "client 9"}
+    assert len(state._sessions) == 4
 
 
 # --- rename and delete -----------------------------------------------------------
 
 
-def test_rename_while_a_reply_is_made_keeps_both_in_one_file(desk: Desk, scripted: Any) -> None:
+def test_rename_while_a_reply_is_made_keeps_both_in_one_file(state: AppState, scripted: Any) -> None:
     scripted(ENDLESS[:150], pause=0.002, repeat=True)
-    session = underway(desk.tab("one").session)
+    session = underway(state.tab("one").session)
     id = session.id
-    desk.rename(id, "  My\ncount ")
+    state.rename(id, "  My\ncount ")
     finished(session)
     say(session, "more")
-    assert session.id == id and [one.title for one in desk.store.list()] == ["My count"]
-    assert session.conversation.title == "My count" and len(desk.store.read(id).messages) == 4
+    assert session.id == id and [one.title for one in state.store.list()] == ["My count"]
+    assert session.conversation.title == "My count" and len(state.store.read(id).messages) == 4
 
 
 def test_rename_between_two_steps_of_a_write_costs_no_copy(
-    desk: Desk, scripted: Any, monkeypatch: pytest.MonkeyPatch
+    state: AppState, scripted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted("ok", repeat=True)
-    session = desk.tab("one").session
+    session = state.tab("one").session
     say(session, "first")
-    write = desk.store.write
+    write = state.store.write
 
     def late(conversation: Conversation) -> Conversation:
         written = write(conversation)
-        thread = threading.Thread(target=desk.rename, args=(session.id, "Mine"))
+        thread = threading.Thread(target=state.rename, args=(session.id, "Mine"))
         thread.start()
         thread.join(0.1)  # it may have to wait for us
         return written
 
     with monkeypatch.context() as patch:
-        patch.setattr(desk.store, "write", late)
+        patch.setattr(state.store, "write", late)
         say(session, "second")
     say(session, "third")
-    assert [(one.title, one.turns) for one in desk.store.list()] == [("Mine", 3)]
+    assert [(one.title, one.turns) for one in state.store.list()] == [("Mine", 3)]
     until(lambda: session.conversation.title == "Mine", "the open conversation knows its name")
 
 
-def test_conversation_can_be_named_before_it_begins(desk: Desk, scripted: Any) -> None:
+def test_conversation_can_be_named_before_it_begins(state: AppState, scripted: Any) -> None:
     scripted("ok", repeat=True)
-    session = desk.tab("one").session
-    desk.rename(session.id, "Plans")
-    assert session.conversation.title == "Plans" and desk.store.list() == []
+    session = state.tab("one").session
+    state.rename(session.id, "Plans")
+    assert session.conversation.title == "Plans" and state.store.list() == []
     say(session, "first")
-    assert [one.title for one in desk.store.list()] == ["Plans"]
+    assert [one.title for one in state.store.list()] == ["Plans"]
 
 
-def test_rename_refuses_what_has_no_name_or_is_not_there(desk: Desk) -> None:
-    session = desk.tab("one").session
+def test_rename_refuses_what_has_no_name_or_is_not_there(state: AppState) -> None:
+    session = state.tab("one").session
     with pytest.raises(ValueError, match="a title that is not empty"):
-        desk.rename(session.id, " \n ")
+        state.rename(session.id, " \n ")
     with pytest.raises(FileNotFoundError, match="there is no conversation"):
-        desk.rename(UNKNOWN, "x")
+        state.rename(UNKNOWN, "x")
     assert session.conversation.title == ""
 
 
-def test_deleted_while_a_reply_is_made_it_stays_deleted(desk: Desk, scripted: Any) -> None:
+def test_deleted_while_a_reply_is_made_it_stays_deleted(state: AppState, scripted: Any) -> None:
     scripted(ENDLESS, pause=0.005, repeat=True)
-    one = desk.tab("one")
+    one = state.tab("one")
     session = underway(one.session)
-    two = desk.tab("two", session.id)
-    desk.delete(session.id)
-    assert not session.running and desk.store.list() == []
+    two = state.tab("two", session.id)
+    state.delete(session.id)
+    assert not session.running and state.store.list() == []
     assert contents(one.session) == [] == contents(two.session), "tabs that looked at it get a new one"
-    assert session not in desk._sessions.values() and not session.has_caches
+    assert session not in state._sessions.values() and not session.has_caches
     say_after = one.session
     scripted("ok", repeat=True)
     say(say_after, "new")
-    assert [one.title for one in desk.store.list()] == ["new"]
+    assert [one.title for one in state.store.list()] == ["new"]
 
 
-def test_conversation_that_is_not_open_can_be_deleted(desk: Desk) -> None:
-    id = desk.store.write(Conversation.new()).id
-    desk.delete(id)
-    desk.delete(id)  # it is gone already
-    assert desk.store.list() == []
+def test_conversation_that_is_not_open_can_be_deleted(state: AppState) -> None:
+    id = state.store.write(Conversation.new()).id
+    state.delete(id)
+    state.delete(id)  # it is gone already
+    assert state.store.list() == []
 
 
-def test_delete_that_fails_leaves_all_as_it_was(desk: Desk, scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delete_that_fails_leaves_all_as_it_was(
+    state: AppState, scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuses(id: str) -> None:
         raise OSError(f"{id}.json cannot be deleted: Permission denied")
 
     scripted("ok", repeat=True)
-    tab = desk.tab("one")
+    tab = state.tab("one")
     session = tab.session
     say(session, "first")
     with monkeypatch.context() as patch:
-        patch.setattr(desk.store, "delete", refuses)
+        patch.setattr(state.store, "delete", refuses)
         with pytest.raises(OSError, match="Permission denied"):
-            desk.delete(session.id)
-    assert tab.session is session and desk.session(session.id) is session
+            state.delete(session.id)
+    assert tab.session is session and state.session(session.id) is session
     say(session, "second")
-    assert len(desk.store.read(session.id).messages) == 4, "it is still written"
+    assert len(state.store.read(session.id).messages) == 4, "it is still written"
 
 
 # --- the disk --------------------------------------------------------------------
 
 
-def test_other_programs_version_stays_and_the_tab_goes_on_in_a_copy(desk: Desk, scripted: Any) -> None:
+def test_other_programs_version_stays_and_the_tab_goes_on_in_a_copy(state: AppState, scripted: Any) -> None:
     scripted("ok", repeat=True)
-    tab = desk.tab("one")
+    tab = state.tab("one")
     say(tab.session, "mine")
-    theirs = desk.store.read(tab.session.id)
+    theirs = state.store.read(tab.session.id)
     theirs.messages = [*theirs.messages, {"role": "user", "content": "theirs"}]
-    Store(desk.store.folder).write(theirs)
+    Store(state.store.folder).write(theirs)
     say(tab.session, "and more")
     assert tab.session.id != theirs.id and contents(tab.session) == ["mine", "ok", "and more", "ok"]
-    assert desk.session(tab.session.id) is tab.session
-    other = desk.tab("two", theirs.id).session
+    assert state.session(tab.session.id) is tab.session
+    other = state.tab("two", theirs.id).session
     assert other is not tab.session and contents(other) == ["mine", "ok", "theirs"]
     say(tab.session, "again")
-    assert len(desk.store.list()) == 2, "one copy is enough"
+    assert len(state.store.list()) == 2, "one copy is enough"
 
 
 def test_reply_goes_on_without_the_disk_and_comes_to_it_later(
-    desk: Desk, scripted: Any, monkeypatch: pytest.MonkeyPatch
+    state: AppState, scripted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(conversation: Conversation) -> Conversation:
         raise OSError("conversations cannot be written to /data: No space left on device")
 
     scripted("ok", repeat=True)
-    tab = desk.tab("one")
+    tab = state.tab("one")
     session = tab.session
     with monkeypatch.context() as patch:
-        patch.setattr(desk.store, "write", full)
+        patch.setattr(state.store, "write", full)
         assert "No space left" in str(say(session, "precious").unsaved)
-        desk.show(tab, desk.new_session())
-    assert desk.session(session.id) is session, "it is nowhere else"
+        state.show(tab, state.new_session())
+    assert state.session(session.id) is session, "it is nowhere else"
     assert not session.has_caches, "what can be made again goes"
     say(tab.session, "something else")
-    until(lambda: len(desk.store.list()) == 2, "both are on disk")
-    until(lambda: session.id not in desk._sessions, "it is closed, now that it is saved")
-    assert [message["content"] for message in desk.store.read(session.id).messages] == ["precious", "ok"]
+    until(lambda: len(state.store.list()) == 2, "both are on disk")
+    until(lambda: session.id not in state._sessions, "it is closed, now that it is saved")
+    assert [message["content"] for message in state.store.read(session.id).messages] == ["precious", "ok"]
 
 
-def test_read_only_folder_is_told_and_nothing_breaks(desk: Desk, scripted: Any) -> None:
-    desk.store.folder.parent.mkdir(exist_ok=True)
-    desk.store.folder.write_text("a file where the folder should be")  # root may write anywhere
+def test_read_only_folder_is_told_and_nothing_breaks(state: AppState, scripted: Any) -> None:
+    state.store.folder.parent.mkdir(exist_ok=True)
+    state.store.folder.write_text("a file where the folder should be")  # root may write anywhere
     scripted("ok", repeat=True)
-    view = say(desk.tab("one").session, "first")
+    view = say(state.tab("one").session, "first")
     assert "conversations cannot be written to" in str(view.unsaved) and view.messages[-1]["content"] == "ok"
 
 
-def test_deleted_file_comes_back_with_the_next_turn(desk: Desk, scripted: Any) -> None:
+def test_deleted_file_comes_back_with_the_next_turn(state: AppState, scripted: Any) -> None:
     scripted("ok", repeat=True)
-    session = desk.tab("one").session
+    session = state.tab("one").session
     say(session, "first")
-    (desk.store.folder / f"{session.id}.json").unlink()
+    (state.store.folder / f"{session.id}.json").unlink()
     say(session, "second")
-    assert len(desk.store.read(session.id).messages) == 4
+    assert len(state.store.read(session.id).messages) == 4
 
 
 def test_settings_of_a_conversation_come_back_with_it(make: Any, scripted: Any) -> None:
     scripted("ok", repeat=True)
-    desk = make(settings=Settings(system="Be kind."))
-    session = desk.tab("one").session
+    state = make(settings=Settings(system="Be kind."))
+    session = state.tab("one").session
     assert session.settings.system == "Be kind."
     session.send("Hi", [], Settings(system="Be brief.", max_tokens=77))
     finished(session)
-    desk.leave("one")
-    until(lambda: not desk._sessions, "it is closed")
-    again = desk.tab("two", session.id).session
+    state.leave("one")
+    until(lambda: not state._sessions, "it is closed")
+    again = state.tab("two", session.id).session
     assert again is not session and again.settings == Settings(system="Be brief.", max_tokens=77)
 
 
-def test_system_prompt_among_the_messages_counts(desk: Desk) -> None:
+def test_system_prompt_among_the_messages_counts(state: AppState) -> None:
     conversation = Conversation.new(settings={"system": "Old.", "top_p": "nonsense"})
     conversation.messages = [{"role": "system", "content": "New."}, {"role": "user", "content": "Hi"}]
-    assert desk.session(desk.store.write(conversation).id).settings.system == "New."
+    assert state.session(state.store.write(conversation).id).settings.system == "New."
 
 
-def test_model_is_noted_in_the_conversation(desk: Desk, scripted: Any) -> None:
+def test_model_is_noted_in_the_conversation(state: AppState, scripted: Any) -> None:
     scripted("ok", repeat=True)
-    session = desk.tab("one").session
+    session = state.tab("one").session
     say(session, "first")
-    assert desk.store.read(session.id).model == "unread"
+    assert state.store.read(session.id).model == "unread"
 
 
 # --- caches ----------------------------------------------------------------------
 
 
-def test_resting_caches_are_bounded_in_number(desk: Desk, scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk_module, "MAX_CACHES", 3)
+def test_resting_caches_are_bounded_in_number(state: AppState, scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_module, "MAX_CACHES", 3)
     scripted("ok", repeat=True)
-    sessions = [desk.tab(f"{number}").session for number in range(5)]
+    sessions = [state.tab(f"{number}").session for number in range(5)]
     for session in [*sessions, sessions[2]]:
         say(session, "Hi")
     until(lambda: sum(session.has_caches for session in sessions) <= 3, "the bound holds")
@@ -471,30 +475,30 @@ def test_resting_caches_are_bounded_in_number(desk: Desk, scripted: Any, monkeyp
     assert sessions[2].has_caches and contents(sessions[0]) == ["Hi", "ok", "Hi again", "ok"]
 
 
-def with_room(desk: Desk, conversations: float, tokens: int) -> None:
+def with_room(state: AppState, conversations: float, tokens: int) -> None:
     """The machine's memory is such that caches of so many conversations with so many tokens in all have room."""
-    needs = desk.loaded.fit
+    needs = state.loaded.fit
     row = needs.global_cache_bytes / needs.context
     room = conversations * (needs.local_window_bytes + needs.local_reserve_bytes) + tokens * row
     needs = dataclasses.replace(needs, memory_bytes=int(needs.weights_bytes + 2 * room))  # half is for caches
-    desk._use(dataclasses.replace(desk.loaded, fit=needs))
+    state._use(dataclasses.replace(state.loaded, fit=needs))
 
 
-def test_resting_caches_are_bounded_in_bytes(desk: Desk, scripted: Any) -> None:
+def test_resting_caches_are_bounded_in_bytes(state: AppState, scripted: Any) -> None:
     scripted("ok", repeat=True)
-    with_room(desk, 3.5, tokens=400)
-    sessions = [desk.tab(f"{number}").session for number in range(4)]
+    with_room(state, 3.5, tokens=400)
+    sessions = [state.tab(f"{number}").session for number in range(4)]
     for session in sessions:
         say(session, "word " * 30)
         assert 90 < session.context_tokens < 120
     assert [session.has_caches for session in sessions] == [False, True, True, True]
 
 
-def test_caches_that_grow_make_others_go(desk: Desk, scripted: Any) -> None:
+def test_caches_that_grow_make_others_go(state: AppState, scripted: Any) -> None:
     """Also where no new conversation is opened."""
     scripted("ok", repeat=True)
-    with_room(desk, 2.01, tokens=500)
-    small, large = desk.tab("small").session, desk.tab("large").session
+    with_room(state, 2.01, tokens=500)
+    small, large = state.tab("small").session, state.tab("large").session
     say(large, "Hi")
     say(small, "Hi")
     assert small.has_caches and large.has_caches
@@ -503,18 +507,18 @@ def test_caches_that_grow_make_others_go(desk: Desk, scripted: Any) -> None:
     assert large.has_caches
 
 
-def test_memory_is_back_when_all_tabs_are_gone(desk: Desk, scripted: Any) -> None:
+def test_memory_is_back_when_all_tabs_are_gone(state: AppState, scripted: Any) -> None:
     scripted("ok", repeat=True)
     gc.collect()
     before = memory_in_use()
     for number in range(4):
-        session = desk.tab(f"{number}").session
+        session = state.tab(f"{number}").session
         say(session, "word " * 100)
         del session
     assert memory_in_use() > before, "caches take memory"
     for number in range(4):
-        desk.leave(f"{number}")
-    until(lambda: not desk._sessions, "all are closed")
+        state.leave(f"{number}")
+    until(lambda: not state._sessions, "all are closed")
     until(lambda: gc.collect() is not None and memory_in_use() <= before, f"{memory_in_use()} back to {before}")
 
 
@@ -530,7 +534,7 @@ def folder(tmp_path: Path) -> Path:
 def tight(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with room for one model."""
     monkeypatch.setattr(
-        desk_module, "fit", lambda path, **options: dataclasses.replace(fit(path, **options), memory_bytes=1)
+        state_module, "fit", lambda path, **options: dataclasses.replace(fit(path, **options), memory_bytes=1)
     )
 
 
@@ -556,22 +560,22 @@ class Held:
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Held]]:
-    monkeypatch.setattr(desk_module, "Loading", Held)
-    monkeypatch.setattr(desk_module, "step_size", lambda *args: 512)
-    monkeypatch.setattr(desk_module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(state_module, "Loading", Held)
+    monkeypatch.setattr(state_module, "step_size", lambda *args: 512)
+    monkeypatch.setattr(state_module, "LOOK_SECONDS", 0.01)
     Held.go_on, Held.fails, Held.looked, Held.loads = threading.Event(), (), None, None
     yield Held
     Held.go_on.set()
     Held.looked = None
 
 
-def switching(desk: Desk, path: str = "demo", context: int | None = None) -> tuple[threading.Thread, list[Any]]:
+def switching(state: AppState, path: str = "demo", context: int | None = None) -> tuple[threading.Thread, list[Any]]:
     """A thread that loads a model, and its outcome: how far it was each time, and an error."""
     outcome: list[Any] = []
 
     def work() -> None:
         try:
-            outcome.extend(desk.switch(path, context))
+            outcome.extend(state.switch(path, context))
         except Exception as error:
             outcome.append(error)
 
@@ -580,138 +584,138 @@ def switching(desk: Desk, path: str = "demo", context: int | None = None) -> tup
     return thread, outcome
 
 
-def test_another_model_takes_over_and_the_conversation_goes_on(desk: Desk, folder: Path, scripted: Any) -> None:
-    session = desk.tab("one").session
+def test_another_model_takes_over_and_the_conversation_goes_on(state: AppState, folder: Path, scripted: Any) -> None:
+    session = state.tab("one").session
     scripted("ok", repeat=True)
     say(session, "My name is Clara.")
-    before = weakref.ref(desk.loaded.model)
-    far = list(desk.switch(str(folder)))
+    before = weakref.ref(state.loaded.model)
+    far = list(state.switch(str(folder)))
     assert all(0 <= done <= total for done, total in far)
-    assert desk.loaded.model is not before() and desk.loaded.choice.path == str(folder)
+    assert state.loaded.model is not before() and state.loaded.choice.path == str(folder)
     assert not session.has_caches, "caches belong to a model"
     say(session, "What is my name?")
-    assert len(contents(session)) == 4 and session._chat.model is desk.loaded.model
-    assert desk.store.read(session.id).model == desk.loaded.choice.label
+    assert len(contents(session)) == 4 and session._chat.model is state.loaded.model
+    assert state.store.read(session.id).model == state.loaded.choice.label
 
 
 def test_model_that_was_replaced_is_freed(make: Any, folder: Path) -> None:
-    desk = make(model=fresh("ok"))
-    say(desk.tab("one").session, "Hi")
-    before = weakref.ref(desk.loaded.model)
-    list(desk.switch(str(folder)))
+    state = make(model=fresh("ok"))
+    say(state.tab("one").session, "Hi")
+    before = weakref.ref(state.loaded.model)
+    list(state.switch(str(folder)))
     until(lambda: gc.collect() is not None and before() is None, "the old model is gone")
 
 
 @pytest.mark.parametrize("path", ["no such folder", "/etc/passwd", ""])
-def test_path_of_no_model_changes_nothing(desk: Desk, scripted: Any, path: str) -> None:
-    before = desk.loaded
+def test_path_of_no_model_changes_nothing(state: AppState, scripted: Any, path: str) -> None:
+    before = state.loaded
     with pytest.raises((FileNotFoundError, ValueError)):
-        list(desk.switch(path))
-    assert desk.loaded is before
+        list(state.switch(path))
+    assert state.loaded is before
     scripted("ok", repeat=True)
-    assert say(desk.tab("one").session, "Hi").error is None
+    assert say(state.tab("one").session, "Hi").error is None
 
 
 @pytest.mark.parametrize("context", [0, -5, 1_000_000])
-def test_context_without_meaning_changes_nothing(desk: Desk, context: int) -> None:
-    before = desk.loaded
+def test_context_without_meaning_changes_nothing(state: AppState, context: int) -> None:
+    before = state.loaded
     with pytest.raises(ValueError, match="context"):
-        list(desk.switch("demo", context))
-    assert desk.loaded is before
+        list(state.switch("demo", context))
+    assert state.loaded is before
 
 
-def test_damaged_weights_leave_the_model_in_use(desk: Desk, folder: Path, scripted: Any) -> None:
+def test_damaged_weights_leave_the_model_in_use(state: AppState, folder: Path, scripted: Any) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    before = desk.loaded
+    before = state.loaded
     with pytest.raises(ValueError, match=r"model\.safetensors"):
-        list(desk.switch(str(folder)))
-    assert desk.loaded is before
+        list(state.switch(str(folder)))
+    assert state.loaded is before
     scripted("ok", repeat=True)
-    assert say(desk.tab("one").session, "Hi").messages[-1]["content"] == "ok"
+    assert say(state.tab("one").session, "Hi").messages[-1]["content"] == "ok"
 
 
 def test_without_room_for_both_the_old_model_goes_first(make: Any, held: Any, scripted: Any, monkeypatch: Any) -> None:
     tight(monkeypatch)
-    desk = make(model=fresh(ENDLESS, pause=0.005))
-    session = underway(desk.tab("one").session)
-    model, alive = weakref.ref(desk.loaded.model), []
+    state = make(model=fresh(ENDLESS, pause=0.005))
+    session = underway(state.tab("one").session)
+    model, alive = weakref.ref(state.loaded.model), []
     Held.looked = lambda: alive.append(gc.collect() is not None and model() is not None)
     Held.go_on.set()
-    list(desk.switch("demo"))
+    list(state.switch("demo"))
     assert alive == [False], "while the new one was read, the old one still took its memory"
     assert not session.running and session.view().messages[-1]["finish_reason"] == "cancelled"
     scripted("ok", repeat=True)
     say(session, "Go on")
-    assert session._chat.model is desk.loaded.model
+    assert session._chat.model is state.loaded.model
 
 
 def test_old_model_is_loaded_again_when_the_other_fails(make: Any, held: Any, scripted: Any, monkeypatch: Any) -> None:
     scripted("ok", repeat=True)
     tight(monkeypatch)
-    desk = make()
-    desk._used = ("demo", desk.loaded.fit)
-    say(desk.tab("one").session, "Hi")
+    state = make()
+    state._used = ("demo", state.loaded.fit)
+    say(state.tab("one").session, "Hi")
     Held.fails = (str(DEMO_FOLDER),)
     Held.go_on.set()
     with pytest.raises(ValueError, match="is damaged"):
-        list(desk.switch(str(DEMO_FOLDER)))
-    assert desk.loaded.choice.path == "demo"
-    assert len(say(desk.tab("one").session, "Still there?").messages) == 4
+        list(state.switch(str(DEMO_FOLDER)))
+    assert state.loaded.choice.path == "demo"
+    assert len(say(state.tab("one").session, "Still there?").messages) == 4
 
 
 def test_where_nothing_can_be_loaded_any_more_that_is_said_and_can_be_mended(
     make: Any, held: Any, monkeypatch: Any
 ) -> None:
     tight(monkeypatch)
-    desk = make()
+    state = make()
     Held.fails = ("unread", str(DEMO_FOLDER))
     Held.go_on.set()
     with pytest.raises(ValueError, match=r"is damaged; and unread cannot be loaded again: unread is damaged"):
-        list(desk.switch(str(DEMO_FOLDER)))
-    session = desk.tab("one").session
+        list(state.switch(str(DEMO_FOLDER)))
+    session = state.tab("one").session
     assert session.view().messages == []
     with pytest.raises(ValueError, match="no model is loaded; choose one"):
         session.send("Hi", [], PLAIN)
-    list(desk.switch("demo"))
+    list(state.switch("demo"))
     assert say(session, "Hi").messages[-1]["content"].startswith("Hello!"), "the demo itself answers"
 
 
-def test_other_tabs_go_on_while_a_model_is_loaded_beside(desk: Desk, held: Any, scripted: Any) -> None:
+def test_other_tabs_go_on_while_a_model_is_loaded_beside(state: AppState, held: Any, scripted: Any) -> None:
     scripted("ok", repeat=True)
-    thread, outcome = switching(desk)
+    thread, outcome = switching(state)
     until(lambda: (7, 11) in outcome, "it says how far it is")
-    session = desk.tab("one").session
+    session = state.tab("one").session
     assert say(session, "Hi").messages[-1]["content"] == "ok"
     Held.go_on.set()
     thread.join(WAIT_SECONDS)
-    assert desk.loaded.choice.path == "demo"
+    assert state.loaded.choice.path == "demo"
     assert len(say(session, "And now?").messages) == 4
 
 
 def test_reply_under_way_ends_on_the_model_it_began_with(make: Any, held: Any, scripted: Any) -> None:
-    desk = make(model=fresh(ENDLESS[:200], pause=0.002))
-    session = underway(desk.tab("one").session)
-    before = weakref.ref(desk.loaded.model)
+    state = make(model=fresh(ENDLESS[:200], pause=0.002))
+    session = underway(state.tab("one").session)
+    before = weakref.ref(state.loaded.model)
     Held.go_on.set()
-    list(desk.switch("demo"))
+    list(state.switch("demo"))
     assert session.running, "both had room"
     assert finished(session).messages[-1]["content"] == ENDLESS[:200]
     scripted("ok", repeat=True)
     say(session, "Go on")
-    assert session._chat.model is desk.loaded.model
+    assert session._chat.model is state.loaded.model
     until(lambda: gc.collect() is not None and before() is None, "the old model is gone")
 
 
 def test_without_room_other_tabs_are_told_to_wait(make: Any, held: Any, scripted: Any, monkeypatch: Any) -> None:
     tight(monkeypatch)
-    desk = make()
+    state = make()
     scripted("ok", repeat=True)
-    session = desk.tab("one").session
+    session = state.tab("one").session
     say(session, "Hi")
-    thread, _ = switching(desk)
-    until(lambda: desk._loaded is None, "the old model is gone")
-    for one in (session, desk.tab("two").session):
+    thread, _ = switching(state)
+    until(lambda: state._loaded is None, "the old model is gone")
+    for one in (session, state.tab("two").session):
         with pytest.raises(ValueError, match="a model is being loaded; try again when it is ready"):
             one.send("Hi", [], PLAIN)
         assert not one.running and one.view().messages == ([] if one is not session else session.view().messages)
@@ -720,35 +724,35 @@ def test_without_room_other_tabs_are_told_to_wait(make: Any, held: Any, scripted
     assert len(say(session, "Now?").messages) == 4
 
 
-def test_one_model_is_loaded_at_a_time(desk: Desk, held: Any) -> None:
-    thread, outcome = switching(desk)
+def test_one_model_is_loaded_at_a_time(state: AppState, held: Any) -> None:
+    thread, outcome = switching(state)
     until(lambda: (7, 11) in outcome, "the first is being loaded")
     with pytest.raises(Busy, match="another model is being loaded"):
-        list(desk.switch("demo"))
+        list(state.switch("demo"))
     Held.go_on.set()
     thread.join(WAIT_SECONDS)
-    list(desk.switch("demo"))
+    list(state.switch("demo"))
 
 
 def test_whoever_stops_looking_on_ends_nothing(make: Any, held: Any, scripted: Any, monkeypatch: Any) -> None:
     """A page that is closed while a model is loaded must not leave the app without one."""
     tight(monkeypatch)
-    desk = make()
-    following = desk.switch("demo")
+    state = make()
+    following = state.switch("demo")
     assert next(following) == (7, 11)
     following.close()
     Held.go_on.set()
-    until(lambda: desk._loaded is not None, "the model is loaded all the same")
-    until(lambda: not desk._switching.locked(), "another one can be loaded")
+    until(lambda: state._loaded is not None, "the model is loaded all the same")
+    until(lambda: not state._switching.locked(), "another one can be loaded")
 
 
 def test_same_path_changes_the_context_only(make: Any, scripted: Any, unread: Any) -> None:
     scripted("ok", repeat=True)
-    desk = Desk(Loaded(Choice("demo", "demo"), *unread, fit("demo")), make().store)
-    session = desk.tab("one").session
+    state = AppState(LoadedModel(Choice("demo", "demo"), *unread, fit("demo")), make().store)
+    session = state.tab("one").session
     say(session, "Hi")
-    assert list(desk.switch("demo", 1000)) == []
-    assert desk.loaded.model is unread[0] and desk.loaded.context == 1000
+    assert list(state.switch("demo", 1000)) == []
+    assert state.loaded.model is unread[0] and state.loaded.context == 1000
     assert session.view().context_limit == 1000
     with pytest.raises(ValueError, match="the context of 1000"):
         session.send("word " * 400, [], PLAIN)
@@ -762,29 +766,29 @@ def kv_model(unread: Any) -> Any:
 
 
 def test_caches_and_drafts_are_as_the_app_was_started_with(make: Any, kv_model: Any) -> None:
-    desk = make(
+    state = make(
         kv_model, kv={"kv_bits": 8, "kv_layers": "all"}, drafting={"prompt_lookup": True, "num_draft_tokens": 3}
     )
-    chat = desk._chat(desk.new_session())
+    chat = state._chat(state.new_session())
     assert (chat.options.prompt_lookup, chat.options.num_draft_tokens) == (True, 3)
     assert (chat._cache.kv.key_bits, chat._cache.kv.layers) == (8, "all")
-    assert desk.needs("demo", 3000) == fit("demo", context=3000, kv_bits=8, kv_layers="all")
+    assert state.needs("demo", 3000) == fit("demo", context=3000, kv_bits=8, kv_layers="all")
 
 
 def test_a_draft_model_is_for_models_of_its_tokenizer(make: Any, held: Any, folder: Path, unread: Any) -> None:
     """The others go without it, and that is said; and so are other warnings of a model."""
     held.go_on.set()
-    desk = make(draft=Draft("demo", *unread), drafting={"num_draft_tokens": 2})
-    list(desk.switch(str(DEMO_FOLDER)))
-    assert desk.loaded.draft is not None and desk.loaded.warnings == ()
-    assert desk._chat(desk.new_session())._draft.model is unread[0]
-    assert desk.needs("demo", 3000) == fit("demo", context=3000, draft_model="demo")
+    state = make(draft=Draft("demo", *unread), drafting={"num_draft_tokens": 2})
+    list(state.switch(str(DEMO_FOLDER)))
+    assert state.loaded.draft is not None and state.loaded.warnings == ()
+    assert state._chat(state.new_session())._draft.model is unread[0]
+    assert state.needs("demo", 3000) == fit("demo", context=3000, draft_model="demo")
     held.loads = unread[0], load_tokenizer_of_other_words(folder)
-    list(desk.switch(str(folder)))
+    list(state.switch(str(folder)))
     told = ("the draft model demo has another tokenizer, so this model goes without one",)
-    assert desk.loaded.draft is None and desk.loaded.warnings == told
-    assert desk._chat(desk.new_session())._draft is None
-    assert desk.needs(str(folder), 3000).draft_bytes == 0
+    assert state.loaded.draft is None and state.loaded.warnings == told
+    assert state._chat(state.new_session())._draft is None
+    assert state.needs(str(folder), 3000).draft_bytes == 0
 
 
 def load_tokenizer_of_other_words(folder: Path) -> Any:
@@ -801,44 +805,44 @@ def test_weights_beyond_the_memory_are_not_loaded(
 ) -> None:
     """Before anything is ended or let go for them."""
     held.go_on.set()
-    desk = make()
+    state = make()
     monkeypatch.setattr("exaone4_mlx.measure.machine.physical_memory", lambda: 8_000_000)
     with pytest.raises(MemoryError, match="the weights have 11 MB, and this machine has 8 MB of memory"):
-        list(desk.switch(str(DEMO_FOLDER)))
-    assert desk.loaded.choice.path == "unread"
+        list(state.switch(str(DEMO_FOLDER)))
+    assert state.loaded.choice.path == "unread"
     list(make(ignores_memory=True).switch(str(DEMO_FOLDER)))
 
 
 def test_long_conversation_is_seen_from_its_newest_turns_only(make: Any, scripted: Any, unread: Any) -> None:
     scripted("ok", repeat=True)
-    desk = Desk(Loaded(Choice("demo", "demo"), *unread, fit("demo", context=400)), make().store)
-    session = desk.tab("one").session
+    state = AppState(LoadedModel(Choice("demo", "demo"), *unread, fit("demo", context=400)), make().store)
+    session = state.tab("one").session
     for _ in range(4):
         view = say(session, "word " * 40)
     assert len(view.messages) == 8 and view.dropped > 0
-    assert desk.store.read(session.id).dropped == view.dropped
-    desk.show(desk.tab("one"), desk.new_session())
-    again = desk.session(session.id)
+    assert state.store.read(session.id).dropped == view.dropped
+    state.show(state.tab("one"), state.new_session())
+    again = state.session(session.id)
     assert again is not session and again.view().dropped == view.dropped
     assert again.view().context_tokens == view.context_tokens <= 400, "what the model does not see takes no room"
 
 
 def test_larger_context_shows_the_model_everything_again(make: Any, scripted: Any, unread: Any) -> None:
     scripted("ok", repeat=True)
-    desk = Desk(Loaded(Choice("demo", "demo"), *unread, fit("demo", context=400)), make().store)
-    session = desk.tab("one").session
+    state = AppState(LoadedModel(Choice("demo", "demo"), *unread, fit("demo", context=400)), make().store)
+    session = state.tab("one").session
     for _ in range(4):
         view = say(session, "word " * 40)
     assert view.dropped > 0
-    list(desk.switch("demo", 8192))
+    list(state.switch("demo", 8192))
     assert say(session, "Hi").dropped == 0
 
 
-def test_file_that_no_template_takes_can_be_looked_at(desk: Desk) -> None:
+def test_file_that_no_template_takes_can_be_looked_at(state: AppState) -> None:
     """A person may have written it. What is wrong with it is said once something is sent."""
     conversation = Conversation.new()
     conversation.messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "tool_calls": [7]}]
-    session = desk.tab("one", desk.store.write(conversation).id).session
+    session = state.tab("one", state.store.write(conversation).id).session
     assert session.view().messages == conversation.messages
     with pytest.raises(ValueError, match="message 1: a tool call must be"):
         session.send("Hi", [], PLAIN)
@@ -849,11 +853,11 @@ def test_file_that_no_template_takes_can_be_looked_at(desk: Desk) -> None:
 
 def test_nothing_gets_stuck_whatever_happens_at_once(make: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight threads do whatever tabs can do, for a while; then all is as it should be."""
-    monkeypatch.setattr(desk_module, "GRACE_SECONDS", 0.01)
-    monkeypatch.setattr(desk_module, "MAX_CACHES", 2)
-    monkeypatch.setattr(desk_module, "MAX_OPEN", 2)
+    monkeypatch.setattr(state_module, "GRACE_SECONDS", 0.01)
+    monkeypatch.setattr(state_module, "MAX_CACHES", 2)
+    monkeypatch.setattr(state_module, "MAX_OPEN", 2)
     scripted("one two three four", pause=0.001, repeat=True)
-    desk = make()
+    state = make()
     second = fresh("five six", pause=0.001, seed=1)
 
     class Quick:
@@ -865,8 +869,8 @@ def test_nothing_gets_stuck_whatever_happens_at_once(make: Any, scripted: Any, m
         def result(self) -> Any:
             return second
 
-    monkeypatch.setattr(desk_module, "Loading", Quick)
-    monkeypatch.setattr(desk_module, "step_size", lambda *args: 64)
+    monkeypatch.setattr(state_module, "Loading", Quick)
+    monkeypatch.setattr(state_module, "step_size", lambda *args: 64)
     faulthandler.dump_traceback_later(60, exit=True)  # a deadlock shows where
     ends = time.monotonic() + 2.5
     errors: list[BaseException] = []
@@ -876,7 +880,7 @@ def test_nothing_gets_stuck_whatever_happens_at_once(make: Any, scripted: Any, m
         rng = random.Random(seed)
         try:
             while time.monotonic() < ends:
-                name = one_step(desk, rng)
+                name = one_step(state, rng)
                 counts[name] = counts.get(name, 0) + 1
         except BaseException as error:
             errors.append(error)
@@ -889,24 +893,24 @@ def test_nothing_gets_stuck_whatever_happens_at_once(make: Any, scripted: Any, m
     faulthandler.cancel_dump_traceback_later()
     assert not errors, errors
     assert min(counts.values()) > 0 and len(counts) == len(STEPS), counts
-    for session in list(desk._sessions.values()):
+    for session in list(state._sessions.values()):
         assert session.join(WAIT_SECONDS)
-    for key in list(desk._tabs):
-        desk.leave(key)
-    until(lambda: not desk._sessions, "everything is closed")
-    for one in desk.store.list():
-        roles = [message["role"] for message in desk.store.read(one.id).messages]
+    for key in list(state._tabs):
+        state.leave(key)
+    until(lambda: not state._sessions, "everything is closed")
+    for one in state.store.list():
+        roles = [message["role"] for message in state.store.read(one.id).messages]
         assert roles == ["user", "assistant"] * (len(roles) // 2), f"{one.id} is torn: {roles}"
-    assert desk.store.damaged == {}
+    assert state.store.damaged == {}
 
 
 STEPS = ("tab", "send", "edit", "retry", "undo", "stop", "view", "open", "new", "rename", "delete", "leave", "switch")
 
 
-def one_step(desk: Desk, rng: random.Random) -> str:
+def one_step(state: AppState, rng: random.Random) -> str:
     step = rng.choices(STEPS, weights=[6, 8, 3, 3, 3, 4, 6, 5, 3, 2, 2, 4, 1])[0]
     number = rng.randrange(6)
-    tab = desk.tab(f"{number}", keeps=number < 4)
+    tab = state.tab(f"{number}", keeps=number < 4)
     session = tab.session
     try:
         if step == "send":
@@ -923,18 +927,18 @@ def one_step(desk: Desk, rng: random.Random) -> str:
             session.wait(session.version, 0.01)
             assert session.view().context_limit >= 0
         elif step == "open" and number < 4:
-            if found := desk.store.list():
-                desk.show(tab, desk.session(rng.choice(found).id))
+            if found := state.store.list():
+                state.show(tab, state.session(rng.choice(found).id))
         elif step == "new":
-            desk.show(tab, desk.new_session(keeps=number < 4))
+            state.show(tab, state.new_session(keeps=number < 4))
         elif step == "rename":
-            desk.rename(session.id, f"Title {number}")
+            state.rename(session.id, f"Title {number}")
         elif step == "delete" and number < 4:
-            desk.delete(session.id)
+            state.delete(session.id)
         elif step == "leave":
-            desk.leave(f"{number}")
+            state.leave(f"{number}")
         elif step == "switch":
-            list(desk.switch("demo", rng.choice([None, 4000])))
+            list(state.switch("demo", rng.choice([None, 4000])))
     except (ValueError, OSError):
         pass  # busy, nothing to retry, deleted meanwhile: told to the person
     return step

@@ -9,10 +9,10 @@ import string
 import pytest
 from conftest import ROOT
 
+from app.i18n import EXAMPLES, LANGUAGES, WORDS, Words, size_text, translations
 from app.settings import SAMPLING
-from app.words import EXAMPLES, LANGUAGES, WORDS, Words, size_text, translations
 
-SOURCES = [file for file in (ROOT / "app").glob("*.py") if file.stem != "words"]
+SOURCES = [file for file in (ROOT / "app").glob("*.py") if file.stem != "i18n"]
 
 
 def placeholders(text: str) -> set[str]:

@@ -6,7 +6,7 @@ What is peculiar here:
 - Open are the conversations that a tab looks at, whose reply is under way, or that could not be written. One is open
   once at most, so that it has one history.
 - The caches of conversations that rest are bounded, in number and in bytes; the least recently used go first.
-- Locks are taken in one order: a session's, then the desk's.
+- Locks are taken in one order: a session's, then the state's.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import mlx.core as mx
 from exaone4_mlx import Chat, Exaone4ForCausalLM, Fit, KVQuantization, Tokenizer, fit
 
 from .files import Attachment
+from .i18n import Words
 from .messages import Message
 from .models import Choice, Draft, Loading, choices, memory_in_use, step_size
 from .session import Busy, Session
 from .settings import Settings
 from .store import Conversation, Store, one_line
-from .words import Words
 
 GRACE_SECONDS = 10.0  # that a turn goes on without a tab that looks at it
 MAX_CACHES = 8  # conversations at rest that keep their caches
@@ -41,7 +41,7 @@ UNLOAD_SECONDS = 60.0  # that a model waits for its replies to end before anothe
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """The model in use: how many prompt tokens it reads at a time, and how many a conversation may have (`context`)."""
 
     choice: Choice
@@ -69,12 +69,12 @@ class Tab:
     files: dict[str, tuple[Attachment, int]] = field(default_factory=dict)  # by path: what was read, and its tokens
 
 
-class Desk:
+class AppState:
     """Made once for the app. Its methods may be called from any thread."""
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: LoadedModel,
         store: Store,
         *,
         tools: Sequence[Callable[..., Any]] = (),
@@ -92,7 +92,7 @@ class Desk:
         model with its tokenizer. With `ignores_memory` models are loaded that are too large.
         """
         self.store, self.tools, self.settings = store, tuple(tools), settings or Settings()
-        self._loaded: Loaded | None = loaded
+        self._loaded: LoadedModel | None = loaded
         self._used = (loaded.choice.path, loaded.fit)  # of the model that was in use last
         self._loading: Loading | None = None
         self._folders, self._given = tuple(folders), given or loaded.choice.path
@@ -104,7 +104,7 @@ class Desk:
         self._switching = threading.Lock()
 
     @property
-    def loaded(self) -> Loaded:
+    def loaded(self) -> LoadedModel:
         """The model in use. Raises ValueError while another takes its place and both have no room."""
         if (loaded := self._loaded) is None:
             coming = "a model is being loaded; try again when it is ready"
@@ -345,9 +345,9 @@ class Desk:
         elif self._draft is not None:
             warnings.append(f"the draft model {self._draft.path} has another tokenizer, so this model goes without one")
         step = step_size(model, tokenizer)
-        self._use(Loaded(Choice(label, path), model, tokenizer, needs, step, draft, tuple(warnings)))
+        self._use(LoadedModel(Choice(label, path), model, tokenizer, needs, step, draft, tuple(warnings)))
 
-    def _use(self, loaded: Loaded) -> None:
+    def _use(self, loaded: LoadedModel) -> None:
         self._loaded, self._used = loaded, (loaded.choice.path, loaded.fit)
         self._release_all()
 
@@ -393,7 +393,7 @@ class Desk:
                 ids = loaded.tokenizer.apply_chat_template(messages, add_generation_prompt=False)
         return len(ids), loaded.context
 
-    def _make_room(self, session: Session, loaded: Loaded) -> None:
+    def _make_room(self, session: Session, loaded: LoadedModel) -> None:
         resting = sorted(self._sessions.values(), key=lambda other: other.used, reverse=True)
         needs = loaded.fit
         row = needs.global_cache_bytes / max(needs.context, 1)
