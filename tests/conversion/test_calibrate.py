@@ -1,4 +1,4 @@
-"""Calibrated conversions: block by block, on what quantized blocks before give, and the same after a kill."""
+"""Calibrated conversions: less loss at the same size, and the same bytes after a kill."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from test_resume import digests, killed, stopped
+from conversions import digests, interrupted, killed, weights_of
 
 from exaone4_mlx import convert, evaluate, load
 from exaone4_mlx.conversion.convert import run_conversion
@@ -34,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(data: Path) -> dict[str | None, Path]:
-    """The demo by each method."""
+    """The demo, converted by each method."""
     folders: dict[str | None, Path] = {}
     for method in (None, "gptq", "distill"):
         folders[method] = data / str(method)
@@ -42,27 +42,27 @@ def converted(data: Path) -> dict[str | None, Path]:
         conversion = prepare("demo", folders[method], request)
         mx.clear_cache()
         before = mx.get_active_memory()
-        assert run_conversion(conversion).peak_bytes - before < conversion.peak_bytes, "as told before"
+        assert run_conversion(conversion).peak_bytes - before < conversion.peak_bytes, "the estimate is an upper bound"
     return folders
 
 
-def cost(folder: Path, texts: Path) -> float:
+def loss(folder: Path, texts: Path) -> float:
     return evaluate(folder, "demo", data=texts).rows[0].mean_kl
 
 
 @pytest.mark.heavy
-def test_each_method_costs_less_at_the_same_size(converted: dict[str | None, Path], data: Path) -> None:
-    """Few texts, and measured on those: that the methods do what they are for. What they give is in the README."""
-    costs = {method: cost(folder, data / "calibration.jsonl") for method, folder in converted.items()}
-    assert costs["distill"] <= costs["gptq"] < costs[None]
+def test_each_method_reduces_the_loss_at_the_same_size(converted: dict[str | None, Path], data: Path) -> None:
+    """On a few texts, which are also the evaluation texts. The README has figures on disjoint texts."""
+    losses = {method: loss(folder, data / "calibration.jsonl") for method, folder in converted.items()}
+    assert losses["distill"] <= losses["gptq"] < losses[None]
     sizes = {json.loads((folder / "report.json").read_text())["conversion"]["bytes"] for folder in converted.values()}
     assert len(sizes) == 1
 
 
 @pytest.mark.heavy
-def test_calibrated_folders_are_plain_ones(converted: dict[str | None, Path]) -> None:
-    """The same names, shapes and dtypes as without: nothing else is needed to read them."""
-    plain, *others = (mx.load(str(folder / "model.safetensors")) for folder in converted.values())
+def test_calibrated_folders_have_the_usual_layout(converted: dict[str | None, Path]) -> None:
+    """The same names, shapes and dtypes as without calibration."""
+    plain, *others = map(weights_of, converted.values())
     for weights in others:
         assert {name: (a.shape, a.dtype) for name, a in weights.items()} == {
             name: (a.shape, a.dtype) for name, a in plain.items()
@@ -74,28 +74,28 @@ def test_calibrated_folders_are_plain_ones(converted: dict[str | None, Path]) ->
 
 @pytest.mark.heavy
 def test_distillation_tunes_scales_biases_and_norms_only(converted: dict[str | None, Path]) -> None:
-    before, after = (mx.load(str(converted[method] / "model.safetensors")) for method in ("gptq", "distill"))
+    before, after = (weights_of(converted[method]) for method in ("gptq", "distill"))
     changed = {name for name in before if not mx.array_equal(before[name], after[name]).item()}
     assert all(name.endswith((".scales", ".biases", "norm.weight")) for name in changed)
 
 
 @pytest.mark.heavy
-def test_stopped_calibration_ends_with_the_same_bytes(converted: dict[str | None, Path], data: Path) -> None:
+def test_a_resumed_calibration_writes_the_same_bytes(converted: dict[str | None, Path], data: Path) -> None:
     options = {"calibrate": "distill", "calibration_data": str(data / "calibration.jsonl")}
     assert killed(data / "killed", options, number=4)
-    stopped(data / "killed", number=9, **options)
+    interrupted(data / "killed", number=9, **options)
     convert("demo", data / "killed", **options)
     assert digests(data / "killed") | {"README.md": ""} == digests(converted["distill"]) | {"README.md": ""}
 
 
-def test_texts_decide_about_the_plan(data: Path) -> None:
-    partial = stopped(data / "other", number=2, calibrate="gptq", calibration_data=data / "calibration.jsonl")
+def test_other_texts_are_another_plan(data: Path) -> None:
+    partial = interrupted(data / "other", number=2, calibrate="gptq", calibration_data=data / "calibration.jsonl")
     with pytest.raises(FileExistsError, match="belongs to a conversion with other options"):
         convert("demo", data / "other", calibrate="gptq", calibration_data=data / "evaluation.jsonl")
     assert partial.exists()
 
 
-def test_figures_on_the_texts_of_calibration_are_refused(data: Path) -> None:
+def test_evaluation_on_calibration_texts_is_refused(data: Path) -> None:
     texts = data / "calibration.jsonl"
     with pytest.raises(ValueError, match=r"share .which one is bigger.*the measured loss would be too small"):
         convert("demo", data / "x", calibrate="gptq", calibration_data=texts, evaluate=True, evaluation_data=texts)
@@ -103,10 +103,10 @@ def test_figures_on_the_texts_of_calibration_are_refused(data: Path) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("options", [{"recipe": "4bit-quality"}, {"q_bits": 3}, {"dtype": "float16"}], ids=str)
-def test_calibration_goes_with_recipes_and_dtypes(data: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_calibration_works_with_recipes_and_dtypes(data: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     texts = data / "evaluation.jsonl"
     summary = convert("demo", tmp_path / "out", calibrate="gptq", calibration_data=texts, verify=True, **options)
     assert summary.errors is not None
     assert max(error.relative_error for error in summary.errors) < 0.5
     convert("demo", tmp_path / "plain", **options)
-    assert cost(tmp_path / "out", texts) < cost(tmp_path / "plain", texts)
+    assert loss(tmp_path / "out", texts) < loss(tmp_path / "plain", texts)

@@ -1,4 +1,4 @@
-"""What a conversion cost: the figures are those of the definition, and neither model is ever whole in memory."""
+"""The quality loss of a conversion: the figures follow their definition, in the memory of one block."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from conftest import distance
-from test_convert import random_checkpoint
+from conversions import random_checkpoint
 
-from exaone4_mlx import Exaone4ForCausalLM, KVQuantization, convert, evaluate, load
+from exaone4_mlx import KVQuantization, convert, evaluate, load
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.conversion.evaluate import divergence
-from exaone4_mlx.conversion.layerwise import LayerwiseModel
-from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.model.source import open_checkpoint
 
 TEXTS = [
     "Which one is bigger, 3.12 vs 3.9?",
@@ -42,20 +38,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("which", ["full precision", "quantized"])
-def test_block_by_block_is_the_whole_network(which: str, quantized: Path) -> None:
-    """Over several windows of a hybrid."""
-    folder = DEMO_FOLDER if which == "full precision" else quantized
-    opened = open_checkpoint(folder, Exaone4ForCausalLM)
-    sequences = [[7 * i % 3000 + 30 for i in range(length)] for length in (90, 1, 33)]
-    hidden = LayerwiseModel(opened.source, opened.config).hidden_states(sequences)
-    logits = LayerwiseModel(opened.source, opened.config).head()
-    model, _ = load(folder, dtype="float32")
-    for ids, state in zip(sequences, hidden, strict=True):
-        assert distance(logits(state), model(mx.array([ids]))[0]) < 1e-4
-
-
-def test_a_model_costs_nothing_against_itself(texts: Path) -> None:
+def test_a_model_has_no_loss_against_itself(texts: Path) -> None:
     found = evaluate("demo", "demo", data=texts)
     assert [row.kind for row in found.rows] == ["all", "en", "ko", "es"]
     for row in found.rows:
@@ -65,8 +48,8 @@ def test_a_model_costs_nothing_against_itself(texts: Path) -> None:
     assert found.bits_per_weight == 16
 
 
-def test_figures_are_those_of_the_definition(texts: Path, quantized: Path) -> None:
-    """Computed a second time, from whole models, in Python's own arithmetic."""
+def test_figures_follow_their_definition(texts: Path, quantized: Path) -> None:
+    """Computed a second time, from whole models, in Python."""
     found = evaluate(quantized, "demo", data=texts)
     (model, tokenizer), (reference, _) = load(quantized, dtype="float32"), load("demo", dtype="float32")
     kl, agrees, nll, reference_nll = [], 0, 0.0, 0.0
@@ -100,17 +83,19 @@ def log_probabilities(logits: mx.array) -> list[list[float]]:
     return found
 
 
-def test_divergence_is_measured_from_the_reference() -> None:
-    """KL(reference ‖ candidate): the other way round is another figure."""
+def test_kl_is_measured_from_the_reference() -> None:
+    """KL(reference ‖ candidate), which is not symmetric."""
     p, q = mx.array([[0.9, 0.1]]), mx.array([[0.5, 0.5]])
     expected = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
     assert divergence(mx.log(q), mx.log(p)).item() == pytest.approx(expected, rel=1e-5)
     assert divergence(mx.log(p), mx.log(q)).item() != pytest.approx(expected, rel=0.1)
-    assert divergence(mx.log(q) + 7, mx.log(p) - 3).item() == pytest.approx(expected, rel=1e-4), "logits may be shifted"
+    assert divergence(mx.log(q) + 7, mx.log(p) - 3).item() == pytest.approx(expected, rel=1e-4), (
+        "a shift of the logits changes nothing"
+    )
 
 
 @pytest.mark.heavy
-def test_more_bits_cost_less(tmp_path: Path, texts: Path, quantized: Path) -> None:
+def test_more_bits_lose_less(tmp_path: Path, texts: Path, quantized: Path) -> None:
     convert("demo", tmp_path / "8bit", q_bits=8)
     four, eight = (evaluate(folder, "demo", data=texts).rows[0].mean_kl for folder in (quantized, tmp_path / "8bit"))
     assert 0 < eight < four / 10
@@ -128,13 +113,15 @@ def test_memory_does_not_grow_with_layers(tmp_path: Path, texts: Path) -> None:
 
 
 @pytest.mark.heavy
-def test_bfloat16_has_a_noise_floor_of_its_own(texts: Path) -> None:
+def test_bfloat16_has_a_noise_floor(texts: Path) -> None:
     found = evaluate("demo", "demo", data=texts, dtype="bfloat16")
     assert 0 < found.rows[0].mean_kl < 0.01
     assert found.dtype == "bfloat16"
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path: Path, texts: Path, hf_folder: Path, quantized: Path) -> None:
+def test_models_and_texts_that_cannot_be_compared_are_refused(
+    tmp_path: Path, texts: Path, hf_folder: Path, quantized: Path
+) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         evaluate(quantized, "nowhere", data=texts)
     with pytest.raises(FileNotFoundError, match=r"there is no file .*absent.txt"):
@@ -151,7 +138,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, texts: Path, hf_fold
         evaluate(quantized, hf_folder, data=texts)
 
 
-def test_texts_beyond_the_context_are_refused(
+def test_texts_longer_than_the_context_are_refused(
     texts: Path, hf_folder: Path, edit_json: Callable[..., None], quantized: Path
 ) -> None:
     edit_json(hf_folder / "config.json", max_position_embeddings=32)
@@ -160,25 +147,25 @@ def test_texts_beyond_the_context_are_refused(
     assert evaluate(quantized, hf_folder, data=texts, max_tokens=32).rows[0].tokens <= 3 * 31
 
 
-def test_other_vocabulary_is_refused(tmp_path: Path, texts: Path, quantized: Path) -> None:
+def test_another_vocabulary_is_refused(tmp_path: Path, texts: Path, quantized: Path) -> None:
     larger = random_checkpoint(tmp_path / "larger", 1, vocabulary=4096)
     with pytest.raises(ValueError, match=r"has a vocabulary of 3072 tokens, .* one of 4096"):
         evaluate(quantized, larger, data=texts)
 
 
-def test_command_prints_a_table_or_json(texts: Path, quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_table_or_json(texts: Path, quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", "--model", str(quantized), "--reference", "demo", "--data", str(texts)]
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "mean KL" in out and "\nall " in out and "4.511 bits per weight" in out and "texts.jsonl" in out
     assert main([*command, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["rows"][0]["kind"] == "all" and told["bits_per_weight"] == pytest.approx(4.511, abs=0.001)
+    values = json.loads(capsys.readouterr().out)
+    assert values["rows"][0]["kind"] == "all" and values["bits_per_weight"] == pytest.approx(4.511, abs=0.001)
 
 
 @pytest.mark.heavy
-def test_cache_of_few_bits_costs_what_a_prompt_read_with_it_loses(texts: Path) -> None:
-    """Block by block it is the network with such a cache; and fewer bits, or more layers, cost more."""
+def test_the_loss_of_a_quantized_cache_is_that_of_whole_models(texts: Path) -> None:
+    """The figures equal those of the whole model with such a cache. Fewer bits and more layers lose more."""
     found = {
         kv: evaluate("demo", "demo", data=texts, kv_bits=kv[0], kv_layers=kv[1])
         for kv in ((8, "global"), (4, "global"), (4, "all"))
@@ -196,7 +183,7 @@ def test_cache_of_few_bits_costs_what_a_prompt_read_with_it_loses(texts: Path) -
 
 
 @pytest.mark.heavy
-def test_conversion_writes_what_it_cost_into_card_and_report(tmp_path: Path, texts: Path) -> None:
+def test_a_conversion_writes_its_loss_into_card_and_report(tmp_path: Path, texts: Path) -> None:
     summary = convert("demo", tmp_path / "out", evaluate=True, evaluation_data=texts)
     assert summary.evaluation is not None and summary.errors is not None
     report = json.loads((tmp_path / "out" / "report.json").read_text())
