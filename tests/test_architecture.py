@@ -40,7 +40,6 @@ TO_BE_REMOVED = {
     ("cli/loading.py", "cli/main.py"),
     ("cli/bench.py", "cli/main.py"),
     ("cli/evaluate.py", "cli/main.py"),
-    ("notebook/introspect.py", "notebook/pictures.py"),
 }
 
 #: Bounds of size. Each is lowered until it is at its target, and never raised.

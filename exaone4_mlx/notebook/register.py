@@ -12,33 +12,34 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-#: Module and name of a class -> for each MIME type, the module of this room and the function in it that render it.
+#: Module and name of a class -> the module of this room that renders it, and its function for each MIME type.
 VIEWS = {
-    ("conversation.chat", "Chat"): {"text/html": "views.chat_html", "text/markdown": "views.chat_markdown"},
-    ("conversion.convert", "ConversionSummary"): {"text/html": "views.summary_html"},
-    ("conversion.evaluate", "Evaluation"): {"text/html": "views.evaluation_html"},
-    ("generation.generate", "Reply"): {"text/html": "views.reply_html", "text/markdown": "views.reply_markdown"},
-    ("measure.fit", "Fit"): {"text/html": "views.fit_html"},
-    ("model.config", "Exaone4Config"): {"text/html": "views.config_html"},
-    ("notebook.introspect", "AttentionMaps"): {"text/html": "pictures.attention_html"},
-    ("notebook.introspect", "CacheDrawing"): {"text/html": "pictures.caches_html"},
-    ("notebook.introspect", "InspectedTokens"): {"text/html": "pictures.tokens_html"},
-    ("notebook.introspect", "TokenTree"): {"text/html": "pictures.tree_html"},
+    ("conversation.chat", "Chat"): ("conversation_view", {"text/html": "chat_html", "text/markdown": "chat_markdown"}),
+    ("conversion.convert", "ConversionSummary"): ("report_view", {"text/html": "summary_html"}),
+    ("conversion.evaluate", "Evaluation"): ("report_view", {"text/html": "evaluation_html"}),
+    ("generation.generate", "Reply"): (
+        "conversation_view",
+        {"text/html": "reply_html", "text/markdown": "reply_markdown"},
+    ),
+    ("measure.fit", "Fit"): ("report_view", {"text/html": "fit_html"}),
+    ("model.config", "Exaone4Config"): ("config_view", {"text/html": "config_html"}),
+    ("notebook.attention", "AttentionMaps"): ("attention_view", {"text/html": "attention_html"}),
+    ("notebook.cache_state", "CacheDrawing"): ("cache_view", {"text/html": "caches_html"}),
+    ("notebook.tokens", "InspectedTokens"): ("token_view", {"text/html": "tokens_html"}),
+    ("notebook.tree", "TokenTree"): ("token_view", {"text/html": "tree_html"}),
 }
 
 
 def register(display_formatter: Any) -> None:
     """Registers all views with an IPython `DisplayFormatter`. A second call changes nothing."""
     package = __name__.split(".")[0]
-    for (module, name), views in VIEWS.items():
-        for mime_type, view in views.items():
+    for (module, name), (view, functions) in VIEWS.items():
+        for mime_type, function in functions.items():
             formatter = display_formatter.formatters[mime_type]
-            formatter.for_type_by_name(f"{package}.{module}", name, _imported_at_use(view))
+            formatter.for_type_by_name(f"{package}.{module}", name, _imported_at_use(view, function))
 
 
-def _imported_at_use(view: str) -> Callable[[Any], str]:
-    module, function = view.split(".")
-
+def _imported_at_use(module: str, function: str) -> Callable[[Any], str]:
     def render(value: Any) -> str:
         return str(getattr(importlib.import_module(f".{module}", __package__), function)(value))
 

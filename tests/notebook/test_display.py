@@ -19,20 +19,17 @@ from exaone4_mlx import Chat, ConversionSummary, Evaluation, Exaone4Config, Fit,
 from exaone4_mlx.conversion.evaluate import EvaluationRow
 from exaone4_mlx.conversion.verify import TensorError
 from exaone4_mlx.generation.generate import Reply
-from exaone4_mlx.notebook.register import VIEWS, register
-from exaone4_mlx.notebook.views import (
+from exaone4_mlx.notebook.config_view import config_html
+from exaone4_mlx.notebook.conversation_view import (
     chat_html,
     chat_markdown,
-    config_html,
-    evaluation_html,
-    fit_html,
-    inert_markdown,
-    markdown_html,
     messages_html,
     reply_html,
     reply_markdown,
-    summary_html,
 )
+from exaone4_mlx.notebook.markdown import inert_markdown, markdown_html
+from exaone4_mlx.notebook.register import VIEWS, register
+from exaone4_mlx.notebook.report_view import evaluation_html, fit_html, summary_html
 from exaone4_mlx.tools.call import ToolCall
 
 NASTY = (
@@ -186,8 +183,8 @@ def test_a_cut_reply_is_marked(reason: str) -> None:
 
 def test_a_thought_under_way_is_unfolded_until_the_answer_begins() -> None:
     thinking = [A_THOUGHT | {"content": "", "finish_reason": None}]
-    assert " open><summary" in messages_html(thinking, under_way=True)
-    assert " open><summary" not in messages_html([A_THOUGHT], under_way=True)
+    assert " open><summary" in messages_html(thinking, in_progress=True)
+    assert " open><summary" not in messages_html([A_THOUGHT], in_progress=True)
     assert " open><summary" not in messages_html(thinking)
 
 
@@ -289,7 +286,7 @@ def test_a_plain_repr_is_short(demo: Any) -> None:
 
 
 def test_showing_needs_no_mlx() -> None:
-    code = "import sys, exaone4_mlx.notebook.views; sys.exit(bool({'mlx', 'IPython', 'rich', 'markdown_it'} & set(sys.modules)))"
+    code = "import sys, exaone4_mlx.notebook.conversation_view; sys.exit(bool({'mlx', 'IPython', 'rich', 'markdown_it'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -314,12 +311,11 @@ def test_ipython_shows_each_registered_class_as_its_view_does(demo: Any) -> None
 
 
 def test_each_registered_class_and_view_exists() -> None:
-    for (module, name), views in VIEWS.items():
+    for (module, name), (view, functions) in VIEWS.items():
         found = getattr(importlib.import_module(f"exaone4_mlx.{module}"), name)
         assert found.__module__ == f"exaone4_mlx.{module}", f"IPython looks for {name} in the module that defines it"
-        for view in views.values():
-            file, function = view.split(".")
-            assert callable(getattr(importlib.import_module(f"exaone4_mlx.notebook.{file}"), function))
+        for function in functions.values():
+            assert callable(getattr(importlib.import_module(f"exaone4_mlx.notebook.{view}"), function))
 
 
 @pytest.mark.parametrize("when", ["IPython runs before the import", "load_ext after it", "no IPython"])
@@ -334,5 +330,5 @@ def test_registration_imports_neither_ipython_nor_views(when: str) -> None:
         pytest.importorskip("IPython", reason="the extra `notebook`")
         code += "; names = {name for _, name in shell.display_formatter.formatters['text/html'].deferred_printers}"
         code += "; assert {'Reply', 'Chat', 'TokenTree'} <= names, names"
-    code += "; assert not {'mlx', 'exaone4_mlx.notebook.views', 'exaone4_mlx.notebook.pictures'} & set(sys.modules)"
+    code += "; assert not {'mlx', 'exaone4_mlx.notebook.html'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -21,17 +21,21 @@ from conftest import random_ids, tiny_model
 from exaone4_mlx import Answer, Chat, Done, Exaone4Config, Sampling, Thinking, ToolCall, ToolResult, stream_generate
 from exaone4_mlx.generation.generate import Reply
 from exaone4_mlx.model.cache import KVCache, RotatingKVCache
-from exaone4_mlx.notebook import introspect as inside, pictures, widgets as notebook
-from exaone4_mlx.notebook.pictures import visible
-from exaone4_mlx.notebook.views import reply_html
-from exaone4_mlx.notebook.widgets import (
+from exaone4_mlx.notebook import (
     attention_maps,
+    attention_view,
+    cache_view,
     chat_widget,
     display_stream,
     draw_cache,
     inspect_tokens,
+    live as notebook,
     token_tree,
+    token_view,
+    tokens as inside,
 )
+from exaone4_mlx.notebook.conversation_view import reply_html
+from exaone4_mlx.notebook.html import percent_text, visible
 
 DONE = Done("stop", 24, 0, 23, 14, 0.05, 2.0, 1.25, 12_000_000)
 QUESTION = "Which one is bigger, 3.12 vs 3.9?"
@@ -113,8 +117,8 @@ def test_a_fast_stream_is_drawn_seldom(kernel: Kernel) -> None:
 
 
 def test_drawing_takes_a_tenth_of_the_time_at_most() -> None:
-    clock = notebook.Clock()
-    assert clock.is_time()
+    clock = notebook.UpdateTimer()
+    assert clock.is_due()
     with clock.drawing():
         time.sleep(0.03)
     assert clock._pause >= 0.3, "a long reply would be drawn all the time"
@@ -212,7 +216,7 @@ def test_an_error_shows_what_came_and_is_raised(kernel: Kernel) -> None:
 
     with pytest.raises(RuntimeError, match="out of memory"):
         display_stream(events())
-    assert "so far" in kernel.html and "cut: an error came" in kernel.html
+    assert "so far" in kernel.html and "cut: an error occurred" in kernel.html
 
 
 @pytest.mark.parametrize("shell", [None, "absent", type("TerminalInteractiveShell", (), {})()])
@@ -221,7 +225,7 @@ def test_outside_of_a_notebook_it_is_refused_before_work(kernel: Kernel, monkeyp
     if shell == "absent":
         monkeypatch.setitem(sys.modules, "IPython", None)
     events = iter([Answer("x"), DONE])
-    with pytest.raises(RuntimeError, match="in a notebook, and this is none"):
+    with pytest.raises(RuntimeError, match="works only in a notebook"):
         display_stream(events)
     assert next(events) == Answer("x")
 
@@ -374,17 +378,17 @@ def test_tokens_have_the_probabilities_that_the_model_gave_them(unread: Any) -> 
         assert row.rank == mx.sum(before > before[ids[place]]).item()
         assert [other.id for other in row.alternatives] == mx.argsort(-before)[:3].tolist()
     assert inspect_tokens(model, tokenizer, tokenizer.decode(ids))[-1].id == ids[-1], "a text is encoded as it is"
-    assert found[3:5].rows == found.rows[3:5] and "· 2 tokens, " in pictures.tokens_html(found[3:5])
+    assert found[3:5].rows == found.rows[3:5] and "· 2 tokens, " in token_view.tokens_html(found[3:5])
 
 
 def test_pieces_of_characters_are_shown_as_bytes_and_what_they_complete(unread: Any) -> None:
     rows = inspect_tokens(*unread, "🎉\n<b>")
     assert rows[0].text.startswith("<0x") and rows[0].completes == ""
     assert [row.completes for row in rows if row.completes] == ["🎉"]
-    html = pictures.tokens_html(rows)
+    html = token_view.tokens_html(rows)
     assert "&lt;0xF0&gt;" in html and "→ 🎉" in html and "⏎" in html and "<b>" not in html.replace("<br>", "")
-    assert pictures._percent(4.4e-6) == "<0.001 %", "no probability is written in powers of ten"
-    assert [pictures._percent(p) for p in (0.00002, 0.00199, 0.5, 1)] == ["0.002 %", "0.199 %", "50 %", "100.0 %"]
+    assert percent_text(4.4e-6) == "<0.001 %", "no probability is written in powers of ten"
+    assert [percent_text(p) for p in (0.00002, 0.00199, 0.5, 1)] == ["0.002 %", "0.199 %", "50 %", "100.0 %"]
     assert visible(" a\n\x1b\u202e") == "␣a⏎\\u001b\\u202e"
 
 
@@ -416,7 +420,7 @@ def test_attention_maps_are_the_models_own_and_respect_the_window(unread: Any) -
         local.attention.window == 7 and mx.all(local.weights[:, 11, :5] == 0) and mx.all(local.weights[:, 11, 5:] > 0)
     )
     assert repr(local) == "AttentionMaps(layer 0, window 7, 4 heads, 12 tokens)"
-    html = pictures.attention_html(local)
+    html = attention_view.attention_html(local)
     assert html.count("<svg") == 4 and html.count("data:image/png;base64,") == 4 and "token that attends" in html
 
 
@@ -470,13 +474,13 @@ def test_a_drawn_cache_is_what_a_real_one_holds() -> None:
 
 def test_a_drawn_cache_says_what_it_shows() -> None:
     config = Exaone4Config(sliding_window=4096, max_position_embeddings=131_072)
-    html = pictures.caches_html(draw_cache(config, 100_000))
+    html = cache_view.caches_html(draw_cache(config, 100_000))
     assert "local (L), window 4,096" in html and "global (G)" in html
     assert "Token 100,000 attends to tokens 95,905 to 99,999 and to itself." in html and "forgotten" in html
-    assert draw_cache(config, 0, layer=2).layers[0].rows == 0 and "nothing yet" in pictures.caches_html(
+    assert draw_cache(config, 0, layer=2).layers[0].rows == 0 and "It is empty." in cache_view.caches_html(
         draw_cache(config, 0)
     )
-    assert "▼" not in pictures.caches_html(draw_cache(config, 100, layer=0)), "a legend of marks that are not there"
+    assert "▼" not in cache_view.caches_html(draw_cache(config, 100, layer=0)), "a legend of marks that are not there"
     for tokens, layer in ((-1, 0), (131_073, 0), (5, 32)):
         with pytest.raises(ValueError, match="must be a whole number from 0 to"):
             draw_cache(config, tokens, layer)
@@ -486,7 +490,7 @@ def test_marks_and_names_of_a_drawn_cache_are_told_apart() -> None:
     config = Exaone4Config(sliding_window=4096, max_position_embeddings=131_072)
     for tokens in range(1, 131_072, 997):
         held = draw_cache(config, tokens, layer=0).layers[0]
-        html = pictures.caches_html(draw_cache(config, tokens, layer=0))
+        html = cache_view.caches_html(draw_cache(config, tokens, layer=0))
         places = [float(place) for place in re.findall(r'<path d="M([\d.]+) ', html)]
         assert all(after - before >= 10 for before, after in itertools.pairwise(places)), f"after {tokens} tokens"
         assert bool(places) == bool(held.compactions) == ("▼ rows moved to the front" in html)
@@ -495,15 +499,15 @@ def test_marks_and_names_of_a_drawn_cache_are_told_apart() -> None:
             ends = sorted((float(right), 6 * len(name)) for right, name in names)
             assert all(right <= after - wide for (right, _), (after, wide) in itertools.pairwise(ends)), strip
     many = draw_cache(config, 100_000, layer=0)
-    assert f"the last of {len(many.layers[0].compactions)} times" in pictures.caches_html(many)
+    assert f"the last of {len(many.layers[0].compactions)} times" in cache_view.caches_html(many)
 
 
 def test_a_buffer_that_can_grow_does_so_before_rows_move() -> None:
     config = Exaone4Config(sliding_window=32, max_position_embeddings=8192)
     (young,) = draw_cache(config, 200, layer=0).layers
-    told = pictures.cache_text(young)
-    assert f"first grows to {young.max_rows} rows. They move first when token {young.next_compaction} comes" in told
-    assert "grows" not in pictures.cache_text(draw_cache(config, 1500, layer=0).layers[0])
+    told = cache_view.cache_text(young)
+    assert f"first grows to {young.max_rows} rows. They move first before token {young.next_compaction}" in told
+    assert "grows" not in cache_view.cache_text(draw_cache(config, 1500, layer=0).layers[0])
 
 
 @pytest.mark.parametrize("wrong", ["demo", None, 5])
@@ -530,20 +534,20 @@ def test_a_tree_holds_the_probabilities_of_each_way(unread: Any) -> None:
     assert check(tree.children, ids) == 4
     paths = tree.paths()
     assert len(paths) == 8 and paths[0][1] == max(probability for _, probability in paths)
-    assert pictures.tree_html(tree).count("min-width") == 2 + 4 + 8
+    assert token_view.tree_html(tree).count("min-width") == 2 + 4 + 8
 
 
 def test_a_tree_ends_where_the_turn_does_and_reads_prompts_as_generate_does(demo: Any) -> None:
     tree = token_tree(*demo, "What is the capital of South Korea?", depth=1, width=1)
     assert tree.children[0].text == "The"
-    assert tree.prompt.endswith("</think>\n\n") and "…&lt;think&gt;⏎⏎&lt;/think&gt;⏎⏎</span>" in pictures.tree_html(
+    assert tree.prompt.endswith("</think>\n\n") and "…&lt;think&gt;⏎⏎&lt;/think&gt;⏎⏎</span>" in token_view.tree_html(
         tree
     )
     said = demo[1].apply_chat_template([{"role": "user", "content": "Hello!"}]) + demo[1].encode(
         "Hello! How can I help you?"
     )
     (end,) = token_tree(*demo, said, depth=5, width=1).children
-    assert end.ends_turn and end.children == () and "(end)" in pictures.tree_html(token_tree(*demo, said, 1, 1))
+    assert end.ends_turn and end.children == () and "(end)" in token_view.tree_html(token_tree(*demo, said, 1, 1))
 
 
 def test_a_tree_too_large_is_refused(unread: Any) -> None:

@@ -15,7 +15,7 @@ import pytest
 from strip_notebooks import METADATA, NOTEBOOKS, stripped, written
 
 import exaone4_mlx
-from exaone4_mlx.notebook import widgets as helpers
+from exaone4_mlx import notebook as helpers
 
 HUB_IDS = ("LGAI-EXAONE/EXAONE-4.0-1.2B", "LGAI-EXAONE/EXAONE-4.0-32B")
 PACKAGES = {"mlx", "mlx_lm", "matplotlib"}

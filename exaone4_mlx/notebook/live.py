@@ -1,0 +1,225 @@
+"""A reply that grows in one output of a notebook.
+
+Notes:
+- One output is updated, at most ten times per second. Drawing takes at most a tenth of the time, however long the reply
+  is.
+- The interrupt button cancels the reply, as `cancel()` does, instead of raising KeyboardInterrupt somewhere. The text
+  so far is kept.
+- IPython is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from ..conversation.turn import TurnEvent
+from ..generation.generate import Reply
+from ..text.events import Answer, Done, Thinking
+from ..tools.call import ToolCall
+from ..tools.toolbox import ToolResult
+from .conversation_view import messages_html, reply_html, turn_html
+
+UPDATE_SECONDS = 0.1  # between two updates, at least
+DRAWING_SHARE = 10  # the pause after an update is at least this many times its drawing time
+
+
+def display_stream(events: Iterable[TurnEvent]) -> Reply:
+    """Shows a reply while it is generated, in one output of the cell, and returns it.
+
+    `events` are those of `stream_generate`, of a turn of a chat (with the results of tools), or others that end with
+    `Done`. The interrupt button of the notebook, like Ctrl-C, ends the reply. The text so far is shown, marked as cut,
+    and returned with the finish_reason "cancelled"; a chat keeps it in its history. A reply that is the value of this
+    cell is not shown twice. In another cell it shows the same content, with the results of tools.
+
+    Raises RuntimeError outside of a notebook, before anything is computed, and errors of the events.
+    """
+    shell = _kernel_shell()
+    live = LiveTurn(events)
+    shown = _LiveOutput()
+    shown.show(live)
+    timer = UpdateTimer()
+    reason = "error"
+    try:
+        with _interruptible(events):
+            for event in events:
+                live.add(event)
+                if timer.is_due() or isinstance(event, (ToolCall, ToolResult)):
+                    with timer.drawing():
+                        shown.show(live)
+    except KeyboardInterrupt:  # the events have no cancel, a tool asks the user, or it is a second interrupt
+        reason = "cancelled"
+    finally:
+        if (close := getattr(events, "close", None)) is not None:
+            close()
+        live.end(reason)
+        shown.show(live)
+    reply = live.reply()
+    object.__setattr__(reply, "_ipython_display_", _ShownAlready(live.content(), shell.execution_count))
+    return reply
+
+
+class LiveTurn:
+    """A turn in progress: one reply, or several with results of tools between them."""
+
+    def __init__(self, events: object) -> None:
+        self._so_far: Callable[[], Done | None] = lambda: getattr(events, "so_far", None)
+        self.messages: list[dict[str, Any]] = []
+        self.done: Done | None = None
+        self._events: list[TurnEvent] = []
+        self._thoughts_before: tuple[int, float] | None = (0, 0.0)  # tokens and seconds in earlier rounds, if known
+
+    def add(self, event: TurnEvent) -> None:
+        if isinstance(event, Done):
+            self.done = event
+            return
+        self._events.append(event)
+        if isinstance(event, ToolResult):
+            message = {"role": "tool", "content": event.content, "failed": event.failed, "seconds": event.seconds}
+            self.messages.append(message)
+            before = self._so_far()
+            self._thoughts_before = None if before is None else (before.thinking_tokens, before.thinking_seconds)
+            return
+        if not isinstance(event, (Thinking, Answer, ToolCall)):
+            return  # part of the reply, but not shown
+        if not self.messages or self.messages[-1]["role"] == "tool":
+            self.messages.append({"role": "assistant", "content": ""})
+        reply = self.messages[-1]
+        was_thinking = not reply["content"] and "tool_calls" not in reply
+        if isinstance(event, Thinking):
+            reply["reasoning_content"] = reply.get("reasoning_content", "") + event.text
+        elif isinstance(event, Answer):
+            reply["content"] += event.text
+        else:
+            reply.setdefault("tool_calls", []).append({"name": event.name, "arguments": event.arguments})
+        if was_thinking and "reasoning_content" in reply:
+            self._count_thought(self._so_far())
+
+    def end(self, reason: str) -> None:
+        """Ends the turn; events without `Done` get this finish reason."""
+        if self.done is None:
+            so_far = self._so_far() or Done("", 0, 0, 0, 0, 0.0, 0.0, 0.0, 0)
+            self.done = dataclasses.replace(so_far, finish_reason=reason)
+        if self.messages and self.messages[-1]["role"] == "assistant":
+            if "reasoning_content" in self.messages[-1]:
+                self._count_thought(self.done)
+            self.messages[-1]["finish_reason"] = self.done.finish_reason
+
+    def _count_thought(self, counts: Done | None) -> None:
+        if counts is not None and self._thoughts_before is not None:
+            tokens, seconds = self._thoughts_before
+            self.messages[-1]["stats"] = {
+                "thinking_tokens": counts.thinking_tokens - tokens,
+                "thinking_seconds": counts.thinking_seconds - seconds,
+            }
+
+    def reply(self) -> Reply:
+        assert self.done is not None
+        return Reply.from_events([*self._events, self.done])  # type: ignore[list-item]  # it ignores results of tools
+
+    def html(self) -> str:
+        """The HTML of the turn. A complete turn of one reply looks like the reply."""
+        if self.done is None:
+            return messages_html(self.messages, in_progress=True) if self.messages else "<div>…</div>"
+        if not any(isinstance(event, ToolResult) for event in self._events):
+            return reply_html(self.reply())
+        return turn_html(self.messages, self.done)
+
+    def content(self) -> dict[str, str]:
+        """The content by MIME type, for a front end."""
+        return {"text/html": self.html(), "text/plain": "…" if self.done is None else repr(self.reply())}
+
+
+class UpdateTimer:
+    """Decides when the next update is due."""
+
+    def __init__(self) -> None:
+        self._last = -1e9
+        self._pause = UPDATE_SECONDS
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self._last >= self._pause
+
+    @contextlib.contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Measures an update, and sets the pause until the next one."""
+        began = time.monotonic()
+        yield
+        self._last = time.monotonic()
+        self._pause = max(UPDATE_SECONDS, DRAWING_SHARE * (self._last - began))
+
+
+class _LiveOutput:
+    """One output, which is displayed once and then updated."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, live: LiveTurn) -> None:
+        from IPython.display import display
+
+        if self._handle is None:
+            self._handle = display(live.content(), raw=True, display_id=True)
+        else:
+            self._handle.update(live.content(), raw=True)
+
+
+class _ShownAlready:
+    """Displays the final content of a stream, except in the cell that has already shown it."""
+
+    def __init__(self, content: dict[str, str], cell: int) -> None:
+        self._content, self._cell = content, cell
+
+    def __call__(self) -> None:
+        from IPython import get_ipython
+        from IPython.display import display
+
+        if getattr(get_ipython(), "execution_count", None) != self._cell:
+            display(self._content, raw=True)
+
+
+@contextlib.contextmanager
+def _interruptible(events: object) -> Iterator[None]:
+    """While the block runs, an interrupt cancels the reply. A second one, or one while a tool runs, raises.
+
+    Only the main thread gets signals. In other threads, and for events without `cancel`, nothing changes.
+    """
+    cancel = getattr(events, "cancel", None)
+    if cancel is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    cancelled = False
+
+    def interrupt(_number: int, _frame: object) -> None:
+        nonlocal cancelled
+        tool_runs = getattr(events, "reply_so_far", True) is None  # and may ask the user
+        if cancelled or tool_runs:
+            raise KeyboardInterrupt
+        cancelled = True
+        cancel()
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _kernel_shell() -> Any:
+    """The shell of the notebook's kernel. Raises RuntimeError outside of a notebook."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        shell = None
+    else:
+        shell = get_ipython()
+    if shell is None or type(shell).__name__ == "TerminalInteractiveShell":
+        raise RuntimeError(
+            "display_stream works only in a notebook; iterate over the events and print them, or use generate()"
+        )
+    return shell
