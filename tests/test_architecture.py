@@ -44,13 +44,13 @@ TO_BE_REMOVED = {
 
 #: Bounds of size. Each is lowered until it is at its target, and never raised.
 MOST_LINES = {"exaone4_mlx": 20_800, "tests": 24_800}  # targets: 17,500 and 19,500
-LONG_FILE, MOST_LONG_FILES = 300, 26  # lines; target: 4 files
+LONG_FILE, MOST_LONG_FILES = 300, 22  # lines; target: 4 files
 LONGEST_FILE = 730  # lines; target: 400
 MOST_PARAMETERS = 12
 #: Functions with more parameters. Each must go.
 TOO_MANY_PARAMETERS = {("measure/fit.py", "fit")}
 #: Class names with several meanings. Each must get one.
-AMBIGUOUS_NAMES = {"Block", "Checkpoint", "Clock", "Pace", "Request", "Screen"}
+AMBIGUOUS_NAMES = {"Checkpoint", "Pace", "Screen"}
 
 APP_ORDER = [
     "i18n", "store", "transcript", "files", "settings", "markdown", "messages", "models", "session", "state", "status",

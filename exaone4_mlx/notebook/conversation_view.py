@@ -35,7 +35,7 @@ TITLE_WIDTH = 60  # characters of a value in a title
 
 
 @dataclass(frozen=True)
-class Section:
+class ViewSection:
     """One part of a conversation: its kind, a title of one line, and a text. Title and text are untrusted."""
 
     kind: str  # "system", "user", "reply" (the begin of one), "thought", "call", "failed", "answer", "note"
@@ -107,18 +107,18 @@ def reply_message(reply: Reply) -> dict[str, Any]:
     }
 
 
-def sections(messages: Sequence[Message], in_progress: bool = False) -> list[Section]:
+def sections(messages: Sequence[Message], in_progress: bool = False) -> list[ViewSection]:
     """The parts of a conversation. A tool's result is in the section of its call."""
-    found: list[Section] = []
+    found: list[ViewSection] = []
     for place, message in enumerate(messages):
         text = str(message.get("content") or "").strip()
         if message["role"] == "system":
-            found.append(Section("system", "System prompt", text))
+            found.append(ViewSection("system", "System prompt", text))
         elif message["role"] == "user":
-            found.append(Section("user", "You", text))
+            found.append(ViewSection("user", "You", text))
         elif message["role"] == "assistant":
             if place and messages[place - 1]["role"] == "user":
-                found.append(Section("reply", "Reply", ""))
+                found.append(ViewSection("reply", "Reply", ""))
             results = []
             for following in messages[place + 1 :]:
                 if following["role"] != "tool":
@@ -128,22 +128,24 @@ def sections(messages: Sequence[Message], in_progress: bool = False) -> list[Sec
     return found
 
 
-def _reply_sections(message: Message, text: str, results: Sequence[Message], in_progress: bool) -> Iterator[Section]:
+def _reply_sections(
+    message: Message, text: str, results: Sequence[Message], in_progress: bool
+) -> Iterator[ViewSection]:
     calls = message.get("tool_calls") or ()
     if thought := message.get("reasoning_content"):
         growing = in_progress and not text and not calls
-        yield Section("thought", _thought_title(message.get("stats") or {}, growing), str(thought).strip(), growing)
+        yield ViewSection("thought", _thought_title(message.get("stats") or {}, growing), str(thought).strip(), growing)
     if text:
-        yield Section("answer", "", text)
+        yield ViewSection("answer", "", text)
     for number, call in enumerate(calls):
         function = call.get("function", call)
         arguments = function.get("arguments", function.get("parameters"))
         result = results[number] if number < len(results) else None
         yield _call_section(str(function.get("name")), arguments, result, in_progress)
     for result in results[len(calls) :]:  # of a text in tool-call tags that is not a call
-        yield Section("note", "", result_text(result.get("content"), True))
+        yield ViewSection("note", "", result_text(result.get("content"), True))
     if (end := ENDS.get(str(message.get("finish_reason")))) is not None:
-        yield Section("note", "", end)
+        yield ViewSection("note", "", end)
 
 
 def _thought_title(stats: Mapping[str, Any], growing: bool) -> str:
@@ -153,19 +155,19 @@ def _thought_title(stats: Mapping[str, Any], growing: bool) -> str:
     return f"{'Thinking' if growing else 'Thought'} for {seconds_text(seconds)} · {tokens:,} tokens"
 
 
-def _call_section(name: str, arguments: Any, result: Message | None, in_progress: bool) -> Section:
+def _call_section(name: str, arguments: Any, result: Message | None, in_progress: bool) -> ViewSection:
     title = shortened(call_text(ToolCall(name, arguments)), 2 * TITLE_WIDTH)
     text = f"arguments: {pretty(arguments)}"
     if result is None:
-        return Section("call", f"{title} …" if in_progress else title, text)
+        return ViewSection("call", f"{title} …" if in_progress else title, text)
     failed, content, seconds = bool(result.get("failed")), result.get("content"), result.get("seconds")
     took = "" if seconds is None else f" · {seconds_text(seconds)}"
     shown = shortened(result_text(content, failed), TITLE_WIDTH)
     title = f"{title} → {'failed: ' * failed}{shown}{took}"
-    return Section("failed" if failed else "call", title, f"{text}\nresult: {pretty(content)}")
+    return ViewSection("failed" if failed else "call", title, f"{text}\nresult: {pretty(content)}")
 
 
-def _section_html(section: Section) -> str:
+def _section_html(section: ViewSection) -> str:
     title, text = escaped(clean(section.title)), escaped(section.text)
     if section.kind == "answer":
         return f'<div style="margin:.4em 0">{markdown_html(section.text)}</div>'
@@ -188,7 +190,7 @@ def _section_html(section: Section) -> str:
     )
 
 
-def _markdown(found: Sequence[Section]) -> Iterator[str]:
+def _markdown(found: Sequence[ViewSection]) -> Iterator[str]:
     for section in found:
         if section.kind == "answer":
             yield inert_markdown(section.text)
