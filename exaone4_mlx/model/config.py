@@ -17,39 +17,19 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from ..files.folders import atomic_file, find_folder, read_json
-from .config_keys import (
-    LOCAL,
-    check_architecture,
-    check_count,
-    is_number,
-    read_labels,
-    read_layer_types,
-    read_rope,
-    shortest_pattern,
-    with_changes,
-)
+from . import config_keys as keys
 from .rope import ORIGINAL, RopeParameters
 
 #: Keys that must be positive whole numbers.
 COUNTS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "max_position_embeddings",
-)
+)  # fmt: skip
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 #: Fields about labels, training or outputs. They are written if they differ from the default.
 OPTIONAL = (
-    "id2label",
-    "label2id",
-    "problem_type",
-    "classifier_dropout",
-    "output_hidden_states",
-    "output_attentions",
-)
+    "id2label", "label2id", "problem_type", "classifier_dropout", "output_hidden_states", "output_attentions",
+)  # fmt: skip
 _DERIVED: Any = None  # the default of a field that follows from other fields; it is never None after construction
 
 
@@ -110,14 +90,14 @@ class Exaone4Config:
         self._check_numbers()
         rope: Any = self.rope_parameters
         if not isinstance(rope, RopeParameters):
-            rope = read_rope(rope, self.rope_scaling, self.rope_theta, self.max_position_embeddings)
+            rope = keys.read_rope(rope, self.rope_scaling, self.rope_theta, self.max_position_embeddings)
         rope.check_head_dim(self.head_dim)
-        types = read_layer_types(
+        types = keys.read_layer_types(
             self.layer_types, self.sliding_window_pattern, self.sliding_window, self.num_hidden_layers
         )
         if not self.layer_types and not self.sliding_window_pattern:
             self._set(sliding_window=None)
-        names, numbers = read_labels(self.num_labels, self.id2label, self.label2id)
+        names, numbers = keys.read_labels(self.num_labels, self.id2label, self.label2id)
         self._set(rope_parameters=rope, rope_theta=rope.rope_theta, rope_scaling=rope.scaling() or None)
         self._set(layer_types=types, num_labels=len(names), id2label=names, label2id=numbers)
 
@@ -127,7 +107,7 @@ class Exaone4Config:
 
     def _set_sizes(self) -> None:
         for name in ("hidden_size", "num_attention_heads"):
-            check_count(name, getattr(self, name))
+            keys.check_count(name, getattr(self, name))
         for name, value in (
             ("intermediate_size", 4 * self.hidden_size),
             ("num_key_value_heads", self.num_attention_heads),
@@ -135,7 +115,7 @@ class Exaone4Config:
             if getattr(self, name) is None:
                 self._set(**{name: value})
         for name in COUNTS:
-            check_count(name, getattr(self, name))
+            keys.check_count(name, getattr(self, name))
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
@@ -149,22 +129,22 @@ class Exaone4Config:
                     f"{self.num_attention_heads}, and head_dim is absent"
                 )
             self._set(head_dim=self.hidden_size // self.num_attention_heads)
-        check_count("head_dim", self.head_dim)
+        keys.check_count("head_dim", self.head_dim)
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd, and RoPE rotates pairs")
         if self.sliding_window is not None:
-            check_count("sliding_window", self.sliding_window)
+            keys.check_count("sliding_window", self.sliding_window)
 
     def _check_numbers(self) -> None:
         if self.hidden_act != "silu":
             raise ValueError(f"hidden_act {self.hidden_act!r} is not implemented; EXAONE 4 uses 'silu'")
         for name in ("rms_norm_eps", "initializer_range"):
             value = getattr(self, name)
-            if not is_number(value) or not 0 <= value < math.inf or (name == "rms_norm_eps" and not value):
+            if not keys.is_number(value) or not 0 <= value < math.inf or (name == "rms_norm_eps" and not value):
                 raise ValueError(f"{name} must be a positive number, not {value!r}")
         for name in ("attention_dropout", "classifier_dropout"):
             value = getattr(self, name)
-            if not is_number(value) or not 0 <= value < 1:
+            if not keys.is_number(value) or not 0 <= value < 1:
                 raise ValueError(f"{name} must be a number from 0 to below 1, not {value!r}")
         for name in ("use_cache", "tie_word_embeddings", "output_hidden_states", "output_attentions"):
             if not isinstance(getattr(self, name), bool):
@@ -197,7 +177,7 @@ class Exaone4Config:
         # Global layers of a hybrid model have no position encoding on purpose ("NoPE"). Adding RoPE to
         # them cost the 32B model 18 points of AIME in another project (vLLM, pull request 23918).
         return tuple(
-            LayerAttention(self.sliding_window, True) if kind == LOCAL else LayerAttention(None, False)
+            LayerAttention(self.sliding_window, True) if kind == keys.LOCAL else LayerAttention(None, False)
             for kind in self.layer_types
         )
 
@@ -213,7 +193,7 @@ class Exaone4Config:
         Raises ValueError for another `model_type`, and for any setting that would change the numbers
         and is not implemented. Other keys (`architectures`, `torch_dtype`, …) are ignored.
         """
-        check_architecture(values)
+        keys.check_architecture(values)
         known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
         if known.get("classifier_dropout") is None:  # the fallback of transformers' heads
             hidden = values.get("hidden_dropout")
@@ -236,7 +216,7 @@ class Exaone4Config:
             config = cls.from_dict(values)
             if not changes:
                 return config
-            return cls.from_dict(with_changes(values, config.rope_parameters, config.num_labels, changes))
+            return cls.from_dict(keys.with_changes(values, config.rope_parameters, config.num_labels, changes))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -270,7 +250,7 @@ class Exaone4Config:
             "architectures": ["Exaone4ForCausalLM"],
             "model_type": self.model_type,
             "rope_parameters": {"rope_type": "default", "rope_theta": rope.rope_theta} | rope.scaling(),
-            "sliding_window_pattern": None if self.sliding_window is None else shortest_pattern(self.layer_types),
+            "sliding_window_pattern": None if self.sliding_window is None else keys.shortest_pattern(self.layer_types),
             "layer_types": list(self.layer_types),
         }
         if isinstance(self.eos_token_id, Sequence):

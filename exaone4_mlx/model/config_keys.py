@@ -18,19 +18,10 @@ LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
 #: Keys of other architectures that would change the numbers. A value other than None, False or 0 is an error.
 FOREIGN_KEYS = (
-    "attention_bias",
-    "mlp_bias",
-    "num_experts",
-    "num_local_experts",
-    "n_routed_experts",
-    "num_nextn_predict_layers",
-    "logit_scale",
-    "logits_scaling",
-    "final_logit_softcapping",
-    "attn_logit_softcapping",
-    "text_config",
+    "attention_bias", "mlp_bias", "num_experts", "num_local_experts", "n_routed_experts", "num_nextn_predict_layers",
+    "logit_scale", "logits_scaling", "final_logit_softcapping", "attn_logit_softcapping", "text_config",
     "vision_config",
-)
+)  # fmt: skip
 
 
 def check_architecture(values: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import Exaone4Config
-from .inputs import ForwardInputs, as_array, check_range, read_inputs, read_integers, read_labels
+from .inputs import ForwardInputs, as_array, check_range, check_shape, read_inputs, read_integers, read_labels
 from .losses import sequence_loss, span_loss, token_loss
 from .network import Exaone4Model
 from .outputs import QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast, TokenClassifierOutput
@@ -87,11 +87,8 @@ class Exaone4ForSequenceClassification(Pretrained):
                 labels = labels[:, 0]
             return read_labels("labels", labels, (batch,), count), problem_type
         shapes = [(batch, count)] + ([(batch,)] if count == 1 and problem_type == "regression" else [])
-        if labels.shape not in shapes:
-            raise ValueError(
-                f"labels for {problem_type} must have the shape {list(shapes[-1])}, not {list(labels.shape)} "
-                "(floating-point numbers mean any number of labels, whole numbers mean one)"
-            )
+        inferred = "" if self.config.problem_type or count == 1 else " (inferred from their dtype)"
+        check_shape(f"labels for {problem_type}{inferred}", labels, *shapes)
         if problem_type == "multi_label_classification":
             check_range("labels", labels, 0, 1)
         return labels, problem_type
@@ -169,13 +166,12 @@ class Exaone4ForQuestionAnswering(Pretrained):
         spans = []
         for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
             if positions is not None:
-                spans.append(read_integers(name, positions))
-                if spans[-1].size != read.shape[0]:
-                    raise ValueError(f"{name} must have the shape [{read.shape[0]}], not {list(spans[-1].shape)}")
+                spans.append(read_integers(name, positions).reshape(-1))
+                check_shape(name, spans[-1], read.shape[:1])
         outputs = self.transformer.run(read)
         logits = self.qa_outputs(outputs.last_hidden_state)
         start_logits, end_logits = logits[..., 0], logits[..., 1]
-        loss = span_loss(start_logits, end_logits, *(span.reshape(-1) for span in spans)) if spans else None
+        loss = span_loss(start_logits, end_logits, *spans) if spans else None
         return QuestionAnsweringModelOutput(loss, start_logits, end_logits, outputs.hidden_states, outputs.attentions)
 
     __call__ = forward

@@ -96,8 +96,7 @@ def read_inputs(
         details.padding = _read_padding(attention_mask, batch, past, length)
     if (cache_position := more.get("cache_position")) is not None:
         positions = read_integers("cache_position", cache_position)
-        if positions.shape != (length,):
-            raise ValueError(f"cache_position must have the shape [{length}], not {list(positions.shape)}")
+        check_shape("cache_position", positions, (length,))
         expected = f"cache_position must be {past} to {past + length - 1}, the positions after the cached tokens"
         check_everywhere(positions == mx.arange(past, past + length), expected)
     if position_ids is not None:
@@ -132,16 +131,13 @@ def _read_tokens(config: Exaone4Config, input_ids: Any, inputs_embeds: Any) -> t
         raise ValueError(f"give input_ids or inputs_embeds, not {'neither' if input_ids is None else 'both'}")
     if input_ids is not None:
         ids = read_integers("input_ids", input_ids)
-        if ids.ndim != 2 or ids.size == 0:
-            raise ValueError(f"input_ids must have the shape [batch, tokens], not {list(ids.shape)}")
+        check_shape("input_ids", ids, ("batch", "tokens"))
         check_range("input_ids", ids, 0, config.vocab_size - 1)
         return ids, None
     embeddings = as_array("inputs_embeds", inputs_embeds)
-    if embeddings.ndim != 3 or embeddings.shape[-1] != config.hidden_size or embeddings.size == 0:
-        wanted = f"[batch, tokens, {config.hidden_size}]"
-        raise ValueError(f"inputs_embeds must have the shape {wanted}, not {list(embeddings.shape)}")
+    check_shape("inputs_embeds", embeddings, ("batch", "tokens", config.hidden_size))
     if not mx.issubdtype(embeddings.dtype, mx.floating):
-        raise ValueError(f"inputs_embeds must be floating-point numbers, not {_name(embeddings.dtype)}")
+        raise ValueError(f"inputs_embeds must be floating-point numbers, not {dtype_name(embeddings)}")
     return None, embeddings
 
 
@@ -171,11 +167,7 @@ def _check_caches(config: Exaone4Config, caches: Sequence[Cache], batch: int) ->
 def _read_padding(attention_mask: Any, batch: int, past: int, length: int) -> mx.array:
     """[B, past + L], false for padding."""
     mask = as_array("attention_mask", attention_mask)
-    if mask.shape != (batch, past + length):
-        tokens = f"{past} cached + {length} new" if past else f"{length}"
-        raise ValueError(
-            f"attention_mask must have the shape [batch, tokens] of ({batch}, {tokens}), not {list(mask.shape)}"
-        )
+    check_shape(f"attention_mask ({past} cached tokens, {length} new)", mask, (batch, past + length))
     if mask.dtype == mx.bool_:
         return mask
     check_everywhere((mask == 0) | (mask == 1), "attention_mask must be 1, or 0 for padding")
@@ -185,10 +177,7 @@ def _read_padding(attention_mask: Any, batch: int, past: int, length: int) -> mx
 def _read_positions(position_ids: Any, batch: int, length: int) -> mx.array:
     """[B, L]"""
     positions = read_integers("position_ids", position_ids)
-    if positions.ndim != 2 or positions.shape[1] != length or positions.shape[0] not in (1, batch):
-        raise ValueError(
-            f"position_ids must have the shape [batch, tokens] of ({batch}, {length}), not {list(positions.shape)}"
-        )
+    check_shape("position_ids", positions, (batch, length), (1, length))
     check_range("position_ids", positions, 0, None)
     return mx.broadcast_to(positions, (batch, length))
 
@@ -210,8 +199,7 @@ def read_kept(logits_to_keep: Any, length: int) -> slice | mx.array:
 def read_labels(name: str, labels: Any, shape: tuple[int, ...], count: int) -> mx.array:
     """Labels of this shape, each from 0 to `count` - 1, or -100 to ignore it. Raises ValueError for other labels."""
     array = read_integers(name, labels)
-    if array.shape != shape:
-        raise ValueError(f"{name} must have the shape {list(shape)}, not {list(array.shape)}")
+    check_shape(name, array, shape)
     check_range(name, mx.where(array == IGNORED, 0, array), 0, count - 1)
     return array
 
@@ -230,7 +218,7 @@ def read_integers(name: str, value: Any) -> mx.array:
     """Signed integers. Raises ValueError for other dtypes."""
     array = as_array(name, value)
     if not mx.issubdtype(array.dtype, mx.integer):
-        raise ValueError(f"{name} must be whole numbers, not {_name(array.dtype)}")
+        raise ValueError(f"{name} must be whole numbers, not {dtype_name(array)}")
     return array if mx.issubdtype(array.dtype, mx.signedinteger) else array.astype(mx.int64)
 
 
@@ -256,5 +244,15 @@ def check_range(name: str, array: mx.array, low: int, high: int | None) -> None:
         raise ValueError(f"{name} must be {limits}, not {wrong:g}")
 
 
-def _name(dtype: mx.Dtype) -> str:
-    return str(dtype).removeprefix("mlx.core.")
+def check_shape(name: str, array: mx.array, *shapes: Sequence[int | str]) -> None:
+    """Raises ValueError unless the array has one of the shapes. A word in a shape means any size but 0."""
+    for shape in shapes:
+        pairs = zip(array.shape, shape, strict=False)
+        if array.ndim == len(shape) and all(size if isinstance(want, str) else size == want for size, want in pairs):
+            return
+    expected = " or ".join(f"[{', '.join(map(str, shape))}]" for shape in shapes)
+    raise ValueError(f"{name} must have the shape {expected}, not {list(array.shape)}")
+
+
+def dtype_name(array: mx.array) -> str:
+    return str(array.dtype).removeprefix("mlx.core.")

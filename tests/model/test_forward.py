@@ -277,7 +277,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no array": ({"input_ids": "hello"}, "input_ids must be"),
     "embeddings of another size": ({"inputs_embeds": FLOATS[..., 1:]}, r"inputs_embeds must have the shape \[batch, tokens, 32\]"),
     "integer embeddings": ({"inputs_embeds": FLOATS.astype(mx.int32)}, "inputs_embeds must be floating-point numbers"),
-    "a short mask": ({"attention_mask": [[1, 1, 1]]}, r"attention_mask must have the shape .* of \(1, 4\), not \[1, 3\]"),
+    "a short mask": ({"attention_mask": [[1, 1, 1]]}, r"attention_mask \(0 cached tokens, 4 new\) must have the shape \[1, 4\], not \[1, 3\]"),
     "a mask of scores": ({"attention_mask": [[0, 1, 2, 3]]}, "attention_mask must be 1, or 0 for padding"),
     "a mask of floats": ({"attention_mask": [[0.5] * 4]}, "attention_mask must be 1, or 0 for padding"),
     "positions of another length": ({"position_ids": [[0, 1]]}, "position_ids must have the shape"),

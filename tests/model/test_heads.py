@@ -173,7 +173,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
     "unknown label": (SEQUENCE, {}, {"labels": [0, 3]}, "labels must be from 0 to 2, not 3"),
     "labels of another batch": (SEQUENCE, {}, {"labels": [0]}, r"labels must have the shape \[2\], not \[1\]"),
     "numbers for two of three labels": (
-        SEQUENCE, {}, {"labels": [[0.0, 1.0]] * 2}, r"labels for multi_label_classification must have the shape \[2, 3\]"),
+        SEQUENCE, {}, {"labels": [[0.0, 1.0]] * 2}, r"labels for multi_label_classification \(inferred from their dtype\) must have the shape \[2, 3\]"),
     "labels of sequences for tokens": (TOKEN, {}, {"labels": [0, 1]}, r"labels must have the shape \[2, 4\], not \[2\]"),
     "a cache for tokens": (TOKEN, {}, {"use_cache": True}, "this output has no past_key_values"),
     "a cache for a span": (SPAN, {}, {"use_cache": True}, "this output has no past_key_values"),
