@@ -333,6 +333,12 @@ def real(shared: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """The demo's tokenizer."""
+    return Tokenizer.from_pretrained(DEMO_FOLDER)
+
+
+@pytest.fixture(scope="session")
 def demo() -> tuple[Any, Any]:
     """The demo model in float32, and its tokenizer."""
     return load("demo", dtype="float32")

@@ -9,14 +9,8 @@ from typing import Any
 import pytest
 
 from exaone4_mlx import Tokenizer
-from exaone4_mlx.files.folders import DEMO_FOLDER
 
 HELLO = [{"role": "user", "content": "Hello"}]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.from_pretrained(DEMO_FOLDER)
 
 
 def test_text_parts_are_joined(tokenizer: Tokenizer) -> None:

@@ -7,7 +7,6 @@ import random
 import pytest
 
 from exaone4_mlx import Answer, ReplyParser, Thinking, Tokenizer, ToolCall
-from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.text.events import Event
 from exaone4_mlx.text.json_prefix import JsonPrefix
 from exaone4_mlx.text.reply import CALL_END, CALL_START, VALUE_ONLY, join_events, read_calls
@@ -257,11 +256,6 @@ def test_the_fuzz_notices_a_lost_character() -> None:
 
 KOREAN = "생각: 뷁\n</think>\n\n안녕하세요 👩‍👩‍👧 🇰🇷"
 KOREAN_CALL = '<tool_call>{"name": "날씨", "arguments": {"도시": "서울 🌧️"}}</tool_call>끝 ½'
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.from_pretrained(DEMO_FOLDER)
 
 
 def test_characters_in_tokens_of_one_byte_stay_whole(tokenizer: Tokenizer) -> None:
