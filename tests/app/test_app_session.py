@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from app_sessions import ENDLESS, PLAIN, WAIT_SECONDS, finished, say, underway, until
 from conftest import call_text, roll_dice
 
 from app import session as session_module
@@ -18,18 +19,20 @@ from app.settings import Settings
 from app.store import Conversation, Store
 from exaone4_mlx import BUILTIN_TOOLS, Chat, Sampling
 
-PLAIN = Settings()
 TOOLS = Settings(use_tools=True, ask=False)
 ASKING = Settings(use_tools=True, ask=True)
-ENDLESS = "one two three four five six seven eight nine ten " * 400
 NOTE = (Attachment("note.txt", "The code is 4711."), 9)
 STOP_SECONDS = 2.0  # generous: 0.2 on an idle machine
-WAIT_SECONDS = 20.0
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "conversations")
+
+
+@pytest.fixture
+def session(make: Callable[..., Session]) -> Session:
+    return make()
 
 
 @pytest.fixture
@@ -65,20 +68,6 @@ def make(unread: Any, store: Store) -> Iterator[Callable[..., Session]]:
         assert session.join(WAIT_SECONDS), "the turn of a test is still under way"
 
 
-def until(holds: Callable[[], Any], what: str) -> Any:
-    """The first value of `holds` that counts as true."""
-    end = time.monotonic() + WAIT_SECONDS
-    while not (value := holds()):
-        assert time.monotonic() < end, f"after {WAIT_SECONDS:.0f} seconds still not: {what}"
-        time.sleep(0.002)
-    return value
-
-
-def finished(session: Session) -> View:
-    assert session.join(WAIT_SECONDS), f"the turn does not end: {session.view()}"
-    return session.view()
-
-
 def said(session: Session) -> list[tuple[str, Any]]:
     return [(message["role"], message["content"]) for message in session.view().messages]
 
@@ -99,51 +88,41 @@ def stopped_after(session: Session) -> float:
 def test_real_model_answers_and_remembers(make: Any, demo: Any) -> None:
     session = make(model=demo)
     greedy = Settings(sampling=Sampling(temperature=0.0), thinking=True)
-    session.send("Which one is bigger, 3.12 vs 3.9?", [], greedy)
-    view = finished(session)
+    view = say(session, "Which one is bigger, 3.12 vs 3.9?", greedy)
     assert view.messages[-1]["content"] == "3.9 is bigger than 3.12." and view.messages[-1]["reasoning_content"]
     assert view.counts is not None and view.counts.finish_reason == "stop" and view.first_token_seconds
     assert 0 < view.context_tokens < view.context_limit == 8192
 
 
-def test_what_was_said_follows_what_was_said_before(make: Any, scripted: Any) -> None:
-    session = make()
+def test_what_was_said_follows_what_was_said_before(session: Session, scripted: Any) -> None:
     scripted("Good.", "Better.")
-    session.send("How are you?", [], PLAIN)
-    finished(session)
-    session.send("And now?", [], PLAIN)
-    finished(session)
+    say(session, "How are you?")
+    say(session, "And now?")
     assert said(session) == [
         ("user", "How are you?"), ("assistant", "Good."), ("user", "And now?"), ("assistant", "Better."),
     ]  # fmt: skip
 
 
-def test_retry_replaces_the_reply(make: Any, scripted: Any) -> None:
-    session = make()
+def test_retry_replaces_the_reply(session: Session, scripted: Any) -> None:
     scripted("Heads.", "Tails.")
-    session.send("Toss a coin", [], PLAIN)
-    finished(session)
+    say(session, "Toss a coin")
     session.retry(PLAIN)
     finished(session)
     assert said(session) == [("user", "Toss a coin"), ("assistant", "Tails.")]
 
 
-def test_edit_says_something_else_and_forgets_what_followed(make: Any, scripted: Any) -> None:
-    session = make()
+def test_edit_says_something_else_and_forgets_what_followed(session: Session, scripted: Any) -> None:
     scripted("one", "two", "three")
     for text in ("first", "second"):
-        session.send(text, [], PLAIN)
-        finished(session)
+        say(session, text)
     session.edit(0, "other", PLAIN)
     finished(session)
     assert said(session) == [("user", "other"), ("assistant", "three")]
 
 
-def test_files_of_an_edited_turn_stay(make: Any, scripted: Any) -> None:
-    session = make()
+def test_files_of_an_edited_turn_stay(session: Session, scripted: Any) -> None:
     scripted("4711.", "four")
-    session.send("What is the code?", [NOTE], PLAIN)
-    finished(session)
+    say(session, "What is the code?", files=[NOTE])
     session.edit(0, "How many digits has it?", PLAIN)
     message = finished(session).messages[0]
     assert message["text"] == "How many digits has it?" and "4711" in message["content"]
@@ -164,51 +143,43 @@ def test_files_that_an_import_knows_by_name_only_do_not_break_an_edit(make: Any,
 
 
 @pytest.mark.parametrize("number", [-1, 1, 7])
-def test_there_is_no_such_turn_to_edit(make: Any, scripted: Any, number: int) -> None:
-    session = make()
+def test_there_is_no_such_turn_to_edit(session: Session, scripted: Any, number: int) -> None:
     scripted("one")
-    session.send("first", [], PLAIN)
-    finished(session)
+    say(session, "first")
     with pytest.raises(ValueError, match=f"there is no turn {number}"):
         session.edit(number, "x", PLAIN)
     assert said(session) == [("user", "first"), ("assistant", "one")]
 
 
-def test_undo_gives_back_what_was_typed_without_the_files(make: Any, scripted: Any, store: Store) -> None:
-    session = make()
+def test_undo_gives_back_what_was_typed_without_the_files(session: Session, scripted: Any, store: Store) -> None:
     scripted("4711.")
-    session.send("What is the code?", [NOTE], PLAIN)
-    finished(session)
+    say(session, "What is the code?", files=[NOTE])
     assert session.undo() == "What is the code?"
     assert said(session) == [] and session.view().counts is None, "the counts of a reply that is gone"
     assert store.read(session.id).messages == []
 
 
 @pytest.mark.parametrize("action", ["undo", "retry", "edit"])
-def test_nothing_to_do_in_an_empty_conversation(make: Any, action: str) -> None:
-    session = make()
+def test_nothing_to_do_in_an_empty_conversation(session: Session, action: str) -> None:
     arguments = {"undo": (), "retry": (PLAIN,), "edit": (0, "x", PLAIN)}[action]
     with pytest.raises(ValueError, match="no turns yet"):
         getattr(session, action)(*arguments)
     assert not session.running
 
 
-def test_nothing_is_sent_that_is_empty(make: Any, store: Store) -> None:
-    session = make()
+def test_nothing_is_sent_that_is_empty(session: Session, store: Store) -> None:
     with pytest.raises(ValueError, match="nothing to send"):
         session.send("  ", [], PLAIN)
     assert not session.running and said(session) == [] and store.list() == []
 
 
-def test_turn_that_is_too_long_is_refused_and_changes_nothing(make: Any, store: Store) -> None:
-    session = make()
+def test_turn_that_is_too_long_is_refused_and_changes_nothing(session: Session, store: Store) -> None:
     with pytest.raises(ValueError, match="newest turn alone has"):
         session.send("word " * 9000, [], PLAIN)
     assert not session.running and said(session) == [] and store.list() == []
 
 
-def test_system_prompt_of_the_settings_comes_first_and_can_go_again(make: Any, scripted: Any) -> None:
-    session = make()
+def test_system_prompt_of_the_settings_comes_first_and_can_go_again(session: Session, scripted: Any) -> None:
     scripted("Aye.", "Yes.")
     session.send("Hello", [], Settings(system="Talk like a pirate."))
     assert finished(session).messages[0] == {"role": "system", "content": "Talk like a pirate."}
@@ -216,15 +187,12 @@ def test_system_prompt_of_the_settings_comes_first_and_can_go_again(make: Any, s
     assert [message["role"] for message in finished(session).messages] == ["user", "assistant"]
 
 
-def test_prompt_holds_nothing_but_the_messages(make: Any, scripted: Any) -> None:
+def test_prompt_holds_nothing_but_the_messages(session: Session, scripted: Any) -> None:
     """What the app keeps beside them (names of files, counts, how long a tool ran) is for people."""
     model, tokenizer = scripted(call_text(max_num=6), "You rolled 4.", "Bye.")
-    session = make()
-    session.send("Roll!", [(Attachment("note.txt", "The code is 4711."), 123456)], TOOLS)
-    finished(session)
+    say(session, "Roll!", TOOLS, files=[(Attachment("note.txt", "The code is 4711."), 123456)])
     assert tokenizer.decode(model.script.seen).count("The code is 4711.") == 1
-    session.send("Thanks", [], PLAIN)
-    view = finished(session)
+    view = say(session, "Thanks")
     assert view.messages[0]["files"] and view.messages[1]["stats"] and "seconds" in view.messages[2]
     seen = tokenizer.decode(model.script.seen)
     for word in ("123456", "stats", "finish_reason", "cached_tokens", "seconds", "files", "failed"):
@@ -239,8 +207,7 @@ def test_only_allowed_tools_are_offered(make: Any, scripted: Any) -> None:
         (Settings(use_tools=False, tools=("roll_dice",)), []),
     ):
         scripted("ok")
-        session.send("Hi", [], settings)
-        finished(session)
+        say(session, "Hi", settings)
         assert [tool.__name__ for tool in session._chat.tools] == offered
 
 
@@ -273,8 +240,7 @@ def test_of_two_that_send_at_once_one_is_told_that_it_is_busy(make: Any, scripte
 
 
 @pytest.mark.parametrize("action", ["send", "retry", "edit", "undo"])
-def test_while_a_turn_runs_nothing_else_begins(make: Any, scripted: Any, action: str) -> None:
-    session = make()
+def test_while_a_turn_runs_nothing_else_begins(session: Session, scripted: Any, action: str) -> None:
     scripted(ENDLESS, pause=0.002)
     session.send("Count", [], PLAIN)
     arguments = {"send": ("x", [], PLAIN), "retry": (PLAIN,), "edit": (0, "x", PLAIN), "undo": ()}[action]
@@ -286,11 +252,9 @@ def test_while_a_turn_runs_nothing_else_begins(make: Any, scripted: Any, action:
 # --- Stop ---------------------------------------------------------------------
 
 
-def test_stop_while_decoding_keeps_what_came(make: Any, scripted: Any, store: Store) -> None:
-    session = make()
+def test_stop_while_decoding_keeps_what_came(session: Session, scripted: Any, store: Store) -> None:
     scripted(ENDLESS, pause=0.005)
-    session.send("Count", [], PLAIN)
-    until(lambda: session.view().coming, "something of the reply came")
+    underway(session)
     stopped_after(session)
     view = session.view()
     reply = view.messages[-1]
@@ -310,8 +274,7 @@ def test_stop_while_a_long_prompt_is_read(make: Any) -> None:
     assert view.messages[-1]["finish_reason"] == "cancelled" and view.messages[-1]["content"] == ""
 
 
-def test_stop_while_a_tool_asks(make: Any, scripted: Any) -> None:
-    session = make()
+def test_stop_while_a_tool_asks(session: Session, scripted: Any) -> None:
     scripted(call_text(max_num=6))
     session.send("Roll!", [], ASKING)
     until(lambda: session.view().asking, "the tool asks")
@@ -320,10 +283,9 @@ def test_stop_while_a_tool_asks(make: Any, scripted: Any) -> None:
 
 
 def test_stop_between_a_call_and_its_question_is_not_missed(
-    make: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch
+    session: Session, scripted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stop may come when the turn has made up its mind to ask, and nobody is asked yet."""
-    session = make()
     asked = Session._approve
 
     def late(self: Session, call: Any) -> bool:
@@ -366,24 +328,19 @@ def test_stop_while_waiting_in_line(make: Any, scripted: Any) -> None:
     stopped_after(first)
 
 
-def test_stop_without_a_turn_does_nothing(make: Any, scripted: Any) -> None:
-    session = make()
+def test_stop_without_a_turn_does_nothing(session: Session, scripted: Any) -> None:
     session.stop()
     scripted("ok")
-    session.send("Hi", [], PLAIN)
-    assert finished(session).messages[-1]["content"] == "ok", "an old Stop must not end a new turn"
+    assert say(session, "Hi").messages[-1]["content"] == "ok", "an old Stop must not end a new turn"
     session.stop()
     assert session.view().messages[-1]["finish_reason"] == "stop"
 
 
-def test_stopped_conversation_goes_on(make: Any, scripted: Any) -> None:
-    session = make()
+def test_stopped_conversation_goes_on(session: Session, scripted: Any) -> None:
     scripted(ENDLESS, "ok", pause=0.005)
-    session.send("Count", [], PLAIN)
-    until(lambda: session.view().coming, "something of the reply came")
+    underway(session)
     stopped_after(session)
-    session.send("And?", [], PLAIN)
-    assert finished(session).messages[-1]["content"] == "ok"
+    assert say(session, "And?").messages[-1]["content"] == "ok"
 
 
 def test_retry_stopped_before_anything_came_leaves_the_old_reply(make: Any, scripted: Any, store: Store) -> None:
@@ -404,8 +361,7 @@ def test_retry_stopped_before_anything_came_leaves_the_old_reply(make: Any, scri
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_call_waits_for_the_word_of_the_user(make: Any, scripted: Any, allowed: bool) -> None:
-    session = make()
+def test_call_waits_for_the_word_of_the_user(session: Session, scripted: Any, allowed: bool) -> None:
     scripted(call_text(max_num=6), "Done.")
     session.send("Roll!", [], ASKING)
     view = until(lambda: (view := session.view()).asking and view, "the tool asks")
@@ -418,8 +374,7 @@ def test_call_waits_for_the_word_of_the_user(make: Any, scripted: Any, allowed: 
     assert not view.asking and view.messages[-1]["content"] == "Done."
 
 
-def test_every_call_asks_for_itself(make: Any, scripted: Any) -> None:
-    session = make()
+def test_every_call_asks_for_itself(session: Session, scripted: Any) -> None:
     scripted(call_text(max_num=6) + call_text(max_num=8), "Done.")
     session.send("Roll!", [], ASKING)
     for results in range(2):
@@ -431,8 +386,7 @@ def test_every_call_asks_for_itself(make: Any, scripted: Any) -> None:
     assert [message["content"] for message in finished(session).messages[2:4]] == [4, 6]
 
 
-def test_second_click_allows_nothing_that_was_not_seen(make: Any, scripted: Any) -> None:
-    session = make()
+def test_second_click_allows_nothing_that_was_not_seen(session: Session, scripted: Any) -> None:
     scripted(call_text(max_num=6) + call_text(max_num=8), "Done.")
     session.send("Roll!", [], ASKING)
     first = until(lambda: session.view().asking, "the first question")
@@ -445,8 +399,7 @@ def test_second_click_allows_nothing_that_was_not_seen(make: Any, scripted: Any)
     assert [message["failed"] for message in finished(session).messages[2:4]] == [False, True]
 
 
-def test_word_that_nobody_asked_for_approves_nothing(make: Any, scripted: Any) -> None:
-    session = make()
+def test_word_that_nobody_asked_for_approves_nothing(session: Session, scripted: Any) -> None:
     session.answer(True)
     scripted(call_text(max_num=6), "Done.", pause=0.005)
     session.send("Roll!", [], ASKING)
@@ -456,8 +409,7 @@ def test_word_that_nobody_asked_for_approves_nothing(make: Any, scripted: Any) -
     assert finished(session).messages[2]["failed"]
 
 
-def test_without_ask_nobody_is_asked(make: Any, scripted: Any) -> None:
-    session = make()
+def test_without_ask_nobody_is_asked(session: Session, scripted: Any) -> None:
     scripted(call_text(max_num=6), "Done.")
     session.send("Roll!", [], TOOLS)
     assert [content for _, content in finished(session) and said(session)][2:] == [4, "Done."]
@@ -466,24 +418,19 @@ def test_without_ask_nobody_is_asked(make: Any, scripted: Any) -> None:
 # --- failures -----------------------------------------------------------------
 
 
-def test_failed_step_is_shown_and_the_conversation_goes_on(make: Any, scripted: Any, store: Store) -> None:
-    session = make()
+def test_failed_step_is_shown_and_the_conversation_goes_on(session: Session, scripted: Any, store: Store) -> None:
     scripted(["one two three", RuntimeError("[metal] out of memory")], "ok")
-    session.send("Count", [], PLAIN)
-    view = finished(session)
+    view = say(session, "Count")
     assert view.error == "[metal] out of memory"
     assert view.messages[-1]["finish_reason"] == "error"
     assert store.read(session.id).messages == view.messages
-    session.send("Again", [], PLAIN)
-    view = finished(session)
+    view = say(session, "Again")
     assert view.error is None and view.messages[-1]["content"] == "ok"
 
 
-def test_error_without_a_message_is_shown_by_its_name(make: Any, scripted: Any) -> None:
+def test_error_without_a_message_is_shown_by_its_name(session: Session, scripted: Any) -> None:
     scripted([MemoryError()])
-    session = make()
-    session.send("Hi", [], PLAIN)
-    assert finished(session).error == "MemoryError"
+    assert say(session, "Hi").error == "MemoryError"
 
 
 def test_turn_ends_well_though_nothing_can_be_written(make: Any, scripted: Any) -> None:
@@ -497,8 +444,7 @@ def test_turn_ends_well_though_nothing_can_be_written(make: Any, scripted: Any) 
     view = finished(session)
     assert view.messages[-1]["content"] == "one" and view.error is None
     assert "No space left" in str(view.unsaved) and not session.is_saved
-    session.send("second", [], PLAIN)
-    assert len(finished(session).messages) == 4, "nothing is lost in memory"
+    assert len(say(session, "second").messages) == 4, "nothing is lost in memory"
     session.undo()
     assert len(session.view().messages) == 2
 
@@ -513,8 +459,7 @@ def test_what_could_not_be_written_is_written_once_it_can(make: Any, scripted: A
 
     session = make(save=save)
     scripted("one")
-    session.send("first", [], PLAIN)
-    finished(session)
+    say(session, "first")
     assert store.list() == []
     full = False
     session.save()
@@ -522,11 +467,9 @@ def test_what_could_not_be_written_is_written_once_it_can(make: Any, scripted: A
     assert store.read(session.id).messages == session.view().messages
 
 
-def test_saved_conversation_is_not_written_again(make: Any, scripted: Any, store: Store) -> None:
-    session = make()
+def test_saved_conversation_is_not_written_again(session: Session, scripted: Any, store: Store) -> None:
     scripted("one")
-    session.send("first", [], PLAIN)
-    finished(session)
+    say(session, "first")
     revision = store.read(session.id).revision
     session.save()
     assert store.read(session.id).revision == revision
@@ -591,8 +534,7 @@ def test_view_says_in_every_phase_what_is_going_on(make: Any, scripted: Any) -> 
     assert counted == sorted(counted), "counts of a turn only grow"
 
 
-def test_finished_messages_are_those_that_were_seen_coming(make: Any, scripted: Any) -> None:
-    session = make()
+def test_finished_messages_are_those_that_were_seen_coming(session: Session, scripted: Any) -> None:
     scripted(f"Let me roll.{call_text(max_num=6)}", "You rolled 4.", pause=0.001)
     session.send("Roll!", [], TOOLS)
     last = session.view()
@@ -603,9 +545,8 @@ def test_finished_messages_are_those_that_were_seen_coming(make: Any, scripted: 
         assert str(kept["content"]).startswith(str(coming["content"]).strip())
 
 
-def test_thought_of_each_round_is_counted_for_itself(make: Any, scripted: Any) -> None:
+def test_thought_of_each_round_is_counted_for_itself(session: Session, scripted: Any) -> None:
     """Also where nobody looked on while the first round was made."""
-    session = make()
     thinking = Settings(thinking=True, use_tools=True, ask=True)
     scripted(f"one two three</think>\n\n{call_text(max_num=6)}", "four</think>\n\nYou rolled 4.", pause=0.005)
     session.send("Roll!", [], thinking)
@@ -621,8 +562,7 @@ def test_thought_of_each_round_is_counted_for_itself(make: Any, scripted: Any) -
     assert live == final and final[0] > final[1] > 0
 
 
-def test_two_that_look_see_the_same(make: Any, scripted: Any) -> None:
-    session = make()
+def test_two_that_look_see_the_same(session: Session, scripted: Any) -> None:
     scripted(ENDLESS[:200], pause=0.003)
     session.send("Count", [], PLAIN)
     views: list[list[View]] = [[], []]
@@ -644,16 +584,14 @@ def test_two_that_look_see_the_same(make: Any, scripted: Any) -> None:
     assert views[0][-1] == views[1][-1] and views[0][-1].messages[-1]["content"] == ENDLESS[:200]
 
 
-def test_wait_returns_at_once_where_something_is_new(make: Any) -> None:
-    session = make()
+def test_wait_returns_at_once_where_something_is_new(session: Session) -> None:
     began = time.monotonic()
     session.wait(session.version - 1, WAIT_SECONDS)
     assert time.monotonic() - began < 1
     session.wait(session.version, 0.01)
 
 
-def test_views_are_copies(make: Any, scripted: Any) -> None:
-    session = make()
+def test_views_are_copies(session: Session, scripted: Any) -> None:
     scripted(call_text(max_num=6) + call_text(max_num=8), pause=0.005)
     session.send("Roll!", [], ASKING)
     view = until(lambda: (view := session.view()).coming and view, "a call")
@@ -667,10 +605,9 @@ def test_views_are_copies(make: Any, scripted: Any) -> None:
 
 
 def test_reply_under_way_is_written_every_few_seconds(
-    make: Any, scripted: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+    session: Session, scripted: Any, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_module, "SAVE_SECONDS", 0.05)
-    session = make()
     scripted(ENDLESS, pause=0.005)
     session.send("Count", [], PLAIN)
     assert store.read(session.id).messages == [{"role": "user", "content": "Count"}], "the turn is there from its begin"
@@ -711,22 +648,18 @@ def test_closed_leaves_no_call_without_a_result() -> None:
     assert closed([{"role": "assistant", "content": "Hm"}])[0]["finish_reason"] == "cancelled"
 
 
-def test_title_is_how_the_first_turn_begins(make: Any, scripted: Any) -> None:
-    session = make()
+def test_title_is_how_the_first_turn_begins(session: Session, scripted: Any) -> None:
     scripted("ok", "ok")
     session.send("  What is\nup? " + "word " * 20, [], PLAIN)
     finished(session)
     assert session.conversation.title == "What is up? word word word word word word word …"
-    session.send("Something else", [], PLAIN)
-    finished(session)
+    say(session, "Something else")
     assert session.conversation.title.startswith("What is up?")
 
 
-def test_title_follows_an_edited_first_turn_unless_it_is_the_persons_own(make: Any, scripted: Any) -> None:
-    session = make()
+def test_title_follows_an_edited_first_turn_unless_it_is_the_persons_own(session: Session, scripted: Any) -> None:
     scripted("ok", "ok", "ok")
-    session.send("Wrods", [], PLAIN)
-    finished(session)
+    say(session, "Wrods")
     session.edit(0, "Words", PLAIN)
     finished(session)
     assert session.conversation.title == "Words"
@@ -742,8 +675,7 @@ def test_turn_of_files_alone_is_called_by_their_names(make: Any) -> None:
     assert title_of([]) == ""
 
 
-def test_settings_are_kept_with_the_conversation(make: Any, scripted: Any, store: Store) -> None:
-    session = make()
+def test_settings_are_kept_with_the_conversation(session: Session, scripted: Any, store: Store) -> None:
     scripted("ok")
     session.send("Hi", [], Settings(thinking=False, system="Be brief.", max_tokens=99))
     finished(session)
@@ -780,14 +712,12 @@ def test_turn_that_ends_after_its_conversation_was_deleted_writes_nothing(
     assert store.list() == []
 
 
-def test_conversation_that_cannot_be_deleted_is_kept_as_before(make: Any, scripted: Any) -> None:
+def test_conversation_that_cannot_be_deleted_is_kept_as_before(session: Session, scripted: Any) -> None:
     def refuses() -> None:
         raise OSError("Permission denied")
 
-    session = make()
     scripted("one")
-    session.send("first", [], PLAIN)
-    finished(session)
+    say(session, "first")
     with pytest.raises(OSError, match="Permission"):
         session.delete(refuses)
     assert session.keeps
@@ -796,8 +726,7 @@ def test_conversation_that_cannot_be_deleted_is_kept_as_before(make: Any, script
 # --- the caches ---------------------------------------------------------------
 
 
-def test_caches_can_go_between_turns_and_the_conversation_goes_on(make: Any, scripted: Any) -> None:
-    session = make()
+def test_caches_can_go_between_turns_and_the_conversation_goes_on(session: Session, scripted: Any) -> None:
     scripted("one", "two")
     session.send("first", [], PLAIN)
     before = finished(session)
@@ -808,11 +737,9 @@ def test_caches_can_go_between_turns_and_the_conversation_goes_on(make: Any, scr
     assert [content for _, content in finished(session) and said(session)] == ["first", "one", "second", "two"]
 
 
-def test_caches_wanted_back_during_a_turn_go_at_its_end(make: Any, scripted: Any) -> None:
-    session = make()
+def test_caches_wanted_back_during_a_turn_go_at_its_end(session: Session, scripted: Any) -> None:
     scripted(ENDLESS, pause=0.005)
-    session.send("Count", [], PLAIN)
-    until(lambda: session.view().coming, "something of the reply came")
+    underway(session)
     session.release()
     assert session.running and session.has_caches, "a turn needs its caches"
     stopped_after(session)
@@ -820,11 +747,9 @@ def test_caches_wanted_back_during_a_turn_go_at_its_end(make: Any, scripted: Any
     assert session.view().messages[-1]["content"]
 
 
-def test_releasing_without_waiting_leaves_a_session_alone_that_is_busy(make: Any, scripted: Any) -> None:
-    session = make()
+def test_releasing_without_waiting_leaves_a_session_alone_that_is_busy(session: Session, scripted: Any) -> None:
     scripted("one")
-    session.send("first", [], PLAIN)
-    finished(session)
+    say(session, "first")
     with session._lock:
         thread = threading.Thread(target=session.release, kwargs={"wait": False})
         thread.start()

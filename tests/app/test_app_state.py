@@ -16,22 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from app_sessions import ENDLESS, PLAIN, WAIT_SECONDS, contents, finished, say, underway, until
 from conftest import ScriptedModel, roll_dice
 
 from app import state as state_module
 from app.files import Attachment
 from app.models import Choice, Draft, memory_in_use
-from app.session import Busy, Session, View
+from app.session import Busy, Session
 from app.settings import Settings
 from app.state import AppState, LoadedModel
 from app.store import Conversation, Store
 from exaone4_mlx import Tokenizer, fit, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
 
-PLAIN = Settings()
-ENDLESS = "one two three four five six seven eight nine ten " * 400
 UNKNOWN = "20261125-093015-1f2e3d4c"
-WAIT_SECONDS = 20.0
 GRACE = 0.15
 
 
@@ -63,36 +61,6 @@ def fresh(text: str, pause: float = 0.0, **config: Any) -> tuple[ScriptedModel, 
 @pytest.fixture
 def state(make: Callable[..., AppState]) -> AppState:
     return make()
-
-
-def until(holds: Callable[[], Any], what: str) -> Any:
-    """The first value of `holds` that counts as true."""
-    end = time.monotonic() + WAIT_SECONDS
-    while not (value := holds()):
-        assert time.monotonic() < end, f"after {WAIT_SECONDS:.0f} seconds still not: {what}"
-        time.sleep(0.002)
-    return value
-
-
-def finished(session: Session) -> View:
-    assert session.join(WAIT_SECONDS), f"the turn does not end: {session.view()}"
-    return session.view()
-
-
-def say(session: Session, text: str) -> View:
-    session.send(text, [], PLAIN)
-    return finished(session)
-
-
-def contents(session: Session) -> list[Any]:
-    return [message["content"] for message in session.view().messages]
-
-
-def underway(session: Session) -> Session:
-    """The session with a turn under way of which something has come."""
-    session.send("Count", [], PLAIN)
-    until(lambda: session.view().coming, "something of the reply came")
-    return session
 
 
 # --- tabs and conversations ------------------------------------------------------
