@@ -19,12 +19,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exaone4_mlx.cli.flags import (
+    DEFAULT_MODEL,
+    add_draft_flags,
+    add_ignore_memory_flag,
+    add_kv_flags,
+    add_max_kv_size_flag,
+    check_draft_flags,
+    kv_options,
+    with_flag_names,
+)
+
 if TYPE_CHECKING:
     from exaone4_mlx import Fit
 
     from .state import AppState
 
-DEFAULT_MODEL = "LGAI-EXAONE/EXAONE-4.0-1.2B"
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
@@ -46,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        _say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+        message = " ".join(str(error).split()) or type(error).__name__
+        _say(f"error: {with_flag_names(message, parser())}")
         return 1
 
 
@@ -65,14 +76,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where converted models lie that can be chosen on the page; may be repeated (default: this folder)",
     )
-    parser.add_argument(
-        "--max-kv-size",
-        "--context",
-        dest="context",
-        type=int,
-        metavar="N",
-        help="tokens of a conversation, and in its caches, at most; the page says which turns the model does not see "
-        "any more (default: the model's context)",
+    add_max_kv_size_flag(
+        parser,
+        "maximum number of tokens of a conversation, and in its caches; the page marks the turns that the model no "
+        "longer sees (default: the context length of the model)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this computer only")
     parser.add_argument("--port", type=int, metavar="N", help="default: the first free one from 7860")
@@ -85,23 +92,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     memory = parser.add_argument_group("memory")
-    memory.add_argument("--kv-bits", type=int, choices=(8, 4), help="quantize the caches (default: as computed)")
-    memory.add_argument("--kv-bits-keys", type=int, choices=(8, 4), help="the same, of keys")
-    memory.add_argument("--kv-bits-values", type=int, choices=(8, 4), help="the same, of values")
-    memory.add_argument(
-        "--kv-group-size", type=int, metavar="N", help="numbers per scale (default: 64, or 32 where that divides)"
-    )
-    memory.add_argument(
-        "--kv-layers", choices=("all", "global"), help="which layers' caches are quantized (default: global)"
-    )
-    memory.add_argument(
-        "--ignore-memory", action="store_true", help="load models that are too large, and say nothing of it"
-    )
-    draft = parser.add_argument_group("speculation", "several tokens a step; the replies stay what they would be")
-    drafter = draft.add_mutually_exclusive_group()
-    drafter.add_argument("--draft-model", metavar="PATH", help="a smaller model with the same tokenizer, which drafts")
-    drafter.add_argument("--prompt-lookup", action="store_true", help="draft what followed the same words before")
-    draft.add_argument("--num-draft-tokens", type=int, metavar="N", help="tokens that are drafted at once, at most")
+    add_kv_flags(memory)
+    add_ignore_memory_flag(memory)
+    add_draft_flags(parser)
     return parser
 
 
@@ -123,14 +116,13 @@ def _state(options: argparse.Namespace) -> AppState:
     from .state import AppState, LoadedModel
     from .store import Store
 
-    if options.context == 1:
-        raise ValueError("context must be at least 2 tokens: one to read, and one to say")
-    kv = _given(options, "kv_bits", "kv_bits_keys", "kv_bits_values", "kv_group_size", "kv_layers")
+    if options.max_kv_size == 1:
+        raise ValueError("--max-kv-size must be at least 2: a token of the prompt and a token of the reply")
+    kv = kv_options(options)
     drafting = _given(options, "num_draft_tokens", "prompt_lookup")
-    if "num_draft_tokens" in drafting and not (options.draft_model or options.prompt_lookup):
-        raise ValueError("--num-draft-tokens needs --draft-model or --prompt-lookup")
+    check_draft_flags(options)
     Options(**drafting)  # raises for what cannot be
-    needs = fit(options.model, context=options.context, draft_model=options.draft_model, **kv)
+    needs = fit(options.model, context=options.max_kv_size, draft_model=options.draft_model, **kv)
     if not options.ignore_memory:
         _check_memory(needs)
     started = time.monotonic()

@@ -378,3 +378,39 @@ def edit_json() -> Callable[..., None]:
         file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
 
     return edit
+
+
+# --- the command line: a model in place of one that is read anew ----------------------------------------------
+
+
+@pytest.fixture
+def demo_tokenizer(demo: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands take the tokenizer of `demo`."""
+    monkeypatch.setattr("exaone4_mlx.text.tokenizer.Tokenizer.from_pretrained", lambda folder: demo[1])
+
+
+@pytest.fixture
+def demo_model(demo: tuple[Any, Any], demo_tokenizer: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands take the model and the tokenizer of `demo`."""
+    monkeypatch.setattr("exaone4_mlx.model.load.load_model", lambda folder, **options: demo[0])
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command fails with "the weights are being read" where it would read them."""
+
+    def load_model(*args: Any, **options: Any) -> None:
+        raise RuntimeError("the weights are being read")
+
+    monkeypatch.setattr("exaone4_mlx.model.load.load_model", load_model)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
+    """machine(limit, physical) sets the physical memory in MB, and the part that a model can use."""
+
+    def make(limit: float, physical: float) -> None:
+        monkeypatch.setattr("exaone4_mlx.measure.machine.memory_of_this_machine", lambda: int(limit * 1e6))
+        monkeypatch.setattr("exaone4_mlx.measure.machine.physical_memory", lambda: int(physical * 1e6))
+
+    return make

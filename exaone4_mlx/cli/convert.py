@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from . import main as cli
+from ..files.format import size_text
 from .evaluate import print_table
+from .output import log, progress_bar, show, show_json
 
 if TYPE_CHECKING:
     from ..conversion.convert import ConversionSummary
     from ..conversion.plan import PlannedTensor
     from ..conversion.prepare import Conversion
 
-HELP = "convert a checkpoint to an MLX folder"
 DESCRIPTION = "Converts a checkpoint to an MLX folder, by default in 4 bits."
 #: Stages that count bytes; the others count steps.
 BYTE_STAGES = ("converting", "verifying")
@@ -41,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rerun.add_argument("--resume", action="store_true", help="resume an interrupted run (the default does so too)")
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="the plan or the summary as one JSON object")
-    output.add_argument("--debug", action="store_true", help="show tracebacks")
     groups = {"": parser, "bits": bits, "quality": quality, "trust": trust, "rerun": rerun, "output": output}
     for option in dataclasses.fields(ConversionRequest):
         names = ("--" + option.name.replace("_", "-"), *option.metadata["names"])
@@ -61,17 +60,17 @@ def run(options: argparse.Namespace) -> int:
     request = ConversionRequest(**values)
     conversion = prepare(options.hf_path, options.mlx_path, request, options.revision, options.dry_run)
     for note in conversion.notes:
-        cli.say(f"note: {note}")
+        log(f"note: {note}")
     if warning := _memory_warning(conversion):
-        cli.say(f"warning: {warning}")
+        log(f"warning: {warning}")
     if options.dry_run:
         _show_plan(conversion, options.json)
         return 0
     try:
         with _stages() as progress:
-            summary = run_conversion(conversion, progress, notice=cli.say)
+            summary = run_conversion(conversion, progress, notice=log)
     except KeyboardInterrupt:
-        cli.say(f"stopped; the same command resumes from {conversion.target}.partial")
+        log(f"stopped; the same command resumes from {conversion.target}.partial")
         return 130
     _show_summary(summary, options.json)
     return 0
@@ -89,7 +88,7 @@ def _memory_warning(conversion: Conversion) -> str | None:
         "gptq": "; a run without --calibrate needs less",
     }
     return (
-        f"this needs about {cli.size_text(needed)} of memory at its peak, and MLX may use {cli.size_text(memory)} here"
+        f"this needs about {size_text(needed)} of memory at its peak, and MLX may use {size_text(memory)} here"
         f"{less.get(conversion.request.calibrate or '', '')}"
     )
 
@@ -97,17 +96,17 @@ def _memory_warning(conversion: Conversion) -> str | None:
 def _show_plan(conversion: Conversion, as_json: bool) -> None:
     needs = {name: getattr(conversion, name) for name in ("peak_bytes", "disk_bytes", "free_bytes")}
     if as_json:
-        cli.print_json(conversion.describe() | needs)
+        show_json(conversion.describe() | needs)
         return
     plan = conversion.plan
     width = max(len(tensor.name) for tensor in plan.tensors)
     for tensor in plan.tensors:
         shape = " x ".join(map(str, tensor.shape))
-        size = cli.size_text(tensor.nbytes)
-        cli.tell(f"{tensor.name:{width}}  {shape:>14}  {tensor.work:10}  {size:>8}  {_form(tensor)}")
-    size, before, peak, disk, free = map(cli.size_text, (plan.nbytes, plan.source_bytes, *needs.values()))
+        size = size_text(tensor.nbytes)
+        show(f"{tensor.name:{width}}  {shape:>14}  {tensor.work:10}  {size:>8}  {_form(tensor)}")
+    size, before, peak, disk, free = map(size_text, (plan.nbytes, plan.source_bytes, *needs.values()))
     files = f"{len(plan.shards)} file{'s' * (len(plan.shards) > 1)}"
-    cli.tell(
+    show(
         f"\n{conversion.target}: {size} in {files} from {before} ({conversion.opened.source.format}), "
         f"{plan.bits_per_weight:.3f} bits per weight\n"
         f"memory at the peak about {peak}; disk needed {disk}, free {free}"
@@ -122,23 +121,23 @@ def _form(tensor: PlannedTensor) -> str:
 
 def _show_summary(summary: ConversionSummary, as_json: bool) -> None:
     if as_json:
-        cli.print_json(dataclasses.asdict(summary) | {"path": str(summary.path)})
+        show_json(dataclasses.asdict(summary) | {"path": str(summary.path)})
         return
-    cli.tell(
-        f"{summary.path}: {cli.size_text(summary.bytes)} from {cli.size_text(summary.source_bytes)}, "
+    show(
+        f"{summary.path}: {size_text(summary.bytes)} from {size_text(summary.source_bytes)}, "
         f"{summary.bits_per_weight:.3f} bits per weight, {summary.seconds:.1f} s, "
-        f"peak memory {cli.size_text(summary.peak_bytes)}"
+        f"peak memory {size_text(summary.peak_bytes)}"
     )
     if summary.errors:
         worst = max(summary.errors, key=lambda error: error.relative_error)
-        cli.tell(
+        show(
             f"verified; the largest error is {100 * worst.relative_error:.1f} % ({worst.sqnr_db:.1f} dB), {worst.name}"
         )
     if summary.evaluation:
         print_table(summary.evaluation)
     if summary.page:
-        cli.tell(summary.page)
-    cli.say(f"try it: {shlex.join(['exaone4-mlx', 'generate', '--model', str(summary.path), '--prompt', 'Hello'])}")
+        show(summary.page)
+    log(f"try it: {shlex.join(['exaone4-mlx', 'generate', '--model', str(summary.path), '--prompt', 'Hello'])}")
 
 
 @contextmanager
@@ -152,7 +151,7 @@ def _stages() -> Iterator[Callable[[int, int, str], None]]:
                 stack.close()
                 current[:] = (
                     stage,
-                    stack.enter_context(cli.progress_bar(stage, "B" if stage in BYTE_STAGES else " steps")),
+                    stack.enter_context(progress_bar(stage, "B" if stage in BYTE_STAGES else " steps")),
                 )
             current[1](done, total)
 

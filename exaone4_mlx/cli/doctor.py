@@ -1,4 +1,4 @@
-"""`exaone4-mlx doctor`: whether everything computes right on this machine."""
+"""`exaone4-mlx doctor`: checks that this machine computes correctly."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import argparse
 import dataclasses
 import time
 
-from . import main as cli
+from ..files.format import size_text
+from .output import log, show, show_json
 
-HELP = "check that everything computes right here"
-DESCRIPTION = "Tells versions, device and memory, and checks with the demo model that this machine computes right."
+DESCRIPTION = "Prints versions, device and memory, and checks with the demo model that this machine computes correctly."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON object at the end")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -23,10 +22,10 @@ def run(options: argparse.Namespace) -> int:
 
     started, here = time.perf_counter(), describe_machine(PACKAGES)
     if not options.json:
-        cli.tell(", ".join(f"{name} {version}" for name, version in here.versions.items()))
-        cli.tell(f"{here.system}; {here.processor}; MLX on the {here.device.upper()}")
-        memory, limit = cli.size_text(here.memory_bytes), cli.size_text(here.memory_limit_bytes)
-        cli.tell(f"memory {memory}, of which a model can have {limit}\n")
+        show(", ".join(f"{name} {version}" for name, version in here.versions.items()))
+        show(f"{here.system}; {here.processor}; MLX on the {here.device.upper()}")
+        memory, limit = size_text(here.memory_bytes), size_text(here.memory_limit_bytes)
+        show(f"memory {memory}, of which a model can use {limit}\n")
     width = max(map(len, CHECKS))
     checks = []
     for check in examine():
@@ -34,15 +33,15 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             continue
         found = check.error or check.figure + (f", at most {check.limit}" if check.limit else "")
-        cli.tell(f"{'ok    ' if check.ok else 'FAILED'}  {check.name:{width}}  {found}")
+        show(f"{'ok    ' if check.ok else 'FAILED'}  {check.name:{width}}  {found}")
     failed, seconds = sum(not check.ok for check in checks), time.perf_counter() - started
     if options.json:
-        told = [dataclasses.asdict(check) for check in checks]
-        cli.print_json({"machine": dataclasses.asdict(here), "checks": told, "ok": not failed})
+        results = [dataclasses.asdict(check) for check in checks]
+        show_json({"machine": dataclasses.asdict(here), "checks": results, "ok": not failed})
     else:
-        cli.tell(f"\n{failed} of {len(checks)} checks FAILED" if failed else f"\nall {len(checks)} checks passed")
-        cli.say(
-            f"[{seconds:.1f} s] In an issue, paste all of the above and, if a command went wrong, the command with "
-            "--debug and what it printed."
+        show(f"\n{failed} of {len(checks)} checks FAILED" if failed else f"\nall {len(checks)} checks passed")
+        log(
+            f"[{seconds:.1f} s] In an issue, paste all of the above and, if a command failed, the command with "
+            "--debug and its output."
         )
     return 1 if failed else 0

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from ..model.config import LayerAttention
 from ..model.network import Exaone4ForCausalLM
-from ..terminal.format import shortened
+from ..text.format import shortened
 from ..text.tokenizer import Tokenizer
 from .config_view import layer_text
 from .html import visible

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from ..terminal.format import shortened
+from ..text.format import shortened
 from .attention import LABEL_WIDTH, MAX_LABELS, AttentionMaps
 from .config_view import layer_text
 from .html import GREY, escaped, visible

@@ -11,7 +11,7 @@ import functools
 import re
 from typing import Any
 
-from ..terminal.format import clean
+from ..text.format import clean
 from .html import HALF, escaped
 
 FORMULAS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"))

@@ -1,10 +1,10 @@
-"""Lines typed at a terminal, with `prompt_toolkit`: editing, history, several lines, questions.
+"""Lines typed in a terminal, with `prompt_toolkit`: editing, history, several lines, questions.
 
-What is peculiar here:
-- Enter sends. Alt-Enter, a backslash at the end, or an opening triple quote go on in the next line.
-- Ctrl-C clears what was typed, and keeps it in the history; only at an empty line it is an interruption.
-- Before a question is asked, what was typed ahead is thrown away: it was not meant as an answer.
-- The history is a file of its owner's only.
+Notes:
+- Enter sends the text. Alt-Enter, a backslash at the end, or an opening triple quote continue it in the next line.
+- Ctrl-C clears the typed text and keeps it in the history. It interrupts only at an empty line.
+- Text that was typed before a question appeared is discarded: it is no answer.
+- Only its owner can read the history file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from prompt_toolkit.input.typeahead import clear_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 
-from .commands import QUOTES, goes_on
+from .commands import QUOTES, continues
 
 HISTORY_VARIABLE = "EXAONE4_MLX_HISTORY"
 QUESTION = "  run it? yes, no or always: "
@@ -33,7 +33,7 @@ ANSWERS = {"y": "yes", "yes": "yes", "n": "no", "no": "no", "a": "always", "alwa
 
 
 def history_file() -> Path:
-    """Where the history is kept: $EXAONE4_MLX_HISTORY, or a file in the platform's folder for such things."""
+    """The path of the history: $EXAONE4_MLX_HISTORY, or a file in the state folder of the platform."""
     if chosen := os.environ.get(HISTORY_VARIABLE):
         return Path(chosen).expanduser()
     if sys.platform == "darwin":
@@ -44,7 +44,7 @@ def history_file() -> Path:
 
 
 def open_history(path: Path) -> History:
-    """The history in a file that nobody else may read; raises OSError where there can be none."""
+    """The history in a file that only its owner can read. Raises OSError if it cannot be created."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)) as stream:
         if os.fstat(stream.fileno()).st_mode & 0o077:
@@ -53,13 +53,13 @@ def open_history(path: Path) -> History:
 
 
 class TerminalInput:
-    """Reads what the user says. `complete(text)` gives what the end of a line may become, with what it replaces."""
+    """Reads lines and answers. `complete(text)` yields completions of a line and the number of letters they replace."""
 
     def __init__(self, complete: Callable[[str], Iterable[tuple[str, int]]], warn: Callable[[str], None]) -> None:
         try:
             history = open_history(history_file())
         except OSError as error:
-            warn(f"what you type is not kept for the next time: {error}")
+            warn(f"the history is not stored: {error}")
             history = InMemoryHistory()
         self._session: PromptSession[str] = PromptSession(
             history=history,
@@ -75,13 +75,13 @@ class TerminalInput:
         )
 
     def read(self, prompt: str, default: str = "") -> str:
-        """What was typed. Raises EOFError for Ctrl-D and KeyboardInterrupt for Ctrl-C at an empty line."""
+        """The typed text. Raises EOFError for Ctrl-D and KeyboardInterrupt for Ctrl-C at an empty line."""
         return self._session.prompt(FormattedText([("bold", prompt)]), default=default)
 
     def ask(self) -> str:
-        """Whether the call that was shown may run: "yes", "no" or "always". The question goes when it is answered."""
+        """Asks whether the shown call may run: "yes", "no" or "always". The answer erases the question."""
         question: PromptSession[str] = PromptSession(erase_when_done=True)
-        self._forget_typed(question)
+        self._discard_typed(question)
         while True:
             try:
                 typed = question.prompt(FormattedText([("ansicyan", QUESTION)])).strip().casefold()
@@ -92,7 +92,7 @@ class TerminalInput:
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """What is typed while a reply is made does not show in it; it waits for the next line."""
+        """Hides text that is typed during a reply; it appears in the next line."""
         try:
             import termios
 
@@ -110,7 +110,7 @@ class TerminalInput:
             termios.tcsetattr(number, termios.TCSANOW, before)
 
     @staticmethod
-    def _forget_typed(session: PromptSession[str]) -> None:
+    def _discard_typed(session: PromptSession[str]) -> None:
         clear_typeahead(session.input)
         with contextlib.suppress(OSError, ImportError):
             import termios
@@ -124,7 +124,7 @@ def _line_keys() -> KeyBindings:
     @keys.add("enter")
     def send(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if not goes_on(buffer.text):
+        if not continues(buffer.text):
             buffer.validate_and_handle()
             return
         buffer.cursor_position = len(buffer.text)

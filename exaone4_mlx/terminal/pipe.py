@@ -1,25 +1,26 @@
-"""A chat without a terminal: a line in is a turn, replies go out plain.
+"""A chat without a terminal: each line of standard input is a turn, and replies are printed as plain text.
 
-What is peculiar here:
+Notes:
 - Standard output holds the answers and nothing else, each ended by a line end. Thoughts, tools, counts and
   errors go to standard error.
-- Nobody can be asked, so a tool that asks first does not run.
+- There is nobody to ask, so a tool that asks first does not run.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING
 
-from .format import ENDS, call_text, result_text, shortened
+from ..text.format import call_text, result_text, shortened
+from .status import end_text
 
 if TYPE_CHECKING:
     from ..conversation.turn import TurnEvent
     from ..tools.call import ToolCall
 
-LINE = 200  # columns of a tool's line
+LINE_WIDTH = 200  # maximum columns of the line of a tool
 
 
 class PipeScreen:
@@ -28,15 +29,14 @@ class PipeScreen:
     can_ask = False
 
     def __init__(self) -> None:
-        self.count_tokens: Callable[[str], int] = len  # of no use here
         self._out, self._err = sys.stdout, sys.stderr
         self._in_thought = False
         self._at_line_start = True
-        self._held = ""  # empty lines that may turn out to end the answer
+        self._held = ""  # line ends that are printed only if more text follows
 
     @contextmanager
     def reply(self) -> Iterator[None]:
-        """Around the events of a turn; what a tool prints meanwhile goes to standard error."""
+        """Encloses the events of a turn. Text that a tool prints goes to standard error."""
         try:
             with redirect_stdout(self._err):
                 yield
@@ -58,25 +58,25 @@ class PipeScreen:
         if isinstance(event, Answer):
             self._write(event.text)
             if event.problem:
-                self.error(f"the model wrote what is no call: {event.problem}")
+                self.error(f"the model wrote an invalid tool call: {event.problem}")
         elif isinstance(event, ToolResult):
             self._end_line()
             mark = "failed: " if event.failed else ""
             line = f"{call_text(event.call)} -> {mark}{result_text(event.content, event.failed)}"
-            self._say(f"{shortened(line, LINE)}  {event.seconds:.2f} s\n")
+            self._say(f"{shortened(line, LINE_WIDTH)}  {event.seconds:.2f} s\n")
         elif isinstance(event, Done):
             self._end_line()
-            if event.finish_reason in ENDS:
-                self.note(ENDS[event.finish_reason])
+            if text := end_text(event.finish_reason):
+                self.note(text)
 
     def markdown(self, text: str) -> None:
         self.note(text)
 
     def progress(self, done: int, total: int, what: str = "", unit: str = "") -> None:
-        """Shown on terminals only."""
+        """Not shown."""
 
     def status(self, text: str) -> None:
-        """Shown on terminals only: it is called in a signal handler, where nothing may be written."""
+        """Not shown: a signal handler calls this, and must not write."""
 
     def asking(self, call: ToolCall) -> AbstractContextManager[None]:
         return nullcontext()
@@ -91,7 +91,7 @@ class PipeScreen:
         self._say(f"error: {text}\n")
 
     def _write(self, text: str) -> None:
-        """Part of an answer. Line ends before it, or behind it, are not written: one follows when it is over."""
+        """Writes a part of an answer, without the line ends around the answer."""
         text = self._held + text
         shown = text.rstrip("\n")
         self._held = text[len(shown) :]
@@ -123,7 +123,7 @@ class PipeInput:
     """The lines of standard input."""
 
     def read(self, prompt: str, default: str = "") -> str:
-        """The next line. Raises EOFError at the end, and ValueError for bytes that are no UTF-8."""
+        """The next line. Raises EOFError at the end, and ValueError for a line that is not UTF-8."""
         if sys.stdin.isatty():
             sys.stderr.write(prompt)
             sys.stderr.flush()

@@ -28,10 +28,11 @@ from rich.theme import Theme
 
 from ..conversation.turn import TurnEvent
 from ..text.events import Answer, Done, Thinking
+from ..text.format import call_text, cell_width, clean, result_text, shortened
 from ..tools.call import ToolCall
 from ..tools.toolbox import ToolResult
-from .format import ENDS, Pace, call_text, cell_width, clean, progress_text, result_text, shortened
 from .markdown import FORMULA_ENDS, BlockStream
+from .status import Progress, end_text
 
 SECONDS_BETWEEN_DRAWINGS = 0.08
 DRAWING_PART = 0.15  # of the time, at most, that drawing may take
@@ -68,7 +69,7 @@ class Screen:
         self._calls: list[ToolCall] = []  # that wait for their results
         self._asked: ToolCall | None = None  # one that was shown already
         self._status = self._progress = ""
-        self._pace: Pace | None = None
+        self._work: Progress | None = None
 
     # --- a reply ---------------------------------------------------------------
 
@@ -107,7 +108,7 @@ class Screen:
 
     def show(self, event: TurnEvent) -> None:
         with self._lock:
-            self._dirty, self._progress, self._pace = True, "", None
+            self._dirty, self._progress, self._work = True, "", None
             if isinstance(event, Thinking):
                 self._thought_ended = self._clock()
                 if not self._thought:
@@ -124,19 +125,18 @@ class Screen:
                 self._show_result(event)
             elif isinstance(event, Done):
                 self._end()
-                if event.finish_reason in ENDS:
-                    self.note(ENDS[event.finish_reason], style="yellow")
+                if text := end_text(event.finish_reason):
+                    self.note(text, style="yellow")
 
     def progress(self, done: int, total: int, what: str = "reading", unit: str = "tokens") -> None:
         """How far some work is; shown once it takes a while. May be called in any thread."""
         with self._lock:
             now = self._clock()
-            if self._pace is None:
-                self._pace = Pace(now, done)
+            if self._work is None:
+                self._work = Progress(now, done)
             self._progress = ""
-            if done < total and now - self._pace.began > SECONDS_BEFORE_PROGRESS:
-                left = self._pace.seconds_left(now, done, total)
-                self._progress = progress_text(what, done, total, unit, left)
+            if done < total and now - self._work.began > SECONDS_BEFORE_PROGRESS:
+                self._progress = self._work.text(now, done, total, what, unit)
             self._dirty = True
 
     def status(self, text: str) -> None:

@@ -11,8 +11,7 @@ import pytest
 from conftest import ROOT
 
 from app import models
-from app.__main__ import DEFAULT_MODEL, main
-from exaone4_mlx.cli import loading
+from app.__main__ import main
 
 
 def run(*arguments: str, code: str = "import app.__main__ as m; raise SystemExit(m.main())") -> tuple[int, str]:
@@ -51,11 +50,10 @@ def test_messages_and_words_need_no_mlx() -> None:
     [
         (["--model", "demo", "--tools", "missing.py"], "there is no file of tools missing.py"),
         (["--model", "/no/such/folder"], "/no/such/folder"),
-        (["--model", "demo", "--context", "9000"], "context 9000 is more than the 8192 tokens"),
-        (["--model", "demo", "--context", "0"], "context must be a positive whole number"),
-        (["--model", "demo", "--context", "1"], "context must be at least 2 tokens"),
         (["--model", "demo", "--max-kv-size", "9000"], "context 9000 is more than the 8192 tokens"),
-        (["--model", "demo", "--kv-layers", "global"], "kv_layers 'global' has no effect without kv_bits"),
+        (["--model", "demo", "--max-kv-size", "0"], "context must be a positive whole number"),
+        (["--model", "demo", "--max-kv-size", "1"], "--max-kv-size must be at least 2"),
+        (["--model", "demo", "--kv-layers", "global"], "--kv-layers 'global' has no effect without --kv-bits"),
         (["--model", "demo", "--draft-model", "/no/such/folder"], "/no/such/folder"),
         (["--model", "demo", "--num-draft-tokens", "2"], "--num-draft-tokens needs --draft-model or --prompt-lookup"),
     ],
@@ -122,7 +120,3 @@ def test_interrupt_while_a_model_is_read_ends_quietly(
     monkeypatch.setattr(models, "Loading", interrupted)
     assert main(["--model", "demo", "--data-dir", str(tmp_path)]) == 130
     assert "error" not in capsys.readouterr().err
-
-
-def test_default_model_is_that_of_the_command_line() -> None:
-    assert DEFAULT_MODEL == loading.DEFAULT_MODEL

@@ -340,8 +340,8 @@ def test_peers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch,
         (["-d", "8192"], "8322 tokens are more than the model's context of 8192: ask for shorter prompts"),
         (["-p", "9000", "-d", "0"], "9000 tokens are more than the model's context"),
         (["--peer", "transformers", "--q-bits", "4"], "transformers reads weights in full precision only"),
-        (["--plot", "a.png"], "--plot draws an SVG; call the file .svg, not a.png"),
-        (["--plot", "no/such/folder/a.svg"], "there is no folder no/such/folder to draw the plot in"),
+        (["--plot", "a.png"], "--plot draws an SVG: the name must end in .svg, not a.png"),
+        (["--plot", "no/such/folder/a.svg"], "--plot: there is no folder no/such/folder"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused_before_work(
@@ -356,7 +356,7 @@ def test_what_the_model_cannot_do_is_refused_before_work(
 def test_lengths_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["bench", "--model", "demo", "-p", "512;4096"])
-    assert "'512;4096' is no number, and no numbers separated by commas" in capsys.readouterr().err
+    assert "'512;4096' is not a list of whole numbers separated by commas" in capsys.readouterr().err
 
 
 # --- what is printed ------------------------------------------------------------------------------------------
@@ -400,7 +400,7 @@ def test_markdown_names_conditions_and_leaves_no_row_out(printed: Any) -> None:
     cells = [cell.strip() for cell in table[5]]
     assert cells == ["decode, 16 tokens at depth 0", "mlx-lm", "25 tokens/s", "20 to 30", "2", "1.8 to 2.2", "9 MB",
                      "22 MB", "25%"]  # fmt: skip
-    assert "Of tokens/s more than 1 is better, of times and counts less" in out
+    assert "For tokens/s a ratio above 1 is better, for times and counts a ratio below 1" in out
 
 
 def test_csv_repeats_the_conditions(printed: Any) -> None:

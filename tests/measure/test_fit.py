@@ -621,7 +621,7 @@ def test_a_config_that_does_not_tell_the_size_of_weights_is_refused(tmp_path: Pa
 
 def test_the_table_has_a_column_for_each_width(capsys: pytest.CaptureFixture[str]) -> None:
     gigabytes = fit("demo", context=100, q_bits=8).total_bytes / 1e9
-    assert main(["fit", "--model", "demo", "--memory", str(gigabytes), "--context", "100"]) == 0
+    assert main(["fit", "--model", "demo", "--memory", str(gigabytes), "--max-kv-size", "100"]) == 0
     out = capsys.readouterr().out
     rows = {line[:26].strip(): line[26:].split("  ") for line in out.splitlines()}
     cells = {name: [cell.strip() for cell in row if cell.strip()] for name, row in rows.items()}
@@ -645,7 +645,7 @@ def test_the_table_counts_quantized_caches_and_a_draft_model(shared: Path, capsy
         return capsys.readouterr().out
 
     plain = table()
-    assert "With --kv-bits 8 it would be 3.89 GB less." in plain and "draft" not in plain
+    assert "--kv-bits 8 saves 3.89 GB." in plain and "draft" not in plain
     told = table("--kv-bits-keys", "8", "--kv-bits-values", "4", "--draft-model", draft)
     assert "Keys in 8 bits and values in 4 bits, in groups of 64, in the caches of global layers." in told
     rows = {line[:26].strip(): line[26:].strip() for line in told.splitlines()}
@@ -669,13 +669,13 @@ def test_a_mac_can_be_planned_for_elsewhere(tmp_path: Path, capsys: pytest.Captu
     if not mx.metal.is_available():
         assert fit(tmp_path) == here
         assert main(["fit", "--model", str(tmp_path)]) == 0
-        assert "On a Mac it is: --metal counts as there." in capsys.readouterr().out
+        assert "On a Mac it is fused: --metal counts it so." in capsys.readouterr().out
     assert main(["fit", "--model", str(tmp_path), "--metal", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["prefill_bytes"] == there.prefill_bytes
 
 
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "--model", "demo", "--context", "3000", "--q-bits", "4", "--memory", "1", "--json"]) == 0
+    assert main(["fit", "--model", "demo", "--max-kv-size", "3000", "--q-bits", "4", "--memory", "1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     expected = fit("demo", context=3000, q_bits=4, memory=1_000_000_000)
     assert told == {name: getattr(expected, name) for name in FIELDS} and told["fits"]
@@ -705,8 +705,8 @@ def test_the_limit_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "demo", "--context", "8193"], "context 8193 is more than the 8192 tokens"),
-        (["--model", "nowhere", "--context", "0"], "context must be a positive whole number of tokens, not 0"),
+        (["--model", "demo", "--max-kv-size", "8193"], "context 8193 is more than the 8192 tokens"),
+        (["--model", "nowhere", "--max-kv-size", "0"], "context must be a positive whole number of tokens, not 0"),
         (["--model", "nowhere", "--memory", "-1"], "memory must be a positive number of gigabytes, not -1"),
         (["--model", "nowhere", "--memory", "nan"], "memory must be a positive number of gigabytes, not nan"),
         (["--model", "nowhere", "--memory", "inf"], "memory must be a positive number of gigabytes, not inf"),

@@ -32,23 +32,15 @@ from exaone4_mlx import Answer, Thinking, ToolCall
 from exaone4_mlx.conversation.chat import Chat, ChatSettings
 from exaone4_mlx.generation.options import Options, Sampling
 from exaone4_mlx.model.kv import KVQuantization
-from exaone4_mlx.terminal.commands import COMMANDS, completions, goes_on, read_line
-from exaone4_mlx.terminal.format import (
-    Pace,
-    call_text,
-    cell_width,
-    clean,
-    extras_text,
-    progress_text,
-    shortened,
-    summary,
-)
+from exaone4_mlx.terminal.commands import COMMANDS, completions, continues as goes_on, read_line
 from exaone4_mlx.terminal.input import TerminalInput, history_file
 from exaone4_mlx.terminal.markdown import BlockStream
 from exaone4_mlx.terminal.pipe import PipeScreen
 from exaone4_mlx.terminal.repl import Repl
 from exaone4_mlx.terminal.screen import THEME, Screen
+from exaone4_mlx.terminal.status import Progress, extras_text, turn_text as summary
 from exaone4_mlx.text.events import Done
+from exaone4_mlx.text.format import call_text, cell_width, clean, shortened
 from exaone4_mlx.tools.load import load_tools
 from exaone4_mlx.tools.toolbox import ToolResult
 
@@ -434,7 +426,7 @@ def test_the_summary_counts() -> None:
     text = summary(DONE, 0.5, "context 9 of 10")
     assert text == "[50 tokens, 25.0 tokens/s, first after 0.50 s | prompt 100 (40 cached) | context 9 of 10]"
     drafted = dataclasses.replace(DONE, drafted_tokens=1200, accepted_tokens=31)
-    assert "first after 0.50 s, 31 of 1,200 drafted ones accepted | prompt" in summary(drafted, 0.5, "context 9 of 10")
+    assert "first after 0.50 s, 31 of 1,200 draft tokens accepted | prompt" in summary(drafted, 0.5, "context 9 of 10")
 
 
 def test_banner_tells_what_is_out_of_the_ordinary() -> None:
@@ -445,8 +437,9 @@ def test_banner_tells_what_is_out_of_the_ordinary() -> None:
 
 
 def test_progress_in_words() -> None:
-    assert Pace(0.0, 0).seconds_left(1.0, 0, 10) is None
-    assert progress_text("loading", 5 * 10**8, 2 * 10**9, "bytes", 75) == "loading: 0.50 of 2.00 GB, 1 min 15 s left"
+    assert Progress(0.0, 0).text(1.0, 0, 10, "reading", "tokens") == "reading: 0 of 10 tokens"
+    text = Progress(0.0, 0).text(25.0, 5 * 10**8, 2 * 10**9, "loading", "bytes")
+    assert text == "loading: 0.50 of 2.00 GB, 1 min 15 s left"
 
 
 # --- what is typed --------------------------------------------------------------------
@@ -531,7 +524,7 @@ def test_a_history_that_cannot_be_kept_is_said(tmp_path: Path, monkeypatch: pyte
     with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
         keys.send_text("Hello\r")
         assert TerminalInput(lambda text: [], said.append).read("> ") == "Hello"
-    assert said and "not kept" in said[0]
+    assert said and "not stored" in said[0]
 
 
 def test_where_the_history_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -550,7 +543,7 @@ def test_where_the_history_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_questions_take_a_line_and_no_other_words_for_an_answer(
     typed: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TerminalInput, "_forget_typed", staticmethod(lambda session: None))  # typed ahead, here
+    monkeypatch.setattr(TerminalInput, "_discard_typed", staticmethod(lambda session: None))  # typed ahead, here
     with typing(typed, tmp_path / "history", monkeypatch) as line:
         assert line.ask() == answer
 
@@ -661,8 +654,8 @@ def test_texts_are_sent_and_commands_are_not() -> None:
     code, _, notes = talk(chat, "Hello", "", "   ", "/foo bar", "//foo", "/retry now")
     assert chat.said == [("send", "Hello"), ("send", "/foo")]
     assert code == 0
-    assert any(line.startswith("error: there is no command /foo: /help lists them") for line in notes.lines)
-    assert any("/retry takes nothing behind it" in line for line in notes.lines)
+    assert any(line.startswith("error: there is no command /foo: /help lists the commands") for line in notes.lines)
+    assert any("/retry takes no argument" in line for line in notes.lines)
 
 
 def test_an_error_is_one_line_and_the_conversation_goes_on() -> None:
@@ -690,7 +683,7 @@ def test_ctrl_c_leaves_at_the_second_time_within_two_seconds() -> None:
     notes = Notes()
     assert Repl(ScriptedChat(), notes, Slow(), clock=clock).loop() == 0
     assert not waits, "the second came too late, the third in time"
-    assert notes.lines.count("Ctrl-C again, or Ctrl-D, leaves") == 2
+    assert notes.lines.count("press Ctrl-C again, or Ctrl-D, to exit") == 2
 
 
 def test_exit_and_the_end_of_the_input_leave() -> None:
@@ -754,7 +747,7 @@ def test_edit_puts_the_text_into_the_input_line() -> None:
     _, repl, notes = talk(chat, "one", "two", "/edit 1", "one!", "/edit", "", "/edit 9", "three")
     assert repl.keys.defaults == ["", "", "", "one", "", "two", "", "", ""]
     assert chat.said == [("send", "one"), ("send", "two"), ("edit 0", "one!"), ("send", "three")]
-    assert any("drops the 1 after it" in line for line in notes.lines)
+    assert any("drops the 1 turns after it" in line for line in notes.lines)
     assert "error: there is no turn 9: the conversation has 2" in notes.lines
 
 
@@ -770,9 +763,9 @@ def test_a_context_that_fills_up_is_said_once() -> None:
     _, _, notes = talk(chat, *"1234")
     said = [line for line in notes.lines if ("context" in line or "room" in line) and not line.startswith("[")]
     assert [line.split(":")[0] for line in said] == [
-        "81% of the room for the conversation is used",
+        "81% of the context for the conversation is used",
         "the context is full",
-        "85% of the room for the conversation is used",
+        "85% of the context for the conversation is used",
     ]
     assert "first 4 messages" in said[1]
 
@@ -798,9 +791,9 @@ def test_settings() -> None:
         "error: top_p must be abov",
         "error: there is no settin",
         "error: seed must be a who",
-        "error: say what seed is t",
+        "error: seed needs a value",
         "error: /budget needs a wh",
-        "error: /think is followed",
+        "error: /think takes on or",
     ]
     assert any(line.startswith("temperature 0.1, top_p 1.0") for line in notes.lines)
     talk(chat, "/set presence_penalty default", "/set max_tokens default", "/budget off", "/system off")
@@ -889,7 +882,7 @@ def test_a_conversation_with_the_demo(chat: Chat, tmp_path: Path) -> None:
     assert code == 0 and not [line for line in notes.lines if line.startswith("error")]
     peru, again, rome, _, total = answers(notes)
     assert "Lima" in peru and "Lima" in again and "Rome" in rome and "623" in total
-    assert "taken back: Hello" in notes.lines
+    assert "removed: Hello" in notes.lines
     assert any("5 + 8" in line or "348" in line for line in notes.lines if not line.startswith("["))
     assert any(line.startswith("2 turns, 4 messages; context") for line in notes.lines)
     assert repl.chat is not chat
@@ -904,7 +897,7 @@ def test_saving_destroys_nothing(chat: Chat, tmp_path: Path) -> None:
     _, _, notes = talk(chat, f"/save {file}", "/save", "/load", f"/load {file}", f"/load {tmp_path}/none")
     assert file.read_text() == "dear"
     errors = [line for line in notes.lines if line.startswith("error")]
-    assert len(errors) == 5 and "is there already" in errors[0] and "is not a saved chat" in errors[3]
+    assert len(errors) == 5 and "exists already" in errors[0] and "is not a saved chat" in errors[3]
 
 
 def test_caches_are_saved_and_taken_up(chat: Chat, tmp_path: Path) -> None:
@@ -920,8 +913,8 @@ def test_caches_are_saved_and_taken_up(chat: Chat, tmp_path: Path) -> None:
 def test_a_loaded_conversation_keeps_the_flags_that_its_file_knows_nothing_of(chat: Chat, tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     talk(chat, f"/save {file}")
-    always = {"max_kv_size": 900, "kv": 8, "prompt_lookup": True, "num_draft_tokens": 3}
-    _, repl, _ = talk(chat, f"/load {file}", always=always)
+    unsaved = {"max_kv_size": 900, "kv": 8, "prompt_lookup": True, "num_draft_tokens": 3}
+    _, repl, _ = talk(chat, f"/load {file}", unsaved=unsaved)
     loaded = repl.chat
     assert loaded is not chat and loaded.max_kv_size == 900
     assert (loaded.options.prompt_lookup, loaded.options.num_draft_tokens, loaded._cache.kv.key_bits) == (True, 3, 8)

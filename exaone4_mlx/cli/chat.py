@@ -1,0 +1,146 @@
+"""`exaone4-mlx chat`: a conversation in the terminal.
+
+Notes:
+- On a terminal replies are drawn as Markdown, and lines can be edited. Without one, a line of standard input is a turn,
+  and answers are printed as plain text. Both use the same loop.
+- Everything that needs no weights is checked before they are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..generation.options import Options
+from ..terminal.commands import completions
+from ..terminal.repl import Repl
+from ..terminal.status import extras_text
+from . import flags, loading
+
+if TYPE_CHECKING:
+    from ..terminal.input import TerminalInput
+    from ..terminal.pipe import PipeInput, PipeScreen
+    from ..terminal.screen import Screen
+
+DESCRIPTION = "A conversation in the terminal. Without a terminal, a line of standard input is a turn."
+#: Options that a saved chat does not hold.
+UNSAVED = tuple(field.name for field in dataclasses.fields(Options) if not field.metadata["kept"])
+STEP_SIZE = 512  # prompt tokens between two checks of Ctrl-C, and between two reports of progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    chat = parser.add_argument_group("chat")
+    chat.add_argument(
+        "--overflow",
+        choices=("error", "drop_oldest"),
+        help="when the context is full, refuse the turn or hide the oldest turns from the model (default: drop_oldest)",
+    )
+    chat.add_argument("--load", type=Path, metavar="FILE", help="continue a conversation that /save wrote")
+    chat.add_argument(
+        "--ask-tools",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="ask before a tool runs (default: ask for tools of FILE.py, not for the built-in tools)",
+    )
+    chat.add_argument("--no-markdown", action="store_true", help="print replies without Markdown formatting")
+    chat.add_argument("-v", "--verbose", action="store_true", help="print the model")
+    flags.add_reply_flags(parser, prefill_step_size=STEP_SIZE)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Loads the model and runs the conversation. Errors in flags and files are raised before that."""
+    flags.check_flags(options)
+    terminal = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    if terminal:
+        signal.signal(signal.SIGTERM, _exit)
+    with _kept_warnings() as kept:
+        repl = _repl(options, terminal)
+        repl.warned = kept
+        return repl.loop()
+
+
+def _exit(signal_number: int, frame: Any) -> None:
+    """Leaves through Python's cleanup, which restores the settings of the terminal."""
+    raise SystemExit(128 + signal_number)
+
+
+@contextmanager
+def _kept_warnings() -> Iterator[list[str]]:
+    """Keeps the warnings of all threads in a list until they can be shown."""
+    kept: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = lambda message, *rest, **more: kept.append(str(message))
+        yield kept
+
+
+def _repl(options: argparse.Namespace, terminal: bool) -> Repl:
+    given = flags.given_options(options)
+    Options(**given)  # raises ValueError for a value out of range
+    if options.load is not None and not options.load.is_file():
+        raise FileNotFoundError(f"--load: there is no file {options.load}")
+    tools = flags.read_tools(options)
+    asks = _asking(tools, options.ask_tools)
+    if asks and not terminal:
+        raise ValueError("a tool that asks before it runs needs a terminal: add --no-ask-tools")
+    files = loading.find_model(options)
+    loading.check_memory(files, options, files.context(options))
+    made = loading.load(files, options)
+
+    from ..conversation.chat import Chat
+
+    others = {"overflow": options.overflow, "system_prompt": options.system_prompt}
+    given |= {name: value for name, value in others.items() if value is not None}
+    chat = Chat(made.model, made.tokenizer, tools=tools, **made.settings, **({"overflow": "drop_oldest"} | given))
+    screen = _screen(terminal, not options.no_markdown, lambda text: len(files.tokenizer.encode(text)))
+    keys = _input(terminal, lambda text: completions(repl, text), screen.note)
+    unsaved = {name: value for name, value in given.items() if name in UNSAVED} | made.settings
+    repl = Repl(chat, screen, keys, asks=asks, unsaved=unsaved, debug=options.debug)
+    if options.load is not None:
+        repl.load(options.load, **given)
+    if terminal:
+        extras = extras_text(made.kv, options.draft_model, options.prompt_lookup)
+        screen.note(
+            f"exaone4_mlx {__version__}, {options.model}: {files.config.num_hidden_layers} layers, "
+            f"context {chat.max_kv_size:,} tokens{extras}. /help lists the commands, Ctrl-D exits.\n"
+        )
+    return repl
+
+
+def _asking(tools: Iterable[Callable[..., Any]], ask: bool | None) -> set[str]:
+    """The names of the tools that ask before they run: by default all except the built-in tools."""
+    from ..tools.builtin import BUILTIN_TOOLS
+
+    asking = {True: tools, False: (), None: [tool for tool in tools if tool not in BUILTIN_TOOLS]}[ask]
+    return {tool.__name__ for tool in asking}
+
+
+def _screen(terminal: bool, markdown: bool, count_tokens: Callable[[str], int]) -> Screen | PipeScreen:
+    if terminal:
+        from ..terminal.screen import Screen
+
+        return Screen(count_tokens, markdown=markdown)
+    from ..terminal.pipe import PipeScreen
+
+    return PipeScreen()
+
+
+def _input(
+    terminal: bool, complete: Callable[[str], Iterable[tuple[str, int]]], warn: Callable[[str], None]
+) -> TerminalInput | PipeInput:
+    if terminal:
+        from ..terminal.input import TerminalInput
+
+        return TerminalInput(complete, warn)
+    from ..terminal.pipe import PipeInput
+
+    return PipeInput()

@@ -1,0 +1,194 @@
+"""Flags that several commands share, and the values that follow from them.
+
+Notes:
+- The flags of a reply, their help and their defaults are derived from the fields of `Options`.
+- Spellings are those of mlx-lm where it has the flag: `--temp`, `--max-tokens`, `-m`, `--max-kv-size`, `--kv-bits`.
+- A flag that is not given is None or False, so that the default of the option, or the value of a saved chat, holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..generation.options import OPTION_NAMES, Options
+from .output import log
+
+if TYPE_CHECKING:
+    from ..model.config import Exaone4Config
+    from ..model.kv import KVQuantization
+
+DEFAULT_MODEL = "LGAI-EXAONE/EXAONE-4.0-1.2B"
+DTYPES = ("bfloat16", "float16", "float32")
+KV_NAMES = ("kv_bits", "kv_bits_keys", "kv_bits_values", "kv_group_size", "kv_layers")
+
+#: Where a flag can be added.
+Flags = argparse.ArgumentParser | argparse._ArgumentGroup
+
+
+def add_checkpoint_flags(flags: Flags, dtype_help: str = "cast the weights (default: keep their type)") -> None:
+    flags.add_argument("--revision", help="branch, tag or commit of a hub id")
+    flags.add_argument("--dtype", choices=DTYPES, help=dtype_help)
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model", default=DEFAULT_MODEL, metavar="PATH", help='a folder, a hub id, or "demo" (default: %(default)s)'
+    )
+    add_checkpoint_flags(model, "cast the weights; use float16 on M1 and M2")
+    model.add_argument("--q-bits", type=int, metavar="N", help="quantize a full-precision checkpoint while it loads")
+    model.add_argument(
+        "--q-group-size", type=int, default=64, metavar="N", help="weights per scale (default: %(default)s)"
+    )
+    memory = parser.add_argument_group("memory")
+    add_max_kv_size_flag(
+        memory,
+        "maximum number of tokens in the caches, prompt and reply together; a longer prompt is refused and a longer "
+        "reply is cut off, but nothing is dropped (default: the context length of the model)",
+    )
+    add_kv_flags(memory)
+    add_ignore_memory_flag(memory)
+
+
+def add_max_kv_size_flag(flags: Flags, help: str) -> None:
+    flags.add_argument("--max-kv-size", type=int, metavar="N", help=help)
+
+
+def add_ignore_memory_flag(flags: Flags) -> None:
+    flags.add_argument(
+        "--ignore-memory", action="store_true", help="load a model that exceeds the memory, without a warning"
+    )
+
+
+def add_kv_flags(flags: Flags) -> None:
+    flags.add_argument("--kv-bits", type=int, choices=(8, 4), help="quantize the KV caches (default: full precision)")
+    flags.add_argument("--kv-bits-keys", type=int, choices=(8, 4), help="quantize the keys only, or to other bits")
+    flags.add_argument("--kv-bits-values", type=int, choices=(8, 4), help="quantize the values only, or to other bits")
+    flags.add_argument(
+        "--kv-group-size", type=int, metavar="N", help="numbers per scale (default: the larger of 64 and 32 that fits)"
+    )
+    flags.add_argument(
+        "--kv-layers", choices=("all", "global"), help="layers whose caches are quantized (default: global)"
+    )
+
+
+def kv_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The flags of quantized caches that were given, as keyword arguments."""
+    return {name: value for name in KV_NAMES if (value := getattr(options, name)) is not None}
+
+
+def add_option_flags(flags: Flags, group: str, **defaults: Any) -> None:
+    """Adds the flags of the fields of `Options` in one group; `defaults` replace those of the fields."""
+    for field in dataclasses.fields(Options):
+        about = field.metadata
+        if about["group"] != group or not about["flags"]:
+            continue
+        default, help, kind = defaults.get(field.name, field.default), about["help"], about["type"]
+        if isinstance(default, (int, float)) and default and kind is not bool:
+            help += f" (default: {default})"
+        arguments: dict[str, Any] = {"dest": field.name, "default": defaults.get(field.name), "help": help}
+        if kind is bool:
+            arguments["action"] = argparse.BooleanOptionalAction
+        else:
+            arguments |= {"type": kind, "metavar": about["metavar"]}
+            if isinstance(default, tuple):
+                arguments["action"] = "append"
+        flags.add_argument(*about["flags"], **arguments)
+
+
+def add_reply_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """The flags of a conversation and its replies, without those of their output."""
+    parser.add_argument("--system-prompt", metavar="TEXT", help="the system prompt of the conversation")
+    add_option_flags(parser, "thinking", **defaults)
+    tools = parser.add_argument_group("tools", "functions that the model can call")
+    tools.add_argument("--tools", type=Path, metavar="FILE.py", help="the functions of this file; the file is executed")
+    tools.add_argument(
+        "--builtin-tools",
+        action="store_true",
+        help="calculator, current_time, roll_dice and convert_units, which have no side effects",
+    )
+    add_option_flags(tools, "tools", **defaults)
+    add_model_flags(parser)
+    add_draft_flags(parser, **defaults)
+    sampling = parser.add_argument_group(
+        "sampling", "defaults recommended by LG: temperature 0.6 and top-p 0.95 with --thinking, else temperature 0.1"
+    )
+    add_option_flags(sampling, "sampling", **defaults)
+
+
+def add_draft_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    draft = parser.add_argument_group("speculative decoding", "several tokens per step; the replies stay the same")
+    draft.add_argument("--draft-model", metavar="PATH", help="a small model with the same tokenizer, for drafts")
+    add_option_flags(draft, "speculation", **defaults)
+
+
+def check_flags(options: argparse.Namespace) -> None:
+    """Ends the program with the usage if a flag lacks another flag that it needs."""
+    error = options.parser.error
+    try:
+        check_draft_flags(options)
+    except ValueError as problem:
+        error(str(problem))
+    if (options.kv_group_size or options.kv_layers) and not (
+        options.kv_bits or options.kv_bits_keys or options.kv_bits_values
+    ):
+        error("--kv-group-size and --kv-layers need --kv-bits, --kv-bits-keys or --kv-bits-values")
+    if options.constrain_tools and not (options.tools or options.builtin_tools):
+        error("--constrain-tools needs --tools or --builtin-tools")
+
+
+def check_draft_flags(options: argparse.Namespace) -> None:
+    """Raises ValueError for two sources of drafts, and for a number of draft tokens without a source."""
+    if options.draft_model and options.prompt_lookup:
+        raise ValueError("--draft-model and --prompt-lookup exclude each other")
+    if options.num_draft_tokens is not None and not (options.draft_model or options.prompt_lookup):
+        raise ValueError("--num-draft-tokens needs --draft-model or --prompt-lookup")
+
+
+def given_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Options` whose flags were given."""
+    return {name: value for name in OPTION_NAMES if (value := getattr(options, name, None)) is not None}
+
+
+def read_kv(config: Exaone4Config, options: argparse.Namespace) -> KVQuantization | None:
+    """How the caches are quantized. Raises ValueError if those of this model cannot be quantized so."""
+    from ..model.kv import KVQuantization
+
+    return KVQuantization.read(config, **kv_options(options))
+
+
+def read_tools(options: argparse.Namespace) -> list[Callable[..., Any]]:
+    """The functions of --tools and --builtin-tools. Says that the file is executed."""
+    tools: list[Callable[..., Any]] = []
+    if options.tools:
+        from ..tools.load import load_tools
+
+        if options.tools.is_file():
+            log(f"running {options.tools} for its tools")
+        tools += load_tools(options.tools)
+    if options.builtin_tools:
+        from ..tools.builtin import BUILTIN_TOOLS
+
+        tools += BUILTIN_TOOLS
+    if tools:
+        from ..tools.describe import schemas
+
+        schemas(tools)  # raises ValueError for two tools with one name
+    return tools
+
+
+def with_flag_names(message: str, parser: argparse.ArgumentParser) -> str:
+    """An error message of the package with the flags of a command in place of the names of Python arguments.
+
+    A name without an underscore may be an ordinary word: it is replaced only before "must be".
+    """
+    long = [(action.dest, flag) for action in parser._actions for flag in action.option_strings if flag[:2] == "--"]
+    flags = dict(reversed(long))  # the first long flag of each option
+
+    names = re.compile(r"(?<![\w/.-])(?:[a-z]+(?:_[a-z]+)+(?![\w/.(])|[a-z]+(?= must be ))")
+    return names.sub(lambda match: flags.get(match[0], match[0]), message)

@@ -1,0 +1,375 @@
+"""`exaone4-mlx generate`: one reply to a prompt.
+
+Notes:
+- The reply goes to standard output while it is generated, everything else to standard error.
+- Everything that needs no weights is checked before they are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files.format import size_text
+from ..generation.options import Options
+from ..text.format import ENDS, shortened
+from . import flags, loading
+from .output import log, logged_warnings, progress_bar, show_json
+
+if TYPE_CHECKING:
+    from ..conversation.turn import Turn
+    from ..generation.generate import Generation
+    from ..generation.prompt_cache import PromptCache
+    from ..generation.request import Request
+    from ..text.events import Done, Event, Logprobs
+    from ..tools.describe import Tool
+    from ..tools.toolbox import ToolResult
+    from .loading import LoadedModel, ModelFiles
+
+DESCRIPTION = "Streams the reply to one prompt to standard output."
+DIM, NORMAL = "\x1b[2m", "\x1b[0m"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument(
+        "-p",
+        "--prompt",
+        help="the prompt, taken literally (--prompt=TEXT if it begins with a dash); - reads standard input",
+    )
+    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a text file that holds the prompt")
+    prompt.add_argument(
+        "--messages",
+        metavar="FILE",
+        help="a JSON list of OpenAI-style messages, or a saved chat; - reads standard input",
+    )
+    parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
+    flags.add_option_flags(parser, "")
+    parser.add_argument(
+        "--prompt-cache-file",
+        type=Path,
+        metavar="FILE",
+        help="store the processed prompt in FILE, and reuse it for the next prompt that begins the same",
+    )
+    flags.add_reply_flags(parser)
+
+    output = parser.add_argument_group("output")
+    form = output.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    form.add_argument("--jsonl", action="store_true", help="print one JSON object per event")
+    flags.add_option_flags(output, "output")
+    output.add_argument("--hide-thinking", action="store_true", help="do not print the thought")
+    output.add_argument("-v", "--verbose", action="store_true", help="print the model and the sampling options")
+
+
+def run(options: argparse.Namespace) -> int:
+    _check_flags(options)
+    given = _read_messages(options) if options.messages else _read_prompt(options)
+    _check_cache_file(options.prompt_cache_file)
+    chosen, tools = Options(**flags.given_options(options)), flags.read_tools(options)
+    files = loading.find_model(options)
+    prompt = given if options.raw else _as_messages(given, options.system_prompt)
+    request = _request(prompt, tools, chosen, options, files)
+    loading.check_memory(files, options, len(request.ids) + request.max_tokens, len(request.ids))
+    made = loading.load(files, options)
+    cache = _open_prompt_cache(options.prompt_cache_file, made)
+    with progress_bar("reading the prompt", " tokens") as progress:
+        request = dataclasses.replace(request, options=dataclasses.replace(chosen, progress=progress))
+        reply = _reply(made, prompt, tools, request, cache)
+        if options.verbose:
+            log(f"{len(request.ids)} prompt tokens; {chosen.resolved(chosen.thinking)}")
+        with _cancelled_by_ctrl_c(reply):
+            done = _print_reply(reply, options)
+    if not options.json and not options.jsonl:
+        log(_summary(done))
+    if cache is not None:
+        try:
+            cache.save(options.prompt_cache_file)
+        except OSError as error:
+            log(f"warning: cannot write the prompt cache {options.prompt_cache_file}: {error.strerror}")
+    if done.finish_reason == "repetition":
+        log("the reply repeated itself and was stopped; LG's advice for this case: --presence-penalty 1.5")
+    return 130 if done.finish_reason == "cancelled" else 0
+
+
+def _check_flags(options: argparse.Namespace) -> None:
+    error = options.parser.error
+    templated = (options.thinking, options.system_prompt, options.messages, options.tools, options.builtin_tools)
+    if options.raw and any(given not in (None, False) for given in templated):
+        error(
+            "--raw uses no chat template: --thinking, --system-prompt, --messages, --tools and --builtin-tools have no "
+            "effect with it"
+        )
+    if options.thinking_budget is not None and not options.thinking:
+        error("--thinking-budget needs --thinking")
+    if options.logprobs is not None and not (options.json or options.jsonl):
+        error("--logprobs needs --json or --jsonl")
+    if options.logprobs is not None and options.hide_thinking:
+        error("--logprobs lists the tokens of the thought too: it cannot be combined with --hide-thinking")
+    flags.check_flags(options)
+
+
+# --- the prompt -----------------------------------------------------------------------------------------------
+
+
+def _read_prompt(options: argparse.Namespace) -> str:
+    """The prompt as given. The line end that closes a file or a pipe is not part of it."""
+    if options.prompt_file:
+        text = _read_text(options.prompt_file, str(options.prompt_file))
+    elif options.prompt == "-":
+        text = _read_text(None, "standard input")
+    else:  # the bytes that the shell passed, independent of the locale
+        return _decoded(os.fsencode(options.prompt), "--prompt")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _read_messages(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The messages of a JSON list, or of an object with `messages`, such as a saved chat."""
+    source = "standard input" if options.messages == "-" else options.messages
+    try:
+        content = json.loads(_read_text(None if options.messages == "-" else Path(options.messages), source))
+    except ValueError as error:
+        raise ValueError(f"{source} is not JSON: {error}") from error
+    messages = content.get("messages") if isinstance(content, dict) else content
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+        raise ValueError(f'{source} must hold a list of messages: [{{"role": …, "content": …}}, …]')
+    return messages
+
+
+def _read_text(path: Path | None, source: str) -> str:
+    """A text file, or standard input without a path; errors name the `source`."""
+    try:
+        data = sys.stdin.buffer.read() if path is None else path.read_bytes()
+    except OSError as error:
+        raise OSError(f"cannot read {source}: {error.strerror}") from error
+    return _decoded(data, source)
+
+
+def _decoded(data: bytes, source: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is not UTF-8 text") from error
+
+
+def _as_messages(given: str | list[dict[str, Any]], system_prompt: str | None) -> list[dict[str, Any]]:
+    if isinstance(given, str):
+        if not given.strip():
+            raise ValueError("the prompt is empty")
+        given = [{"role": "user", "content": given}]
+    if system_prompt is None:
+        return given
+    if given[0].get("role") == "system":
+        raise ValueError("the messages begin with a system prompt, and --system-prompt gives another one")
+    return [{"role": "system", "content": system_prompt}, *given]
+
+
+def _request(
+    prompt: str | list[dict[str, Any]],
+    tools: Sequence[Tool],
+    chosen: Options,
+    options: argparse.Namespace,
+    files: ModelFiles,
+) -> Request:
+    """The rendered prompt with its options. Checks everything that needs no weights."""
+    from ..generation.request import Request, check_answerable, prompt_ids
+
+    if isinstance(prompt, str):
+        ids = files.tokenizer.encode(prompt)
+    else:
+        ids = prompt_ids(files.tokenizer, prompt, thinking=chosen.thinking, tools=tools or None)
+        check_answerable(prompt)
+    if len(ids) >= (limit := files.context(options)):
+        name, advice = "the model's context", "make it shorter, or ask about one part of it at a time"
+        if options.max_kv_size is not None:
+            name, advice = "--max-kv-size", "make it shorter, or N larger"
+        raise ValueError(
+            f"the prompt has {len(ids)} tokens, and {name} of {limit} must hold the prompt and a reply: {advice}"
+        )
+    kv, draft = flags.read_kv(files.config, options), files.draft_sizes
+    return Request(
+        files.config, files.tokenizer, tuple(ids), chosen, options.max_kv_size, kv, draft.config if draft else None
+    )
+
+
+# --- the prompt cache -----------------------------------------------------------------------------------------
+
+
+def _check_cache_file(path: Path | None) -> None:
+    """Raises OSError, before any work, for a place where no prompt cache can be stored."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--prompt-cache-file: there is no folder {path.parent}")
+    if path.is_dir():
+        raise IsADirectoryError(f"--prompt-cache-file: {path} is a folder; give the name of a file")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"--prompt-cache-file: the folder {path.parent} is read-only")
+
+
+def _open_prompt_cache(path: Path | None, made: LoadedModel) -> PromptCache | None:
+    if path is None:
+        return None
+
+    from ..generation.prompt_cache import PromptCache
+
+    if not path.exists():
+        return PromptCache(made.model, made.tokenizer, kv=made.kv)
+    with logged_warnings():
+        return PromptCache.load(path, made.model, made.tokenizer, kv=made.kv)
+
+
+# --- the reply ------------------------------------------------------------------------------------------------
+
+
+def _reply(
+    made: LoadedModel,
+    prompt: str | list[dict[str, Any]],
+    tools: Sequence[Tool],
+    request: Request,
+    cache: PromptCache | None,
+) -> Generation | Turn:
+    """The reply to print: of the model alone, or of a chat, which runs tools."""
+    if isinstance(prompt, str) or not tools:
+        from ..generation.generate import Generation, make_draft
+
+        return Generation(made.model, request, prompt_cache=cache, draft=make_draft(made.draft_model))
+    from ..conversation.chat import Chat
+
+    chat = Chat(
+        made.model, made.tokenizer, tools=tools, messages=prompt, settle=False, prompt_cache=cache, **made.settings
+    )
+    return chat.reply(**vars(request.options))
+
+
+@contextmanager
+def _cancelled_by_ctrl_c(reply: Generation | Turn) -> Iterator[None]:
+    """The first Ctrl-C cancels the reply, which then ends regularly; the second one raises KeyboardInterrupt."""
+
+    def cancel(signal_number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        reply.cancel()
+
+    before = signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _print_reply(reply: Generation | Turn, options: argparse.Namespace) -> Done:
+    """Prints the reply as text, as JSON or as JSON lines."""
+    from ..generation.generate import Reply
+    from ..text.events import Done, Logprobs, Thinking
+    from ..tools.toolbox import ToolResult
+
+    events: list[Event | Logprobs | Done] = []
+    results: list[ToolResult] = []
+    printer = TextPrinter(terminal=sys.stdout.isatty())
+    try:
+        for event in reply:
+            if options.hide_thinking and isinstance(event, Thinking):
+                continue
+            if isinstance(event, ToolResult):
+                results.append(event)
+            else:
+                events.append(event)
+            if options.jsonl:
+                show_json(_as_json(event))
+            elif options.json:
+                continue
+            elif isinstance(event, ToolResult):
+                printer.close()
+                result = json.dumps(event.content, ensure_ascii=False)
+                log(f"[{event.call.name} {'failed' if event.failed else 'returned'}: {shortened(result, 200)}]")
+            elif not isinstance(event, Logprobs):
+                printer.show(event)
+    finally:
+        printer.close()
+    if options.json:
+        fields = {"model": options.model} | dataclasses.asdict(Reply.from_events(events))
+        if options.logprobs is None:
+            del fields["logprobs"]
+        if options.tools or options.builtin_tools:
+            fields["tool_results"] = [_as_json(result) for result in results]
+        show_json(fields)
+    assert isinstance(events[-1], Done)
+    return events[-1]
+
+
+class TextPrinter:
+    """Prints events as text. A thought is dim on a terminal; elsewhere it is enclosed in the model's own tags.
+
+    A thought that was cut off has no closing tag.
+    """
+
+    def __init__(self, terminal: bool) -> None:
+        self._terminal = terminal
+        self._open, self._close = (DIM, NORMAL + "\n\n") if terminal else ("<think>\n", "\n</think>\n\n")
+        self._inside_thought = False
+        self._at_line_start = True
+
+    def show(self, event: Event | Done) -> None:
+        from ..text.events import Done, Thinking
+        from ..tools.call import ToolCall
+
+        if isinstance(event, Done):
+            self.close()
+            return
+        if isinstance(event, Thinking) != self._inside_thought:
+            self._write(self._close if self._inside_thought else self._open)
+            self._inside_thought = not self._inside_thought
+        if isinstance(event, ToolCall):
+            call = json.dumps({"name": event.name, "arguments": event.arguments}, ensure_ascii=False)
+            self._write(f"<tool_call>{call}</tool_call>")
+        else:
+            self._write(event.text)
+
+    def close(self) -> None:
+        """Ends the line and the dim style."""
+        if self._inside_thought and self._terminal:
+            self._write(NORMAL)
+            self._inside_thought = False
+        if not self._at_line_start:
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        self._at_line_start = text.endswith("\n") if text else self._at_line_start
+
+
+def _as_json(event: Event | Logprobs | ToolResult | Done) -> dict[str, Any]:
+    kinds = {
+        "Thinking": "thinking",
+        "Answer": "answer",
+        "ToolCall": "tool_call",
+        "ToolResult": "tool_result",
+        "Logprobs": "logprobs",
+        "Done": "done",
+    }
+    fields = {name: value for name, value in dataclasses.asdict(event).items() if name != "problem" or value}
+    return {"type": kinds[type(event).__name__]} | fields
+
+
+def _summary(done: Done) -> str:
+    """The counts and speeds of a reply on one line."""
+    generated = done.thinking_tokens + done.answer_tokens
+    thought = f" ({done.thinking_tokens} of them thought)" if done.thinking_tokens else ""
+    cached = f" ({done.cached_tokens} of them cached)" if done.cached_tokens else ""
+    drafted = f" ({done.accepted_tokens} of {done.drafted_tokens} draft tokens accepted)" if done.drafted_tokens else ""
+    rate = f", {generated / done.decode_seconds:.1f} tokens/s" if generated and done.decode_seconds else ""
+    ended = f", {ENDS[done.finish_reason]}" if done.finish_reason in ENDS else ""
+    return (
+        f"[prompt {done.prompt_tokens} tokens{cached} in {done.prefill_seconds:.2f} s | "
+        f"reply {generated} tokens{thought}{drafted} in {done.decode_seconds:.2f} s{rate}{ended} | "
+        f"peak memory {size_text(done.peak_bytes)}]"
+    )

@@ -1,0 +1,88 @@
+"""Times, tool calls and JSON values as short texts for people.
+
+Notes:
+- Text from a model or a tool passes `clean` before it reaches a terminal: escape codes and marks that change the
+  writing direction can make one line look like another.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..tools.call import ToolCall
+
+#: Control characters except the line end and the tab, and marks of the writing direction.
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+#: Why a reply ended early, by its finish reason.
+ENDS = {
+    "cancelled": "stopped",
+    "length": "cut off: the token limit or the context is reached",
+    "repetition": "stopped: the reply repeats itself",
+    "error": "stopped by an error",
+}
+
+
+def clean(text: str) -> str:
+    """The text without control characters and direction marks."""
+    return UNSAFE.sub("", text)
+
+
+def call_text(call: ToolCall) -> str:
+    """A call as one line of Python: `roll_dice(max_num=6)`."""
+    arguments = call.arguments
+    if isinstance(arguments, dict):
+        inside = ", ".join(f"{name}={value_text(value)}" for name, value in arguments.items())
+    else:
+        inside = "" if arguments is None else value_text(arguments)
+    return clean(f"{call.name}({inside})")
+
+
+def value_text(value: Any) -> str:
+    """A JSON value on one line."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        text = repr(value)
+    return " ".join(clean(text).split())
+
+
+def result_text(content: Any, failed: bool) -> str:
+    """The result of a tool on one line; for a failure, its message."""
+    if failed and isinstance(content, dict) and isinstance(content.get("error"), str):
+        return " ".join(clean(content["error"]).split())
+    return value_text(content)
+
+
+def time_text(seconds: float) -> str:
+    """`12 s`, `2 min 5 s`."""
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
+
+
+def cell_width(text: str) -> int:
+    """Terminal columns of a text: two for most Korean letters."""
+    return sum(_columns(letter) for letter in text)
+
+
+def shortened(text: str, width: int) -> str:
+    """The text in at most `width` columns."""
+    if cell_width(text) <= width:
+        return text
+    used, kept = 1, ""
+    for letter in text:
+        used += _columns(letter)
+        if used > width:
+            break
+        kept += letter
+    return kept + "…"
+
+
+def _columns(letter: str) -> int:
+    if unicodedata.combining(letter) or unicodedata.category(letter) in ("Cf", "Me", "Mn"):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1

@@ -1,0 +1,352 @@
+"""`generate`: what it reads, what it prints, what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from commands import GENERATE, TerminalText, errors, output
+from conftest import ROOT
+
+from exaone4_mlx.cli.main import main
+from exaone4_mlx.text.tokenizer import StreamDecoder
+
+CLARA = [
+    {"role": "user", "content": "My name is Clara."},
+    {"role": "assistant", "content": "Nice to meet you, Clara."},
+    {"role": "user", "content": "What is my name?"},
+]
+
+
+# --- the reply --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_the_reply_goes_to_standard_output_and_the_rest_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*GENERATE, "-p", "Hello", "--max-tokens", "30"]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip()
+    assert out.count("\n") == 1, "the reply and one line end"
+    assert "tokens/s" in err
+    assert out.strip() not in err
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_a_thought_is_enclosed_in_tags_and_can_be_hidden(capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["-p", "Hello", "--thinking", "--max-tokens", "60"]
+    shown, hidden = output(capsys, *ask), output(capsys, *ask, "--hide-thinking")
+    assert shown.startswith("<think>\n")
+    assert shown.endswith("\n</think>\n\n" + hidden)
+    cut_off = output(capsys, "-p", "Hello", "--thinking", "-m", "3")
+    assert cut_off.startswith("<think>\n")
+    assert "</think>" not in cut_off
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_a_thought_is_dim_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = TerminalText()
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert main([*GENERATE, "-p", "Hello", "--thinking", "--max-tokens", "60"]) == 0
+    thought, _, answer = screen.getvalue().partition("\x1b[0m\n\n")
+    assert thought.startswith("\x1b[2m")
+    assert "<think>" not in thought + answer
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_the_terminal_does_not_stay_dim_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[int] = []
+    feed = StreamDecoder.feed
+
+    def fails(decoder: StreamDecoder, id: int) -> str:
+        fed.append(id)
+        if len(fed) == 3:
+            raise RuntimeError("out of memory")
+        return feed(decoder, id)
+
+    screen = TerminalText()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(StreamDecoder, "feed", fails)
+    assert main([*GENERATE, "-p", "Hello", "--thinking"]) == 1
+    assert screen.getvalue().rstrip("\n").endswith("\x1b[0m")
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_json_is_one_object_with_the_fields_of_reply(capsys: pytest.CaptureFixture[str]) -> None:
+    reply = json.loads(output(capsys, "-p", "Hello", "--thinking", "--json", "--max-tokens", "60"))
+    assert set(reply) == {
+        "model", "text", "thinking", "tool_calls", "finish_reason", "prompt_tokens", "cached_tokens",
+        "thinking_tokens", "answer_tokens", "prefill_seconds", "decode_seconds", "thinking_seconds", "peak_bytes",
+        "drafted_tokens", "accepted_tokens",
+    }  # fmt: skip
+    assert reply["model"] == "demo"
+    assert reply["thinking"]
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_jsonl_is_one_object_per_event(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = output(capsys, "-p", "Hello", "--thinking", "--jsonl", "--max-tokens", "60").splitlines()
+    kinds = [json.loads(line)["type"] for line in lines]
+    assert kinds[0] == "thinking"
+    assert kinds[-1] == "done"
+    assert set(kinds) >= {"thinking", "done"}
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_logprobs_accompany_the_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = json.loads(output(capsys, "-p", "Hello", "--json", "--logprobs", "2", "-m", "3"))
+    assert [len(token["top"]) for token in whole["logprobs"]] == [2, 2, 2]
+    assert "".join(token["text"] for token in whole["logprobs"]) == whole["text"]
+    assert all(token["logprob"] == token["top"][0]["logprob"] <= 0 for token in whole["logprobs"]), "greedy"
+    lines = output(capsys, "-p", "Hello", "--jsonl", "--logprobs", "2", "-m", "3", "--raw").splitlines()
+    assert [event["type"] for event in map(json.loads, lines)].count("logprobs") == 3
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_stop_strings_and_raw_prompts(capsys: pytest.CaptureFixture[str], demo: Any) -> None:
+    ask = ["-p", "Hello", "--max-tokens", "20"]
+    plain = output(capsys, *ask).strip()
+    word = plain.split()[1]
+    assert output(capsys, *ask, "--stop", word).strip() == plain.partition(word)[0].strip()
+    raw = json.loads(output(capsys, "-p", "Hello there", "--raw", "--json", "--max-tokens", "3"))
+    assert raw["prompt_tokens"] == len(demo[1].encode("Hello there"))
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_a_thinking_budget_ends_the_thought(capsys: pytest.CaptureFixture[str]) -> None:
+    reply = json.loads(output(capsys, "-p", "Hello", "--thinking", "--thinking-budget", "2", "--json"))
+    assert reply["thinking"].endswith("I will answer now.")
+    assert reply["text"]
+
+
+def test_a_reply_that_repeats_itself_is_stopped_with_advice(
+    hf_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exaone4_mlx.generation.stopping.LoopDetector.TOKENS", 64)
+    tensors = mx.load(str(hf_folder / "model.safetensors"))
+    tensors["model.norm.weight"] *= 0  # all logits are 0, and the first token is drawn every time
+    mx.save_safetensors(str(hf_folder / "model.safetensors"), dict(tensors))
+    assert main(["generate", "--model", str(hf_folder), "--temp", "0", "-p", "Hello"]) == 0
+    err = capsys.readouterr().err
+    assert "the reply repeats itself" in err
+    assert "--presence-penalty 1.5" in err
+
+
+# --- the prompt -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prompt_given(monkeypatch: pytest.MonkeyPatch, demo_tokenizer: None) -> Callable[..., Any]:
+    """prompt_given(arguments) is the list of messages that reaches the chat template."""
+    seen: list[Any] = []
+
+    def stop(tokenizer: Any, messages: Any, **options: Any) -> list[int]:
+        seen.append(messages)
+        raise ValueError("stopped by the test")
+
+    def given(*arguments: str) -> Any:
+        assert main([*GENERATE, *arguments]) == 1
+        return seen[-1]
+
+    monkeypatch.setattr("exaone4_mlx.generation.request.prompt_ids", stop)
+    return given
+
+
+def test_a_prompt_is_taken_literally(prompt_given: Any) -> None:
+    r"""mlx-lm turns a typed \n into a line end, and print("a\nb") into broken code."""
+    assert prompt_given("-p", r'print("a\nb\t")') == [{"role": "user", "content": r'print("a\nb\t")'}]
+
+
+def test_a_prompt_from_a_file_or_a_pipe_loses_its_last_line_end(
+    prompt_given: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_bytes("  안녕\n하세요\r\n".encode())
+    expected = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "  안녕\n하세요"}]
+    assert prompt_given("--prompt-file", str(file), "--system-prompt", "Be brief.") == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes())))
+    assert prompt_given("-p", "-")[0]["content"] == "  안녕\n하세요"
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_messages_come_from_a_file_a_saved_chat_or_a_pipe(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "messages.json"
+    for content in (CLARA, {"messages": CLARA}):
+        file.write_text(json.dumps(content))
+        assert output(capsys, "--messages", str(file)) == "Your name is Clara.\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps(CLARA).encode())))
+    assert output(capsys, "--messages", "-") == "Your name is Clara.\n"
+
+
+# --- tools ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_tools_run_and_their_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "dice.py"
+    file.write_text(
+        "def roll_dice(max_num: int) -> int:\n"
+        '    """Roll a dice with the number 1 to N. User can select the number N.\n\n'
+        '    Args:\n        max_num: Max number of the dice\n    """\n'
+        "    return max_num - 1\n"
+    )
+    assert main([*GENERATE, "-p", "Roll D6 dice twice!", "--tools", str(file), "--thinking"]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith("You rolled 5 and 5.\n")
+    assert '<tool_call>{"name": "roll_dice", "arguments": {"max_num": 6}}</tool_call>' in out
+    assert f"running {file} for its tools" in err
+    assert err.count("[roll_dice returned: 5]") == 2
+    reply = json.loads(output(capsys, "-p", "Roll D6 dice twice!", "--tools", str(file), "--json"))
+    assert [result["content"] for result in reply["tool_results"]] == [5, 5]
+    assert reply["text"].endswith("You rolled 5 and 5.")
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_the_builtin_tools_run(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = output(capsys, "-p", "What is 1234 * 56?", "--builtin-tools", "--jsonl").splitlines()
+    result = next(event for event in map(json.loads, lines) if event["type"] == "tool_result")
+    assert (result["content"], result["failed"]) == (69104, False)
+
+
+# --- the prompt cache, and caches in general --------------------------------------------------------------------
+
+
+def test_a_prompt_cache_file_is_reused_and_checked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, hf_folder: Path, edit_json: Any
+) -> None:
+    file = tmp_path / "cache"
+    ask = ["-p", "What is my name?", "--system-prompt", "The user is called Clara.", "--json"]
+    ask += ["--prompt-cache-file", str(file)]
+    first, second = json.loads(output(capsys, *ask)), json.loads(output(capsys, *ask))
+    assert (first["cached_tokens"], second["cached_tokens"]) == (0, second["prompt_tokens"] - 1)
+    assert first["text"] == second["text"]
+    edit_json(hf_folder / "config.json", rms_norm_eps=1e-4)
+    err = errors(capsys, "generate", "--model", str(hf_folder), *ask)
+    assert "belongs to another model: config, weights differ" in err
+    file.write_bytes(file.read_bytes()[:-5])
+    assert main([*GENERATE, *ask]) == 0
+    assert "warning: the prompt cache" in capsys.readouterr().err
+    assert json.loads(output(capsys, *ask))["cached_tokens"] > 0
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_a_prompt_cache_that_cannot_be_written_is_a_warning(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("exaone4_mlx.generation.prompt_cache.PromptCache.save", full)
+    assert main([*GENERATE, "-p", "Hello", "--prompt-cache-file", str(tmp_path / "cache")]) == 0
+    out, err = capsys.readouterr()
+    assert out
+    assert "warning: cannot write the prompt cache" in err and "No space left on device" in err
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_the_caches_hold_at_most_max_kv_size_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    """Unlike mlx-lm, where a rotating cache would drop the first tokens, and has no effect on this model."""
+    for raw in ([], ["--raw"]):
+        ask = ["-p", "Hello there", *raw, "--json"]
+        whole = json.loads(output(capsys, *ask, "-m", "30"))
+        limit = whole["prompt_tokens"] + 4
+        cut = json.loads(output(capsys, *ask, "--max-kv-size", str(limit)))
+        assert (cut["finish_reason"], cut["answer_tokens"]) == ("length", 4)
+        assert whole["text"].startswith(cut["text"])
+        err = errors(capsys, *GENERATE, *ask, "--max-kv-size", str(limit - 4))
+        assert f"--max-kv-size of {limit - 4} must hold the prompt and a reply: make it shorter" in err
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_quantized_caches_are_used_and_match_the_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, demo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    make = type(demo[0]).make_cache
+    monkeypatch.setattr(type(demo[0]), "make_cache", lambda self, kv=None: made.append(kv) or make(self, kv))
+    file = tmp_path / "cache"
+    ask = ["-p", "Hello", "--prompt-cache-file", str(file), "-m", "3"]
+    for raw in ([], ["--raw"]):
+        made.clear()
+        output(capsys, "-p", "Hello", "-m", "1", "--kv-bits-values", "4", *raw)
+        assert {(kv.key_bits, kv.value_bits) for kv in made} == {(None, 4)}, "without a file"
+        output(capsys, *ask, *raw, "--kv-bits", "8")
+        quantized_bytes = file.stat().st_size
+        assert "has another cache layout" in errors(capsys, *GENERATE, *ask, *raw, "--kv-bits", "4")
+        file.unlink()
+        output(capsys, *ask, *raw)
+        assert file.stat().st_size > quantized_bytes
+        file.unlink()
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_drafts_do_not_change_the_reply(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exaone4_mlx.generation.speculate.Pace.choose", lambda self: 2)  # independent of the speed here
+    for raw in ([], ["--raw"]):
+        ask = ["-p", "Hello Hello Hello", "-m", "8", *raw]
+        expected = output(capsys, *ask)
+        for drafter in (["--draft-model", "demo", "--num-draft-tokens", "3"], ["--prompt-lookup"]):
+            assert main([*GENERATE, *ask, *drafter]) == 0
+            out, err = capsys.readouterr()
+            assert out == expected
+            drafted = re.search(r"\(\d of [1-9] draft tokens accepted\)", err)
+            assert drafted or (drafter, raw) == (["--prompt-lookup"], []), (drafter, raw)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("demo_tokenizer", "no_weights")
+def test_errors_are_one_line_and_come_before_the_weights_are_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def messages(name: str, content: Any) -> str:
+        (tmp_path / name).write_text(json.dumps(content))
+        return str(tmp_path / name)
+
+    for arguments, message in (
+        (["-p", ""], "error: the prompt is empty"),
+        (["-p", "word " * 9000], "context of 8192 must hold the prompt and a reply: make it shorter, or ask about one"),
+        (["-p", "x", "--temp", "-1"], "must be 0 or more, not -1.0"),
+        (["-p", "x", "--top-p", "2"], "must be above 0 and at most 1, not 2.0"),
+        (["-p", "x", "--stop", ""], "at least one character"),
+        (["-p", "x", "--q-bits", "7"], "bits, not 7"),
+        (["-p", "x", "--max-kv-size", "1"], "--max-kv-size must be from 2 to 8192"),
+        (["-p", "x", "--max-kv-size", "8193"], "--max-kv-size must be from 2 to 8192"),
+        (["-p", "x", "--kv-bits", "8", "--kv-group-size", "128"], "must be 32 or 64 with head_dim 64"),
+        (["-p", "x", "--prompt-lookup", "--num-draft-tokens", "0"], "must be a whole number"),
+        (["-p", "x", "--draft-model", "/no/such/folder"], "and no hub id either"),
+        (["-p", "x", "--json", "--logprobs", "-1"], "must be a whole number of at least 0, not -1"),
+        (["-p", "x", "--max-tokens", "0"], "must be a whole number of at least 1, not 0"),
+        (["-p", "x", "--prefill-step-size", "0"], "must be a whole number of at least 1, not 0"),
+        (["--prompt-file", "/no/such/file"], "error: cannot read /no/such/file: No such file or directory"),
+        (["-p", "x", "--model", "/no/such/folder"], "and no hub id either"),
+        (["-p", "x", "--model", str(ROOT / "tests")], "has no config.json"),
+        (["-p", "x", "--tools", "/no/such/file.py"], "there is no file of tools /no/such/file.py"),
+        (["-p", "x", "--thinking", "--thinking-budget", "-1"], "must be a whole number"),
+        (["-p", "x", "--thinking", "--thinking-budget", "9", "-m", "5"], "5 is too small for a thinking budget"),
+        (["-p", "x", "--prompt-cache-file", "/no/such/folder/file"], "there is no folder /no/such/folder"),
+        (["-p", "x", "--prompt-cache-file", str(tmp_path)], "is a folder; give the name of a file"),
+        (["--messages", "/no/such/file"], "error: cannot read /no/such/file: No such file or directory"),
+        (["--messages", str(ROOT / "README.md")], "README.md is not JSON"),
+        (["--messages", messages("1", {"no": "messages"})], "must hold a list of messages"),
+        (["--messages", messages("2", [])], "must hold a list of messages"),
+        (["--messages", messages("3", CLARA[:2])], "there is nothing to reply to"),
+        (["--messages", messages("4", [{"role": "robot", "content": "x"}])], "'robot'"),
+        (
+            ["--messages", messages("5", [{"role": "system", "content": "x"}, *CLARA]), "--system-prompt", "y"],
+            "and --system-prompt gives another one",
+        ),
+    ):
+        err = errors(capsys, *GENERATE, *arguments)
+        err = err.removeprefix("running /no/such/file.py for its tools\n")
+        assert message in err, arguments
+        assert err.startswith("error: ") and err.count("\n") == 1, arguments

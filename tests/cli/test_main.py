@@ -1,0 +1,176 @@
+"""The program as a whole: exit codes, usage errors, streams, signals, and what a start imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import GENERATE, PROGRAM, errors, process
+from conftest import ROOT
+
+from exaone4_mlx.cli.main import COMMANDS, main
+
+HEAVY = ("transformers", "mlx_lm", "torch", "gradio", "huggingface_hub", "numpy")
+
+
+def test_wrong_usage_exits_with_2_and_shows_the_usage_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (
+        "",
+        "no-such-command",
+        "generate",
+        "generate -p x --no-such-flag",
+        "chat --no-such-flag",
+        "convert --hf-path x --no-such-flag",
+        "fit --model x --no-such-flag",
+        "generate -p x --temp warm",
+        "generate -p x --raw --thinking",
+        "generate -p x --raw --system-prompt y",
+        "generate -p x --raw --builtin-tools",
+        "generate -p x --thinking-budget 5",
+        "generate -p x --constrain-tools",
+        "generate -p x --messages y",
+        "generate -p x --json --jsonl",
+        "generate -p x --logprobs 2",
+        "generate -p x --logprobs 2 --json --hide-thinking",
+        "generate -p x --draft-model demo --prompt-lookup",
+        "generate -p x --num-draft-tokens 2",
+        "generate -p x --kv-bits 5",
+        "generate -p x --kv-layers all",
+        "chat --kv-group-size 32",
+        "convert",
+    ):
+        with pytest.raises(SystemExit) as exit:
+            main(line.split())
+        assert exit.value.code == 2, line
+        err = capsys.readouterr().err
+        command = line.split()[0] if line.split()[:1] and line.split()[0] in COMMANDS else ""
+        assert err.startswith(f"usage: exaone4-mlx {command}".rstrip()), line
+        assert "--no-such-flag" not in line or "unrecognized arguments: --no-such-flag" in err, line
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        main([*GENERATE, "-p", "", "--debug"])
+
+
+def test_an_x86_python_on_apple_silicon_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert "needs a native Python on Apple silicon" in errors(capsys, *GENERATE, "-p", "x")
+
+
+def test_all_entry_points_run_the_same_program() -> None:
+    arguments = ["--model", "demo", "-p", "Hello", "--temp", "0", "--max-tokens", "9"]
+    fronts = [[sys.executable, "-m", "exaone4_mlx.generate"], [*PROGRAM, "generate"]]
+    if (script := Path(sys.executable).with_name("exaone4-mlx")).exists():
+        fronts.append([str(script), "generate"])
+    outputs = {subprocess.run([*f, *arguments], capture_output=True, cwd=ROOT, check=True).stdout for f in fronts}
+    assert len(outputs) == 1
+    assert outputs != {b""}
+
+
+def test_importing_an_entry_point_runs_nothing() -> None:
+    script = "import exaone4_mlx.generate, exaone4_mlx.__main__, convert; print('quiet')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "quiet\n"
+
+
+# --- streams and signals ----------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_keeps_the_partial_reply_and_exits_with_130(hf_folder: Path, edit_json: Any) -> None:
+    edit_json(hf_folder / "config.json", eos_token_id=0)  # a reply that never ends by itself
+    edit_json(hf_folder / "tokenizer_config.json", eos_token="[PAD]")
+    edit_json(hf_folder / "generation_config.json", eos_token_id=0)
+    command = [*PROGRAM, "generate", "--model", str(hf_folder), "-p", "Hello", "--jsonl", "--temp", "0"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert running.stdout is not None
+    first = running.stdout.readline()
+    running.send_signal(signal.SIGINT)
+    rest, err = running.communicate(timeout=30)
+    assert "Traceback" not in err
+    events = [json.loads(line) for line in [first, *rest.splitlines()]]
+    assert running.returncode == 130
+    assert events[0]["type"] == "answer"
+    assert events[-1]["finish_reason"] == "cancelled"
+    assert events[-1]["answer_tokens"] >= len(events) - 1
+
+
+def test_ctrl_c_during_the_prompt_exits_with_130() -> None:
+    script = (
+        "import sys, os, signal, time; from exaone4_mlx.cli.main import main\n"
+        "from exaone4_mlx.generation.prompt_cache import PromptCache\n"
+        "prefill = PromptCache.prefill\n"
+        "def slow(self, ids, step, progress):\n"
+        "    def report(done, total):\n"
+        "        if done == step: os.kill(os.getpid(), signal.SIGINT); time.sleep(0.5)\n"
+        "        progress(done, total)\n"
+        "    return prefill(self, ids, step, report)\n"
+        "PromptCache.prefill = slow\n"
+        "sys.exit(main(['generate', '--model', 'demo', '-p', 'Hello ' * 100, '--prefill-step-size', '32', '--json']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 130, done.stderr
+    assert json.loads(done.stdout)["finish_reason"] == "cancelled"
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    command = [*PROGRAM, *GENERATE, "-p", "Hello", "--jsonl"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert running.stdout is not None
+    assert running.stderr is not None
+    running.stdout.readline()
+    running.stdout.close()
+    assert running.wait(timeout=30) == 0
+    assert running.stderr.read() == ""
+    running.stderr.close()
+
+
+def test_text_is_utf_8_in_every_locale() -> None:
+    latin = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "latin-1"}
+    ask = [*GENERATE, "-p", "안녕하세요", "--json", "-m", "30"]
+    texts = [json.loads(process(*ask, env=os.environ | more).stdout)["text"] for more in (latin, {})]
+    assert texts[0] == texts[1]
+
+
+def test_a_prompt_that_is_not_text_is_refused() -> None:
+    done = process(*GENERATE, "-p", b"a\xffb")
+    assert (done.returncode, done.stderr) == (1, b"error: --prompt is not UTF-8 text\n")
+
+
+def test_closed_standard_streams_are_no_error() -> None:
+    command = " ".join([*PROGRAM, *GENERATE, "-p Hello -m 3"])
+    for redirection in (">&-", "2>&-", "<&-"):
+        done = subprocess.run(["sh", "-c", f"{command} {redirection}"], capture_output=True, cwd=ROOT, check=False)
+        assert done.returncode == 0, redirection
+
+
+# --- imports ----------------------------------------------------------------------------------------------------
+
+
+def test_imports_and_a_whole_reply_import_nothing_heavy() -> None:
+    reply = "from exaone4_mlx.cli.main import main; main(['generate', '--model', 'demo', '-p', 'Hello', '-m', '3'])"
+    for code in ("import exaone4_mlx", "from exaone4_mlx import generate", reply):
+        script = f"import sys; {code}; print([name for name in {HEAVY} if name in sys.modules])"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+        assert done.stdout.splitlines()[-1] == "[]", code
+
+
+def test_help_imports_neither_mlx_nor_the_other_commands() -> None:
+    for command in COMMANDS:
+        done = process(command, "--help", text=True, env=os.environ | {"PYTHONPROFILEIMPORTTIME": "1"})
+        assert done.returncode == 0, command
+        lines = [line for line in done.stderr.splitlines() if line.startswith("import time")]
+        imported = {line.rpartition("|")[2].strip() for line in lines}
+        assert "argparse" in imported
+        heavy = {"mlx.core", "tokenizers", "jinja2", "transformers", "rich", "prompt_toolkit"}
+        others = {f"exaone4_mlx.cli.{name}" for name in COMMANDS if name not in (command, "evaluate")}
+        assert not (heavy | others) & imported, command
