@@ -24,7 +24,7 @@ def test_convert_py_writes_a_folder_that_generates(tmp_path: Path, capsys: pytes
     again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert again.returncode == 1
     assert again.stderr.startswith("error: ")
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
 
 
 def test_the_summary_can_be_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
