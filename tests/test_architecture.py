@@ -39,7 +39,7 @@ MOST_PARAMETERS = 12
 #: Functions with more parameters. Each must go.
 TOO_MANY_PARAMETERS = {("measure/fit.py", "fit")}
 #: Class names with several meanings. Each must get one.
-AMBIGUOUS_NAMES = {"Checkpoint", "Pace", "Screen"}
+AMBIGUOUS_NAMES = {"Checkpoint"}
 
 APP_ORDER = [
     "i18n", "store", "transcript", "files", "settings", "markdown", "messages", "models", "session", "state", "status",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..text.events import Done, Event, Logprobs
     from ..tools.describe import Tool
     from ..tools.toolbox import ToolResult
-    from .loading import LoadedModel, ModelFiles
+    from .loading import ReadyModel, ModelFiles
 
 DESCRIPTION = "Streams the reply to one prompt to standard output."
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
@@ -215,7 +215,7 @@ def _check_cache_file(path: Path | None) -> None:
         raise PermissionError(f"--prompt-cache-file: the folder {path.parent} is read-only")
 
 
-def _open_prompt_cache(path: Path | None, made: LoadedModel) -> PromptCache | None:
+def _open_prompt_cache(path: Path | None, made: ReadyModel) -> PromptCache | None:
     if path is None:
         return None
 
@@ -231,7 +231,7 @@ def _open_prompt_cache(path: Path | None, made: LoadedModel) -> PromptCache | No
 
 
 def _reply(
-    made: LoadedModel,
+    made: ReadyModel,
     prompt: str | list[dict[str, Any]],
     tools: Sequence[Tool],
     request: Request,

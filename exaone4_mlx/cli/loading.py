@@ -72,7 +72,7 @@ class ModelFiles:
         return int(options.max_kv_size)
 
 
-class LoadedModel(NamedTuple):
+class ReadyModel(NamedTuple):
     """A model with its draft model and the settings of its caches."""
 
     model: Exaone4ForCausalLM
@@ -148,7 +148,7 @@ def check_memory(files: ModelFiles, options: argparse.Namespace, context: int, p
         log(f"({'; '.join(_remedies(needs, remedies, shortest=(prompt or 1) + 1))})")
 
 
-def load(files: ModelFiles, options: argparse.Namespace) -> LoadedModel:
+def load(files: ModelFiles, options: argparse.Namespace) -> ReadyModel:
     """Reads the weights of the model and its draft model, with progress bars."""
     started = time.perf_counter()
     model = _load(files.folder, options, options.q_bits, options.q_group_size)
@@ -163,7 +163,7 @@ def load(files: ModelFiles, options: argparse.Namespace) -> LoadedModel:
             f"{_convert_command(options)}"
         )
     draft = _load(files.draft_folder, options) if files.draft_folder else None
-    return LoadedModel(model, files.tokenizer, read_kv(files.config, options), options.max_kv_size, draft)
+    return ReadyModel(model, files.tokenizer, read_kv(files.config, options), options.max_kv_size, draft)
 
 
 def _load(
