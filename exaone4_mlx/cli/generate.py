@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..text.events import Done, Event, Logprobs
     from ..tools.describe import Tool
     from ..tools.toolbox import ToolResult
-    from .loading import ReadyModel, ModelFiles
+    from .loading import ModelFiles, ReadyModel
 
 DESCRIPTION = "Streams the reply to one prompt to standard output."
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
