@@ -81,45 +81,25 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_weights_are_the_known_ones(name: str, tmp_path: Path) -> None:
+def test_codes_give_the_known_weight(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole and by rows, at once and in slabs; and MLX's tensors hold the same values."""
     case = CASES[name]
-    source = source_of(write(tmp_path, case.files, dtype="float32"))
+    whole, source = case.weight.weight, source_of(write(tmp_path, case.files, dtype="float32"))
     stored = source.tensors[f"{LAYER}.weight"]
     assert (source.format, stored.exact) == (case.title, case.exact)
-    assert (stored.shape, stored.dtype) == (case.weight.weight.shape, mx.float32)
+    assert (stored.shape, stored.dtype) == (whole.shape, mx.float32)
     assert set(stored.stored) == set(case.files[0])
     assert stored.nbytes == sum(len(entry["data"]) for entry in case.files[0].values())
-    assert equal(source.weight(stored.name), case.weight.weight)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_rows_equal_those_of_the_whole_weight(name: str, tmp_path: Path) -> None:
-    source = source_of(write(tmp_path, CASES[name].files))
-    whole = CASES[name].weight.weight.astype(mx.bfloat16)
-    for start, stop in ((0, 8), (8, 13), (13, 21), (5, 6), (0, 1), (20, 99)):
-        assert equal(source.weight(f"{LAYER}.weight", start, stop), whole[start:stop]), f"rows {start} to {stop}"
-    assert equal(source.weight(f"{LAYER}.weight"), whole), "all rows after that"
-
-
-@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].exact])
-def test_parts_for_mlx_are_exact(name: str, tmp_path: Path) -> None:
-    case = CASES[name]
-    parts = source_of(write(tmp_path, case.files)).parts(f"{LAYER}.weight")
-    assert [part for part, _ in parts] == [f"{LAYER}.weight", f"{LAYER}.scales", f"{LAYER}.biases"]
-    packed_weight, scales, biases = (array for _, array in parts)
-    assert packed_weight.dtype == mx.uint32 and scales.dtype == biases.dtype
-    assert case.exact is not None
-    read = case.exact.dequantized([packed_weight, scales.astype(mx.float32), biases.astype(mx.float32)])
-    assert equal(read, case.weight.weight)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_large_weights_are_computed_in_slabs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exaone4_mlx.checkpoint.formats.SLAB", 7 * 256)
-    source = source_of(write(tmp_path, CASES[name].files, dtype="float32"))
-    assert equal(source.weight(f"{LAYER}.weight"), CASES[name].weight.weight)
-    assert equal(source.weight(f"{LAYER}.weight", 5, 20), CASES[name].weight.weight[5:20])
-    assert source.weight(f"{LAYER}.weight", 3, 3).shape == (0, CASES[name].weight.weight.shape[1])
+    for slab in (2**24, 7 * 256):
+        monkeypatch.setattr("exaone4_mlx.checkpoint.formats.SLAB", slab)
+        for start, stop in ((0, None), (0, 8), (8, 13), (13, 21), (5, 6), (3, 3), (20, 99), (0, None)):
+            assert equal(source.weight(stored.name, start, stop), whole[start:stop]), f"rows {start} to {stop}"
+    if case.exact:
+        names, (quantized, scales, biases) = zip(*source.parts(stored.name), strict=True)
+        assert names == (f"{LAYER}.weight", f"{LAYER}.scales", f"{LAYER}.biases")
+        assert quantized.dtype == mx.uint32 and scales.dtype == biases.dtype
+        exact = case.exact.dequantized([quantized, scales.astype(mx.float32), biases.astype(mx.float32)])
+        assert equal(exact, whole)
 
 
 def test_awq_and_gptq_layers_are_unpacked_once_for_all_their_rows(
@@ -145,18 +125,15 @@ def test_awq_and_gptq_layers_are_unpacked_once_for_all_their_rows(
     assert rows(LAYER, 0, 8) == 4
 
 
-@pytest.mark.parametrize(
-    ("names", "dtype"),
-    [
+def test_weights_have_the_dtype_of_the_config(tmp_path: Path) -> None:
+    for names, dtype in (
         ({"dtype": "float16"}, mx.float16),
         ({"dtype": None, "torch_dtype": "float32"}, mx.float32),
         ({"dtype": None}, mx.bfloat16),
-    ],
-)
-def test_weights_have_the_dtype_of_the_config(names: dict[str, Any], dtype: mx.Dtype, tmp_path: Path) -> None:
-    source = source_of(write(tmp_path, gptq(known()), **names))
-    assert source.tensors[f"{LAYER}.weight"].dtype == dtype
-    assert equal(source.weight(f"{LAYER}.weight"), known().weight.astype(dtype)), "rounded once"
+    ):
+        source = source_of(write(tmp_path, gptq(known()), **names))
+        assert source.tensors[f"{LAYER}.weight"].dtype == dtype
+        assert equal(source.weight(f"{LAYER}.weight"), known().weight.astype(dtype)), "rounded once"
 
 
 def test_scales_are_float32_only_if_a_bias_needs_it(tmp_path: Path) -> None:
@@ -463,29 +440,18 @@ def test_errors_name_the_cause(case: str, tmp_path: Path) -> None:
         source_of(write(tmp_path, files))
 
 
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        (("weight", "scales"), "up_proj.biases is missing"),
-        (("weight", "biases"), "up_proj.scales is missing"),
-        (("scales", "biases"), "belongs to no quantized layer"),
-    ],
-)
-def test_incomplete_mlx_layers_are_refused(parts: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_incomplete_or_misshapen_mlx_layers_are_refused(tmp_path: Path) -> None:
     arrays = dict(zip(("weight", "scales", "biases"), mx.quantize(mx.ones((ROWS, COLUMNS))), strict=True))
-    write(tmp_path, ({}, {}), quantization={"bits": 4, "group_size": 64})
-    mx.save_safetensors(str(tmp_path / "model.safetensors"), {f"{LAYER}.{part}": arrays[part] for part in parts})
-    with pytest.raises(CheckpointError, match=message):
-        source_of(tmp_path)
-
-
-def test_wrong_group_sizes_of_mlx_are_refused(tmp_path: Path) -> None:
-    parts = mx.quantize(mx.ones((ROWS, COLUMNS)), 64, 4)
-    names = [f"{LAYER}.{part}" for part in ("weight", "scales", "biases")]
-    write(tmp_path, ({}, {}), quantization={"bits": 4, "group_size": 128})
-    mx.save_safetensors(str(tmp_path / "model.safetensors"), dict(zip(names, parts, strict=True)))
-    with pytest.raises(CheckpointError, match=r"up_proj.scales has shape \(24, 4\), not \(24, 2\)"):
-        source_of(tmp_path)
+    for group_size, parts, message in (
+        (64, ("weight", "scales"), "up_proj.biases is missing"),
+        (64, ("weight", "biases"), "up_proj.scales is missing"),
+        (64, ("scales", "biases"), "belongs to no quantized layer"),
+        (128, ("weight", "scales", "biases"), r"up_proj.scales has shape \(24, 4\), not \(24, 2\)"),
+    ):
+        write(tmp_path, ({}, {}), quantization={"bits": 4, "group_size": group_size})
+        mx.save_safetensors(str(tmp_path / "model.safetensors"), {f"{LAYER}.{part}": arrays[part] for part in parts})
+        with pytest.raises(CheckpointError, match=message):
+            source_of(tmp_path)
 
 
 def test_unknown_dtype_in_the_config_is_refused(tmp_path: Path) -> None:

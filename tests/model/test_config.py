@@ -23,43 +23,35 @@ def config(**changes: Any) -> Exaone4Config:
     return Exaone4Config.from_dict(TINY | changes)
 
 
-@pytest.mark.parametrize("rope", [{}, OLD_ROPE, OLD_ROPE | {"rope_parameters": LLAMA3}], ids=["v5", "v4", "both"])
-@pytest.mark.parametrize(
-    "layers",
-    [
-        {"sliding_window_pattern": "LLLG"},
-        {"sliding_window_pattern": 4},
-        {"sliding_window_pattern": None, "layer_types": types("LLLG")},
-        {"sliding_window_pattern": "LLLG", "layer_types": types("LLLG")},
-    ],
-    ids=["string", "int", "types", "types and string"],
-)
-def test_all_spellings_mean_the_same(rope: dict[str, Any], layers: dict[str, Any]) -> None:
-    read = config(**rope, **layers)
-    assert read.layers == (LOCAL, LOCAL, LOCAL, GLOBAL)
-    assert read.rope_parameters == config().rope_parameters
+def test_all_spellings_mean_the_same() -> None:
+    for rope in ({}, OLD_ROPE, OLD_ROPE | {"rope_parameters": LLAMA3}):
+        for layers in (
+            {"sliding_window_pattern": "LLLG"},
+            {"sliding_window_pattern": 4},
+            {"sliding_window_pattern": None, "layer_types": types("LLLG")},
+            {"sliding_window_pattern": "LLLG", "layer_types": types("LLLG")},
+        ):
+            read = config(**rope, **layers)
+            assert read.layers == (LOCAL, LOCAL, LOCAL, GLOBAL), (rope, layers)
+            assert read.rope_parameters == config().rope_parameters, (rope, layers)
 
 
-@pytest.mark.parametrize(
-    ("changes", "letters"),
-    [
+def test_final_layer_is_global_unless_explicit_types_say_otherwise() -> None:
+    for changes, letters in (
         ({"sliding_window_pattern": 4, "num_hidden_layers": 10}, "LLLGLLLGLG"),
         ({"sliding_window_pattern": "LLG", "num_hidden_layers": 5}, "LLGLG"),
         ({"sliding_window_pattern": "L", "num_hidden_layers": 3}, "LLG"),
         ({"sliding_window_pattern": 1, "num_hidden_layers": 3}, "GGG"),
-        ({"sliding_window_pattern": 4, "layer_types": types("GLLL")}, "GLLL"),
-    ],
-)
-def test_final_layer_is_global_unless_explicit_types_say_otherwise(changes: dict[str, Any], letters: str) -> None:
-    assert config(**changes).layers == tuple({"L": LOCAL, "G": GLOBAL}[letter] for letter in letters)
-    assert config(**changes).layer_types == tuple(types(letters)), "explicit types are never altered"
+        ({"sliding_window_pattern": 4, "layer_types": types("GLLL")}, "GLLL"),  # explicit types are never altered
+    ):
+        read = config(**changes)
+        assert read.layers == tuple({"L": LOCAL, "G": GLOBAL}[letter] for letter in letters), changes
+        assert read.layer_types == tuple(types(letters)), changes
 
 
-@pytest.mark.parametrize(
-    "changes", [{"sliding_window": None}, {"sliding_window_pattern": None}, {"sliding_window_pattern": 0}]
-)
-def test_null_window_or_pattern_means_no_window_and_rope_everywhere(changes: dict[str, Any]) -> None:
-    assert config(**changes).layers == (LayerAttention(None, True),) * 4
+def test_null_window_or_pattern_means_no_window_and_rope_everywhere() -> None:
+    for changes in ({"sliding_window": None}, {"sliding_window_pattern": None}, {"sliding_window_pattern": 0}):
+        assert config(**changes).layers == (LayerAttention(None, True),) * 4, changes
 
 
 def test_explicit_global_layers_have_no_rope_if_the_config_has_a_window() -> None:
@@ -79,10 +71,10 @@ DOCUMENTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("read", [Exaone4Config(), Exaone4Config.from_dict({"model_type": "exaone4"})])
-def test_defaults_are_the_documented_ones(read: Exaone4Config) -> None:
-    assert {key: getattr(read, key) for key in DOCUMENTED} == DOCUMENTED
-    assert read.model_type == "exaone4"
+def test_defaults_are_the_documented_ones() -> None:
+    for read in (Exaone4Config(), Exaone4Config.from_dict({"model_type": "exaone4"})):
+        assert {key: getattr(read, key) for key in DOCUMENTED} == DOCUMENTED
+        assert read.model_type == "exaone4"
 
 
 def test_absent_sizes_follow_from_others() -> None:
@@ -165,39 +157,34 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
             Exaone4Config.from_file(file)
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"sliding_window": None}, {"layer_types": types("GLLG")}, {"num_hidden_layers": 10}, OLD_ROPE]
-)
-def test_written_config_reads_back_the_same(changes: dict[str, Any]) -> None:
-    written = json.loads(json.dumps(config(**changes).to_dict()))
-    read = Exaone4Config.from_dict(written)
-    assert read.layers == config(**changes).layers
-    assert read.rope_parameters == config(**changes).rope_parameters
-    assert {"rope_theta", "rope_scaling", "rope_parameters", "layer_types"} <= set(written)
-    if written["sliding_window"]:
-        assert set(written["sliding_window_pattern"]) <= {"L", "G"}, "mlx-lm reads strings only"
+def written_and_read(read: Exaone4Config) -> Exaone4Config:
+    return Exaone4Config.from_dict(json.loads(json.dumps(read.to_dict())))
+
+
+def test_written_config_reads_back_the_same() -> None:
+    windows = ({}, {"sliding_window": None}, {"layer_types": types("GLLG")}, {"num_hidden_layers": 10})
+    for changes in (*windows, OLD_ROPE):
+        written = config(**changes).to_dict()
+        assert written_and_read(config(**changes)).layers == config(**changes).layers, changes
+        assert {"rope_theta", "rope_scaling", "rope_parameters", "layer_types"} <= set(written)
+        if written["sliding_window"]:
+            assert set(written["sliding_window_pattern"]) <= {"L", "G"}, "mlx-lm reads strings only"
+    for rope in (
+        LLAMA3,
+        {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.5, "mscale": 0.5, "truncate": False},
+        {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "factor": 3.0},
+    ):
+        read = config(rope_parameters=rope)
+        assert written_and_read(read).rope_parameters == read.rope_parameters, rope
 
 
 def test_labels_and_dropout_are_written_unless_they_are_the_default() -> None:
     plain = config().to_dict()
     assert not {"id2label", "label2id", "problem_type", "classifier_dropout", "output_attentions"} & set(plain)
     changed = config(num_labels=3, problem_type="regression", output_attentions=True)
-    assert Exaone4Config.from_dict(json.loads(json.dumps(changed.to_dict()))) == changed
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"rope_type": "linear", "factor": 2.0},
-        {"rope_type": "dynamic", "factor": 2.0},
-        {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.5, "mscale": 0.5, "truncate": False},
-        {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "factor": 3.0},
-    ],
-    ids=lambda keys: keys["rope_type"],
-)
-def test_every_rope_is_written_and_read_back(keys: dict[str, Any]) -> None:
-    rope = config(rope_parameters=keys)
-    assert Exaone4Config.from_dict(json.loads(json.dumps(rope.to_dict()))).rope_parameters == rope.rope_parameters
+    assert written_and_read(changed) == changed
 
 
 def test_configs_are_saved_and_read_by_folder_file_and_name(tmp_path: Path) -> None:
