@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .conversation.chat import Chat as Chat
     from .conversation.turn import Turn as Turn
     from .conversion.convert import ConversionSummary as ConversionSummary, convert as convert
-    from .conversion.evaluate import Evaluation as Evaluation, evaluate as evaluate
+    from .conversion.evaluate import evaluate as evaluate
+    from .conversion.evaluation import Evaluation as Evaluation
     from .files.safetensors import CheckpointError as CheckpointError
     from .generation.generate import (
         Generation as Generation,
@@ -53,7 +54,8 @@ _HOME = {
     "conversation.chat": ("Chat",),
     "conversation.turn": ("Turn",),
     "conversion.convert": ("ConversionSummary", "convert"),
-    "conversion.evaluate": ("Evaluation", "evaluate"),
+    "conversion.evaluate": ("evaluate",),
+    "conversion.evaluation": ("Evaluation",),
     "files.safetensors": ("CheckpointError",),
     "generation.generate": ("Generation", "Reply", "generate", "stream_generate"),
     "generation.options": ("Options", "ReplyOptions", "Sampling"),

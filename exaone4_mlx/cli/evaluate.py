@@ -11,7 +11,7 @@ from .flags import DTYPES, add_kv_flags, kv_options
 from .output import progress_bar, show, show_json
 
 if TYPE_CHECKING:
-    from ..conversion.evaluate import Evaluation
+    from ..conversion.evaluation import Evaluation
 
 
 DESCRIPTION = "Compares the next-token probabilities of a converted model with those of the original."
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..conversion.evaluate import evaluate
+    from ..model.kv import KVQuantization
 
     with progress_bar("evaluating", " blocks") as progress:
         found = evaluate(
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
             max_tokens=options.max_tokens,
             revision=options.revision,
             progress=progress,
-            **kv_options(options),
+            kv=KVQuantization.from_flags(**kv_options(options)),
         )
     if options.json:
         show_json(dataclasses.asdict(found))

@@ -26,7 +26,8 @@ from ..model.network import Exaone4ForCausalLM
 from ..model.source import open_checkpoint
 from ..text.tokenizer import Tokenizer
 from .calibrate import Calibration, StageProgress
-from .evaluate import MAX_TOKENS, Evaluation, evaluate
+from .evaluate import MAX_TOKENS, evaluate
+from .evaluation import Evaluation
 from .licence import public_origin
 from .plan import PlannedTensor, source_identity
 from .prepare import Conversion, prepare

@@ -5,17 +5,13 @@ Notes:
   load it in full precision.
 - Probabilities are compared over the whole vocabulary, in float32, at every position that has a next token. The
   reference always computes in float32; `dtype` is the candidate's.
-- The interval of the perplexity ratio is a bootstrap over whole texts, because tokens of one text depend on each
-  other.
 """
 
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,71 +23,13 @@ from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..model.source import OpenCheckpoint, Progress, open_checkpoint
 from ..text.tokenizer import Tokenizer
+from .evaluation import Evaluation, TextResult, rows_of
 from .layerwise import LayerwiseModel
 from .texts import HELD_OUT, Passage, encode, read_passages
 
 MAX_TOKENS = 512  # of one text
 BATCH_TOKENS = 1 << 15  # whose hidden states are in memory at a time
 POSITIONS = 64  # whose logits are in memory at a time
-RESAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class EvaluationRow:
-    """One row of the table. KL is in nats per token; the interval of the ratio holds 95 % of the resamples."""
-
-    kind: str
-    documents: int
-    tokens: int
-    mean_kl: float
-    p99_kl: float
-    top1_agreement: float
-    perplexity: float
-    reference_perplexity: float
-    perplexity_ratio: float
-    perplexity_ratio_low: float
-    perplexity_ratio_high: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A comparison of two models: a row for all texts, then one for each kind of text.
-
-    `kv` describes the quantization of the candidate's cache. `tokens_per_second` is the candidate's, block by block;
-    `peak_bytes` is MLX's own peak.
-    """
-
-    model: str
-    reference: str
-    data: str
-    dtype: str
-    kv: str
-    documents: int
-    tokens: int
-    bits_per_weight: float
-    reference_bits_per_weight: float
-    rows: tuple[EvaluationRow, ...]
-    seconds: float
-    tokens_per_second: float
-    peak_bytes: int
-
-    def __repr__(self) -> str:
-        total = self.rows[0]
-        return (
-            f"Evaluation({self.model!r} against {self.reference!r}: mean KL {total.mean_kl:.5f} nats, "
-            f"same top-1 {100 * total.top1_agreement:.2f} %, {self.documents:,} texts of {self.tokens:,} tokens)"
-        )
-
-
-@dataclass(frozen=True)
-class _TextResult:
-    """The measurements of one text: KL at each position, and sums over the positions."""
-
-    kind: str
-    kl: list[float]
-    agrees: float
-    nll: float
-    reference_nll: float
 
 
 #: The kind of a text, and its token ids.
@@ -106,18 +44,14 @@ def evaluate(
     dtype: mx.Dtype | str = "float32",
     max_tokens: int = MAX_TOKENS,
     revision: str | None = None,
+    kv: KVQuantization | int | None = None,
     progress: Progress | None = None,
-    kv_bits: int | None = None,
-    kv_bits_keys: int | None = None,
-    kv_bits_values: int | None = None,
-    kv_group_size: int | None = None,
-    kv_layers: str | None = None,
 ) -> Evaluation:
     """Compares a converted model with its source checkpoint, on texts that neither was tuned on.
 
     `model` and `reference` are folders, hub ids or "demo". `data` is a file of texts (default: the package's held-out
-    texts); each text is cut to `max_tokens`. `revision` is the reference's. `progress(done, total)`
-    counts blocks of both models. The `kv_` options, as of `stream_generate`, quantize the candidate's cache.
+    texts); each text is cut to `max_tokens`. `revision` is the reference's. `kv` (8, 4 or a
+    `KVQuantization`) quantizes the candidate's cache. `progress(done, total)` counts blocks of both models.
 
     Raises FileNotFoundError and ValueError as `load` does, and ValueError for two models with different vocabularies.
     """
@@ -132,7 +66,7 @@ def evaluate(
         raise ValueError(f"no text of {file} has two tokens")
     candidate, original = (open_checkpoint(folder, Exaone4ForCausalLM) for folder in folders)
     _check_comparable(candidate, original, texts)
-    kv = KVQuantization.read(candidate.config, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers)
+    kv = KVQuantization.coerce(kv, candidate.config)
 
     mx.reset_peak_memory()
     computed = read_dtype(dtype) or mx.float32
@@ -155,7 +89,7 @@ def evaluate(
         tokens=tokens,
         bits_per_weight=candidate.bits_per_weight,
         reference_bits_per_weight=original.bits_per_weight,
-        rows=_rows(results),
+        rows=rows_of(results),
         seconds=time.perf_counter() - started,
         tokens_per_second=tokens / seconds,
         peak_bytes=mx.get_peak_memory(),
@@ -193,12 +127,12 @@ def _measure(
     texts: Sequence[_Text],
     kv: KVQuantization | None,
     progress: Progress | None,
-) -> tuple[list[_TextResult], float]:
+) -> tuple[list[TextResult], float]:
     """The results of all texts, and the seconds that the candidate's blocks took."""
     batches = _batches(texts)
     layers = candidate.config.num_hidden_layers + reference.config.num_hidden_layers
     counter = _counter(progress, layers * len(batches))
-    results: list[_TextResult] = []
+    results: list[TextResult] = []
     seconds = 0.0
     for batch in batches:
         sequences = [ids for _, ids in batch]
@@ -220,7 +154,7 @@ def divergence(logits: mx.array, reference: mx.array) -> mx.array:
     return mx.sum(mx.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-def _compare(text: _Text, heads: Sequence[Callable[[mx.array], mx.array]], states: Sequence[mx.array]) -> _TextResult:
+def _compare(text: _Text, heads: Sequence[Callable[[mx.array], mx.array]], states: Sequence[mx.array]) -> TextResult:
     """Compares two models on one text, from the output head and the final hidden states [L, E] of each."""
     kind, ids = text
     kl: list[float] = []
@@ -237,50 +171,11 @@ def _compare(text: _Text, heads: Sequence[Callable[[mx.array], mx.array]], state
         mx.eval(divergences, figures)
         kl += divergences.tolist()  # type: ignore[arg-type]
         sums = [total + _sum(figure) for total, figure in zip(sums, figures, strict=True)]
-    return _TextResult(kind, kl, *sums)
+    return TextResult(kind, kl, *sums)
 
 
 def _sum(array: mx.array) -> float:
     return mx.sum(array.astype(mx.float32)).item()  # type: ignore[return-value]
-
-
-def _rows(texts: Sequence[_TextResult]) -> tuple[EvaluationRow, ...]:
-    kinds = list(dict.fromkeys(text.kind for text in texts))
-    groups = [("all", list(texts))] + [(kind, [t for t in texts if t.kind == kind]) for kind in kinds if len(kinds) > 1]
-    return tuple(_row(kind, group) for kind, group in groups)
-
-
-def _row(kind: str, texts: Sequence[_TextResult]) -> EvaluationRow:
-    kl = sorted(value for text in texts for value in text.kl)
-    count = len(kl)
-    log_ratios = sorted(_log_ratio(sample) for sample in _resamples(texts))
-    return EvaluationRow(
-        kind=kind,
-        documents=len(texts),
-        tokens=count,
-        mean_kl=math.fsum(kl) / count,
-        p99_kl=kl[math.ceil(0.99 * count) - 1],
-        top1_agreement=sum(text.agrees for text in texts) / count,
-        perplexity=_exp(sum(text.nll for text in texts) / count),
-        reference_perplexity=_exp(sum(text.reference_nll for text in texts) / count),
-        perplexity_ratio=_exp(_log_ratio(texts)),
-        perplexity_ratio_low=_exp(log_ratios[math.floor(0.025 * RESAMPLES)]),
-        perplexity_ratio_high=_exp(log_ratios[math.ceil(0.975 * RESAMPLES) - 1]),
-    )
-
-
-def _log_ratio(texts: Sequence[_TextResult]) -> float:
-    """The logarithm of the candidate's perplexity / the reference's."""
-    return sum(text.nll - text.reference_nll for text in texts) / sum(len(text.kl) for text in texts)
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
-
-
-def _resamples(texts: Sequence[_TextResult]) -> list[list[_TextResult]]:
-    rng = random.Random(0)
-    return [rng.choices(texts, k=len(texts)) for _ in range(RESAMPLES)]
 
 
 def _batches(texts: Sequence[_Text]) -> list[list[_Text]]:

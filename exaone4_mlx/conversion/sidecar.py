@@ -22,7 +22,7 @@ from ..files.folders import read_json
 from ..files.safetensors import FLOAT_DTYPES, read_dtype
 from ..files.svg import has_matplotlib
 from .card import model_card
-from .evaluate import Evaluation
+from .evaluation import Evaluation
 from .kinds import PLOT_NAME
 from .licence import source_card
 from .plan import ConversionPlan

@@ -12,6 +12,7 @@ Shapes: B batch, L new tokens, S attended tokens, K key heads, D head size.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import mlx.core as mx
 
@@ -78,18 +79,22 @@ class KVQuantization:
         return replace(kv, group_size=kv.group_size or sizes[0], layers=layers)
 
     @classmethod
-    def read(
+    def read(cls, config: Exaone4Config, *values: Any, **flags: Any) -> KVQuantization | None:
+        """`coerce` of `from_flags`, which has the arguments after `config`."""
+        return cls.coerce(cls.from_flags(*values, **flags), config)
+
+    @classmethod
+    def from_flags(
         cls,
-        config: Exaone4Config,
         kv_bits: int | None = None,
         kv_bits_keys: int | None = None,
         kv_bits_values: int | None = None,
         kv_group_size: int | None = None,
         kv_layers: str | None = None,
     ) -> KVQuantization | None:
-        """The same from the options of the command line; None if none of them asks for quantization.
+        """The quantization that the flags of the command line ask for; None for full precision.
 
-        `kv_bits` is for keys and values, the next two are for one of them. Raises ValueError as `coerce` does.
+        `kv_bits` is for keys and values, the next two are for one of them. Raises ValueError for other values.
         """
         for name, bits in (("kv_bits", kv_bits), ("kv_bits_keys", kv_bits_keys), ("kv_bits_values", kv_bits_values)):
             _check_bits(name, bits)
@@ -100,7 +105,7 @@ class KVQuantization:
                 if given is not None:
                     raise ValueError(f"{name} {given!r} has no effect without kv_bits")
             return None
-        return cls.coerce(cls(keys, values, kv_group_size, kv_layers), config)
+        return cls(keys, values, kv_group_size, kv_layers)
 
     def __str__(self) -> str:
         keys, values = (f"{bits} bits" if bits else "unquantized" for bits in (self.key_bits, self.value_bits))

@@ -16,7 +16,7 @@ from typing import Any
 VIEWS = {
     ("conversation.chat", "Chat"): ("conversation_view", {"text/html": "chat_html", "text/markdown": "chat_markdown"}),
     ("conversion.convert", "ConversionSummary"): ("report_view", {"text/html": "summary_html"}),
-    ("conversion.evaluate", "Evaluation"): ("report_view", {"text/html": "evaluation_html"}),
+    ("conversion.evaluation", "Evaluation"): ("report_view", {"text/html": "evaluation_html"}),
     ("generation.generate", "Reply"): (
         "conversation_view",
         {"text/html": "reply_html", "text/markdown": "reply_markdown"},

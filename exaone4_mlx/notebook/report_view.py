@@ -9,7 +9,7 @@ from .html import escaped, rows_html, seconds_text, small_html, table_html
 
 if TYPE_CHECKING:
     from ..conversion.convert import ConversionSummary
-    from ..conversion.evaluate import Evaluation
+    from ..conversion.evaluation import Evaluation
     from ..measure.fit import Fit
 
 

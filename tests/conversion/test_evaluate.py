@@ -167,8 +167,8 @@ def test_the_command_prints_a_table_or_json(texts: Path, quantized: Path, capsys
 def test_the_loss_of_a_quantized_cache_is_that_of_whole_models(texts: Path) -> None:
     """The figures equal those of the whole model with such a cache. Fewer bits and more layers lose more."""
     found = {
-        kv: evaluate("demo", "demo", data=texts, kv_bits=kv[0], kv_layers=kv[1])
-        for kv in ((8, "global"), (4, "global"), (4, "all"))
+        (bits, layers): evaluate("demo", "demo", data=texts, kv=KVQuantization(bits, bits, layers=layers))
+        for bits, layers in ((8, "global"), (4, "global"), (4, "all"))
     }
     costs = [one.rows[0].mean_kl for one in found.values()]
     assert 0 < costs[0] < costs[1] < costs[2]

@@ -16,7 +16,7 @@ from conftest import TINY
 from markdown_it import MarkdownIt
 
 from exaone4_mlx import Chat, ConversionSummary, Evaluation, Exaone4Config, Fit, PromptCache, fit
-from exaone4_mlx.conversion.evaluate import EvaluationRow
+from exaone4_mlx.conversion.evaluation import EvaluationRow
 from exaone4_mlx.conversion.verify import TensorError
 from exaone4_mlx.generation.generate import Reply
 from exaone4_mlx.notebook.config_view import config_html

@@ -1,0 +1,109 @@
+"""The result of `evaluate`: the measurements of single texts -> a table with intervals.
+
+Notes:
+- The interval of the perplexity ratio is a bootstrap over whole texts, because tokens of one text depend on each
+  other.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One row of the table. KL is in nats per token; the interval of the ratio holds 95 % of the resamples."""
+
+    kind: str
+    documents: int
+    tokens: int
+    mean_kl: float
+    p99_kl: float
+    top1_agreement: float
+    perplexity: float
+    reference_perplexity: float
+    perplexity_ratio: float
+    perplexity_ratio_low: float
+    perplexity_ratio_high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A comparison of two models: a row for all texts, then one for each kind of text.
+
+    `kv` describes the quantization of the candidate's cache. `tokens_per_second` is the candidate's, block by block;
+    `peak_bytes` is MLX's own peak.
+    """
+
+    model: str
+    reference: str
+    data: str
+    dtype: str
+    kv: str
+    documents: int
+    tokens: int
+    bits_per_weight: float
+    reference_bits_per_weight: float
+    rows: tuple[EvaluationRow, ...]
+    seconds: float
+    tokens_per_second: float
+    peak_bytes: int
+
+    def __repr__(self) -> str:
+        total = self.rows[0]
+        return (
+            f"Evaluation({self.model!r} against {self.reference!r}: mean KL {total.mean_kl:.5f} nats, "
+            f"same top-1 {100 * total.top1_agreement:.2f} %, {self.documents:,} texts of {self.tokens:,} tokens)"
+        )
+
+
+@dataclass(frozen=True)
+class TextResult:
+    """The measurements of one text: KL at each position, and sums over the positions."""
+
+    kind: str
+    kl: list[float]
+    agrees: float
+    nll: float
+    reference_nll: float
+
+
+def rows_of(texts: Sequence[TextResult]) -> tuple[EvaluationRow, ...]:
+    """A row for all texts, then, if there are several kinds, one for each kind."""
+    kinds = list(dict.fromkeys(text.kind for text in texts))
+    groups = [("all", list(texts))] + [(kind, [t for t in texts if t.kind == kind]) for kind in kinds if len(kinds) > 1]
+    return tuple(_row(kind, group) for kind, group in groups)
+
+
+def _row(kind: str, texts: Sequence[TextResult]) -> EvaluationRow:
+    kl = sorted(value for text in texts for value in text.kl)
+    count = len(kl)
+    rng = random.Random(0)
+    log_ratios = sorted(_log_ratio(rng.choices(texts, k=len(texts))) for _ in range(RESAMPLES))
+    return EvaluationRow(
+        kind=kind,
+        documents=len(texts),
+        tokens=count,
+        mean_kl=math.fsum(kl) / count,
+        p99_kl=kl[math.ceil(0.99 * count) - 1],
+        top1_agreement=sum(text.agrees for text in texts) / count,
+        perplexity=_exp(sum(text.nll for text in texts) / count),
+        reference_perplexity=_exp(sum(text.reference_nll for text in texts) / count),
+        perplexity_ratio=_exp(_log_ratio(texts)),
+        perplexity_ratio_low=_exp(log_ratios[math.floor(0.025 * RESAMPLES)]),
+        perplexity_ratio_high=_exp(log_ratios[math.ceil(0.975 * RESAMPLES) - 1]),
+    )
+
+
+def _log_ratio(texts: Sequence[TextResult]) -> float:
+    """The logarithm of the candidate's perplexity / the reference's."""
+    return sum(text.nll - text.reference_nll for text in texts) / sum(len(text.kl) for text in texts)
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
