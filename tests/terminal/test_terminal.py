@@ -41,7 +41,6 @@ from exaone4_mlx.terminal.screen import THEME, Screen
 from exaone4_mlx.terminal.status import Progress, extras_text, turn_text as summary
 from exaone4_mlx.text.events import Done
 from exaone4_mlx.text.format import call_text, cell_width, clean, shortened
-from exaone4_mlx.tools.load import load_tools
 from exaone4_mlx.tools.toolbox import ToolResult
 
 REPLY = r"""# Sorting 정렬
@@ -918,56 +917,6 @@ def test_a_loaded_conversation_keeps_the_flags_that_its_file_knows_nothing_of(ch
     loaded = repl.chat
     assert loaded is not chat and loaded.max_kv_size == 900
     assert (loaded.options.prompt_lookup, loaded.options.num_draft_tokens, loaded._cache.kv.key_bits) == (True, 3, 8)
-
-
-# --- a file of tools ----------------------------------------------------------------------
-
-
-def tools_of(tmp_path: Path, source: str) -> list[str]:
-    file = tmp_path / "mine.py"
-    file.write_text(source, encoding="utf-8")
-    return [tool.__name__ for tool in load_tools(file)]
-
-
-def test_public_functions_of_the_file_are_the_tools(tmp_path: Path) -> None:
-    (tmp_path / "exaone4_mlx_test_helper.py").write_text("def helper(x: int) -> int:\n    return x\n")
-    source = (
-        "from __future__ import annotations\nimport dataclasses\nfrom exaone4_mlx_test_helper import helper\n"
-        "@dataclasses.dataclass\nclass Thing:\n    x: int = 1\n"
-        "def one(x: int) -> int:\n    '''Add.'''\n    return helper(x)\ndef _hidden(x): pass\ndef two() -> str: return ''\n"
-    )
-    try:
-        assert tools_of(tmp_path, source) == ["one", "two"]
-        assert tools_of(tmp_path, source + "tools = [two]\n") == ["two"]
-    finally:
-        sys.path.remove(str(tmp_path))
-        sys.modules.pop("exaone4_mlx_test_helper", None)
-
-
-@pytest.mark.parametrize(
-    ("source", "told"),
-    [
-        ("x = 1\ndef f(:\n", r"mine\.py:2: invalid syntax"),
-        (
-            "import math\n\nmath.sqrt(-1)\n",
-            r"mine\.py:3: ValueError: math domain error|mine\.py:3: ValueError: expected a",
-        ),
-        ("def g():\n    raise KeyError('x')\ng()\n", r"mine\.py:2: KeyError: 'x'"),
-        ("raise SystemExit(3)\n", r"mine\.py:1: SystemExit: 3"),
-        ("x = 1\n", r"mine\.py: there is no tool in it"),
-        ("tools = [1]\n", r"mine\.py: its `tools` must be a list of functions"),
-        ("\n\ndef f(x):\n    pass\n", r"mine\.py:3: parameter 'x' of tool f needs a type hint"),
-    ],
-)
-def test_what_is_wrong_with_a_file_of_tools_is_one_line(source: str, told: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=told) as caught:
-        tools_of(tmp_path, source)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_of_tools_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no file of tools"):
-        load_tools(tmp_path / "none.py")
 
 
 # --- the command --------------------------------------------------------------------------
