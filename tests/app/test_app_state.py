@@ -34,9 +34,12 @@ GRACE = 0.15
 
 
 @pytest.fixture
-def make(unread: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppState]]:
+def make(
+    unread: Any, scripted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., AppState]]:
     """make() is a state with the quick model of no sense, and a grace of a moment."""
     monkeypatch.setattr(state_module, "GRACE_SECONDS", GRACE)
+    scripted("ok", repeat=True)
     made: list[AppState] = []
 
     def one(model: Any = unread, **options: Any) -> AppState:
@@ -66,16 +69,14 @@ def state(make: Callable[..., AppState]) -> AppState:
 # --- tabs and conversations ------------------------------------------------------
 
 
-def test_tabs_are_apart(state: AppState, scripted: Any) -> None:
-    scripted("ok", repeat=True)
+def test_tabs_are_apart(state: AppState) -> None:
     one, two = state.tab("one"), state.tab("two")
     say(one.session, "first")
     assert contents(two.session) == [] and one.session is not two.session
     assert state.tab("one") is one, "a tab is known by its key"
 
 
-def test_conversation_in_two_tabs_is_open_once(state: AppState, scripted: Any) -> None:
-    scripted("ok", repeat=True)
+def test_conversation_in_two_tabs_is_open_once(state: AppState) -> None:
     one = state.tab("one")
     say(one.session, "first")
     two = state.tab("two", one.session.id)
@@ -106,7 +107,7 @@ def test_requests_of_a_new_tab_that_come_at_once_find_one_tab(state: AppState) -
     assert len(state._sessions) == 20, "conversations that nobody sees are open"
 
 
-def test_conversation_opened_from_two_requests_at_once_is_open_once(state: AppState, scripted: Any) -> None:
+def test_conversation_opened_from_two_requests_at_once_is_open_once(state: AppState) -> None:
     """Both read the file before either shows it."""
     conversation = Conversation.new()
     conversation.messages = [{"role": "user", "content": "first"}]
@@ -136,8 +137,7 @@ def test_tabs_that_come_with_the_same_address_at_once_share_it(
     assert state.tab("one").session is state.tab("two").session and state.tab("one").session.id == id
 
 
-def test_conversation_forgotten_while_a_tab_turns_to_it_is_still_open_once(state: AppState, scripted: Any) -> None:
-    scripted("ok", repeat=True)
+def test_conversation_forgotten_while_a_tab_turns_to_it_is_still_open_once(state: AppState) -> None:
     one = state.tab("one")
     say(one.session, "first")
     found = state.session(one.session.id)
@@ -210,15 +210,13 @@ def test_leaving_twice_or_never_having_been_there_is_fine(state: AppState) -> No
 # --- clients of the API ----------------------------------------------------------
 
 
-def test_conversation_of_a_client_is_written_nowhere(state: AppState, scripted: Any) -> None:
-    scripted("ok", repeat=True)
+def test_conversation_of_a_client_is_written_nowhere(state: AppState) -> None:
     session = state.tab("client", keeps=False).session
     assert say(session, "secret").unsaved is None
     assert state.store.list() == [] and not state.store.folder.exists()
 
 
-def test_client_gets_no_conversation_of_the_disk(state: AppState, scripted: Any) -> None:
-    scripted("ok", repeat=True)
+def test_client_gets_no_conversation_of_the_disk(state: AppState) -> None:
     session = state.tab("one").session
     say(session, "mine")
     assert contents(state.tab("client", session.id, keeps=False).session) == []
@@ -262,10 +260,7 @@ def test_rename_while_a_reply_is_made_keeps_both_in_one_file(state: AppState, sc
     assert session.conversation.title == "My count" and len(state.store.read(id).messages) == 4
 
 
-def test_rename_between_two_steps_of_a_write_costs_no_copy(
-    state: AppState, scripted: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scripted("ok", repeat=True)
+def test_rename_between_two_steps_of_a_write_costs_no_copy(state: AppState, monkeypatch: pytest.MonkeyPatch) -> None:
     session = state.tab("one").session
     say(session, "first")
     write = state.store.write
@@ -285,8 +280,7 @@ def test_rename_between_two_steps_of_a_write_costs_no_copy(
     until(lambda: session.conversation.title == "Mine", "the open conversation knows its name")
 
 
-def test_conversation_can_be_named_before_it_begins(state: AppState, scripted: Any) -> None:
-    scripted("ok", repeat=True)
+def test_conversation_can_be_named_before_it_begins(state: AppState) -> None:
     session = state.tab("one").session
     state.rename(session.id, "Plans")
     assert session.conversation.title == "Plans" and state.store.list() == []
@@ -325,13 +319,10 @@ def test_conversation_that_is_not_open_can_be_deleted(state: AppState) -> None:
     assert state.store.list() == []
 
 
-def test_delete_that_fails_leaves_all_as_it_was(
-    state: AppState, scripted: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_delete_that_fails_leaves_all_as_it_was(state: AppState, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(id: str) -> None:
         raise OSError(f"{id}.json cannot be deleted: Permission denied")
 
-    scripted("ok", repeat=True)
     tab = state.tab("one")
     session = tab.session
     say(session, "first")
@@ -347,8 +338,7 @@ def test_delete_that_fails_leaves_all_as_it_was(
 # --- the disk --------------------------------------------------------------------
 
 
-def test_other_programs_version_stays_and_the_tab_goes_on_in_a_copy(state: AppState, scripted: Any) -> None:
-    scripted("ok", repeat=True)
+def test_other_programs_version_stays_and_the_tab_goes_on_in_a_copy(state: AppState) -> None:
     tab = state.tab("one")
     say(tab.session, "mine")
     theirs = state.store.read(tab.session.id)
@@ -363,13 +353,10 @@ def test_other_programs_version_stays_and_the_tab_goes_on_in_a_copy(state: AppSt
     assert len(state.store.list()) == 2, "one copy is enough"
 
 
-def test_reply_goes_on_without_the_disk_and_comes_to_it_later(
-    state: AppState, scripted: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reply_goes_on_without_the_disk_and_comes_to_it_later(state: AppState, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(conversation: Conversation) -> Conversation:
         raise OSError("conversations cannot be written to /data: No space left on device")
 
-    scripted("ok", repeat=True)
     tab = state.tab("one")
     session = tab.session
     with monkeypatch.context() as patch:
@@ -384,16 +371,14 @@ def test_reply_goes_on_without_the_disk_and_comes_to_it_later(
     assert [message["content"] for message in state.store.read(session.id).messages] == ["precious", "ok"]
 
 
-def test_read_only_folder_is_told_and_nothing_breaks(state: AppState, scripted: Any) -> None:
+def test_read_only_folder_is_told_and_nothing_breaks(state: AppState) -> None:
     state.store.folder.parent.mkdir(exist_ok=True)
     state.store.folder.write_text("a file where the folder should be")  # root may write anywhere
-    scripted("ok", repeat=True)
     view = say(state.tab("one").session, "first")
     assert "conversations cannot be written to" in str(view.unsaved) and view.messages[-1]["content"] == "ok"
 
 
-def test_deleted_file_comes_back_with_the_next_turn(state: AppState, scripted: Any) -> None:
-    scripted("ok", repeat=True)
+def test_deleted_file_comes_back_with_the_next_turn(state: AppState) -> None:
     session = state.tab("one").session
     say(session, "first")
     (state.store.folder / f"{session.id}.json").unlink()
@@ -401,8 +386,7 @@ def test_deleted_file_comes_back_with_the_next_turn(state: AppState, scripted: A
     assert len(state.store.read(session.id).messages) == 4
 
 
-def test_settings_of_a_conversation_come_back_with_it(make: Any, scripted: Any) -> None:
-    scripted("ok", repeat=True)
+def test_settings_of_a_conversation_come_back_with_it(make: Any) -> None:
     state = make(settings=Settings(system="Be kind."))
     session = state.tab("one").session
     assert session.settings.system == "Be kind."
@@ -420,8 +404,7 @@ def test_system_prompt_among_the_messages_counts(state: AppState) -> None:
     assert state.session(state.store.write(conversation).id).settings.system == "New."
 
 
-def test_model_is_noted_in_the_conversation(state: AppState, scripted: Any) -> None:
-    scripted("ok", repeat=True)
+def test_model_is_noted_in_the_conversation(state: AppState) -> None:
     session = state.tab("one").session
     say(session, "first")
     assert state.store.read(session.id).model == "unread"
@@ -430,9 +413,8 @@ def test_model_is_noted_in_the_conversation(state: AppState, scripted: Any) -> N
 # --- caches ----------------------------------------------------------------------
 
 
-def test_resting_caches_are_bounded_in_number(state: AppState, scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resting_caches_are_bounded_in_number(state: AppState, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_module, "MAX_CACHES", 3)
-    scripted("ok", repeat=True)
     sessions = [state.tab(f"{number}").session for number in range(5)]
     for session in [*sessions, sessions[2]]:
         say(session, "Hi")
@@ -452,8 +434,7 @@ def with_room(state: AppState, conversations: float, tokens: int) -> None:
     state._use(dataclasses.replace(state.loaded, fit=needs))
 
 
-def test_resting_caches_are_bounded_in_bytes(state: AppState, scripted: Any) -> None:
-    scripted("ok", repeat=True)
+def test_resting_caches_are_bounded_in_bytes(state: AppState) -> None:
     with_room(state, 3.5, tokens=400)
     sessions = [state.tab(f"{number}").session for number in range(4)]
     for session in sessions:
@@ -462,9 +443,8 @@ def test_resting_caches_are_bounded_in_bytes(state: AppState, scripted: Any) -> 
     assert [session.has_caches for session in sessions] == [False, True, True, True]
 
 
-def test_caches_that_grow_make_others_go(state: AppState, scripted: Any) -> None:
+def test_caches_that_grow_make_others_go(state: AppState) -> None:
     """Also where no new conversation is opened."""
-    scripted("ok", repeat=True)
     with_room(state, 2.01, tokens=500)
     small, large = state.tab("small").session, state.tab("large").session
     say(large, "Hi")
@@ -475,8 +455,7 @@ def test_caches_that_grow_make_others_go(state: AppState, scripted: Any) -> None
     assert large.has_caches
 
 
-def test_memory_is_back_when_all_tabs_are_gone(state: AppState, scripted: Any) -> None:
-    scripted("ok", repeat=True)
+def test_memory_is_back_when_all_tabs_are_gone(state: AppState) -> None:
     gc.collect()
     before = memory_in_use()
     for number in range(4):
@@ -552,9 +531,8 @@ def switching(state: AppState, path: str = "demo", context: int | None = None) -
     return thread, outcome
 
 
-def test_another_model_takes_over_and_the_conversation_goes_on(state: AppState, folder: Path, scripted: Any) -> None:
+def test_another_model_takes_over_and_the_conversation_goes_on(state: AppState, folder: Path) -> None:
     session = state.tab("one").session
-    scripted("ok", repeat=True)
     say(session, "My name is Clara.")
     before = weakref.ref(state.loaded.model)
     far = list(state.switch(str(folder)))
@@ -575,12 +553,11 @@ def test_model_that_was_replaced_is_freed(make: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["no such folder", "/etc/passwd", ""])
-def test_path_of_no_model_changes_nothing(state: AppState, scripted: Any, path: str) -> None:
+def test_path_of_no_model_changes_nothing(state: AppState, path: str) -> None:
     before = state.loaded
     with pytest.raises((FileNotFoundError, ValueError)):
         list(state.switch(path))
     assert state.loaded is before
-    scripted("ok", repeat=True)
     assert say(state.tab("one").session, "Hi").error is None
 
 
@@ -592,14 +569,13 @@ def test_context_without_meaning_changes_nothing(state: AppState, context: int) 
     assert state.loaded is before
 
 
-def test_damaged_weights_leave_the_model_in_use(state: AppState, folder: Path, scripted: Any) -> None:
+def test_damaged_weights_leave_the_model_in_use(state: AppState, folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     before = state.loaded
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         list(state.switch(str(folder)))
     assert state.loaded is before
-    scripted("ok", repeat=True)
     assert say(state.tab("one").session, "Hi").messages[-1]["content"] == "ok"
 
 
@@ -618,8 +594,7 @@ def test_without_room_for_both_the_old_model_goes_first(make: Any, held: Any, sc
     assert session._chat.model is state.loaded.model
 
 
-def test_old_model_is_loaded_again_when_the_other_fails(make: Any, held: Any, scripted: Any, monkeypatch: Any) -> None:
-    scripted("ok", repeat=True)
+def test_old_model_is_loaded_again_when_the_other_fails(make: Any, held: Any, monkeypatch: Any) -> None:
     tight(monkeypatch)
     state = make()
     state._used = ("demo", state.loaded.fit)
@@ -649,8 +624,7 @@ def test_where_nothing_can_be_loaded_any_more_that_is_said_and_can_be_mended(
     assert say(session, "Hi").messages[-1]["content"].startswith("Hello!"), "the demo itself answers"
 
 
-def test_other_tabs_go_on_while_a_model_is_loaded_beside(state: AppState, held: Any, scripted: Any) -> None:
-    scripted("ok", repeat=True)
+def test_other_tabs_go_on_while_a_model_is_loaded_beside(state: AppState, held: Any) -> None:
     thread, outcome = switching(state)
     until(lambda: (7, 11) in outcome, "it says how far it is")
     session = state.tab("one").session
@@ -675,10 +649,9 @@ def test_reply_under_way_ends_on_the_model_it_began_with(make: Any, held: Any, s
     until(lambda: gc.collect() is not None and before() is None, "the old model is gone")
 
 
-def test_without_room_other_tabs_are_told_to_wait(make: Any, held: Any, scripted: Any, monkeypatch: Any) -> None:
+def test_without_room_other_tabs_are_told_to_wait(make: Any, held: Any, monkeypatch: Any) -> None:
     tight(monkeypatch)
     state = make()
-    scripted("ok", repeat=True)
     session = state.tab("one").session
     say(session, "Hi")
     thread, _ = switching(state)
@@ -702,7 +675,7 @@ def test_one_model_is_loaded_at_a_time(state: AppState, held: Any) -> None:
     list(state.switch("demo"))
 
 
-def test_whoever_stops_looking_on_ends_nothing(make: Any, held: Any, scripted: Any, monkeypatch: Any) -> None:
+def test_whoever_stops_looking_on_ends_nothing(make: Any, held: Any, monkeypatch: Any) -> None:
     """A page that is closed while a model is loaded must not leave the app without one."""
     tight(monkeypatch)
     state = make()
@@ -714,8 +687,7 @@ def test_whoever_stops_looking_on_ends_nothing(make: Any, held: Any, scripted: A
     until(lambda: not state._switching.locked(), "another one can be loaded")
 
 
-def test_same_path_changes_the_context_only(make: Any, scripted: Any, unread: Any) -> None:
-    scripted("ok", repeat=True)
+def test_same_path_changes_the_context_only(make: Any, unread: Any) -> None:
     state = AppState(LoadedModel(Choice("demo", "demo"), *unread, fit("demo")), make().store)
     session = state.tab("one").session
     say(session, "Hi")
@@ -768,9 +740,7 @@ def load_tokenizer_of_other_words(folder: Path) -> Any:
     return Tokenizer.from_pretrained(folder)
 
 
-def test_weights_beyond_the_memory_are_not_loaded(
-    make: Any, held: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_beyond_the_memory_are_not_loaded(make: Any, held: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is ended or let go for them."""
     held.go_on.set()
     state = make()
@@ -781,8 +751,7 @@ def test_weights_beyond_the_memory_are_not_loaded(
     list(make(ignores_memory=True).switch(str(DEMO_FOLDER)))
 
 
-def test_long_conversation_is_seen_from_its_newest_turns_only(make: Any, scripted: Any, unread: Any) -> None:
-    scripted("ok", repeat=True)
+def test_long_conversation_is_seen_from_its_newest_turns_only(make: Any, unread: Any) -> None:
     state = AppState(LoadedModel(Choice("demo", "demo"), *unread, fit("demo", context=400)), make().store)
     session = state.tab("one").session
     for _ in range(4):
@@ -795,8 +764,7 @@ def test_long_conversation_is_seen_from_its_newest_turns_only(make: Any, scripte
     assert again.view().context_tokens == view.context_tokens <= 400, "what the model does not see takes no room"
 
 
-def test_larger_context_shows_the_model_everything_again(make: Any, scripted: Any, unread: Any) -> None:
-    scripted("ok", repeat=True)
+def test_larger_context_shows_the_model_everything_again(make: Any, unread: Any) -> None:
     state = AppState(LoadedModel(Choice("demo", "demo"), *unread, fit("demo", context=400)), make().store)
     session = state.tab("one").session
     for _ in range(4):
