@@ -1,9 +1,9 @@
 """`python -m app`: the desktop chat.
 
-What is peculiar here:
-- It answers this computer only, unless `--host` says otherwise, and its page loads nothing from elsewhere: a
-  content security policy forbids it, whatever a reply may hold.
-- What can be checked without the weights is checked before they are read.
+Notes:
+- The server accepts connections from this computer only, unless `--host` says otherwise. The page loads nothing from
+  other hosts: a content security policy forbids it for every reply.
+- Everything that can be checked without the weights is checked before they are read.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def _run(state: AppState, options: argparse.Namespace) -> None:
 
 
 def launch_options(host: str) -> dict[str, Any]:
-    """How the page is served, whatever the address."""
+    """The server options that do not depend on the address."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 

@@ -1,9 +1,9 @@
-"""What happens when something on the page is used: one method for each.
+"""The actions of the page: one method for each event of a widget.
 
-What is peculiar here:
-- A method returns, or yields, new values by widget; what it does not name stays as it is.
-- What a person did wrong is said in a notice, and nothing of what was typed is lost.
-- Following a reply only looks at it: whoever closes the page ends nothing by that.
+Notes:
+- A method returns, or yields, new values by widget. Widgets that it does not name keep their values.
+- A mistake of the user is reported in a notice. The typed text is kept.
+- Following a reply only reads its state: closing the page does not end the reply.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Actions:
         yield from self._turn(tab, begin, values, clears=True)
 
     def example_chosen(self, event: gr.SelectData, request: gr.Request, *values: Any) -> Iterator[Update]:
-        """Sends an example, with the switches as it needs them."""
+        """Sends an example with the settings that it needs."""
         tab = self._tab(request)
         text = event.value["text"]
         known = {example[0]: example for examples in EXAMPLES.values() for example in examples}
@@ -133,12 +133,12 @@ class Actions:
         self._tab(request).session.stop()
 
     def answered(self, event: gr.SelectData, request: gr.Request) -> None:
-        """The person's word on a tool that asks."""
+        """The user allows or refuses a tool call."""
         word, _, call = str(event.value).partition(" ")
         self._tab(request).session.answer(word == "yes", int(call))
 
     def files_changed(self, box: dict[str, Any], request: gr.Request) -> Update:
-        """Says how large the files are that would be sent."""
+        """Shows the number of tokens of the attached files."""
         tab = self._tab(request)
         paths = (box or {}).get("files") or ()
         read = [file for path in paths if (file := self._read(tab, path)) is not None]
@@ -157,7 +157,7 @@ class Actions:
         return gr.Sidebar(open=True)
 
     def thinking_switched(self, thinking: bool, temperature: float, top_p: float) -> Update:
-        """The recommendation of the mode, unless something else was set."""
+        """The recommended sampling of the mode, unless the user set other values."""
         if not _is_recommended(temperature, top_p, not thinking):
             return {self.page.temperature: gr.skip()}
         temperature, top_p = recommended(thinking)
@@ -169,7 +169,7 @@ class Actions:
     # --- conversations --------------------------------------------------------
 
     def new_chat(self, request: gr.Request, *values: Any) -> Update:
-        """Another conversation, with the settings as they are; the one before stays in the list."""
+        """Opens a new conversation with the present settings. The previous one stays in the list."""
         tab = self._tab(request)
         try:
             settings = self._settings(tab, values)
@@ -180,7 +180,7 @@ class Actions:
         return {**self._conversation(tab), **self._list(tab)}
 
     def chosen(self, conversation: str, request: gr.Request) -> Iterator[Update]:
-        """Another conversation of the list."""
+        """Opens a conversation of the list."""
         tab = self._tab(request)
         try:
             self.state.show(tab, self.state.session(conversation))
@@ -238,7 +238,7 @@ class Actions:
     # --- models ---------------------------------------------------------------
 
     def model_asked(self, path: str, context: float | None, request: gr.Request) -> Update:
-        """What a model would need, before it is loaded."""
+        """The memory that a model needs, before it is loaded."""
         tab = self._tab(request)
         try:
             return {self.page.needs: self._needs(tab, path, context)}
@@ -246,7 +246,7 @@ class Actions:
             return {self.page.needs: _plain(str(error))}
 
     def model_chosen(self, path: str, context: float | None, request: gr.Request) -> Iterator[Update]:
-        """Loads a model and says how far it is."""
+        """Loads a model and reports progress."""
         tab = self._tab(request)
         words, before = tab.words, self._model_label
         yield {self.page.load: gr.update(interactive=False)}
@@ -283,7 +283,7 @@ class Actions:
     def _turn(
         self, tab: Tab, begin: Callable[[Settings], None], values: Sequence[Any], clears: bool = False
     ) -> Iterator[Update]:
-        """Begins a turn and follows it, or says why it cannot begin."""
+        """Begins a turn and follows it, or reports why it cannot begin."""
         try:
             begin(self._settings(tab, values))
         except ValueError as error:
@@ -300,7 +300,7 @@ class Actions:
         yield from self._follow(tab)
 
     def _follow(self, tab: Tab) -> Iterator[Update]:
-        """Shows a reply while it is made, as long as the tab looks at its conversation."""
+        """Shows a reply while it is generated, until the tab shows another conversation."""
         session = tab.session
         view = session.view()
         if not view.running:
@@ -331,7 +331,7 @@ class Actions:
         return self._nothing if view.running else self._frame(tab, view)
 
     def _settings(self, tab: Tab, values: Sequence[Any]) -> Settings:
-        """The settings as the widgets have them. Raises ValueError for one without meaning."""
+        """The settings of the widgets. Raises ValueError for an invalid one."""
         given = dict(zip(SETTINGS, values, strict=True))
         if given["seed"] in ("", None):
             given["seed"] = None
@@ -387,7 +387,7 @@ class Actions:
         }
 
     def _title(self, tab: Tab, anew: bool = False) -> Update:
-        """The title of the conversation; nothing where it is as before: a person may be typing another."""
+        """The title of the conversation, if it changed. The user may be typing another over an unchanged one."""
         before, tab.title = tab.title, tab.session.conversation.title
         return {self.page.title: tab.title} if anew or tab.title != before else {}
 
@@ -433,7 +433,7 @@ class Actions:
         return f"{text} {tab.words('too_large', context=f'{needs.largest_context:,}')}"
 
     def _read(self, tab: Tab, path: str) -> Any:
-        """A file that was dropped, and its tokens; None, with a notice, for one that cannot be read."""
+        """A dropped file and its number of tokens. A file that cannot be read gives a notice and None."""
         if path not in tab.files:
             try:
                 attachment = read_file(path)
@@ -474,5 +474,5 @@ def _whole(context: float | None) -> int | None:
 
 
 def _plain(text: str) -> str:
-    """A text whose marks mean nothing to HTML and Markdown."""
+    """`text` with the special characters of HTML and Markdown escaped."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")

@@ -1,10 +1,10 @@
 """The endpoints for programs, as `gradio_client` finds them.
 
-What is peculiar here:
-- Only these are found by name. (Actions of the page are private to it, but no secret: whoever reaches the port can
-  ask for them, too.)
-- Each client has a conversation of its own, which ends with the client and is written nowhere.
-- Nobody can be asked here: a tool runs only if the call names it.
+Notes:
+- Only these endpoints have names. The actions of the page have none, but any client that reaches the port can call
+  them.
+- Each client has its own conversation. It ends with the client and is never written to disk.
+- The API cannot ask for approval: a tool runs only if the request names it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Endpoints:
 
     def stop(self, request: gr.Request) -> None:
         """
-        Ends the reply that is being made for this client; what came is kept.
+        Stops the reply of this client. The text so far is kept.
         """
         self._session(request).stop()
 
@@ -191,7 +191,7 @@ def _last_turn(messages: list[Message]) -> list[Message]:
 
 
 class _errors_shown:
-    """What is wrong with a request is told to the client."""
+    """Sends a ValueError to the client as an error of the request."""
 
     def __enter__(self) -> None: ...
 

@@ -1,11 +1,11 @@
 """A dropped file -> its text, and that text in a prompt.
 
-What is peculiar here:
-- What a file is, its bytes decide. Its suffix says only which language stands on the fence around it, and that a
-  damaged PDF was meant to be one.
-- Legacy encodings do not name themselves. Bytes that are no UTF-8 are Korean (cp949) if that reads without an error
-  and yields Hangul that Western text could not have produced; otherwise they are Western (cp1252, latin-1).
-- A PDF is bounded in pages and in characters: a small file may unpack to any size.
+Notes:
+- The bytes of a file decide its type. The suffix gives only the language of the code fence, and identifies a damaged
+  PDF.
+- Legacy encodings are not declared. Bytes that are not UTF-8 are Korean (cp949) if they decode without an error to
+  Hangul that Western text cannot produce; otherwise they are Western (cp1252, latin-1).
+- The pages and characters of a PDF are limited: a small file may unpack to any size.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every text of the interface, in English, Korean and Spanish.
 
-What is peculiar here:
-- Labels are translated in the browser (Gradio's i18n), what is made up as it goes in Python: one table for both.
-- Errors of the package stay in English behind a translated beginning, as a person can look them up so.
+Notes:
+- The browser translates labels (Gradio's i18n), and Python translates generated texts. One table serves both.
+- Errors of the package stay in English after a translated beginning, so that a user can search for them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Markdown that a stranger wrote -> Markdown that is safe to show, and looks the same.
+"""Untrusted Markdown -> Markdown that is safe to show and looks the same.
 
-What is peculiar here:
-- HTML is shown as it is written, and pictures from elsewhere as links. Only code cannot be escaped, and must not be,
-  so it has to be clear to every parser of Markdown what is code: where that depends on the lines around, they are set
-  straight, and a pair of backticks that may be none is no code.
-- What was escaped comes back into view when a person edits a message: `typed` is the way back.
-- Nothing rests on this alone: Gradio takes out what could run, and the page's policy lets nothing load.
+Notes:
+- HTML is shown as source text, and remote images as links. Code must not be escaped, so every Markdown parser has to
+  agree on what is code: lines around a code block are normalized, and an ambiguous pair of backticks is not code.
+- `typed` reverses the escaping when the user edits a message.
+- This is not the only protection: Gradio removes active content, and the content security policy blocks requests.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: The first line of a code block: what stands before it (the marks of list items, say), the fence, the language.
+#: The first line of a code block: the prefix (list markers, for example), the fence, the language.
 FENCE = re.compile(r"([ \t]*(?:(?:[-+*]|[0-9]{1,9}[.)])[ \t]+)*(?:\[[ xX]\][ \t]+)?)(`{3,}(?=[^`]*$)|~{3,})(.*)")
 #: The line below the head of a table.
 TABLE = re.compile(r"^(?=.*-)(?=.*[|:])[ \t>|:-]+$", re.MULTILINE)
@@ -44,7 +43,7 @@ def typed(text: str) -> str:
 
 @dataclass
 class _MarkdownBlock:
-    """An open code block: its fence, the column where it stands, and how far its lines are moved to stand there."""
+    """An open code block: its fence, the column of the fence, and how far its lines are moved to that column."""
 
     fence: str
     column: int
@@ -55,7 +54,7 @@ class _MarkdownBlock:
         return bare.startswith(self.fence) and not bare.strip("`~") and _indent(line) <= self.column + 3
 
     def line(self, line: str) -> str:
-        """A line as it stands in the block: a list item would end where it is indented less."""
+        """A line of the block, indented to the column of the fence: a smaller indent would end the list item."""
         if not self.column or not (bare := line.lstrip(" \t")):
             return line
         if self.moved is None:

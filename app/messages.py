@@ -1,9 +1,9 @@
 """A conversation's messages and a reply's events -> what Gradio's Chatbot shows.
 
-What is peculiar here:
-- Only this direction exists. Gradio sends its list back with the panels of thoughts and tools in it, and none of
-  that may enter a prompt: the conversation itself stays on the server.
-- A reply under way has the form of finished messages, so that nothing jumps when it ends.
+Notes:
+- There is no reverse direction. Gradio sends its list back with the panels of thoughts and tools, and these must not
+  enter a prompt. The conversation itself stays on the server.
+- A reply that is being generated has the form of finished messages, so that nothing moves when it ends.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _thought_title(stats: Any, growing: bool, words: Words) -> str:
 
 
 def _call(call: Any, result: Message | None, key: str, words: Words, under_way: bool) -> Iterator[Message]:
-    """A call as a panel, and what came of it as a panel inside."""
+    """A call as a panel, and its result as a nested panel."""
     name, given = (str(call.get("name")), call.get("arguments")) if isinstance(call, Mapping) else (str(call), None)
     title, arguments = _code(call_text(name, given)), "" if given is None else _fenced(_pretty(given), "json")
     if result is None:

@@ -1,10 +1,10 @@
-"""Which models there are to choose from, and one of them loaded while the window goes on answering.
+"""The list of available models, and loading one of them in the background.
 
-What is peculiar here:
-- Looking for models never fails: what cannot be read is no choice. Only loading says what is wrong.
-- A model is loaded in a thread of its own, which clears its streams as its last act: MLX's CPU backend (0.32) may
-  abort the process otherwise. `load` has computed every array, so that other threads can use them.
-- A result is handed over, once. What `Loading` kept of it would not be freed with the model.
+Notes:
+- Listing models never fails: folders that cannot be read are left out. Only loading reports errors.
+- A model is loaded in its own thread, which clears its streams before it ends: MLX's CPU backend (0.32) may abort the
+  process otherwise. `load` evaluates every array, so that other threads can use them.
+- `Loading` returns its result once and keeps no reference, so that the model can be freed.
 """
 
 from __future__ import annotations

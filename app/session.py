@@ -1,12 +1,11 @@
-"""One conversation, live: its `Chat`, the turn under way, and what the tabs that look at it see.
+"""One open conversation: its `Chat`, the running turn, and the view that its tabs show.
 
-What is peculiar here:
-- A turn runs in a thread of its own, whoever looks on: a page that is loaded again finds it still going.
-- Any number of tabs may look at one conversation; they all see the same.
-- The conversation is written when a turn begins, when it ends, and every few seconds in between. Where it cannot be,
-  the reply goes on, the person is told, and it is tried again the next time.
-- The `Chat` with its caches can go at any time between turns (another model, memory); it is made again from the
-  messages.
+Notes:
+- A turn runs in its own thread and does not depend on a page: a page that is loaded again finds it still running.
+- Any number of tabs can show one conversation. They all show the same.
+- The conversation is written when a turn begins, every few seconds, and when it ends. If a write fails, the reply goes
+  on, the view reports it, and the next write tries again.
+- The `Chat` and its caches can be released between turns (another model, memory). It is rebuilt from the messages.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ END_SECONDS = 10.0  # that is waited for a turn which was stopped
 
 
 class Busy(ValueError):
-    """A reply of this conversation is under way."""
+    """This conversation has a running turn."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What there is to be seen of a conversation at one moment. Times are in seconds."""
+    """The visible state of a conversation at one moment. Times are in seconds."""
 
     messages: list[Message]
     coming: list[Message] = field(default_factory=list)
@@ -55,7 +54,7 @@ class View:
 
 
 class Work:
-    """A turn under way."""
+    """A running turn."""
 
     def __init__(self, turn: Turn, history: Sequence[Message]) -> None:
         self.turn, self.history = turn, list(history)
@@ -71,7 +70,7 @@ class Work:
         self.saved = self.started
 
     def read(self, done: int, total: int) -> None:
-        """How far the prompt is read."""
+        """Progress of the prefill."""
         if self.reading_began is None:
             self.reading_began = (time.monotonic(), done)
         self.reading = (done, total) if done < total else None
@@ -80,7 +79,7 @@ class Work:
 
     @property
     def word(self) -> bool | None:
-        """Whether the call that waits may run; None as long as the user says nothing."""
+        """Whether the waiting call may run; None until the user answers."""
         return False if self.stopped else self.allowed
 
     @property
@@ -107,9 +106,9 @@ class Session:
         step_size: Callable[[], int],
         measure: Callable[[Sequence[Message]], tuple[int, int]],
     ) -> None:
-        """`tools` are those there are; `keeps` says whether the conversation is written.
+        """`tools` are the available tools; `keeps` says whether the conversation is written.
 
-        `chat_of` makes the chat, `save` writes the conversation, `ended` is told of the end of a turn,
+        `chat_of` makes the chat, `save` writes the conversation, `ended` is called at the end of a turn,
         `step_size` says how many prompt tokens are read between two looks at Stop, `measure` how many tokens
         messages have, and how many they may have.
         """
@@ -137,7 +136,7 @@ class Session:
 
     @property
     def version(self) -> int:
-        """A number that changes with everything that is seen."""
+        """A number that changes with every change of the view."""
         return self._version
 
     @property
@@ -146,18 +145,18 @@ class Session:
 
     @property
     def context_tokens(self) -> int:
-        """Of what its caches hold; 0 without any."""
+        """The bytes of its caches; 0 without caches."""
         return 0 if (chat := self._chat) is None else chat.context_tokens
 
     @property
     def is_saved(self) -> bool:
-        """Whether nothing would be lost with it."""
+        """Whether all of it is on disk."""
         return self._unsaved is None
 
     # --- turns ----------------------------------------------------------------
 
     def send(self, text: str, attachments: Sequence[tuple[Attachment, int]], settings: Settings) -> None:
-        """Begins a turn that says `text`; `attachments` come with their size in tokens.
+        """Begins a turn with the message `text`; `attachments` come with their size in tokens.
 
         Raises `Busy`, and ValueError for what cannot be sent.
         """
@@ -169,14 +168,14 @@ class Session:
             self._begin(turn, self.conversation.messages, settings)
 
     def retry(self, settings: Settings) -> None:
-        """Replies to the last turn again."""
+        """Generates another reply to the last turn."""
         with self._lock:
             chat = self._ready(settings)
             turn = chat.retry(**self._options(settings))
             self._begin(turn, chat.messages[: _turn_starts(chat.messages)[-1] + 1], settings)
 
     def edit(self, number: int, text: str, settings: Settings) -> None:
-        """Says `text` in place of a turn, counted from 0. Files that came with it stay."""
+        """Replaces the text of a turn, counted from 0. Its files stay."""
         with self._lock:
             chat = self._ready(settings)
             starts = _turn_starts(chat.messages)
@@ -188,7 +187,7 @@ class Session:
             self._begin(turn, [*chat.messages[: starts[number]], message], settings)
 
     def undo(self) -> str:
-        """Takes the last turn back, and returns what the person had typed."""
+        """Removes the last turn, and returns the text that the user typed."""
         with self._lock:
             chat = self._ready(self.settings)
             messages = chat.messages
@@ -200,7 +199,7 @@ class Session:
             return str(messages[starts[-1]].get("text", text))
 
     def stop(self) -> None:
-        """Ends the turn under way; what came is kept."""
+        """Stops the running turn. The reply so far is kept."""
         with self._lock:
             if (work := self._work) is not None:
                 work.stopped = True
@@ -208,7 +207,7 @@ class Session:
                 self._touch()
 
     def answer(self, allowed: bool, call: int | None = None) -> None:
-        """The user's word on the call of this number, or on that which waits.
+        """The user's answer about the call of this number, or about the waiting call.
 
         A second click, meant for the call before, must not allow this one: the page gives the number.
         """
@@ -218,19 +217,19 @@ class Session:
                 self._touch()
 
     def rename(self, title: str) -> None:
-        """Gives it a title of the person's, in memory: the file has it already, or gets it when it is written."""
+        """Sets the user's title in memory. The file has it already, or gets it at the next write."""
         with self._lock:
             self.conversation.title, self.conversation.named = title, True
             self._touch()
 
     def save(self) -> None:
-        """Writes what could not be written before."""
+        """Writes what an earlier write could not."""
         with self._lock:
             if self._unsaved is not None:
                 self._write()
 
     def delete(self, file: Callable[[], None]) -> None:
-        """Ends the turn under way, has the `file` deleted, and writes no other. Raises what `file` raises."""
+        """Stops the running turn, calls `file` to delete the file, and writes no more. Raises what `file` raises."""
         self.stop()
         self.join(END_SECONDS)
         with self._lock:
@@ -238,7 +237,7 @@ class Session:
             self.keeps, self._unsaved = False, None
 
     def release(self, wait: bool = True) -> None:
-        """Lets the caches go, at the end of the turn under way; without `wait` only where nothing else is done."""
+        """Releases the caches at the end of the running turn; without `wait` only if the session is idle."""
         if self._lock.acquire(blocking=wait):
             try:
                 if self._work is None:
@@ -249,14 +248,14 @@ class Session:
                 self._lock.release()
 
     def join(self, timeout: float) -> bool:
-        """Whether the turn under way has ended, within so many seconds."""
+        """Waits for the end of the running turn. Returns whether it ended within `seconds`."""
         with self._changed:
             return self._changed.wait_for(lambda: self._work is None, timeout)
 
     # --- what is seen ---------------------------------------------------------
 
     def view(self) -> View:
-        """What there is to be seen now."""
+        """The present view."""
         with self._lock:
             chat, work = self._chat, self._work
             tokens, limit = self._tokens()
@@ -296,14 +295,14 @@ class Session:
             )
 
     def wait(self, version: int, timeout: float) -> None:
-        """Returns when something has changed since `version`, or after so many seconds."""
+        """Returns after a change since `version`, or after `seconds`."""
         with self._changed:
             self._changed.wait_for(lambda: self._version != version, timeout)
 
     # --- inside ---------------------------------------------------------------
 
     def _tokens(self) -> tuple[int, int]:
-        """Tokens of the context that are used, and the limit."""
+        """The used tokens of the context, and the limit."""
         if self._chat is not None:
             return self._chat.context_tokens, self._chat.max_kv_size
         if self._context is None:
@@ -313,7 +312,7 @@ class Session:
         return self._context
 
     def _ready(self, settings: Settings) -> Chat:
-        """The chat, as the settings want it."""
+        """The chat, with the options of the settings."""
         if self._work is not None:
             raise Busy("a reply of this conversation is under way")
         self.used = time.monotonic()
@@ -349,7 +348,7 @@ class Session:
         threading.Thread(target=self._run, args=(self._work,), name="turn", daemon=True).start()
 
     def _run(self, work: Work) -> None:
-        """The life of a turn's thread."""
+        """Runs in the thread of a turn."""
         counts, error = None, None
         try:
             for event in work.turn:
@@ -381,7 +380,7 @@ class Session:
             self._touch()
 
     def _approve(self, call: ToolCall) -> bool:
-        """Waits for the user's word, in the turn's thread."""
+        """Waits for the user's answer, in the thread of the turn."""
         with self._changed:
             if (work := self._work) is None:
                 return False
@@ -394,12 +393,12 @@ class Session:
             return work.word is True
 
     def _keep(self, chat: Chat) -> None:
-        """Takes the chat's history over into the conversation, and writes it."""
+        """Copies the chat's history into the conversation, and writes it."""
         self.conversation.messages, self.conversation.dropped = chat.messages, chat.dropped
         self._write()
 
     def _write(self) -> None:
-        """Writes the conversation, or notes why that cannot be: memory still has it all."""
+        """Writes the conversation, or notes why it cannot. Memory still has it."""
         try:
             self._save(self)
             self._unsaved = None
@@ -413,7 +412,7 @@ class Session:
 
 
 def user_message(text: str, attachments: Sequence[tuple[Attachment, int]]) -> Message:
-    """What a person says, as a message: what the model sees, and beside it what was typed and attached."""
+    """A user's message: the text that the model sees, and beside it the typed text and the files."""
     message: Message = {"role": "user", "content": in_prompt(text, [attachment for attachment, _ in attachments])}
     if attachments:
         message["text"] = text
@@ -424,13 +423,13 @@ def user_message(text: str, attachments: Sequence[tuple[Attachment, int]]) -> Me
 
 
 def edited(message: Mapping[str, Any], text: str) -> Message:
-    """A user's message with other words and the same files."""
+    """A user's message with another text and the same files."""
     files = [file for file in message.get("files") or () if "text" in file]  # an imported one may have a name only
     return user_message(text, [(Attachment(file["name"], file["text"]), file["tokens"]) for file in files])
 
 
 def closed(messages: Sequence[Message]) -> list[Message]:
-    """Messages of a reply under way as they would be, were it cut off now: no call is left without a result."""
+    """The messages of an unfinished reply as if it were cut here: every call gets a result."""
     messages = [dict(message) for message in messages]
     if messages and messages[-1]["role"] == "assistant":
         messages[-1]["finish_reason"] = "cancelled"
@@ -439,7 +438,7 @@ def closed(messages: Sequence[Message]) -> list[Message]:
 
 
 def title_of(messages: Sequence[Message]) -> str:
-    """What a conversation is called by itself: how its first turn begins."""
+    """The automatic title of a conversation: the beginning of its first turn."""
     for message in messages:
         if message["role"] == "user":
             said = str(message.get("text") or message["content"])

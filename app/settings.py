@@ -1,8 +1,8 @@
-"""How replies of a conversation are made: what the widgets of the settings say, checked.
+"""The settings of a conversation: the checked values of the settings widgets.
 
-What is peculiar here:
-- `temperature` and `top_p` None stand for LG's recommendation for the mode; the widgets always show numbers.
-- Settings are kept with a conversation. Values of a file that have no meaning (any more) are left out.
+Notes:
+- `temperature` and `top_p` None mean LG's recommendation for the mode. The widgets always show numbers.
+- Settings are saved with a conversation. Invalid and obsolete values of a file are left out.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What all tabs share: the model, the open conversations, the tools, and the folder on disk.
+"""The state that all tabs share: the model, the open conversations, the tools, and the folder on disk.
 
-What is peculiar here:
-- A tab is known by Gradio's session hash. A tab that is closed or loaded again leaves its turn a few seconds to be
-  found again, before it is ended.
-- Open are the conversations that a tab looks at, whose reply is under way, or that could not be written. One is open
-  once at most, so that it has one history.
-- The caches of conversations that rest are bounded, in number and in bytes; the least recently used go first.
+Notes:
+- Gradio's session hash identifies a tab. When a tab is closed or reloaded, its turn runs on for a few seconds, so that
+  the reloaded page finds it.
+- A conversation is open while a tab shows it, while its turn runs, or while it is not written. It is open at most
+  once, so that it has one history.
+- The caches of idle conversations are limited in number and bytes. The least recently used are released first.
 - Locks are taken in one order: a session's, then the state's.
 """
 
@@ -42,7 +42,7 @@ UNLOAD_SECONDS = 60.0  # that a model waits for its replies to end before anothe
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """The model in use: how many prompt tokens it reads at a time, and how many a conversation may have (`context`)."""
+    """The model in use, its tokens per prefill step, and the largest number of tokens of a conversation (`context`)."""
 
     choice: Choice
     model: Exaone4ForCausalLM
@@ -70,7 +70,7 @@ class Tab:
 
 
 class AppState:
-    """Made once for the app. Its methods may be called from any thread."""
+    """One object for the app. Its methods may be called from any thread."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class AppState:
         return tab
 
     def leave(self, key: str) -> None:
-        """A tab is closed, or loaded again."""
+        """A tab was closed, or is loaded again."""
         with self._lock:
             tab = self._tabs.pop(key, None)
         if tab is None:
@@ -152,7 +152,7 @@ class AppState:
         timer.start()
 
     def show(self, tab: Tab, session: Session) -> None:
-        """Lets a tab look at another conversation; a reply in the one before goes on, unless nobody could see it."""
+        """Shows another conversation in a tab. The reply of the previous one goes on, unless no tab can show it."""
         with self._lock:
             before, tab.session = tab.session, self._sessions.setdefault(session.id, session)
             tab.files = {}
@@ -166,7 +166,7 @@ class AppState:
         return self._sessions.get(id) or self._made(self.store.read(id))
 
     def new_session(self, *, keeps: bool = True, settings: Settings | None = None) -> Session:
-        """A conversation that begins. It is written with its first turn, unless it is not to be kept."""
+        """A new conversation. It is written with its first turn, unless `keeps` is false."""
         settings = settings or self.settings
         return self._made(Conversation.new(settings=settings.as_dict()), keeps)
 
@@ -187,7 +187,7 @@ class AppState:
         )
 
     def rename(self, id: str, title: str) -> None:
-        """Gives a conversation another title. Raises ValueError for an empty one."""
+        """Renames a conversation. Raises ValueError for an empty title."""
         session = self._sessions.get(id)
         try:
             self.store.rename(id, title)
@@ -198,7 +198,7 @@ class AppState:
             session.rename(one_line(title))
 
     def delete(self, id: str) -> None:
-        """Deletes a conversation for good; tabs that look at it get a new one. Raises the errors of `Store.delete`."""
+        """Deletes a conversation. Tabs that show it get a new one. Raises the errors of `Store.delete`."""
         if (session := self._sessions.get(id)) is None:
             self.store.delete(id)
             return
@@ -221,14 +221,14 @@ class AppState:
             self._sessions.setdefault(session.id, session)
 
     def _ended(self, session: Session) -> None:
-        """A turn has ended: what was held for it goes, and what could not be written is tried again."""
+        """A turn has ended: releases what it held, and tries failed writes again."""
         for one in {session, *self._sessions.values()}:
             self._forget(one)
         if (loaded := self._loaded) is not None:
             self._make_room(session, loaded)
 
     def _tidy(self, session: Session) -> None:
-        """Ends the turn of a conversation that no tab looks at any more."""
+        """Stops the turn of a conversation that no tab shows any more."""
         if not self._looked_at(session):
             session.stop()
             self._forget(session)
@@ -238,7 +238,7 @@ class AppState:
             return any(tab.session is session for tab in self._tabs.values())
 
     def _forget(self, session: Session) -> None:
-        """Closes a conversation that no tab looks at, once its turn has ended and all of it is written."""
+        """Closes a conversation that no tab shows, once its turn has ended and it is written."""
         session.save()
         with self._lock:
             if self._looked_at(session) or session.running:
@@ -252,7 +252,7 @@ class AppState:
             del self._sessions[id]
 
     def _bound(self) -> None:
-        """Lets the oldest clients of the API go, where they have become too many."""
+        """Closes the oldest clients of the API if there are too many."""
         with self._lock:
             clients = [key for key, tab in self._tabs.items() if not tab.session.keeps]
             oldest = [key for key in clients[: max(0, len(clients) - MAX_OPEN)] if not self._tabs[key].session.running]
@@ -261,7 +261,7 @@ class AppState:
             self._forget(session)
 
     def stop_all(self, timeout: float = 5.0) -> None:
-        """Ends all turns under way and waits until they are written."""
+        """Stops all running turns and waits until they are written."""
         until = time.monotonic() + timeout
         sessions = list(self._sessions.values())
         for session in sessions:
@@ -272,11 +272,11 @@ class AppState:
     # --- the model ------------------------------------------------------------
 
     def models(self) -> list[Choice]:
-        """The models that can be chosen."""
+        """The available models."""
         return choices(self._given, self._folders)
 
     def needs(self, path: str, context: int | None) -> Fit:
-        """What a model needs, before it is loaded. Nothing is downloaded for it. Errors are those of `fit`."""
+        """The memory that a model needs, before it is loaded. Downloads nothing. Errors are those of `fit`."""
         here = Path(path).expanduser().is_dir() or path in (self._given, self._used[0])
         if not here and path not in {choice.path for choice in self.models()}:  # looks into every folder
             raise FileNotFoundError(f"there is no folder {path}; a model of the hub is downloaded with --model {path}")
@@ -352,7 +352,7 @@ class AppState:
         self._release_all()
 
     def _unload(self) -> None:
-        """Ends all turns, and lets the model go."""
+        """Stops all turns, and releases the model."""
         self._loaded = None  # from here on none begins
         self._release_all()
         self.stop_all(UNLOAD_SECONDS)
@@ -365,7 +365,7 @@ class AppState:
         mx.clear_cache()
 
     def _chat(self, session: Session) -> Chat:
-        """A chat for a session, on the model in use. Makes room for its caches."""
+        """A chat for a session on the model in use. Releases other caches if they need the room."""
         loaded = self.loaded
         self._make_room(session, loaded)
         drafting = dict(self._drafting)
@@ -384,7 +384,7 @@ class AppState:
         )
 
     def _measure(self, messages: Sequence[Message]) -> tuple[int, int]:
-        """How many tokens messages have, and how many they may have."""
+        """The number of tokens of messages, and the limit."""
         if (loaded := self._loaded) is None:
             return 0, 0
         ids: list[int] = []

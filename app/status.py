@@ -1,4 +1,4 @@
-"""What happens now, as one line with a meter: pure functions from a `View`."""
+"""The status line with its meter: pure functions of a `View`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NEARLY_FULL = 0.8  # of the context
 
 
 def status_html(view: View, words: Words, model: str, memory_bytes: int) -> str:
-    """The state of a reply, or the counts of the last one; the context; memory in use; what a person has to know."""
+    """The state of a reply or the counts of the last one, the context, the memory in use, and warnings."""
     parts = [*_state(view, words), words("memory", size=size_text(memory_bytes)), model]
     line = " · ".join(escape(part) for part in parts)
     return f'<div class="status" role="status">{line}{_meter(view, words)}{_warnings(view, words)}</div>'

@@ -1,12 +1,12 @@
-"""Conversations on disk: a folder with one JSON file for each, made to be read by people too.
+"""Conversations on disk: one readable JSON file for each.
 
-What is peculiar here:
-- A file appears whole or not at all, and nothing is overwritten that the writer has not read: what another program
-  wrote meanwhile, or what is damaged, stays, and the conversation goes to a file of its own.
-- Once the user named a conversation, only `rename` changes its title, and that is no new revision: a reply that was
-  under way while its conversation was renamed is neither lost nor the name.
-- File names are made from ids, never from titles, and an id is checked before the disk is touched.
-- Half a character (a lone surrogate) is written as JSON's escape, so that a file is valid UTF-8 whatever was said.
+Notes:
+- A write is atomic, and never overwrites a file that the writer has not read. If another program changed the file, or
+  the file is damaged, it stays, and the conversation goes to a new file.
+- After the user named a conversation, only `rename` changes its title. It makes no new revision, so that a reply that
+  runs meanwhile loses neither its text nor the title.
+- File names come from ids, never from titles. An id is checked before any access to the disk.
+- A lone surrogate (half a character) is written as a JSON escape, so that every file is valid UTF-8.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Conversations to take along and to bring in: JSON, or Markdown that is made for reading.
+"""Export and import of conversations: JSON, or readable Markdown.
 
-What is peculiar here:
-- In Markdown, comments say what is what: <!-- exaone4_mlx: NAME {...} --> on a line of its own begins a message or
-  one of its fields; headings, summaries and lists of files are for people, and are written anew from the comments.
-- A field is the text up to the next comment, so that an edit by hand counts. A line that looks like a comment of
-  ours gets a backslash, and half a character (a lone surrogate) becomes an entity, &#xd800; for instance.
-- A code block that a cut reply left open is closed, or the rest of the page would be shown as code.
-- Texts keep their line breaks to the byte, unless an editor changed those of the whole file.
+Notes:
+- In Markdown, comments carry the structure: <!-- exaone4_mlx: NAME {...} --> on its own line begins a message or one
+  of its fields. Headings, summaries and lists of files are for readers and repeat the comments.
+- A field is the text up to the next comment, so that an edit by hand has an effect. A line of text that looks like such
+  a comment gets a backslash. A lone surrogate becomes an entity, for example &#xd800;.
+- An open code block of a cut reply is closed; otherwise the rest of the page is shown as code.
+- Texts keep their exact line breaks, unless an editor changed those of the whole file.
 """
 
 from __future__ import annotations

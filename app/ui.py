@@ -1,4 +1,4 @@
-"""`build`: the page of the desktop chat. Widgets, and which action belongs to which; what they do is in `actions`."""
+"""`build`: the page of the desktop chat. It makes the widgets and connects each to its action in `actions`."""
 
 from __future__ import annotations
 

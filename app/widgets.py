@@ -1,8 +1,8 @@
 """The widgets of the page, by name, and the texts on them.
 
-What is peculiar here:
-- Each text is first an entry of Gradio's i18n, which the browser translates by itself; it is replaced once a person
-  chooses a language.
+Notes:
+- Each text is first an entry of Gradio's i18n, which the browser translates. It is replaced when the user chooses a
+  language.
 """
 
 from __future__ import annotations
