@@ -1,127 +1,97 @@
-r"""Markdown that is still being written -> blocks that will not change any more.
+r"""Cuts Markdown that is still being written into blocks that will not change any more, with `markdown-it-py`.
 
-What is peculiar here:
-- Only whole lines decide. A block is finished when the line is there that ends it, so that a finished block is
-  drawn once; what is open is `BlockStream.open`.
-- A list is one block as long as its items follow each other without an empty line; the items of a loose list
-  are blocks of their own, and keep their numbers.
-- Formulas between `\[` and `\]` or `$$` and `$$` are blocks too: Markdown would eat their backslashes.
-- No line is lost: the blocks, joined by empty lines, are the text but for the number of empty lines.
+Notes:
+- All top-level blocks but the last are final: no later line changes them. The last block is `BlockStream.open`.
+- Only whole lines are parsed, so that the blocks do not depend on the pieces in which the text arrives.
+- Formulas between `\[` and `\]` or `$$` and `$$` are blocks too: Markdown would remove their backslashes.
+- No line is lost: the blocks, joined by empty lines, are the text except for the number of empty lines.
 """
 
 from __future__ import annotations
 
-import re
+from itertools import pairwise
 
-FENCE = re.compile(r"^( *)(`{3,}|~{3,})([^`]*)$")
+from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock
+
 FORMULA_ENDS = {r"\[": r"\]", "$$": "$$"}
-HEADING = re.compile(r"^ {0,3}#{1,6}(\s|$)")
-RULE = re.compile(r"^ {0,3}([-*_])[ \t]*(\1[ \t]*){2,}$")
-UNDERLINE = re.compile(r"^ {0,3}(=+|-+)[ \t]*$")  # of a heading
-ITEM = re.compile(r"^ {0,3}([-*+]|\d{1,9}[.)])(\s|$)")
 
 
 class BlockStream:
-    """Cuts a text that comes piece by piece: `feed(text)` and, at the end, `close()` return the finished blocks."""
+    """`feed(text)` and, at the end, `close()` return the blocks that are final."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []  # of the open block
-        self._partial = ""  # the last line, as far as it has come
-        self._fence = ""  # what must end the open code block
-        self._formula_end = ""
-        self._in_list = False
-        self._finished: list[str] = []
+        self._lines: list[str] = []  # whole lines of the open block
+        self._partial = ""  # the last line, which is not complete yet
 
     @property
     def open(self) -> str:
-        """The block in the making."""
+        """The block that is still being written."""
         return "\n".join([*self._lines, self._partial]).strip("\n")
 
     def feed(self, text: str) -> list[str]:
         *whole, self._partial = (self._partial + text).split("\n")
-        for line in whole:
-            self._add(line.removesuffix("\r"))
-        return self._take()
+        if not whole:
+            return []
+        self._lines += [line.removesuffix("\r") for line in whole]
+        starts = _starts(self._lines)
+        last = starts[-1] if starts else 0
+        final = self._blocks(starts[:-1], last)
+        del self._lines[:last]
+        return final
 
     def close(self) -> list[str]:
-        """What is left, whatever it lacks."""
-        if self._partial:
-            self._add(self._partial)
-        self._partial = ""
-        self._finish()
-        return self._take()
+        """The rest, complete or not."""
+        self._lines, self._partial = [*self._lines, self._partial], ""
+        rest = self._blocks(_starts(self._lines), len(self._lines))
+        self._lines = []
+        return rest
 
-    def _add(self, line: str) -> None:
-        if self._fence:
-            self._lines.append(line)
-            self._end_fence(line)
-        elif self._formula_end:
-            self._lines.append(line)
-            if line.rstrip().endswith(self._formula_end):
-                self._finish()
-        elif not line.strip():
-            self._add_empty(line)
-        else:
-            self._add_text(line)
+    def _blocks(self, starts: list[int], end: int) -> list[str]:
+        cuts = [0, *starts, end]  # before the first block there may be link definitions
+        blocks = ["\n".join(self._lines[a:b]).strip("\n") for a, b in pairwise(cuts)]
+        return [block for block in blocks if block]
 
-    def _add_empty(self, line: str) -> None:
-        """An empty line ends a block, but a list may go on behind it."""
-        if self._in_list:
-            self._lines.append(line)
-        else:
-            self._finish()
 
-    def _add_text(self, line: str) -> None:
-        after_gap = bool(self._lines) and not self._lines[-1].strip()
-        indented = line.startswith(("  ", "\t"))
-        if self._in_list and ((after_gap and not indented) or (not indented and self._begins_block(line))):
-            self._finish()
-        inside_list = self._in_list and (indented or not self._begins_block(line))
-        if fence := FENCE.match(line):
-            if not inside_list:
-                self._finish()
-            self._fence = fence[2]
-            self._lines.append(line)
-        elif inside_list:
-            self._lines.append(line)
-        elif (mark := line.strip()[:2]) in FORMULA_ENDS:
-            self._finish()
-            self._lines.append(line)
-            self._formula_end = FORMULA_ENDS[mark]
-            if line.rstrip().endswith(self._formula_end) and len(line.strip()) >= 4:
-                self._finish()
-        elif self._lines and not self._in_list and UNDERLINE.match(line):
-            self._lines.append(line)
-            self._finish()
-        elif HEADING.match(line) or RULE.match(line):
-            self._finish()
-            self._lines.append(line)
-            self._finish()
-        else:
-            item = ITEM.match(line)
-            if item and (not self._lines or item[1] in ("-", "*", "+", "1.", "1)")):  # 1986. goes on with a sentence
-                self._finish()
-                self._in_list = True
-            self._lines.append(line)
+class LineStream:
+    """Text without Markdown: each whole line is final."""
 
-    @staticmethod
-    def _begins_block(line: str) -> bool:
-        """Whether a line that is not indented cannot belong to a list item before it."""
-        mark = line.strip()[:2]
-        return bool(FENCE.match(line) or mark in FORMULA_ENDS or HEADING.match(line) or RULE.match(line))
+    def __init__(self) -> None:
+        self.open = ""
 
-    def _end_fence(self, line: str) -> None:
-        mark = line.strip()
-        if mark and set(mark) == {self._fence[0]} and len(mark) >= len(self._fence):
-            self._fence = ""
-            if not self._in_list:
-                self._finish()
+    def feed(self, text: str) -> list[str]:
+        *whole, self.open = (self.open + text).split("\n")
+        return [line.removesuffix("\r") for line in whole]
 
-    def _finish(self) -> None:
-        if block := "\n".join(self._lines).strip("\n"):
-            self._finished.append(block)
-        self._lines, self._fence, self._formula_end, self._in_list = [], "", "", False
+    def close(self) -> list[str]:
+        rest, self.open = self.open, ""
+        return [rest] if rest else []
 
-    def _take(self) -> list[str]:
-        finished, self._finished = self._finished, []
-        return finished
+
+def _starts(lines: list[str]) -> list[int]:
+    """The first lines of the top-level blocks."""
+    tokens = PARSER.parse("\n".join(lines))
+    return [token.map[0] for token in tokens if token.level == 0 and token.map and token.nesting >= 0]
+
+
+def _formula(state: StateBlock, first: int, end: int, silent: bool) -> bool:
+    """A rule of markdown-it: a formula at the top level, from its first line to the line of its end mark."""
+    line = state.getLines(first, first + 1, 0, False).strip()
+    mark = FORMULA_ENDS.get(line[:2])
+    if mark is None or silent:
+        return mark is not None
+    if state.level:
+        return False  # part of a list or a quotation
+    after = first + 1
+    if len(line) < 4 or not line.endswith(mark):
+        while after < end and not state.getLines(after, after + 1, 0, False).rstrip().endswith(mark):
+            after += 1
+        after = min(after + 1, end)
+    state.push("formula", "", 0).map = [first, after]
+    state.line = after
+    return True
+
+
+PARSER = MarkdownIt().enable("table")
+PARSER.core.ruler.disable("inline")
+PARSER.block.ruler.before("table", "formula", _formula, {"alt": ["paragraph", "reference", "blockquote", "list"]})

@@ -26,18 +26,18 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.cells import cell_len
-from rich.console import Console
 
 from exaone4_mlx import Answer, Thinking, ToolCall
 from exaone4_mlx.conversation.chat import Chat, ChatSettings
 from exaone4_mlx.generation.options import Options, Sampling
 from exaone4_mlx.model.kv import KVQuantization
 from exaone4_mlx.terminal.commands import COMMANDS, completions, continues as goes_on, read_line
+from exaone4_mlx.terminal.drawing import THEME, TerminalConsole
 from exaone4_mlx.terminal.input import TerminalInput, history_file
 from exaone4_mlx.terminal.markdown import BlockStream
 from exaone4_mlx.terminal.pipe import PipeScreen
 from exaone4_mlx.terminal.repl import Repl
-from exaone4_mlx.terminal.screen import THEME, Screen
+from exaone4_mlx.terminal.screen import Screen
 from exaone4_mlx.terminal.status import Progress, extras_text, turn_text as summary
 from exaone4_mlx.text.events import Done
 from exaone4_mlx.text.format import call_text, cell_width, clean, shortened
@@ -78,8 +78,8 @@ BLOCKS = [
     "# Sorting 정렬",
     "A paragraph that\nhas two lines.",
     "## Steps",
-    "1. First:\n   ```python\n   def f():\n\n       return 1\n   ```\n2. Second\n- loose",
-    "- list",
+    "1. First:\n   ```python\n   def f():\n\n       return 1\n   ```\n2. Second",
+    "- loose\n\n- list",
     "| a | b |\n|---|---|\n| 1 | 2 |",
     r"\[ a \\ b \]",
     "```\ncode\n\n# no heading\n```",
@@ -140,7 +140,7 @@ class Terminal:
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
         self.rows, self.row, self.column = [""], 0, 0
-        self.tallest_jump = 0
+        self.jump = self.tallest_jump = 0
 
     def write(self, text: str) -> None:
         for part in re.findall(r"\x1b\[[\d;?]*[A-Za-z]|[^\x1b]", text):
@@ -149,7 +149,7 @@ class Terminal:
             elif part == "\n":
                 self._next_row()
             elif part == "\r":
-                self.column = 0
+                self.column = self.jump = 0
             else:
                 self._put(part)
 
@@ -158,18 +158,15 @@ class Terminal:
 
     def _command(self, code: str) -> None:
         if code.endswith("A"):
-            up = int(code[2:-1] or 1)
-            self.tallest_jump = max(self.tallest_jump, up)
-            self.row -= up
-        elif code == "\x1b[J":
-            self.rows[self.row :] = [self._head(self.rows[self.row])]
+            self.row -= int(code[2:-1] or 1)
+            assert self.row >= 0
+            self.jump += 1
+            self.tallest_jump = max(self.tallest_jump, self.jump)
+        elif code == "\x1b[2K":
+            assert self.column == 0, "rows are erased from their beginning"
+            self.rows[self.row] = ""
         else:
             assert code.endswith("m"), f"nothing but colours, upwards and erasing: {code!r}"
-
-    def _head(self, row: str) -> str:
-        while cell_len(row) > self.column:
-            row = row[:-1]
-        return row
 
     def _next_row(self) -> None:
         self.row, self.column = self.row + 1, 0
@@ -202,7 +199,7 @@ def terminal() -> Terminal:
 
 def screen_on(terminal: Any, clock: Callable[[], float] = time.monotonic, **options: Any) -> Screen:
     width, height = getattr(terminal, "width", 60), getattr(terminal, "height", 12)
-    console = Console(
+    console = TerminalConsole(
         file=terminal, width=width, height=height, force_terminal=True, theme=THEME, color_system="standard",
         highlight=False, _environ={},
     )  # fmt: skip
@@ -241,16 +238,23 @@ def test_what_is_drawn_again_is_never_taller_than_the_screen(width: int) -> None
     assert all(f"line_{n} = {n}" in text for n in range(40)), "the finished block is printed whole"
 
 
-def test_rows_are_counted_at_the_width_that_the_terminal_has_now() -> None:
-    from exaone4_mlx.terminal.screen import Region
-
+def test_erased_rows_are_counted_at_the_present_width() -> None:
     written: list[str] = []
-    width = 80
-    region = Region(written.append, lambda: width)
-    region.draw(["x" * 70, "한" * 20])
-    width = 30
-    region.draw(["new"])
-    assert written[-1].startswith("\r\x1b[4A\x1b[J"), "3 rows and 2 rows: from the last up to the first are 4"
+
+    class File(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(text)
+            return len(text)
+
+    screen = screen_on(File(), markdown=False)
+    screen.console.width = 80
+    with screen.reply():
+        screen.show(Answer("x" * 70))
+        screen.refresh()
+        screen.console.width = 31
+        screen.show(Answer("y"))
+        screen.refresh()
+        assert written[-1].count("\x1b[1A") == 2, "70 columns take 3 rows in a terminal of 31 columns"
 
 
 def test_a_thought_is_dim_and_folds_to_a_line() -> None:
@@ -327,20 +331,20 @@ def test_a_call_that_was_asked_for_is_shown_whole_and_once(terminal: Terminal) -
 def test_what_a_tool_prints_appears_above_what_is_being_drawn(terminal: Terminal) -> None:
     screen = screen_on(terminal)
     with screen.reply():
-        screen.show(Answer("one\n\ntwo"))
+        screen.show(Answer("one\n\ntwo\nand"))
         screen.refresh()
         sys.stdout.write("from a tool\n")
         sys.stderr.write("half a line")
         screen.show(Answer(" three"))
     lines = [line for line in terminal.text.splitlines() if line]
-    assert lines == ["one", "from a tool", "two three", "half a line"] or lines == [
-        "one", "from a tool", "half a line", "two three",
+    assert lines == ["one", "from a tool", "two and three", "half a line"] or lines == [
+        "one", "from a tool", "half a line", "two and three",
     ]  # fmt: skip
 
 
 def test_text_that_is_no_call_is_shown_with_the_reason(terminal: Terminal) -> None:
     text = shown([Answer("<tool_call>{</tool_call>", "not JSON"), DONE], terminal)
-    assert "<tool_call>{</tool_call>" in text and "✗ that is no call: not JSON" in text
+    assert "<tool_call>{</tool_call>" in text and "✗ invalid tool call: not JSON" in text
 
 
 @pytest.mark.parametrize(
@@ -359,7 +363,9 @@ def test_without_markdown_a_reply_is_shown_as_it_is() -> None:
 def test_colours_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     for environment, colours in (({}, True), ({"NO_COLOR": "1"}, False)):
         file = io.StringIO()
-        console = Console(file=file, force_terminal=True, width=60, color_system="standard", _environ=environment)
+        console = TerminalConsole(
+            file=file, force_terminal=True, width=60, color_system="standard", _environ=environment
+        )
         screen = Screen(console=console)
         with screen.reply():
             screen.show(Answer("```python\nimport os\n```"))
