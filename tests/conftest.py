@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import random
 import shutil
 import threading
@@ -59,21 +61,21 @@ TINY: dict[str, Any] = {
 }
 
 
+@functools.cache
+def _normal(name: str, shape: tuple[int, ...], seed: int) -> mx.array:
+    rng = random.Random(f"{seed} {name}")
+    mean, deviation = (1.0, 0.3) if len(shape) == 1 else (0.0, 4.0 * shape[-1] ** -0.5)
+    array = mx.array([rng.gauss(mean, deviation) for _ in range(math.prod(shape))]).reshape(shape)
+    mx.eval(array)
+    return array
+
+
 def weights_of(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, mx.array]:
     """Weights that are the same on every machine and in every version: from Python's generator, by name.
 
-    Projections keep the scale of what they are given, norms are around one, and logits come out around ten.
+    Projections keep the scale of their inputs, norms are around one, and logits come out around ten.
     """
-    weights = {}
-    for name in sorted(shapes):
-        rng = random.Random(f"{seed} {name}")
-        shape = shapes[name]
-        count = 1
-        for size in shape:
-            count *= size
-        mean, deviation = (1.0, 0.3) if len(shape) == 1 else (0.0, 4.0 * shape[-1] ** -0.5)
-        weights[name] = mx.array([rng.gauss(mean, deviation) for _ in range(count)]).reshape(shape)
-    return weights
+    return {name: mx.array(_normal(name, shapes[name], seed)) for name in sorted(shapes)}
 
 
 def tiny_model(seed: int = 0, dtype: mx.Dtype = mx.float32, kind: type = Exaone4ForCausalLM, **changes: Any) -> Any:

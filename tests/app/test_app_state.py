@@ -26,7 +26,7 @@ from app.session import Busy, Session
 from app.settings import Settings
 from app.state import AppState, LoadedModel
 from app.store import Conversation, Store
-from exaone4_mlx import Tokenizer, fit, load
+from exaone4_mlx import Tokenizer, fit
 from exaone4_mlx.files.folders import DEMO_FOLDER
 
 UNKNOWN = "20261125-093015-1f2e3d4c"
@@ -486,12 +486,12 @@ def tight(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Held:
-    """In place of `Loading`: waits for `go_on`, then loads the demo, or fails."""
+    """In place of `Loading`: waits for `go_on`, then gives another quick model, or fails."""
 
     go_on: threading.Event
     fails: tuple[str, ...] = ()
     looked: Callable[[], Any] | None = None
-    loads: Any = None  # in place of the demo
+    loads: Any = None  # in place of what the path names
 
     def __init__(self, path: str) -> None:
         self.path, self.done, self.total, self.warnings = path, 7, 11, []
@@ -502,7 +502,7 @@ class Held:
         assert Held.go_on.wait(WAIT_SECONDS)
         if self.path in Held.fails:
             raise ValueError(f"{self.path} is damaged")
-        return Held.loads or load("demo")
+        return Held.loads
 
 
 @pytest.fixture
@@ -510,7 +510,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Held]]:
     monkeypatch.setattr(state_module, "Loading", Held)
     monkeypatch.setattr(state_module, "step_size", lambda *args: 512)
     monkeypatch.setattr(state_module, "LOOK_SECONDS", 0.01)
-    Held.go_on, Held.fails, Held.looked, Held.loads = threading.Event(), (), None, None
+    Held.go_on, Held.fails, Held.looked, Held.loads = threading.Event(), (), None, fresh("ok", seed=1)
     yield Held
     Held.go_on.set()
     Held.looked = None
@@ -621,7 +621,7 @@ def test_where_nothing_can_be_loaded_any_more_that_is_said_and_can_be_mended(
     with pytest.raises(ValueError, match="no model is loaded; choose one"):
         session.send("Hi", [], PLAIN)
     list(state.switch("demo"))
-    assert say(session, "Hi").messages[-1]["content"].startswith("Hello!"), "the demo itself answers"
+    assert say(session, "Hi").messages[-1]["content"] == "ok"
 
 
 def test_other_tabs_go_on_while_a_model_is_loaded_beside(state: AppState, held: Any) -> None:
