@@ -9,7 +9,7 @@ Notes:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,8 +41,7 @@ class Source:
     """A checkpoint of any supported format as the tensors of the model.
 
     Supported are full precision, MLX, AWQ (GEMM), GPTQ, FP8, and pack-, int- and float-quantized compressed-tensors.
-    `format` is the format's title for messages. `tensors` are the model's, by name. `unused` names the stored tensors
-    for the rounding of activations and caches.
+    `format` is the format's title for messages. `tensors` are the model's, by name.
     """
 
     def __init__(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
@@ -58,17 +57,15 @@ class Source:
             described = map(self._layout.describe, self._layout.layers())
             self.tensors = {tensor.name: tensor for tensor in described}
         self.format = self._layout.title if self._layout and self.tensors else "full precision"
-        self.unused = tuple(self._add_full_precision())
+        self._add_full_precision()
 
-    def _add_full_precision(self) -> Iterator[str]:
-        """Adds the tensors in full precision. Yields the unused ones."""
+    def _add_full_precision(self) -> None:
         parts = {name for tensor in self.tensors.values() for name in tensor.stored}
         for name, info in self._checkpoint.tensors.items():
             if name in parts:
                 continue
             part = name.rpartition(".")[2]
             if part in UNUSED_PARTS and self.format != "full precision":
-                yield name
                 continue
             if part in PARTS:
                 raise CheckpointError(f"{info.file}: {name} belongs to no quantized layer ({self.format})")
@@ -111,19 +108,7 @@ class Source:
         tensor = self.tensors[name]
         if self._layout is None or tensor.exact is None:
             raise ValueError(f"MLX has no quantization with the values of {name} ({self.format})")
-        return tensor.exact.named(name, self._layout.parts(tensor, tensor.exact))
-
-    def scale_dtype(self, name: str) -> mx.Dtype:
-        """The dtype for the scales and biases of a quantized weight in the model.
-
-        It is the dtype of the stored scales. MLX's bias is a zero times a scale, rounded to that dtype. In float16 the
-        error is at most 0.4 % of a step. In bfloat16 it would be too large, so the dtype is float32.
-        """
-        tensors = {part.rpartition(".")[2]: self._checkpoint.tensors[part] for part in self.tensors[name].stored}
-        scales = next((tensors[part] for part in ("scales", "weight_scale") if part in tensors), tensors.get("weight"))
-        assert scales is not None, f"{name} has no scales"
-        has_zeros = bool({"qzeros", "weight_zero_point"} & tensors.keys())
-        return mx.float32 if has_zeros and scales.dtype == "BF16" else DTYPES[scales.dtype][0]
+        return tensor.exact.named(name, self._layout.parts(tensor))
 
     def close(self) -> None:
         """Closes the open file and frees what was unpacked."""

@@ -73,8 +73,9 @@ class IntegerLayout(Layout):
     def weight(self, tensor: StoredTensor, start: int, stop: int) -> mx.array:
         return self.codes(tensor, start, stop).dequantized()
 
-    def parts(self, tensor: StoredTensor, quantization: Quantization) -> list[mx.array]:
-        return self.codes(tensor, 0, tensor.shape[0]).packed(quantization)
+    def parts(self, tensor: StoredTensor) -> list[mx.array]:
+        assert tensor.exact is not None
+        return self.codes(tensor, 0, tensor.shape[0]).packed(tensor.exact)
 
     def groups(self, columns: int) -> int:
         return -(-columns // self.group_size) if self.group_size > 0 else 1
@@ -83,20 +84,16 @@ class IntegerLayout(Layout):
         """The number of 32-bit words for `count` codes."""
         return -(-count * self.bits // 32)
 
-    def quantized(self, layer: str, shape: tuple[int, int], parts: list[str], order: str | None = None) -> StoredTensor:
-        """The weight of a layer. `order` is the part with the group of each column."""
-        if order is not None and f"{layer}.{order}" in self.checkpoint.tensors:
-            parts = [*parts, self._read_order(layer, order, shape[1])]
-        exact = None if layer in self.orders else self._exact(shape[1])
-        return self.stored(layer, shape, parts, exact=exact)
-
-    def _exact(self, columns: int) -> Quantization | None:
+    def exact(self, layer: str, columns: int) -> Quantization | None:
         """An MLX quantization whose groups tile the groups of this layer. Several MLX groups may share a scale."""
         size = self.group_size if self.group_size > 0 else columns
         tiles = [group for group in (128, 64, 32) if size % group == 0 and columns % size == 0]
-        return Quantization(self.bits, tiles[0]) if tiles else None
+        return Quantization(self.bits, tiles[0]) if tiles and layer not in self.orders else None
 
-    def _read_order(self, layer: str, part: str, columns: int) -> str:
+    def read_order(self, layer: str, part: str, columns: int) -> list[str]:
+        """The part with the group of each column, if the layer has it."""
+        if f"{layer}.{part}" not in self.checkpoint.tensors:
+            return []
         name = self.check(layer, part, ("I32",), (columns,))
         order, groups = self.checkpoint.read(name, 0, columns), self.groups(columns)
         if mx.any((order < 0) | (order >= groups)).item():
@@ -104,7 +101,7 @@ class IntegerLayout(Layout):
             raise CheckpointError(f"{file}: {name} has a group outside 0 to {groups - 1}")
         if not mx.array_equal(order, self._contiguous(columns)).item():
             self.orders[layer] = order
-        return name
+        return [name]
 
     def order(self, tensor: StoredTensor) -> mx.array | None:
         """The group of each column, or None for contiguous groups of equal size."""
@@ -154,12 +151,10 @@ class AWQLayout(RowPackedLayout):
     def describe(self, layer: str) -> StoredTensor:
         columns, words = self.part(layer, "qweight")
         rows, groups = words * 8, self.groups(columns)
-        names = [
-            f"{layer}.qweight",
-            self.check(layer, "qzeros", ("I32",), (groups, words)),
-            self.check(layer, "scales", FLOATS, (groups, rows)),
-        ]
-        return self.quantized(layer, (rows, columns), names)
+        zeros = self.check(layer, "qzeros", ("I32",), (groups, words))
+        scales = self.check(layer, "scales", FLOATS, (groups, rows))
+        exact = self.exact(layer, columns)
+        return self.stored(layer, (rows, columns), [f"{layer}.qweight", zeros, scales], scales, exact, has_zeros=True)
 
     def unpacked(self, tensor: StoredTensor) -> Codes:
         qweight, qzeros, scales = (self.checkpoint.read(name) for name in tensor.stored)
@@ -182,14 +177,12 @@ class GPTQLayout(RowPackedLayout):
         words, rows = self.part(layer, "qweight")
         columns = words * 32 // self.bits
         groups = self.groups(columns)
-        names = [
-            f"{layer}.qweight",
-            self.check(layer, "qzeros", ("I32",), (groups, self.words(rows))),
-            self.check(layer, "scales", FLOATS, (groups, rows)),
-        ]
+        zeros = self.check(layer, "qzeros", ("I32",), (groups, self.words(rows)))
+        scales = self.check(layer, "scales", FLOATS, (groups, rows))
         if self.desc_act:
             self.part(layer, "g_idx")
-        return self.quantized(layer, (rows, columns), names, "g_idx")
+        names = [f"{layer}.qweight", zeros, scales, *self.read_order(layer, "g_idx", columns)]
+        return self.stored(layer, (rows, columns), names, scales, self.exact(layer, columns), has_zeros=True)
 
     def unpacked(self, tensor: StoredTensor) -> Codes:
         qweight, qzeros, scales = (self.checkpoint.read(name) for name in tensor.stored[:3])
@@ -212,15 +205,16 @@ class PackedLayout(IntegerLayout):
     symmetric: bool
 
     def describe(self, layer: str) -> StoredTensor:
-        names = [f"{layer}.weight_packed", self.check(layer, "weight_shape", ("I64", "I32"), (2,))]
-        shape = self.checkpoint.read(names[1], 0, 2)
-        rows, columns = int(shape[0]), int(shape[1])
+        shape = self.check(layer, "weight_shape", ("I64", "I32"), (2,))
+        rows, columns = map(int, self.checkpoint.read(shape, 0, 2).tolist())  # type: ignore[arg-type]
         groups = self.groups(columns)
-        self.check(layer, "weight_packed", ("I32",), (rows, self.words(columns)))
-        names.append(self.check(layer, "weight_scale", FLOATS, (rows, groups)))
+        packed = self.check(layer, "weight_packed", ("I32",), (rows, self.words(columns)))
+        scales = self.check(layer, "weight_scale", FLOATS, (rows, groups))
+        names = [packed, shape, scales]
         if not self.symmetric:
             names.append(self.check(layer, "weight_zero_point", ("I32",), (self.words(rows), groups)))
-        return self.quantized(layer, (rows, columns), names, "weight_g_idx")
+        names += self.read_order(layer, "weight_g_idx", columns)
+        return self.stored(layer, (rows, columns), names, scales, self.exact(layer, columns), not self.symmetric)
 
     def codes(self, tensor: StoredTensor, start: int, stop: int) -> Codes:
         packed, scales = (rows_of(self.checkpoint, tensor.stored[i], start, stop) for i in (0, 2))
@@ -242,7 +236,7 @@ class Int8Layout(IntegerLayout):
     def describe(self, layer: str) -> StoredTensor:
         rows, columns = self.part(layer, "weight")
         scale = self.check(layer, "weight_scale", FLOATS, (rows, self.groups(columns)))
-        return self.quantized(layer, (rows, columns), [f"{layer}.weight", scale])
+        return self.stored(layer, (rows, columns), [f"{layer}.weight", scale], scale, self.exact(layer, columns))
 
     def codes(self, tensor: StoredTensor, start: int, stop: int) -> Codes:
         weight, scales = (rows_of(self.checkpoint, name, start, stop) for name in tensor.stored)

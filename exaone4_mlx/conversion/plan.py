@@ -161,7 +161,7 @@ def _planned(
     dtype: mx.Dtype | None,
 ) -> PlannedTensor:
     if keep_packed and quantization is not None and quantization == stored.exact:
-        scales = opened.source.scale_dtype(stored.name)
+        scales = stored.scale_dtype
         result = scales if dtype is None else dtype
         outputs = _packed(stored, quantization, result)
         same_names = [output.name for output in outputs] == list(stored.stored)

@@ -97,7 +97,7 @@ def read_sizes(path_or_repo: str | Path, revision: str | None = None) -> Sizes:
     extra = ("rotary_emb.inv_freq", HEAD) if config.tie_word_embeddings else ("rotary_emb.inv_freq",)
     tensors = {name: tensor for name, tensor in source.tensors.items() if not name.endswith(extra)}
     affine = [name for name, tensor in tensors.items() if tensor.exact and tensor.exact.mode == "affine"]
-    return Sizes(str(path_or_repo), config, tensors, {name: source.scale_dtype(name) for name in affine}, folder)
+    return Sizes(str(path_or_repo), config, tensors, {name: tensors[name].scale_dtype for name in affine}, folder)
 
 
 def _sizes_from_config(path: Path) -> Sizes:

@@ -72,7 +72,7 @@ class OpenCheckpoint:
 
     def parts(self, name: str) -> list[tuple[str, mx.array]]:
         """MLX's tensors of a quantized weight: packed weight, scales, biases."""
-        return [(part, _cast(array, self.source.scale_dtype(name))) for part, array in self.source.parts(name)]
+        return [(part, _cast(array, self.source.tensors[name].scale_dtype)) for part, array in self.source.parts(name)]
 
 
 def open_checkpoint(
