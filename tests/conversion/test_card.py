@@ -1,4 +1,4 @@
-"""The model card: true, complete, and not to be broken by other people's text."""
+"""The model card: correct, complete, and safe against untrusted text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from exaone4_mlx.conversion.card import model_card
-from exaone4_mlx.conversion.licence import front_matter, is_exaone, public_origin
 
 LG = "LGAI-EXAONE/EXAONE-4.0-1.2B"
 LG_CARD = "---\nlicense: other\nlicense_name: exaone\nlicense_link: LICENSE\nlanguage:\n- en\n- ko\n---\n# EXAONE\n"
@@ -44,21 +43,21 @@ def card_of(**changes: Any) -> str:
     return model_card(**(given | {"licence_files": ["LICENSE"], "source_card": LG_CARD} | changes))
 
 
-def top(card: str) -> dict[str, Any]:
-    """By the hub's own reader of YAML, not by ours."""
+def header(card: str) -> dict[str, Any]:
+    """The YAML header, read with PyYAML."""
     return yaml.safe_load(card.split("---\n")[1])
 
 
 def tables(card: str) -> list[list[str]]:
-    """The blocks of lines that are tables."""
+    """The lines of each table."""
     return [block.splitlines() for block in card.split("\n\n") if block.startswith("|")]
 
 
-# --- the YAML top -----------------------------------------------------------------
+# --- the YAML header --------------------------------------------------------------
 
 
-def test_hub_reads_what_the_model_is() -> None:
-    fields = top(card_of())
+def test_the_header_describes_the_model() -> None:
+    fields = header(card_of())
     assert fields == {
         "library_name": "mlx",
         "pipeline_tag": "text-generation",
@@ -72,9 +71,9 @@ def test_hub_reads_what_the_model_is() -> None:
     }
 
 
-def test_unquantized_conversion_is_no_quantization() -> None:
+def test_an_unquantized_model_is_not_a_quantization() -> None:
     whole = tensor("model.embed_tokens.weight", None, 16) | {"group_size": None, "mode": None}
-    fields = top(card_of(report=report([whole])))
+    fields = header(card_of(report=report([whole])))
     assert "base_model_relation" not in fields and fields["tags"] == ["mlx", "exaone4"]
     assert "| embedding | 16 | not quantized | 1 | 1,000 |" in card_of(report=report([whole]))
 
@@ -102,49 +101,25 @@ def test_unquantized_conversion_is_no_quantization() -> None:
         ("mina/mine", "---\nlicense: mit\nlicense_link: javascript:alert(1)\n---\n", [], {"license": "mit"}),
     ],
 )
-def test_licence_comes_from_the_source(
+def test_the_licence_is_that_of_the_source(
     origin: str, source_card: str | None, files: list[str], expected: dict[str, Any]
 ) -> None:
-    fields = top(card_of(origin=origin, source_card=source_card, licence_files=files))
+    fields = header(card_of(origin=origin, source_card=source_card, licence_files=files))
     assert {key: value for key, value in fields.items() if key.startswith("license")} == expected
 
 
 def test_only_a_hub_id_is_a_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "base_model" not in top(card_of(origin="demo"))
-    assert "base_model" not in top(card_of(origin="/models/EXAONE"))
+    assert "base_model" not in header(card_of(origin="demo"))
+    assert "base_model" not in header(card_of(origin="/models/EXAONE"))
     monkeypatch.chdir(tmp_path)
     Path(LG).mkdir(parents=True)
-    assert "base_model" not in top(card_of()), "a folder of that name is what was converted"
-
-
-def test_front_matter_reads_what_the_hub_reads() -> None:
-    text = '\ufeff---\r\nlicense: "other" # a remark\r\ntags:\r\n- a\r\n- "b"\r\nmodel-index:\r\n- name: x\r\nno: no\r\n---\r\n# Title'
-    assert front_matter(text) == {"license": "other", "tags": ["a", "b"], "no": "no"}
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "# no top",
-        "---\nlicense: mit",
-        "---\n: : [\n---\n",
-        "---\n- a list\n---\n",
-        "---\n" + "[" * 1500 + "\n---\n",
-        "---\n!!python/object/apply:os.system ['false']\n---\n",
-        "---\na: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n---\n",
-        "---\n\x00\n---\n",
-    ],
-)
-def test_unreadable_front_matter_is_none(text: str) -> None:
-    assert not {"license", "b", "c"} & front_matter(text).keys()
-    assert card_of(source_card=text)
+    assert "base_model" not in header(card_of()), "the source is a folder of that name"
 
 
 # --- the text -----------------------------------------------------------------------
 
 
-def test_card_tells_how_to_run_it() -> None:
+def test_the_card_shows_how_to_run_the_model() -> None:
     card = card_of(name="mina/EXAONE mine")
     assert "\n# EXAONE mine\n" in card
     commands = [shlex.split(line) for line in card.splitlines() if line.startswith(("exaone4-mlx ", "mlx_lm."))]
@@ -157,7 +132,7 @@ def test_card_tells_how_to_run_it() -> None:
     ast.parse(card.partition("```python\n")[2].partition("```")[0])
 
 
-def test_bits_are_told_by_kind_with_count_and_bytes() -> None:
+def test_bits_are_listed_by_kind_with_count_and_bytes() -> None:
     tensors = [*network(2), tensor("model.layers.2.mlp.down_proj.weight", bits=6, size=1500)]
     card = card_of(report=report(tensors))
     for line in (
@@ -170,10 +145,10 @@ def test_bits_are_told_by_kind_with_count_and_bytes() -> None:
         "| MLP down | 6 | affine, groups of 64 | 1 | 1,500 |",
     ):
         assert line in card
-    assert "calibration" not in card, "none was asked for"
+    assert "calibration" not in card, "there was no calibration"
 
 
-def test_costs_are_told_where_they_were_measured() -> None:
+def test_measured_losses_are_listed() -> None:
     row = {"kind": "ko", "tokens": 12_345, "mean_kl": 0.01234, "p99_kl": 0.2, "top1_agreement": 0.9712}
     row |= {"perplexity": 8.1, "reference_perplexity": 8.0, "perplexity_ratio": 1.0125}
     row |= {"perplexity_ratio_low": 1.001, "perplexity_ratio_high": 1.024}
@@ -182,13 +157,16 @@ def test_costs_are_told_where_they_were_measured() -> None:
     card = card_of(report=report(tensors, evaluation=evaluation), has_plot=True)
     assert "| ko | 12,345 | 0.0123 | 0.200 | 97.12 % | 8.100 | 8.000 | 1.0125 (1.0010 to 1.0240) |" in card
     assert "(held out.jsonl)" in card and "/home/mina" not in card
-    assert "| model.layers.2.mlp.up_proj.weight | 4 | 25.00 % | 12.0 |" in tables(card)[-1][2], "the worst stands first"
+    assert "| model.layers.2.mlp.up_proj.weight | 4 | 25.00 % | 12.0 |" in tables(card)[-1][2], (
+        "the largest error is first"
+    )
     assert "(errors.svg)" in card
+    assert "/home/mina" not in card_of(origin="/home/mina/models/EXAONE-4.0-1.2B")
     unmeasured = card_of(report=report(network(2, error=None)))
     assert "## Quality" not in unmeasured and "errors.svg" not in unmeasured
 
 
-def test_nan_and_infinity_break_no_table() -> None:
+def test_nan_and_infinity_do_not_break_tables() -> None:
     rows = [{"kind": "all", "tokens": 1, "mean_kl": math.nan, "perplexity_ratio": math.inf}]
     tensors = [tensor("lm_head.weight", 0.0), tensor("model.embed_tokens.weight") | {"relative_error": math.nan}]
     card = card_of(report=report(tensors, evaluation={"rows": rows}))
@@ -198,7 +176,7 @@ def test_nan_and_infinity_break_no_table() -> None:
         assert len({line.count("|") for line in table}) == 1
 
 
-def test_licence_notice_goes_with_exaone_only() -> None:
+def test_only_exaone_has_the_licence_notice() -> None:
     assert "research and education only" in card_of(source_card=None)
     assert "The text is in LICENSE." in card_of()
     demo = card_of(origin="demo", source_card=None)
@@ -207,7 +185,7 @@ def test_licence_notice_goes_with_exaone_only() -> None:
 
 
 def test_hostile_text_breaks_nothing() -> None:
-    """Names, paths and a source card that would like to be markup, YAML or a command."""
+    """Names, paths and a source card that contain markup, YAML and commands."""
     hostile_card = f"---\nlicense: other\nlicense_name: {yaml.safe_dump(HOSTILE).strip()}\nlicense_link: LICENSE\n---\n"
     named = [tensor(f"model.layers.0.{HOSTILE}"), *network(1)]
     rows = [{"kind": HOSTILE, "tokens": 1}]
@@ -216,71 +194,16 @@ def test_hostile_text_breaks_nothing() -> None:
     card = card_of(
         name=HOSTILE, origin=f"/models/{HOSTILE}", report=evil, source_card=hostile_card, licence_files=[HOSTILE]
     )
-    fields = top(card)
+    fields = header(card)
     assert fields["license"] == "other" and set(fields) >= {"license_name", "tags"}
     assert "\n" not in fields["license_name"]
-    assert card.count("\n---\n") == 1, "the YAML ends where we end it"
+    assert card.count("\n---\n") == 1, "the YAML ends once"
     lines = card.partition("\n---\n")[2].splitlines()
     fences = [number for number, line in enumerate(lines) if line.startswith("```")]
-    assert len(fences) == 6, "three blocks of code, opened and closed"
+    assert len(fences) == 6, "three code blocks, opened and closed"
     text = "\n".join(line for n, line in enumerate(lines) if sum(fence < n for fence in fences) % 2 == 0)
     assert "<script>" not in text and "![x]" not in text and "`a`" not in text
     for table in tables(card):
         assert len({line.count("|") for line in table}) == 1
     commands = [line for line in card.splitlines() if line.startswith("exaone4-mlx chat")]
-    assert len(shlex.split(commands[0])) == 4, "one word for the shell, however it is spelt"
-
-
-# --- where it came from ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("origin", "told"),
-    [
-        ("demo", "demo"),
-        (LG, LG),
-        ("/home/mina/models/EXAONE-4.0-1.2B/", "EXAONE-4.0-1.2B"),
-        ("~/models/EXAONE", "EXAONE"),
-        ("../models/EXAONE", "EXAONE"),
-        ("./demo", "./demo"),
-        ("/home/mina/demo", "./demo"),
-        ("~", "a local folder"),
-        ("/", "a local folder"),
-        (f"/home/mina/.cache/huggingface/hub/models--{LG.replace('/', '--')}/snapshots/0123abc", LG),
-        ("한글/모델", "모델"),
-        ("x" * 5000 + "/y", "y"),
-    ],
-)
-def test_of_a_local_origin_only_the_name_is_told(origin: str, told: str) -> None:
-    if told == "y":  # too long for a file name, and no less a hub id by its form
-        told = origin
-    assert public_origin(origin) == told
-    assert public_origin(told) == told, "told twice, it is the same"
-
-
-def test_current_folder_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "EXAONE" / "sub").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "EXAONE" / "sub")
-    assert public_origin(".") == "sub"
-    assert public_origin("..") == "EXAONE"
-
-
-def test_card_tells_no_path_of_the_user() -> None:
-    assert "/home/mina" not in card_of(origin="/home/mina/models/EXAONE-4.0-1.2B")
-
-
-@pytest.mark.parametrize(
-    ("origin", "card", "expected"),
-    [
-        (LG, None, True),
-        ("mina/own", None, True),
-        ("mina/own", "---\nlicense: other\n---\n", True),
-        ("mina/own", "---\nlicense: other\nlicense_name: own\n---\n", False),
-        ("mina/own", "---\nlicense: mit\n---\n", False),
-        ("mina/own", f"---\nlicense: mit\nbase_model: [{LG}]\n---\n", True),
-        ("demo", LG_CARD, False),
-        ("/home/mina/demo", None, True),
-    ],
-)
-def test_weights_are_exaone_unless_something_else_is_told(origin: str, card: str | None, expected: bool) -> None:
-    assert is_exaone(origin, card) is expected
+    assert len(shlex.split(commands[0])) == 4, "the name is one word for the shell"

@@ -1,4 +1,4 @@
-"""The calibration and held-out texts, files of a user's own, and what becomes of them as ids."""
+"""The calibration and held-out texts, a user's own files, and their token ids."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def encoded(request: pytest.FixtureRequest) -> tuple[Tokenizer, list[list[int]]]
 
 @pytest.fixture
 def written(tmp_path: Path) -> Callable[..., Path]:
-    """written(name, content): a file of the user's own."""
+    """written(name, content): a file of the user."""
 
     def write(name: str, content: str | bytes) -> Path:
         file = tmp_path / name
@@ -62,8 +62,8 @@ def chat(*messages: dict[str, Any], tools: tuple[dict[str, Any], ...] = ()) -> P
     return Passage("chat", "en", None, messages, tools)
 
 
-def said(passage: Passage) -> str:
-    """Everything in it that was written by someone."""
+def all_text(passage: Passage) -> str:
+    """All text of a passage."""
     return passage.text or json.dumps([passage.messages, passage.tools], ensure_ascii=False)
 
 
@@ -71,24 +71,24 @@ def said(passage: Passage) -> str:
 
 
 @pytest.mark.parametrize(("passages", "each"), [(CALIBRATING, 40), (HOLDING, 16)], ids=["calibration", "held out"])
-def test_six_kinds_are_there_in_equal_shares(passages: list[Passage], each: int) -> None:
+def test_a_file_has_as_many_passages_of_each_kind(passages: list[Passage], each: int) -> None:
     assert Counter(passage.kind for passage in passages) == dict.fromkeys(KINDS, each)
 
 
 @pytest.mark.parametrize("passages", [CALIBRATING, HOLDING], ids=["calibration", "held out"])
-def test_any_first_sixth_of_a_file_has_all_kinds(passages: list[Passage]) -> None:
+def test_the_first_sixth_of_a_file_has_all_kinds(passages: list[Passage]) -> None:
     first = {passage.kind for passage in passages[: len(passages) // 6]}
-    assert first == set(KINDS), "whoever takes only the first passages should have a fair sample of them"
+    assert first == set(KINDS), "the first passages are a fair sample"
 
 
 @pytest.mark.parametrize("passages", [CALIBRATING, HOLDING], ids=["calibration", "held out"])
-def test_code_math_and_chats_come_in_all_three_languages(passages: list[Passage]) -> None:
+def test_code_math_and_chats_are_in_all_three_languages(passages: list[Passage]) -> None:
     for kind in ("code", "math", "chat"):
         languages = Counter(passage.language for passage in passages if passage.kind == kind)
         assert min(languages[language] for language in ("ko", "en", "es")) >= 3, (kind, languages)
 
 
-def test_prose_says_which_language_it_is_in() -> None:
+def test_prose_is_in_its_language() -> None:
     for passage in ALL:
         if passage.kind in ("ko", "en", "es"):
             assert passage.language == passage.kind
@@ -99,11 +99,13 @@ def test_prose_says_which_language_it_is_in() -> None:
 def test_prose_is_of_a_length() -> None:
     for passage in ALL:
         if passage.kind in ("ko", "en", "es"):
-            low, high = (50, 140) if passage.kind == "ko" else (75, 180)  # a Korean word is one to three of the others
+            low, high = (
+                (50, 140) if passage.kind == "ko" else (75, 180)
+            )  # a Korean word is one to three words of the others
             assert low <= len((passage.text or "").split()) <= high, passage.text
 
 
-def test_about_half_of_the_chats_think_and_a_few_call_tools() -> None:
+def test_about_half_of_the_chats_have_a_thought_and_some_have_tools() -> None:
     thinking = sum("reasoning_content" in (passage.messages or ())[-1] for passage in CHATS)
     assert 0.4 <= thinking / len(CHATS) <= 0.6, f"{thinking} of {len(CHATS)} end with a reply that has a thought"
     calling = sum(any(message.get("tool_calls") for message in passage.messages or ()) for passage in CHATS)
@@ -111,13 +113,13 @@ def test_about_half_of_the_chats_think_and_a_few_call_tools() -> None:
     assert all(passage.tools for passage in CHATS if any(m["role"] == "tool" for m in passage.messages or ()))
 
 
-def test_no_control_string_is_in_the_texts(tokenizer: Tokenizer, real: Tokenizer) -> None:
+def test_the_texts_contain_no_control_string(tokenizer: Tokenizer, real: Tokenizer) -> None:
     for passage in ALL:
-        found = [control for control in tokenizer.control_tokens | real.control_tokens if control in said(passage)]
-        assert not found, f"{found} in: {said(passage)}"
+        found = [control for control in tokenizer.control_tokens | real.control_tokens if control in all_text(passage)]
+        assert not found, f"{found} in: {all_text(passage)}"
 
 
-def test_evaluation_text_was_not_calibrated_with() -> None:
+def test_calibration_and_held_out_texts_are_disjoint() -> None:
     assert overlap(HOLDING, CALIBRATING) == []
 
 
@@ -130,10 +132,10 @@ def test_no_passage_repeats_another(passages: list[Passage]) -> None:
             assert other is passage, f"{overlap([passage], [other])} are in two passages"
 
 
-# A shared sentence
+# Overlap
 
 
-def test_a_sentence_that_two_texts_share_is_noticed_and_named() -> None:
+def test_a_shared_sentence_is_found() -> None:
     sentence = (HOLDING[0].text or "").split("\n")[0][:120].rsplit(" ", 1)[0]
     planted = Passage("text", "und", f"Before it. {sentence.upper()}\n\tAfter it.")
     shared = overlap([planted], HOLDING)
@@ -141,13 +143,13 @@ def test_a_sentence_that_two_texts_share_is_noticed_and_named() -> None:
     assert fingerprints([planted]) & fingerprints(HOLDING)
 
 
-def test_line_breaks_capitals_and_punctuation_hide_nothing() -> None:
+def test_line_breaks_capitals_and_punctuation_are_ignored() -> None:
     one = Passage("text", "ko", "저녁이 되자 마을 사람들은 모두 강가로 나와 불을 피웠다.")
     other = Passage("text", "ko", "“저녁이  되자\n마을 사람들은, 모두 강가로 나와 불을 피웠다!”")
     assert fingerprints([one]) == fingerprints([other])
 
 
-def test_seven_words_in_a_row_may_be_chance() -> None:
+def test_seven_shared_words_are_no_overlap() -> None:
     words = "one two three four five six seven eight".split()
     assert len(words) == RUN
     longer = Passage("text", "en", " ".join(words) + " and more")
@@ -155,19 +157,19 @@ def test_seven_words_in_a_row_may_be_chance() -> None:
     assert overlap([longer], [Passage("text", "en", "zero " + " ".join(words))]) == [" ".join(words)]
 
 
-def test_two_places_in_one_passage_are_two_entries() -> None:
+def test_two_shared_places_are_two_entries() -> None:
     first, second = "a b c d e f g h i", "r s t u v w x y z"
     passage = Passage("text", "en", f"{first} here is something new {second}")
     assert overlap([passage], [Passage("text", "en", first), Passage("text", "en", second)]) == [first, second]
 
 
-def test_what_is_said_and_thought_in_a_chat_counts() -> None:
+def test_thoughts_of_a_chat_count_as_text() -> None:
     thought = "the shop is closed on Mondays as the sign on the door says"
     passage = chat(QUESTION, {"role": "assistant", "reasoning_content": thought, "content": "No."})
     assert overlap([Passage("text", "en", thought)], [passage]) == [thought.casefold()]
 
 
-# As ids
+# Token ids
 
 
 def test_every_passage_has_ids(encoded: tuple[Tokenizer, list[list[int]]]) -> None:
@@ -190,7 +192,7 @@ def test_a_reply_has_one_end_of_thought(encoded: tuple[Tokenizer, list[list[int]
             assert thought == f"\n<think>\n{passage.messages[-1].get('reasoning_content', '')}\n"
 
 
-def test_a_chat_is_its_prompt_and_then_the_reply_as_the_model_writes_it(tokenizer: Tokenizer) -> None:
+def test_a_chat_is_its_prompt_and_the_reply_of_the_model(tokenizer: Tokenizer) -> None:
     plain = chat(QUESTION, {"role": "assistant", "content": "Yes."})
     prompt = tokenizer.apply_chat_template([QUESTION])
     assert encode(plain, tokenizer, 1000) == prompt + tokenizer.encode("Yes.[|endofturn|]")
@@ -200,7 +202,7 @@ def test_a_chat_is_its_prompt_and_then_the_reply_as_the_model_writes_it(tokenize
     assert encode(thinking, tokenizer, 1000) == prompt + tokenizer.encode("It is ten.\n</think>\n\nYes.[|endofturn|]")
 
 
-def test_a_thought_inside_the_content_is_a_thought(tokenizer: Tokenizer) -> None:
+def test_a_thought_in_the_content_is_a_thought(tokenizer: Tokenizer) -> None:
     apart = chat(QUESTION, {"role": "assistant", "content": "Yes.", "reasoning_content": "It is ten."})
     together = chat(QUESTION, {"role": "assistant", "content": "<think>\nIt is ten.\n</think>\n\nYes."})
     assert encode(together, tokenizer, 1000) == encode(apart, tokenizer, 1000)
@@ -215,7 +217,7 @@ def test_a_reply_that_ends_with_calls_is_rendered_by_the_template(tokenizer: Tok
         assert text.endswith("[|assistant|]\n" + start + (content + "\n" if content else "") + call)
 
 
-def test_the_tools_that_a_chat_offers_are_in_its_prompt(tokenizer: Tokenizer) -> None:
+def test_the_tools_of_a_chat_are_in_its_prompt(tokenizer: Tokenizer) -> None:
     tool = {"type": "function", "function": {"name": "opening_hours", "parameters": {"type": "object"}}}
     passage = chat(QUESTION, {"role": "assistant", "content": "Yes."}, tools=(tool,))
     assert json.dumps(tool) in tokenizer.decode(encode(passage, tokenizer, 1000))
@@ -232,35 +234,35 @@ def test_control_strings_in_a_text_give_no_control_tokens(which: str, request: p
 
 
 def test_control_strings_in_a_reply_do_not_end_it(tokenizer: Tokenizer) -> None:
-    said = "It ends with [|endofturn|] and </think>."
-    ids = encode(chat(QUESTION, {"role": "assistant", "content": said, "reasoning_content": said}), tokenizer, 1000)
+    text = "It ends with [|endofturn|] and </think>."
+    ids = encode(chat(QUESTION, {"role": "assistant", "content": text, "reasoning_content": text}), tokenizer, 1000)
     prompt = tokenizer.apply_chat_template([QUESTION], enable_thinking=True)
     reply = ids[len(prompt) :]
     assert reply.count(tokenizer.think_end_id) == reply.count(tokenizer.eos_token_id) == 1
-    assert tokenizer.decode(reply) == f"{said}\n</think>\n\n{said}[|endofturn|]"
+    assert tokenizer.decode(reply) == f"{text}\n</think>\n\n{text}[|endofturn|]"
 
 
-def test_what_is_too_long_is_cut_off_at_the_end(tokenizer: Tokenizer) -> None:
+def test_long_passages_are_cut_at_the_end(tokenizer: Tokenizer) -> None:
     for passage in (CALIBRATING[0], CHATS[0]):
         assert encode(passage, tokenizer, 5) == encode(passage, tokenizer, 1000)[:5]
     with pytest.raises(ValueError, match="max_tokens must be at least 1, not 0"):
         encode(CALIBRATING[0], tokenizer, 0)
 
 
-def test_a_passage_is_never_without_ids(tokenizer: Tokenizer) -> None:
+def test_a_passage_without_text_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="a passage of the kind 'text' has no text"):
         encode(Passage("text", "en", ""), tokenizer, 10)
 
 
-def test_passages_can_be_told_apart_and_hashed() -> None:
+def test_passages_are_compared_and_hashed() -> None:
     assert len(set(ALL)) == len(ALL)
     assert replace(ALL[0], kind="other") != ALL[0]
 
 
-# A user's own files
+# Files of a user
 
 
-def test_mlx_lms_datasets_are_read(written: Callable[..., Path]) -> None:
+def test_datasets_of_mlx_lm_are_read(written: Callable[..., Path]) -> None:
     answer = {"role": "assistant", "content": "Yes."}
     tool = {"type": "function", "function": {"name": "opening_hours"}}
     lines = [{"text": "Plain."}, {"messages": [QUESTION, answer], "tools": [tool], "source": "mine"}]
@@ -271,7 +273,7 @@ def test_mlx_lms_datasets_are_read(written: Callable[..., Path]) -> None:
     ]
 
 
-def test_a_text_is_one_passage_or_several_between_dashes(written: Callable[..., Path]) -> None:
+def test_dashes_separate_the_passages_of_a_text_file(written: Callable[..., Path]) -> None:
     assert read_passages(written("one.txt", "A first part.\n\nA second.\n")) == [
         Passage("text", "und", "A first part.\n\nA second.")
     ]
@@ -279,7 +281,7 @@ def test_a_text_is_one_passage_or_several_between_dashes(written: Callable[..., 
     assert [passage.text for passage in several] == ["One.", "Two -- still two.\n--", "Three."]
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.jsonl", tmp_path):
         with pytest.raises(FileNotFoundError, match=re.escape(f"there is no file {path} ")):
             read_passages(path)

@@ -1,4 +1,4 @@
-"""Uploading: what may be published, and that it arrives. The hub is one of our own, on loopback."""
+"""Uploads: what may be published, and that it arrives. The hub is a fake one on loopback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo, converted, and told to be EXAONE's. Not to be altered."""
+    """The converted demo with the report of an EXAONE model. Tests must not change it."""
     folder = tmp_path_factory.mktemp("made") / "EXAONE-4.0-1.2B-mlx-4bit"
     convert("demo", folder)
     tensor = {"name": "model.embed_tokens.weight", "bits": 4, "group_size": 64, "mode": "affine", "bytes": 9}
@@ -45,13 +45,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(made: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
+    """A copy that a test may change."""
     return shutil.copytree(made, tmp_path / made.name)
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    """The hub that huggingface_hub knows. What it reads from the environment at its import is set beside it."""
+    """A hub for huggingface_hub, with the constants that it reads from the environment when it is imported."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -68,7 +68,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     hub.close()
 
 
-def shown() -> tuple[list[str], Callable[[str], None]]:
+def notice_list() -> tuple[list[str], Callable[[str], None]]:
     notices: list[str] = []
     return notices, notices.append
 
@@ -88,27 +88,31 @@ def test_every_file_arrives_byte_for_byte_in_one_commit(made: Path, hub: FakeHub
     sent = hub.repos[NAME].files
     assert sent.pop(".gitattributes")
     assert sent == contents(made)
-    assert len(hub.repos[NAME].commits) == 1, "weights must not be there without their licence for a moment"
+    assert len(hub.repos[NAME].commits) == 1, "weights must never be public without their licence"
     assert not hub.repos[NAME].private
     assert len(notices) == 1 and NOTICE in notices[0] and f"{len(sent)} files" in notices[0]
 
 
-def test_environment_says_where_and_as_whom(made: Path, hub: FakeHub) -> None:
-    """In a process of its own, as huggingface_hub reads its environment when it is imported."""
+def test_endpoint_and_token_come_from_the_environment(made: Path, hub: FakeHub) -> None:
+    """In a new process, because huggingface_hub reads its environment when it is imported."""
     code = (
         "import sys; from pathlib import Path; from exaone4_mlx.conversion.upload import upload;"
         "print(upload(Path(sys.argv[1]), 'EXAONE-mine', private=True, notice=lambda text: None))"
     )
-    told = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    environment = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
     run = subprocess.run(
-        [sys.executable, "-c", code, str(made)], env=os.environ | told, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(made)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.stdout == f"{hub.endpoint}/mina/EXAONE-mine\n", run.stderr
     assert hub.repos["mina/EXAONE-mine"].private
     assert contents(made).items() <= hub.repos["mina/EXAONE-mine"].files.items()
 
 
-def test_strangers_in_the_folder_stay_at_home(folder: Path, hub: FakeHub) -> None:
+def test_other_files_of_the_folder_are_not_sent(folder: Path, hub: FakeHub) -> None:
     for name in (".env", "notes.txt", "old.safetensors", "model.safetensors.lock", "report.json~"):
         (folder / name).write_text("mine")
     (folder / "cache").mkdir()
@@ -118,8 +122,8 @@ def test_strangers_in_the_folder_stay_at_home(folder: Path, hub: FakeHub) -> Non
     assert "cache/config.json" not in hub.repos[NAME].files
 
 
-def test_weights_of_an_earlier_upload_go(made: Path, hub: FakeHub) -> None:
-    """mlx-lm loads whatever is called model*.safetensors."""
+def test_weights_of_an_earlier_upload_are_removed(made: Path, hub: FakeHub) -> None:
+    """mlx-lm loads every model*.safetensors."""
     files = {"model-00001-of-00002.safetensors": b"old", "eval.txt": b"kept", ".gitattributes": b""}
     hub.repos[NAME] = Repo(files=files)
     upload(made, NAME, notice=lambda text: None)
@@ -127,7 +131,7 @@ def test_weights_of_an_earlier_upload_go(made: Path, hub: FakeHub) -> None:
     assert hub.repos[NAME].files["eval.txt"] == b"kept"
 
 
-def test_broken_upload_is_told_in_one_line_and_can_be_repeated(
+def test_a_broken_upload_gives_one_line_and_can_be_repeated(
     made: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(made)
@@ -143,10 +147,12 @@ def test_broken_upload_is_told_in_one_line_and_can_be_repeated(
     assert before.items() <= hub.repos[NAME].files.items()
     hub.requests.clear()
     upload(made, NAME, notice=lambda text: None)
-    assert not [request for request in hub.requests if request.startswith("PUT")], "what has arrived is not sent again"
+    assert not [request for request in hub.requests if request.startswith("PUT")], (
+        "files that arrived are not sent again"
+    )
 
 
-def test_dead_hub_is_told_in_one_line(made: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_gives_one_line(made: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -171,7 +177,7 @@ def test_dead_hub_is_told_in_one_line(made: Path, hub: FakeHub, monkeypatch: pyt
         ("", NAME, {}, "^the hub needs a token: run `hf auth login`, or set HF_TOKEN$"),
     ],
 )
-def test_refusals_of_the_hub_are_told_in_one_line(
+def test_an_error_of_the_hub_gives_one_line(
     token: str, repo: str, answers: dict[str, int], message: str, made: Path, hub: FakeHub, monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
@@ -184,7 +190,7 @@ def test_refusals_of_the_hub_are_told_in_one_line(
     assert not hub.objects
 
 
-def test_private_weights_do_not_go_to_a_public_repository(made: Path, hub: FakeHub) -> None:
+def test_private_weights_are_not_sent_to_a_public_repository(made: Path, hub: FakeHub) -> None:
     hub.repos[NAME] = Repo(private=False)
     with pytest.raises(UploadError, match="exists and is public; nothing was sent"):
         upload(made, NAME, private=True, notice=lambda text: None)
@@ -194,7 +200,7 @@ def test_private_weights_do_not_go_to_a_public_repository(made: Path, hub: FakeH
     assert hub.repos[NAME].files
 
 
-# --- what is refused before anything is sent ------------------------------------
+# --- refused before anything is sent --------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -219,31 +225,26 @@ def test_private_weights_do_not_go_to_a_public_repository(made: Path, hub: FakeH
         ),
     ],
 )
-def test_folder_that_must_not_be_published_sends_nothing(
+def test_a_folder_that_must_not_be_published_is_not_sent(
     damage: Callable[[Path], Any], error: type[Exception], message: str, folder: Path, hub: FakeHub
 ) -> None:
     damage(folder)
-    notices, notice = shown()
+    notices, notice = notice_list()
     with pytest.raises(error, match=message):
         upload(folder, NAME, notice=notice)
     assert hub.requests == notices == []
 
 
-def test_conversion_under_way_is_not_uploaded(folder: Path, hub: FakeHub) -> None:
-    partial = folder.rename(folder.with_name("out.partial"))
-    with pytest.raises(ValueError, match="is an unfinished conversion"):
-        upload(partial, NAME, notice=lambda text: None)
-    assert hub.requests == []
-
-
-def test_wrong_name_sends_nothing(made: Path, hub: FakeHub) -> None:
-    notices, notice = shown()
+def test_an_unfinished_conversion_and_a_wrong_name_are_not_uploaded(folder: Path, hub: FakeHub) -> None:
+    notices, notice = notice_list()
     with pytest.raises(ValueError, match="the name of a derivative must begin with EXAONE"):
-        upload(made, "mina/my-model", notice=notice)
+        upload(folder, "mina/my-model", notice=notice)
+    with pytest.raises(ValueError, match="is an unfinished conversion"):
+        upload(folder.rename(folder.with_name("out.partial")), NAME, notice=notice)
     assert hub.requests == notices == []
 
 
-def test_who_refuses_the_notice_sends_nothing(made: Path, hub: FakeHub) -> None:
+def test_an_exception_in_the_notice_sends_nothing(made: Path, hub: FakeHub) -> None:
     def refuse(text: str) -> None:
         raise KeyboardInterrupt
 
@@ -252,21 +253,20 @@ def test_who_refuses_the_notice_sends_nothing(made: Path, hub: FakeHub) -> None:
     assert hub.requests == []
 
 
-def test_demo_needs_neither_licence_file_nor_notice(folder: Path, hub: FakeHub) -> None:
+def test_the_demo_needs_no_licence_file_and_no_notice(folder: Path, hub: FakeHub) -> None:
     report = {"conversion": {"origin": "demo"}}
     (folder / "LICENSE").unlink()
     (folder / "report.json").write_text(json.dumps(report))
     card = model_card(name="d", origin="demo", report=report, licence_files=[], source_card=None)
     (folder / "README.md").write_text(card)
-    notices, notice = shown()
+    notices, notice = notice_list()
     upload(folder, "mina/demo-of-mlx", notice=notice)
     assert len(notices) == 1 and "commercial" not in notices[0]
     assert hub.repos["mina/demo-of-mlx"].files["README.md"] == card.encode()
 
 
-@pytest.mark.parametrize(
-    ("repo", "origin", "card"),
-    [
+def test_names_that_may_be_published() -> None:
+    for repo, origin, card in (
         ("mina/EXAONE-4.0-1.2B-4bit", LG, None),
         ("EXAONE-4.0", LG, None),
         ("mina_2/EXAONE.x", "/models/EXAONE-4.0-1.2B", None),
@@ -275,10 +275,8 @@ def test_demo_needs_neither_licence_file_nor_notice(folder: Path, hub: FakeHub) 
         ("mina/own", "mina/own-bf16", "---\nlicense: apache-2.0\n---\n"),
         ("mina/EXAONE-tuned", "mina/tuned", f"---\nlicense: mit\nbase_model: {LG}\n---\n"),
         ("mina/EXAONE-tuned", "mina/EXAONE-bf16", "---\nlicense: mit\n---\n"),
-    ],
-)
-def test_names_that_may_be_published(repo: str, origin: str, card: str | None) -> None:
-    check_upload_name(repo, origin, card)
+    ):
+        check_upload_name(repo, origin, card)
 
 
 @pytest.mark.parametrize(
@@ -287,27 +285,34 @@ def test_names_that_may_be_published(repo: str, origin: str, card: str | None) -
         ("mina/my-model", LG, None, "begin with EXAONE: not my-model, but for example EXAONE-my-model"),
         ("mina/exaone-4.0-4bit", LG, None, "not exaone-4.0-4bit, but for example EXAONE-4.0-4bit"),
         ("EXAONE/my-model", LG, None, "begin with EXAONE"),
-        ("mina/tuned", "mina/tuned", None, "begin with EXAONE"),  # nothing says that it is not EXAONE
+        ("mina/tuned", "mina/tuned", None, "begin with EXAONE"),  # the licence is unknown
         ("mina/tuned", "mina/tuned", f"---\nlicense: mit\nbase_model: {LG}\n---\n", "begin with EXAONE"),
         ("mina/tuned", "mina/tuned", "---\nlicense: other\nlicense_name: exaone\n---\n", "begin with EXAONE"),
         ("mina/EXAONE-demo", "demo", None, "are not EXAONE, but the name EXAONE-demo says so"),
         ("mina/exaone4-demo", "demo", None, "are not EXAONE"),
         ("mina/EXAONE-own", "mina/own", "---\nlicense: apache-2.0\n---\n", "are not EXAONE"),
-        ("", LG, None, "is not a valid repository name"),
-        ("mina/", LG, None, "is not a valid repository name"),
-        ("/EXAONE", LG, None, "is not a valid repository name"),
-        ("a/b/EXAONE", LG, None, "is not a valid repository name"),
-        ("mina/EXAONE--4", LG, None, "is not a valid repository name"),
-        ("mina/EXAONE..4", LG, None, "is not a valid repository name"),
-        ("mina/EXAONE-", LG, None, "is not a valid repository name"),
-        ("mina/EXAONE 4", LG, None, "is not a valid repository name"),
-        ("mina/EXAONE-미나", LG, None, "is not a valid repository name"),
-        ("mina/EXAONE-4\n", LG, None, "is not a valid repository name"),
-        ("mina/EXAONE.git", LG, None, "is not a valid repository name"),
-        ("mina/EXAONE" + "x" * 90, LG, None, "is not a valid repository name"),
-        ("https://huggingface.co/mina/EXAONE", LG, None, "is not a valid repository name"),
     ],
 )
 def test_names_that_may_not_be_published(repo: str, origin: str, card: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_upload_name(repo, origin, card)
+
+
+def test_names_that_the_hub_does_not_take_are_refused() -> None:
+    for repo in (
+        "",
+        "mina/",
+        "/EXAONE",
+        "a/b/EXAONE",
+        "mina/EXAONE--4",
+        "mina/EXAONE..4",
+        "mina/EXAONE-",
+        "mina/EXAONE 4",
+        "mina/EXAONE-미나",
+        "mina/EXAONE-4\n",
+        "mina/EXAONE.git",
+        "mina/EXAONE" + "x" * 90,
+        "https://huggingface.co/mina/EXAONE",
+    ):
+        with pytest.raises(ValueError, match="is not a valid repository name"):
+            check_upload_name(repo, LG)
