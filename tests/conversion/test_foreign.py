@@ -1,4 +1,4 @@
-"""LG's quantized releases, end to end: loaded, converted, and read by mlx-lm."""
+"""LG's quantized formats, end to end: loaded, converted, and read by mlx-lm."""
 
 from __future__ import annotations
 
@@ -62,19 +62,19 @@ TITLES = [*LIGHT, *(pytest.param(title, marks=pytest.mark.heavy) for title in HE
 
 
 @pytest.mark.parametrize("title", TITLES)
-def test_release_loads_as_the_model_that_it_stands_for(title: str, tmp_path: Path) -> None:
+def test_a_release_loads_as_the_model_with_its_weights(title: str, tmp_path: Path) -> None:
     folder, exact = release(tmp_path / "release", title)
     if title in ("GPTQ 4-bit", "FP8 128x128"):
         with pytest.warns(UserWarning, match=f"is {title}, which MLX has no kernels for: it is computed in full"):
             model, _ = load(folder, dtype="float32")
     else:
         model, _ = load(folder, dtype="float32")
-        assert model.layers[0].mlp.down_proj.bits == 4, "MLX's own kernels do the work"
-    assert distance(model(IDS), exact(IDS)) < 0.05, "but for float16's rounding of weights, or of biases"
+        assert model.layers[0].mlp.down_proj.bits == 4, "MLX's kernels compute it"
+    assert distance(model(IDS), exact(IDS)) < 0.05, "except for the rounding of weights or biases to float16"
 
 
 @pytest.mark.parametrize("title", TITLES)
-def test_release_is_converted_and_mlx_lm_reads_it(title: str, tmp_path: Path) -> None:
+def test_a_release_is_converted_and_read_by_mlx_lm(title: str, tmp_path: Path) -> None:
     folder, exact = release(tmp_path / "release", title)
     summary = convert(folder, tmp_path / "out", q_bits=8 if title == "FP8 128x128" else None, verify=True)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -83,7 +83,7 @@ def test_release_is_converted_and_mlx_lm_reads_it(title: str, tmp_path: Path) ->
     if lossless:
         assert config["quantization"] == {"bits": 4, "group_size": 32, "mode": "affine"}
         assert f"14 tensors keep their codes ({title})" in summary.notes[0]
-        assert max(error.relative_error for error in summary.errors) < 1e-3, "but for biases rounded to float16"
+        assert max(error.relative_error for error in summary.errors) < 1e-3, "except for biases rounded to float16"
         assert distance(model(IDS), exact(IDS)) < 0.05
     else:
         assert f"tensors are {title} and are quantized a second time" in summary.notes[0]
@@ -96,7 +96,7 @@ def test_release_is_converted_and_mlx_lm_reads_it(title: str, tmp_path: Path) ->
     assert distance(model(IDS), theirs(IDS)) < 1e-3
 
 
-def test_release_goes_back_to_full_precision(tmp_path: Path) -> None:
+def test_a_release_is_converted_to_full_precision(tmp_path: Path) -> None:
     folder, exact = release(tmp_path / "release", "GPTQ 4-bit")
     convert(folder, tmp_path / "out", dequantize=True)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -105,7 +105,7 @@ def test_release_goes_back_to_full_precision(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("title", TITLES)
-def test_fit_counts_what_is_loaded(title: str, tmp_path: Path) -> None:
+def test_fit_counts_the_loaded_bytes(title: str, tmp_path: Path) -> None:
     folder, _ = release(tmp_path / "release", title)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

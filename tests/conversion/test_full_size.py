@@ -1,4 +1,4 @@
-"""The full-size 1.2B with random weights: converted beside mlx-lm in bounded memory, loaded, and made to speak."""
+"""The full-size 1.2B with random weights: converted in bounded memory, compared with mlx-lm, loaded, and run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 #: Prints the peak resident memory of its own process in MB. Linux counts a parent's peak in ru_maxrss too.
-TELL_PEAK = """
+PRINT_PEAK = """
 import pathlib, re, resource, sys
 status = pathlib.Path("/proc/self/status")
 if status.exists():
@@ -71,14 +71,14 @@ else:
 
 
 def peak_and_seconds(script: str) -> tuple[float, float]:
-    """Peak resident memory in MB and seconds of a Python process of its own."""
+    """Peak resident memory in MB and seconds of a new Python process."""
     started = time.perf_counter()
-    command = [sys.executable, "-c", script + TELL_PEAK]
+    command = [sys.executable, "-c", script + PRINT_PEAK]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     return float(done.stdout.split()[-1]), time.perf_counter() - started
 
 
-def test_conversion_is_bounded_and_the_result_speaks(full_size: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_is_bounded_and_the_result_runs(full_size: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = {name: full_size.parent / name for name in ("search", "plain", "theirs")}
     peaks, seconds = {}, {}
     for name, script in {
@@ -92,16 +92,16 @@ def test_conversion_is_bounded_and_the_result_speaks(full_size: Path, capsys: py
          "--dtype", "float32", "--max-tokens", "1", "--temp", "0", "--json"],
         capture_output=True, text=True, cwd=ROOT, check=True,
     )  # fmt: skip
-    told = json.loads(reply.stdout)
+    reply_values = json.loads(reply.stdout)
     with capsys.disabled():
         for name, peak in peaks.items():
             print(f"\nfull-size 1.2B to 4 bits, {name}: {seconds[name]:.0f} s, peak {peak:.0f} MB", end="")
         print(
-            f"\none token after loading: {told['prefill_seconds']:.1f} s of prefill, "
-            f"peak {told['peak_bytes'] / 1e6:.0f} MB"
+            f"\none token after loading: {reply_values['prefill_seconds']:.1f} s of prefill, "
+            f"peak {reply_values['peak_bytes'] / 1e6:.0f} MB"
         )
     ours, plain, theirs = (mx.load(str(folder / "model.safetensors")) for folder in folders.values())
     assert all(mx.array_equal(plain[name], theirs[name]).item() for name in theirs), "the same weights, bit for bit"
     assert {name: array.shape for name, array in ours.items()} == {n: array.shape for n, array in theirs.items()}
     assert max(peaks["search"], peaks["plain"]) < 900 < peaks["theirs"]
-    assert told["answer_tokens"] + (told["finish_reason"] == "stop") == 1
+    assert reply_values["answer_tokens"] + (reply_values["finish_reason"] == "stop") == 1

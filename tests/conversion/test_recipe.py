@@ -1,4 +1,4 @@
-"""Recipes: rules about names and shapes, known before any work."""
+"""Recipes: rules about the names and shapes of weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from exaone4_mlx.conversion.recipe import RECIPES, bits_per_weight, settings_of
 
 
 def shapes(layers: int = 30, hidden: int = 2048, tied: bool = True) -> dict[str, tuple[int, ...]]:
-    """The 1.2B's."""
+    """The shapes of the 1.2B."""
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (102400, hidden), "model.norm.weight": (hidden,)}
     for i in range(layers):
         for name, size in {"q": hidden, "k": 512, "v": 512, "o": hidden}.items():
@@ -23,7 +23,7 @@ def shapes(layers: int = 30, hidden: int = 2048, tied: bool = True) -> dict[str,
 @pytest.mark.parametrize(
     ("recipe", "bpw"), [("4bit", 4.5), ("8bit", 8.5), ("mxfp4", 4.25), ("nvfp4", 4.5), ("mxfp8", 8.25)]
 )
-def test_uniform_recipes_cost_what_their_format_costs(recipe: str, bpw: float) -> None:
+def test_uniform_recipes_have_the_bits_of_their_format(recipe: str, bpw: float) -> None:
     assert bits_per_weight(settings_of(recipe, shapes()), shapes()) == pytest.approx(bpw, abs=0.002)
 
 
@@ -33,20 +33,20 @@ def test_group_size_is_for_affine_recipes() -> None:
         settings_of("mxfp4", shapes(), group_size=64)
 
 
-def test_quality_gives_the_head_six_bits_also_where_it_is_the_embedding() -> None:
+def test_quality_gives_the_head_six_bits_also_if_it_is_the_embedding() -> None:
     assert settings_of("4bit-quality", shapes())["model.embed_tokens.weight"].bits == 6
     untied = settings_of("4bit-quality", shapes(tied=False), target_bpw=4.9)
     assert untied["lm_head.weight"].bits == 6
-    assert untied["model.embed_tokens.weight"].bits == 4, "of an input table one row is read for a token"
+    assert untied["model.embed_tokens.weight"].bits == 4, "a token needs one row of an input embedding"
 
 
 @pytest.mark.parametrize("target", [4.85, 5.0, 5.5])
-def test_quality_spends_its_budget_and_no_more(target: float) -> None:
+def test_quality_uses_its_target(target: float) -> None:
     spent = bits_per_weight(settings_of("4bit-quality", shapes(), target_bpw=target), shapes())
     assert target - 0.01 < spent <= target
 
 
-def test_values_come_first_and_the_ends_of_the_network_before_its_middle() -> None:
+def test_v_proj_is_first_and_the_ends_of_the_network_come_before_its_middle() -> None:
     chosen = settings_of("4bit-quality", shapes(), target_bpw=4.845)
     raised = [name for name, how in chosen.items() if how.bits == 5]
     assert raised and all("v_proj" in name for name in raised)
@@ -57,12 +57,12 @@ def test_values_come_first_and_the_ends_of_the_network_before_its_middle() -> No
     assert any(more[f"model.layers.{i}.self_attn.o_proj.weight"].bits == 5 for i in range(30))
 
 
-def test_more_budget_takes_no_bit_away() -> None:
+def test_a_larger_target_removes_no_bit() -> None:
     less, more = (settings_of("4bit-quality", shapes(), target_bpw=target) for target in (4.9, 5.2))
     assert all(less[name].bits <= more[name].bits for name in less)
 
 
-def test_budgets_that_cannot_be_kept_are_refused() -> None:
+def test_impossible_targets_are_refused() -> None:
     with pytest.raises(ValueError, match=r"4bit-quality needs at least 4\.\d+ bits per weight, and target_bpw is 4.5"):
         settings_of("4bit-quality", shapes(), target_bpw=4.5)
     with pytest.raises(ValueError, match="target_bpw needs the recipe 4bit-quality, not 4bit"):
@@ -73,11 +73,11 @@ def test_budgets_that_cannot_be_kept_are_refused() -> None:
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name.startswith("mixed")])
 @pytest.mark.parametrize("tied", [True, False])
-def test_mixed_recipes_are_mlx_lms(recipe: str, tied: bool) -> None:
+def test_mixed_recipes_equal_mlx_lm(recipe: str, tied: bool) -> None:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # transformers tells that there is no torch
+        warnings.simplefilter("ignore")  # transformers warns that torch is missing
         convert = pytest.importorskip("mlx_lm.convert")
     all_shapes = shapes(layers=16, tied=tied)
 

@@ -1,4 +1,4 @@
-"""Scales by error search: MLX's packing, and less error than from minimum to maximum."""
+"""Error search: MLX's packing, and less error than with minimum and maximum."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def gaussian(rows: int, columns: int, seed: int = 0, dtype: mx.Dtype = mx.bfloat
 def squared_errors(
     weight: mx.array, parts: tuple[mx.array, ...], bits: int, group_size: int, importance: mx.array | None = None
 ) -> mx.array:
-    """Of each group, in float32."""
+    """The squared error of each group, in float32."""
     codes, *grid = parts
     restored = mx.dequantize(codes, *(part.astype(mx.float32) for part in grid), group_size, bits)
     squares = mx.square(restored - weight.astype(mx.float32))
@@ -29,7 +29,7 @@ def squared_errors(
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_packing_is_mlxs(bits: int) -> None:
+def test_packing_is_that_of_mlx(bits: int) -> None:
     codes = mx.random.randint(0, 2**bits, (3, 128), key=mx.random.key(1))
     ones = mx.ones((3, 2))
     assert mx.array_equal(mx.dequantize(pack_codes(codes, bits), ones, 0 * ones, 64, bits), codes)
@@ -40,7 +40,7 @@ def test_packing_is_mlxs(bits: int) -> None:
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 @pytest.mark.parametrize("bits", BITS)
-def test_no_group_is_worse_than_mlxs_and_all_together_are_better(bits: int, group_size: int) -> None:
+def test_no_group_is_worse_than_with_mlx_and_the_sum_is_better(bits: int, group_size: int) -> None:
     weight = gaussian(64, 512)
     ours = squared_errors(weight, quantize_mse(weight, bits, group_size), bits, group_size)
     theirs = squared_errors(weight, mx.quantize(weight, group_size, bits), bits, group_size)
@@ -51,13 +51,13 @@ def test_no_group_is_worse_than_mlxs_and_all_together_are_better(bits: int, grou
     )
 
 
-def test_four_bits_reach_the_documented_ratio_of_signal_to_noise() -> None:
+def test_four_bits_reach_the_documented_signal_to_noise_ratio() -> None:
     weight = gaussian(256, 1024)
     noise = mx.sum(squared_errors(weight, quantize_mse(weight, 4, 64), 4, 64)).item()
     assert 10 * math.log10(mx.sum(mx.square(weight.astype(mx.float32))).item() / noise) > 21.7
 
 
-def test_columns_of_importance_come_out_closer() -> None:
+def test_important_columns_have_less_error() -> None:
     weight, importance = gaussian(64, 256), mx.where(mx.arange(256) % 8 == 0, 100.0, 1.0)
     weighted = [
         mx.sum(squared_errors(weight, quantize_mse(weight, 4, 64, given), 4, 64, importance)).item()
@@ -66,14 +66,14 @@ def test_columns_of_importance_come_out_closer() -> None:
     assert weighted[1] < 0.8 * weighted[0]
 
 
-def test_importance_of_one_for_all_is_none() -> None:
+def test_equal_importance_changes_nothing() -> None:
     weight = gaussian(8, 128)
     plain, even = quantize_mse(weight, 4, 64), quantize_mse(weight, 4, 64, mx.ones(128) * 7)
     errors = [mx.sum(squared_errors(weight, parts, 4, 64)).item() for parts in (plain, even)]
     assert errors[1] == pytest.approx(errors[0], rel=1e-3)
 
 
-def test_importance_of_zero_gives_up_no_column() -> None:
+def test_zero_importance_drops_no_column() -> None:
     weight = gaussian(8, 128)
     for importance in (mx.zeros(128), mx.where(mx.arange(128) < 100, 0.0, 1.0)):
         errors = squared_errors(weight, quantize_mse(weight, 4, 64, importance), 4, 64)
@@ -100,14 +100,14 @@ def test_degenerate_groups_stay_finite_and_close(bits: int, dtype: mx.Dtype) -> 
     restored = mx.dequantize(codes, scales.astype(mx.float32), biases.astype(mx.float32), 64, bits)
     exact = weight.astype(mx.float32)
     span = mx.max(exact, axis=-1) * 0.5 - mx.min(exact, axis=-1) * 0.5
-    error = mx.max(mx.abs(restored * 0.5 - exact * 0.5), axis=-1)  # halved, for the largest floats' sake
+    error = mx.max(mx.abs(restored * 0.5 - exact * 0.5), axis=-1)  # halved, so that the largest floats do not overflow
     for name, far, wide in zip(rows, error.tolist(), span.tolist(), strict=True):
         assert math.isfinite(far), f"{name}: {far}"
         assert far <= wide + 1e-7, f"{name}: off by {2 * far}, and it spans {2 * wide}"
     assert mx.array_equal(restored[:2], exact[:2]), "zeros and all-equal groups are exact"
 
 
-def test_same_weight_same_bytes_in_slices_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_of_any_size_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = gaussian(40, 128)
     whole = quantize_mse(weight, 4, 64)
     monkeypatch.setattr("exaone4_mlx.conversion.search.SLICE_WEIGHTS", 1)
@@ -123,6 +123,8 @@ def test_same_weight_same_bytes_in_slices_of_any_size(monkeypatch: pytest.Monkey
         ((4, 64), 4, 16, "not 16"),
     ],
 )
-def test_what_cannot_be_quantized_is_refused(shape: tuple[int, ...], bits: int, group_size: int, message: str) -> None:
+def test_shapes_bits_and_groups_that_mlx_lacks_are_refused(
+    shape: tuple[int, ...], bits: int, group_size: int, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         quantize_mse(mx.zeros(shape), bits, group_size)

@@ -71,37 +71,28 @@ def all_text(passage: Passage) -> str:
 
 
 @pytest.mark.parametrize(("passages", "each"), [(CALIBRATING, 40), (HOLDING, 16)], ids=["calibration", "held out"])
-def test_a_file_has_as_many_passages_of_each_kind(passages: list[Passage], each: int) -> None:
+def test_a_file_is_a_balanced_mix_without_repetition(passages: list[Passage], each: int) -> None:
     assert Counter(passage.kind for passage in passages) == dict.fromkeys(KINDS, each)
-
-
-@pytest.mark.parametrize("passages", [CALIBRATING, HOLDING], ids=["calibration", "held out"])
-def test_the_first_sixth_of_a_file_has_all_kinds(passages: list[Passage]) -> None:
     first = {passage.kind for passage in passages[: len(passages) // 6]}
     assert first == set(KINDS), "the first passages are a fair sample"
-
-
-@pytest.mark.parametrize("passages", [CALIBRATING, HOLDING], ids=["calibration", "held out"])
-def test_code_math_and_chats_are_in_all_three_languages(passages: list[Passage]) -> None:
     for kind in ("code", "math", "chat"):
         languages = Counter(passage.language for passage in passages if passage.kind == kind)
         assert min(languages[language] for language in ("ko", "en", "es")) >= 3, (kind, languages)
+    first_with: dict[str, Passage] = {}
+    for passage in passages:
+        for fingerprint in fingerprints([passage]):
+            other = first_with.setdefault(fingerprint, passage)
+            assert other is passage, f"{overlap([passage], [other])} are in two passages"
 
 
-def test_prose_is_in_its_language() -> None:
+def test_prose_is_in_its_language_and_of_a_common_length() -> None:
     for passage in ALL:
         if passage.kind in ("ko", "en", "es"):
             assert passage.language == passage.kind
             hangul = len(re.findall("[가-힣]", passage.text or ""))
             assert (hangul > 100) == (passage.kind == "ko"), passage.text
-
-
-def test_prose_is_of_a_length() -> None:
-    for passage in ALL:
-        if passage.kind in ("ko", "en", "es"):
-            low, high = (
-                (50, 140) if passage.kind == "ko" else (75, 180)
-            )  # a Korean word is one to three words of the others
+            # A Korean word is one to three words of the others.
+            low, high = (50, 140) if passage.kind == "ko" else (75, 180)
             assert low <= len((passage.text or "").split()) <= high, passage.text
 
 
@@ -123,15 +114,6 @@ def test_calibration_and_held_out_texts_are_disjoint() -> None:
     assert overlap(HOLDING, CALIBRATING) == []
 
 
-@pytest.mark.parametrize("passages", [CALIBRATING, HOLDING], ids=["calibration", "held out"])
-def test_no_passage_repeats_another(passages: list[Passage]) -> None:
-    first_with: dict[str, Passage] = {}
-    for passage in passages:
-        for mark in fingerprints([passage]):
-            other = first_with.setdefault(mark, passage)
-            assert other is passage, f"{overlap([passage], [other])} are in two passages"
-
-
 # Overlap
 
 
@@ -143,24 +125,18 @@ def test_a_shared_sentence_is_found() -> None:
     assert fingerprints([planted]) & fingerprints(HOLDING)
 
 
-def test_line_breaks_capitals_and_punctuation_are_ignored() -> None:
+def test_overlap_is_eight_consecutive_words_in_any_spelling() -> None:
     one = Passage("text", "ko", "저녁이 되자 마을 사람들은 모두 강가로 나와 불을 피웠다.")
     other = Passage("text", "ko", "“저녁이  되자\n마을 사람들은, 모두 강가로 나와 불을 피웠다!”")
     assert fingerprints([one]) == fingerprints([other])
-
-
-def test_seven_shared_words_are_no_overlap() -> None:
     words = "one two three four five six seven eight".split()
     assert len(words) == RUN
     longer = Passage("text", "en", " ".join(words) + " and more")
     assert overlap([longer], [Passage("text", "en", "zero " + " ".join(words[:7]))]) == []
     assert overlap([longer], [Passage("text", "en", "zero " + " ".join(words))]) == [" ".join(words)]
-
-
-def test_two_shared_places_are_two_entries() -> None:
     first, second = "a b c d e f g h i", "r s t u v w x y z"
-    passage = Passage("text", "en", f"{first} here is something new {second}")
-    assert overlap([passage], [Passage("text", "en", first), Passage("text", "en", second)]) == [first, second]
+    both = Passage("text", "en", f"{first} here is something new {second}")
+    assert overlap([both], [Passage("text", "en", first), Passage("text", "en", second)]) == [first, second]
 
 
 def test_thoughts_of_a_chat_count_as_text() -> None:
@@ -242,14 +218,11 @@ def test_control_strings_in_a_reply_do_not_end_it(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(reply) == f"{text}\n</think>\n\n{text}[|endofturn|]"
 
 
-def test_long_passages_are_cut_at_the_end(tokenizer: Tokenizer) -> None:
+def test_long_passages_are_cut_and_empty_ones_refused(tokenizer: Tokenizer) -> None:
     for passage in (CALIBRATING[0], CHATS[0]):
         assert encode(passage, tokenizer, 5) == encode(passage, tokenizer, 1000)[:5]
     with pytest.raises(ValueError, match="max_tokens must be at least 1, not 0"):
         encode(CALIBRATING[0], tokenizer, 0)
-
-
-def test_a_passage_without_text_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="a passage of the kind 'text' has no text"):
         encode(Passage("text", "en", ""), tokenizer, 10)
 
