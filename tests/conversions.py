@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import shutil
@@ -90,3 +91,10 @@ def interrupted(path: Path, number: int = 20, source: str | Path = "demo", **opt
     with pytest.raises(KeyboardInterrupt):
         convert(source, path, progress=progress, **options)
     return path.with_name(path.name + ".partial")
+
+
+def active_memory() -> int:
+    """Bytes of live MLX arrays, after garbage of earlier tests is collected."""
+    gc.collect()
+    mx.clear_cache()
+    return mx.get_active_memory()

@@ -1,4 +1,4 @@
-"""A hub of our own on loopback: as much of the Hugging Face hub's API as an upload uses. It keeps what it is sent."""
+"""A fake Hugging Face hub on loopback, with the part of its API that an upload uses. It keeps what it receives."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Repo:
 
 
 class FakeHub:
-    """The user is mina. `answers` maps the beginning of a path to a status with which it fails.
+    """The user is mina. `answers` maps the beginning of a path to an error status.
 
-    `break_off` is a beginning of paths at which the connection is cut without an answer.
+    Requests for a path that begins with `break_off` get no answer.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class FakeHub:
         for start, status in self.answers.items():
             if path.startswith(start):
                 return status, {"error": "as the test wants it"}
-        if path.startswith("/lfs/"):  # the address is the permission, as with S3
+        if path.startswith("/lfs/"):  # the address grants the permission, as with S3
             self.objects[path.removeprefix("/lfs/")] = body
             return 200, {}
         if request.headers["Authorization"] != f"Bearer {TOKEN}":
@@ -118,7 +118,7 @@ class FakeHub:
         return 200, url
 
     def _mode(self, repo: Repo, item: dict[str, Any]) -> dict[str, Any]:
-        """Weights go to large file storage, which knows them by their SHA-256."""
+        """Weights go to large file storage, which identifies them by their SHA-256."""
         large = item["path"].endswith(".safetensors")
         here = repo.files.get(item["path"])
         oid = None
@@ -143,7 +143,9 @@ class FakeHub:
                 repo.files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 data = self.objects[value["oid"]]
-                assert hashlib.sha256(data).hexdigest() == value["oid"], "what arrived is not what was promised"
+                assert hashlib.sha256(data).hexdigest() == value["oid"], (
+                    "the uploaded bytes do not have the announced hash"
+                )
                 repo.files[value["path"]] = data
             else:
                 assert line["key"] == "deletedFile", line["key"]

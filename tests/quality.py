@@ -1,6 +1,6 @@
-"""The README's table of what four bits cost, measured anew: `python tests/quality.py`.
+"""Measures the README's table of the quality loss of 4 bits: `python tests/quality.py`.
 
-The demo is converted by each method, on the package's calibration texts, and measured on its held-out ones. MLX's CPU
+Each method converts the demo with the package's calibration texts, and the held-out texts measure the loss. MLX's CPU
 backend multiplies 25 times faster with LD_PRELOAD of Debian's libopenblas.so.0.
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conversions import digests, interrupted, killed, weights_of
+from conversions import active_memory, digests, interrupted, killed, weights_of
 
 from exaone4_mlx import convert, evaluate, load
 from exaone4_mlx.conversion.convert import run_conversion
@@ -40,8 +40,7 @@ def converted(data: Path) -> dict[str | None, Path]:
         folders[method] = data / str(method)
         request = ConversionRequest(calibrate=method, calibration_data=data / "calibration.jsonl" if method else None)
         conversion = prepare("demo", folders[method], request)
-        mx.clear_cache()
-        before = mx.get_active_memory()
+        before = active_memory()
         assert run_conversion(conversion).peak_bytes - before < conversion.peak_bytes, "the estimate is an upper bound"
     return folders
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from conversions import random_checkpoint
+from conversions import active_memory, random_checkpoint
 
 from exaone4_mlx import KVQuantization, convert, evaluate, load
 from exaone4_mlx.cli.main import main
@@ -106,8 +106,7 @@ def test_memory_does_not_grow_with_layers(tmp_path: Path, texts: Path) -> None:
     peaks = []
     for layers in (2, 8):
         folder = random_checkpoint(tmp_path / str(layers), layers)
-        mx.clear_cache()
-        before = mx.get_active_memory()
+        before = active_memory()
         peaks.append(evaluate(folder, folder, data=texts).peak_bytes - before)
     assert peaks[1] < 1.1 * peaks[0]
 
