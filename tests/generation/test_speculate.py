@@ -427,7 +427,7 @@ def test_reply_is_the_same_with_guesses(what: str, how: str, demo: tuple[Any, To
 
 
 @pytest.mark.usefixtures("always")
-@pytest.mark.parametrize("how", [pytest.param("prompt_lookup", marks=pytest.mark.heavy), "draft_model"])
+@pytest.mark.parametrize("how", ["prompt_lookup", "draft_model"])
 def test_chat_goes_on_as_without_guesses(how: str, demo: tuple[Any, Tokenizer]) -> None:
     """Over turns that think and turns that do not; what one reply guessed too far is no part of the next prompt."""
     greedy = Sampling(temperature=0)

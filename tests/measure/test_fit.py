@@ -141,7 +141,7 @@ KV_CHOICES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [mx.bfloat16, pytest.param(mx.float32, marks=pytest.mark.heavy)], ids=str)
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32], ids=str)
 @pytest.mark.parametrize(("head_dim", "changes"), [(32, {}), (64, ALL_GLOBAL)], ids=["hybrid", "all global"])
 @pytest.mark.parametrize("choice", KV_CHOICES)
 def test_quantized_caches_are_counted_to_the_byte(
@@ -224,7 +224,7 @@ on_the_cpu = pytest.mark.skipif(
 
 
 @on_the_cpu
-@pytest.mark.parametrize("dtype", [mx.bfloat16, pytest.param(mx.float32, marks=pytest.mark.heavy)], ids=str)
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32], ids=str)
 @pytest.mark.parametrize("peak", PEAKS)
 def test_prefill_stays_below_what_was_told_and_not_far_below(peak: str, dtype: mx.Dtype) -> None:
     check_peak(PEAKS[peak][0], dtype, PEAKS[peak][1], STEPS.get(peak, PREFILL_STEP_SIZE))
