@@ -304,6 +304,8 @@ def test_text_is_returned_as_soon_as_its_meaning_is_clear() -> None:
     assert parser.feed("a < b") == [Answer("a < b")]
     assert parser.feed(" <tool") == [Answer(" ")]
     assert parser.feed("box>") == [Answer("<toolbox>")]
+    broken = CALL_START + '{"x": "\\uzz' + CALL_END
+    assert [event.text for event in parser.feed(broken)] == [broken], "the string is not JSON, so the tag is the end"
 
 
 def test_a_long_call_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,8 @@ VALUES = [
     ("100 / 50%", 200),
     ("2^10%", 10.24),
     ("3!²", 36),
+    ("7 % √4", 1),
+    ("(10 ** 400) ** 0.5", 10**200),
     ("1+" * 499 + "1", 500),
 ]
 
@@ -105,6 +107,8 @@ REFUSED = [
     ("3,5 + 1", "decimals are written with a point"),
     ("1,2345", "decimals are written with a point"),
     ("max(1,234, 5)", "1,234 can be read in two ways"),
+    ("√(-4) ^ 2", "no real square root"),
+    ("10% * 5 + 20%", "adding a percentage can be read in two ways"),
     ("50 + 10%", "adding a percentage can be read in two ways"),
     ("0x10", "hexadecimal"),
     ("foo + 1", "unknown name 'foo'; known are sqrt, abs"),

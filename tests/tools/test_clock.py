@@ -79,6 +79,17 @@ def test_every_zone_of_the_table_exists_and_every_name_has_one_zone() -> None:
             assert seen.setdefault(clock.fold(name), zone) == zone, name
 
 
+def test_a_zone_that_this_computer_does_not_have_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoneinfo, "available_timezones", lambda: {"Asia/Seoul"})
+    clock.zones.cache_clear()
+    try:
+        assert current_time("서울")["city"] == "서울"
+        with pytest.raises(ValueError, match="unknown city"):
+            current_time("도쿄")
+    finally:
+        clock.zones.cache_clear()
+
+
 def test_without_time_zone_data_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoneinfo, "available_timezones", set)
     clock.zones.cache_clear()

@@ -58,6 +58,7 @@ REFUSED = [
     (ready("str"), "the parameters of tool 'f' must be a JSON schema"),
     (ready({"type": "string"}), "the parameters of tool 'f' must be of type object, not 'string'"),
     (ready({"properties": {"x": {"type": "text"}}}), "the parameters of tool 'f' are not a valid JSON schema: 'text' is not valid"),
+    (ready({"properties": {"x": {"type": [{}]}}}), "the parameters of tool 'f' are not a valid JSON schema"),
     (ready({"properties": {"x": {"$ref": "#/$defs/lost"}}}), "'#/[$]defs/lost' is not in the schema"),
     (ready({"properties": {"x": {"items": {"$ref": "https://example.com/x"}}}}), "nothing is downloaded"),
 ]  # fmt: skip

@@ -169,6 +169,14 @@ def test_an_error_inside_a_tool_is_its_result() -> None:
         assert result.failed and result.content == {"error": message}, repr(type(error))
 
 
+def test_a_tool_cannot_change_the_call() -> None:
+    def empty(table: dict) -> None:  # type: ignore[type-arg]
+        table.clear()
+
+    call = ToolCall("empty", {"table": {"a": 1}})
+    assert not Toolbox([empty]).run(call).failed and call.arguments == {"table": {"a": 1}}
+
+
 def test_a_result_without_a_json_form_is_a_failure() -> None:
     def give() -> int:
         return 10**5000
