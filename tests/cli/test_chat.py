@@ -1,0 +1,165 @@
+"""`chat` as a program: in a pipe, and in a terminal of tmux."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+COMMAND = [sys.executable, "-m", "exaone4_mlx.chat", "--model", "demo", "--dtype", "float32", "--temp", "0"]
+
+
+DICE = '''
+import time
+
+def roll_dice(max_num: int) -> int:
+    """Roll a dice with the number 1 to N. User can select the number N.
+
+    Args:
+        max_num: Max number of the dice
+    """
+    print("rolling")
+    time.sleep({seconds})
+    return 4
+'''
+
+
+def piped(lines: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], input=lines, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
+    )
+
+
+def test_a_line_of_standard_input_is_a_turn() -> None:
+    ran = piped("What is the capital of Peru?\n/think on\nWhat is 348 + 275?\n")
+    assert ran.returncode == 0
+    assert ran.stdout == "The capital of Peru is Lima.\n348 + 275 = 623.\n"
+    assert "<think>" in ran.stderr and "\x1b" not in ran.stdout + ran.stderr
+
+
+def test_flags_of_memory_and_drafts_reach_the_chat() -> None:
+    ran = piped("Hello\n" + "word " * 300, "--max-kv-size", "200", "--kv-bits", "8", "--prompt-lookup")
+    assert ran.returncode == 1, "the second turn is too long"
+    assert ran.stdout == "Hello! I am a small demonstration model. How can I help you?\n"
+    assert "of 200]" in ran.stderr and "and the context of 200 must hold it and a reply" in ran.stderr
+
+
+def test_an_error_in_a_pipe_sets_the_exit_code_and_the_chat_continues() -> None:
+    ran = piped("/nonsense\nHello")
+    assert ran.returncode == 1
+    assert ran.stdout.startswith("Hello!")
+    assert "error: there is no command /nonsense" in ran.stderr
+
+
+def test_tools_in_a_pipe_cannot_ask(tmp_path: Path) -> None:
+    file = tmp_path / "dice.py"
+    file.write_text(DICE.format(seconds=0))
+    refused = piped("Roll D6 dice twice!\n", "--tools", str(file))
+    assert refused.returncode == 1 and "add --no-ask-tools" in refused.stderr
+    ran = piped("Roll D6 dice twice!\n", "--tools", str(file), "--no-ask-tools")
+    assert ran.returncode == 0
+    assert ran.stdout == "You rolled 4 and 4.\n"
+    assert str(file) in ran.stderr and "roll_dice(max_num=6) -> 4" in ran.stderr and "rolling" in ran.stderr
+
+
+def test_errors_in_flags_come_before_the_model_is_loaded(tmp_path: Path) -> None:
+    for arguments in (["--load", str(tmp_path / "none")], ["--tools", str(tmp_path / "none.py")], ["--top-p", "7"]):
+        ran = piped("Hello\n", *arguments)
+        assert (ran.returncode, ran.stdout) == (1, ""), arguments
+        assert ran.stderr.startswith("error: ") or "\nerror: " in ran.stderr
+
+
+class Tmux:
+    """A real terminal: type into it, and read its screen."""
+
+    def __init__(self, name: str, width: int, height: int, history: Path) -> None:
+        self.name, self.size, self.history = name, (str(width), str(height)), history
+
+    def start(self, *arguments: str) -> None:
+        width, height = self.size
+        command = f"{' '.join([*COMMAND, *arguments])}; echo code $?; stty -a; sleep 100"
+        environment = ["-e", f"EXAONE4_MLX_HISTORY={self.history}", "-e", "LC_ALL=C.UTF-8"]
+        self._run(
+            "new-session", "-d", "-s", self.name, "-x", width, "-y", height, *environment, "-c", str(ROOT), command
+        )
+        self.wait_for(r"^(think)?> ?$")
+
+    def type(self, text: str) -> None:
+        self._run("send-keys", "-t", self.name, "-l", text)
+        self.keys("Enter")
+
+    def keys(self, *keys: str) -> None:
+        self._run("send-keys", "-t", self.name, *keys)
+
+    def resize(self, width: int) -> None:
+        self._run("resize-window", "-t", self.name, "-x", str(width))
+
+    def screen(self, *options: str) -> str:
+        return self._run("capture-pane", "-p", "-S", "-100", "-t", self.name, *options)
+
+    def wait_for(self, pattern: str, count: int = 1, seconds: float = 60) -> str:
+        end = time.monotonic() + seconds
+        while len(re.findall(pattern, text := self.screen(), re.MULTILINE)) < count:
+            assert time.monotonic() < end, f"{pattern} does not appear:\n{text}"
+            time.sleep(0.1)
+        return text
+
+    def close(self) -> None:
+        self._run("kill-session", "-t", self.name)
+
+    @staticmethod
+    def _run(*arguments: str) -> str:
+        return subprocess.run(["tmux", "-u", *arguments], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def tmux(tmp_path: Path) -> Iterator[Tmux]:
+    if shutil.which("tmux") is None:
+        pytest.skip("tmux is absent")
+    terminal = Tmux(f"exaone4-{os.getpid()}", 100, 35, tmp_path / "history")
+    yield terminal
+    terminal.close()
+
+
+@pytest.mark.heavy
+def test_thoughts_and_tools_in_a_real_terminal(tmux: Tmux) -> None:
+    tmux.start("--thinking", "--builtin-tools")
+    tmux.type("D6 주사위를 두 번 굴려 줘!")
+    text = tmux.wait_for(r"^\[\d+ tokens")
+    assert re.search(
+        r"^▸ thought [\d.]+ s, \d+ tokens; /thought shows it\n▸ roll_dice\(max_num=6\) → \d", text, re.MULTILINE
+    )
+    assert re.search(r"\n\n\d[^\n]*나왔습니다\.\n\n\[", text)
+    tmux.type("/retry")
+    tmux.wait_for(r"^\[\d+ tokens", count=2)
+    tmux.keys("C-d")
+    assert re.search(r" echo ", tmux.wait_for(r"^code 0")), "the terminal echoes again"
+
+
+@pytest.mark.heavy
+def test_ctrl_c_stops_a_tool_and_restores_the_terminal(tmux: Tmux, tmp_path: Path) -> None:
+    file = tmp_path / "dice.py"
+    file.write_text(DICE.format(seconds=60))
+    tmux.start("--tools", str(file))
+    tmux.type("Roll D6 dice twice!")
+    tmux.wait_for("run it\\?")
+    tmux.type("y")
+    tmux.wait_for("rolling")
+    tmux.resize(40)
+    tmux.keys("C-c")
+    text = tmux.wait_for(r"^> ?$")
+    assert "✗ roll_dice was cancelled" in text and "[stopped]" in text
+    assert "run it?" not in text
+    assert tmux._run("display", "-p", "-t", tmux.name, "#{cursor_flag}").strip() == "1"
+    tmux.keys("C-c")
+    tmux.wait_for("Ctrl-C again")
+    tmux.keys("C-c")
+    assert re.search(r" echo ", tmux.wait_for(r"^code 0"))

@@ -1,0 +1,28 @@
+"""A chat without a terminal."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from chat_terminals import DONE
+
+from exaone4_mlx import Answer, Thinking, ToolCall
+from exaone4_mlx.terminal.pipe import PipeScreen
+from exaone4_mlx.tools.toolbox import ToolResult
+
+
+def test_answers_go_to_standard_output_and_the_rest_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = PipeScreen()
+    call = ToolCall("dice", {"n": 6})
+    events = [
+        Thinking("Hm"), Thinking("."), Answer("\n"), Answer("One "), Answer("line\n"), Answer("\n"), call,
+        ToolResult(call, 3, False, 0.1), Answer("two\n\n"), DONE,
+    ]  # fmt: skip
+    with screen.reply():
+        for event in events:
+            screen.show(event)
+        sys.stdout.write("from a tool\n")
+    out, err = capsys.readouterr()
+    assert out == "One line\ntwo\n"
+    assert err == "<think>\nHm.\n</think>\ndice(n=6) -> 3  0.10 s\nfrom a tool\n"

@@ -1,0 +1,19 @@
+"""Tool calls and other texts on one line of a terminal."""
+
+from __future__ import annotations
+
+from exaone4_mlx import ToolCall
+from exaone4_mlx.text.format import call_text, cell_width, clean, shortened
+
+
+def test_korean_letters_take_two_columns() -> None:
+    assert cell_width("한국어 a") == 8
+    assert shortened("한국어 문장", 7) == "한국어…"
+    assert shortened("short", 7) == "short"
+
+
+def test_calls_read_like_python() -> None:
+    assert call_text(ToolCall("f", {"city": "서울", "n": [1, 2]})) == 'f(city="서울", n=[1, 2])'
+    assert call_text(ToolCall("f", "bare")) == 'f("bare")'
+    assert call_text(ToolCall("f", None)) == "f()"
+    assert clean("a\x1bb\n\tc") == "ab\n\tc"
