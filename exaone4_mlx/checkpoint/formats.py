@@ -75,6 +75,11 @@ class Source:
                 raise CheckpointError(f"{info.file}: {name} and {self.tensors[name].stored[0]} store one weight")
             self.tensors[name] = StoredTensor(name, info.shape, DTYPES[info.dtype][0], (name,), info.nbytes)
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether MLX has no kernels for some quantized weight."""
+        return any(len(tensor.stored) > 1 and tensor.exact is None for tensor in self.tensors.values())
+
     def rename(self, old: str, new: str) -> None:
         """Renames a tensor of the model."""
         self.tensors[new] = replace(self.tensors.pop(old), name=new)

@@ -34,11 +34,6 @@ class StoredTensor:
     def is_quantized(self) -> bool:
         return len(self.stored) > 1
 
-    @property
-    def is_foreign(self) -> bool:
-        """Whether MLX has no kernels for its quantization."""
-        return self.is_quantized and self.exact is None
-
 
 @dataclass(kw_only=True)
 class Layout(ABC):

@@ -97,7 +97,6 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
     from ..generation.request import check_drafting
     from ..measure.sizes import check_draft, read_sizes
     from ..model.config import Exaone4Config
-    from ..model.load import vocabulary_warning
     from ..text.tokenizer import Tokenizer
 
     try:
@@ -114,7 +113,7 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
         check_draft(files.sizes, draft, tokenizer)
     drafting = Options(prompt_lookup=bool(options.prompt_lookup), num_draft_tokens=options.num_draft_tokens)
     check_drafting(config, drafting, draft.config if draft else None)
-    if warning := vocabulary_warning(tokenizer, config):
+    if warning := config.vocabulary_warning(tokenizer.vocab_size):
         log(f"warning: {warning}")
     return files
 

@@ -186,6 +186,15 @@ class Exaone4Config:
         ids = self.eos_token_id
         return frozenset(() if ids is None else (ids,) if isinstance(ids, int) else ids)
 
+    def vocabulary_warning(self, tokenizer_size: int) -> str | None:
+        """A warning for a tokenizer that has more tokens than the model, or None."""
+        if tokenizer_size <= self.vocab_size:
+            return None
+        return (
+            f"the tokenizer knows {tokenizer_size} tokens, the model {self.vocab_size}: "
+            "text that uses the others cannot be processed"
+        )
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Exaone4Config:
         """Reads the contents of a config.json of any transformers version.

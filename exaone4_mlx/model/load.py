@@ -9,7 +9,6 @@ import mlx.core as mx
 
 from ..files.folders import find_folder
 from ..text.tokenizer import Tokenizer
-from .config import Exaone4Config
 from .network import Exaone4ForCausalLM
 from .source import Progress, load_network
 
@@ -41,7 +40,7 @@ def load(
         Exaone4ForCausalLM, folder, dtype=dtype, q_bits=q_bits, q_group_size=q_group_size, progress=progress
     )
     model.merge()
-    if warning := vocabulary_warning(tokenizer, model.config):
+    if warning := model.config.vocabulary_warning(tokenizer.vocab_size):
         warnings.warn(warning, stacklevel=2)
     return model, tokenizer
 
@@ -60,13 +59,3 @@ def load_model(
     )
     model.merge()
     return model
-
-
-def vocabulary_warning(tokenizer: Tokenizer, config: Exaone4Config) -> str | None:
-    """A warning for a tokenizer that has more tokens than the model, or None."""
-    if tokenizer.vocab_size <= config.vocab_size:
-        return None
-    return (
-        f"the tokenizer knows {tokenizer.vocab_size} tokens, the model {config.vocab_size}: "
-        "text that uses the others cannot be processed"
-    )

@@ -128,7 +128,7 @@ def load_network(
         raise ValueError(f"{folder} is already quantized ({source.format}); load it without q_bits")
     else:
         settings = {name: quantization for name, shape in opened.shapes.items() if quantization.applies_to(name, shape)}
-    if quantization is None and any(tensor.is_foreign for tensor in source.tensors.values()):
+    if quantization is None and source.is_foreign:
         warnings.warn(
             f"{folder} is {source.format}, which MLX has no kernels for: it is computed in full precision; "
             "convert it once, for a quarter of the memory",
