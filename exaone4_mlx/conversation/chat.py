@@ -38,7 +38,8 @@ from ..generation.worker import IdleWork, Owner
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.events import Done, Logprobs
-from ..text.tokenizer import Tokenizer, check_messages
+from ..text.input_messages import check_messages
+from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
 from ..tools.describe import Tool
 from ..tools.toolbox import Toolbox, ToolError, ToolResult

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..text.tokenizer import Message, Tokenizer, check_messages
+from ..text.input_messages import Message, check_messages
+from ..text.tokenizer import Tokenizer
 from ..tools.describe import schemas
 
 _FOLDER = Path(__file__).parents[1] / "texts"

@@ -17,7 +17,8 @@ import mlx.core as mx
 
 from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization
-from ..text.tokenizer import Message, Tokenizer
+from ..text.input_messages import Message
+from ..text.tokenizer import Tokenizer
 from ..tools.describe import Tool
 from .options import Options, check
 from .sampling import check_bias

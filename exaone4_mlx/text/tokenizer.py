@@ -23,7 +23,7 @@ import tokenizers
 
 from ..tools.describe import Tool, schemas
 from .guard import Guard
-from .input_messages import Message as Message, check_messages as check_messages
+from .input_messages import Message, check_messages
 from .template import ChatTemplate
 
 EOS = "[|endofturn|]"
