@@ -205,7 +205,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         read_file(tmp_path / "pipe")
 
 
-def test_a_file_that_may_not_be_read_is_refused(file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_read_is_refused(file: Any, monkeypatch: Any) -> None:
     def refuse(*_: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
@@ -280,9 +280,7 @@ def test_a_pdf_that_opens_without_a_password_is_read(file: Any, pypdf: Any) -> N
     assert read_file(file(encrypted(pypdf, ""), "open.pdf")).text == "Secret"
 
 
-def test_encryption_that_pypdf_cannot_undo_is_encryption(
-    file: Any, pypdf: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encryption_that_pypdf_cannot_undo_is_encryption(file: Any, pypdf: Any, monkeypatch: Any) -> None:
     def refuse(*_: Any) -> Any:
         raise pypdf.errors.DependencyError("cryptography>=3.1 is required for AES algorithm")
 
@@ -297,7 +295,7 @@ def test_a_damaged_pdf_is_refused(file: Any, pypdf: Any, data: bytes) -> None:
         read_file(file(data, "bad.pdf"))
 
 
-def test_a_damaged_page_is_refused(file: Any, pypdf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_page_is_refused(file: Any, pypdf: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(pypdf.PageObject, "extract_text", lambda _: {}["/Font"])
     with pytest.raises(ValueError, match=r"bad\.pdf is damaged, or no PDF: '/Font'"):
         read_file(file(pdf(["Hello"]), "bad.pdf"))
@@ -308,7 +306,7 @@ def test_a_scan_is_refused(file: Any, pypdf: Any) -> None:
         read_file(file(pdf(["", ""]), "scan.pdf"))
 
 
-def test_the_pages_of_a_pdf_are_bounded(file: Any, pypdf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_of_a_pdf_are_bounded(file: Any, pypdf: Any, monkeypatch: Any) -> None:
     assert files.MAX_PDF_PAGES == 2000
     monkeypatch.setattr(files, "MAX_PDF_PAGES", 2)
     assert read_file(file(pdf(["a", "b"]), "two.pdf")).text == "a\n\nb"
@@ -316,7 +314,7 @@ def test_the_pages_of_a_pdf_are_bounded(file: Any, pypdf: Any, monkeypatch: pyte
         read_file(file(pdf(["a", "b", "c"]), "long.pdf"))
 
 
-def test_the_text_of_a_pdf_is_bounded(file: Any, pypdf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_text_of_a_pdf_is_bounded(file: Any, pypdf: Any, monkeypatch: Any) -> None:
     read: list[int] = []
     monkeypatch.setattr(pypdf.PageObject, "extract_text", lambda _: read.append(1) or "x" * 3_000_000)
     with pytest.raises(ValueError, match=r"bomb\.pdf holds more than 4,000,000 characters of text; split it"):
@@ -324,9 +322,7 @@ def test_the_text_of_a_pdf_is_bounded(file: Any, pypdf: Any, monkeypatch: pytest
     assert len(read) == 2, "no page is read beyond the bound"
 
 
-def test_halves_of_characters_and_nulls_do_not_leave_a_pdf(
-    file: Any, pypdf: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_halves_of_characters_and_nulls_do_not_leave_a_pdf(file: Any, pypdf: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(pypdf.PageObject, "extract_text", lambda _: "a\ud800b\0c")
     assert read_file(file(pdf(["a"]), "odd.pdf")).text == "a?bc"
 
@@ -340,7 +336,7 @@ def test_pypdf_does_not_write_on_the_terminal(file: Any, pypdf: Any, caplog: pyt
     assert not caplog.records
 
 
-def test_without_pypdf_the_message_says_how_to_install_it(file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pypdf_the_message_says_how_to_install_it(file: Any, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "pypdf", None)
     with pytest.raises(ValueError, match=r"one\.pdf is a PDF, and .* needs pypdf: pip install 'pypdf', .* '\.\[pdf\]'"):
         read_file(file(pdf(["Hello"]), "one.pdf"))

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -59,7 +60,7 @@ def test_messages_and_words_need_no_mlx() -> None:
     ],
 )
 def test_what_is_wrong_is_one_line_before_weights_are_read(
-    arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(models, "Loading", lambda path: pytest.fail(f"{path} is being read"))
     assert main([*arguments, "--data-dir", str(tmp_path)]) == 1
@@ -68,7 +69,7 @@ def test_what_is_wrong_is_one_line_before_weights_are_read(
 
 
 def test_what_will_not_fit_is_said_and_what_cannot_work_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     def loading(path: str) -> None:
         raise KeyboardInterrupt
@@ -112,7 +113,7 @@ def test_with_debug_an_error_keeps_its_traceback(tmp_path: Path) -> None:
 
 
 def test_interrupt_while_a_model_is_read_ends_quietly(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     def interrupted(path: str) -> None:
         raise KeyboardInterrupt

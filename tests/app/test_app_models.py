@@ -32,7 +32,7 @@ DEMO = Choice("demo", "demo")
 
 
 @pytest.fixture(autouse=True)
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def hub(tmp_path: Path, monkeypatch: Any) -> Path:
     """An empty hub cache, whatever this machine has."""
     cache = tmp_path / "hub"
     cache.mkdir()
@@ -84,7 +84,7 @@ def test_the_folder_itself_may_be_a_model(shelf: Path) -> None:
     assert paths("demo", shelf / "small") == ["demo", str(shelf / "small"), str(shelf / "small" / "within")]
 
 
-def test_paths_of_what_is_found_are_absolute(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_of_what_is_found_are_absolute(shelf: Path, monkeypatch: Any) -> None:
     """A folder "demo" here would be the package's own demo otherwise."""
     monkeypatch.chdir(shelf)
     make(shelf / "demo")
@@ -110,18 +110,18 @@ def test_a_label_tells_the_size_of_the_weights_and_their_bits(tmp_path: Path) ->
     assert labels == ["demo", "full (11 MB)", "short (3 MB, 4 bits)"]
 
 
-def test_gigabytes_have_a_decimal(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gigabytes_have_a_decimal(shelf: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(models, "_weights_bytes", lambda _: 1_340_000_000)
     assert [choice.label for choice in choices("demo", [shelf])] == ["demo", "large (1.3 GB)", "small (1.3 GB)"]
 
 
-def test_a_given_folder_is_called_by_its_name(hf_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_folder_is_called_by_its_name(hf_folder: Path, monkeypatch: Any) -> None:
     assert choices(str(hf_folder)) == [Choice("checkpoint (11 MB)", str(hf_folder)), DEMO]
     monkeypatch.chdir(hf_folder)
     assert choices(".") == [Choice("checkpoint (11 MB)", "."), DEMO]
 
 
-def test_a_given_folder_called_demo_is_not_the_demo(hf_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_folder_called_demo_is_not_the_demo(hf_folder: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(hf_folder.parent)
     hf_folder.rename("demo")
     (hf_folder.parent / "demo" / "model.safetensors").write_bytes(b"")
@@ -135,7 +135,7 @@ def test_models_of_one_name_are_told_apart(shelf: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_no_model_is_there_twice(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_model_is_there_twice(shelf: Path, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "link").symlink_to(shelf / "small")
     monkeypatch.chdir(shelf)
     assert paths("small", shelf, shelf, tmp_path) == ["small", "demo", str(shelf / "large")]
@@ -184,9 +184,7 @@ def test_what_is_no_model_is_no_choice(shelf: Path, spoil: Callable[[Path], Any]
     assert paths("demo", shelf) == ["demo", str(shelf / "large")]
 
 
-def test_folders_that_cannot_be_read_are_passed_over(
-    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_that_cannot_be_read_are_passed_over(shelf: Path, tmp_path: Path, monkeypatch: Any) -> None:
     is_dir = Path.is_dir
 
     def refuse(path: Path) -> bool:
@@ -253,7 +251,7 @@ def test_a_repository_without_its_main_revision_is_no_choice(hub: Path) -> None:
     assert choices("demo") == [DEMO]
 
 
-def test_without_the_hub_s_client_there_are_folders_still(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_hub_s_client_there_are_folders_still(shelf: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert len(choices("demo", [shelf])) == 3
 
@@ -276,7 +274,7 @@ def test_options_are_those_of_load() -> None:
         Loading("demo", revision="main").result()
 
 
-def test_progress_is_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_in_bytes(monkeypatch: Any) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     def slow_load(path: str, *, progress: Callable[[int, int], None], **_: Any) -> Any:
@@ -332,7 +330,7 @@ def test_what_was_handed_over_is_freed_when_it_is_dropped() -> None:
     assert loading.finished and before - memory_in_use() > 10_000_000
 
 
-def test_a_failure_that_was_handed_over_is_freed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_that_was_handed_over_is_freed_too(monkeypatch: Any) -> None:
     """Its traceback holds what was loaded when it was met."""
     remains = []
 
@@ -368,7 +366,7 @@ def test_a_loading_that_is_over_is_itself_freed() -> None:
 
 
 @pytest.mark.parametrize("path", ["demo", "/nowhere/at/all"])
-def test_the_thread_clears_its_streams_last(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_thread_clears_its_streams_last(path: str, monkeypatch: Any) -> None:
     cleared: list[str] = []
     clear = mx.clear_streams
     monkeypatch.setattr(mx, "clear_streams", lambda: cleared.append(threading.current_thread().name) or clear())

@@ -282,9 +282,7 @@ def test_stop_while_a_tool_asks(session: Session, scripted: Any) -> None:
     assert said(session)[-1] == ("tool", {"error": "not run: the user did not allow this call"})
 
 
-def test_stop_between_a_call_and_its_question_is_not_missed(
-    session: Session, scripted: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stop_between_a_call_and_its_question_is_not_missed(session: Session, scripted: Any, monkeypatch: Any) -> None:
     """Stop may come when the turn has made up its mind to ask, and nobody is asked yet."""
     asked = Session._approve
 
@@ -605,7 +603,7 @@ def test_views_are_copies(session: Session, scripted: Any) -> None:
 
 
 def test_reply_under_way_is_written_every_few_seconds(
-    session: Session, scripted: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+    session: Session, scripted: Any, store: Store, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(session_module, "SAVE_SECONDS", 0.05)
     scripted(ENDLESS, pause=0.005)
@@ -618,7 +616,7 @@ def test_reply_under_way_is_written_every_few_seconds(
 
 
 def test_killed_while_a_tool_ran_it_can_go_on_elsewhere(
-    make: Any, scripted: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+    make: Any, scripted: Any, store: Store, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(session_module, "SAVE_SECONDS", 0.0)
     session = make()
@@ -696,7 +694,7 @@ def test_deleted_conversation_is_ended_and_not_written_again(make: Any, scripted
 
 
 def test_turn_that_ends_after_its_conversation_was_deleted_writes_nothing(
-    make: Any, scripted: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+    make: Any, scripted: Any, store: Store, monkeypatch: Any
 ) -> None:
     def save(session: Session) -> None:
         if session.keeps:

@@ -34,9 +34,7 @@ GRACE = 0.15
 
 
 @pytest.fixture
-def make(
-    unread: Any, scripted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., AppState]]:
+def make(unread: Any, scripted: Any, tmp_path: Path, monkeypatch: Any) -> Iterator[Callable[..., AppState]]:
     """make() is a state with the quick model of no sense, and a grace of a moment."""
     monkeypatch.setattr(state_module, "GRACE_SECONDS", GRACE)
     scripted("ok", repeat=True)
@@ -118,9 +116,7 @@ def test_conversation_opened_from_two_requests_at_once_is_open_once(state: AppSt
     assert state.tab("one").session is state.tab("two").session
 
 
-def test_tabs_that_come_with_the_same_address_at_once_share_it(
-    state: AppState, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tabs_that_come_with_the_same_address_at_once_share_it(state: AppState, monkeypatch: Any) -> None:
     id = state.store.write(Conversation.new()).id
     read, barrier = state.store.read, threading.Barrier(2)
 
@@ -222,9 +218,7 @@ def test_client_gets_no_conversation_of_the_disk(state: AppState) -> None:
     assert contents(state.tab("client", session.id, keeps=False).session) == []
 
 
-def test_reply_of_a_client_ends_with_what_could_show_it(
-    state: AppState, scripted: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reply_of_a_client_ends_with_what_could_show_it(state: AppState, scripted: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(state_module, "GRACE_SECONDS", 600.0)  # that is for pages that are loaded again
     scripted(ENDLESS, pause=0.005, repeat=True)
     tab = state.tab("client", keeps=False)
@@ -237,7 +231,7 @@ def test_reply_of_a_client_ends_with_what_could_show_it(
     until(lambda: not state._sessions, "all is closed")
 
 
-def test_clients_that_never_say_goodbye_are_bounded(state: AppState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_that_never_say_goodbye_are_bounded(state: AppState, monkeypatch: Any) -> None:
     monkeypatch.setattr(state_module, "MAX_OPEN", 3)
     state.tab("person")
     for number in range(10):
@@ -260,7 +254,7 @@ def test_rename_while_a_reply_is_made_keeps_both_in_one_file(state: AppState, sc
     assert session.conversation.title == "My count" and len(state.store.read(id).messages) == 4
 
 
-def test_rename_between_two_steps_of_a_write_costs_no_copy(state: AppState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rename_between_two_steps_of_a_write_costs_no_copy(state: AppState, monkeypatch: Any) -> None:
     session = state.tab("one").session
     say(session, "first")
     write = state.store.write
@@ -319,7 +313,7 @@ def test_conversation_that_is_not_open_can_be_deleted(state: AppState) -> None:
     assert state.store.list() == []
 
 
-def test_delete_that_fails_leaves_all_as_it_was(state: AppState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delete_that_fails_leaves_all_as_it_was(state: AppState, monkeypatch: Any) -> None:
     def refuses(id: str) -> None:
         raise OSError(f"{id}.json cannot be deleted: Permission denied")
 
@@ -353,7 +347,7 @@ def test_other_programs_version_stays_and_the_tab_goes_on_in_a_copy(state: AppSt
     assert len(state.store.list()) == 2, "one copy is enough"
 
 
-def test_reply_goes_on_without_the_disk_and_comes_to_it_later(state: AppState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reply_goes_on_without_the_disk_and_comes_to_it_later(state: AppState, monkeypatch: Any) -> None:
     def full(conversation: Conversation) -> Conversation:
         raise OSError("conversations cannot be written to /data: No space left on device")
 
@@ -413,7 +407,7 @@ def test_model_is_noted_in_the_conversation(state: AppState) -> None:
 # --- caches ----------------------------------------------------------------------
 
 
-def test_resting_caches_are_bounded_in_number(state: AppState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resting_caches_are_bounded_in_number(state: AppState, monkeypatch: Any) -> None:
     monkeypatch.setattr(state_module, "MAX_CACHES", 3)
     sessions = [state.tab(f"{number}").session for number in range(5)]
     for session in [*sessions, sessions[2]]:
@@ -478,7 +472,7 @@ def folder(tmp_path: Path) -> Path:
     return shutil.copytree(DEMO_FOLDER, tmp_path / "other", ignore=shutil.ignore_patterns("recipe"))
 
 
-def tight(monkeypatch: pytest.MonkeyPatch) -> None:
+def tight(monkeypatch: Any) -> None:
     """A machine with room for one model."""
     monkeypatch.setattr(
         state_module, "fit", lambda path, **options: dataclasses.replace(fit(path, **options), memory_bytes=1)
@@ -506,7 +500,7 @@ class Held:
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Held]]:
+def held(monkeypatch: Any) -> Iterator[type[Held]]:
     monkeypatch.setattr(state_module, "Loading", Held)
     monkeypatch.setattr(state_module, "step_size", lambda *args: 512)
     monkeypatch.setattr(state_module, "LOOK_SECONDS", 0.01)
@@ -740,7 +734,7 @@ def load_tokenizer_of_other_words(folder: Path) -> Any:
     return Tokenizer.from_pretrained(folder)
 
 
-def test_weights_beyond_the_memory_are_not_loaded(make: Any, held: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_beyond_the_memory_are_not_loaded(make: Any, held: Any, monkeypatch: Any) -> None:
     """Before anything is ended or let go for them."""
     held.go_on.set()
     state = make()
@@ -787,7 +781,7 @@ def test_file_that_no_template_takes_can_be_looked_at(state: AppState) -> None:
 # --- all at once -----------------------------------------------------------------
 
 
-def test_nothing_gets_stuck_whatever_happens_at_once(make: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_gets_stuck_whatever_happens_at_once(make: Any, scripted: Any, monkeypatch: Any) -> None:
     """Eight threads do whatever tabs can do, for a while; then all is as it should be."""
     monkeypatch.setattr(state_module, "GRACE_SECONDS", 0.01)
     monkeypatch.setattr(state_module, "MAX_CACHES", 2)

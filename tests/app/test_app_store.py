@@ -180,7 +180,7 @@ def test_what_is_nested_too_deeply_is_not_written(store: Store):
         deep = deep.pop()  # or freeing it would go as deep
 
 
-def test_a_conversation_too_large_to_be_read_is_not_written(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_a_conversation_too_large_to_be_read_is_not_written(store: Store, monkeypatch: Any):
     conversation = store.write(said("a"))
     monkeypatch.setattr(store_module, "MAX_BYTES", 1000)
     with pytest.raises(ValueError, match=r"it has 1,\d+ bytes, and at most 1,000 are kept; start a new conversation"):
@@ -269,7 +269,7 @@ def test_a_pipe_with_an_id_is_not_waited_for(store: Store):
     assert store.damaged == {f"{UNKNOWN}.json": "it is not a file"}
 
 
-def test_a_file_that_cannot_be_read_is_tried_again(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_cannot_be_read_is_tried_again(store: Store, monkeypatch: Any):
     conversation = store.write(said("a"))
 
     def refuse(path: Path) -> bytes:
@@ -338,7 +338,7 @@ def test_a_search_finds_decomposed_text_by_composed_words(store: Store):
     assert len(store.list("설명")) == 1
 
 
-def test_a_file_is_read_again_only_when_it_has_changed(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_is_read_again_only_when_it_has_changed(store: Store, monkeypatch: Any):
     first, second = store.write(said("a")), store.write(said("b"))
     reads: list[str] = []
     load = store_module._load
@@ -367,7 +367,7 @@ def test_a_change_within_a_tick_of_the_clock_is_seen(store: Store):
     assert path.stat().st_size == info.st_size and store.list("b") and not store.list("a")
 
 
-def test_a_folder_that_cannot_be_read_says_so(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_that_cannot_be_read_says_so(store: Store, monkeypatch: Any):
     def refuse(path: Path) -> list[str]:
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -421,7 +421,7 @@ def test_of_programs_that_write_at_once_each_keeps_its_own(store: Store, folder:
     assert all(store.read(one.id) == one for one in written)
 
 
-def test_threads_of_one_program_do_not_need_locks_of_the_file_system(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_threads_of_one_program_do_not_need_locks_of_the_file_system(store: Store, monkeypatch: Any):
     def refuse(stream: Any, operation: int) -> None:
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
@@ -526,7 +526,7 @@ def test_a_place_that_cannot_be_written_says_so_at_the_first_write(tmp_path: Pat
         store.write(said("a"))
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(store: Store, monkeypatch: Any):
     conversation = store.write(said("a"))
 
     def full(stream: int) -> None:

@@ -524,7 +524,7 @@ def test_what_is_wrong_is_said_in_one_line():
         from_text("[]", "a\nb.json")
 
 
-def test_a_long_file_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_a_long_file_is_refused(monkeypatch: Any):
     monkeypatch.setattr(transcript, "MAX_BYTES", 10)
     with pytest.raises(ValueError, match=r"the text cannot be imported: it is too large: at most 10 bytes are read"):
         from_text(" " * 11)
