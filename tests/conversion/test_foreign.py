@@ -57,8 +57,7 @@ def release(folder: Path, title: str) -> tuple[Path, Exaone4ForCausalLM]:
     return write(folder, (tensors, quantization), **config), model
 
 
-LIGHT, HEAVY = ("AWQ 4-bit", "GPTQ 4-bit"), ("compressed-tensors 4-bit", "FP8 128x128")
-TITLES = [*LIGHT, *(pytest.param(title, marks=pytest.mark.heavy) for title in HEAVY)]
+TITLES = ["AWQ 4-bit", "GPTQ 4-bit", "compressed-tensors 4-bit", "FP8 128x128"]
 
 
 @pytest.mark.parametrize("title", TITLES)

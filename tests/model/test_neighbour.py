@@ -58,8 +58,8 @@ def assert_same(ours: Any, theirs: Any, limit: float = 1e-3) -> None:
     [
         {},
         pytest.param({"q_bits": 8, "q_group_size": 32}, marks=pytest.mark.heavy),
-        pytest.param({"q_mode": "mxfp4", "q_group_size": 32}, marks=pytest.mark.heavy),
-        pytest.param({"quantize": False}, marks=pytest.mark.heavy),
+        {"q_mode": "mxfp4", "q_group_size": 32},
+        {"quantize": False},
     ],
     ids=["4 bit", "8 bit", "mxfp4", "unquantized"],
 )
@@ -83,7 +83,7 @@ def test_we_read_what_mlx_lm_converts(mlx_lm: Any, tmp_path: Path, options: dict
     assert_same(load(tmp_path / "theirs")[0], their_load(mlx_lm, tmp_path / "theirs"))
 
 
-@pytest.mark.parametrize("window", [7, pytest.param(None, marks=pytest.mark.heavy)], ids=["hybrid", "all global"])
+@pytest.mark.parametrize("window", [7, None], ids=["hybrid", "all global"])
 def test_untied_models_are_shared_too(mlx_lm: Any, tmp_path: Path, window: int | None) -> None:
     """The 32B has a head of its own, and 1.2B's layers all see everything."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "vocab_size": 3072}
@@ -122,7 +122,6 @@ def test_our_model_runs_under_their_generator(mlx_lm: Any) -> None:
     assert their_greedy_tokens(model, ids()) == greedy_tokens(model, ids(), 24)
 
 
-@pytest.mark.heavy
 def test_quantized_folder_generates(tmp_path: Path) -> None:
     convert("demo", tmp_path / "out")
     model, tokenizer = load(tmp_path / "out", dtype="float32")
