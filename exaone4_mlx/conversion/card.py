@@ -114,7 +114,10 @@ def _quantization(conversion: Mapping[str, Any], tensors: Sequence[Mapping[str, 
     text = "## Quantization\n\n" + _table(("", ""), [fact for fact in facts if fact[1]])
     groups: dict[tuple[TensorKind, str, str], list[int]] = {}
     for tensor in sorted(tensors, key=lambda tensor: TENSOR_KINDS.index(kind_of(tensor["name"]))):
-        group = (kind_of(tensor["name"]), _text(tensor.get("bits")), _format(tensor))
+        form = "not quantized"
+        if tensor.get("group_size"):
+            form = f"{_text(tensor.get('mode'))}, groups of {_text(tensor['group_size'])}"
+        group = (kind_of(tensor["name"]), _text(tensor.get("bits")), form)
         groups.setdefault(group, []).append(tensor.get("bytes") or 0)
     rows = [
         (kind.label, bits, form, str(len(sizes)), f"{sum(sizes):,}") for (kind, bits, form), sizes in groups.items()
@@ -122,12 +125,6 @@ def _quantization(conversion: Mapping[str, Any], tensors: Sequence[Mapping[str, 
     if rows:
         text += "\n\n" + _table(("kind of tensor", "bits", "format", "tensors", "bytes"), rows, right=(1, 3, 4))
     return text
-
-
-def _format(tensor: Mapping[str, Any]) -> str:
-    if not tensor.get("group_size"):
-        return "not quantized"
-    return f"{_text(tensor.get('mode'))}, groups of {_text(tensor['group_size'])}"
 
 
 def _quality(evaluation: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]], has_plot: bool) -> str:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,15 +71,8 @@ class ConversionSummary:
         )
 
 
-@dataclass
-class _Folder:
-    """The finished folder, as far as it was measured."""
-
-    errors: tuple[TensorError, ...] | None = None
-    evaluation: Evaluation | None = None
-    digests: Mapping[str, str] = field(default_factory=dict)
-    peak_bytes: int = 0
-    seconds: float = 0.0
+#: The errors, if verified; the evaluation, if evaluated; the peak memory in bytes.
+_Measured = tuple[tuple[TensorError, ...] | None, Evaluation | None, int]
 
 
 def convert(
@@ -123,7 +116,7 @@ def run_conversion(
     started = time.perf_counter()
     mx.reset_peak_memory()
     plan, repo = conversion.plan, conversion.request.upload_repo
-    folder = _Folder() if conversion.is_done else _make_folder(conversion, progress)
+    errors, evaluation, peak_bytes = (None, None, 0) if conversion.is_done else _make_folder(conversion, progress)
     if repo and conversion.is_done:
         check_folder(conversion.target)
         write_card(conversion.target, conversion, read_json(conversion.target / "report.json"))
@@ -135,15 +128,15 @@ def run_conversion(
         bytes=plan.nbytes,
         bits_per_weight=plan.bits_per_weight,
         seconds=time.perf_counter() - started,
-        peak_bytes=max(folder.peak_bytes, mx.get_peak_memory()),
+        peak_bytes=max(peak_bytes, mx.get_peak_memory()),
         notes=conversion.notes,
-        errors=folder.errors,
-        evaluation=folder.evaluation,
+        errors=errors,
+        evaluation=evaluation,
         page=page,
     )
 
 
-def _make_folder(conversion: Conversion, progress: StageProgress | None) -> _Folder:
+def _make_folder(conversion: Conversion, progress: StageProgress | None) -> _Measured:
     """Makes the complete folder under its name, or raises."""
     request, plan, target = conversion.request, conversion.plan, conversion.target
     if conversion.disk_bytes > conversion.free_bytes:
@@ -152,7 +145,7 @@ def _make_folder(conversion: Conversion, progress: StageProgress | None) -> _Fol
             f"and {conversion.disk_bytes / 1e9:.2f} GB are needed; free some space, or choose another disk"
         )
     check_target(target, conversion.opened.folder, request.overwrite)
-    folder, started = _Folder(), time.perf_counter()
+    started, errors, evaluation = time.perf_counter(), None, None
     with staging_folder(target, plan.digest, request.overwrite) as staging, _named_disk_errors(staging.path):
         shards = Shards(staging.path, plan)
         try:
@@ -162,19 +155,17 @@ def _make_folder(conversion: Conversion, progress: StageProgress | None) -> _Fol
                 raise CheckpointError(f"{conversion.opened.folder} changed during the conversion; start again")
             check_written(shards, plan)
             if request.verify or request.evaluate:
-                folder.errors = _verify(conversion, shards, progress)
-            folder.digests = shards.digests
+                errors = _verify(conversion, shards, progress)
         finally:
             shards.close()
         open_checkpoint(staging.path, Exaone4ForCausalLM)  # checks names and shapes, as a reader of the folder does
         Tokenizer.from_pretrained(staging.path)
         staging.keep = True  # the weights are complete: a later error does not discard them
-        folder.peak_bytes, folder.seconds = mx.get_peak_memory(), time.perf_counter() - started
+        measured = {"seconds": time.perf_counter() - started, "peak_bytes": mx.get_peak_memory()}
         if request.evaluate:
-            folder.evaluation = _evaluate(conversion, staging.path, progress)
-        measured = {"seconds": folder.seconds, "peak_bytes": folder.peak_bytes}
-        write_report(staging.path, conversion, measured, folder.errors, folder.evaluation, folder.digests)
-    return folder
+            evaluation = _evaluate(conversion, staging.path, progress)
+        write_report(staging.path, conversion, measured, errors, evaluation, shards.digests)
+    return errors, evaluation, int(measured["peak_bytes"])
 
 
 def _write_weights(conversion: Conversion, shards: Shards, progress: StageProgress | None) -> None:

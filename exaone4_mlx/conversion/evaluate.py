@@ -9,11 +9,11 @@ Notes:
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
@@ -131,7 +131,8 @@ def _measure(
     """The results of all texts, and the seconds that the candidate's blocks took."""
     batches = _batches(texts)
     layers = candidate.config.num_hidden_layers + reference.config.num_hidden_layers
-    counter = _counter(progress, layers * len(batches))
+    steps, total = itertools.count(1), layers * len(batches)
+    counter: Progress | None = (lambda *_: progress(next(steps), total)) if progress else None
     results: list[TextResult] = []
     seconds = 0.0
     for batch in batches:
@@ -189,17 +190,3 @@ def _batches(texts: Sequence[_Text]) -> list[list[_Text]]:
         batches[-1].append(text)
         size += len(text[1])
     return batches
-
-
-def _counter(progress: Progress | None, total: int) -> Progress | None:
-    """A callback for each pass that counts the blocks of all passes together."""
-    if progress is None:
-        return None
-    done = 0
-
-    def count(*_: Any) -> None:
-        nonlocal done
-        done += 1
-        progress(done, total)
-
-    return count

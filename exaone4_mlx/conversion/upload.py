@@ -13,9 +13,8 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ..files.folders import read_json
 from ..files.safetensors import INDEX_NAME, Checkpoint
@@ -97,7 +96,9 @@ def upload(folder: Path, repo: str, *, private: bool = False, notice: Callable[[
     folder = Path(folder).expanduser()
     files = _finished(folder)
     card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
-    origin = _origin(folder)
+    report = read_json(folder / "report.json") if (folder / "report.json").is_file() else {}
+    conversion = report.get("conversion")
+    origin = str(conversion.get("origin") or "") if isinstance(conversion, dict) else ""
     check_upload_name(repo, origin, card)
     exaone = is_exaone(origin, card)
     if exaone and not any(file.startswith("LICENSE") and (folder / file).stat().st_size for file in files):
@@ -130,13 +131,6 @@ def _finished(folder: Path) -> list[str]:
         raise ValueError(f"{INDEX_NAME} of {folder} lists {outside[0]}, which is not a file name of a shard")
     present = {file.name for file in folder.iterdir() if file.is_file()}
     return sorted(shards | {name for pattern in PUBLISHED for name in fnmatch.filter(present, pattern)})
-
-
-def _origin(folder: Path) -> str:
-    """The origin in the report, or ""."""
-    report = read_json(folder / "report.json") if (folder / "report.json").is_file() else {}
-    conversion = report.get("conversion")
-    return str(conversion.get("origin") or "") if isinstance(conversion, dict) else ""
 
 
 def _check_privacy(folder: Path, files: list[str]) -> None:
@@ -173,8 +167,11 @@ def _send(folder: Path, files: list[str], repo: str, private: bool) -> str:
 
 def _reason(error: BaseException, repo: str) -> str:
     """One line: the error, and what to do."""
-    chain = list(_causes(error))
-    status = next((code for code in map(_status, chain) if code), None)
+    chain = [error]
+    while cause := chain[-1].__cause__:
+        chain.append(cause)
+    codes = (getattr(getattr(link, "response", None), "status_code", None) for link in chain)
+    status = next(filter(None, codes), None)
     if status == 401:
         return "the hub does not accept this token: run `hf auth login`, or set HF_TOKEN to a token with write access"
     if status == 403:
@@ -184,14 +181,3 @@ def _reason(error: BaseException, repo: str) -> str:
     last = chain[-1] if status is None else error
     text = one_line(getattr(last, "server_message", None) or str(last)) or type(last).__name__
     return f"the upload to {repo} failed: {text[:300]}"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _status(error: BaseException) -> int | None:
-    response: Any = getattr(error, "response", None)
-    return getattr(response, "status_code", None)
