@@ -85,7 +85,6 @@ def tiny_model(seed: int = 0, dtype: mx.Dtype = mx.float32, kind: type = Exaone4
     model.update(tree_unflatten(list(weights_of(shapes, seed).items())))
     model.set_dtype(dtype)
     model.eval()
-    model.merge()  # as after loading
     return model
 
 

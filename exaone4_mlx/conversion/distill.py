@@ -168,7 +168,7 @@ class _Student:
             full = prefix + name
             weights[name] = own[full] if full in own else self._weight(own, full.removesuffix(".weight"))
         block.update(tree_unflatten(list(weights.items())))
-        return block(x, causal_mask(0, x.shape[1], block.self_attn.window), None)
+        return block(x, causal_mask(0, x.shape[1], block.window), None)
 
     def _divergence(self, head: mx.array, hidden: mx.array, target: mx.array) -> mx.array:
         log_p = _log_softmax(target.astype(mx.float32) @ self.head.T)

@@ -23,6 +23,7 @@ import mlx.nn as nn
 
 from ..checkpoint.quantize import Quantization
 from ..model.cache import causal_mask
+from ..model.layer import Layer, merge_heads
 from ..model.network import Block
 from .search import check_affine, pack_codes, quantize_mse
 
@@ -72,7 +73,7 @@ def quantize_block(
     Every text begins at its first token: there are no caches. Raises ValueError as `gptq` does.
     """
     attention, mlp = block.self_attn, block.mlp
-    masks = [causal_mask(0, x.shape[1], attention.window) for x in inputs]
+    masks = [causal_mask(0, x.shape[1], block.window) for x in inputs]
     packs: list[tuple[nn.Module, str, nn.Module]] = []
 
     def quantize(part: str, names: Sequence[str], states: Iterable[mx.array]) -> None:
@@ -80,8 +81,10 @@ def quantize_block(
         packs.extend(_quantized(block[part], chosen, states, damping, dtype))
 
     quantize("self_attn", ("q_proj", "k_proj", "v_proj"), inputs)
-    layer = block.ready()
-    attended = [_evaluated(layer.attended(x, mask, None)) for x, mask in zip(inputs, masks, strict=True)]  # B L H*D
+    layer = Layer.of(block)
+    attended = [
+        _evaluated(merge_heads(layer.attention(x, mask, None))) for x, mask in zip(inputs, masks, strict=True)
+    ]  # B L H*D
     quantize("self_attn", ("o_proj",), attended)
     middle = [
         _evaluated(x + block.post_attention_layernorm(attention.o_proj(a)))
@@ -90,9 +93,9 @@ def quantize_block(
     del attended
 
     quantize("mlp", ("gate_proj", "up_proj"), middle)
-    layer = block.ready()
-    quantize("mlp", ("down_proj",), (layer.inner(x) for x in middle))  # B L intermediate size: not kept
-    outputs = [x + block.post_feedforward_layernorm(mlp.down_proj(layer.inner(x))) for x in middle]
+    layer = Layer.of(block)
+    quantize("mlp", ("down_proj",), (layer.mlp_hidden(x) for x in middle))  # B L intermediate size: not kept
+    outputs = [x + block.post_feedforward_layernorm(mlp.down_proj(layer.mlp_hidden(x))) for x in middle]
     for module, name, layer in packs:
         setattr(module, name, layer)
     return outputs

@@ -103,7 +103,7 @@ class LayerwiseModel:
 
 def run_block(block: Block, states: Sequence[mx.array], kv: KVQuantization | None = None) -> list[mx.array]:
     """The hidden states [B, L, E] of each text after one block, with a cache that `kv` quantizes."""
-    after, window = [], block.self_attn.window
+    after, window = [], block.window
     for state in states:
         cache = None if kv is None else make_caches([window], kv=kv)[0]
         after.append(block(state, causal_mask(0, state.shape[1], window), cache))

@@ -15,8 +15,12 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from ..model.cache import Cache
+from ..model.fused import FusedModel
 from ..model.network import Exaone4ForCausalLM
 from .options import PREFILL_STEP_SIZE
+
+#: Both forms of the model have the calls that decoding needs. `model.fused()` is the fast one.
+Model = Exaone4ForCausalLM | FusedModel
 
 CLEAR_EVERY = 256  # tokens between which freed buffers are given back
 
@@ -33,7 +37,7 @@ class Sample(Protocol):
 
 
 def read(
-    model: Exaone4ForCausalLM,
+    model: Model,
     ids: Sequence[int],
     cache: list[Cache],
     step_size: int = PREFILL_STEP_SIZE,
@@ -46,16 +50,14 @@ def read(
     array = mx.array(list(ids))[None]  # [1, L]
     whole_length = cache[0].offset + len(ids)
     for start in range(0, len(ids), step_size):
-        hidden = model.model.prefill(array[:, start : start + step_size], cache, whole_length)
+        hidden = model.prefill(array[:, start : start + step_size], cache, whole_length)
         if start + step_size < len(ids):
             mx.eval([layer.state for layer in cache])
             mx.clear_cache()
         yield min(start + step_size, len(ids)), hidden
 
 
-def prefill(
-    model: Exaone4ForCausalLM, ids: Sequence[int], cache: list[Cache], step_size: int = PREFILL_STEP_SIZE
-) -> mx.array:
+def prefill(model: Model, ids: Sequence[int], cache: list[Cache], step_size: int = PREFILL_STEP_SIZE) -> mx.array:
     """Processes `ids` into `cache`: the logits after the last of them, [1, V]."""
     for _, last in read(model, ids, cache, step_size):
         hidden = last
@@ -73,7 +75,7 @@ class TokenStream:
 
     drafted = accepted = 0
 
-    def __init__(self, model: Exaone4ForCausalLM, logits: mx.array, cache: list[Cache], sample: Sample) -> None:
+    def __init__(self, model: Model, logits: mx.array, cache: list[Cache], sample: Sample) -> None:
         """`logits` [1, V] are those after the prompt, which `cache` holds."""
         self._model, self._cache, self._sample = model, cache, sample
         self._logits = logits

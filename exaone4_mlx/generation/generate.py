@@ -260,7 +260,7 @@ class _Making:
         finally:
             self._counts.prefill_seconds = time.perf_counter() - started
         sampler = Sampler(self.sampling, self._ids, self._model.config.vocab_size)
-        given = self._model, logits, self._cache.layers, sampler
+        given = self._cache.fused, logits, self._cache.layers, sampler
         if self._draft is None and not self._options.prompt_lookup:
             return TokenStream(*given)
         drafter, most = (self._draft, MODEL_DRAFTS) if self._draft else (PromptLookup(), LOOKUP_DRAFTS)

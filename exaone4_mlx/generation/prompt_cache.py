@@ -28,6 +28,7 @@ from mlx.utils import tree_flatten
 from ..files.folders import atomic_file
 from ..files.safetensors import CheckpointError, read_header
 from ..model.cache import Cache, KVCache, RotatingKVCache, Snapshot
+from ..model.fused import FusedModel
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
@@ -109,6 +110,7 @@ class PromptCache:
         """
         self.model, self._tokenizer = model, tokenizer
         self.kv = KVQuantization.coerce(kv, model.config)
+        self._fused: FusedModel | None = None
         self._pool = pool or CheckpointPool()
         self.checkpoints: list[Checkpoint] = []  # shortest first, all of them beginnings of `ids`
         self.clear()
@@ -130,7 +132,6 @@ class PromptCache:
         """Forgets everything, and frees its memory."""
         self.ids: list[int] = []
         self.work: object = None  # what is under way; other work ends it
-        self._weights = [weakref.ref(array) for _, array in tree_flatten(self.model.parameters())]
         self.layers = self.model.make_cache(self.kv)
         self.checkpoints.clear()
         windows = [layer for layer in self.layers if isinstance(layer, RotatingKVCache)]
@@ -138,6 +139,12 @@ class PromptCache:
         self._reserve = min((layer.rewind_capacity for layer in windows), default=None)
         if self._pool.max_count == 0:
             self._reserve = None
+
+    @property
+    def fused(self) -> FusedModel:
+        """The inference form of the model, as the present work uses it."""
+        assert self._fused is not None, "call prefill first"
+        return self._fused
 
     @property
     def nbytes(self) -> int:
@@ -168,7 +175,7 @@ class PromptCache:
                     progress(done, total)
             if stop < total:
                 self._checkpoint()
-        logits = self.model.logits(hidden)[:, -1]
+        logits = self.fused.logits(hidden)[:, -1]
         mx.eval(logits, self._states)
         self._checkpoint()
         if progress:
@@ -203,11 +210,10 @@ class PromptCache:
         the longest is taken.
         """
         self.work = object()
-        now = [array for _, array in tree_flatten(self.model.parameters())]
-        if len(now) != len(self._weights) or any(
-            seen() is not array for seen, array in zip(self._weights, now, strict=False)
-        ):
-            self.clear()
+        fused = self.model.fused()
+        if fused is not self._fused and self.ids:
+            self.clear()  # the weights are others
+        self._fused = fused
         self._repair()
         shared = common_prefix(self.ids, ids)
         wanted = min(shared, limit)
@@ -258,7 +264,7 @@ class PromptCache:
         """Processes what the caches lack of `ids`: how many they hold after each chunk, and its last hidden state."""
         start, work = len(self.ids), self.work
         try:
-            for done, hidden in read(self.model, ids[start:], self.layers, step_size):
+            for done, hidden in read(self.fused, ids[start:], self.layers, step_size):
                 self.ids += ids[len(self.ids) : start + done]
                 yield start + done, hidden
                 if self.work is not work:
@@ -341,7 +347,7 @@ class PromptCache:
 
     def _take(self, arrays: dict[str, mx.array], lengths: list[int]) -> None:
         ids: Any = arrays["ids"].tolist()
-        self.ids = ids
+        self.ids, self._fused = ids, self.model.fused()
         for i, layer in enumerate(self.layers):
             snapshot = self._checked(_from_names(arrays, f"{i}", len(self.ids), layer), layer)
             if isinstance(layer, KVCache) and snapshot.rows != len(self.ids):

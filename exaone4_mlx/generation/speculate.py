@@ -26,8 +26,9 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from ..model.cache import Cache, RotatingKVCache, make_caches
+from ..model.fused import FusedModel
 from ..model.network import Exaone4ForCausalLM
-from .decode import CLEAR_EVERY, Sample, prefill, read
+from .decode import CLEAR_EVERY, Model, Sample, prefill, read
 from .prompt_cache import common_prefix
 
 DRAFT_WINDOW = 4096  # tokens that a draft model attends to, in every layer
@@ -89,28 +90,34 @@ class DraftModel:
 
     def __init__(self, model: Exaone4ForCausalLM, window: int = DRAFT_WINDOW) -> None:
         self.model, self._window, self.pace = model, window, Pace()
+        self._fused: FusedModel | None = None
         self.read_tokens = 0
         self._ids: list[int] = []  # of the history, from _start on, that the caches hold
         self._guessed: list[mx.array] = []  # what they hold beyond that
         self.clear(0)
 
     def begin(self, history: Sequence[int]) -> None:
+        fused = self.model.fused()
+        if fused is not self._fused:
+            self.clear()  # the weights are others
+        self._fused = fused
         self._align(history, whole=True)
 
     def draft(self, history: Sequence[int], count: int, sample: Sample) -> list[mx.array]:
         if count == 0:
             return []
         self._align(history)
+        fused = self._fused = self._fused or self.model.fused()
         unread = list(history[self._start + len(self._ids) :])
-        for _, last in read(self.model, unread, self._layers, DRAFT_STEP_SIZE):
+        for _, last in read(fused, unread, self._layers, DRAFT_STEP_SIZE):
             hidden = last
         self._ids += unread
         self.read_tokens = len(unread)
         before = sample.state
-        guesses = [sample(self.model.logits(hidden)[:, -1])]
+        guesses = [sample(fused.logits(hidden)[:, -1])]
         while len(guesses) < count:
             self._guessed.append(guesses[-1])
-            guesses.append(sample(self.model(guesses[-1][None], self._layers)[:, -1]))
+            guesses.append(sample(fused(guesses[-1][None], self._layers)[:, -1]))
         sample.state = before
         return guesses
 
@@ -219,7 +226,7 @@ class SpeculativeStream:
 
     def __init__(
         self,
-        model: Exaone4ForCausalLM,
+        model: Model,
         logits: mx.array,
         cache: list[Cache],
         sample: Sample,

@@ -71,14 +71,16 @@ class Ours:
 
     def prefill(self, ids: Sequence[int]) -> float:
         started = time.perf_counter()
-        mx.eval(mx.argmax(prefill(self._model, ids, self._model.make_cache(self._kv), self._step_size), axis=-1))
+        fused = self._model.fused()
+        mx.eval(mx.argmax(prefill(fused, ids, self._model.make_cache(self._kv), self._step_size), axis=-1))
         return time.perf_counter() - started
 
     def decode(self, ids: Sequence[int], count: int) -> float:
+        fused = self._model.fused()
         cache = self._model.make_cache(self._kv)
-        logits = prefill(self._model, ids, cache, self._step_size)
-        greedy = Sampler(Sampling(temperature=0.0, top_p=1.0), ids, self._model.config.vocab_size)
-        return seconds_of(TokenStream(self._model, logits, cache, greedy), count)
+        logits = prefill(fused, ids, cache, self._step_size)
+        greedy = Sampler(Sampling(temperature=0.0, top_p=1.0), ids, fused.config.vocab_size)
+        return seconds_of(TokenStream(fused, logits, cache, greedy), count)
 
     def conversation(self, messages: Sequence[str]) -> list[float]:
         greedy, cache = Sampling(temperature=0.0), PromptCache(self._model, self._tokenizer, kv=self._kv)
@@ -95,7 +97,7 @@ class Ours:
         return seconds
 
     def build(self) -> float:
-        return build_seconds(self._model)
+        return build_seconds(self._model.fused())
 
     def command(self, prompt: str) -> list[str]:
         folder = str(self._folder)

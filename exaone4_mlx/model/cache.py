@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from .config import Exaone4Config
 from .kv import KVBuffer, KVQuantization, Stored, grown_capacity
 
 
@@ -257,6 +258,12 @@ def make_caches(
         else RotatingKVCache(window, kv=kv and kv.of_layer(window))
         for window in windows
     ]
+
+
+def new_caches(config: Exaone4Config, kv: KVQuantization | int | None = None) -> list[Cache]:
+    """A new cache for each layer of a model; `kv` is 8, 4, a KVQuantization or None."""
+    windows = [layer.window for layer in config.layers]
+    return make_caches(windows, config.max_position_embeddings, KVQuantization.coerce(kv, config))
 
 
 def _check_rewind(n: int, rewindable: int, offset: int) -> None:

@@ -18,7 +18,7 @@ from .cache import causal_mask, visible
 
 
 @dataclass
-class Details:
+class AttentionContext:
     """What one call of `forward` adds to the plain call, for all layers; and what it gathers from them.
 
     `positions` [B, L] are those of the new tokens, where they do not simply go on; `length` is that of the whole
@@ -32,7 +32,7 @@ class Details:
     segments: mx.array | None = None
     hidden_states: list[mx.array] | None = None
     attentions: list[mx.array] | None = None
-    _blind: dict[int | None, mx.array] = field(default_factory=dict)  # window -> [B, 1, L, 1]: sees nothing
+    _fully_masked: dict[int | None, mx.array] = field(default_factory=dict)  # window -> [B, 1, L, 1]: sees nothing
 
     def mask(self, past: int, length: int, window: int | None) -> mx.array | str | None:
         """The mask of new tokens that attend to `past` rows and to themselves: as `causal_mask`, or [B, 1, L, S]."""
@@ -43,15 +43,15 @@ class Details:
             seen = seen & (self.segments[:, None, :, None] == self.segments[:, None, None, :])
         if self.padding is not None:
             seen = seen & self.padding[:, None, None, -(past + length) :]
-            self._blind[window] = ~seen.any(axis=-1, keepdims=True)
-            seen = seen | self._blind[window]
+            self._fully_masked[window] = ~seen.any(axis=-1, keepdims=True)
+            seen = seen | self._fully_masked[window]
         return seen
 
-    def places(self, offset: int, length: int) -> tuple[int | mx.array, int]:
+    def positions_of(self, offset: int, length: int) -> tuple[int | mx.array, int]:
         """The positions of `length` new tokens after `offset`, the first or all, and the length of the sequence."""
         return (offset, max(self.length, offset + length)) if self.positions is None else (self.positions, self.length)
 
-    def nothing_for_the_blind(self, taken: mx.array, window: int | None) -> mx.array:
+    def zero_fully_masked(self, taken: mx.array, window: int | None) -> mx.array:
         """What each query takes in, [B, H, L, D], or the weights of it, [B, H, L, S]: zero where it sees nothing."""
-        blind = self._blind.get(window)
-        return taken if blind is None else mx.where(blind, mx.zeros((), taken.dtype), taken)
+        masked = self._fully_masked.get(window)
+        return taken if masked is None else mx.where(masked, mx.zeros((), taken.dtype), taken)

@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from .cache import Cache, KVCache, RotatingKVCache
 from .config import Exaone4Config
-from .forward import Details
+from .forward import AttentionContext
 from .losses import IGNORED
 
 
@@ -55,7 +55,7 @@ class Inputs:
     embeddings: mx.array | None
     cache: Sequence[Cache] | None
     keep_cache: bool  # whether the output has a cache, a new one if necessary
-    details: Details
+    context: AttentionContext
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,31 +89,31 @@ def read_inputs(
         raise ValueError("this output has no past_key_values; pass caches of model.make_cache(), and keep them")
     ids, embeddings = _read_tokens(config, input_ids, more.get("inputs_embeds"))
     keeps_cache = returns_cache and wanted and not (training and use_cache is None)
-    inputs = Inputs(ids, embeddings, caches, keeps_cache, details := Details())
+    inputs = Inputs(ids, embeddings, caches, keeps_cache, context := AttentionContext())
     batch, length = inputs.shape
     past = 0 if caches is None else _check_caches(config, caches, batch)
     if attention_mask is not None:
-        details.padding = _read_padding(attention_mask, batch, past, length)
+        context.padding = _read_padding(attention_mask, batch, past, length)
     if (cache_position := more.get("cache_position")) is not None:
         positions = read_integers("cache_position", cache_position)
         check_shape("cache_position", positions, (length,))
         expected = f"cache_position must be {past} to {past + length - 1}, the positions after the cached tokens"
         check_everywhere(positions == mx.arange(past, past + length), expected)
     if position_ids is not None:
-        details.positions = _read_positions(position_ids, batch, length)
+        context.positions = _read_positions(position_ids, batch, length)
         if config.rope_parameters.depends_on_length:
-            details.length = _sequence_length(details.positions, config)
+            context.length = _sequence_length(context.positions, config)
         if attention_mask is None and caches is None and not wanted:
-            starts = details.positions[:, 1:] != details.positions[:, :-1] + 1
+            starts = context.positions[:, 1:] != context.positions[:, :-1] + 1
             first = mx.zeros((batch, 1), mx.int32)
-            details.segments = mx.cumsum(mx.concatenate([first, starts.astype(mx.int32)], axis=1), axis=1)
+            context.segments = mx.cumsum(mx.concatenate([first, starts.astype(mx.int32)], axis=1), axis=1)
     for name, default in (
         ("hidden_states", config.output_hidden_states),
         ("attentions", config.output_attentions),
     ):
         flag = flags[f"output_{name}"]
         if default if flag is None else flag:
-            setattr(details, name, [])
+            setattr(context, name, [])
     return inputs
 
 

@@ -39,7 +39,7 @@ def load(
     model = load_network(
         Exaone4ForCausalLM, folder, dtype=dtype, q_bits=q_bits, q_group_size=q_group_size, progress=progress
     )
-    model.merge()
+    model.fused()
     if warning := model.config.vocabulary_warning(tokenizer.vocab_size):
         warnings.warn(warning, stacklevel=2)
     return model, tokenizer
@@ -57,5 +57,5 @@ def load_model(
     model = load_network(
         Exaone4ForCausalLM, folder, dtype=dtype, q_bits=q_bits, q_group_size=q_group_size, progress=progress
     )
-    model.merge()
+    model.fused()
     return model

@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 PLAIN = (nn.Linear, nn.Embedding, nn.RMSNorm, nn.Dropout)
 
 
-class Mergeable(nn.Module):
-    """A module that can lay its weights side by side."""
-
-    def merge(self) -> None:
-        raise NotImplementedError
-
-
 class Pretrained(nn.Module):
     """A network with a config."""
 
@@ -40,18 +33,6 @@ class Pretrained(nn.Module):
     def __init__(self, config: Exaone4Config) -> None:
         super().__init__()
         self.config = config
-
-    def merge(self) -> None:
-        """Lays weights side by side that are used together, one layer at a time. Loading does; nothing else changes.
-
-        Weights that are changed later count all the same, one by one until this is called again. Only arrays that were
-        taken from `parameters()`, or from a module as from a dict, and then changed in place (`*=`) are not noticed:
-        give them back with `update`, or call this. And `mx.compile(inputs=...)` must be given whole layers, attentions
-        or MLPs, no projection or norm alone.
-        """
-        for part in self.modules():
-            if isinstance(part, Mergeable):
-                part.merge()
 
     @classmethod
     def from_pretrained(
@@ -73,9 +54,7 @@ class Pretrained(nn.Module):
         """
         folder = find_folder(path_or_repo, revision)
         config = Exaone4Config.from_file(folder / "config.json", **changes)
-        network = load_network(cls, folder, config, backbone=cls.backbone, dtype=dtype)
-        network.merge()
-        return network
+        return load_network(cls, folder, config, backbone=cls.backbone, dtype=dtype)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors into a folder, which is created if it does not exist.

@@ -105,7 +105,7 @@ def states_of(model: Exaone4ForCausalLM) -> list[mx.array]:
 
 def forward(model: Exaone4ForCausalLM, number: int, states: list[mx.array]) -> list[mx.array]:
     block = model.layers[number]
-    return [block(x, causal_mask(0, x.shape[1], block.self_attn.window), None) for x in states]
+    return [block(x, causal_mask(0, x.shape[1], block.window), None) for x in states]
 
 
 def test_a_block_of_which_nothing_is_quantized_is_the_networks() -> None:

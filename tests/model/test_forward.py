@@ -25,6 +25,7 @@ from documented import (
 from exaone4_mlx import Exaone4Model
 from exaone4_mlx.generation.decode import prefill
 from exaone4_mlx.model import forward, inputs, network
+from exaone4_mlx.model.layer import Layer
 from exaone4_mlx.model.rope import RopeParameters
 
 Patch = pytest.MonkeyPatch
@@ -78,7 +79,7 @@ def without(field: str) -> Callable[[Patch], None]:
     def apply(patch: Patch) -> None:
         def read(*args: Any, **kwargs: Any) -> Any:
             read = inputs.read_inputs(*args, **kwargs)
-            setattr(read.details, field, None)
+            setattr(read.context, field, None)
             return read
 
         patch.setattr(network, "read_inputs", read)
@@ -101,7 +102,7 @@ def always_short(patch: Patch) -> None:
 
 
 def rotate_by_index(patch: Patch) -> None:
-    patch.setattr(forward.Details, "places", lambda self, offset, length: (offset, offset + length))
+    patch.setattr(forward.AttentionContext, "positions_of", lambda self, offset, length: (offset, offset + length))
 
 
 def unnormalized(patch: Patch) -> None:
@@ -230,12 +231,12 @@ def test_attention_dropout_applies_in_training_and_keeps_the_mean() -> None:
     mx.random.seed(7)
     model = tiny_model(attention_dropout=0.4, **config_of())
     block, x = model.layers[0], mx.random.normal((1, 6, 32))
-    exact = block.ready().attended(x, "causal", None)
-    assert distance(exact, block.ready().attended(x, "causal", None)) == 0, "no dropout outside of training"
+    exact = Layer.of(block).attention(x, "causal", None)
+    assert distance(exact, Layer.of(block).attention(x, "causal", None)) == 0, "no dropout outside of training"
     block.train()
-    draws = mx.stack([block.ready().attended(x, "causal", None) for _ in range(400)])
+    draws = mx.stack([Layer.of(block).attention(x, "causal", None) for _ in range(400)])
     spread = mx.sqrt(mx.var(draws, axis=0))
-    assert mx.min(spread[0, 1:]).item() > 0
+    assert mx.min(spread[0, :, 1:]).item() > 0
     assert mx.max(mx.abs(draws.mean(axis=0) - exact) / (spread + 1e-6)).item() < 6 / 400**0.5
     model.train()
     ids = random_ids(6)

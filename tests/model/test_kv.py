@@ -98,7 +98,7 @@ def test_rewinding_and_snapshots_are_exact(kind: str, window: int | None) -> Non
         return RotatingKVCache(window, 3, 2, kv) if window else KVCache(kv=kv)
 
     def attended(cache: Any) -> list[mx.array]:
-        return [layer_module.unpacked(rows) for rows in cache.update(other, other)]
+        return [layer_module.dequantized(rows) for rows in cache.update(other, other)]
 
     for _ in range(5):
         cache, fresh, length = new(), new(), rng.randrange(20, 60)
@@ -146,8 +146,8 @@ def test_bytes_are_those_of_the_rows(kind: str) -> None:
 
 def test_prefill_keeps_no_scores_of_a_quantized_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, bool]] = []
-    attend = layer_module.attend_packed
-    monkeypatch.setattr(layer_module, "attend_packed", lambda *a: seen.append(a[0].shape[2]) or attend(*a))
+    attend = layer_module.attend_quantized
+    monkeypatch.setattr(layer_module, "attend_quantized", lambda *a: seen.append(a[0].shape[2]) or attend(*a))
     model = tiny_model(**SHAPE)
     model(random_ids(40), cache := model.make_cache(KINDS["4"]))
     assert not seen

@@ -14,6 +14,7 @@ from conftest import distance, random_ids, tiny_model
 from exaone4_mlx import Exaone4Config
 from exaone4_mlx.model import layer as layer_module, network
 from exaone4_mlx.model.config import LayerAttention
+from exaone4_mlx.model.layer import Layer, merge_heads
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "network.json").read_text())
 LENGTH, KEPT = GOLDENS["length"], slice(GOLDENS["start"], None, GOLDENS["step"])
@@ -44,9 +45,9 @@ def layers_changed(change: Callable[[int, LayerAttention], LayerAttention]) -> C
 
 
 def norm_first(self: Any, x: mx.array, *call: Any) -> mx.array:
-    layer = self.ready()
-    x = x + layer.output(layer.attended(self.post_attention_layernorm(x), *call))
-    return x + layer.down(layer.inner(self.post_feedforward_layernorm(x)))
+    layer = Layer.of(self)
+    x = x + layer.output(merge_heads(layer.attention(self.post_attention_layernorm(x), *call)))
+    return x + layer.down(layer.mlp_hidden(self.post_feedforward_layernorm(x)))
 
 
 def no_head_norm(patch: pytest.MonkeyPatch) -> None:
@@ -81,7 +82,7 @@ def test_breaking_a_rule_is_caught(rule: str, monkeypatch: pytest.MonkeyPatch) -
 def test_all_global_model_rotates_every_layer() -> None:
     """Where there is no window at all, no layer goes without positions."""
     model = tiny_model(sliding_window=None)
-    assert all(layer.self_attn.rotation is not None for layer in model.layers)
+    assert all(layer.self_attn.spec.rotation is not None for layer in model.layers)
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=["bfloat16", "float16"])

@@ -1,0 +1,215 @@
+"""The inference form of a model: immutable, with few products, and compiled for single tokens.
+
+Notes:
+- Projections with the same input are one product where their kind allows it: query, key and value, and gate and up.
+  Adapters, biases and different bits stay separate. The weights of the modules become slices of the joint arrays, so
+  that the model takes no more memory.
+- For a few tokens, everything between two attentions is one compiled function, whose weights are constants. That saves
+  most of Python's time per token, which limits a small model on a fast machine. Prompts take the plain call.
+- Each thread compiles its own functions. MLX (0.32) keeps compiled graphs per thread and frees only those of the thread
+  that called a function last. In other threads they would outlive the model, and a new function at the same address
+  would get the old graph, with the old weights.
+- It keeps array objects of its own. An in-place write into a module's weight (`w *= 2`) does not reach it.
+
+Shapes: B batch, L new tokens, H query heads, K key heads, D head size, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map
+
+from .cache import Cache, new_caches
+from .forward import AttentionContext
+from .kv import KVQuantization
+from .layer import Layer, Mask, Projection, attend, beside, check_depth, head_norm, run_layers
+
+#: Up to this many tokens per row, `FusedModel.__call__` runs compiled functions: one token and the guesses behind it.
+MAX_COMPILED_LENGTH = 17
+
+Parameters = list[tuple[str, mx.array]]
+
+
+class FusedModel:
+    """A causal language model, ready for inference. `model.fused()` makes it; dropout is off.
+
+    `fused(ids, cache)` gives logits [B, L, V], like the model.
+    """
+
+    def __init__(self, model: Any, previous: FusedModel | None = None) -> None:
+        """Makes the weights of `model` slices of joint arrays. Layers that `previous` holds unchanged are kept."""
+        self.config = model.config
+        kept = [] if previous is None else [*zip(previous._sources, previous.layers, strict=True)]
+        self._sources: list[Parameters] = []
+        layers = []
+        for number, block in enumerate(model.layers):
+            is_kept = number < len(kept) and same_arrays(kept[number][0], tree_flatten(block.parameters()))
+            layers.append(kept[number][1] if is_kept else fuse(block))
+            self._sources.append(tree_flatten(block.parameters()))
+        self.layers: tuple[Layer, ...] = tuple(layers)
+        embedding, norm = frozen(model.model.embed_tokens), frozen(model.model.norm)
+        self.embed: Projection = embedding  # ids [B, L] -> [B, L, E]
+        self.norm: Projection = norm
+        self.head: Projection = embedding.as_linear if self.config.tie_word_embeddings else product(model.lm_head)
+        self._compiles = not self.config.rope_parameters.depends_on_length
+        self._threads = threading.local()
+        self._parameters: Parameters = tree_flatten(model.parameters())
+
+    def is_current(self, model: Any) -> bool:
+        """Whether all arrays of `model` are the objects that they were when this was made."""
+        return same_arrays(self._parameters, tree_flatten(model.parameters()))
+
+    def __call__(self, ids: mx.array, cache: Sequence[Cache]) -> mx.array:
+        """Logits [B, L, V] for ids [B, L], which continue what `cache` holds."""
+        batch, length = ids.shape
+        if length > MAX_COMPILED_LENGTH or not self._compiles:
+            return self.head(self.norm(run_layers(self.layers, self.embed(ids), cache)))
+        check_depth(cache, len(self.layers))
+        before, between, after = self._functions()
+        masks: dict[int | None, Mask] = {}  # of one token: no masks
+        if length > 1:
+            masks = {layer.window: past.mask(length) for layer, past in zip(self.layers, cache, strict=True)}
+        positions = mx.array([cache[0].offset] * batch)
+        x = self.embed(ids)
+        queries, keys, values = before(x, positions)
+        for layer, past, step in zip(self.layers, cache, between, strict=False):
+            spec = layer.spec
+            attended = attend(queries, *past.update(keys, values), masks.get(spec.window), spec.scale)
+            x, queries, keys, values = step(x, attended, positions)
+        spec = self.layers[-1].spec
+        attended = attend(queries, *cache[-1].update(keys, values), masks.get(spec.window), spec.scale)
+        return self.head(self.norm(after(x, attended)))
+
+    def prefill(self, ids: mx.array, cache: Sequence[Cache], whole_length: int) -> mx.array:
+        """A chunk of a prompt [B, L] -> the last token's final hidden state [B, 1, E]; see `Exaone4Model.prefill`."""
+        context = None if self._compiles else AttentionContext(length=whole_length)
+        return self.norm(run_layers(self.layers, self.embed(ids), cache, context, last=True))
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Final hidden states [B, L, E] -> logits [B, L, V]."""
+        return self.head(hidden)
+
+    def make_cache(self, kv: KVQuantization | int | None = None) -> list[Cache]:
+        return new_caches(self.config, kv)
+
+    def _functions(self) -> tuple[Callable[..., Any], list[Callable[..., Any]], Callable[..., mx.array]]:
+        """The compiled functions of this thread: before the first attention, between two, and after the last."""
+        try:
+            return self._threads.functions
+        except AttributeError:
+            self._threads.functions = compiled(self.layers)
+            return self._threads.functions
+
+
+def compiled(
+    layers: Sequence[Layer],
+) -> tuple[Callable[..., Any], list[Callable[..., Any]], Callable[..., mx.array]]:
+    def between(layer: Layer, following: Layer) -> Callable[..., Any]:
+        def step(x: mx.array, attended: mx.array, positions: mx.array) -> tuple[mx.array, ...]:
+            x = layer.after(x, attended)
+            return x, *following.before(x, positions)
+
+        return mx.compile(step)
+
+    return mx.compile(layers[0].before), [between(*pair) for pair in pairwise(layers)], mx.compile(layers[-1].after)
+
+
+def fuse(block: Any) -> Layer:
+    """The layer of a block, on arrays that no other code can change in place."""
+    attention, mlp = block.self_attn, block.mlp
+    qkv, keys_values = joined(attention.q_proj, attention.k_proj, attention.v_proj)
+    gate_up, _ = joined(mlp.gate_proj, mlp.up_proj)
+    norm = head_norm(attention)
+    mx.eval(norm)
+    return Layer(
+        spec=attention.spec,
+        qkv=qkv,
+        keys_values=keys_values,
+        output=product(attention.o_proj),
+        gate_up=gate_up,
+        down=product(mlp.down_proj),
+        head_norm=norm,
+        attention_norm=block.post_attention_layernorm.weight[...],
+        mlp_norm=block.post_feedforward_layernorm.weight[...],
+    )
+
+
+def joined(*modules: Any) -> tuple[Projection, Projection]:
+    """(all projections as one, all but the first as one). The modules' weights become slices of the joint arrays."""
+    first = modules[0]
+    if not all(is_plain(module) and alike(module, first) for module in modules):
+        projections = [product(module) for module in modules]
+        return beside(*projections), beside(*projections[1:])
+    arrays = {key: mx.concatenate([module[key] for module in modules]) for key in first}
+    mx.eval(arrays)
+    start = 0
+    for module in modules:
+        stop = start + module.weight.shape[0]
+        module.update({key: array[start:stop] for key, array in arrays.items()})
+        start = stop
+    rest = {key: array[first.weight.shape[0] :] for key, array in arrays.items()}
+    mx.eval(rest, [module.parameters() for module in modules])
+    return multiplication(first, arrays), multiplication(first, rest)
+
+
+def product(module: Any) -> Projection:
+    """A projection on array objects of its own."""
+    if is_plain(module):
+        return multiplication(module, {key: array[...] for key, array in module.items()})
+    return frozen(module)
+
+
+def multiplication(module: Any, arrays: dict[str, mx.array]) -> Projection:
+    """The product with weights of the kind that `module` has."""
+    weight = arrays["weight"]
+    if isinstance(module, nn.Linear):
+        transposed = weight.T
+        mx.eval(transposed)  # a view
+        return lambda x: x @ transposed
+    scales, biases = arrays["scales"], arrays.get("biases")
+    group_size, bits, mode = module.group_size, module.bits, module.mode
+    return lambda x: mx.quantized_matmul(x, weight, scales, biases, True, group_size, bits, mode)
+
+
+def frozen(module: Any) -> Any:
+    """A copy of a module on array objects of its own, in evaluation mode."""
+    kind: Any = type(module)
+    copy = kind.__new__(kind)
+    copy.__dict__.update(module.__dict__, _training=False)
+
+    def frozen_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, nn.Module):
+            return frozen(leaf)
+        return leaf[...] if isinstance(leaf, mx.array) else leaf
+
+    for name, value in module.items():
+        dict.__setitem__(copy, name, tree_map(frozen_leaf, value, is_leaf=lambda leaf: isinstance(leaf, nn.Module)))
+    return copy
+
+
+def is_plain(module: Any) -> bool:
+    """Whether a projection is only its weights: no bias, no adapter."""
+    return type(module) in (nn.Linear, nn.QuantizedLinear) and "bias" not in module
+
+
+def alike(module: Any, other: Any) -> bool:
+    """Whether two plain projections can be one product."""
+    settings = ("group_size", "bits", "mode")
+    return (
+        type(module) is type(other)
+        and [getattr(module, name, None) for name in settings] == [getattr(other, name, None) for name in settings]
+        and {key: module[key].dtype for key in module} == {key: other[key].dtype for key in other}
+    )
+
+
+def same_arrays(before: Parameters, now: Parameters) -> bool:
+    """Whether two lists of parameters have the same names and the same array objects."""
+    return len(before) == len(now) and all(
+        a is b and name == other for (name, a), (other, b) in zip(before, now, strict=True)
+    )
