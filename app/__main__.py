@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _state(options: argparse.Namespace) -> AppState:
     """Everything that the options ask for: the model is read last."""
-    from exaone4_mlx import BUILTIN_TOOLS, Options, fit, load_tools
+    from exaone4_mlx import BUILTIN_TOOLS, KVQuantization, Options, fit, load_tools
 
     tools: list[Any] = []
     if options.tools:
@@ -122,7 +122,12 @@ def _state(options: argparse.Namespace) -> AppState:
     drafting = _given(options, "num_draft_tokens", "prompt_lookup")
     check_draft_flags(options)
     Options(**drafting)  # raises for what cannot be
-    needs = fit(options.model, context=options.max_kv_size, draft_model=options.draft_model, **kv)
+    needs = fit(
+        options.model,
+        max_kv_size=options.max_kv_size,
+        draft_model=options.draft_model,
+        kv=KVQuantization.from_flags(**kv),
+    )
     if not options.ignore_memory:
         _check_memory(needs)
     started = time.monotonic()

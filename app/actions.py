@@ -423,7 +423,7 @@ class Actions:
             total=size_text(needs.total_bytes),
             weights=size_text(needs.weights_bytes),
             cache=size_text(cache),
-            context=f"{needs.context:,}",
+            context=f"{needs.max_kv_size:,}",
             memory=size_text(needs.memory_bytes),
         )
         if needs.fits:

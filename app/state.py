@@ -54,7 +54,7 @@ class LoadedModel:
 
     @property
     def context(self) -> int:
-        return self.fit.context
+        return self.fit.max_kv_size
 
 
 @dataclass
@@ -280,10 +280,11 @@ class AppState:
         here = Path(path).expanduser().is_dir() or path in (self._given, self._used[0])
         if not here and path not in {choice.path for choice in self.models()}:  # looks into every folder
             raise FileNotFoundError(f"there is no folder {path}; a model of the hub is downloaded with --model {path}")
+        kv = KVQuantization.from_flags(**self._kv)
         if self._draft is not None:
             with contextlib.suppress(ValueError):  # of another tokenizer: that model goes without
-                return fit(path, context=context, draft_model=self._draft.path, **self._kv)
-        return fit(path, context=context, **self._kv)
+                return fit(path, max_kv_size=context, draft_model=self._draft.path, kv=kv)
+        return fit(path, max_kv_size=context, kv=kv)
 
     def switch(self, path: str, context: int | None = None) -> Iterator[tuple[int, int]]:
         """Loads another model, or gives the one in use another context; yields (bytes read, bytes in all).
@@ -396,7 +397,7 @@ class AppState:
     def _make_room(self, session: Session, loaded: LoadedModel) -> None:
         resting = sorted(self._sessions.values(), key=lambda other: other.used, reverse=True)
         needs = loaded.fit
-        row = needs.global_cache_bytes / max(needs.context, 1)
+        row = needs.global_cache_bytes / max(needs.max_kv_size, 1)
         local, weights = needs.local_window_bytes + needs.local_reserve_bytes, needs.weights_bytes
         if loaded.draft is not None:
             weights += loaded.draft.weights_bytes

@@ -100,6 +100,7 @@ def run(options: argparse.Namespace) -> int:
     from ..measure.bench import bench
     from ..measure.measurements import BenchRequest
     from ..measure.speed_plot import write_speed_plot
+    from ..model.kv import KVQuantization
 
     if options.plot is not None and options.plot.suffix.lower() != ".svg":
         raise ValueError(f"--plot draws an SVG: the name must end in .svg, not {options.plot.name}")
@@ -118,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         q_bits=options.q_bits,
         prefill_step_size=options.prefill_step_size,
-        kv=kv_options(options),
+        kv=KVQuantization.from_flags(**kv_options(options)),
     )
     with progress_bar("measuring", " tests") as progress:
         found = bench(request, progress)

@@ -53,12 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..checkpoint.quantize import Quantization
     from ..files.safetensors import read_dtype
-    from ..measure.fit import check_request, fit_sizes
+    from ..measure.fit import check_max_kv_size, fit_sizes, read_memory
     from ..measure.sizes import check_draft, read_sizes
     from ..model.kv import KVQuantization
 
-    memory = None if options.memory is None else _bytes(options.memory)
-    check_request(options.max_kv_size, memory)
+    check_max_kv_size(options.max_kv_size)
+    memory = read_memory(options.memory)
     cast, first = read_dtype(options.dtype), None if options.q_bits is None else Quantization(options.q_bits)
     metal = True if options.metal else None
     sizes = read_sizes(options.model, options.revision)
@@ -94,7 +94,7 @@ def print_table(fits: dict[str, Fit]) -> None:
     columns = list(fits.values())
     one, size = columns[0], size_text
     rows = {
-        f"{one.context:,} tokens": list(fits),
+        f"{one.max_kv_size:,} tokens": list(fits),
         "weights": [size(fit.weights_bytes) for fit in columns],
         "global cache": [size(fit.global_cache_bytes) for fit in columns],
         "local windows": [size(fit.local_window_bytes) for fit in columns],
@@ -151,9 +151,3 @@ def _notes(sizes: Sizes, metal: bool | None, memory_was_given: bool) -> Iterator
         )
     else:
         yield "The memory is the physical memory of this machine."
-
-
-def _bytes(gigabytes: float) -> int:
-    if not 1 <= gigabytes * 1e9 < float("inf"):
-        raise ValueError(f"--memory must be a positive number of gigabytes, not {gigabytes:g}")
-    return int(gigabytes * 1e9)

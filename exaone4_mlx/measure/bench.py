@@ -93,7 +93,7 @@ def bench(request: BenchRequest, progress: Progress | None = None) -> Bench:
     folder = find_folder(request.model, request.revision)
     config = Exaone4Config.from_file(folder / "config.json")
     request.check_model(folder, config)
-    kv = KVQuantization.read(config, **request.kv)
+    kv = KVQuantization.coerce(request.kv, config)
     tokenizer = Tokenizer.from_pretrained(folder)
     model = load_model(folder, dtype=request.dtype, q_bits=request.q_bits)
     engines: list[Engine] = [Ours(model, tokenizer, folder, request.prefill_step_size, kv)]

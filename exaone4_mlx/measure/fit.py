@@ -18,7 +18,6 @@ import mlx.core as mx
 from ..checkpoint.quantize import Quantization
 from ..files.format import size_text
 from ..files.safetensors import read_dtype
-from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization
 from . import machine
 from .allocation import cache_bytes, draft_cache_bytes, draft_windows, prefill_bytes
@@ -27,7 +26,7 @@ from .sizes import Sizes, check_draft, read_sizes
 
 @dataclass(frozen=True)
 class Fit:
-    """The memory that a model needs for `context` tokens. Sizes are in bytes, lengths in tokens.
+    """The memory that a model needs for `max_kv_size` tokens. Sizes are in bytes, lengths in tokens.
 
     The cache of a local layer is split into its window and the reserve: rows for going back, and for appending in
     place. `prefill_bytes` is an upper bound for reading a prompt. `draft_bytes` are weights and caches of the draft
@@ -35,7 +34,7 @@ class Fit:
     not fit.
     """
 
-    context: int
+    max_kv_size: int
     weights_bytes: int
     global_cache_bytes: int
     local_window_bytes: int
@@ -64,8 +63,9 @@ class Fit:
         draft = f", {size_text(self.draft_bytes)} of draft model" if self.draft_bytes else ""
         return (
             f"{size_text(self.total_bytes)} ({size_text(self.weights_bytes)} of weights, "
-            f"{size_text(self.cache_bytes)} of caches at {self.context:,} tokens, {size_text(self.prefill_bytes)} to "
-            f"read the prompt{draft}), and a model may have {size_text(self.memory_bytes)} here"
+            f"{size_text(self.cache_bytes)} of caches at {self.max_kv_size:,} tokens, "
+            f"{size_text(self.prefill_bytes)} to read the prompt{draft}), and a model may have "
+            f"{size_text(self.memory_bytes)} here"
         )
 
     def check_weights(self) -> None:
@@ -81,45 +81,41 @@ class Fit:
 def fit(
     path_or_repo: str | Path,
     *,
-    context: int | None = None,
-    memory: int | None = None,
+    max_kv_size: int | None = None,
+    memory: float | None = None,
     revision: str | None = None,
     dtype: mx.Dtype | str | None = None,
     q_bits: int | None = None,
     metal: bool | None = None,
-    kv_bits: int | None = None,
-    kv_bits_keys: int | None = None,
-    kv_bits_values: int | None = None,
-    kv_group_size: int | None = None,
-    kv_layers: str | None = None,
+    kv: int | KVQuantization | None = None,
     draft_model: str | Path | None = None,
 ) -> Fit:
     """What a model needs: a folder, a config.json, a hub id (of which only config.json is downloaded), or "demo".
 
-    `context` is in tokens; None means max_position_embeddings. `memory` is in bytes; None means what a model may use on
-    this machine. `dtype` and `q_bits` are those of `load`; without them the weights are counted as they are stored, or
-    without weight files as config.json says. `metal` counts the prefill as on a Mac, or as elsewhere; None means as on
-    this machine. `kv_bits` and what follows it quantize the caches, as for `Chat`. `draft_model` is a path or id; its
-    weights are cast as those of the model, and not quantized.
+    `max_kv_size` is in tokens; None means max_position_embeddings. `memory` is in GB (1e9 bytes); None means what a
+    model may use on this machine. `dtype` and `q_bits` are those of `load`; without them the weights are counted as
+    they are stored, or without weight files as config.json says. `metal` counts the prefill as on a Mac, or as
+    elsewhere; None means as on this machine. `kv` quantizes the caches, as for `Chat`. `draft_model` is a path or id;
+    its weights are cast as those of the model, and not quantized.
 
     Raises FileNotFoundError and ValueError as `load` does for what is visible without reading weights, and ValueError
-    for a context beyond max_position_embeddings, for caches that cannot be quantized so, and for a draft model with
-    another tokenizer.
+    for a max_kv_size beyond max_position_embeddings, an invalid `kv`, and a draft model with another tokenizer.
     """
-    check_request(context, memory)
-    cast, quantization = read_dtype(dtype), None if q_bits is None else Quantization(q_bits)
+    check_max_kv_size(max_kv_size)
+    memory_bytes, cast = read_memory(memory), read_dtype(dtype)
+    quantization = None if q_bits is None else Quantization(q_bits)
     sizes = read_sizes(path_or_repo, revision)
-    kv = KVQuantization.read(sizes.config, kv_bits, kv_bits_keys, kv_bits_values, kv_group_size, kv_layers)
     draft = None if draft_model is None else read_sizes(draft_model)
     if draft:
         check_draft(sizes, draft)
-    return fit_sizes(sizes, context, memory, cast, quantization, metal, kv=kv, draft=draft)
+    kv = KVQuantization.coerce(kv, sizes.config)
+    return fit_sizes(sizes, max_kv_size, memory_bytes, cast, quantization, metal, kv=kv, draft=draft)
 
 
 def fit_sizes(
     sizes: Sizes,
-    context: int | None = None,
-    memory: int | None = None,
+    max_kv_size: int | None = None,
+    memory_bytes: int | None = None,
     cast: mx.Dtype | None = None,
     quantization: Quantization | None = None,
     metal: bool | None = None,
@@ -128,51 +124,58 @@ def fit_sizes(
     draft: Sizes | None = None,
     prompt_tokens: int | None = None,
 ) -> Fit:
-    """`fit` for sizes that are already read, with weights cast or quantized. Raises ValueError as `fit` does.
+    """`fit` for sizes that are already read, with weights cast or quantized.
 
-    `prompt_tokens` limits how many tokens of the context are read as a prompt; the rest is generated one by one.
+    `kv` is complete, as `coerce` returns it. `prompt_tokens` limits how many tokens are read as a prompt; the rest is
+    generated one by one. Raises ValueError for a max_kv_size beyond max_position_embeddings, and for a quantized model
+    that is to be quantized again.
     """
-    check_request(context, memory)
     config = sizes.config
-    context = config.max_position_embeddings if context is None else context
-    _check_context(context, config)
+    longest = config.max_position_embeddings
+    max_kv_size = longest if max_kv_size is None else max_kv_size
+    if max_kv_size > longest:
+        raise ValueError(
+            f"max_kv_size {max_kv_size} is more than the {longest} tokens of this model's context "
+            "(max_position_embeddings)"
+        )
     if quantization and sizes.is_quantized:
         raise ValueError(f"{sizes.title} is quantized already; leave q_bits out")
     weights_bytes, dtype_size = sizes.weights_bytes(cast, quantization), sizes.activation_dtype(cast).size
-    memory = machine.memory_of_this_machine() if memory is None else memory
+    memory_bytes = machine.memory_of_this_machine() if memory_bytes is None else memory_bytes
     draft_weights = draft.weights_bytes(cast) if draft else 0
     draft_dtype_size = draft.activation_dtype(cast).size if draft else 0
 
-    def draft_bytes(length: int) -> int:
-        return draft_weights + draft_cache_bytes(draft.config, length, draft_dtype_size) if draft else 0
+    def draft_bytes(tokens: int) -> int:
+        return draft_weights + draft_cache_bytes(draft.config, tokens, draft_dtype_size) if draft else 0
 
-    def reading(length: int) -> int:
-        length = min(length, prompt_tokens or length)
-        needed = prefill_bytes(config, length, dtype_size, metal, kv)
+    def reading(tokens: int) -> int:
+        tokens = min(tokens, prompt_tokens or tokens)
+        needed = prefill_bytes(config, tokens, dtype_size, metal, kv)
         if draft:  # the two models read the prompt one after the other
             windows = draft_windows(draft.config)
-            needed = max(needed, prefill_bytes(draft.config, length, draft_dtype_size, metal, windows=windows))
+            needed = max(needed, prefill_bytes(draft.config, tokens, draft_dtype_size, metal, windows=windows))
         return needed
 
-    def needed(length: int) -> int:
-        return sum(cache_bytes(config, length, dtype_size, kv)) + reading(length) + draft_bytes(length)
+    def needed(tokens: int) -> int:
+        return sum(cache_bytes(config, tokens, dtype_size, kv)) + reading(tokens) + draft_bytes(tokens)
 
-    largest = bisect_right(range(1, config.max_position_embeddings + 1), memory - weights_bytes, key=needed)
-    caches = cache_bytes(config, context, dtype_size, kv)
-    return Fit(context, weights_bytes, *caches, reading(context), draft_bytes(context), memory, largest)
-
-
-def check_request(context: int | None, memory: int | None) -> None:
-    """Raises ValueError for what is not a number of tokens, or of bytes."""
-    if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
-        raise ValueError(f"context must be a positive whole number of tokens, not {context!r}")
-    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 1):
-        raise ValueError(f"memory must be a positive whole number of bytes, not {memory!r}")
+    largest = bisect_right(range(1, longest + 1), memory_bytes - weights_bytes, key=needed)
+    caches = cache_bytes(config, max_kv_size, dtype_size, kv)
+    return Fit(
+        max_kv_size, weights_bytes, *caches, reading(max_kv_size), draft_bytes(max_kv_size), memory_bytes, largest
+    )
 
 
-def _check_context(context: int, config: Exaone4Config) -> None:
-    if context > config.max_position_embeddings:
-        raise ValueError(
-            f"context {context} is more than the {config.max_position_embeddings} tokens that this model reaches "
-            "(max_position_embeddings); ask for less"
-        )
+def check_max_kv_size(max_kv_size: int | None) -> None:
+    """Raises ValueError for a value that is not a number of tokens."""
+    if max_kv_size is not None and (type(max_kv_size) is not int or max_kv_size < 1):
+        raise ValueError(f"max_kv_size must be a positive whole number of tokens, not {max_kv_size!r}")
+
+
+def read_memory(gigabytes: float | None) -> int | None:
+    """Bytes from GB. Raises ValueError for a value that is not a positive number."""
+    if gigabytes is None:
+        return None
+    if type(gigabytes) not in (int, float) or not 1 <= gigabytes * 1e9 < float("inf"):
+        raise ValueError(f"memory must be a positive number of gigabytes, not {gigabytes!r}")
+    return round(gigabytes * 1e9)

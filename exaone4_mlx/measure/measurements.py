@@ -11,14 +11,14 @@ import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..files.safetensors import read_dtype
 from ..generation.options import PREFILL_STEP_SIZE
 from ..model.config import Exaone4Config
+from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..model.source import open_checkpoint
 from ..text.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ class BenchRequest:
 
     Reads a prompt of each length in `prompt_tokens`, and generates `decode_tokens` tokens after a prompt of each length
     in `depths`. Measures each figure `repeat` times, after one time for warming up. `peers` are other engines. `kv`
-    holds the `kv_` options of `generate` for our caches; the caches of peers are not quantized.
+    quantizes our caches, as for `generate`; the caches of peers are not quantized.
     Raises ValueError for an invalid value.
     """
 
@@ -48,7 +48,7 @@ class BenchRequest:
     dtype: str | None = None
     q_bits: int | None = None
     prefill_step_size: int = PREFILL_STEP_SIZE
-    kv: Mapping[str, Any] = field(default_factory=dict)
+    kv: int | KVQuantization | None = None
 
     def __post_init__(self) -> None:
         for name, flag, least in (("prompt_tokens", "-p", 1), ("depths", "-d", 0)):

@@ -60,7 +60,7 @@ def evaluation_html(evaluation: Evaluation) -> str:
 def fit_html(fit: Fit) -> str:
     return rows_html(
         {
-            "context": f"{fit.context:,} tokens",
+            "context": f"{fit.max_kv_size:,} tokens",
             "weights": size_text(fit.weights_bytes),
             "global cache": size_text(fit.global_cache_bytes),
             "local windows": size_text(fit.local_window_bytes),

@@ -51,8 +51,8 @@ def test_messages_and_words_need_no_mlx() -> None:
     [
         (["--model", "demo", "--tools", "missing.py"], "there is no file of tools missing.py"),
         (["--model", "/no/such/folder"], "/no/such/folder"),
-        (["--model", "demo", "--max-kv-size", "9000"], "context 9000 is more than the 8192 tokens"),
-        (["--model", "demo", "--max-kv-size", "0"], "context must be a positive whole number"),
+        (["--model", "demo", "--max-kv-size", "9000"], "9000 is more than the 8192 tokens"),
+        (["--model", "demo", "--max-kv-size", "0"], "must be a positive whole number"),
         (["--model", "demo", "--max-kv-size", "1"], "--max-kv-size must be at least 2"),
         (["--model", "demo", "--kv-layers", "global"], "--kv-layers 'global' has no effect without --kv-bits"),
         (["--model", "demo", "--draft-model", "/no/such/folder"], "/no/such/folder"),

@@ -26,7 +26,7 @@ from app.session import Busy, Session
 from app.settings import Settings
 from app.state import AppState, LoadedModel
 from app.store import Conversation, Store
-from exaone4_mlx import Tokenizer, fit
+from exaone4_mlx import KVQuantization, Tokenizer, fit
 from exaone4_mlx.files.folders import DEMO_FOLDER
 
 UNKNOWN = "20261125-093015-1f2e3d4c"
@@ -422,7 +422,7 @@ def test_resting_caches_are_bounded_in_number(state: AppState, monkeypatch: Any)
 def with_room(state: AppState, conversations: float, tokens: int) -> None:
     """The machine's memory is such that caches of so many conversations with so many tokens in all have room."""
     needs = state.loaded.fit
-    row = needs.global_cache_bytes / needs.context
+    row = needs.global_cache_bytes / needs.max_kv_size
     room = conversations * (needs.local_window_bytes + needs.local_reserve_bytes) + tokens * row
     needs = dataclasses.replace(needs, memory_bytes=int(needs.weights_bytes + 2 * room))  # half is for caches
     state._use(dataclasses.replace(state.loaded, fit=needs))
@@ -558,7 +558,7 @@ def test_path_of_no_model_changes_nothing(state: AppState, path: str) -> None:
 @pytest.mark.parametrize("context", [0, -5, 1_000_000])
 def test_context_without_meaning_changes_nothing(state: AppState, context: int) -> None:
     before = state.loaded
-    with pytest.raises(ValueError, match="context"):
+    with pytest.raises(ValueError, match="max_kv_size"):
         list(state.switch("demo", context))
     assert state.loaded is before
 
@@ -706,7 +706,7 @@ def test_caches_and_drafts_are_as_the_app_was_started_with(make: Any, kv_model: 
     chat = state._chat(state.new_session())
     assert (chat.options.prompt_lookup, chat.options.num_draft_tokens) == (True, 3)
     assert (chat._cache.kv.key_bits, chat._cache.kv.layers) == (8, "all")
-    assert state.needs("demo", 3000) == fit("demo", context=3000, kv_bits=8, kv_layers="all")
+    assert state.needs("demo", 3000) == fit("demo", max_kv_size=3000, kv=KVQuantization(8, 8, layers="all"))
 
 
 def test_a_draft_model_is_for_models_of_its_tokenizer(make: Any, held: Any, folder: Path, unread: Any) -> None:
@@ -716,7 +716,7 @@ def test_a_draft_model_is_for_models_of_its_tokenizer(make: Any, held: Any, fold
     list(state.switch(str(DEMO_FOLDER)))
     assert state.loaded.draft is not None and state.loaded.warnings == ()
     assert state._chat(state.new_session())._draft.model is unread[0]
-    assert state.needs("demo", 3000) == fit("demo", context=3000, draft_model="demo")
+    assert state.needs("demo", 3000) == fit("demo", max_kv_size=3000, draft_model="demo")
     held.loads = unread[0], load_tokenizer_of_other_words(folder)
     list(state.switch(str(folder)))
     told = ("the draft model demo has another tokenizer, so this model goes without one",)
@@ -746,7 +746,7 @@ def test_weights_beyond_the_memory_are_not_loaded(make: Any, held: Any, monkeypa
 
 
 def test_long_conversation_is_seen_from_its_newest_turns_only(make: Any, unread: Any) -> None:
-    state = AppState(LoadedModel(Choice("demo", "demo"), *unread, fit("demo", context=400)), make().store)
+    state = AppState(LoadedModel(Choice("demo", "demo"), *unread, fit("demo", max_kv_size=400)), make().store)
     session = state.tab("one").session
     for _ in range(4):
         view = say(session, "word " * 40)
@@ -759,7 +759,7 @@ def test_long_conversation_is_seen_from_its_newest_turns_only(make: Any, unread:
 
 
 def test_larger_context_shows_the_model_everything_again(make: Any, unread: Any) -> None:
-    state = AppState(LoadedModel(Choice("demo", "demo"), *unread, fit("demo", context=400)), make().store)
+    state = AppState(LoadedModel(Choice("demo", "demo"), *unread, fit("demo", max_kv_size=400)), make().store)
     session = state.tab("one").session
     for _ in range(4):
         view = say(session, "word " * 40)

@@ -109,4 +109,4 @@ def test_fit_counts_the_loaded_bytes(title: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = named_parameters(load(folder)[0])
-    assert fit(folder, context=64).weights_bytes == pytest.approx(sum(a.nbytes for a in loaded.values()), rel=0.01)
+    assert fit(folder, max_kv_size=64).weights_bytes == pytest.approx(sum(a.nbytes for a in loaded.values()), rel=0.01)

@@ -385,7 +385,7 @@ def test_flags_become_a_request(printed: Any) -> None:
     printed("-p", "512,64", "-g", "16", "-d", "0", "--repeat", "2", "--prefill-step-size", "256", "--q-bits", "8")
     assert printed.asked == [BenchRequest("demo", (512, 64), 16, (0,), 2, q_bits=8, prefill_step_size=256)]
     printed("--kv-bits", "8", "--kv-layers", "all")
-    assert printed.asked.pop() == BenchRequest("demo", kv={"kv_bits": 8, "kv_layers": "all"})
+    assert printed.asked.pop() == BenchRequest("demo", kv=KVQuantization(8, 8, layers="all"))
     printed()
     assert printed.asked[1] == BenchRequest("demo"), "flags and class have the same defaults"
 

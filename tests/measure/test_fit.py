@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -64,7 +65,7 @@ def used_bytes(folder: Path, length: int = 3) -> int:
 
 
 def cache_bytes_of(folder: Path, length: int = 3) -> int:
-    told = fit(folder, context=length)
+    told = fit(folder, max_kv_size=length)
     return told.global_cache_bytes + told.local_window_bytes + told.local_reserve_bytes
 
 
@@ -372,7 +373,7 @@ def test_an_output_head_of_its_own_is_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("dtype", "q_bits"), [("float16", None), ("float32", None), (None, 8), ("float32", 4)])
 def test_weights_that_would_be_cast_or_quantized_are_those_of_the_model_so_loaded(dtype: Any, q_bits: Any) -> None:
     model, _ = load("demo", dtype=dtype, q_bits=q_bits)
-    told = fit("demo", dtype=dtype, q_bits=q_bits, context=3)
+    told = fit("demo", dtype=dtype, q_bits=q_bits, max_kv_size=3)
     assert told.weights_bytes == sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     size = 4 if dtype == "float32" else 2
     caches = told.global_cache_bytes, told.local_window_bytes, told.local_reserve_bytes
@@ -419,7 +420,7 @@ def test_the_32b_model_in_four_bits(shared: Path) -> None:
     file = shared / "configs" / "EXAONE-4.0-32B.config.json"
     parameters = 32_003_216_384
     told = fit(file)
-    assert told.weights_bytes == 2 * parameters and told.context == 131_072
+    assert told.weights_bytes == 2 * parameters and told.max_kv_size == 131_072
     assert (told.global_cache_bytes, told.local_window_bytes) == (8_589_934_592, 805_306_368)
     norms = 64 * (2 * 5120 + 2 * 128) + 5120
     assert fit(file, q_bits=4).weights_bytes == (parameters - norms) * 4.5 / 8 + 2 * norms
@@ -463,30 +464,29 @@ def test_of_a_hub_id_nothing_but_config_json_is_downloaded(
 
 def test_context_is_the_longest_where_none_is_given() -> None:
     told = fit("demo")
-    assert (told.context, told.largest_context) == (8192, 8192) and told.fits
-    assert fit("demo", context=8192) == told
+    assert (told.max_kv_size, told.largest_context) == (8192, 8192) and told.fits
+    assert fit("demo", max_kv_size=8192) == told
 
 
 def test_quantized_caches_and_a_draft_model_count() -> None:
-    plain = fit("demo", context=3000)
+    plain = fit("demo", max_kv_size=3000)
     config = load("demo")[0].config
-    kv = KVQuantization.read(config, 8)
-    told = fit("demo", context=3000, kv_bits=8)
+    kv = KVQuantization.coerce(8, config)
+    told = fit("demo", max_kv_size=3000, kv=8)
     assert told.cache_bytes == sum(cache_bytes(config, 3000, 2, kv)) < plain.cache_bytes
     assert told.prefill_bytes == prefill_bytes(config, 3000, kv=kv) and plain.draft_bytes == told.draft_bytes == 0
-    drafted = fit("demo", context=3000, draft_model="demo")
+    drafted = fit("demo", max_kv_size=3000, draft_model="demo")
     assert drafted.draft_bytes == plain.weights_bytes + draft_cache_bytes(config, 3000)
     assert drafted.total_bytes == plain.total_bytes + drafted.draft_bytes + drafted.prefill_bytes - plain.prefill_bytes
-    assert fit("demo", memory=drafted.total_bytes, draft_model="demo").largest_context >= 3000
-    assert fit("demo", memory=drafted.total_bytes - 1, draft_model="demo").largest_context < 3000
+    assert fit("demo", memory=drafted.total_bytes / 1e9, draft_model="demo").largest_context >= 3000
+    assert fit("demo", memory=(drafted.total_bytes - 1) / 1e9, draft_model="demo").largest_context < 3000
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kv_bits": 3}, "kv_bits must be 8 or 4, not 3"),
-        ({"kv_group_size": 32}, "kv_group_size 32 has no effect without kv_bits"),
-        ({"kv_bits": 8, "kv_layers": "local"}, "kv_layers must be 'all' or 'global', not 'local'"),
+        ({"kv": 3}, "kv must be 8, 4 or a KVQuantization, not 3"),
+        ({"kv": KVQuantization(8, group_size=48)}, "kv_group_size must be 32 or 64"),
     ],
 )
 def test_caches_that_cannot_be_so_are_refused(options: dict[str, Any], message: str) -> None:
@@ -496,7 +496,7 @@ def test_caches_that_cannot_be_so_are_refused(options: dict[str, Any], message: 
 
 def test_weights_beyond_the_physical_memory_are_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever limit was asked about: a larger one can be set, but not beyond what there is."""
-    told = fit("demo", memory=1)
+    told = fit("demo", memory=1e-9)
     assert not told.fits
     told.check_weights()
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 11_000}.__getitem__)
@@ -505,7 +505,7 @@ def test_weights_beyond_the_physical_memory_are_hopeless(monkeypatch: pytest.Mon
 
 
 def test_total_is_weights_caches_and_prefill() -> None:
-    told, config = fit("demo", context=3000), load("demo")[0].config
+    told, config = fit("demo", max_kv_size=3000), load("demo")[0].config
     parts = told.weights_bytes, told.global_cache_bytes, told.local_window_bytes, told.local_reserve_bytes
     assert min(parts) > 0 and told.prefill_bytes == prefill_bytes(config, 3000) > 0
     assert told.total_bytes == sum(parts) + told.prefill_bytes
@@ -513,21 +513,21 @@ def test_total_is_weights_caches_and_prefill() -> None:
 
 
 def test_it_fits_to_the_last_byte_and_not_beyond() -> None:
-    needed = fit("demo", context=3000).total_bytes
-    assert fit("demo", context=3000, memory=needed).fits
-    assert not fit("demo", context=3000, memory=needed - 1).fits
+    needed = fit("demo", max_kv_size=3000).total_bytes
+    assert fit("demo", max_kv_size=3000, memory=needed / 1e9).fits
+    assert not fit("demo", max_kv_size=3000, memory=(needed - 1) / 1e9).fits
 
 
 @pytest.mark.parametrize("context", [1, 256, 257, 2048, 3000, 8191])
 def test_the_largest_context_fits_and_one_token_more_does_not(context: int) -> None:
-    memory = fit("demo", context=context).total_bytes
+    memory = fit("demo", max_kv_size=context).total_bytes / 1e9
     largest = fit("demo", memory=memory).largest_context
-    assert largest >= context and fit("demo", context=largest, memory=memory).fits
-    assert largest == 8192 or not fit("demo", context=largest + 1, memory=memory).fits
+    assert largest >= context and fit("demo", max_kv_size=largest, memory=memory).fits
+    assert largest == 8192 or not fit("demo", max_kv_size=largest + 1, memory=memory).fits
 
 
 def test_no_context_fits_where_the_weights_do_not() -> None:
-    told = fit("demo", memory=1_000_000)
+    told = fit("demo", memory=0.001)
     assert (told.largest_context, told.fits, told.memory_bytes) == (0, False, 1_000_000)
 
 
@@ -547,19 +547,19 @@ def test_memory_is_the_physical_one_without_metal(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_context_beyond_the_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="context 8193 is more than the 8192 tokens that this model reaches"):
-        fit("demo", context=8193)
+    with pytest.raises(ValueError, match="max_kv_size 8193 is more than the 8192 tokens of this model's context"):
+        fit("demo", max_kv_size=8193)
 
 
 @pytest.mark.parametrize("context", [0, -1, 2.5, True, "8192"])
 def test_a_context_is_a_positive_whole_number(context: Any) -> None:
-    with pytest.raises(ValueError, match="context must be a positive whole number of tokens, not "):
-        fit("demo", context=context)
+    with pytest.raises(ValueError, match="max_kv_size must be a positive whole number of tokens, not "):
+        fit("demo", max_kv_size=context)
 
 
-@pytest.mark.parametrize("memory", [0, -1, 2.5, True, "16 GB"])
-def test_memory_is_a_positive_whole_number(memory: Any) -> None:
-    with pytest.raises(ValueError, match="memory must be a positive whole number of bytes, not "):
+@pytest.mark.parametrize("memory", [0, -1, math.nan, math.inf, True, "16 GB"])
+def test_memory_is_a_positive_number_of_gigabytes(memory: Any) -> None:
+    with pytest.raises(ValueError, match="memory must be a positive number of gigabytes, not "):
         fit("demo", memory=memory)
 
 
@@ -619,7 +619,7 @@ def test_a_config_that_does_not_tell_the_size_of_weights_is_refused(tmp_path: Pa
 
 
 def test_the_table_has_a_column_for_each_width(capsys: pytest.CaptureFixture[str]) -> None:
-    gigabytes = fit("demo", context=100, q_bits=8).total_bytes / 1e9
+    gigabytes = fit("demo", max_kv_size=100, q_bits=8).total_bytes / 1e9
     assert main(["fit", "--model", "demo", "--memory", str(gigabytes), "--max-kv-size", "100"]) == 0
     out = capsys.readouterr().out
     rows = {line[:26].strip(): line[26:].split("  ") for line in out.splitlines()}
@@ -656,7 +656,7 @@ def test_the_table_counts_quantized_caches_and_a_draft_model(shared: Path, capsy
         fit(file, draft_model="demo")
     assert "Keys and values are in 8 bits" in table("--kv-bits", "8")
     assert main(["fit", "--model", "demo", "--kv-bits", "4", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["global_cache_bytes"] == fit("demo", kv_bits=4).global_cache_bytes
+    assert json.loads(capsys.readouterr().out)["global_cache_bytes"] == fit("demo", kv=4).global_cache_bytes
 
 
 def test_a_mac_can_be_planned_for_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -676,13 +676,13 @@ def test_a_mac_can_be_planned_for_elsewhere(tmp_path: Path, capsys: pytest.Captu
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--model", "demo", "--max-kv-size", "3000", "--q-bits", "4", "--memory", "1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    expected = fit("demo", context=3000, q_bits=4, memory=1_000_000_000)
+    expected = fit("demo", max_kv_size=3000, q_bits=4, memory=1)
     assert told == {name: getattr(expected, name) for name in FIELDS} and told["fits"]
 
 
 FIELDS = {
     "weights_bytes", "global_cache_bytes", "local_window_bytes", "local_reserve_bytes", "prefill_bytes", "total_bytes",
-    "draft_bytes", "fits", "largest_context", "context", "memory_bytes",
+    "draft_bytes", "fits", "largest_context", "max_kv_size", "memory_bytes",
 }  # fmt: skip
 
 
@@ -704,9 +704,12 @@ def test_the_limit_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "demo", "--max-kv-size", "8193"], "context 8193 is more than the 8192 tokens"),
-        (["--model", "nowhere", "--max-kv-size", "0"], "context must be a positive whole number of tokens, not 0"),
-        (["--model", "nowhere", "--memory", "-1"], "memory must be a positive number of gigabytes, not -1"),
+        (["--model", "demo", "--max-kv-size", "8193"], "8193 is more than the 8192 tokens"),
+        (
+            ["--model", "nowhere", "--max-kv-size", "0"],
+            "--max-kv-size must be a positive whole number of tokens, not 0",
+        ),
+        (["--model", "nowhere", "--memory", "-1"], "memory must be a positive number of gigabytes, not -1.0"),
         (["--model", "nowhere", "--memory", "nan"], "memory must be a positive number of gigabytes, not nan"),
         (["--model", "nowhere", "--memory", "inf"], "memory must be a positive number of gigabytes, not inf"),
         (["--model", "nowhere", "--q-bits", "7"], "affine quantization has 2, 3, 4, 5, 6 or 8 bits, not 7"),

@@ -268,7 +268,7 @@ def test_a_summary_is_a_table() -> None:
 
 
 def test_a_fit_is_a_table_of_all_its_figures() -> None:
-    found = fit("demo", memory=1_000_000)
+    found = fit("demo", memory=0.001)
     text = Page(fit_html(found)).text
     assert "fits into 1 MB" in text and "no" in text and "none" in text and "8,192 tokens" in text
     assert "local windows98 kB" in text, "less than a megabyte is not nothing"
