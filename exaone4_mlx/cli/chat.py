@@ -93,7 +93,7 @@ def _repl(options: argparse.Namespace, terminal: bool) -> Repl:
     if asks and not terminal:
         raise ValueError("a tool that asks before it runs needs a terminal: add --no-ask-tools")
     files = loading.find_model(options)
-    loading.check_memory(files, options, files.context(options))
+    loading.check_memory(files, options, files.context)
     made = loading.load(files, options)
 
     from ..conversation.chat import Chat

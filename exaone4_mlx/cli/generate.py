@@ -18,11 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files.format import size_text
 from ..generation.options import Options
-from ..text.format import ENDS, shortened
+from ..text.format import shortened
 from . import flags, loading
-from .output import log, logged_warnings, progress_bar, show_json
+from .output import TextPrinter, event_json, log, logged_warnings, progress_bar, reply_summary, show_json
 
 if TYPE_CHECKING:
     from ..conversation.turn import Turn
@@ -32,10 +31,9 @@ if TYPE_CHECKING:
     from ..text.events import Done, Event, Logprobs
     from ..tools.describe import Tool
     from ..tools.toolbox import ToolResult
-    from .loading import ModelFiles, ReadyModel
+    from .loading import ReadyModel
 
 DESCRIPTION = "Streams the reply to one prompt to standard output."
-DIM, NORMAL = "\x1b[2m", "\x1b[0m"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,25 +69,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..generation.request import check_answerable
+
     _check_flags(options)
-    given = _read_messages(options) if options.messages else _read_prompt(options)
+    given: Any = _read_messages(options) if options.messages else _read_prompt(options)
     _check_cache_file(options.prompt_cache_file)
     chosen, tools = Options(**flags.given_options(options)), flags.read_tools(options)
     files = loading.find_model(options)
-    prompt = given if options.raw else _as_messages(given, options.system_prompt)
-    request = _request(prompt, tools, chosen, options, files)
+    if options.raw:
+        request = files.request(files.tokenizer.encode(given), chosen)
+    else:
+        given = _as_messages(given, options.system_prompt)
+        request = files.request(given, chosen, tools or None)
+        check_answerable(given)
     loading.check_memory(files, options, len(request.ids) + request.max_tokens, len(request.ids))
     made = loading.load(files, options)
     cache = _open_prompt_cache(options.prompt_cache_file, made)
     with progress_bar("reading the prompt", " tokens") as progress:
         request = dataclasses.replace(request, options=dataclasses.replace(chosen, progress=progress))
-        reply = _reply(made, prompt, tools, request, cache)
+        reply = _reply(made, given, tools, request, cache)
         if options.verbose:
             log(f"{len(request.ids)} prompt tokens; {chosen.resolved(chosen.thinking)}")
         with _cancelled_by_ctrl_c(reply):
             done = _print_reply(reply, options)
     if not options.json and not options.jsonl:
-        log(_summary(done))
+        log(reply_summary(done))
     if cache is not None:
         try:
             cache.save(options.prompt_cache_file)
@@ -172,34 +176,6 @@ def _as_messages(given: str | list[dict[str, Any]], system_prompt: str | None) -
     return [{"role": "system", "content": system_prompt}, *given]
 
 
-def _request(
-    prompt: str | list[dict[str, Any]],
-    tools: Sequence[Tool],
-    chosen: Options,
-    options: argparse.Namespace,
-    files: ModelFiles,
-) -> Request:
-    """The rendered prompt with its options. Checks everything that needs no weights."""
-    from ..generation.request import Request, check_answerable, prompt_ids
-
-    if isinstance(prompt, str):
-        ids = files.tokenizer.encode(prompt)
-    else:
-        ids = prompt_ids(files.tokenizer, prompt, thinking=chosen.thinking, tools=tools or None)
-        check_answerable(prompt)
-    if len(ids) >= (limit := files.context(options)):
-        name, advice = "the model's context", "make it shorter, or ask about one part of it at a time"
-        if options.max_kv_size is not None:
-            name, advice = "--max-kv-size", "make it shorter, or N larger"
-        raise ValueError(
-            f"the prompt has {len(ids)} tokens, and {name} of {limit} must hold the prompt and a reply: {advice}"
-        )
-    kv, draft = flags.read_kv(files.config, options), files.draft_sizes
-    return Request(
-        files.config, files.tokenizer, tuple(ids), chosen, options.max_kv_size, kv, draft.config if draft else None
-    )
-
-
 # --- the prompt cache -----------------------------------------------------------------------------------------
 
 
@@ -231,21 +207,17 @@ def _open_prompt_cache(path: Path | None, made: ReadyModel) -> PromptCache | Non
 
 
 def _reply(
-    made: ReadyModel,
-    prompt: str | list[dict[str, Any]],
-    tools: Sequence[Tool],
-    request: Request,
-    cache: PromptCache | None,
+    made: ReadyModel, messages: Any, tools: Sequence[Tool], request: Request, cache: PromptCache | None
 ) -> Generation | Turn:
     """The reply to print: of the model alone, or of a chat, which runs tools."""
-    if isinstance(prompt, str) or not tools:
+    if not tools:
         from ..generation.generate import Generation, make_draft
 
         return Generation(made.model, request, prompt_cache=cache, draft=make_draft(made.draft_model))
     from ..conversation.chat import Chat
 
     chat = Chat(
-        made.model, made.tokenizer, tools=tools, messages=prompt, settle=False, prompt_cache=cache, **made.settings
+        made.model, made.tokenizer, tools=tools, messages=messages, settle=False, prompt_cache=cache, **made.settings
     )
     return chat.reply(**vars(request.options))
 
@@ -283,7 +255,7 @@ def _print_reply(reply: Generation | Turn, options: argparse.Namespace) -> Done:
             else:
                 events.append(event)
             if options.jsonl:
-                show_json(_as_json(event))
+                show_json(event_json(event))
             elif options.json:
                 continue
             elif isinstance(event, ToolResult):
@@ -299,77 +271,7 @@ def _print_reply(reply: Generation | Turn, options: argparse.Namespace) -> Done:
         if options.logprobs is None:
             del fields["logprobs"]
         if options.tools or options.builtin_tools:
-            fields["tool_results"] = [_as_json(result) for result in results]
+            fields["tool_results"] = [event_json(result) for result in results]
         show_json(fields)
     assert isinstance(events[-1], Done)
     return events[-1]
-
-
-class TextPrinter:
-    """Prints events as text. A thought is dim on a terminal; elsewhere it is enclosed in the model's own tags.
-
-    A thought that was cut off has no closing tag.
-    """
-
-    def __init__(self, terminal: bool) -> None:
-        self._terminal = terminal
-        self._open, self._close = (DIM, NORMAL + "\n\n") if terminal else ("<think>\n", "\n</think>\n\n")
-        self._inside_thought = False
-        self._at_line_start = True
-
-    def show(self, event: Event | Done) -> None:
-        from ..text.events import Done, Thinking
-        from ..tools.call import ToolCall
-
-        if isinstance(event, Done):
-            self.close()
-            return
-        if isinstance(event, Thinking) != self._inside_thought:
-            self._write(self._close if self._inside_thought else self._open)
-            self._inside_thought = not self._inside_thought
-        if isinstance(event, ToolCall):
-            call = json.dumps({"name": event.name, "arguments": event.arguments}, ensure_ascii=False)
-            self._write(f"<tool_call>{call}</tool_call>")
-        else:
-            self._write(event.text)
-
-    def close(self) -> None:
-        """Ends the line and the dim style."""
-        if self._inside_thought and self._terminal:
-            self._write(NORMAL)
-            self._inside_thought = False
-        if not self._at_line_start:
-            self._write("\n")
-
-    def _write(self, text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        self._at_line_start = text.endswith("\n") if text else self._at_line_start
-
-
-def _as_json(event: Event | Logprobs | ToolResult | Done) -> dict[str, Any]:
-    kinds = {
-        "Thinking": "thinking",
-        "Answer": "answer",
-        "ToolCall": "tool_call",
-        "ToolResult": "tool_result",
-        "Logprobs": "logprobs",
-        "Done": "done",
-    }
-    fields = {name: value for name, value in dataclasses.asdict(event).items() if name != "problem" or value}
-    return {"type": kinds[type(event).__name__]} | fields
-
-
-def _summary(done: Done) -> str:
-    """The counts and speeds of a reply on one line."""
-    generated = done.thinking_tokens + done.answer_tokens
-    thought = f" ({done.thinking_tokens} of them thought)" if done.thinking_tokens else ""
-    cached = f" ({done.cached_tokens} of them cached)" if done.cached_tokens else ""
-    drafted = f" ({done.accepted_tokens} of {done.drafted_tokens} draft tokens accepted)" if done.drafted_tokens else ""
-    rate = f", {generated / done.decode_seconds:.1f} tokens/s" if generated and done.decode_seconds else ""
-    ended = f", {ENDS[done.finish_reason]}" if done.finish_reason in ENDS else ""
-    return (
-        f"[prompt {done.prompt_tokens} tokens{cached} in {done.prefill_seconds:.2f} s | "
-        f"reply {generated} tokens{thought}{drafted} in {done.decode_seconds:.2f} s{rate}{ended} | "
-        f"peak memory {size_text(done.peak_bytes)}]"
-    )

@@ -13,7 +13,7 @@ import argparse
 import math
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,12 +25,15 @@ from .output import log, logged_warnings, progress_bar
 
 if TYPE_CHECKING:
     from ..checkpoint.quantize import Quantization
+    from ..generation.options import Options
+    from ..generation.request import Prompt, Request
     from ..measure.fit import Fit
     from ..measure.sizes import Sizes
     from ..model.config import Exaone4Config
     from ..model.kv import KVQuantization
     from ..model.network import Exaone4ForCausalLM
     from ..text.tokenizer import Tokenizer
+    from ..tools.describe import Tool
 
 #: A remedy is listed if it saves at least this part of the total.
 WORTH_LISTING = 0.05
@@ -40,11 +43,13 @@ LIMIT_STEP, LIMIT_SPARE = 512, 3072
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Everything about a model except its weights, and the folder of the draft model if there is one."""
+    """Everything about a model except its weights, the settings of its caches, and the folder of a draft model."""
 
     folder: Path
     config: Exaone4Config
     tokenizer: Tokenizer
+    kv: KVQuantization | None
+    max_kv_size: int | None
     draft_folder: Path | None
 
     @cached_property
@@ -60,16 +65,26 @@ class ModelFiles:
 
         return None if self.draft_folder is None else read_sizes(self.draft_folder)
 
-    def context(self, options: argparse.Namespace) -> int:
-        """The maximum number of tokens in the caches. Raises ValueError for a --max-kv-size out of range."""
-        longest: int = self.config.max_position_embeddings
-        if options.max_kv_size is None:
-            return longest
-        if not 2 <= options.max_kv_size <= longest:
-            raise ValueError(
-                f"--max-kv-size must be from 2 to {longest}, the context of this model, not {options.max_kv_size}"
-            )
-        return int(options.max_kv_size)
+    @property
+    def context(self) -> int:
+        """The maximum number of tokens in the caches."""
+        return self.max_kv_size or self.config.max_position_embeddings
+
+    def request(self, prompt: Prompt, options: Options, tools: Sequence[Tool] | None = None) -> Request:
+        """A reply to make. Raises ValueError for everything that can be checked without weights."""
+        from ..generation.request import Request
+
+        draft = self.draft_sizes.config if self.draft_sizes else None
+        return Request.render(
+            self.config,
+            self.tokenizer,
+            prompt,
+            options,
+            tools=tools,
+            max_kv_size=self.max_kv_size,
+            kv=self.kv,
+            draft=draft,
+        )
 
 
 class ReadyModel(NamedTuple):
@@ -94,7 +109,7 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
     """
     from ..files.folders import find_folder
     from ..generation.options import Options
-    from ..generation.request import check_drafting
+    from ..generation.request import check_drafting, check_kv_size
     from ..measure.sizes import check_draft, read_sizes
     from ..model.config import Exaone4Config
     from ..text.tokenizer import Tokenizer
@@ -107,8 +122,10 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
         tokenizer = Tokenizer.from_pretrained(folder)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; --model demo needs no download") from error
-    files = ModelFiles(folder, config, tokenizer, find_folder(options.draft_model) if options.draft_model else None)
-    read_kv(config, options)
+    if options.max_kv_size is not None:
+        check_kv_size(options.max_kv_size, config)
+    draft_folder = find_folder(options.draft_model) if options.draft_model else None
+    files = ModelFiles(folder, config, tokenizer, read_kv(config, options), options.max_kv_size, draft_folder)
     if draft := files.draft_sizes:
         check_draft(files.sizes, draft, tokenizer)
     drafting = Options(prompt_lookup=bool(options.prompt_lookup), num_draft_tokens=options.num_draft_tokens)
@@ -131,7 +148,7 @@ def check_memory(files: ModelFiles, options: argparse.Namespace, context: int, p
     from ..model.kv import KVQuantization
 
     sizes, draft = files.sizes, files.draft_sizes
-    bits, kv = _quantization(options), read_kv(files.config, options)
+    bits, kv = _quantization(options), files.kv
     fit = partial(fit_sizes, sizes, context, None, read_dtype(options.dtype), draft=draft, prompt_tokens=prompt)
     needs = fit(bits, kv=kv)
     if not needs.fits:
@@ -153,7 +170,7 @@ def load(files: ModelFiles, options: argparse.Namespace) -> ReadyModel:
     model = _load(files.folder, options, options.q_bits, options.q_group_size)
     if options.verbose:
         log(
-            f"{files.folder}: {files.config.num_hidden_layers} layers, context {files.context(options)} tokens, "
+            f"{files.folder}: {files.config.num_hidden_layers} layers, context {files.context} tokens, "
             f"loaded in {time.perf_counter() - started:.2f} s"
         )
     if options.q_bits is not None:
@@ -162,7 +179,7 @@ def load(files: ModelFiles, options: argparse.Namespace) -> ReadyModel:
             f"{_convert_command(options)}"
         )
     draft = _load(files.draft_folder, options) if files.draft_folder else None
-    return ReadyModel(model, files.tokenizer, read_kv(files.config, options), options.max_kv_size, draft)
+    return ReadyModel(model, files.tokenizer, files.kv, files.max_kv_size, draft)
 
 
 def _load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -10,7 +11,16 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ..files.format import size_text
+from ..text.format import ENDS
+
+if TYPE_CHECKING:
+    from ..text.events import Done, Event, Logprobs
+    from ..tools.toolbox import ToolResult
+
+DIM, NORMAL = "\x1b[2m", "\x1b[0m"
 
 
 def show(text: str) -> None:
@@ -73,3 +83,76 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- replies ----------------------------------------------------------------------------------------------------
+
+
+class TextPrinter:
+    """Prints events as text. A thought is dim on a terminal; elsewhere it is enclosed in the model's own tags.
+
+    A thought that was cut off has no closing tag.
+    """
+
+    def __init__(self, terminal: bool) -> None:
+        self._terminal = terminal
+        self._open, self._close = (DIM, NORMAL + "\n\n") if terminal else ("<think>\n", "\n</think>\n\n")
+        self._inside_thought = False
+        self._at_line_start = True
+
+    def show(self, event: Event | Done) -> None:
+        from ..text.events import Done, Thinking
+        from ..tools.call import ToolCall
+
+        if isinstance(event, Done):
+            self.close()
+            return
+        if isinstance(event, Thinking) != self._inside_thought:
+            self._write(self._close if self._inside_thought else self._open)
+            self._inside_thought = not self._inside_thought
+        if isinstance(event, ToolCall):
+            call = json.dumps({"name": event.name, "arguments": event.arguments}, ensure_ascii=False)
+            self._write(f"<tool_call>{call}</tool_call>")
+        else:
+            self._write(event.text)
+
+    def close(self) -> None:
+        """Ends the line and the dim style."""
+        if self._inside_thought and self._terminal:
+            self._write(NORMAL)
+            self._inside_thought = False
+        if not self._at_line_start:
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        self._at_line_start = text.endswith("\n") if text else self._at_line_start
+
+
+def event_json(event: Event | Logprobs | ToolResult | Done) -> dict[str, Any]:
+    kinds = {
+        "Thinking": "thinking",
+        "Answer": "answer",
+        "ToolCall": "tool_call",
+        "ToolResult": "tool_result",
+        "Logprobs": "logprobs",
+        "Done": "done",
+    }
+    fields = {name: value for name, value in dataclasses.asdict(event).items() if name != "problem" or value}
+    return {"type": kinds[type(event).__name__]} | fields
+
+
+def reply_summary(done: Done) -> str:
+    """The counts and speeds of a reply on one line."""
+    generated = done.thinking_tokens + done.answer_tokens
+    thought = f" ({done.thinking_tokens} of them thought)" if done.thinking_tokens else ""
+    cached = f" ({done.cached_tokens} of them cached)" if done.cached_tokens else ""
+    drafted = f" ({done.accepted_tokens} of {done.drafted_tokens} draft tokens accepted)" if done.drafted_tokens else ""
+    rate = f", {generated / done.decode_seconds:.1f} tokens/s" if generated and done.decode_seconds else ""
+    ended = f", {ENDS[done.finish_reason]}" if done.finish_reason in ENDS else ""
+    return (
+        f"[prompt {done.prompt_tokens} tokens{cached} in {done.prefill_seconds:.2f} s | "
+        f"reply {generated} tokens{thought}{drafted} in {done.decode_seconds:.2f} s{rate}{ended} | "
+        f"peak memory {size_text(done.peak_bytes)}]"
+    )

@@ -262,7 +262,7 @@ def test_the_caches_hold_at_most_max_kv_size_tokens(capsys: pytest.CaptureFixtur
         assert (cut["finish_reason"], cut["answer_tokens"]) == ("length", 4)
         assert whole["text"].startswith(cut["text"])
         err = errors(capsys, *GENERATE, *ask, "--max-kv-size", str(limit - 4))
-        assert f"--max-kv-size of {limit - 4} must hold the prompt and a reply: make it shorter" in err
+        assert f"--max-kv-size {limit - 4} must hold it and a reply" in err
 
 
 @pytest.mark.usefixtures("demo_model")
@@ -314,13 +314,13 @@ def test_errors_are_one_line_and_come_before_the_weights_are_read(
 
     for arguments, message in (
         (["-p", ""], "error: the prompt is empty"),
-        (["-p", "word " * 9000], "context of 8192 must hold the prompt and a reply: make it shorter, or ask about one"),
+        (["-p", "word " * 9000], "but the model's context of 8192 must hold it and a reply"),
         (["-p", "x", "--temp", "-1"], "must be 0 or more, not -1.0"),
         (["-p", "x", "--top-p", "2"], "must be above 0 and at most 1, not 2.0"),
         (["-p", "x", "--stop", ""], "at least one character"),
         (["-p", "x", "--q-bits", "7"], "bits, not 7"),
-        (["-p", "x", "--max-kv-size", "1"], "--max-kv-size must be from 2 to 8192"),
-        (["-p", "x", "--max-kv-size", "8193"], "--max-kv-size must be from 2 to 8192"),
+        (["-p", "x", "--max-kv-size", "1"], "--max-kv-size must be a number of tokens from 2 to the model's 8192"),
+        (["-p", "x", "--max-kv-size", "8193"], "--max-kv-size must be a number of tokens from 2 to the model's 8192"),
         (["-p", "x", "--kv-bits", "8", "--kv-group-size", "128"], "must be 32 or 64 with head_dim 64"),
         (["-p", "x", "--prompt-lookup", "--num-draft-tokens", "0"], "must be a whole number"),
         (["-p", "x", "--draft-model", "/no/such/folder"], "and no hub id either"),
