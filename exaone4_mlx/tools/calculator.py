@@ -46,7 +46,7 @@ def calculator(expression: str) -> Number:
     try:
         return plain_number(_evaluate(ast.parse(_to_python(expression), mode="eval").body))
     except (RecursionError, MemoryError) as error:  # of ast.parse
-        raise ValueError(f"the expression is nested more than {MAX_DEPTH} deep") from error
+        raise _too_deep() from error
     except OverflowError as error:  # an operation on an exact number and a float
         raise ValueError("the result is too large") from error
     except ZeroDivisionError as error:
@@ -117,7 +117,7 @@ def _to_python(expression: str) -> str:
             levels.append(_Level(end, function, len(out)))
             function = ""
             if len(levels) > MAX_DEPTH:
-                raise ValueError(f"the expression is nested more than {MAX_DEPTH} deep")
+                raise _too_deep()
         elif not value and token in PREFIX:
             out.append(PREFIX[token])
         elif value == "atom" and token in POSTFIX:
@@ -162,7 +162,7 @@ def _fold(character: str) -> str:
 
 def _evaluate(node: ast.expr, depth: int = 1) -> Value:
     if depth > MAX_DEPTH:
-        raise ValueError(f"the expression is nested more than {MAX_DEPTH} deep")
+        raise _too_deep()
     operations = []  # a sum of 500 numbers is a tree of depth 500: compute it in a loop
     while isinstance(node, ast.BinOp) and not isinstance(node.op, ast.Pow):
         operations.append(node)
@@ -188,10 +188,8 @@ def _evaluate_operand(node: ast.expr, evaluate: Callable[[ast.expr], Value]) -> 
             return evaluate(inside)
         case ast.UnaryOp(ast.USub(), inside):
             return -evaluate(inside)
-        case ast.UnaryOp(ast.Invert(), ast.BinOp(base, ast.Pow(), exponent)):  # √2 ^ 3 is (√2) ^ 3
-            return power(square_root(evaluate(base)), evaluate(exponent))
         case ast.UnaryOp(ast.Invert(), inside):
-            return square_root(evaluate(inside))
+            return _evaluate_root(inside, evaluate)
         case ast.BinOp(base, ast.Pow(), exponent):
             return power(evaluate(base), evaluate(exponent))
         case ast.Attribute(inside, name):
@@ -204,6 +202,24 @@ def _evaluate_operand(node: ast.expr, evaluate: Callable[[ast.expr], Value]) -> 
                 raise ValueError(f"{name} takes {least if least == most else f'{least} to {most}'} arguments")
             return call(name, FUNCTIONS[name], *map(evaluate, arguments))
     raise ValueError(f"{type(node).__name__} is not arithmetic")
+
+
+def _evaluate_root(node: ast.expr, evaluate: Callable[[ast.expr], Value]) -> Value:
+    """√ binds closer than a power, and ~ does not: √2 ^ 3 is (√2) ^ 3."""
+    roots = 1
+    while isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
+        roots, node = roots + 1, node.operand
+    if roots > MAX_DEPTH:
+        raise _too_deep()
+    exponent = node.right if isinstance(node, ast.BinOp) else None
+    value = evaluate(node.left if isinstance(node, ast.BinOp) else node)
+    for _ in range(roots):
+        value = square_root(value)
+    return value if exponent is None else power(value, evaluate(exponent))
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"the expression is nested more than {MAX_DEPTH} deep")
 
 
 def _is_percentage(node: ast.expr) -> bool:
