@@ -40,7 +40,9 @@ def test_a_quantized_folder_equals_quantization_at_load(tmp_path: Path) -> None:
     ("bits", "group", "mode"),
     [
         (8, 64, "affine"),
-        *(pytest.param(*m, marks=pytest.mark.heavy) for m in ((4, 32, "mxfp4"), (4, 16, "nvfp4"), (8, 32, "mxfp8"))),
+        (4, 32, "mxfp4"),
+        (4, 16, "nvfp4"),
+        (8, 32, "mxfp8"),
     ],
 )
 def test_every_mode_is_loaded_again(bits: int, group: int, mode: str, tmp_path: Path) -> None:
@@ -97,8 +99,8 @@ def test_the_config_has_every_spelling(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({}, marks=pytest.mark.heavy),
-        pytest.param({"search": False}, marks=pytest.mark.heavy),
+        {},
+        {"search": False},
         {"quantize": False, "dtype": "float16"},
     ],
 )

@@ -101,7 +101,6 @@ def test_more_bits_lose_less(tmp_path: Path, texts: Path, quantized: Path) -> No
     assert 0 < eight < four / 10
 
 
-@pytest.mark.heavy
 def test_memory_does_not_grow_with_layers(tmp_path: Path, texts: Path) -> None:
     peaks = []
     for layers in (2, 8):
@@ -111,7 +110,6 @@ def test_memory_does_not_grow_with_layers(tmp_path: Path, texts: Path) -> None:
     assert peaks[1] < 1.1 * peaks[0]
 
 
-@pytest.mark.heavy
 def test_bfloat16_has_a_noise_floor(texts: Path) -> None:
     found = evaluate("demo", "demo", data=texts, dtype="bfloat16")
     assert 0 < found.rows[0].mean_kl < 0.01
@@ -181,7 +179,6 @@ def test_the_loss_of_a_quantized_cache_is_that_of_whole_models(texts: Path) -> N
     assert costs[2] == pytest.approx(sum(kl) / len(kl), rel=0.05)
 
 
-@pytest.mark.heavy
 def test_a_conversion_writes_its_loss_into_card_and_report(tmp_path: Path, texts: Path) -> None:
     summary = convert("demo", tmp_path / "out", evaluate=True, evaluation_data=texts)
     assert summary.evaluation is not None and summary.errors is not None
