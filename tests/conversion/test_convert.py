@@ -26,6 +26,18 @@ from exaone4_mlx.files.folders import DEMO_FOLDER
 IDS = mx.array([[40, 50, 60, 70, 80]])
 
 
+@pytest.fixture(scope="module")
+def four_bit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo in 4 bits. Tests must not change it."""
+    return convert("demo", tmp_path_factory.mktemp("four bit") / "out").path
+
+
+@pytest.fixture(scope="module")
+def eight_bit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo in 8 bits. Tests must not change it."""
+    return convert("demo", tmp_path_factory.mktemp("eight bit") / "out", q_bits=8).path
+
+
 def test_a_quantized_folder_equals_quantization_at_load(tmp_path: Path) -> None:
     summary = convert("demo", tmp_path / "out", q_bits=4, q_group_size=32, search=False)
     direct, _ = load("demo", q_bits=4, q_group_size=32)
@@ -60,8 +72,7 @@ def test_an_unquantized_conversion_changes_no_weight(tmp_path: Path, demo: Any) 
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float32"
 
 
-def test_several_shards_hold_every_tensor_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    convert("demo", tmp_path / "single")
+def test_several_shards_hold_every_tensor_once(four_bit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "MAX_SHARD_BYTES", 1_000_000)
     convert("demo", tmp_path / "sharded")
     index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
@@ -73,7 +84,7 @@ def test_several_shards_hold_every_tensor_once(tmp_path: Path, monkeypatch: pyte
             assert opened.metadata() == {"format": "mlx"}
             names += opened.keys()
     assert sorted(names) == sorted(index["weight_map"])
-    assert distance(load(tmp_path / "single")[0](IDS), load(tmp_path / "sharded")[0](IDS)) == 0
+    assert distance(load(four_bit)[0](IDS), load(tmp_path / "sharded")[0](IDS)) == 0
 
 
 def test_tokenizer_and_licence_files_are_copied(tmp_path: Path, hf_folder: Path) -> None:
@@ -86,9 +97,8 @@ def test_tokenizer_and_licence_files_are_copied(tmp_path: Path, hf_folder: Path)
     assert "licence of the original weights applies" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_the_config_has_every_spelling(tmp_path: Path) -> None:
-    convert("demo", tmp_path / "out")
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+def test_the_config_has_every_spelling(four_bit: Path) -> None:
+    config = json.loads((four_bit / "config.json").read_text())
     assert config["sliding_window_pattern"] == "LLLG"
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
     assert config["rope_scaling"]["rope_type"] == config["rope_parameters"]["rope_type"] == "llama3"
@@ -164,45 +174,41 @@ def test_invalid_requests_are_refused_before_anything_is_written(
 # --- a quantized source ---------------------------------------------------------
 
 
-def test_a_quantized_source_keeps_its_codes_unless_bits_are_given(tmp_path: Path) -> None:
-    convert("demo", tmp_path / "once")
-    summary = convert(tmp_path / "once", tmp_path / "twice")
+def test_a_quantized_source_keeps_its_codes_unless_bits_are_given(four_bit: Path, tmp_path: Path) -> None:
+    summary = convert(four_bit, tmp_path / "twice")
     assert "57 tensors keep their codes (MLX 4-bit)" in summary.notes[0]
-    first, second = weights_of(tmp_path / "once"), weights_of(tmp_path / "twice")
+    first, second = weights_of(four_bit), weights_of(tmp_path / "twice")
     assert first.keys() == second.keys()
     assert all(mx.array_equal(first[name], second[name]).item() for name in first)
 
 
-def test_a_second_quantization_is_noted(tmp_path: Path) -> None:
-    convert("demo", tmp_path / "once", q_bits=8)
-    summary = convert(tmp_path / "once", tmp_path / "twice", q_bits=4)
+def test_a_second_quantization_is_noted(eight_bit: Path, tmp_path: Path) -> None:
+    summary = convert(eight_bit, tmp_path / "twice", q_bits=4)
     assert "57 tensors are MLX 8-bit and are quantized a second time" in summary.notes[0]
     assert summary.bits_per_weight == pytest.approx(4.5, abs=0.02)
     with pytest.raises(ValueError, match=r"is already quantized \(MLX 8-bit\); load it without q_bits"):
-        load(tmp_path / "once", q_bits=4)
+        load(eight_bit, q_bits=4)
 
 
-def test_dequantized_weights_equal_the_quantized_ones(tmp_path: Path) -> None:
-    convert("demo", tmp_path / "once", q_bits=8)
-    convert(tmp_path / "once", tmp_path / "back", dequantize=True)
-    quantized, full = load(tmp_path / "once", dtype="float32")[0], load(tmp_path / "back", dtype="float32")[0]
+def test_dequantized_weights_equal_the_quantized_ones(eight_bit: Path, tmp_path: Path) -> None:
+    convert(eight_bit, tmp_path / "back", dequantize=True)
+    quantized, full = load(eight_bit, dtype="float32")[0], load(tmp_path / "back", dtype="float32")[0]
     assert "quantization" not in json.loads((tmp_path / "back" / "config.json").read_text())
     assert distance(quantized(IDS), full(IDS)) < 0.2, "except for the rounding to bfloat16"
     with pytest.raises(ValueError, match="is in full precision: there is nothing to dequantize"):
         convert("demo", tmp_path / "out", dequantize=True)
     with pytest.raises(ValueError, match=r"is stored as MLX 8-bit; use dequantize"):
-        convert(tmp_path / "once", tmp_path / "out", quantize=False)
+        convert(eight_bit, tmp_path / "out", quantize=False)
 
 
-def test_layers_may_have_different_bits(tmp_path: Path, edit_json: Callable[..., None]) -> None:
+def test_layers_may_have_different_bits(four_bit: Path, tmp_path: Path, edit_json: Callable[..., None]) -> None:
     """As in the folders of mlx-lm's mixed recipes."""
-    convert("demo", tmp_path / "out")
-    tensors, exact = weights_of(tmp_path / "out"), weights_of(DEMO_FOLDER)
+    shutil.copytree(four_bit, tmp_path / "out")
+    tensors, exact = weights_of(four_bit), weights_of(DEMO_FOLDER)
     name = "model.layers.0.mlp.down_proj"
     parts = mx.quantize(exact[f"{name}.weight"], group_size=32, bits=8)
     tensors |= {f"{name}.{part}": array for part, array in zip(("weight", "scales", "biases"), parts, strict=True)}
-    mx.save_safetensors(str(tmp_path / "out" / "new.safetensors"), tensors)
-    (tmp_path / "out" / "new.safetensors").rename(tmp_path / "out" / "model.safetensors")
+    mx.save_safetensors(str(tmp_path / "out" / "model.safetensors"), tensors)
     quantization = {"bits": 4, "group_size": 64, name: {"bits": 8, "group_size": 32}}
     edit_json(tmp_path / "out" / "config.json", quantization=quantization)
     model, _ = load(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""GPTQ: less error in a layer's outputs than by search alone, and a block that is quantized in the order of its data."""
+"""GPTQ: less error in a layer's outputs than with error search alone, and blocks that are quantized in data order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from exaone4_mlx.conversion.gptq import gptq, quantize_block
 from exaone4_mlx.conversion.search import quantize_mse
 from exaone4_mlx.model.cache import causal_mask
 
-#: Sizes of which every projection's columns are whole groups.
+#: Sizes in which the columns of every projection are whole groups.
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "num_hidden_layers": 2}
 PROJECTIONS = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 FOUR = Quantization(4, 64)
@@ -25,20 +25,20 @@ def normal(*shape: int, seed: int = 0) -> mx.array:
 
 
 def correlated(columns: int = 256, vectors: int = 1024) -> mx.array:
-    """The Hessian of inputs that lie along few directions, some of them far."""
+    """The Hessian of strongly correlated inputs."""
     x = normal(vectors, 48, seed=1) @ normal(48, columns, seed=2) + 0.3 * normal(vectors, columns, seed=3)
     return x.T @ x
 
 
 def output_error(weight: mx.array, hessian: mx.array, parts: tuple[mx.array, ...], bits: int = 4) -> float:
-    """Squared error of the outputs for the Hessian's inputs."""
+    """The squared error of the outputs for the Hessian's inputs."""
     codes, *grid = parts
     error = mx.dequantize(codes, *(part.astype(mx.float32) for part in grid), 64, bits) - weight.astype(mx.float32)
     return mx.sum((error @ hessian) * error).item()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
-def test_outputs_are_closer_than_by_search_alone(bits: int) -> None:
+def test_outputs_have_less_error_than_with_search_alone(bits: int) -> None:
     weight, hessian = normal(32, 256), correlated()
     ours, search = (
         output_error(weight, hessian, parts, bits)
@@ -47,10 +47,10 @@ def test_outputs_are_closer_than_by_search_alone(bits: int) -> None:
     assert ours < 0.6 * search, f"{ours / search:.2f} of the search's error at {bits} bits"
 
 
-def test_errors_are_told_to_columns_of_later_blocks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_passed_on_to_later_column_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian = normal(32, 256), correlated()
     whole = output_error(weight, hessian, gptq(weight, hessian, 4, 64))
-    monkeypatch.setattr(module, "COLUMNS", 48)  # which does not divide 256
+    monkeypatch.setattr(module, "COLUMNS", 48)  # not a divisor of 256
     assert output_error(weight, hessian, gptq(weight, hessian, 4, 64)) == pytest.approx(whole, rel=0.02)
     monkeypatch.setattr(module, "_rounded", lambda *a: (lambda codes, errors: (codes, 0 * errors))(*_rounded(*a)))
     assert output_error(weight, hessian, gptq(weight, hessian, 4, 64)) > 1.2 * whole
@@ -59,7 +59,7 @@ def test_errors_are_told_to_columns_of_later_blocks_too(monkeypatch: pytest.Monk
 _rounded = module._rounded
 
 
-def test_inputs_without_correlation_leave_the_search_as_it_is() -> None:
+def test_uncorrelated_inputs_give_the_result_of_the_search() -> None:
     weight = normal(16, 128).astype(mx.bfloat16)
     assert all(
         mx.array_equal(a, b)
@@ -67,26 +67,28 @@ def test_inputs_without_correlation_leave_the_search_as_it_is() -> None:
     )
 
 
-def test_inputs_that_are_always_zero_do_no_harm() -> None:
+def test_inputs_that_are_always_zero_are_harmless() -> None:
     weight = normal(16, 128)
     alive = mx.where(mx.arange(128) % 16 == 3, 0.0, 1.0)
     hessian = correlated(128) * alive * alive[:, None]
     parts = gptq(weight, hessian, 4, 64)
     assert output_error(weight, hessian, parts) < 0.6 * output_error(weight, hessian, quantize_mse(weight, 4, 64))
     dead = mx.abs(mx.dequantize(*parts, 64, 4) - weight) * (1 - alive)
-    assert mx.max(dead).item() < 1, "a dead column's weights are rounded, not given up"
+    assert mx.max(dead).item() < 1, "the weights of a dead column are rounded, not dropped"
     plain = output_error(weight, mx.eye(128), quantize_mse(weight, 4, 64))
-    assert output_error(weight, mx.eye(128), gptq(weight, 0 * hessian, 4, 64)) < 1.01 * plain, "nothing known: rounding"
+    assert output_error(weight, mx.eye(128), gptq(weight, 0 * hessian, 4, 64)) < 1.01 * plain, (
+        "without any information, plain rounding"
+    )
 
 
-def test_a_hessian_that_is_not_positive_definite_is_damped_until_it_is() -> None:
+def test_an_indefinite_hessian_is_damped() -> None:
     weight, hessian = normal(16, 128), correlated(128)
     indefinite = hessian - 0.2 * mx.mean(mx.diag(hessian)) * mx.eye(128)
     parts = gptq(weight, indefinite, 4, 64)
     assert output_error(weight, hessian, parts) < output_error(weight, hessian, quantize_mse(weight, 4, 64))
 
 
-def test_scales_have_the_dtype_asked_for() -> None:
+def test_scales_have_the_requested_dtype() -> None:
     weight, hessian = normal(8, 128), correlated(128)
     assert [part.dtype for part in gptq(weight, hessian, 4, 64, dtype=mx.bfloat16)[1:]] == [mx.bfloat16] * 2
     assert [part.dtype for part in gptq(weight.astype(mx.float16), hessian, 4, 64)[1:]] == [mx.float16] * 2
@@ -99,7 +101,7 @@ def test_a_hessian_of_another_shape_or_not_finite_is_refused(broken: mx.array) -
 
 
 def states_of(model: Exaone4ForCausalLM) -> list[mx.array]:
-    """What the first block reads, for texts longer than its window, and for one that is shorter."""
+    """The inputs of the first block, for texts that are longer and shorter than its window."""
     return [model.model.embed_tokens(random_ids(length, seed=length)) for length in (40, 23, 5)]
 
 
@@ -118,7 +120,7 @@ def test_a_block_of_which_nothing_is_quantized_is_the_networks() -> None:
     assert not any(isinstance(layer, nn.QuantizedLinear) for _, layer in model.named_modules())
 
 
-def test_a_quantized_block_gives_what_it_returned() -> None:
+def test_a_quantized_block_computes_the_returned_outputs() -> None:
     model = tiny_model(**WIDE)
     states = states_of(model)
     exact = forward(model, 0, states)
@@ -131,7 +133,7 @@ def test_a_quantized_block_gives_what_it_returned() -> None:
     assert scales.dtype == mx.float32 and mx.array_equal(scales, scales.astype(mx.bfloat16))
 
 
-def test_settings_are_kept_per_projection() -> None:
+def test_each_projection_has_its_own_settings() -> None:
     model = tiny_model(**WIDE)
     kept = model.layers[0].mlp.up_proj.weight
     settings = {"self_attn.v_proj": Quantization(6, 32), "mlp.down_proj": Quantization(4, 32, "mxfp4")}
@@ -144,7 +146,7 @@ def test_settings_are_kept_per_projection() -> None:
         assert distance(ours, now) < 1e-4
 
 
-def test_what_o_proj_reads_is_what_quantized_v_proj_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_input_of_o_proj_comes_from_the_quantized_v_proj(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     hessian_of = module._hessian
     monkeypatch.setattr(module, "_hessian", lambda states: seen.append(hessian_of(states)) or seen[-1])
@@ -155,7 +157,7 @@ def test_what_o_proj_reads_is_what_quantized_v_proj_gives(monkeypatch: pytest.Mo
     assert distance(alone, after) > 0.01 * mx.max(alone).item()
 
 
-def test_same_inputs_same_bytes() -> None:
+def test_the_same_inputs_give_the_same_bytes() -> None:
     weight, hessian = normal(16, 128), correlated(128)
     first, second = gptq(weight, hessian, 4, 64), gptq(weight, hessian, 4, 64)
     assert all(mx.array_equal(a, b) for a, b in zip(first, second, strict=True))
