@@ -26,7 +26,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
 from .cache import Cache, new_caches
-from .forward import AttentionContext
+from .context import AttentionContext
 from .kv import KVQuantization
 from .layer import Layer, Mask, Projection, attend, beside, check_depth, head_norm, run_layers
 

@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from .cache import Cache, KVCache, RotatingKVCache
 from .config import Exaone4Config
-from .forward import AttentionContext
+from .context import AttentionContext
 from .losses import IGNORED
 
 

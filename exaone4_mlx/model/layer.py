@@ -23,7 +23,7 @@ from typing import Any
 import mlx.core as mx
 
 from .cache import Cache, causal_mask, visible
-from .forward import AttentionContext
+from .context import AttentionContext
 from .kv import QuantizedKV, Stored
 from .rope import RopeParameters, inverse_frequencies
 

@@ -24,7 +24,7 @@ import mlx.nn as nn
 
 from .cache import Cache, new_caches
 from .config import Exaone4Config, LayerAttention
-from .forward import AttentionContext
+from .context import AttentionContext
 from .fused import FusedModel
 from .inputs import ForwardInputs, Inputs, read_inputs, read_kept, read_labels
 from .kv import KVQuantization

@@ -14,8 +14,7 @@ import mlx.nn as nn
 
 from ..files.folders import atomic_file, find_folder
 from .config import Exaone4Config
-from .parameters import named_parameters
-from .source import load_network
+from .source import load_network, named_parameters
 
 if TYPE_CHECKING:
     from typing_extensions import Self

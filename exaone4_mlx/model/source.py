@@ -13,20 +13,20 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoint.formats import Source
 from ..checkpoint.quantize import Quantization
 from ..files.folders import read_json
 from ..files.safetensors import Checkpoint, CheckpointError, read_dtype
 from .config import Exaone4Config
-from .parameters import fill, named_parameters, quantize_layers
 
 #: (bytes read, bytes in all) -> None
 Progress = Callable[[int, int], None]
@@ -141,6 +141,34 @@ def load_network(
     quantize_layers(network, {name.removesuffix(".weight"): chosen for name, chosen in settings.items()})
     fill(network, _weights(opened, settings, cast, progress))
     return network
+
+
+def named_parameters(module: nn.Module) -> dict[str, mx.array]:
+    """The parameters of a module under their dotted names, as in a checkpoint."""
+    return dict(tree_flatten(module.parameters()))
+
+
+def quantize_layers(module: nn.Module, settings: Mapping[str, Quantization]) -> None:
+    """Replaces the layers in `settings` by quantized ones, whose weights are unevaluated, to be filled."""
+
+    def chosen(name: str, layer: nn.Module) -> bool | dict[str, Any]:
+        return settings[name].as_dict() if name in settings and hasattr(layer, "to_quantized") else False
+
+    nn.quantize(module, class_predicate=chosen)
+
+
+def fill(module: nn.Module, weights: Iterable[tuple[str, mx.array]]) -> None:
+    """Gives a module its parameters and puts it into evaluation mode.
+
+    Each array is evaluated before the next is read. So no tensor is read twice, and any thread can use the arrays: an
+    unevaluated array belongs to the thread that made it.
+    """
+    filled = []
+    for name, array in weights:
+        mx.eval(array)
+        filled.append((name, array))
+    module.update(tree_unflatten(filled))
+    module.eval()
 
 
 def _weights(

@@ -24,7 +24,7 @@ from documented import (
 
 from exaone4_mlx import Exaone4Model
 from exaone4_mlx.generation.decode import prefill
-from exaone4_mlx.model import forward, inputs, network
+from exaone4_mlx.model import context, inputs, network
 from exaone4_mlx.model.layer import Layer
 from exaone4_mlx.model.rope import RopeParameters
 
@@ -102,7 +102,7 @@ def always_short(patch: Patch) -> None:
 
 
 def rotate_by_index(patch: Patch) -> None:
-    patch.setattr(forward.AttentionContext, "positions_of", lambda self, offset, length: (offset, offset + length))
+    patch.setattr(context.AttentionContext, "positions_of", lambda self, offset, length: (offset, offset + length))
 
 
 def unnormalized(patch: Patch) -> None:

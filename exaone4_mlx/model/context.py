@@ -1,9 +1,9 @@
-"""What `forward` tells the layers beyond the plain call.
+"""What one call of `forward` passes to all layers, and collects from them.
 
-What is peculiar here:
-- Positions count for the rotation only. Masks and windows go by the place of a token, as in transformers.
-- A padding token that sees nothing at all would divide zero by zero. It takes nothing in, as in torch's attention
-  (and not everything alike, as in transformers' eager one, which is the oracle of the weights only).
+Notes:
+- Only the rotation depends on positions. Masks and windows depend on the index of a token, as in transformers.
+- A padding token may attend to nothing, which would divide zero by zero. Its output is zero, as in torch's fused
+  attention. (transformers' eager attention averages all values. It is the oracle of the attention weights only.)
 
 Shapes: B batch, L new tokens, S attended tokens, H query heads, D head size, E hidden size.
 """
@@ -19,11 +19,12 @@ from .cache import causal_mask, visible
 
 @dataclass
 class AttentionContext:
-    """What one call of `forward` adds to the plain call, for all layers; and what it gathers from them.
+    """The inputs of all layers beyond the hidden states, and the outputs that they append.
 
-    `positions` [B, L] are those of the new tokens, where they do not simply go on; `length` is that of the whole
-    sequence, where there is more of it to come. `padding` [B, past + L] is true for what is no padding. Tokens see
-    those of their own number in `segments` [B, L] only.
+    `positions` [B, L] are the positions of the new tokens; None counts on from the cached tokens. `length` is the
+    number of tokens of the whole sequence, if more of them will follow. `padding` [B, past + L] is false for padding.
+    Tokens attend only to tokens with the same number in `segments` [B, L]. `hidden_states` and `attentions` collect the
+    outputs of the layers, unless they are None.
     """
 
     positions: mx.array | None = None
@@ -32,7 +33,7 @@ class AttentionContext:
     segments: mx.array | None = None
     hidden_states: list[mx.array] | None = None
     attentions: list[mx.array] | None = None
-    _fully_masked: dict[int | None, mx.array] = field(default_factory=dict)  # window -> [B, 1, L, 1]: sees nothing
+    _fully_masked: dict[int | None, mx.array] = field(default_factory=dict)  # window -> [B, 1, L, 1]
 
     def mask(self, past: int, length: int, window: int | None) -> mx.array | str | None:
         """The mask of new tokens that attend to `past` rows and to themselves: as `causal_mask`, or [B, 1, L, S]."""
@@ -48,10 +49,10 @@ class AttentionContext:
         return seen
 
     def positions_of(self, offset: int, length: int) -> tuple[int | mx.array, int]:
-        """The positions of `length` new tokens after `offset`, the first or all, and the length of the sequence."""
+        """(the first position or all positions, tokens of the sequence) for `length` new tokens after `offset`."""
         return (offset, max(self.length, offset + length)) if self.positions is None else (self.positions, self.length)
 
-    def zero_fully_masked(self, taken: mx.array, window: int | None) -> mx.array:
-        """What each query takes in, [B, H, L, D], or the weights of it, [B, H, L, S]: zero where it sees nothing."""
+    def zero_fully_masked(self, attended: mx.array, window: int | None) -> mx.array:
+        """Attention outputs [B, H, L, D] or weights [B, H, L, S], with zeros for queries that attend to nothing."""
         masked = self._fully_masked.get(window)
-        return taken if masked is None else mx.where(masked, mx.zeros((), taken.dtype), taken)
+        return attended if masked is None else mx.where(masked, mx.zeros((), attended.dtype), attended)
