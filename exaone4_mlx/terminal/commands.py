@@ -116,14 +116,9 @@ def _tools(session: TerminalSession, rest: str) -> None:
     if not session.all_tools:
         raise ValueError("there are no tools: start with --builtin-tools or --tools FILE.py")
     names = rest.replace(",", " ").split()
-    if rest == "off":
-        chosen = []
-    elif rest in ("", "on"):
-        chosen = list(session.tool_names)
-    else:
-        chosen = names
-        if unknown := [name for name in names if name not in session.tool_names]:
-            raise ValueError(f"there is no tool {unknown[0]!r}; the tools are {', '.join(session.tool_names)}")
+    chosen = {"on": session.tool_names, "off": ()}.get(rest, names)
+    if unknown := [name for name in chosen if name not in session.tool_names]:
+        raise ValueError(f"there is no tool {unknown[0]!r}; the tools are {', '.join(session.tool_names)}")
     if rest:
         session.chat.tools = [tool for tool in session.all_tools if getattr(tool, "__name__", "") in chosen]
     on = {getattr(tool, "__name__", "") for tool in session.chat.tools}
@@ -190,7 +185,7 @@ def _edit(session: TerminalSession, rest: str) -> None:
         raise ValueError(f"there is no turn {number}: the conversation has {len(turns)}")
     session.editing = (number - 1, turns[number - 1])
     later = len(turns) - number
-    dropped = f" and drops the {later} turns after it" if later else ""
+    dropped = f" and drops {later} later turn{'s' * (later > 1)}" if later else ""
     session.screen.note(f"turn {number}: Enter sends it{dropped}; an empty line changes nothing")
 
 

@@ -47,7 +47,7 @@ class Lines:
 
 
 class LiveLines(Live):
-    """The last lines of the terminal, made anew by `make()` at each drawing. Prints of the console go above them."""
+    """The last lines of the terminal, made by `make()` at each drawing. Prints of the console go above them."""
 
     def __init__(self, console: Console, make: Callable[[], list[Line]]) -> None:
         self._make = make

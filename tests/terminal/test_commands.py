@@ -39,7 +39,7 @@ def test_edit_puts_the_text_into_the_input_line() -> None:
     _, repl, notes = talk(chat, "one", "two", "/edit 1", "one!", "/edit", "", "/edit 9", "three")
     assert repl.keys.defaults == ["", "", "", "one", "", "two", "", "", ""]
     assert chat.sent == [("send", "one"), ("send", "two"), ("edit 0", "one!"), ("send", "three")]
-    assert any("drops the 1 turns after it" in line for line in notes.lines)
+    assert any("drops 1 later turn;" in line for line in notes.lines)
     assert "error: there is no turn 9: the conversation has 2" in notes.lines
 
 

@@ -64,11 +64,11 @@ def test_the_history_is_kept_and_only_its_owner_can_read_it(tmp_path: Path, monk
 def test_a_history_that_cannot_be_written_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EXAONE4_MLX_HISTORY", str(tmp_path / "file" / "history"))
-    said: list[str] = []
+    warned: list[str] = []
     with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
         keys.send_text("Hello\r")
-        assert TerminalInput(lambda text: [], said.append).read("> ") == "Hello"
-    assert said and "not stored" in said[0]
+        assert TerminalInput(lambda text: [], warned.append).read("> ") == "Hello"
+    assert warned and "not stored" in warned[0]
 
 
 def test_the_path_of_the_history(monkeypatch: pytest.MonkeyPatch) -> None:

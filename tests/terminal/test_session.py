@@ -78,13 +78,15 @@ def test_a_nearly_full_context_is_one_warning() -> None:
 
     chat = ScriptedChat(*[[fill(*state), DONE] for state in ((81,), (90,), (60, 4), (85, 4))])
     _, _, notes = talk(chat, *"1234")
-    said = [line for line in notes.lines if ("context" in line or "room" in line) and not line.startswith("[")]
-    assert [line.split(":")[0] for line in said] == [
+    warnings_shown = [
+        line for line in notes.lines if ("context" in line or "room" in line) and not line.startswith("[")
+    ]
+    assert [line.split(":")[0] for line in warnings_shown] == [
         "81% of the context for the conversation is used",
         "the context is full",
         "85% of the context for the conversation is used",
     ]
-    assert "first 4 messages" in said[1]
+    assert "first 4 messages" in warnings_shown[1]
 
 
 @pytest.fixture

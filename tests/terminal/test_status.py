@@ -21,8 +21,8 @@ def test_the_summary_of_a_turn() -> None:
 
 def test_the_banner_names_quantized_caches_and_drafts() -> None:
     assert extras_text(None, None, False) == ""
-    told = extras_text(KVQuantization(8, 4, 64, "global"), "demo-draft", False)
-    assert told == "; cache of global layers: keys 8 bits, values 4 bits, groups of 64; drafts by demo-draft"
+    text = extras_text(KVQuantization(8, 4, 64, "global"), "demo-draft", False)
+    assert text == "; cache of global layers: keys 8 bits, values 4 bits, groups of 64; drafts by demo-draft"
     assert extras_text(None, None, True) == "; drafts by prompt lookup"
 
 
