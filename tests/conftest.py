@@ -142,7 +142,7 @@ def in_chunks(model: Any, ids: mx.array, cuts: Sequence[int], cache: Sequence[An
 
 
 class Always(Pace):
-    """As many guesses each time, whatever they bring."""
+    """The same number of drafted tokens at every step."""
 
     def choose(self) -> int:
         return self.most

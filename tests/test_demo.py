@@ -97,7 +97,7 @@ def test_documented_tool_example(demo: Any, thinking: bool) -> None:
         ),
     ],
 )
-def test_tool_arguments_are_copied_and_results_told(demo: Any, question: str, city: str, answer: str) -> None:
+def test_tool_arguments_are_copied_and_results_reported(demo: Any, question: str, city: str, answer: str) -> None:
     tools = [ROLL_DICE, GET_WEATHER]
     user = {"role": "user", "content": question}
     called = reply(demo, [user], tools=tools)

@@ -65,7 +65,7 @@ def test_flags_that_it_names_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(re.findall(r"--[a-z][\w-]+", ours)) <= known
 
 
-def test_public_names_are_told() -> None:
+def test_public_names_are_in_the_readme() -> None:
     for name in exaone4_mlx.__all__:
         assert name in README or name.startswith("__"), f"{name} is public, and the README does not name it"
 

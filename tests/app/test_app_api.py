@@ -116,7 +116,7 @@ def test_tools_run_only_where_they_are_named(client: Any) -> None:
         ("word " * 9000, None, "the newest turn alone has"),
     ],
 )
-def test_bad_requests_are_told(client: Any, message: str, options: Any, told: str) -> None:
+def test_bad_requests_are_errors_with_a_reason(client: Any, message: str, options: Any, told: str) -> None:
     with pytest.raises(Exception, match=told):
         client.predict(message, options, api_name="/chat")
     assert client.predict(api_name="/messages") == []

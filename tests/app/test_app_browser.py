@@ -234,7 +234,7 @@ def test_retry_undo_and_edit(tab: Tab, server: Server) -> None:
     assert len(server.stored(tab)["messages"]) == 2
 
 
-def test_an_edit_sends_what_stands_there(tab: Tab, server: Server) -> None:
+def test_an_edit_sends_the_text_of_the_box(tab: Tab, server: Server) -> None:
     said = "Is 1 < 2 & 3 > 2, <b>really</b>? `a < b` &amp; ![x](y.png)"
     tab.ask(said)
     tab.act("Edit")
@@ -302,14 +302,14 @@ def test_a_dropped_file_shows_its_tokens_before_it_is_sent(tab: Tab, server: Ser
     expect(tab.said.first).to_have_text(re.compile(r"notes\.md · \d+ tokens"))
 
 
-def test_a_file_that_cannot_be_read_is_told_and_the_text_stays(tab: Tab) -> None:
+def test_an_unreadable_file_gives_a_notice_and_the_text_stays(tab: Tab) -> None:
     tab.box.fill(SEOUL)
     drop(tab, {"name": "broken.pdf", "mimeType": "application/pdf", "buffer": b"%PDF-1.7 and nothing more"})
     expect(tab.notice("broken.pdf").first).to_be_visible()
     expect(tab.box).to_have_value(SEOUL)
 
 
-def test_a_message_beyond_the_context_is_told_and_stays_in_the_box(browser: Browser, tmp_path: Path) -> None:
+def test_a_message_beyond_the_context_gives_a_notice_and_stays_in_the_box(browser: Browser, tmp_path: Path) -> None:
     with Server(tmp_path, "--context", "200") as server, opened(browser, server) as tab:
         expect(tab.status).to_contain_text("0 of 200 tokens")
         text = "Tell me the capital of Peru. " * 60
@@ -519,7 +519,7 @@ def test_settings_belong_to_the_conversation_and_come_back(tab: Tab, server: Ser
     expect(tab.page.locator("#thinking").get_by_role("checkbox")).to_be_checked()
 
 
-def test_a_bad_model_path_is_told_and_the_old_model_goes_on(tab: Tab) -> None:
+def test_a_bad_model_path_gives_a_notice_and_the_old_model_stays(tab: Tab) -> None:
     tab.settings()
     model = tab.page.locator("#model input")
     model.fill("/no/such/model")

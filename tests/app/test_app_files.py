@@ -166,7 +166,7 @@ def zipped() -> bytes:
         (b"\x01\x02\x03ab", "controls.json"),
     ],
 )
-def test_binary_is_refused_whatever_its_suffix(file: Any, data: bytes, name: str) -> None:
+def test_binary_is_refused_with_any_suffix(file: Any, data: bytes, name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} holds no text; accepted are text, Markdown, code, .* and PDF"):
         read_file(file(data, name))
 

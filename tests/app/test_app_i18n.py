@@ -20,7 +20,7 @@ def placeholders(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("key", WORDS)
-def test_text_stands_in_every_language_with_the_same_gaps(key: str) -> None:
+def test_every_language_has_every_text_with_the_same_placeholders(key: str) -> None:
     texts = WORDS[key]
     assert len(texts) == len(LANGUAGES)
     assert all(text.strip() for text in texts)
@@ -58,7 +58,7 @@ def test_language_is_taken_with_its_region_and_else_english(code: str, language:
     ("seconds", "told"),
     [(0.042, "0.04 s"), (0.994, "0.99 s"), (0.996, "1.0 s"), (3.14, "3.1 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (125.0, "2 min 5 s")],
 )  # fmt: skip
-def test_seconds_are_told_as_exactly_as_matters(seconds: float, told: str) -> None:
+def test_seconds_are_rounded(seconds: float, told: str) -> None:
     assert Words("en").seconds(seconds) == told
 
 
@@ -80,7 +80,7 @@ def test_sizes(count: int, told: str) -> None:
     assert size_text(count) == told
 
 
-def test_no_example_stands_twice() -> None:
+def test_no_example_is_there_twice() -> None:
     """An example that is chosen is found by its text."""
     texts = [text for examples in EXAMPLES.values() for text, _, _ in examples]
     assert len(set(texts)) == len(texts) and len({len(examples) for examples in EXAMPLES.values()}) == 1

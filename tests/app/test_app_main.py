@@ -99,7 +99,7 @@ def test_tools_file_with_a_syntax_error_says_where(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "conversations").exists()
 
 
-def test_tools_that_are_none_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_tools_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tools = tmp_path / "tools.py"
     tools.write_text("raise RuntimeError('no network')\n")
     assert main(["--model", "demo", "--tools", str(tools), "--data-dir", str(tmp_path)]) == 1

@@ -1,4 +1,4 @@
-"""What the chat shows: thoughts and calls in panels, the same live as afterwards, and no HTML but what is written."""
+"""What the chat shows: thoughts and calls in panels, the same live as afterwards, and HTML only as text."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def words_of(markdown: str) -> str:
 # --- a reply -----------------------------------------------------------------------
 
 
-def test_thought_grows_in_a_panel_with_its_seconds_and_tokens() -> None:
+def test_a_thought_grows_in_a_panel_with_seconds_and_tokens() -> None:
     made = live(Thinking("I add"), Thinking(" digits."))
     made.count(counted(12, 3.14))
     [panel] = shown([], WORDS, made.messages)
@@ -105,7 +105,7 @@ def test_thought_without_counts_has_a_plain_title() -> None:
     assert title_of(shown([reply("Yes", reasoning_content="Hm")], WORDS)[0]) == "Thought"
 
 
-def test_counts_before_anything_came_are_nothing() -> None:
+def test_counts_before_the_first_event_show_nothing() -> None:
     made = LiveReply()
     made.count(counted(1, 1.0))
     made.count(None)
@@ -180,7 +180,7 @@ def test_call_of_a_finished_conversation_that_has_no_result_does_not_wait() -> N
     assert status_of(panel) == "done"
 
 
-def test_word_of_the_user_is_asked_for_only_while_it_is_waited_for() -> None:
+def test_approval_is_asked_only_while_a_call_waits() -> None:
     made = live(ToolCall("roll_dice", {})).messages
     assert not any("options" in message for message in shown([], WORDS, made))
     last = shown([], WORDS, made, asking=3)[-1]
@@ -195,12 +195,12 @@ def test_word_of_the_user_is_asked_for_only_while_it_is_waited_for() -> None:
         ("stop", None), ("tool_calls", None), (None, None), ("something", None), (["stop"], None),
     ],
 )  # fmt: skip
-def test_reply_that_did_not_end_by_itself_says_why(reason: Any, told: str | None) -> None:
+def test_a_reply_that_was_cut_shows_why(reason: Any, told: str | None) -> None:
     messages = shown([reply("Hm", finish_reason=reason)], WORDS)
     assert [told in text_of(message) for message in messages[1:]] == ([True] if told else [])
 
 
-def test_reply_of_which_nothing_came_shows_only_its_end() -> None:
+def test_an_empty_reply_shows_only_its_end() -> None:
     assert [text_of(message) for message in shown([reply("", finish_reason="cancelled")], WORDS)] == ["*Stopped.*"]
 
 
@@ -264,7 +264,7 @@ def places_of(messages: list[dict[str, Any]]) -> list[Any]:
     return [(message["role"], message.get("metadata", {}).get("id")) for message in messages]
 
 
-def test_finished_turn_looks_as_it_did_when_its_last_event_had_come() -> None:
+def test_a_finished_turn_looks_as_after_its_last_event() -> None:
     for seed in range(30):
         events = list(course(random.Random(seed)))
         before = shown([SENTENCE], WORDS, live(*events).messages)
@@ -275,7 +275,7 @@ def test_finished_turn_looks_as_it_did_when_its_last_event_had_come() -> None:
             assert before == after, f"something jumps when the reply ends (seed {seed})"
 
 
-def test_no_panel_of_a_turn_goes_again_while_it_is_made() -> None:
+def test_no_panel_disappears_while_a_turn_runs() -> None:
     for seed in range(30):
         made, before = LiveReply(), []
         for event in course(random.Random(seed)):
@@ -286,7 +286,7 @@ def test_no_panel_of_a_turn_goes_again_while_it_is_made() -> None:
             before = panels
 
 
-def test_end_of_a_turn_changes_nothing_that_came() -> None:
+def test_the_end_of_a_turn_changes_no_message() -> None:
     made = live(Answer("Hi"))
     before = made.messages
     made.add(Done("stop", 1, 0, 0, 1, 0.1, 0.1, 0.0, 0))
@@ -505,7 +505,7 @@ def pieces(seed: int) -> str:
     return "".join(rng.choice(PIECES) for _ in range(rng.randrange(1, 30)))
 
 
-def test_no_mixture_brings_html_to_life() -> None:
+def test_random_text_yields_no_html() -> None:
     for seed in range(1000):
         text = pieces(seed)
         alive = [token for token in tokens_of(inert(text)) if token.type in ("html_inline", "html_block", "image")]
@@ -530,7 +530,7 @@ def test_typed_is_the_way_back() -> None:
     ],
     ids=lambda text: repr(text[:6]),
 )  # fmt: skip
-def test_inert_is_quick_whatever_comes(text: str) -> None:
+def test_inert_is_quick_for_every_text(text: str) -> None:
     began = time.perf_counter()
     inert(text)
     assert time.perf_counter() - began < 1.5, "it looks at the same text again and again"
@@ -541,7 +541,7 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 
-def test_shown_takes_whatever_a_file_says() -> None:
+def test_shown_accepts_any_values_of_a_file() -> None:
     """`Store` checks roles and texts; the rest of a message may be anything."""
     for odd in ODD:
         said = [

@@ -1,4 +1,4 @@
-"""The models to choose from are found without fail; one is loaded beside everything else, and handed over whole."""
+"""The list of models never fails; a model is loaded in the background and returned once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DEMO = Choice("demo", "demo")
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path: Path, monkeypatch: Any) -> Path:
-    """An empty hub cache, whatever this machine has."""
+    """An empty hub cache."""
     cache = tmp_path / "hub"
     cache.mkdir()
     scan = huggingface_hub.scan_cache_dir
@@ -128,7 +128,7 @@ def test_a_given_folder_called_demo_is_not_the_demo(hf_folder: Path, monkeypatch
     assert choices("./demo", [Path()]) == [Choice("./demo", "./demo"), DEMO]
 
 
-def test_models_of_one_name_are_told_apart(shelf: Path, tmp_path: Path) -> None:
+def test_models_of_one_name_get_different_labels(shelf: Path, tmp_path: Path) -> None:
     make(tmp_path / "other" / "small")
     assert [choice.label for choice in choices("demo", [shelf, tmp_path / "other"])] == [
         "demo", "large", str(tmp_path / "other" / "small"), str(shelf / "small"),

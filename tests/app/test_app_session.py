@@ -1,4 +1,4 @@
-"""An open conversation: a turn runs by itself, whoever looks sees the same, Stop ends it, and nothing is lost."""
+"""An open conversation: a turn runs in its own thread, all tabs see the same, Stop ends it, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_retry_replaces_the_reply(session: Session, scripted: Any) -> None:
     assert said(session) == [("user", "Toss a coin"), ("assistant", "Tails.")]
 
 
-def test_edit_says_something_else_and_forgets_what_followed(session: Session, scripted: Any) -> None:
+def test_an_edit_replaces_the_turn_and_removes_the_later_ones(session: Session, scripted: Any) -> None:
     scripted("one", "two", "three")
     for text in ("first", "second"):
         say(session, text)
@@ -214,7 +214,7 @@ def test_only_allowed_tools_are_offered(make: Any, scripted: Any) -> None:
 # --- one turn at a time -------------------------------------------------------
 
 
-def test_of_two_that_send_at_once_one_is_told_that_it_is_busy(make: Any, scripted: Any) -> None:
+def test_of_two_sends_at_once_one_is_refused_as_busy(make: Any, scripted: Any) -> None:
     for _ in range(10):
         session = make()
         scripted(ENDLESS, ENDLESS, pause=0.001)
@@ -252,7 +252,7 @@ def test_while_a_turn_runs_nothing_else_begins(session: Session, scripted: Any, 
 # --- Stop ---------------------------------------------------------------------
 
 
-def test_stop_while_decoding_keeps_what_came(session: Session, scripted: Any, store: Store) -> None:
+def test_stop_while_decoding_keeps_the_text_so_far(session: Session, scripted: Any, store: Store) -> None:
     scripted(ENDLESS, pause=0.005)
     underway(session)
     stopped_after(session)
@@ -341,7 +341,7 @@ def test_stopped_conversation_goes_on(session: Session, scripted: Any) -> None:
     assert say(session, "And?").messages[-1]["content"] == "ok"
 
 
-def test_retry_stopped_before_anything_came_leaves_the_old_reply(make: Any, scripted: Any, store: Store) -> None:
+def test_a_retry_stopped_before_its_first_token_leaves_the_old_reply(make: Any, scripted: Any, store: Store) -> None:
     session = make(step=16)
     scripted("I see.")
     session.send("word " * 1200, [], PLAIN)
@@ -359,7 +359,7 @@ def test_retry_stopped_before_anything_came_leaves_the_old_reply(make: Any, scri
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_call_waits_for_the_word_of_the_user(session: Session, scripted: Any, allowed: bool) -> None:
+def test_a_call_waits_for_approval(session: Session, scripted: Any, allowed: bool) -> None:
     scripted(call_text(max_num=6), "Done.")
     session.send("Roll!", [], ASKING)
     view = until(lambda: (view := session.view()).asking and view, "the tool asks")
@@ -397,7 +397,7 @@ def test_second_click_allows_nothing_that_was_not_seen(session: Session, scripte
     assert [message["failed"] for message in finished(session).messages[2:4]] == [False, True]
 
 
-def test_word_that_nobody_asked_for_approves_nothing(session: Session, scripted: Any) -> None:
+def test_an_answer_without_a_question_approves_nothing(session: Session, scripted: Any) -> None:
     session.answer(True)
     scripted(call_text(max_num=6), "Done.", pause=0.005)
     session.send("Roll!", [], ASKING)
@@ -487,7 +487,7 @@ def test_view_of_a_conversation_that_no_template_takes(make: Any) -> None:
 # --- what is seen -------------------------------------------------------------
 
 
-def test_view_says_in_every_phase_what_is_going_on(make: Any, scripted: Any) -> None:
+def test_the_view_shows_every_phase(make: Any, scripted: Any) -> None:
     go_on = threading.Event()
 
     def sleep() -> str:
@@ -532,7 +532,7 @@ def test_view_says_in_every_phase_what_is_going_on(make: Any, scripted: Any) -> 
     assert counted == sorted(counted), "counts of a turn only grow"
 
 
-def test_finished_messages_are_those_that_were_seen_coming(session: Session, scripted: Any) -> None:
+def test_finished_messages_equal_the_live_ones(session: Session, scripted: Any) -> None:
     scripted(f"Let me roll.{call_text(max_num=6)}", "You rolled 4.", pause=0.001)
     session.send("Roll!", [], TOOLS)
     last = session.view()
@@ -560,7 +560,7 @@ def test_thought_of_each_round_is_counted_for_itself(session: Session, scripted:
     assert live == final and final[0] > final[1] > 0
 
 
-def test_two_that_look_see_the_same(session: Session, scripted: Any) -> None:
+def test_two_observers_see_the_same(session: Session, scripted: Any) -> None:
     scripted(ENDLESS[:200], pause=0.003)
     session.send("Count", [], PLAIN)
     views: list[list[View]] = [[], []]

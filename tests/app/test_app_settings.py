@@ -98,7 +98,7 @@ def test_tools_are_allowed_by_name_and_all_unless_named() -> None:
         ({"wisdom": 1}, "there is no setting 'wisdom'"),
     ],
 )
-def test_value_without_meaning_is_refused(values: dict[str, Any], told: str) -> None:
+def test_an_invalid_value_is_refused(values: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         Settings().updated(values)
 

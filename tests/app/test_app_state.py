@@ -1,4 +1,4 @@
-"""What all tabs share: each conversation open once, replies that outlive their page, caches in bounds, one model."""
+"""The state of all tabs: a conversation is open once, replies outlive a page, caches are bounded, one model is loaded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GRACE = 0.15
 
 @pytest.fixture
 def make(unread: Any, scripted: Any, tmp_path: Path, monkeypatch: Any) -> Iterator[Callable[..., AppState]]:
-    """make() is a state with the quick model of no sense, and a grace of a moment."""
+    """make() is a state with a tiny random model, and a short grace period."""
     monkeypatch.setattr(state_module, "GRACE_SECONDS", GRACE)
     scripted("ok", repeat=True)
     made: list[AppState] = []
@@ -365,7 +365,7 @@ def test_reply_goes_on_without_the_disk_and_comes_to_it_later(state: AppState, m
     assert [message["content"] for message in state.store.read(session.id).messages] == ["precious", "ok"]
 
 
-def test_read_only_folder_is_told_and_nothing_breaks(state: AppState) -> None:
+def test_a_read_only_folder_is_reported_and_nothing_breaks(state: AppState) -> None:
     state.store.folder.parent.mkdir(exist_ok=True)
     state.store.folder.write_text("a file where the folder should be")  # root may write anywhere
     view = say(state.tab("one").session, "first")
@@ -480,7 +480,7 @@ def tight(monkeypatch: Any) -> None:
 
 
 class Held:
-    """In place of `Loading`: waits for `go_on`, then gives another quick model, or fails."""
+    """In place of `Loading`: waits for `go_on`, then returns another tiny model, or fails."""
 
     go_on: threading.Event
     fails: tuple[str, ...] = ()
@@ -643,7 +643,7 @@ def test_reply_under_way_ends_on_the_model_it_began_with(make: Any, held: Any, s
     until(lambda: gc.collect() is not None and before() is None, "the old model is gone")
 
 
-def test_without_room_other_tabs_are_told_to_wait(make: Any, held: Any, monkeypatch: Any) -> None:
+def test_without_room_other_tabs_have_to_wait(make: Any, held: Any, monkeypatch: Any) -> None:
     tight(monkeypatch)
     state = make()
     session = state.tab("one").session
@@ -669,7 +669,7 @@ def test_one_model_is_loaded_at_a_time(state: AppState, held: Any) -> None:
     list(state.switch("demo"))
 
 
-def test_whoever_stops_looking_on_ends_nothing(make: Any, held: Any, monkeypatch: Any) -> None:
+def test_a_caller_that_stops_iterating_ends_nothing(make: Any, held: Any, monkeypatch: Any) -> None:
     """A page that is closed while a model is loaded must not leave the app without one."""
     tight(monkeypatch)
     state = make()
@@ -781,8 +781,8 @@ def test_file_that_no_template_takes_can_be_looked_at(state: AppState) -> None:
 # --- all at once -----------------------------------------------------------------
 
 
-def test_nothing_gets_stuck_whatever_happens_at_once(make: Any, scripted: Any, monkeypatch: Any) -> None:
-    """Eight threads do whatever tabs can do, for a while; then all is as it should be."""
+def test_concurrent_actions_do_not_deadlock(make: Any, scripted: Any, monkeypatch: Any) -> None:
+    """Eight threads run random actions of tabs for a while. Then the state is consistent."""
     monkeypatch.setattr(state_module, "GRACE_SECONDS", 0.01)
     monkeypatch.setattr(state_module, "MAX_CACHES", 2)
     monkeypatch.setattr(state_module, "MAX_OPEN", 2)
@@ -870,5 +870,5 @@ def one_step(state: AppState, rng: random.Random) -> str:
         elif step == "switch":
             list(state.switch("demo", rng.choice([None, 4000])))
     except (ValueError, OSError):
-        pass  # busy, nothing to retry, deleted meanwhile: told to the person
+        pass  # busy, nothing to retry, deleted meanwhile: the page shows it
     return step

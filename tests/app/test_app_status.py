@@ -30,7 +30,7 @@ def test_finished_reply_tells_its_counts() -> None:
     assert 'value="562"' in told(REST) and "562 of 8,192 tokens" in told(REST)
 
 
-def test_what_a_model_is_warned_of_is_told_in_the_language_of_the_tab() -> None:
+def test_warnings_of_a_model_are_in_the_language_of_the_tab() -> None:
     assert notes(["the tokenizer knows too much"], EN) == ["Note: the tokenizer knows too much."]
     assert notes(["one", "two"], Words("ko")) == ["참고: one.", "참고: two."]
 
@@ -78,13 +78,13 @@ def test_reply_of_which_nothing_came_has_no_speed() -> None:
     assert "tokens/s" not in html and "0 tokens" in html
 
 
-def test_finished_reply_is_told_by_its_counts_whatever_the_last_phase_was() -> None:
+def test_a_finished_reply_shows_its_counts() -> None:
     html = told(dataclasses.replace(REST, running=False, place=2, reading=(1, 2), tool_runs=True))
     assert "25.0 tokens/s" in html and "Waiting" not in html
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_phase_is_told_in_every_language(language: str) -> None:
+def test_every_phase_has_a_text_in_every_language(language: str) -> None:
     words = Words(language)
     for phase in ({}, {"place": 2}, {"reading": (1, 2), "reading_left": 3.0}, {"tool_runs": True}, {"counts": None}):
         html = status_html(dataclasses.replace(REST, running=True, dropped=2, unsaved="x", **phase), words, "demo", 1)

@@ -1,4 +1,4 @@
-"""Conversations on disk: whole or not at all, found by what was said, and never written over what was not read."""
+"""Conversations on disk: writes are atomic, a search finds the text, and no unread file is overwritten."""
 
 from __future__ import annotations
 

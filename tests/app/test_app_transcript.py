@@ -1,4 +1,4 @@
-"""Conversations leave and come back: as JSON and as a Markdown page, whatever was said in them."""
+"""Export and import of conversations as JSON and Markdown lose nothing."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_json_is_what_the_store_writes(tmp_path: Path):
     assert (tmp_path / f"{LONG.id}.json").read_text(encoding="utf-8") == to_json(conversation)
 
 
-def test_a_file_is_told_by_its_content_and_not_by_its_name():
+def test_the_content_of_a_file_decides_its_format():
     assert carried(from_text(to_markdown(LONG), "chat.json")) == carried(from_text(to_json(LONG), "chat.md"))
 
 
@@ -207,7 +207,7 @@ def any_message(random: random.Random) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("form", [to_markdown, to_json])
-def test_whatever_was_said_comes_back(form: Any):
+def test_random_conversations_come_back(form: Any):
     for seed in range(1500):
         numbers = random.Random(seed)
         messages = [any_message(numbers) for _ in range(numbers.randint(1, 5))]
@@ -243,7 +243,7 @@ def test_nothing_inside_a_comment_ends_it(text: str):
     assert carried(from_text(to_markdown(conversation)))["settings"] == {text: text}
 
 
-def test_what_the_model_saw_is_told_only_where_it_differs():
+def test_the_prompt_text_is_exported_only_where_it_differs():
     assert "What the model saw" not in to_markdown(conversation_of({"role": "user", "text": "a", "content": "a"}))
 
 
