@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .files.safetensors import CheckpointError as CheckpointError
     from .generation.generate import (
         Generation as Generation,
-        Reply as Reply,
         generate as generate,
         stream_generate as stream_generate,
     )
@@ -41,12 +40,12 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .model.load import load as load
     from .model.network import Exaone4ForCausalLM as Exaone4ForCausalLM, Exaone4Model as Exaone4Model
     from .text.events import Answer as Answer, Done as Done, Logprobs as Logprobs, Thinking as Thinking
+    from .text.message import Reply as Reply
     from .text.reply import ReplyParser as ReplyParser
     from .text.tokenizer import Tokenizer as Tokenizer
     from .tools.builtin import BUILTIN_TOOLS as BUILTIN_TOOLS
-    from .tools.call import ToolCall as ToolCall
+    from .tools.call import ToolCall as ToolCall, ToolResult as ToolResult
     from .tools.load import load_tools as load_tools
-    from .tools.toolbox import ToolResult as ToolResult
 
 __version__ = "0.1.0"
 
@@ -57,7 +56,7 @@ _HOME = {
     "conversion.evaluate": ("evaluate",),
     "conversion.evaluation": ("Evaluation",),
     "files.safetensors": ("CheckpointError",),
-    "generation.generate": ("Generation", "Reply", "generate", "stream_generate"),
+    "generation.generate": ("Generation", "generate", "stream_generate"),
     "generation.options": ("Options", "ReplyOptions", "Sampling"),
     "generation.prompt_cache": ("PromptCache",),
     "measure.fit": ("Fit", "fit"),
@@ -67,12 +66,12 @@ _HOME = {
     "model.load": ("load",),
     "model.network": ("Exaone4ForCausalLM", "Exaone4Model"),
     "text.events": ("Answer", "Done", "Logprobs", "Thinking"),
+    "text.message": ("Reply",),
     "text.reply": ("ReplyParser",),
     "text.tokenizer": ("Tokenizer",),
     "tools.builtin": ("BUILTIN_TOOLS",),
-    "tools.call": ("ToolCall",),
+    "tools.call": ("ToolCall", "ToolResult"),
     "tools.load": ("load_tools",),
-    "tools.toolbox": ("ToolResult",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -295,6 +295,14 @@ def call_text(name: str = "roll_dice", **arguments: Any) -> str:
     return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
 
 
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Returns once the condition holds. Fails after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition does not come true"
+        time.sleep(0.005)
+
+
 def in_a_thread(work: Callable[[], Any]) -> Any:
     """What `work` returns in a thread of its own.
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from ..generation.prompt_cache import PromptCache
     from ..generation.request import Request
     from ..text.events import Done, Event, Logprobs
+    from ..tools.call import ToolResult
     from ..tools.describe import Tool
-    from ..tools.toolbox import ToolResult
     from .loading import ReadyModel
 
 DESCRIPTION = "Streams the reply to one prompt to standard output."
@@ -239,9 +239,9 @@ def _cancelled_by_ctrl_c(reply: Generation | Turn) -> Iterator[None]:
 
 def _print_reply(reply: Generation | Turn, options: argparse.Namespace) -> Done:
     """Prints the reply as text, as JSON or as JSON lines."""
-    from ..generation.generate import Reply
     from ..text.events import Done, Logprobs, Thinking
-    from ..tools.toolbox import ToolResult
+    from ..text.message import Reply
+    from ..tools.call import ToolResult
 
     events: list[Event | Logprobs | Done] = []
     results: list[ToolResult] = []
@@ -268,6 +268,7 @@ def _print_reply(reply: Generation | Turn, options: argparse.Namespace) -> Done:
         printer.close()
     if options.json:
         fields = {"model": options.model} | dataclasses.asdict(Reply.from_events(events))
+        del fields["token_ids"]
         if options.logprobs is None:
             del fields["logprobs"]
         if options.tools or options.builtin_tools:

@@ -18,7 +18,7 @@ from ..text.format import ENDS
 
 if TYPE_CHECKING:
     from ..text.events import Done, Event, Logprobs
-    from ..tools.toolbox import ToolResult
+    from ..tools.call import ToolResult
 
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
 

@@ -1,117 +1,125 @@
-"""One turn of a chat: what it is made from, what came of it, and how it is ended from elsewhere."""
+"""One turn of a chat: replies of the model, and calls of tools between them.
+
+Notes:
+- A turn is a generator in the caller's thread. It gives the model's work to the worker thread, and runs tools and
+  approvals itself, so that neither blocks another chat.
+- `Turn` is what a caller holds: dropping it ends the turn. `TurnState` is what the chat holds.
+- The history can always be continued: a reply that is cut off is kept and marked, and each call has a result.
+"""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
+import sys
 import threading
+import warnings
 import weakref
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Generator, Sequence
 
 from ..generation.generate import Generation
 from ..generation.options import Options
-from ..generation.worker import Job
-from ..text.events import Answer, Done, Event, Logprobs, Thinking
-from ..text.reply import VALUE_ONLY
-from ..tools.call import ToolCall
+from ..generation.request import Request
+from ..generation.worker import EventStream
+from ..text.events import Done
+from ..text.message import Message, PartialReply, TurnEvent, tool_messages
+from ..tools.call import ToolCall, ToolResult
 from ..tools.describe import Tool
-from ..tools.toolbox import Toolbox, ToolResult
-
-TurnEvent = Event | Logprobs | ToolResult | Done
-Message = dict[str, Any]
+from ..tools.toolbox import Toolbox, ToolError
+from .history import History
 
 
-class Turn(Iterator[TurnEvent]):
-    """A turn of a chat: iterate it once for its events."""
+class Turn(EventStream[TurnEvent]):
+    """A turn of a chat: iterate it once for its events. It begins when it is iterated."""
 
-    def __init__(self, events: Generator[TurnEvent, None, None], running: Running) -> None:
-        self._events, self._running = events, running
-
-    def __iter__(self) -> Turn:
-        return self
+    def __init__(self, state: TurnState) -> None:
+        self._state = state
+        self._events = state.run()
+        state.turn = weakref.ref(self)
 
     def __next__(self) -> TurnEvent:
-        self._running.thread = threading.current_thread()
+        self._state.thread = threading.current_thread()
         return next(self._events)
+
+    def __repr__(self) -> str:
+        counts = self.so_far
+        tokens = "" if counts is None else f", {counts.thinking_tokens + counts.answer_tokens} tokens"
+        return f"Turn({self._state.phase}{tokens})"
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", None) is None or sys.is_finalizing():
+            return
+        if self._state.phase == "not begun" and not self._state.cancelled.is_set():
+            self._state.phase = "closed"
+            warnings.warn("a turn was dropped before it began: iterate it, or use chat.ask(…)", stacklevel=2)
 
     @property
     def place(self) -> int:
-        """How many replies of other chats come before this one."""
-        return self._running.place
+        """The number of replies of this model that come before this one."""
+        generation = self._state.generation
+        return 0 if generation is None else generation.place
 
     @property
     def so_far(self) -> Done | None:
-        """The counts and times of all rounds until now, from any thread; None before the first has begun."""
-        return self._running.so_far
+        """Counts and times of all rounds until now, from any thread; None before the first begins."""
+        return self._state.so_far
 
     @property
     def reply_so_far(self) -> Done | None:
-        """The same of the reply that is being made; None between two replies, while tools run."""
-        return self._running.reply_so_far
+        """The same of the reply in progress; None between two replies, while tools run."""
+        return self._state.reply_so_far
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens of all replies of the turn until now."""
+        return tuple(self._state.token_ids)
 
     def cancel(self) -> None:
-        """Ends the turn, from any thread; what came is kept, and its `Done` says "cancelled"."""
-        self._running.cancel()
+        """Ends the turn, from any thread. The partial reply is kept, and `Done` says "cancelled"."""
+        self._state.cancel()
 
     def close(self) -> None:
-        """Ends the turn at once and without `Done`; what came is kept."""
+        """Ends the turn at once and without `Done`. The partial reply is kept."""
+        if self._state.phase == "not begun":
+            self._state.phase = "closed"
         self._events.close()
 
 
-@dataclass
-class Plan:
-    """What a turn is made from. `ids` is the prompt of its next reply, without the first `dropped` messages,
-    if the context holds it (`fits`).
+class TurnState:
+    """A turn in progress: what it replies to, the partial reply, and the counts. Any thread may read and cancel it.
 
-    `replaces` holds until something came that can stand for what the history had `before`.
+    A turn that `replaces` another keeps the old reply until something of the new one exists.
     """
 
-    messages: list[Message]
-    toolbox: Toolbox
-    tools: tuple[Tool, ...]
-    options: Options
-    ids: list[int] = field(default_factory=list)
-    dropped: int = 0
-    fits: bool = True
-    came: Came | None = None  # of the reply under way
-    before: list[Message] = field(default_factory=list)
-    replaces: bool = False
-
-
-class Running:
-    """The turn under way, as seen from other threads."""
-
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        history: History,
+        messages: list[Message],
+        toolbox: Toolbox,
+        tools: tuple[Tool, ...],
+        options: Options,
+        replaces: bool = False,
+    ) -> None:
+        self._history, self._messages, self._toolbox, self._tools = history, messages, toolbox, tools
+        self._options, self._replaces = options, replaces
+        self._before = history._messages
+        self._request: Request | None
+        self._request, self._dropped = history.request(messages, tools, options)
+        self._next = self._generation(self._request)
+        self._partial: PartialReply | None = None  # of the reply in progress
+        self.phase = "not begun"  # "in progress", "closed", or a finish reason
         self.cancelled = threading.Event()
         self.thread: threading.Thread | None = None  # that took the last event
         self.turn: weakref.ref[Turn] | None = None
         self.total: Done | None = None  # of the rounds that are over
-        self._lock = threading.RLock()  # a signal handler may cancel in the midst of this thread's own call
-        self._generation: Generation | None = None
-        self._job: Job[Any] | None = None
-
-    def begin(self, generation: Generation, job: Job[Any]) -> None:
-        with self._lock:
-            self._generation, self._job = generation, job
-        if self.cancelled.is_set():
-            self.cancel()
-
-    def end(self) -> None:
-        with self._lock:
-            self._generation = self._job = None
+        self.token_ids: list[int] = []
+        self._lock = threading.RLock()  # a signal handler may cancel inside a call of the same thread
+        self.generation: Generation | None = None
 
     def cancel(self) -> None:
         self.cancelled.set()
         with self._lock:
-            if self._generation is not None and self._job is not None:
-                self._generation.cancel()
-                self._job.withdraw()
-
-    @property
-    def place(self) -> int:
-        with self._lock:
-            return 0 if self._job is None else self._job.place
+            if self.generation is not None:
+                self.generation.cancel()
 
     @property
     def so_far(self) -> Done | None:
@@ -122,49 +130,139 @@ class Running:
     @property
     def reply_so_far(self) -> Done | None:
         with self._lock:
-            return None if self._generation is None else self._generation.so_far
+            return None if self.generation is None else self.generation.so_far
 
+    def run(self) -> Generator[TurnEvent, None, None]:
+        """The events of the turn. Keeps the history consistent, however it ends."""
+        history, self.phase = self._history, "in progress"
+        try:
+            with history._lock:
+                if history.turn_state is not None:
+                    raise RuntimeError("another turn of this chat is in progress")
+                if history._messages is not self._before:
+                    raise RuntimeError("the conversation has changed since this turn was made")
+                history.turn_state = self
+            history._messages, history.dropped = self._messages, self._dropped
+            history.use_tools(self._toolbox, self._tools)
+            for rounds_left in range(history.settings.max_tool_rounds, -1, -1):
+                done, problems = yield from self._reply()
+                total = self.total = done if self.total is None else self.total + done
+                if not (yield from self._run_calls(done, problems, rounds_left)):
+                    break
+                if self.cancelled.is_set() or self._request is None:
+                    reason = "length" if self._request is None else "cancelled"
+                    total = dataclasses.replace(total, finish_reason=reason)
+                    break
+        finally:
+            self.phase = "closed"
+            if history.turn_state is self:
+                history.turn_state = None
+                if self._partial is not None:  # interrupted before it was in the history
+                    self._keep(self._partial, None, "cancelled")
+                self._answer_calls()
+                history.prepare()
+        self.phase = total.finish_reason
+        yield total
 
-@dataclass
-class Came:
-    """What came of a reply, whole or cut."""
+    def _reply(self) -> Generator[TurnEvent, None, tuple[Done, list[str]]]:
+        """One reply of the model, appended to the history. Returns its `Done`, and the problems of its calls."""
+        self._history.stop_settling()
+        partial = self._partial = PartialReply()
+        with self._lock:
+            generation = self.generation = self._next
+        if self.cancelled.is_set():
+            generation.cancel()
+        done, reason = None, "cancelled"
+        try:
+            for event in generation:
+                if isinstance(event, Done):
+                    done = event
+                    break
+                partial.add(event)
+                yield event
+        except Exception:
+            reason = "error"
+            raise
+        finally:
+            try:
+                generation.close()
+            finally:  # of a second Ctrl-C, too
+                with self._lock:
+                    self.generation = None
+                self.token_ids += generation.token_ids
+                self._keep(partial, done, reason)
+        assert done is not None
+        return done, partial.problems
 
-    thinking: str = ""
-    answer: str = ""
-    calls: list[ToolCall] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    cut: bool = False
-    finish_reason: str = "cancelled"
-    stats: dict[str, Any] | None = None
+    def _generation(self, request: Request) -> Generation:
+        return Generation(
+            self._history.model,
+            request,
+            prompt_cache=self._history._cache,
+            constraint=self._history.constraint(self._tools, self._options),
+            draft=self._history._draft,
+        )
 
-    @property
-    def anything(self) -> bool:
-        return bool(self.thinking or self.answer or self.calls)
+    def _keep(self, partial: PartialReply, done: Done | None, reason: str) -> None:
+        """Appends a reply to the history. An empty one does not replace an old reply."""
+        stats = {} if done is None else {"stats": dataclasses.asdict(done)}
+        reason = reason if done is None else done.finish_reason
+        if self._replaces and partial.is_empty and reason in ("cancelled", "error"):
+            self._history._messages, self._partial = self._before, None
+            return
+        self._replaces = False
+        self._history.append(partial.message(finish_reason=reason, **stats))
+        self._partial = None
+        if partial.calls and reason != "tool_calls":
+            refused = {"error": "not run: the reply was cut off"}
+            self._history.append(*tool_messages([refused] * len(partial.calls), failed=True))
 
-    def add(self, event: Event) -> None:
-        if isinstance(event, Thinking):
-            self.thinking += event.text
-        elif isinstance(event, ToolCall):
-            self.calls.append(event)
-        else:
-            self.answer += event.text
-            if isinstance(event, Answer) and event.problem not in (None, VALUE_ONLY):
-                self.problems.append(str(event.problem))
+    def _run_calls(self, done: Done, problems: list[str], rounds_left: int) -> Generator[TurnEvent, None, bool]:
+        """Runs the calls of the last reply. Returns whether the model gets their results."""
+        calls = self._history.open_calls
+        if done.finish_reason not in ("stop", "tool_calls") or not (calls or (problems and self._toolbox)):
+            return False
+        if self._wait_for_caller(calls):
+            return False
+        results: list[Message] = []
+        try:
+            self._history.prepare()
+            for call in calls:
+                result = self._run_call(call, rounds_left)
+                results += tool_messages([result.content], failed=result.failed, seconds=result.seconds)
+                yield result
+        finally:
+            not_run = [{"error": "not run: the turn was ended"}] * (len(calls) - len(results))
+            wrong = [{"error": f"this is no valid call: {problem}"} for problem in problems]
+            results += tool_messages([*not_run, *wrong], failed=True)
+            self._request = self._history.append_results(results, self._tools, self._options)
+        if self._request is not None:
+            self._next = self._generation(self._request)
+        return rounds_left > 0
 
-    def message(self) -> Message:
-        message: Message = {"role": "assistant", "content": self.answer.strip() if self.calls else self.answer}
-        if self.thinking:
-            message["reasoning_content"] = self.thinking
-        if self.calls:
-            message["tool_calls"] = [
-                {"type": "function", "function": {"name": call.name, "arguments": copy.deepcopy(call.arguments)}}
-                for call in self.calls
-            ]
-        message["finish_reason"] = self.finish_reason
-        if self.stats is not None:
-            message["stats"] = self.stats
-        return message
+    def _wait_for_caller(self, calls: Sequence[ToolCall]) -> bool:
+        """Whether the caller gives the results: a tool is known by its schema only."""
+        return any(call.name in self._toolbox.names and not self._toolbox.runnable(call.name) for call in calls)
 
+    def _answer_calls(self) -> None:
+        """Gives each call a result that nobody else would give."""
+        if (calls := self._history.open_calls) and not self._wait_for_caller(calls):
+            ended = tool_messages([{"error": "not run: the turn was ended"}] * len(calls), failed=True)
+            self._history.append_results(ended, self._tools, self._options)
 
-def tool_messages(contents: Sequence[Any], **more: Any) -> list[Message]:
-    return [{"role": "tool", "content": content, **more} for content in contents]
+    def _run_call(self, call: ToolCall, rounds_left: int) -> ToolResult:
+        def refused(reason: str) -> ToolResult:
+            return ToolResult(call, {"error": reason}, failed=True, seconds=0.0)
+
+        settings, approve = self._history.settings, self._history.approve
+        if self.cancelled.is_set():
+            return refused("not run: the turn was ended")
+        if rounds_left == 0:
+            return refused(f"not run: a turn has {settings.max_tool_rounds} rounds of calls, and they are used up")
+        try:
+            self._toolbox.arguments(call)
+        except ToolError as error:
+            return refused(str(error))
+        if approve is not None and approve(call) is not True:
+            return refused("not run: the user did not allow this call")
+        return self._toolbox.run(call, timeout=settings.tool_timeout, cancelled=self.cancelled)

@@ -1,40 +1,33 @@
-"""Messages -> events: `stream_generate`, and `generate`, which collects them.
+"""`generate`, `stream_generate`, and `Generation`, which is one reply in progress.
 
-What is peculiar here:
+Notes:
+- A reply is made in the model's worker thread. Its events can be taken in any thread, or with `async for`.
 - Everything that a caller can get wrong is refused before the first token is computed.
-- Whether the reply begins inside a thought is read from the prompt itself, not from a flag.
-- Stop strings end the answer; inside a thought and inside a tool call they mean nothing.
-- A reply can be made in another thread than the one that asked for it: no array is made before it begins.
+- Events are made ahead of a slow reader.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
-from ..text.events import Answer, Done, Event, Logprobs, ReplyEvent, Thinking, TokenLogprob
-from ..text.reply import ReplyParser
+from ..text.events import Done, ReplyEvent
+from ..text.message import Reply
 from ..text.tokenizer import Tokenizer
-from ..tools.call import ToolCall
 from ..tools.describe import Tool, schemas
-from ..tools.schema import shortened
 from .constrain import ToolConstraint
-from .decode import TokenStream
-from .memory import metal_memory
 from .options import Options, ReplyOptions, Sampling, check
 from .prompt_cache import CheckpointPool, PromptCache
+from .reply_loop import ReplyLoop
 from .request import Prompt, Request
-from .sampling import Sampler
-from .speculate import LOOKUP_DRAFTS, MODEL_DRAFTS, DraftModel, PromptLookup, SpeculativeStream
-from .stopping import WRAP_UP, LoopDetector, StopStrings, thought_limit
+from .speculate import DraftModel
+from .worker import EventStream, Job, Worker
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,50 +43,6 @@ class GenerateOptions(ReplyOptions, total=False):
     kv: KVQuantization | int | None
     max_kv_size: int | None
     draft_model: Exaone4ForCausalLM | None
-
-
-Stream = TokenStream | SpeculativeStream
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A whole reply: the answer in `text`, the thought apart, what `Done` says, and `logprobs` if they were wanted."""
-
-    text: str
-    thinking: str
-    tool_calls: tuple[ToolCall, ...]
-    finish_reason: str
-    prompt_tokens: int
-    cached_tokens: int
-    thinking_tokens: int
-    answer_tokens: int
-    prefill_seconds: float
-    decode_seconds: float
-    thinking_seconds: float
-    peak_bytes: int
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    logprobs: tuple[Logprobs, ...] = ()
-
-    @classmethod
-    def from_events(cls, events: Iterable[ReplyEvent]) -> Reply:
-        """Collects the events of one reply, `Done` among them."""
-        collected = list(events)
-        done = next(event for event in collected if isinstance(event, Done))
-        text = "".join(event.text for event in collected if isinstance(event, Answer))
-        calls = tuple(event for event in collected if isinstance(event, ToolCall))
-        return cls(
-            text=text.strip() if calls else text,  # between calls stand line ends
-            thinking="".join(event.text for event in collected if isinstance(event, Thinking)),
-            logprobs=tuple(event for event in collected if isinstance(event, Logprobs)),
-            tool_calls=calls,
-            **vars(done),
-        )
-
-    def __repr__(self) -> str:
-        calls = f", {len(self.tool_calls)} tool calls" if self.tool_calls else ""
-        tokens = self.thinking_tokens + self.answer_tokens
-        return f"Reply({shortened(self.text, 60)!r}{calls}, {tokens} tokens, {self.finish_reason!r})"
 
 
 def stream_generate(
@@ -142,7 +91,9 @@ def generate(
     model: Exaone4ForCausalLM, tokenizer: Tokenizer, prompt: Prompt, **options: Unpack[GenerateOptions]
 ) -> Reply:
     """The whole reply to `prompt`. Options and errors are those of `stream_generate`."""
-    return Reply.from_events(stream_generate(model, tokenizer, prompt, **options))
+    generation = stream_generate(model, tokenizer, prompt, **options)
+    events = list(generation)
+    return Reply.from_events(events, generation.token_ids)
 
 
 def tool_constraint(config: Exaone4Config, tokenizer: Tokenizer, tools: Sequence[Tool] | None) -> ToolConstraint | None:
@@ -158,8 +109,8 @@ def make_draft(model: Exaone4ForCausalLM | None) -> DraftModel | None:
     return None if model is None else DraftModel(model)
 
 
-class Generation:
-    """One reply in the making: iterate it once for its events. `cancel()` may be called from any thread."""
+class Generation(EventStream[ReplyEvent]):
+    """One reply in progress: iterate it once for its events. It begins when it is iterated, and ends when dropped."""
 
     def __init__(
         self,
@@ -172,229 +123,83 @@ class Generation:
     ) -> None:
         cache = prompt_cache or PromptCache(model, request.tokenizer, CheckpointPool(max_count=0), request.kv)
         cache.check_model(model, request.kv)
-        self._making = _Making(model, request, cache, constraint, draft)
-        self._events = self._making.run()  # which knows nothing of this object: dropped, both are gone at once
+        evaluate_weights(model, draft)
+        self._loop = ReplyLoop(model, request, cache, constraint, draft)
+        self._worker = Worker.of(model)
+        self._job: Job[ReplyEvent] | None = None
+        self._finish_reason: str | None = None
+
+    def __next__(self) -> ReplyEvent:
+        if self._finish_reason is not None:
+            raise StopIteration
+        if self._job is None and not self._loop.cancelled:
+            self._job = self._worker.submit(self._loop.run(), cancel=self._loop.cancel)
+        late = False
+        try:
+            event = next(self._job or iter(()))
+            while self._loop.cancelled and not isinstance(event, Done):  # made ahead of a slow reader
+                event, late = next(self._job or iter(())), True
+        except StopIteration:
+            if not self._loop.cancelled:
+                raise
+            event = self._loop.counts.done("cancelled")  # cancelled before it began
+        except BaseException:
+            self.close()
+            raise
+        if isinstance(event, Done):
+            event = dataclasses.replace(event, finish_reason="cancelled") if late else event
+            self._finish_reason = event.finish_reason
+        return event
+
+    def __del__(self) -> None:
+        if (job := getattr(self, "_job", None)) is not None:
+            self._loop.cancel()
+            job.close(wait=False)
+
+    def __repr__(self) -> str:
+        counts = self._loop.counts
+        state = self._finish_reason or ("not begun" if self._job is None else "in progress")
+        return f"Generation({counts.prompt_tokens} prompt tokens, {counts.generated} tokens, {state})"
 
     @property
     def sampling(self) -> Sampling:
-        """How tokens are drawn, LG's advice filled in."""
-        return self._making.sampling
+        """How tokens are sampled, with LG's recommendation in place of None."""
+        return self._loop.sampling
 
     @property
     def so_far(self) -> Done:
-        """The counts and times of what was made until now, from any thread; its `finish_reason` is "unfinished"."""
-        return self._making.so_far
+        """Counts and times until now, from any thread; its `finish_reason` is "unfinished"."""
+        return self._loop.counts.done("unfinished")
 
-    def __iter__(self) -> Iterator[ReplyEvent]:
-        return self._events
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens of thought and answer until now."""
+        return tuple(self._loop.token_ids)
 
-    def __next__(self) -> ReplyEvent:
-        return next(self._events)
+    @property
+    def place(self) -> int:
+        """The number of replies of this model that come before this one."""
+        return 0 if self._job is None else self._job.place
 
     def cancel(self) -> None:
-        """Ends the reply at the next token, or at the next chunk of the prompt; `Done` says "cancelled"."""
-        self._making.cancelled = True
+        """Ends the reply at the next token, or at the next chunk of the prompt; `Done` says "cancelled".
+
+        No other event comes after it, even if one exists already.
+        """
+        self._loop.cancel()
+        if self._job is not None:
+            self._job.withdraw()
 
     def close(self) -> None:
-        """Ends the reply at once and without `Done`."""
-        self._events.close()
+        """Ends the reply at once and without `Done`, and waits for the end."""
+        self._finish_reason = self._finish_reason or "closed"
+        if self._job is not None:
+            self._loop.cancel()
+            self._job.close()
 
 
-class _Making:
-    """How a reply is made, step by step."""
-
-    def __init__(
-        self,
-        model: Exaone4ForCausalLM,
-        request: Request,
-        cache: PromptCache,
-        constraint: ToolConstraint | None,
-        draft: DraftModel | None,
-    ) -> None:
-        self._model, self._tokenizer = model, request.tokenizer
-        self._ids, self._options = list(request.ids), request.options
-        self._cache, self._constraint, self._draft = cache, constraint, draft
-        self._parser = ReplyParser(request.inside_thought)
-        self.sampling = request.options.resolved(thinking=request.inside_thought)
-        self._max_tokens, self._wrap_up = request.max_tokens, request.wrap_up
-        if request.options.thinking_budget is not None:
-            limit = thought_limit(request.options.thinking_budget, self._max_tokens, len(self._wrap_up))
-            self._thought_limit = max(0, limit)  # negative where the context is nearly full
-        self._stop = StopStrings(request.options.stops)
-        self._loops = LoopDetector()
-        self._stop_ids = model.config.stop_token_ids | self._tokenizer.stop_token_ids
-        self._counts = _Counts(prompt_tokens=len(request.ids))
-        self.cancelled = False
-
-    def run(self) -> Generator[ReplyEvent, None, None]:
-        mx.reset_peak_memory()
-        with metal_memory():
-            try:
-                finish_reason = yield from self._reply(self._prefilled())
-            except _Cancelled:
-                finish_reason = "cancelled"
-            except Exception:
-                self._cache.clear()  # what a failed step left behind fails again
-                if self._draft is not None:
-                    self._draft.clear()
-                raise
-            finally:
-                self._cache.finish()
-                del self._cache, self._draft  # who keeps the reply need not keep them
-        yield self._counts.done(finish_reason)
-
-    @property
-    def so_far(self) -> Done:
-        return self._counts.done("unfinished")
-
-    def _prefilled(self) -> Stream:
-        def report(done: int, total: int) -> None:
-            if self._options.progress:
-                self._options.progress(done, total)
-            if self.cancelled:
-                raise _Cancelled
-
-        started = time.perf_counter()
-        try:
-            logits, self._counts.cached_tokens = self._cache.prefill(self._ids, self._options.prefill_step_size, report)
-        finally:
-            self._counts.prefill_seconds = time.perf_counter() - started
-        sampler = Sampler(self.sampling, self._ids, self._model.config.vocab_size)
-        given = self._cache.fused, logits, self._cache.layers, sampler
-        if self._draft is None and not self._options.prompt_lookup:
-            return TokenStream(*given)
-        drafter, most = (self._draft, MODEL_DRAFTS) if self._draft else (PromptLookup(), LOOKUP_DRAFTS)
-        limit = len(self._ids) + self._max_tokens
-        return SpeculativeStream(*given, drafter, self._ids, self._options.num_draft_tokens or most, limit)
-
-    def _reply(self, stream: Stream) -> Generator[Event | Logprobs, None, str]:
-        """Yields the events of the reply; its value is the finish reason."""
-        decoder = self._tokenizer.stream_decoder()
-        called = False
-        finish_reason = "length"
-        self._counts.start()
-        work = self._cache.work
-        if self._constraint is not None:
-            self._constraint.reset()  # of a call that was cut off
-        if self._thought_is_over(half_a_character=False):
-            yield from self._end_thought(stream)
-        for token in stream:
-            if self._cache.work is not work:
-                raise RuntimeError("other work on the same prompt cache came between the tokens of this reply")
-            self._cache.append(token)
-            if self.cancelled:
-                finish_reason = "cancelled"
-                break
-            if token in self._stop_ids:
-                finish_reason = "stop"
-                break
-            self._counts.add(1, self._parser.inside_thought)
-            self._counts.drafted_tokens, self._counts.accepted_tokens = stream.drafted, stream.accepted
-            if self._options.logprobs is not None:
-                yield logprobs(stream.drawn_from, token, self._options.logprobs, self._tokenizer)
-            for event in self._stop.filter(self._parser.feed(decoder.feed(token))):
-                called = called or isinstance(event, ToolCall)
-                yield event
-            if self._stop.found or self._counts.generated >= self._max_tokens:
-                break
-            if self._options.stop_on_repetition and self._loops.add(token):
-                finish_reason = "repetition"
-                break
-            if self._thought_is_over(decoder.pending):
-                yield from self._end_thought(stream)
-            elif self._constraint is not None:
-                self._hold_call(self._constraint, stream, token)
-        self._counts.stop(self._parser.inside_thought)
-        if self._cache.work is work:
-            stream.close()  # what was guessed too far goes; not of other work that has come meanwhile
-        if not self._stop.found:
-            rest = [*self._parser.feed(decoder.close()), *self._parser.close()]
-            for event in (*self._stop.filter(rest), *self._stop.close()):
-                called = called or isinstance(event, ToolCall)
-                yield event
-        if self._stop.found:
-            finish_reason = "stop"
-        return "tool_calls" if called and finish_reason == "stop" else finish_reason
-
-    def _thought_is_over(self, half_a_character: bool) -> bool:
-        """Whether the budget is used up; a character is completed first, if three tokens can do it."""
-        if not self._wrap_up or not self._parser.inside_thought:
-            return False
-        room = self._counts.generated + len(self._wrap_up) < self._max_tokens
-        over = self._counts.thinking_tokens - self._thought_limit
-        return room and over >= (3 if half_a_character else 0)
-
-    def _end_thought(self, stream: Stream) -> Iterator[Event]:
-        """Ends the thought in the model's place."""
-        stream.force(self._wrap_up)
-        for token in self._wrap_up:
-            self._cache.append(token)
-        self._counts.add(len(self._wrap_up), inside_thought=True)
-        yield from self._parser.feed(WRAP_UP)
-
-    def _hold_call(self, constraint: ToolConstraint, stream: Stream, token: int) -> None:
-        """Restricts the next token where a tool call is being written."""
-        if constraint.active:
-            constraint.advance(token)
-        elif self._parser.opens_call:
-            constraint.begin()
-        if constraint.active:
-            stream.restrict(constraint.allowed())
-
-
-@dataclass
-class _Counts:
-    prompt_tokens: int
-    cached_tokens: int = 0
-    thinking_tokens: int = 0
-    answer_tokens: int = 0
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    thinking_seconds: float = 0.0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-
-    @property
-    def generated(self) -> int:
-        return self.thinking_tokens + self.answer_tokens
-
-    def start(self) -> None:
-        """Decoding begins."""
-        self._now = time.perf_counter()
-
-    def add(self, tokens: int, inside_thought: bool) -> None:
-        if inside_thought:
-            self.thinking_tokens += tokens
-        else:
-            self.answer_tokens += tokens
-        self.stop(inside_thought)
-
-    def stop(self, inside_thought: bool) -> None:
-        """Counts the time since the last token."""
-        seconds = -self._now
-        self._now = time.perf_counter()
-        seconds += self._now
-        self.decode_seconds += seconds
-        if inside_thought:
-            self.thinking_seconds += seconds
-
-    def done(self, finish_reason: str) -> Done:
-        counted = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Done(finish_reason, **counted, peak_bytes=mx.get_peak_memory())
-
-
-class _Cancelled(Exception):
-    """cancel() was called during the prefill."""
-
-
-def logprobs(logits: mx.array, token: int, count: int, tokenizer: Tokenizer) -> Logprobs:
-    """The log-probability of a token drawn from logits [1, V], and those of the `count` most probable ones."""
-    values = logits[0].astype(mx.float32)
-    values = values - mx.logsumexp(values)
-    best = (
-        mx.argpartition(-values, count - 1)[:count] if 0 < count < values.size else mx.arange(min(count, values.size))
-    )
-    ids: Any = best[mx.argsort(-values[best])].tolist()
-    found: Any = values[mx.array([token, *ids])].tolist()
-    told = [TokenLogprob(id, tokenizer.decode([id]), value) for id, value in zip((token, *ids), found, strict=True)]
-    return Logprobs(**vars(told[0]), top=tuple(told[1:]))
+def evaluate_weights(model: Exaone4ForCausalLM, draft: DraftModel | None = None) -> None:
+    """Computes weights that this thread has changed: the worker thread cannot do it."""
+    mx.eval(model.parameters())
+    if draft is not None:
+        mx.eval(draft.model.parameters())

@@ -23,35 +23,22 @@ PrefillProgress = Callable[[int, int], None]
 MAX_TOKENS = 8192  # of a reply, thought included: enough for a long thought, an end for a loop
 PREFILL_STEP_SIZE = 2048  # tokens; mlx-lm's default
 
-#: Names of other libraries and of other parts of this one, and what to write here.
-HINTS = {
-    "max_new_tokens": "max_tokens",
-    "max_length": "max_tokens",
-    "max_completion_tokens": "max_tokens",
-    "num_predict": "max_tokens",
-    "enable_thinking": "thinking",
-    "temp": "temperature",
-    "do_sample": "temperature (0 takes the most probable token)",
-    "stop_strings": "stop",
-    "stop_sequences": "stop",
-    "top_logprobs": "logprobs",
-    "system": "system_prompt of a Chat, or a first message of the role 'system'",
-    "system_prompt": "a first message of the role 'system'",
-    "stream": "stream_generate, which always streams",
-    "streamer": "stream_generate, which always streams",
-    "messages": "prompt, which may be a list of messages",
-    "context": "max_kv_size",
-    "context_limit": "max_kv_size",
-    "kv_bits": "kv=8, kv=4 or kv=KVQuantization(…)",
-    "kv_bits_keys": "kv=KVQuantization(…)",
-    "kv_bits_values": "kv=KVQuantization(…)",
-    "kv_group_size": "kv=KVQuantization(…)",
-    "kv_layers": "kv=KVQuantization(…)",
-    "max_kv_size": "max_kv_size, where the Chat is made",
-    "kv": "kv, where the Chat is made",
-    "draft_model": "draft_model, where the Chat is made",
-    "prompt_cache": "prompt_cache, where the Chat is made",
+#: What to write in place of names of other libraries, and of options that belong elsewhere.
+MEANT = {
+    "max_tokens": "max_new_tokens max_length max_completion_tokens num_predict",
+    "thinking": "enable_thinking",
+    "temperature": "temp",
+    "temperature (0 takes the most probable token)": "do_sample",
+    "stop": "stop_strings stop_sequences",
+    "logprobs": "top_logprobs",
+    "system_prompt of a Chat, or a first message of the role 'system'": "system system_prompt",
+    "stream_generate, which always streams": "stream streamer",
+    "prompt, which may be a list of messages": "messages",
+    "max_kv_size": "context context_limit",
+    "kv=8, kv=4 or kv=KVQuantization(…)": "kv_bits kv_bits_keys kv_bits_values kv_group_size kv_layers",
+    "the option of this name where the Chat is made": "max_kv_size kv draft_model prompt_cache",
 }
+HINTS = {name: meant for meant, names in MEANT.items() for name in names.split()}
 
 
 def check(name: str, value: object, holds: bool, meaning: str) -> None:
@@ -60,20 +47,13 @@ def check(name: str, value: object, holds: bool, meaning: str) -> None:
         raise ValueError(f"{name} must be {meaning}, not {value!r}")
 
 
-def option(
-    default: Any,
-    help: str,
-    *flags: str,
-    type: type = bool,
-    metavar: str | None = None,
-    group: str = "sampling",
-    kept: bool = True,
-) -> Any:
+def option(default: Any, help: str, type: type, *flags: str, group: str = "sampling", kept: bool = True) -> Any:
     """A field with what a user interface needs to know about it, in its metadata.
 
-    `flags` are empty for an option that Python alone has. `type` is the type of one value; bool means a switch,
-    `--x/--no-x` where the default is True. `kept` says whether a saved chat keeps the option.
+    `flags` are empty for an option that only Python has. `type` is the type of one value; bool means a switch.
+    `kept` says whether a saved chat keeps the option.
     """
+    metavar = {float: "X", int: "N", str: "TEXT"}.get(type)
     known = {"help": help, "flags": flags, "type": type, "metavar": metavar, "group": group, "kept": kept}
     return dataclasses.field(default=default, metadata=known)
 
@@ -88,28 +68,17 @@ class Sampling:
     Raises ValueError for an invalid value.
     """
 
-    temperature: float | None = option(
-        None, "temperature; 0 takes the most probable token", "--temp", type=float, metavar="X"
-    )
-    top_p: float | None = option(
-        None, "sample from the most probable tokens that together have the probability X", "--top-p", type=float,
-        metavar="X",
-    )  # fmt: skip
-    top_k: int = option(0, "sample from the N most probable tokens", "--top-k", type=int, metavar="N")
-    min_p: float = option(
-        0.0, "sample from tokens that are at least X times as probable as the best", "--min-p", type=float, metavar="X"
-    )
-    presence_penalty: float = option(
-        0.0, "LG recommends 1.5 against repetition", "--presence-penalty", type=float, metavar="X"
-    )
-    frequency_penalty: float = option(
-        0.0, "penalty per occurrence of a token in the reply", "--frequency-penalty", type=float, metavar="X"
-    )
+    temperature: float | None = option(None, "temperature; 0 takes the most probable token", float, "--temp")
+    top_p: float | None = option(None, "sample from the fewest tokens with a total probability of X", float, "--top-p")
+    top_k: int = option(0, "sample from the N most probable tokens", int, "--top-k")
+    min_p: float = option(0.0, "sample from tokens at least X times as probable as the best", float, "--min-p")
+    presence_penalty: float = option(0.0, "LG recommends 1.5 against repetition", float, "--presence-penalty")
+    frequency_penalty: float = option(0.0, "penalty per occurrence in the reply", float, "--frequency-penalty")
     repetition_penalty: float = option(
-        1.0, "above 1: penalty for tokens of prompt and reply", "--repetition-penalty", type=float, metavar="X"
+        1.0, "above 1: against tokens of prompt and reply", float, "--repetition-penalty"
     )
-    seed: int | None = option(None, "the same seed gives the same reply", "--seed", type=int, metavar="N")
-    logit_bias: Mapping[int, float] | None = option(None, "numbers that are added to the logits, by token id")
+    seed: int | None = option(None, "the same seed gives the same reply", int, "--seed")
+    logit_bias: Mapping[int, float] | None = option(None, "numbers that are added to the logits, by token id", dict)
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
@@ -156,38 +125,33 @@ class Options(Sampling):
     those of that number of most probable tokens.
     """
 
-    thinking: bool = option(False, "let the model think first (default: no)", "--thinking", group="thinking")
+    thinking: bool = option(False, "let the model think first (default: no)", bool, "--thinking", group="thinking")
     thinking_budget: int | None = option(
-        None, "end the thought after N tokens; the answer always follows", "--thinking-budget", type=int, metavar="N",
-        group="thinking",
-    )  # fmt: skip
-    max_tokens: int | None = option(
-        None, "limit of thought and answer together (default: 8192)", "-m", "--max-tokens", type=int, metavar="N"
+        None, "end the thought after N tokens; the answer always follows", int, "--thinking-budget", group="thinking"
     )
+    max_tokens: int | None = option(None, "limit of thought and answer (default: 8192)", int, "-m", "--max-tokens")
     stop: str | Sequence[str] | None = option(
-        (), "end the answer before TEXT; may be repeated", "--stop", type=str, metavar="TEXT", group="", kept=False
+        (), "end the answer before TEXT; may be repeated", str, "--stop", group="", kept=False
     )
     stop_on_repetition: bool = option(
-        True, "end a reply that only repeats itself (default: yes)", "--stop-on-repetition", kept=False
+        True, "end a reply that only repeats itself (default: yes)", bool, "--stop-on-repetition", kept=False
     )
     constrain_tools: bool = option(
-        False, "force tool calls to follow the tools' schemas", "--constrain-tools", group="tools"
+        False, "force tool calls to follow the tools' schemas", bool, "--constrain-tools", group="tools"
     )
     prompt_lookup: bool = option(
-        False, "draft what followed the same words before", "--prompt-lookup", group="speculation", kept=False
+        False, "draft what followed the same words before", bool, "--prompt-lookup", group="speculation", kept=False
     )
     num_draft_tokens: int | None = option(
-        None, "tokens that are drafted at once, at most", "--num-draft-tokens", type=int, metavar="N",
-        group="speculation", kept=False,
-    )  # fmt: skip
-    logprobs: int | None = option(
-        None, "log-probability of each token, and of the N most probable tokens", "--logprobs", type=int, metavar="N",
-        group="output", kept=False,
-    )  # fmt: skip
-    prefill_step_size: int = option(
-        PREFILL_STEP_SIZE, "prompt tokens per chunk", "--prefill-step-size", type=int, metavar="N", kept=False
+        None, "draft at most N tokens at once", int, "--num-draft-tokens", group="speculation", kept=False
     )
-    progress: PrefillProgress | None = option(None, "called with (done, total) during the prefill", kept=False)
+    logprobs: int | None = option(
+        None, "log-probability of each token and of the N best", int, "--logprobs", group="output", kept=False
+    )
+    prefill_step_size: int = option(
+        PREFILL_STEP_SIZE, "prompt tokens per chunk", int, "--prefill-step-size", kept=False
+    )
+    progress: PrefillProgress | None = option(None, "called with (done, total) in the prefill", object, kept=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

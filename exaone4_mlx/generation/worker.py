@@ -1,21 +1,21 @@
-"""The one thread that does a model's MLX work: a job at a time, in the order in which they were asked for.
+"""One thread for each model, which does all of the model's work: replies in order, idle work in between.
 
-What is peculiar here:
-- An array that is not computed yet belongs to the thread that made it, and so do MLX's streams. All chats of a
-  model share this thread; callers in any thread give it iterators and get Python values back.
-- Idle work goes on between jobs, one piece at a time, so that a job waits for one piece at most.
-- The thread ends with its model. Its last act is to clear its streams: MLX's CPU backend (0.32) may abort the
-  process otherwise.
+Notes:
+- An array that is not computed yet belongs to the thread that created it, and so do MLX's streams. So all work on a
+  model runs in one thread. Callers in any thread give it iterators, and take Python values back.
+- Replies come before idle work. Idle work runs one piece at a time, so that a reply waits for one piece at most.
+- The thread holds the queue of jobs and no reference to the model. It ends with the model, and clears its streams last:
+  MLX's CPU backend (0.32) may abort the process otherwise.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import sys
 import threading
 import warnings
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -30,11 +30,40 @@ T = TypeVar("T")
 EXIT_SECONDS = 2.0  # that the end of the process waits for the thread
 
 
-class Job(Generic[T]):
-    """Work that was asked for: iterate it, in any thread, for what the work yields. Its errors are raised there."""
+class EventStream(Iterator[T], ABC):
+    """Iterate it once. In a coroutine, the blocking `next` runs in a thread, and a cancelled task cancels the reply."""
 
-    def __init__(self, work: Iterator[T], line: _Line) -> None:
-        self._work, self._line = work, line
+    def __iter__(self) -> EventStream[T]:
+        return self
+
+    def __aiter__(self) -> EventStream[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        import asyncio
+
+        try:
+            event = await asyncio.to_thread(next, self, None)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Ends the reply in good order, from any thread."""
+
+
+class Job(Generic[T]):
+    """Work for the worker thread. Iterate it, in any thread, for its results; its errors are raised there.
+
+    Idle work (`idle`) has no results: its pieces run while no other job waits.
+    """
+
+    def __init__(self, work: Iterator[T], queue: JobQueue, idle: bool, cancel: Callable[[], None] | None) -> None:
+        self._work, self._queue, self._cancel, self.idle = work, queue, cancel, idle
         self._results: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self._ended = threading.Event()
         self._closed = False
@@ -45,6 +74,7 @@ class Job(Generic[T]):
     def __next__(self) -> T:
         if self._ended.is_set() and self._results.empty():
             raise StopIteration
+        self._queue.refuse_worker()
         kind, value = self._results.get()
         if kind == "result":
             return value
@@ -55,122 +85,100 @@ class Job(Generic[T]):
 
     @property
     def place(self) -> int:
-        """How many jobs come before this one; 0 once it is being done."""
-        return self._line.place(self)
+        """The number of jobs before this one; 0 once it runs."""
+        return self._queue.place(self)
 
-    def withdraw(self) -> None:
-        """Takes the job out of the line, if it has not begun."""
-        self._line.withdraw(self)
+    def withdraw(self) -> bool:
+        """Ends a job that waits in the queue; returns whether it did."""
+        if not self._queue.remove(self):
+            return False
+        _close(self._work)
+        self.end()
+        return True
 
-    def close(self) -> None:
-        """Ends the work after the result in hand, or before it has begun, and waits for that.
+    def close(self, wait: bool = True) -> None:
+        """Ends the work after the piece in progress, or before it begins, and waits for the end.
 
-        In the thread of the owner itself, where the garbage collector may call it, there is no waiting.
+        In the worker thread, where the garbage collector may call it, it does not wait.
         """
         self._closed = True
-        self._line.withdraw(self)
-        while not self._line.is_here() and not self._ended.wait(1.0) and not sys.is_finalizing():
+        self.withdraw()
+        while wait and not self._queue.is_worker and not self._ended.wait(1.0) and not sys.is_finalizing():
             pass
+
+    def wait(self) -> None:
+        """Returns when the work has ended. Raises RuntimeError in the worker thread."""
+        self._queue.refuse_worker()
+        self._ended.wait()
 
     def cancel(self) -> None:
         """Asks work that can be cancelled to end."""
-        if (cancel := getattr(self._work, "cancel", None)) is not None:
-            cancel()
+        if self._cancel is not None:
+            self._cancel()
 
-    def run(self) -> None:
-        """All of the work, in the thread of the owner."""
+    def run(self) -> bool:
+        """Runs the work, or one piece of idle work, in the worker thread. Returns whether it has ended."""
         try:
-            for result in self._work:
-                self._results.put(("result", result))
-                if self._closed or self._line.stopped:
-                    break
+            if not self._closed:
+                for result in self._work:
+                    if self._closed or self._queue.stopped:
+                        break
+                    if self.idle:
+                        return False
+                    self._results.put(("result", result))
             _close(self._work)
         except BaseException as error:
+            if self.idle:  # nobody waits for its result, and the next job begins afresh
+                with contextlib.suppress(Warning):  # raised where warnings are errors
+                    warnings.warn(f"preparing the next turn failed: {error}", stacklevel=1)
             self._results.put(("error", error))
         self.end()
+        return True
 
     def end(self) -> None:
         self._ended.set()
         self._results.put(("end", None))
 
 
-class IdleWork:
-    """Work for when nothing else is to be done. `drop()` ends it between two pieces."""
-
-    def __init__(self, work: Iterator[Any], line: _Line) -> None:
-        self._work, self._line = work, line
-        self._ended = threading.Event()
-        self.dropped = False
-
-    def drop(self) -> None:
-        """Ends the work after the piece in hand, and frees what it holds."""
-        self.dropped = True
-        if self._line.withdraw(self):
-            _close(self._work)
-
-    def wait(self) -> None:
-        """Returns when the work is done or dropped. Raises RuntimeError in the thread that has to do it."""
-        if self._line.is_here():
-            raise RuntimeError("the thread that does the model's work cannot wait for it")
-        self._ended.wait()
-
-    def step(self) -> bool:
-        """One piece, in the thread of the owner; False when it was the last."""
-        try:
-            if not self.dropped:
-                next(self._work)
-                return True
-        except StopIteration:
-            pass
-        except Exception as error:  # nobody waits for it, and the next job begins afresh
-            with contextlib.suppress(Warning):  # raised where warnings are errors
-                warnings.warn(f"preparing the next turn failed: {error}", stacklevel=1)
-        _close(self._work)
-        self.end()
-        return False
-
-    def end(self) -> None:
-        self._ended.set()
-
-
-class _Line:
-    """Who waits for the thread. The thread holds this and nothing of the model, which can end before it."""
+class JobQueue:
+    """The jobs that wait for the worker thread, replies before idle work, each in the order of submission."""
 
     def __init__(self) -> None:
-        self._jobs: collections.deque[Job[Any]] = collections.deque()
-        self._idle: collections.deque[IdleWork] = collections.deque()
+        self._waiting: list[Job[Any]] = []
         self._changed = threading.Condition()
-        self._running: Job[Any] | None = None
+        self._running: Job[Any] | None = None  # a reply, not idle work
         self._thread = 0
         self.stopped = False
 
-    def is_here(self) -> bool:
-        """Whether this is the thread that does the work."""
+    @property
+    def is_worker(self) -> bool:
+        """Whether this is the worker thread."""
         return threading.get_ident() == self._thread
 
-    def add(self, work: Job[Any] | IdleWork) -> None:
+    def refuse_worker(self) -> None:
+        if self.is_worker:
+            raise RuntimeError("the thread that does the model's work cannot wait for it")
+
+    def add(self, job: Job[Any]) -> None:
         with self._changed:
             if self.stopped:
-                work.end()
-            elif isinstance(work, Job):
-                self._jobs.append(work)
+                job.end()
             else:
-                self._idle.append(work)
+                self._waiting.append(job)
+                self._waiting.sort(key=lambda job: job.idle)  # stable
             self._changed.notify()
 
     def place(self, job: Job[Any]) -> int:
         with self._changed:
-            return self._jobs.index(job) + (self._running is not None) if job in self._jobs else 0
+            return self._waiting.index(job) + (self._running is not None) if job in self._waiting else 0
 
-    def withdraw(self, work: Job[Any] | IdleWork) -> bool:
-        """Takes work that is not being done out of the line; whether it was there."""
-        line: collections.deque[Any] = self._jobs if isinstance(work, Job) else self._idle
+    def remove(self, job: Job[Any]) -> bool:
+        """Removes a job that does not run; returns whether it was in the queue."""
         with self._changed:
-            if work not in line:
+            if job not in self._waiting:
                 return False
-            line.remove(work)
-        work.end()
-        return True
+            self._waiting.remove(job)
+            return True
 
     def stop(self) -> None:
         with self._changed:
@@ -180,81 +188,71 @@ class _Line:
             self._changed.notify()
 
     def serve(self) -> None:
-        """The life of the thread."""
+        """The worker thread."""
         self._thread = threading.get_ident()
-        while (work := self._next()) is not None:
-            if isinstance(work, Job):
-                work.run()
-            elif work.step():
-                self.add(work)
+        while (job := self._next()) is not None:
+            if not job.run():
+                self.add(job)
             with self._changed:
                 self._running = None
-            del work  # it may hold the last reference to the model
-        waiting: list[Job[Any] | IdleWork] = [*self._jobs, *self._idle]
-        for left in waiting:
+            del job  # it may hold the last reference to the model
+        for left in self._waiting:
             left.end()
         mx.clear_streams()
 
-    def _next(self) -> Job[Any] | IdleWork | None:
+    def _next(self) -> Job[Any] | None:
         with self._changed:
-            while not self._jobs and not self._idle and not self.stopped:
+            while not self._waiting and not self.stopped:
                 self._changed.wait()
             if self.stopped:
                 return None
-            if not self._jobs:
-                return self._idle.popleft()
-            self._running = self._jobs.popleft()
-            return self._running
+            job = self._waiting.pop(0)
+            self._running = None if job.idle else job
+            return job
 
 
-class Owner:
-    """A model's thread, and what its chats share: get it with `Owner.of(model)`."""
+class Worker:
+    """The thread of a model, and what all of its conversations share: get it with `Worker.of(model)`."""
 
-    _all: dict[int, Owner] = {}  # by the id of the model, as long as the model lives  # noqa: RUF012
+    _all: dict[int, Worker] = {}  # by the id of the model, as long as the model lives  # noqa: RUF012
     _lock = threading.Lock()
 
     def __init__(self) -> None:
         self.checkpoints = CheckpointPool()
-        self._line = _Line()
-        self._thread = threading.Thread(target=self._line.serve, name="exaone4_mlx", daemon=True)
+        self._queue = JobQueue()
+        self._thread = threading.Thread(target=self._queue.serve, name="exaone4_mlx", daemon=True)
         self._thread.start()
 
     @classmethod
-    def of(cls, model: Exaone4ForCausalLM) -> Owner:
-        """The owner of a model: one, as long as the model lives."""
+    def of(cls, model: Exaone4ForCausalLM) -> Worker:
+        """The worker of a model: one, as long as the model lives."""
         with cls._lock:
-            owner = cls._all.get(id(model))
-            if owner is None:
-                owner = cls._all[id(model)] = cls()
-                weakref.finalize(model, cls._retire, id(model), owner._line, owner._thread)
-            return owner
+            worker = cls._all.get(id(model))
+            if worker is None:
+                worker = cls._all[id(model)] = cls()
+                weakref.finalize(model, cls._retire, id(model), worker._queue, worker._thread)
+            return worker
 
     @classmethod
-    def _retire(cls, model_id: int, line: _Line, thread: threading.Thread) -> None:
+    def _retire(cls, model_id: int, queue: JobQueue, thread: threading.Thread) -> None:
         cls._all.pop(model_id, None)
-        line.stop()
+        queue.stop()
         if thread is not threading.current_thread():
             thread.join(EXIT_SECONDS)
 
-    def submit(self, work: Iterator[T]) -> Job[T]:
-        """Has `work` done after all that was asked for before."""
-        job = Job(work, self._line)
-        self._line.add(job)
+    def submit(self, work: Iterator[T], *, idle: bool = False, cancel: Callable[[], None] | None = None) -> Job[T]:
+        """Has `work` done after the jobs before it. `cancel` asks it to end, at the end of the process."""
+        job = Job(work, self._queue, idle, cancel)
+        self._queue.add(job)
         return job
 
     def call(self, function: Callable[[], T]) -> T:
-        """What `function` returns in the thread of the owner."""
-        return next(self.submit(_once(function)))
+        """What `function` returns in the worker thread."""
 
-    def when_idle(self, work: Iterator[Any]) -> IdleWork:
-        """Has `work` done, a piece for each `next`, while no job waits."""
-        idle = IdleWork(work, self._line)
-        self._line.add(idle)
-        return idle
+        def work() -> Iterator[T]:
+            yield function()
 
-
-def _once(function: Callable[[], T]) -> Iterator[T]:
-    yield function()
+        return next(self.submit(work()))
 
 
 def _close(work: Iterator[Any]) -> None:

@@ -17,12 +17,13 @@ from typing import Any
 import mlx.core as mx
 
 from ..generation.decode import prefill
-from ..generation.generate import Reply, generate
+from ..generation.generate import generate
 from ..generation.options import Sampling
 from ..model.kv import QuantizedKV
 from ..model.layer import attend
 from ..model.load import load
 from ..model.network import Exaone4ForCausalLM
+from ..text.message import Reply
 from ..text.tokenizer import Tokenizer
 
 #: (whether it is right, the figure, what passes)

@@ -20,8 +20,8 @@ from .markdown import inert_markdown, markdown_html, plain_markdown
 
 if TYPE_CHECKING:
     from ..conversation.chat import Chat
-    from ..generation.generate import Reply
     from ..text.events import Done
+    from ..text.message import Reply
 
 Message = Mapping[str, Any]
 

@@ -18,11 +18,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ..conversation.turn import TurnEvent
-from ..generation.generate import Reply
 from ..text.events import Answer, Done, Thinking
-from ..tools.call import ToolCall
-from ..tools.toolbox import ToolResult
+from ..text.message import Reply, TurnEvent
+from ..tools.call import ToolCall, ToolResult
 from .conversation_view import messages_html, reply_html, turn_html
 
 UPDATE_SECONDS = 0.1  # between two updates, at least
@@ -120,7 +118,7 @@ class LiveTurn:
 
     def reply(self) -> Reply:
         assert self.done is not None
-        return Reply.from_events([*self._events, self.done])  # type: ignore[list-item]  # it ignores results of tools
+        return Reply.from_events([*self._events, self.done])
 
     def html(self) -> str:
         """The HTML of the turn. A complete turn of one reply looks like the reply."""

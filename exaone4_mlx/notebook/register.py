@@ -17,7 +17,7 @@ VIEWS = {
     ("conversation.chat", "Chat"): ("conversation_view", {"text/html": "chat_html", "text/markdown": "chat_markdown"}),
     ("conversion.convert", "ConversionSummary"): ("report_view", {"text/html": "summary_html"}),
     ("conversion.evaluation", "Evaluation"): ("report_view", {"text/html": "evaluation_html"}),
-    ("generation.generate", "Reply"): (
+    ("text.message", "Reply"): (
         "conversation_view",
         {"text/html": "reply_html", "text/markdown": "reply_markdown"},
     ),

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..conversation.chat import Chat
 from ..conversation.turn import Turn
-from ..tools.call import ToolCall
+from ..tools.call import ToolCall, ToolResult
 from ..tools.describe import name_of, schemas
-from ..tools.toolbox import ToolResult
 from .conversation_view import Message, chat_text, messages_html
 from .html import escaped
 from .live import LiveTurn, UpdateTimer

@@ -17,7 +17,7 @@ from ..text.format import call_text, result_text, shortened
 from .status import end_text
 
 if TYPE_CHECKING:
-    from ..conversation.turn import TurnEvent
+    from ..text.message import TurnEvent
     from ..tools.call import ToolCall
 
 LINE_WIDTH = 200  # maximum columns of the line of a tool
@@ -46,7 +46,7 @@ class PipeScreen:
 
     def show(self, event: TurnEvent) -> None:
         from ..text.events import Answer, Done, Thinking
-        from ..tools.toolbox import ToolResult
+        from ..tools.call import ToolResult
 
         if isinstance(event, Thinking):
             if not self._in_thought:

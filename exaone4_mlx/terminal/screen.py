@@ -18,11 +18,10 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from ..conversation.turn import TurnEvent
 from ..text.events import Answer, Done, Thinking
 from ..text.format import call_text, cell_width, clean, result_text, shortened
-from ..tools.call import ToolCall
-from ..tools.toolbox import ToolResult
+from ..text.message import TurnEvent
+from ..tools.call import ToolCall, ToolResult
 from .drawing import THEME, Line, Lines, LiveLines, TerminalConsole, block_content, lines_of
 from .markdown import BlockStream, LineStream
 from .status import Progress, end_text

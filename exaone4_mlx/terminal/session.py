@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from typing import TypeGuard
 
     from ..conversation.chat import Chat
-    from ..conversation.turn import Turn, TurnEvent
+    from ..conversation.turn import Turn
     from ..text.events import Done
+    from ..text.message import TurnEvent
     from ..tools.call import ToolCall
 
 CONTEXT_WARNING = 0.8  # used part of the context from which on a warning is shown
@@ -127,7 +128,8 @@ class TerminalSession:
 
     def load(self, path: Path, **settings: Any) -> None:
         """Continues a saved conversation with its settings; those given here replace them."""
-        from ..conversation.chat import CACHE_SUFFIX, Chat
+        from ..conversation.chat import Chat
+        from ..conversation.chat_file import CACHE_SUFFIX
 
         settings = self._unsaved | {"constrain_tools": self.chat.options.constrain_tools} | settings
         self.chat = Chat.load(

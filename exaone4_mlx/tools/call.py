@@ -1,4 +1,4 @@
-"""A tool call, as the model writes it."""
+"""A tool call, and its result."""
 
 from __future__ import annotations
 
@@ -12,3 +12,13 @@ class ToolCall:
 
     name: str
     arguments: Any
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """The result of one call. `content` is the JSON value that the model reads; {"error": "..."} if `failed`."""
+
+    call: ToolCall
+    content: Any
+    failed: bool
+    seconds: float

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .call import ToolCall
+from .call import ToolCall, ToolResult
 from .describe import Tool, name_of, parameters_of, schemas, type_hints
 from .schema import COMPOSING, check_schema, format_error, format_type, format_value, normalized, shortened, validator
 from .values import coerce, parse_number, result_to_json, valid_text
@@ -30,16 +30,6 @@ CANCEL_STEP = 0.02
 
 class ToolError(ValueError):
     """A call that cannot run. The message is for the model."""
-
-
-@dataclass(frozen=True)
-class ToolResult:
-    """The result of one call. `content` is the JSON value that the model reads; {"error": "..."} if `failed`."""
-
-    call: ToolCall
-    content: Any
-    failed: bool
-    seconds: float
 
 
 class Toolbox:

@@ -17,12 +17,26 @@ import mlx.core as mx
 import pytest
 from conftest import ScriptedModel, call_text, distance, get_weather, roll_dice, small_caches, tiny_model
 
-from exaone4_mlx import Answer, Chat, Done, Generation, Options, Reply, Sampling, Thinking, ToolCall, ToolResult, load
-from exaone4_mlx.conversation import chat as conversation
-from exaone4_mlx.generation import generate as respond
+from exaone4_mlx import (
+    Answer,
+    Chat,
+    Done,
+    Generation,
+    Options,
+    Reply,
+    Sampling,
+    Thinking,
+    ToolCall,
+    ToolResult,
+    generate,
+    load,
+)
+from exaone4_mlx.conversation import turn as turn_module
+from exaone4_mlx.generation import reply_loop
+from exaone4_mlx.generation.constrain import ToolConstraint
 from exaone4_mlx.generation.decode import TokenStream, prefill
 from exaone4_mlx.generation.sampling import Sampler
-from exaone4_mlx.generation.worker import Owner
+from exaone4_mlx.generation.worker import Worker
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -109,8 +123,8 @@ def twelve_turns(
         prompts.append(list(request.ids))
         return Generation(model, request, **options)
 
-    monkeypatch.setattr(respond, "TokenStream", Recorded)
-    monkeypatch.setattr(conversation, "Generation", noted)
+    monkeypatch.setattr(reply_loop, "TokenStream", Recorded)
+    monkeypatch.setattr(turn_module, "Generation", noted)
     chat = Chat(model, tokenizer, tools=[roll_dice], sampling=GREEDY, max_tokens=60, settle=settled)
     call = "hm\n</think>\n\n" + "\n".join([call_text("roll_dice", max_num=6)] * 2) + tokenizer.eos_token
     rows = []
@@ -179,7 +193,7 @@ def test_settling_that_is_waited_for_takes_its_turn_among_busy_chats(scripted: A
     model, tokenizer = scripted("one")
     chat = Chat(model, tokenizer, settle=False)
     reply(chat.send("a"))
-    owner, ended = Owner.of(model), threading.Event()
+    owner, ended = Worker.of(model), threading.Event()
 
     def piece() -> Iterator[None]:
         if not ended.is_set():
@@ -225,7 +239,7 @@ def test_history_goes_into_generate_as_it_is(demo: Any) -> None:
     assert last["reasoning_content"]
     assert (last["finish_reason"], last["stats"]["thinking_tokens"] > 0) == ("stop", True)
     asked = [*chat.messages, {"role": "user", "content": "What is my name?"}]
-    assert respond.generate(*demo, asked, sampling=GREEDY).text == reply(chat.send("What is my name?")).text
+    assert generate(*demo, asked, sampling=GREEDY).text == reply(chat.send("What is my name?")).text
 
 
 def test_retry_undo_edit_and_reset(scripted: Any) -> None:
@@ -338,7 +352,7 @@ def test_turn_of_another_thread_is_not_disturbed(scripted: Any) -> None:
     thread.start()
     thread.join()
     assert len(errors) == 3
-    assert "a turn of this chat is under way: cancel() it" in str(errors[0])
+    assert "a turn of this chat is in progress: cancel() it" in str(errors[0])
     assert reply([Answer("one"), *turn]).text == "one two three four"
 
 
@@ -389,7 +403,7 @@ def test_left_turn_that_the_garbage_collector_ends_in_the_owners_thread_blocks_n
     chat = Chat(model, tokenizer, settle=False)
     turns = [chat.send("a", stop_on_repetition=False)]
     next(turns[0])
-    Owner.of(model).call(turns.clear)  # the last reference goes there
+    Worker.of(model).call(turns.clear)  # the last reference goes there
     assert chat.messages[-1]["role"] == "assistant"
     assert reply(Chat(model, tokenizer).send("b")).text == "again"
 
@@ -404,11 +418,12 @@ def test_dropped_chats_leave_nothing_alive(scripted: Any) -> None:
         for settle in (False, True):
             chat = Chat(model, tokenizer, settle=settle)
             reply(chat.send("a"))
-            chat.send("never begun")
+            with pytest.warns(UserWarning, match="a turn was dropped before it began"):
+                chat.send("never begun")
             caches.append(weakref.ref(chat._cache))
             del chat
-        Owner.of(model).call(lambda: None)
-        Owner.of(model).call(lambda: None)
+        Worker.of(model).call(lambda: None)
+        Worker.of(model).call(lambda: None)
         assert [cache() for cache in caches] == [None, None]
     finally:
         gc.enable()
@@ -419,8 +434,8 @@ def test_settling_twice_at_once_reads_no_nonsense(unread: Any) -> None:
     model, tokenizer = small_caches(tiny_model(1, vocab_size=3072, max_position_embeddings=9000)), unread[1]
     chat = Chat(model, tokenizer, messages=[{"role": "user", "content": "word " * 400}], settle=False)
     ids = tokenizer.apply_chat_template(chat.messages, add_generation_prompt=False)
-    owner = Owner.of(model)
-    works = [owner.when_idle(chat._cache.settle(ids)) for _ in range(3)]
+    owner = Worker.of(model)
+    works = [owner.submit(chat._cache.settle(ids), idle=True) for _ in range(3)]
     for work in works:
         work.wait()
     assert chat._cache.ids == ids[: len(chat._cache.ids)]
@@ -469,7 +484,7 @@ def test_nothing_comes_after_cancel_but_the_end(scripted: Any) -> None:
     assert chat.messages[-1]["finish_reason"] == "cancelled"
 
 
-@pytest.mark.parametrize("where", ["_prepare", "_use"])
+@pytest.mark.parametrize("where", ["prepare", "use_tools"])
 def test_interrupt_at_a_bad_moment_leaves_a_chat_that_goes_on(
     scripted: Any, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -500,7 +515,7 @@ def test_cancel_ends_a_turn_that_waits_for_another_chat(scripted: Any) -> None:
         go.wait(20)
         yield
 
-    Owner.of(model).submit(busy())
+    Worker.of(model).submit(busy())
     begun.wait(20)
     chat = Chat(model, tokenizer)
     turn = chat.send("a")
@@ -515,7 +530,7 @@ def test_retry_that_is_stopped_before_anything_came_leaves_the_old_reply(scripte
     reply(chat.send("a"))
     before = chat.messages
     turn = chat.retry()
-    turn._running.cancel()
+    turn.cancel()
     assert [event.finish_reason for event in turn if isinstance(event, Done)] == ["cancelled"]
     assert chat.messages == before
 
@@ -859,8 +874,8 @@ def test_call_whose_tag_is_spelled_is_held_too(scripted: Any, unread: Any, monke
     pytest.importorskip("llguidance")
     spelled = unread[1]._plain_backend.encode("<tool_call>", add_special_tokens=False).ids
     began: list[bool] = []
-    real = respond.ToolConstraint.begin
-    monkeypatch.setattr(respond.ToolConstraint, "begin", lambda self: began.append(True) or real(self))
+    real = ToolConstraint.begin
+    monkeypatch.setattr(ToolConstraint, "begin", lambda self: began.append(True) or real(self))
     chat = Chat(*scripted(spelled, constrained=True), tools=[roll_dice], constrain_tools=True, settle=False)
     reply(chat.send("a", max_tokens=len(spelled) + 1))
     assert began == [True]
@@ -899,7 +914,7 @@ def long_chat(turns: int, context: int) -> tuple[Chat, int]:
     row = 2 * config.num_key_value_heads * config.head_dim * 4  # keys and values in float32
     globals_, windows = 2, 6
     local = (config.sliding_window - 1 + 64 + 512) * row * windows
-    pool = chat._owner.checkpoints
+    pool = Worker.of(model).checkpoints
     checkpoint = (config.sliding_window - 1 + 64) * row * windows
     # Global rows for the context, and once more while a buffer grows; windows likewise; checkpoints; a step's work.
     bound = before + globals_ * context * row * 2 + local * 2 + pool.max_count * checkpoint + 8_000_000
@@ -1029,7 +1044,7 @@ def test_place_in_the_line_is_told(scripted: Any) -> None:
         go.wait(20)
         yield
 
-    Owner.of(model).submit(busy())
+    Worker.of(model).submit(busy())
     begun.wait(20)
     turns = [Chat(model, tokenizer, settle=False).send("a") for _ in range(2)]
     threads = [threading.Thread(target=lambda turn=turn: list(turn)) for turn in turns]

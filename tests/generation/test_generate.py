@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gc
-import threading
 import weakref
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import in_a_thread, tiny_model
+from conftest import in_a_thread, tiny_model, until
 
 from exaone4_mlx import (
     Answer,
@@ -114,9 +113,8 @@ def test_cancel_keeps_what_came(scripted: Any) -> None:
     for event in generation:
         events.append(event)
         if len(events) == 2:
-            threading.Thread(target=generation.cancel).start()
-            while not generation._making.cancelled:
-                pass
+            in_a_thread(generation.cancel)
+    assert len(events) == 3, "nothing comes after cancel but the end"
     assert events[-1].finish_reason == "cancelled"
     assert Reply.from_events(events).text.startswith("one")
 
@@ -298,15 +296,16 @@ def test_prompt_cache_saves_what_two_prompts_share(demo: Any) -> None:
 
 
 def test_two_replies_on_one_prompt_cache_do_not_mix(demo: Any) -> None:
+    """The first is made to its end before the second begins, however slowly it is read."""
     cache = PromptCache(*demo)
     first = stream_generate(*demo, "Hello", sampling=GREEDY, prompt_cache=cache)
-    next(first)
-    generate(*demo, "What is 3 + 4?", sampling=GREEDY, prompt_cache=cache)
-    with pytest.raises(RuntimeError, match="other work on the same prompt cache"):
-        list(first)
+    begin = next(first)
+    second = generate(*demo, "What is 3 + 4?", sampling=GREEDY, prompt_cache=cache)
+    assert second.text == generate(*demo, "What is 3 + 4?", sampling=GREEDY).text
+    assert Reply.from_events([begin, *first]).text == generate(*demo, "Hello", sampling=GREEDY).text
 
 
-def test_dropped_reply_frees_its_caches_at_once(demo: Any) -> None:
+def test_dropped_reply_frees_its_caches_soon(demo: Any) -> None:
     gc.collect()
     gc.disable()
     try:
@@ -317,7 +316,7 @@ def test_dropped_reply_frees_its_caches_at_once(demo: Any) -> None:
                 next(stream)
             alive = weakref.ref(cache)
             del stream, cache
-            assert alive() is None
+            until(lambda alive=alive: alive() is None)  # the worker thread ends the token in progress
     finally:
         gc.enable()
 

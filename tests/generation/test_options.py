@@ -85,7 +85,7 @@ def test_unknown_names_get_a_hint(name: str, meant: str, unread: Any) -> None:
 
 
 def test_what_belongs_to_the_chat_is_not_an_option_of_a_turn(unread: Any) -> None:
-    with pytest.raises(TypeError, match="did you mean kv, where the Chat is made"):
+    with pytest.raises(TypeError, match="did you mean the option of this name where the Chat is made"):
         Chat(*unread).send("Hello", kv=8)
     with pytest.raises(TypeError, match="the options are constrain_tools, "):
         Chat(*unread).send("Hello", colour="red")

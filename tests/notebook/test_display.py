@@ -18,7 +18,6 @@ from markdown_it import MarkdownIt
 from exaone4_mlx import Chat, ConversionSummary, Evaluation, Exaone4Config, Fit, PromptCache, fit
 from exaone4_mlx.conversion.evaluation import EvaluationRow
 from exaone4_mlx.conversion.verify import TensorError
-from exaone4_mlx.generation.generate import Reply
 from exaone4_mlx.notebook.config_view import config_html
 from exaone4_mlx.notebook.conversation_view import (
     chat_html,
@@ -30,6 +29,7 @@ from exaone4_mlx.notebook.conversation_view import (
 from exaone4_mlx.notebook.markdown import inert_markdown, markdown_html
 from exaone4_mlx.notebook.register import VIEWS, register
 from exaone4_mlx.notebook.report_view import evaluation_html, fit_html, summary_html
+from exaone4_mlx.text.message import Reply
 from exaone4_mlx.tools.call import ToolCall
 
 NASTY = (

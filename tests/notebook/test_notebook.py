@@ -19,7 +19,7 @@ import pytest
 from conftest import random_ids, tiny_model
 
 from exaone4_mlx import Answer, Chat, Done, Exaone4Config, Sampling, Thinking, ToolCall, ToolResult, stream_generate
-from exaone4_mlx.generation.generate import Reply
+from exaone4_mlx.conversation.turn import TurnState
 from exaone4_mlx.model.cache import KVCache, RotatingKVCache
 from exaone4_mlx.notebook import (
     attention_maps,
@@ -36,6 +36,7 @@ from exaone4_mlx.notebook import (
 )
 from exaone4_mlx.notebook.conversation_view import reply_html
 from exaone4_mlx.notebook.html import percent_text, visible
+from exaone4_mlx.text.message import Reply
 
 DONE = Done("stop", 24, 0, 23, 14, 0.05, 2.0, 1.25, 12_000_000)
 QUESTION = "Which one is bigger, 3.12 vs 3.9?"
@@ -354,7 +355,7 @@ def test_the_widget_tells_what_is_refused(unread: Any, person: Any, monkeypatch:
     user = person(chat)
     user.say("many words " * 300)
     assert "the context of 200 must hold it" in user.seen and user.text.value and not user.named["Send"].disabled
-    monkeypatch.setattr(chat, "_reply", lambda *_: 1 / 0)
+    monkeypatch.setattr(TurnState, "_reply", lambda *_: 1 / 0)
     user.say("<b>Hello")
     user.done()
     assert "ZeroDivisionError" in user.seen and "<b>Hello" not in user.seen

@@ -1,0 +1,237 @@
+"""The loop that makes one reply: prefill, then token by token, until something ends it. It runs in the worker thread.
+
+Notes:
+- Stop strings end the answer; inside a thought and inside a tool call they have no effect.
+- A thought whose budget is used up is ended by forced tokens; the answer always follows.
+- After an error the caches are cleared: they may hold a part of the failed step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from ..model.network import Exaone4ForCausalLM
+from ..text.events import Done, Event, Logprobs, ReplyEvent, TokenLogprob
+from ..text.reply import ReplyParser
+from ..text.tokenizer import Tokenizer
+from ..tools.call import ToolCall
+from .constrain import ToolConstraint
+from .decode import TokenStream
+from .memory import metal_memory
+from .prompt_cache import PromptCache
+from .request import Request
+from .sampling import Sampler
+from .speculate import LOOKUP_DRAFTS, MODEL_DRAFTS, DraftModel, PromptLookup, SpeculativeStream
+from .stopping import WRAP_UP, LoopDetector, StopStrings, thought_limit
+
+Stream = TokenStream | SpeculativeStream
+
+
+class ReplyLoop:
+    """One reply: `run()` yields its events. `cancelled`, set from any thread, ends it at the next token."""
+
+    def __init__(
+        self,
+        model: Exaone4ForCausalLM,
+        request: Request,
+        cache: PromptCache,
+        constraint: ToolConstraint | None = None,
+        draft: DraftModel | None = None,
+    ) -> None:
+        self._model, self._tokenizer = model, request.tokenizer
+        self._ids, self._options = list(request.ids), request.options
+        self._cache, self._constraint, self._draft = cache, constraint, draft
+        self._parser = ReplyParser(request.inside_thought)
+        self.sampling = request.options.resolved(thinking=request.inside_thought)
+        self._max_tokens, self._wrap_up = request.max_tokens, request.wrap_up
+        if request.options.thinking_budget is not None:
+            limit = thought_limit(request.options.thinking_budget, self._max_tokens, len(self._wrap_up))
+            self._thought_limit = max(0, limit)  # negative where the context is nearly full
+        self._stop = StopStrings(request.options.stops)
+        self._loops = LoopDetector()
+        self._stop_ids = model.config.stop_token_ids | self._tokenizer.stop_token_ids
+        self.counts = Counts(prompt_tokens=len(request.ids))
+        self.token_ids: list[int] = []  # of thought and answer
+        self.cancelled = False
+
+    def run(self) -> Generator[ReplyEvent, None, None]:
+        mx.reset_peak_memory()
+        with metal_memory():
+            try:
+                finish_reason = yield from self._reply(self._prefilled())
+            except Cancelled:
+                finish_reason = "cancelled"
+            except Exception:
+                self._cache.clear()
+                if self._draft is not None:
+                    self._draft.clear()
+                raise
+            finally:
+                self._cache.finish()
+                del self._cache, self._draft  # a reference to the reply does not keep the caches
+        yield self.counts.done(finish_reason)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def _prefilled(self) -> Stream:
+        def report(done: int, total: int) -> None:
+            if self._options.progress:
+                self._options.progress(done, total)
+            if self.cancelled:
+                raise Cancelled
+
+        started = time.perf_counter()
+        try:
+            logits, self.counts.cached_tokens = self._cache.prefill(self._ids, self._options.prefill_step_size, report)
+        finally:
+            self.counts.prefill_seconds = time.perf_counter() - started
+        sampler = Sampler(self.sampling, self._ids, self._model.config.vocab_size)
+        given = self._cache.fused, logits, self._cache.layers, sampler
+        if self._draft is None and not self._options.prompt_lookup:
+            return TokenStream(*given)
+        drafter, most = (self._draft, MODEL_DRAFTS) if self._draft else (PromptLookup(), LOOKUP_DRAFTS)
+        limit = len(self._ids) + self._max_tokens
+        return SpeculativeStream(*given, drafter, self._ids, self._options.num_draft_tokens or most, limit)
+
+    def _reply(self, stream: Stream) -> Generator[Event | Logprobs, None, str]:
+        """Yields the events of the reply, and returns the finish reason."""
+        decoder = self._tokenizer.stream_decoder()
+        called = False  # whether there was a tool call
+        finish_reason = "length"
+        self.counts.start()
+        work = self._cache.work
+        if self._constraint is not None:
+            self._constraint.reset()  # after a call that was cut off
+        if self._thought_is_over(half_a_character=False):
+            yield from self._end_thought(stream)
+        for token in stream:
+            if self._cache.work is not work:
+                raise RuntimeError("other work used the prompt cache of this reply before it ended")
+            self._cache.append(token)
+            if self.cancelled:
+                finish_reason = "cancelled"
+                break
+            if token in self._stop_ids:
+                finish_reason = "stop"
+                break
+            self.token_ids.append(token)
+            self.counts.add(1, self._parser.inside_thought)
+            self.counts.drafted_tokens, self.counts.accepted_tokens = stream.drafted, stream.accepted
+            if self._options.logprobs is not None:
+                yield logprobs(stream.drawn_from, token, self._options.logprobs, self._tokenizer)
+            for event in self._stop.filter(self._parser.feed(decoder.feed(token))):
+                called = called or isinstance(event, ToolCall)
+                yield event
+            if self._stop.found or self.counts.generated >= self._max_tokens:
+                break
+            if self._options.stop_on_repetition and self._loops.add(token):
+                finish_reason = "repetition"
+                break
+            if self._thought_is_over(decoder.pending):
+                yield from self._end_thought(stream)
+            elif self._constraint is not None:
+                self._hold_call(self._constraint, stream, token)
+        self.counts.stop(self._parser.inside_thought)
+        if self._cache.work is work:
+            stream.close()  # removes drafts from the caches, unless other work has replaced them
+        if not self._stop.found:
+            rest = [*self._parser.feed(decoder.close()), *self._parser.close()]
+            for event in (*self._stop.filter(rest), *self._stop.close()):
+                called = called or isinstance(event, ToolCall)
+                yield event
+        if self._stop.found:
+            finish_reason = "stop"
+        return "tool_calls" if called and finish_reason == "stop" else finish_reason
+
+    def _thought_is_over(self, half_a_character: bool) -> bool:
+        """Whether the budget is used up. An incomplete character may take up to three more tokens."""
+        if not self._wrap_up or not self._parser.inside_thought:
+            return False
+        room = self.counts.generated + len(self._wrap_up) < self._max_tokens
+        over = self.counts.thinking_tokens - self._thought_limit
+        return room and over >= (3 if half_a_character else 0)
+
+    def _end_thought(self, stream: Stream) -> Iterator[Event]:
+        """Forces the tokens that end the thought."""
+        stream.force(self._wrap_up)
+        for token in self._wrap_up:
+            self._cache.append(token)
+        self.token_ids += self._wrap_up
+        self.counts.add(len(self._wrap_up), inside_thought=True)
+        yield from self._parser.feed(WRAP_UP)
+
+    def _hold_call(self, constraint: ToolConstraint, stream: Stream, token: int) -> None:
+        """Restricts the next token inside a tool call."""
+        if constraint.active:
+            constraint.advance(token)
+        elif self._parser.opens_call:
+            constraint.begin()
+        if constraint.active:
+            stream.restrict(constraint.allowed())
+
+
+@dataclass
+class Counts:
+    """Tokens and seconds of a reply until now."""
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    thinking_tokens: int = 0
+    answer_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    thinking_seconds: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+    @property
+    def generated(self) -> int:
+        return self.thinking_tokens + self.answer_tokens
+
+    def start(self) -> None:
+        """Decoding begins."""
+        self._now = time.perf_counter()
+
+    def add(self, tokens: int, inside_thought: bool) -> None:
+        if inside_thought:
+            self.thinking_tokens += tokens
+        else:
+            self.answer_tokens += tokens
+        self.stop(inside_thought)
+
+    def stop(self, inside_thought: bool) -> None:
+        """Counts the time since the last token."""
+        seconds = -self._now
+        self._now = time.perf_counter()
+        seconds += self._now
+        self.decode_seconds += seconds
+        if inside_thought:
+            self.thinking_seconds += seconds
+
+    def done(self, finish_reason: str) -> Done:
+        counted = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Done(finish_reason, **counted, peak_bytes=mx.get_peak_memory())
+
+
+class Cancelled(Exception):
+    """The reply was cancelled during the prefill."""
+
+
+def logprobs(logits: mx.array, token: int, count: int, tokenizer: Tokenizer) -> Logprobs:
+    """The log-probability of a token sampled from logits [1, V], and those of the `count` most probable tokens."""
+    values = logits[0].astype(mx.float32)
+    values = values - mx.logsumexp(values)
+    best = (
+        mx.argpartition(-values, count - 1)[:count] if 0 < count < values.size else mx.arange(min(count, values.size))
+    )
+    ids: Any = best[mx.argsort(-values[best])].tolist()
+    found: Any = values[mx.array([token, *ids])].tolist()
+    entries = [TokenLogprob(id, tokenizer.decode([id]), value) for id, value in zip((token, *ids), found, strict=True)]
+    return Logprobs(**vars(entries[0]), top=tuple(entries[1:]))
