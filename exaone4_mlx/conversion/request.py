@@ -42,84 +42,56 @@ class ConversionOptions(TypedDict, total=False):
     upload_repo: str | None
 
 
-def _flag(group: str, help: str, *names: str, **argument: Any) -> dict[str, Any]:
-    """Metadata of a field: its group, help and further flags, and keywords of argparse's `add_argument`."""
-    return {"group": group, "help": help, "names": names, "argument": argument}
+def _option(default: Any, group: str, help: str, *flags: str, **argument: Any) -> Any:
+    """A field with metadata: group, help and further flags, and keywords of argparse's `add_argument`."""
+    return field(default=default, metadata={"group": group, "help": help, "names": flags, "argument": argument})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionRequest:
     """How a checkpoint is converted. Raises ValueError for options that contradict each other."""
 
-    dtype: mx.Dtype | str | None = field(
-        default=None,
-        metadata=_flag("", "cast the weights (default: keep theirs)", choices=("bfloat16", "float16", "float32")),
+    dtype: mx.Dtype | str | None = _option(
+        None, "", "cast the weights (default: keep theirs)", choices=("bfloat16", "float16", "float32")
     )
-    quantize: bool = field(default=True, metadata=_flag("bits", "default: yes", "-q"))
-    dequantize: bool = field(
-        default=False, metadata=_flag("bits", "convert a quantized checkpoint to full precision", "-d")
+    quantize: bool = _option(True, "bits", "default: yes", "-q")
+    dequantize: bool = _option(False, "bits", "convert a quantized checkpoint to full precision", "-d")
+    q_bits: int | None = _option(None, "bits", "bits per weight (default: 4; 8 for mxfp8)", type=int, metavar="N")
+    q_group_size: int | None = _option(
+        None, "bits", "weights per scale (default: 64 for affine)", type=int, metavar="N"
     )
-    q_bits: int | None = field(
-        default=None, metadata=_flag("bits", "bits per weight (default: 4; 8 for mxfp8)", type=int, metavar="N")
+    q_mode: str | None = _option(None, "bits", "default: affine", choices=("affine", "mxfp4", "nvfp4", "mxfp8"))
+    recipe: str | None = _option(
+        None, "bits",
+        "4bit, 4bit-quality, 8bit, mxfp4, nvfp4, mxfp8, or mlx-lm's mixed_2_6, mixed_3_4, mixed_3_6, mixed_4_6",
+        "--quant-predicate", metavar="NAME",
+    )  # fmt: skip
+    target_bpw: float | None = _option(
+        None, "bits", "bits per weight of 4bit-quality (default: 4.85)", type=float, metavar="X"
     )
-    q_group_size: int | None = field(
-        default=None, metadata=_flag("bits", "weights per scale (default: 64 for affine)", type=int, metavar="N")
+    search: bool = _option(
+        True, "quality",
+        "search for scales and biases of least error; --no-search takes them from minimum and maximum, as mlx-lm does "
+        "(default: yes)",
+    )  # fmt: skip
+    calibrate: str | None = _option(
+        None, "quality",
+        "gptq compensates rounding errors on texts, block by block; distill also tunes scales, biases and norms",
+        choices=CALIBRATION_METHODS,
+    )  # fmt: skip
+    calibration_data: str | Path | None = _option(
+        None, "quality", "texts to calibrate on: .txt or .jsonl (default: the package's)", metavar="FILE"
     )
-    q_mode: str | None = field(
-        default=None, metadata=_flag("bits", "default: affine", choices=("affine", "mxfp4", "nvfp4", "mxfp8"))
+    verify: bool = _option(False, "trust", "compare every written tensor with its source")
+    evaluate: bool = _option(False, "trust", "measure the quality loss for the model card; implies --verify")
+    evaluation_data: str | Path | None = _option(
+        None, "trust", "texts to evaluate on: .txt or .jsonl (default: the package's)", metavar="FILE"
     )
-    recipe: str | None = field(
-        default=None,
-        metadata=_flag(
-            "bits",
-            "4bit, 4bit-quality, 8bit, mxfp4, nvfp4, mxfp8, or mlx-lm's mixed_2_6, mixed_3_4, mixed_3_6, mixed_4_6",
-            "--quant-predicate",
-            metavar="NAME",
-        ),
-    )
-    target_bpw: float | None = field(
-        default=None,
-        metadata=_flag("bits", "bits per weight of 4bit-quality (default: 4.85)", type=float, metavar="X"),
-    )
-    search: bool = field(
-        default=True,
-        metadata=_flag(
-            "quality",
-            "search for scales and biases of least error; --no-search takes them from minimum and maximum, as mlx-lm "
-            "does (default: yes)",
-        ),
-    )
-    calibrate: str | None = field(
-        default=None,
-        metadata=_flag(
-            "quality",
-            "gptq compensates rounding errors on texts, block by block; distill also tunes scales, biases and norms",
-            choices=CALIBRATION_METHODS,
-        ),
-    )
-    calibration_data: str | Path | None = field(
-        default=None,
-        metadata=_flag("quality", "texts to calibrate on: .txt or .jsonl (default: the package's)", metavar="FILE"),
-    )
-    verify: bool = field(default=False, metadata=_flag("trust", "compare every written tensor with its source"))
-    evaluate: bool = field(
-        default=False, metadata=_flag("trust", "measure the quality loss for the model card; implies --verify")
-    )
-    evaluation_data: str | Path | None = field(
-        default=None,
-        metadata=_flag("trust", "texts to evaluate on: .txt or .jsonl (default: the package's)", metavar="FILE"),
-    )
-    overwrite: bool = field(
-        default=False, metadata=_flag("rerun", "replace the folder, and the files of an interrupted run")
-    )
-    upload_repo: str | None = field(
-        default=None,
-        metadata=_flag(
-            "output",
-            "publish the result on the hub; the name of an EXAONE model must begin with EXAONE",
-            metavar="REPO",
-        ),
-    )
+    overwrite: bool = _option(False, "rerun", "replace the folder, and the files of an interrupted run")
+    upload_repo: str | None = _option(
+        None, "output", "publish the result on the hub; the name of an EXAONE model must begin with EXAONE",
+        metavar="REPO",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         from ..checkpoint.quantize import DEFAULTS
