@@ -45,7 +45,7 @@ FILE_FORMAT = "exaone4_mlx prompt cache, version 1"
 
 
 @dataclass(frozen=True, eq=False)
-class Checkpoint:
+class CacheCheckpoint:
     """The state of every layer after `length` tokens. `conversation` is the prompt cache that it belongs to."""
 
     length: int
@@ -62,10 +62,10 @@ class CheckpointPool:
 
     def __init__(self, max_count: int = MAX_CHECKPOINTS, max_bytes: int = MAX_CHECKPOINT_BYTES) -> None:
         self.max_count, self.max_bytes = max_count, max_bytes
-        self._used: list[weakref.ref[Checkpoint]] = []  # least recently first
+        self._used: list[weakref.ref[CacheCheckpoint]] = []  # least recently first
 
     @property
-    def checkpoints(self) -> list[Checkpoint]:
+    def checkpoints(self) -> list[CacheCheckpoint]:
         """Those in use, least recently used first."""
         return [checkpoint for ref in self._used if (checkpoint := ref()) is not None]
 
@@ -73,7 +73,7 @@ class CheckpointPool:
     def nbytes(self) -> int:
         return sum(checkpoint.nbytes for checkpoint in self.checkpoints)
 
-    def use(self, checkpoint: Checkpoint) -> None:
+    def use(self, checkpoint: CacheCheckpoint) -> None:
         """Counts a new checkpoint, or one that is used again, and makes room."""
         others = [other for other in self.checkpoints if other is not checkpoint]
         self._used = [weakref.ref(other) for other in (*others, checkpoint)]
@@ -112,7 +112,7 @@ class PromptCache:
         self.kv = KVQuantization.coerce(kv, model.config)
         self._fused: FusedModel | None = None
         self._pool = pool or CheckpointPool()
-        self.checkpoints: list[Checkpoint] = []  # shortest first, all of them beginnings of `ids`
+        self.checkpoints: list[CacheCheckpoint] = []  # shortest first, all of them beginnings of `ids`
         self.clear()
 
     def __repr__(self) -> str:
@@ -228,7 +228,7 @@ class PromptCache:
         self.checkpoints[:] = [c for c in self.checkpoints if c.length <= shared]
         return best
 
-    def _go_to(self, length: int, source: Checkpoint | None) -> None:
+    def _go_to(self, length: int, source: CacheCheckpoint | None) -> None:
         """Goes back to `length` tokens, from a checkpoint or else from the present state; to 0 by itself."""
         for i, layer in enumerate(self.layers):
             if source is not None:
@@ -251,7 +251,7 @@ class PromptCache:
             for layer in self.layers:
                 layer.rewind(surplus)
 
-    def _rewindable_from(self, checkpoint: Checkpoint) -> int:
+    def _rewindable_from(self, checkpoint: CacheCheckpoint) -> int:
         pairs = zip(self.layers, checkpoint.layers, strict=True)
         return min(layer.rewindable_from(snapshot) for layer, snapshot in pairs)
 
@@ -277,7 +277,7 @@ class PromptCache:
         """Remembers the present state, if any layer could lose it."""
         if self._reserve is None or any(c.length == len(self.ids) for c in self.checkpoints):
             return
-        made = Checkpoint(len(self.ids), tuple(layer.snapshot() for layer in self.layers), weakref.ref(self))
+        made = CacheCheckpoint(len(self.ids), tuple(layer.snapshot() for layer in self.layers), weakref.ref(self))
         mx.eval([snapshot.arrays for snapshot in made.layers])
         self.checkpoints.append(made)
         self._pool.use(made)
@@ -359,7 +359,7 @@ class PromptCache:
                 raise CheckpointError(f"a checkpoint after {length} of {len(self.ids)} tokens")
             named = [_from_names(arrays, f"checkpoint {k}.{i}", length, layer) for i, layer in enumerate(self.layers)]
             layers = [self._checked(*pair) for pair in zip(named, self.layers, strict=True)]
-            self.checkpoints.append(Checkpoint(length, tuple(layers), weakref.ref(self)))
+            self.checkpoints.append(CacheCheckpoint(length, tuple(layers), weakref.ref(self)))
             self._pool.use(self.checkpoints[-1])
 
     def _checked(self, snapshot: Snapshot, layer: Cache) -> Snapshot:

@@ -125,7 +125,7 @@ class Exaone4Model(Pretrained):
         return self.run(read_inputs(self.config, self.training, input_ids, attention_mask, inputs))
 
     def run(self, inputs: Inputs) -> BaseModelOutputWithPast:
-        """What `forward` returns, of arguments that were checked."""
+        """The output of `forward` for checked arguments."""
         x = inputs.embeddings
         if x is None:
             assert inputs.ids is not None
@@ -138,7 +138,7 @@ class Exaone4Model(Pretrained):
         return BaseModelOutputWithPast(hidden, cache if inputs.keep_cache else None, states, attentions)
 
     def _embed(self, ids: mx.array) -> mx.array:
-        """The embeddings of ids. As in torch, that of the padding token is not trained."""
+        """The embeddings of ids. As in torch, the embedding of the padding token is not trained."""
         x = self.embed_tokens(ids)
         if self.config.pad_token_id is None:
             return x
