@@ -184,6 +184,12 @@ def test_only_the_command_line_prints() -> None:
         assert not printed or name_of(file) in PRINTING_FILES, file
 
 
+def test_no_test_file_imports_another() -> None:
+    """What they share is in conftest.py, or in a module beside it."""
+    for file in (ROOT / "tests").rglob("*.py"):
+        assert not [part for parts in imports(file) for part in parts if part.startswith("test_")], file
+
+
 def test_every_folder_is_in_the_wheel() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 cannot read TOML by itself")
     packages = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])

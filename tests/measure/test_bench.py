@@ -281,7 +281,6 @@ def test_a_command_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         measurements._start(broken)
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("q_bits", [None, 4])
 def test_mlx_lm_runs_the_same_weights(q_bits: int | None) -> None:
     from exaone4_mlx import load
