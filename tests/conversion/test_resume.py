@@ -83,21 +83,11 @@ def test_damaged_and_truncated_tensors_are_written_again(tmp_path: Path, whole: 
     assert digests(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        '{"sha256": {"nope": "0"}}',
-        "[1, 2]",
-        '{"x": 1}',
-        '{"sha256": []}',
-        "\\xff",
-        "null",
-    ],
-)
-def test_a_damaged_line_of_the_journal_is_ignored(tmp_path: Path, line: str, whole: dict[str, str]) -> None:
+def test_damaged_lines_of_the_journal_are_ignored(tmp_path: Path, whole: dict[str, str]) -> None:
     staging = interrupted(tmp_path / "out")
     with (staging / JOURNAL).open("a") as journal:
-        journal.write(line + "\n")
+        for line in ('{"sha256": {"nope": "0"}}', "[1, 2]", '{"x": 1}', '{"sha256": []}', "\\xff", "null"):
+            journal.write(line + "\n")
     (staging / "model.safetensors.index.json").write_text("")
     convert("demo", tmp_path / "out")
     assert digests(tmp_path / "out") == whole
