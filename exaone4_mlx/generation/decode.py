@@ -25,6 +25,9 @@ Model = Exaone4ForCausalLM | FusedModel
 CLEAR_EVERY = 256  # tokens between which freed buffers are given back
 
 
+TopLogprobs = tuple[mx.array, ...]
+
+
 class Sample(Protocol):
     """Draws the next token [1] from logits [1, V], among the tokens `allowed` [V] if that is given."""
 
@@ -66,6 +69,21 @@ def prefill(model: Model, ids: Sequence[int], cache: list[Cache], step_size: int
     return logits
 
 
+def top_logprobs(logits: mx.array, token: mx.array, count: int | None) -> TopLogprobs:
+    """(ids [count], log-probabilities [1 + count]): the `count` most probable ids, and the values of `token` and those.
+
+    `logits` are [1, V], `token` is [1]. The result is not evaluated. It is empty for `count` None.
+    """
+    if count is None:
+        return ()
+    values = logits[0].astype(mx.float32)
+    values = values - mx.logsumexp(values)
+    count = min(count, values.size)
+    best = mx.argpartition(-values, count - 1)[:count] if 0 < count < values.size else mx.arange(count)
+    ids = best[mx.argsort(-values[best])]
+    return ids, values[mx.concatenate([token, ids.astype(token.dtype)])]
+
+
 class TokenStream:
     """The tokens that follow a prefill, for ever: `next()` hands out one, [1] -> int.
 
@@ -75,18 +93,20 @@ class TokenStream:
 
     drafted = accepted = 0
 
-    def __init__(self, model: Model, logits: mx.array, cache: list[Cache], sample: Sample) -> None:
-        """`logits` [1, V] are those after the prompt, which `cache` holds."""
-        self._model, self._cache, self._sample = model, cache, sample
+    def __init__(
+        self, model: Model, logits: mx.array, cache: list[Cache], sample: Sample, logprobs: int | None = None
+    ) -> None:
+        """`logits` [1, V] are those after the prompt, which `cache` holds. `logprobs` is as for `top_logprobs`."""
+        self._model, self._cache, self._sample, self._top = model, cache, sample, logprobs
         self._logits = logits
-        self._draw()
         self._count = 0
+        self._draw()
 
     def __iter__(self) -> TokenStream:
         return self
 
     def __next__(self) -> int:
-        token, self._drawn_from = self._following, self._logits
+        token, self._last_logprobs = self._following, self._logprobs
         self._logits = self._model(token[None], self._cache)[:, -1]
         self._draw()
         self._count += 1
@@ -95,9 +115,9 @@ class TokenStream:
         return int(token.item())  # type: ignore[arg-type]
 
     @property
-    def drawn_from(self) -> mx.array:
-        """The logits [1, V] of which the token handed out last was drawn."""
-        return self._drawn_from
+    def logprobs(self) -> TopLogprobs:
+        """The log-probabilities of the token handed out last."""
+        return self._last_logprobs
 
     def close(self) -> None:
         """Nothing to do: the caches hold what was handed out."""
@@ -115,4 +135,6 @@ class TokenStream:
 
     def _draw(self, allowed: mx.array | None = None) -> None:
         self._following = self._sample(self._logits, allowed)
-        mx.async_eval(self._following)
+        # Together with the draw: after the next step is queued, they would have to wait for it.
+        self._logprobs = top_logprobs(self._logits, self._following, self._top)
+        mx.async_eval(self._following, self._logprobs)

@@ -22,7 +22,7 @@ from ..text.reply import ReplyParser
 from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
 from .constrain import ToolConstraint
-from .decode import TokenStream
+from .decode import TokenStream, TopLogprobs
 from .memory import metal_memory
 from .prompt_cache import PromptCache
 from .request import Request
@@ -95,10 +95,11 @@ class ReplyLoop:
         sampler = Sampler(self.sampling, self._ids, self._model.config.vocab_size)
         given = self._cache.fused, logits, self._cache.layers, sampler
         if self._draft is None and not self._options.prompt_lookup:
-            return TokenStream(*given)
+            return TokenStream(*given, self._options.logprobs)
         drafter, most = (self._draft, MODEL_DRAFTS) if self._draft else (PromptLookup(), LOOKUP_DRAFTS)
         limit = len(self._ids) + self._max_tokens
-        return SpeculativeStream(*given, drafter, self._ids, self._options.num_draft_tokens or most, limit)
+        most = self._options.num_draft_tokens or most
+        return SpeculativeStream(*given, drafter, self._ids, most, limit, self._options.logprobs)
 
     def _reply(self, stream: Stream) -> Generator[Event | Logprobs, None, str]:
         """Yields the events of the reply, and returns the finish reason."""
@@ -125,7 +126,7 @@ class ReplyLoop:
             self.counts.add(1, self._parser.inside_thought)
             self.counts.drafted_tokens, self.counts.accepted_tokens = stream.drafted, stream.accepted
             if self._options.logprobs is not None:
-                yield logprobs(stream.drawn_from, token, self._options.logprobs, self._tokenizer)
+                yield logprobs(stream.logprobs, token, self._tokenizer)
             for event in self._stop.filter(self._parser.feed(decoder.feed(token))):
                 called = called or isinstance(event, ToolCall)
                 yield event
@@ -224,14 +225,9 @@ class Cancelled(Exception):
     """The reply was cancelled during the prefill."""
 
 
-def logprobs(logits: mx.array, token: int, count: int, tokenizer: Tokenizer) -> Logprobs:
-    """The log-probability of a token sampled from logits [1, V], and those of the `count` most probable tokens."""
-    values = logits[0].astype(mx.float32)
-    values = values - mx.logsumexp(values)
-    best = (
-        mx.argpartition(-values, count - 1)[:count] if 0 < count < values.size else mx.arange(min(count, values.size))
-    )
-    ids: Any = best[mx.argsort(-values[best])].tolist()
-    found: Any = values[mx.array([token, *ids])].tolist()
+def logprobs(top: TopLogprobs, token: int, tokenizer: Tokenizer) -> Logprobs:
+    """The event for a token, from the arrays of its stream."""
+    ids: Any = top[0].tolist()
+    found: Any = top[1].tolist()
     entries = [TokenLogprob(id, tokenizer.decode([id]), value) for id, value in zip((token, *ids), found, strict=True)]
     return Logprobs(**vars(entries[0]), top=tuple(entries[1:]))

@@ -28,7 +28,7 @@ import mlx.core as mx
 from ..model.cache import Cache, RotatingKVCache, make_caches
 from ..model.fused import FusedModel
 from ..model.network import Exaone4ForCausalLM
-from .decode import CLEAR_EVERY, Model, Sample, prefill, read
+from .decode import CLEAR_EVERY, Model, Sample, TopLogprobs, prefill, read, top_logprobs
 from .prompt_cache import common_prefix
 
 DRAFT_WINDOW = 4096  # tokens that a draft model attends to, in every layer
@@ -218,6 +218,7 @@ class _Step:
     logits: mx.array  # [1, 1 + guesses, V]
     drawn: list[mx.array] = field(default_factory=list)  # the model's own token at each position, [1] each
     states: list[Any] = field(default_factory=list)  # of the sampler, after each
+    logprobs: list[TopLogprobs] = field(default_factory=list)  # of each
     launched: float | None = None
 
 
@@ -234,12 +235,14 @@ class SpeculativeStream:
         history: Sequence[int],
         most: int,
         limit: int | None = None,
+        logprobs: int | None = None,
     ) -> None:
-        """`logits` [1, V] are those after `history`, which `cache` holds.
+        """`logits` [1, V] are those after `history`, which `cache` holds. `logprobs` is as for `top_logprobs`.
 
-        At most `most` tokens are guessed at once, and none that would come after `limit` tokens, the history counted.
+        At most `most` tokens are guessed at once, and none beyond `limit` tokens, the history included.
         """
         self._model, self._cache, self._sample, self._drafter = model, cache, sample, drafter
+        self._top = logprobs
         reserves = [layer.rewind_capacity for layer in cache if isinstance(layer, RotatingKVCache)]
         self._pace, self._limit = drafter.pace, limit
         # Two steps may have to go back, and a window that has just been compacted has less in reserve.
@@ -249,7 +252,8 @@ class SpeculativeStream:
         self._handed_out = len(self._history)
         self._ready: deque[tuple[int, _Step, int]] = deque()  # tokens, and where they were drawn
         self._steered = True  # by the caller: what comes next is not to be guessed
-        self._shadow: list[mx.array] = []  # guesses that are not checked, but looked at
+        self._shadow: list[mx.array] = []  # guesses that are compared with the drawn tokens, but not processed
+        self._token_at: float | None = None  # when a step without guesses gave its token
         self._count = 0
         drafter.begin(self._history)
         self._last = self._draw(logits), 0
@@ -271,10 +275,10 @@ class SpeculativeStream:
         return token
 
     @property
-    def drawn_from(self) -> mx.array:
-        """The logits [1, V] of which the token handed out last was drawn."""
+    def logprobs(self) -> TopLogprobs:
+        """The log-probabilities of the token handed out last."""
         step, place = self._last
-        return step.logits[:, place]
+        return step.logprobs[place]
 
     def restrict(self, allowed: mx.array) -> None:
         """Draws the next token again, among `allowed`, booleans [V]."""
@@ -319,11 +323,18 @@ class SpeculativeStream:
         for place in range(1 + len(step.guesses)):
             step.drawn.append(self._sample(step.logits[:, place], allowed))
             step.states.append(self._sample.state)
-        mx.async_eval(step.drawn)
+            step.logprobs.append(top_logprobs(step.logits[:, place], step.drawn[-1], self._top))
+        mx.async_eval(step.drawn, step.logprobs)
 
     def _collect(self) -> None:
-        """Takes what the step under way brought, and begins the next."""
-        step = self._step
+        """Reads the tokens of the step under way, and starts the next step."""
+        step, wanted = self._step, None
+        if not step.guesses:
+            wanted = self._count_to_guess(len(self._history) + 1)
+            if wanted == 0 and (self._limit is None or len(self._history) < self._limit):
+                self._run_ahead()
+                return
+        self._token_at = None
         guesses, drawn = _ints(step.guesses), _ints(step.drawn)
         right = common_prefix(guesses, drawn)
         for layer in self._cache:
@@ -339,17 +350,37 @@ class SpeculativeStream:
         self._sample.state = step.states[right]
         self._under_way = False
         if self._limit is None or len(self._history) <= self._limit:
-            self._launch()
+            self._launch(wanted)
 
-    def _launch(self) -> None:
-        """Has the model read the newest token and guesses of what follows."""
+    def _count_to_guess(self, length: int) -> int:
+        """The number of tokens to guess after a history of `length` tokens."""
+        if self._steered:
+            return 0
+        wanted = self._pace.choose()
+        return wanted if self._limit is None else min(wanted, max(0, self._limit - length))
+
+    def _run_ahead(self) -> None:
+        """Starts a step without guesses before the token of the step under way is known, and reads that token."""
+        step, looks = self._step, self._drafter.is_free and not self._steered
+        self._step = _Step([], self._model(step.drawn[0][None], self._cache))
+        self._draw_at_each_position(self._step)
+        token = _ints(step.drawn)
+        now = time.perf_counter()
+        if self._token_at is not None:
+            self._pace.note(0, now - self._token_at)
+        self._token_at = now
+        self._pace.judge(len(self._shadow), common_prefix(_ints(self._shadow), token))
+        self._ready.append((token[0], step, 0))
+        self._history += token
+        self._shadow = self._drafter.draft(self._history, 1, self._sample) if looks else []
+        self._steered, self._under_way = False, True
+
+    def _launch(self, wanted: int | None = None) -> None:
+        """Starts a step on the newest token and guesses of the next ones; `wanted` None chooses their number."""
         launched = time.perf_counter()
-        wanted, looks = 0, False
-        if not self._steered:
-            wanted = self._pace.choose()
-            if self._limit is not None:
-                wanted = min(wanted, max(0, self._limit - len(self._history)))
-            looks = wanted == 0 and self._drafter.is_free
+        if wanted is None:
+            wanted = self._count_to_guess(len(self._history))
+        looks = wanted == 0 and self._drafter.is_free and not self._steered
         guesses = self._drafter.draft(self._history, 1 if looks else wanted, self._sample)
         self._shadow, guesses = (guesses, []) if looks else ([], guesses)
         self._steered = False

@@ -59,9 +59,9 @@ class Recorded(TokenStream):
     tokens: Any = None
     script: Any = iter(())
 
-    def __init__(self, model: Any, logits: mx.array, cache: Any, sample: Any) -> None:
+    def __init__(self, model: Any, logits: mx.array, *others: Any) -> None:
         Recorded.began, Recorded.tokens = logits, []
-        super().__init__(model, logits, cache, sample)
+        super().__init__(model, logits, *others)
 
     def __next__(self) -> int:
         token = super().__next__()

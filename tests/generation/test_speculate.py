@@ -139,14 +139,43 @@ def test_closed_caches_hold_what_was_handed_out(after: int) -> None:
     assert distance(model(mx.array([[9]]), cache)[:, -1], fresh) < 1e-4
 
 
-def test_logits_that_a_token_was_drawn_from() -> None:
+@pytest.mark.parametrize("wrong", [0, 1], ids=["guesses", "no guesses"])
+def test_logprobs_are_those_of_the_plain_stream(wrong: int) -> None:
     model, prompt = tiny_model(), random_ids(20)[0].tolist()
-    expected = plain(model, prompt, Greedy())
     tokens = list(islice(plain(model, prompt, Greedy()), 20))
-    stream = speculative(model, prompt, Greedy(), Knowing([*prompt, *tokens], 0))
-    for _ in range(20):
-        assert next(stream) == next(expected)
-        assert distance(stream.drawn_from, expected.drawn_from) < 1e-4
+    cache, other = model.make_cache(), model.make_cache()
+    expected = TokenStream(model, prefill(model, prompt, cache), cache, Greedy(), 3)
+    drafter = Knowing([*prompt, *tokens], 0)
+    drafter.pace = Always(0 if wrong else 3)
+    stream = SpeculativeStream(
+        model, prefill(model, prompt, other), other, Greedy(), drafter, prompt, 0 if wrong else 3, None, 3
+    )
+    for token in tokens:
+        assert next(stream) == next(expected) == token
+        (ids, values), (expected_ids, expected_values) = stream.logprobs, expected.logprobs
+        assert ids.tolist() == expected_ids.tolist() and ids[0].item() == token
+        assert distance(values, expected_values) < 1e-4 and values[0].item() == values[1].item()
+
+
+def test_a_stream_without_guesses_runs_one_step_ahead() -> None:
+    """It hands a token out after the next step has started, and the caches hold only the tokens handed out."""
+    model, prompt, calls = tiny_model(), random_ids(20)[0].tolist(), 0
+    expected = greedy_tokens(model, prompt, 12)
+    cache = model.make_cache()
+    drafter = Knowing([*prompt, *expected], 0)
+    drafter.pace = Always(0)
+    stream = SpeculativeStream(model, prefill(model, prompt, cache), cache, Greedy(), drafter, prompt, 0, 30)
+    inner = stream._model
+
+    def counted(ids: mx.array, caches: Any) -> mx.array:
+        nonlocal calls
+        calls += 1
+        return inner(ids, caches)
+
+    stream._model = counted
+    for count, token in enumerate(expected[:10], start=1):
+        assert next(stream) == token
+        assert calls == count and cache[0].offset == 20 + count
 
 
 def test_quantized_caches_can_be_guessed_on() -> None:
