@@ -1,15 +1,15 @@
 """Tool schemas -> which tokens may come next while a tool call is being written.
 
-What is peculiar here:
+Notes:
 - A call is `<tool_call>{"name": NAME, "arguments": {...}}</tool_call>`. Its tags are single tokens, although not
-  "special" ones, so it ends with a token that no text can spell. To the grammar all control tokens are hidden,
-  also those that other software takes for text; `</tool_call>` stands in for its end of text.
-- The library is llguidance (the extra `constrain`). Text that the schemas leave no choice in is held to the
-  tokens that the tokenizer itself makes of it, those that the model has learned; elsewhere any tokens will do.
+  "special" ones, so it ends with a token that no text can spell. The grammar does not see control tokens,
+  not even those that other software takes for text; `</tool_call>` stands in for its end of text.
+- The library is llguidance (the extra `constrain`). Where the schemas leave no choice, the text must have the
+  tokens that the tokenizer makes of it, which the model has learned; elsewhere any tokens are allowed.
 - The grammar is compiled once and rewound for every call.
-- Schemas are closed: an object takes the properties that it lists, unless it says otherwise. JSON Schema
-  itself takes any others, and a model that may invent arguments does.
-- A schema of which any part cannot be enforced is refused, by the name of its tool.
+- Schemas are closed: an object takes the listed properties only, unless it says otherwise. JSON Schema itself
+  allows further properties, and a model that may invent arguments does.
+- A schema is refused, with the name of its tool, if any part of it cannot be enforced.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NEEDS_PACKAGE = "constrain_tools needs the package llguidance: pip install 'exao
 
 
 class ToolConstraint:
-    """Holds a tool call's name and arguments to the schemas, from <tool_call> to </tool_call>.
+    """Makes a tool call's name and arguments follow the schemas, from <tool_call> to </tool_call>.
 
     `schemas` are OpenAI's tool objects, or their function objects alone; `vocab_size` is the model's, and may
     differ from the tokenizer's. Raises ValueError for no tools, for a schema that cannot be enforced (naming
@@ -45,7 +45,7 @@ class ToolConstraint:
     def __init__(self, tokenizer: Tokenizer, schemas: Sequence[Mapping[str, Any]], vocab_size: int) -> None:
         self.start_id = _control_id(tokenizer, CALL_START, vocab_size)
         self.end_id = _control_id(tokenizer, CALL_END, vocab_size)
-        #: Whether a call is being written.
+        #: Whether the reply is inside a call.
         self.active = False
         self._vocab_size = vocab_size
         self._known_mask: bytes | None = None  # of this position
@@ -54,20 +54,20 @@ class ToolConstraint:
         self._matcher = _compiled(_vocabulary(tokenizer, size), schemas, forced)
 
     def begin(self) -> None:
-        """<tool_call> has been drawn."""
+        """<tool_call> was sampled."""
         self.reset()
         self.active = True
 
     def allowed(self) -> mx.array:
-        """What may come next: booleans [vocab_size]. Raises RuntimeError outside a call."""
+        """The allowed next tokens: booleans [vocab_size]. Raises RuntimeError outside a call."""
         mask = self._mask()
         padded: Any = memoryview(mask + bytes(self._vocab_size - len(mask)))
         return mx.array(padded) != 0
 
     def advance(self, token: int) -> None:
-        """Takes the token that was drawn; `active` is False after </tool_call>.
+        """Takes the sampled token; `active` is False after </tool_call>.
 
-        Raises ValueError for a token that was not allowed, and stays where it was.
+        Raises ValueError for a token that is not allowed, and does not advance.
         """
         mask = self._mask()
         if not (0 <= token < len(mask) and mask[token]):
@@ -79,12 +79,12 @@ class ToolConstraint:
             self._matcher.consume_token(token)
 
     def reset(self) -> None:
-        """Gets ready for another call; one that was being written is forgotten."""
+        """Gets ready for another call; an incomplete call is forgotten."""
         self.active, self._known_mask = False, None
         self._matcher.reset()
 
     def _mask(self) -> bytes:
-        """The grammar's mask of this position: one byte a token, 0 for what may not come."""
+        """The grammar's mask of this position: one byte for each token, 0 if it is not allowed."""
         if not self.active:
             raise RuntimeError("no tool call is being written: begin() comes first")
         if self._known_mask is None:
@@ -119,7 +119,7 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> LLTokenizer:
 
 
 class _Vocabulary:
-    """The attributes that llguidance reads. What is special can be drawn only where a grammar says so: nowhere."""
+    """The attributes that llguidance reads. Special tokens are allowed only where a grammar names them: nowhere."""
 
     bos_token_id = None
 
@@ -128,7 +128,7 @@ class _Vocabulary:
         special = _control_ids(tokenizer) | tokenizer.stop_token_ids
         self.eos_token_id = tokenizer.encode(CALL_END)[0]
         self.special_token_ids = [id for id in range(size) if id in special]
-        # An id without a text has no bytes, and is never drawn.
+        # An id without a text has no bytes, and is never sampled.
         self.tokens = [tokenizer.token_bytes(id) if tokenizer.has_text(id) else b"" for id in range(size)]
 
     def __call__(self, text: bytes) -> list[int]:
@@ -144,7 +144,7 @@ class _Vocabulary:
 def _compiled(vocabulary: LLTokenizer, schemas: Sequence[Mapping[str, Any]], forced: bool) -> LLMatcher:
     """The grammar of one call of any of the tools, at its beginning.
 
-    Text without a choice is `forced` into the tokenizer's own tokens; that needs all that are text.
+    Text without a choice is `forced` into the tokenizer's own tokens, which needs all text tokens.
     """
     from llguidance import LLMatcher
 
@@ -153,9 +153,9 @@ def _compiled(vocabulary: LLTokenizer, schemas: Sequence[Mapping[str, Any]], for
     rules = [f"%llguidance {json.dumps({'no_forcing': not forced})}"]
     for number, schema in enumerate(schemas):
         name, rule = _rule(number, schema)
-        failed, told = LLMatcher.validate_grammar_with_warnings(f"start: call_{number}\n{rule}", vocabulary)
-        if failed or told:
-            raise ValueError(f"the schema of tool {name!r} cannot be enforced: {_reason(told[0])}")
+        failed, reports = LLMatcher.validate_grammar_with_warnings(f"start: call_{number}\n{rule}", vocabulary)
+        if failed or reports:
+            raise ValueError(f"the schema of tool {name!r} cannot be enforced: {_reason(reports[0])}")
         rules.append(rule)
     start = "start: " + " | ".join(f"call_{number}" for number in range(len(schemas)))
     matcher = LLMatcher(vocabulary, "\n".join([*rules, start]), log_level=0)
@@ -196,7 +196,7 @@ def _arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
     schema = {"type": "object", **given}
     if not schema.keys() & COMPOSING:
         schema.setdefault("properties", {})
-    # The parts of an allOf must bear each other, wherever they stand.
+    # The parts of an allOf must be compatible, at any depth.
     return schema if '"allOf"' in json.dumps(schema) else _closed(schema)
 
 
@@ -220,5 +220,5 @@ def _closed_part(key: str, value: Any, listed: bool) -> Any:
 
 
 def _reason(report: str) -> str:
-    """What went wrong, without the place in a grammar that no user wrote."""
+    """The reason of a report, without the position in the generated grammar."""
     return report.splitlines()[0].rpartition("failed to compile JSON schema: ")[2]

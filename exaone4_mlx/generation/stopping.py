@@ -1,10 +1,10 @@
 """What ends a reply, or the thought in it: limits, stop strings, loops.
 
-What is peculiar here:
-- A thought that has used up its budget is ended as the model itself would end it, behind one sentence that says
-  so. Of `max_tokens` a part is kept for the answer, so that an answer always comes.
-- A loop is many copies of one block and nothing else, for hundreds of tokens. A table of zeros looks like it, too:
-  who asks for one switches the detection off.
+Notes:
+- A thought whose budget is used up is ended as the model itself ends it, after one sentence that says so. A part of
+  `max_tokens` is reserved for the answer, so that an answer always follows.
+- A loop is many copies of one block and nothing else, for hundreds of tokens. A table of zeros looks the same: a caller
+  who asks for one must turn `stop_on_repetition` off.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ANSWER_PART, ANSWER_TOKENS = 4, 512  # a quarter of max_tokens, and no more than
 
 
 def thought_limit(budget: int, max_tokens: int, wrap_up: int) -> int:
-    """How many tokens a thought may have, so that after the `wrap_up` tokens enough is left for an answer.
+    """How many tokens a thought may have, so that `wrap_up` tokens and an answer still fit.
 
     Negative where `max_tokens` is too small for both.
     """
@@ -29,7 +29,7 @@ def thought_limit(budget: int, max_tokens: int, wrap_up: int) -> int:
 
 
 class StopStrings:
-    """Holds back of an answer what could be the beginning of a stop string, and cuts it off before one."""
+    """Cuts an answer off before a stop string. Holds text back that could be the beginning of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
@@ -47,7 +47,7 @@ class StopStrings:
                 yield Answer(text)
 
     def close(self) -> Iterator[Event]:
-        """What was held back, once it is clear that no stop string follows."""
+        """The text that was held back, once no stop string can follow."""
         held, self._held = self._held, ""
         if held and not self.found:
             yield Answer(held)
@@ -55,7 +55,7 @@ class StopStrings:
     def _cut(self, text: str) -> str:
         text = self._held + text
         found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if found:  # the one that is complete first, whatever pieces the text came in
+        if found:  # the one that is complete first, for any cut of the text into pieces
             self.found, self._held = True, ""
             return text[: min(found)[1]]
         kept = open_end(text, *self._stops)
@@ -64,9 +64,9 @@ class StopStrings:
 
 
 class LoopDetector:
-    """Notices that a reply has become copies of one block: at least 8 of them, over at least 512 tokens.
+    """Detects a reply that repeats one block: at least 8 copies, over at least 512 tokens.
 
-    Looked for every 32 tokens only, by searching the last 16 among those before.
+    It searches every 32 tokens, for the last 16 tokens among those before.
     """
 
     COPIES, TOKENS, LONGEST_BLOCK = 8, 512, 512
