@@ -20,7 +20,7 @@ import pytest
 import tokenizers
 from mlx.utils import tree_flatten, tree_unflatten
 
-from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, Tokenizer, load
+from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, Tokenizer, convert, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation.decode import TokenStream, prefill
 from exaone4_mlx.generation.speculate import Pace
@@ -423,3 +423,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
         monkeypatch.setattr("exaone4_mlx.measure.machine.physical_memory", lambda: int(physical * 1e6))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def quantized_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the demo in three and six bits."""
+    return convert("demo", tmp_path_factory.mktemp("quantized") / "model", recipe="mixed_3_6", search=False).path

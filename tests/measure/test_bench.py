@@ -6,22 +6,19 @@ import csv
 import dataclasses
 import importlib.util
 import io
-import itertools
 import json
-import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import pytest
-from conftest import TINY, tiny_model
+from conftest import tiny_model
 
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.files import svg
-from exaone4_mlx.measure import bandwidth, bench, engines, graph, measurements, peers, turns
+from exaone4_mlx.measure import bandwidth, bench, measurements, peers, turns
 from exaone4_mlx.measure.bench import Bench, BenchRow, Conditions
 from exaone4_mlx.measure.measurements import BenchRequest, Measurement
 from exaone4_mlx.model.kv import KVQuantization
@@ -43,125 +40,6 @@ FOUND = Bench(
     ),
     ROWS,
 )  # fmt: skip
-
-
-# --- nodes ----------------------------------------------------------------------------------------------------
-
-
-def their_nodes(pattern: str | None, layers: int, bits: int | None = 4) -> int:
-    """Dispatching nodes of a step of mlx-lm's own model."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # transformers tells that there is no torch
-        exaone4 = pytest.importorskip("mlx_lm.models.exaone4")
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 32, "sliding_window": 64 if pattern else None}
-    rope = {"rope_theta": 1e4, "rope_scaling": None, "sliding_window_pattern": pattern}
-    model = exaone4.Model(exaone4.ModelArgs.from_dict(TINY | sizes | rope | {"num_hidden_layers": layers}))
-    if bits:
-        nn.quantize(model, 64, bits)
-    mx.eval(model.parameters())
-    with graph.one_node_each():
-        return graph.dispatching(graph.step_nodes(model, model.make_cache()))
-
-
-@pytest.mark.heavy
-def test_mlx_lm_has_19_nodes_in_a_rope_layer_and_17_in_a_global_one() -> None:
-    """Counted on Metal's op list by hand: 7 products, 4 norms, 2 rotations, 2 cache writes, attention, 2 sums, SwiGLU."""
-    least, rope, plain = (their_nodes(pattern, len(pattern)) for pattern in ("LG", "LLG", "LGG"))
-    assert rope - least == 19
-    assert plain - least == 17, "a global layer of a hybrid does not rotate"
-    assert their_nodes(None, 2) - their_nodes(None, 1) == 19
-    assert their_nodes(None, 2, None) - their_nodes(None, 1, None) == 19, "products in full precision count alike"
-
-
-def test_without_stand_ins_the_count_is_that_of_the_cpu() -> None:
-    model = tiny_model(sliding_window=64)
-    plain = graph.step_nodes(model, model.make_cache())
-    with graph.one_node_each():
-        assert graph.step_nodes(model, model.make_cache()).total() < plain.total()
-
-
-def test_the_step_alone_is_counted() -> None:
-    def three_nodes(ids: mx.array, cache: Sequence[Any]) -> mx.array:
-        """A cast, a square and a product, beside the views."""
-        return mx.square(ids.astype(mx.float32))[..., None] * mx.array([1.0, 2.0])
-
-    counted = graph.step_nodes(three_nodes, [])
-    assert graph.dispatching(counted) == 4, f"the token's choice is the fourth: {counted}"
-    assert counted.total() > 4
-
-
-def test_stand_ins_have_the_shapes_of_what_they_stand_for_and_go_away() -> None:
-    x, packed = mx.ones((2, 3, 64)), mx.quantize(mx.ones((128, 64)), 64, 4)
-
-    def shapes() -> list[tuple[int, ...]]:
-        return [
-            mx.fast.rms_norm(x, None, 1e-5).shape,
-            mx.fast.rope(x, 64, traditional=False, base=1e4, scale=1.0, offset=3).shape,
-            mx.quantized_matmul(x, *packed, transpose=True, group_size=64, bits=4).shape,
-            mx.quantized_matmul(mx.ones((2, 128)), *packed, transpose=False, group_size=64, bits=4).shape,
-            mx.dequantize(*packed, group_size=64, bits=4).shape,
-        ]
-
-    real, rms_norm = shapes(), mx.fast.rms_norm
-    with graph.one_node_each():
-        assert shapes() == real
-        assert mx.fast.rms_norm is not rms_norm
-    assert mx.fast.rms_norm is rms_norm
-
-
-@pytest.mark.heavy
-def test_a_layer_of_ours_has_fewer_nodes_than_mlx_lms() -> None:
-    ours, theirs = (
-        graph.in_own_process("count_nodes", name, *bench._kind(quantized_tiny())) for name in ("exaone4_mlx", "mlx-lm")
-    )
-    assert theirs["dispatching nodes of a RoPE layer"] == 19 > ours["dispatching nodes of a RoPE layer"]
-    assert theirs["dispatching nodes of a global layer"] == 17 > ours["dispatching nodes of a global layer"]
-
-
-@pytest.mark.parametrize("is_quantized", [False, True])
-def test_pythons_share_is_that_of_whole_steps_never_evaluated(is_quantized: bool, monkeypatch: Any) -> None:
-    steps, argmax, rms_norm = [], mx.argmax, mx.fast.rms_norm
-    monkeypatch.setattr(mx, "argmax", lambda logits, axis: steps.append(logits.shape) or argmax(logits, axis=axis))
-    config = tiny_model(head_dim=64).config.to_dict()
-    seconds = graph.host_seconds(["exaone4_mlx"], config, "float32", is_quantized, 2)["exaone4_mlx"]
-    assert len(seconds) == 2 and min(seconds) > 0
-    assert steps == [(1, 128)] * 3 * engines.BUILT_STEPS, "a round for warming up"
-    assert mx.fast.rms_norm is rms_norm
-
-
-def quantized_tiny() -> Any:
-    model = tiny_model(hidden_size=64, intermediate_size=64)
-    nn.quantize(model)
-    return model
-
-
-# --- bytes ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_bytes_of_a_token_are_weights_one_embedding_and_the_rows_attended(tied: bool) -> None:
-    model = tiny_model(tie_word_embeddings=tied, sliding_window=7)
-    embeddings = 61 * 32 * 4
-    read = engines.nbytes(model) - (0 if tied else embeddings) + 32 * 4
-    row = 2 * 2 * 16 * 4  # keys and values of two heads
-    assert bandwidth.bytes_per_token(model, 0) == read
-    assert bandwidth.bytes_per_token(model, 5) == read + 4 * 5 * row, "all four layers see all of five tokens"
-    assert bandwidth.bytes_per_token(model, 100) == read + (3 * 7 + 100) * row, "three see their window"
-
-
-def test_bytes_of_a_token_with_a_quantized_cache() -> None:
-    model = tiny_model(head_dim=64, sliding_window=7)
-    more = bandwidth.bytes_per_token(model, 100) - bandwidth.bytes_per_token(model, 0)
-    packed = bandwidth.bytes_per_token(model, 100, KVQuantization(8, 8, 64, "global")) - bandwidth.bytes_per_token(
-        model, 0
-    )
-    assert more == (3 * 7 + 100) * 2 * 2 * 64 * 4
-    assert packed == 3 * 7 * 2 * 2 * 64 * 4 + 100 * 2 * 2 * (64 + 8), "a byte for each number, and scale and bias"
-
-
-def test_bits_per_weight_count_scales() -> None:
-    model = quantized_tiny()
-    assert bandwidth.bits_per_weight(model) == pytest.approx(5, abs=0.2), "4, and 2 * 32 for each 64; norms"
 
 
 # --- turns ----------------------------------------------------------------------------------------------------
@@ -201,7 +79,7 @@ def test_ratios_are_of_neighbours_in_time() -> None:
     assert ours.bandwidth_fraction == pytest.approx(5 * bandwidth.bytes_per_token(tiny_model(), 8) / 1e6)
 
 
-def test_seconds_are_told_in_the_unit_of_the_row() -> None:
+def test_seconds_are_converted_to_the_unit_of_the_row() -> None:
     assert Measurement({"x": None}, "ms", lambda engine: None).figure("x", 0.5) == 500
     assert Measurement({"x": None}, "s", lambda engine: None).figure("x", 0.5) == 0.5
 
@@ -230,45 +108,6 @@ def test_prompts_are_always_the_same() -> None:
     assert len(measurements.random_message(100).split()) == 100
 
 
-# --- engines --------------------------------------------------------------------------------------------------
-
-
-def test_count_tokens_are_made_after_one() -> None:
-    tokens = itertools.count()
-    assert engines.seconds_of(tokens, 7) >= 0
-    assert next(tokens) == 8
-
-
-def test_ours_reads_and_decodes_as_asked(unread: tuple[Any, Any], tmp_path: Path, monkeypatch: Any) -> None:
-    made: list[int] = []
-
-    class Counted(engines.TokenStream):
-        def __next__(self) -> int:
-            made.append(super().__next__())
-            return made[-1]
-
-    monkeypatch.setattr(engines, "TokenStream", Counted)
-    ours = engines.Ours(*unread, tmp_path, 16)
-    assert ours.weights_bytes == engines.nbytes(unread[0])
-    assert ours.prefill(range(40)) > 0
-    assert ours.decode(range(10), 3) > 0
-    assert len(made) == 4
-    assert ours.build() > 0
-    assert len(ours.conversation(["12", "7"])) == 2
-
-
-def test_ours_keeps_caches_in_few_bits_where_asked(demo: tuple[Any, Any], tmp_path: Path, monkeypatch: Any) -> None:
-    kinds = []
-    make_cache = type(demo[0]).make_cache
-    monkeypatch.setattr(type(demo[0]), "make_cache", lambda self, kv=None: kinds.append(kv) or make_cache(self, kv))
-    kv = KVQuantization(8, 8, 64, "all")
-    ours = engines.Ours(*demo, tmp_path, 16, kv)
-    ours.prefill(range(10))
-    ours.decode(range(10), 2)
-    ours.conversation(["12"])
-    assert kinds[:2] == [kv, kv] and set(kinds[2:]) == {kv}
-
-
 def test_a_command_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
@@ -279,18 +118,6 @@ def test_a_command_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     broken: Any = Broken("a", [], [])
     with pytest.raises(RuntimeError, match="failed: offline: 1"):
         measurements._start(broken)
-
-
-@pytest.mark.parametrize("q_bits", [None, 4])
-def test_mlx_lm_runs_the_same_weights(q_bits: int | None) -> None:
-    from exaone4_mlx import load
-    from exaone4_mlx.files.folders import DEMO_FOLDER
-
-    ours, _ = load("demo", dtype="float32", q_bits=q_bits)
-    theirs = peers.MlxLm(ours, DEMO_FOLDER, 2048, mx.float32)
-    ids = mx.array([measurements.random_ids(50, 3072)])
-    assert mx.abs(ours(ids) - theirs._model(ids)).max().item() < 1e-3
-    assert theirs.weights_bytes == engines.nbytes(ours)
 
 
 @pytest.mark.heavy
@@ -322,7 +149,7 @@ def test_all_of_it_on_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ({"peers": ("llama.cpp",)}, "there is no peer 'llama.cpp'; there are mlx-lm and transformers"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(wrong: dict[str, Any], message: str) -> None:
+def test_invalid_requests_raise(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BenchRequest("demo", **wrong)
 
@@ -343,7 +170,7 @@ def test_peers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch,
         (["--plot", "no/such/folder/a.svg"], "--plot: there is no folder no/such/folder"),
     ],
 )
-def test_what_the_model_cannot_do_is_refused_before_work(
+def test_invalid_flags_are_refused_before_work(
     flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)

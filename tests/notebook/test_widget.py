@@ -1,0 +1,147 @@
+"""A chat widget, used by the names on its buttons."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from exaone4_mlx import Chat, Sampling
+from exaone4_mlx.conversation.turn import TurnState
+from exaone4_mlx.notebook import (
+    attention_maps,
+    chat_widget,
+)
+
+
+@pytest.mark.parametrize("name", ["ipywidgets", "matplotlib.pyplot"])
+def test_a_missing_package_is_named(name: str, unread: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    widget = name == "ipywidgets"
+    use: Any = (lambda: chat_widget(Chat(*unread))) if widget else attention_maps(*unread, "Hello", 0).plot
+    with pytest.raises(ImportError, match=r"pip install 'exaone4_mlx\[notebook\]'"):
+        use()
+
+
+def test_a_widget_is_for_a_chat(demo: Any) -> None:
+    with pytest.raises(ValueError, match=r"chat_widget\(Chat\(model, tokenizer\)\), not 'Exaone4ForCausalLM'"):
+        chat_widget(demo[0])
+
+
+class Person:
+    """Uses a widget as a person does: by the names on it."""
+
+    def __init__(self, chat: Chat) -> None:
+        self.box = chat_widget(chat)
+        everything = list(self._all(self.box))
+        self.named = {one.description: one for one in everything if getattr(one, "description", "")}
+        (self.text,) = (one for one in everything if type(one).__name__ == "Text")
+        self._texts = [one for one in everything if type(one).__name__ == "HTML"]
+
+    def _all(self, widget: Any) -> Iterator[Any]:
+        yield widget
+        for child in getattr(widget, "children", ()):
+            yield from self._all(child)
+
+    @property
+    def seen(self) -> str:
+        return "".join(one.value for one in self._texts)
+
+    def click(self, name: str) -> None:
+        assert not self.named[name].disabled, f"{name} cannot be clicked"
+        self.named[name].click()
+
+    def say(self, text: str) -> None:
+        self.text.value = text
+        self.text._handle_custom_msg({"event": "submit"}, [])
+
+    def waits(self, condition: Callable[[], bool]) -> None:
+        until = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < until, self.seen
+            time.sleep(0.005)
+
+    def done(self) -> None:
+        self.waits(lambda: not self.named["Send"].disabled)
+
+
+@pytest.fixture
+def person() -> Callable[[Chat], Person]:
+    pytest.importorskip("ipywidgets", reason="the widget needs the extra `notebook`")
+    return Person
+
+
+def beep(times: int) -> str:
+    """Beeps.
+
+    Args:
+        times: How often
+    """
+    return "beep"
+
+
+def test_the_widget_sends_retries_undoes_and_clears(demo: Any, person: Any) -> None:
+    chat = Chat(*demo, sampling=Sampling(temperature=0), settle=False)
+    user = person(chat)
+    user.say("What is the capital of South Korea?")
+    user.done()
+    assert "The capital of South Korea is Seoul." in user.seen and user.text.value == ""
+    assert f"{chat.context_tokens:,} of 8,192 tokens of the context" in user.seen
+    user.click("Retry")
+    user.done()
+    assert len(chat.turns) == 1 and user.seen.count("is Seoul.") == 1
+    user.click("Undo")
+    assert chat.messages == [] and user.text.value == "What is the capital of South Korea?" and "Seoul" not in user.seen
+    user.click("Send")
+    user.done()
+    user.click("Clear")
+    assert chat.messages == [] and user.named["Retry"].disabled and user.named["Stop"].disabled
+
+
+def test_the_switches_of_the_widget_set_the_options_of_the_next_turn(
+    unread: Any, person: Any, monkeypatch: Any
+) -> None:
+    said: list[dict[str, Any]] = []
+    chat = Chat(*unread, tools=[beep], max_tokens=2, settle=False)
+    send = chat.send
+    monkeypatch.setattr(chat, "send", lambda text, **options: (said.append(options), send(text, **options))[1])
+    user = person(chat)
+    user.say("one")
+    user.done()
+    user.named["Thinking"].value, user.named["beep"].value = True, False
+    user.say("two")
+    user.done()
+    assert said == [{"thinking": False}, {"thinking": True, "tools": ()}] and chat.tools == ()
+    user.named["beep"].value = True
+    user.say("three")
+    user.done()
+    assert chat.tools == (beep,)
+
+
+def test_stop_works_while_the_widget_replies(scripted: Any, person: Any) -> None:
+    chat = Chat(*scripted(["word"] * 500, pause=0.01), settle=False)
+    user = person(chat)
+    user.say("Hello")
+    user.waits(lambda: "wordword" in user.seen)
+    assert (
+        "Hello" in user.seen and user.named["Send"].disabled and threading.current_thread() is threading.main_thread()
+    )
+    user.click("Stop")
+    user.done()
+    assert chat.messages[-1]["finish_reason"] == "cancelled" and "cut: it was stopped" in user.seen
+    assert "wordword" in chat.messages[-1]["content"]
+
+
+def test_the_widget_shows_errors(unread: Any, person: Any, monkeypatch: Any) -> None:
+    chat = Chat(*unread, max_kv_size=200, max_tokens=2, settle=False)
+    user = person(chat)
+    user.say("many words " * 300)
+    assert "the context of 200 must hold it" in user.seen and user.text.value and not user.named["Send"].disabled
+    monkeypatch.setattr(TurnState, "_reply", lambda *_: 1 / 0)
+    user.say("<b>Hello")
+    user.done()
+    assert "ZeroDivisionError" in user.seen and "<b>Hello" not in user.seen
