@@ -23,7 +23,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, Tokenizer, convert, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation.decode import TokenStream, prefill
-from exaone4_mlx.generation.speculate import Pace
+from exaone4_mlx.generation.speculate import DraftScheduler
 from exaone4_mlx.generation.stopping import WRAP_UP
 from exaone4_mlx.model.cache import KVCache, RotatingKVCache
 from exaone4_mlx.model.kv import KVQuantization
@@ -141,7 +141,7 @@ def in_chunks(model: Any, ids: mx.array, cuts: Sequence[int], cache: Sequence[An
     return mx.concatenate(logits, axis=1)
 
 
-class Always(Pace):
+class Always(DraftScheduler):
     """The same number of drafted tokens at every step."""
 
     def choose(self) -> int:

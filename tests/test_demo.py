@@ -147,7 +147,7 @@ def test_draft_reads_the_same_tokens() -> None:
 
 def test_most_of_what_the_draft_guesses_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the demo needs a fraction of its steps; what the card says is over more questions."""
-    monkeypatch.setattr(speculate, "Pace", Always)
+    monkeypatch.setattr(speculate, "DraftScheduler", Always)
     model, tokenizer = load("demo", dtype="float32")
     draft, _ = load("demo-draft", dtype="float32")
     made = saved = 0

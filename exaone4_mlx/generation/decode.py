@@ -39,7 +39,7 @@ class Sample(Protocol):
     state: Any  # which can be set to one from before
 
 
-def read(
+def prefill_chunks(
     model: Model,
     ids: Sequence[int],
     cache: list[Cache],
@@ -62,7 +62,7 @@ def read(
 
 def prefill(model: Model, ids: Sequence[int], cache: list[Cache], step_size: int = PREFILL_STEP_SIZE) -> mx.array:
     """Processes `ids` into `cache`: the logits after the last of them, [1, V]."""
-    for _, last in read(model, ids, cache, step_size):
+    for _, last in prefill_chunks(model, ids, cache, step_size):
         hidden = last
     logits = model.logits(hidden)[:, -1]
     mx.eval(logits)

@@ -32,7 +32,7 @@ from ..model.fused import FusedModel
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
-from .decode import read
+from .decode import prefill_chunks
 from .options import PREFILL_STEP_SIZE, PrefillProgress
 
 MAX_CHECKPOINTS = 16  # of all conversations that share a pool
@@ -264,7 +264,7 @@ class PromptCache:
         """Processes what the caches lack of `ids`: how many they hold after each chunk, and its last hidden state."""
         start, work = len(self.ids), self.work
         try:
-            for done, hidden in read(self.fused, ids[start:], self.layers, step_size):
+            for done, hidden in prefill_chunks(self.fused, ids[start:], self.layers, step_size):
                 self.ids += ids[len(self.ids) : start + done]
                 yield start + done, hidden
                 if self.work is not work:

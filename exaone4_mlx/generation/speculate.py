@@ -28,7 +28,7 @@ import mlx.core as mx
 from ..model.cache import Cache, RotatingKVCache, make_caches
 from ..model.fused import FusedModel
 from ..model.network import Exaone4ForCausalLM
-from .decode import CLEAR_EVERY, Model, Sample, TopLogprobs, prefill, read, top_logprobs
+from .decode import CLEAR_EVERY, Model, Sample, TopLogprobs, prefill, prefill_chunks, top_logprobs
 from .prompt_cache import common_prefix
 
 DRAFT_WINDOW = 4096  # tokens that a draft model attends to, in every layer
@@ -48,7 +48,7 @@ class Drafter(Protocol):
         """At most `count` guesses, [1] each, of what follows `history`; `sample` is left as it was."""
 
     is_free: bool  # whether a guess costs next to nothing
-    pace: Pace
+    pace: DraftScheduler
     read_tokens: int  # how many it had to read for its last guesses
 
 
@@ -59,7 +59,7 @@ class PromptLookup:
     read_tokens = 0
 
     def __init__(self) -> None:
-        self.pace = Pace()
+        self.pace = DraftScheduler()
 
     def begin(self, history: Sequence[int]) -> None:
         self._ids = array("i", history)
@@ -89,7 +89,7 @@ class DraftModel:
     is_free = False
 
     def __init__(self, model: Exaone4ForCausalLM, window: int = DRAFT_WINDOW) -> None:
-        self.model, self._window, self.pace = model, window, Pace()
+        self.model, self._window, self.pace = model, window, DraftScheduler()
         self._fused: FusedModel | None = None
         self.read_tokens = 0
         self._ids: list[int] = []  # of the history, from _start on, that the caches hold
@@ -109,7 +109,7 @@ class DraftModel:
         self._align(history)
         fused = self._fused = self._fused or self.model.fused()
         unread = list(history[self._start + len(self._ids) :])
-        for _, last in read(fused, unread, self._layers, DRAFT_STEP_SIZE):
+        for _, last in prefill_chunks(fused, unread, self._layers, DRAFT_STEP_SIZE):
             hidden = last
         self._ids += unread
         self.read_tokens = len(unread)
@@ -152,7 +152,7 @@ class DraftModel:
         self._start, self._ids, self._guessed = start, [], []
 
 
-class Pace:
+class DraftScheduler:
     """How many tokens to guess: as many as bring the most tokens in a second, by what was measured so far.
 
     What steps took is the least of the last few of their kind: a slow reader of the stream makes some longer.

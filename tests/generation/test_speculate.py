@@ -18,7 +18,7 @@ from exaone4_mlx import Chat, Logprobs, PromptCache, Reply, Sampling, Tokenizer,
 from exaone4_mlx.generation import speculate
 from exaone4_mlx.generation.decode import TokenStream, prefill
 from exaone4_mlx.generation.sampling import Sampler
-from exaone4_mlx.generation.speculate import LOOKUP_DRAFTS, DraftModel, Pace, PromptLookup, SpeculativeStream
+from exaone4_mlx.generation.speculate import LOOKUP_DRAFTS, DraftModel, DraftScheduler, PromptLookup, SpeculativeStream
 from exaone4_mlx.model.cache import KVCache, RotatingKVCache
 from exaone4_mlx.model.kv import KVQuantization
 
@@ -373,9 +373,11 @@ def test_lookup_changes_no_token(length: int) -> None:
 # --- how many -----------------------------------------------------------------
 
 
-def paced(chance: float, seconds: Any, most: int = 4, steps: int = 400, seed: int = 0) -> tuple[Counter[int], Pace]:
+def paced(
+    chance: float, seconds: Any, most: int = 4, steps: int = 400, seed: int = 0
+) -> tuple[Counter[int], DraftScheduler]:
     """The numbers chosen where each guess is right with a chance, and a step with n of them takes seconds(n)."""
-    pace, rng, chosen = Pace(most), random.Random(seed), Counter()
+    pace, rng, chosen = DraftScheduler(most), random.Random(seed), Counter()
     for _ in range(steps):
         guesses = pace.choose()
         right = next((i for i in range(guesses) if rng.random() >= chance), guesses)
@@ -398,7 +400,7 @@ def test_pace_guesses_few_where_each_costs_much() -> None:
 def test_pace_stops_where_guessing_does_not_pay_and_looks_again_ever_more_seldom() -> None:
     chosen, pace = paced(0.05, lambda n: 1 + 0.4 * n)
     assert chosen[0] > 370
-    assert pace._pause > Pace.FIRST_PAUSE
+    assert pace._pause > DraftScheduler.FIRST_PAUSE
 
 
 def test_pace_begins_again_when_the_text_changes() -> None:
@@ -435,7 +437,7 @@ def told(reply: Reply) -> tuple[Any, ...]:
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speculate, "Pace", Always)
+    monkeypatch.setattr(speculate, "DraftScheduler", Always)
 
 
 @pytest.mark.usefixtures("always")
