@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..text.events import Answer, Done, Thinking
-from ..text.message import Reply, TurnEvent
+from ..text.message import PartialReply, Reply, TurnEvent, tool_messages
 from ..tools.call import ToolCall, ToolResult
 from .conversation_view import messages_html, reply_html, turn_html
 
@@ -69,6 +69,7 @@ class LiveTurn:
         self._so_far: Callable[[], Done | None] = lambda: getattr(events, "so_far", None)
         self.messages: list[dict[str, Any]] = []
         self.done: Done | None = None
+        self._partial: PartialReply | None = None  # of the reply in progress
         self._events: list[TurnEvent] = []
         self._thoughts_before: tuple[int, float] | None = (0, 0.0)  # tokens and seconds in earlier rounds, if known
 
@@ -78,24 +79,21 @@ class LiveTurn:
             return
         self._events.append(event)
         if isinstance(event, ToolResult):
-            message = {"role": "tool", "content": event.content, "failed": event.failed, "seconds": event.seconds}
-            self.messages.append(message)
+            self.messages += tool_messages([event.content], failed=event.failed, seconds=event.seconds)
+            self._partial = None
             before = self._so_far()
             self._thoughts_before = None if before is None else (before.thinking_tokens, before.thinking_seconds)
             return
         if not isinstance(event, (Thinking, Answer, ToolCall)):
             return  # part of the reply, but not shown
-        if not self.messages or self.messages[-1]["role"] == "tool":
-            self.messages.append({"role": "assistant", "content": ""})
-        reply = self.messages[-1]
-        was_thinking = not reply["content"] and "tool_calls" not in reply
-        if isinstance(event, Thinking):
-            reply["reasoning_content"] = reply.get("reasoning_content", "") + event.text
-        elif isinstance(event, Answer):
-            reply["content"] += event.text
-        else:
-            reply.setdefault("tool_calls", []).append({"name": event.name, "arguments": event.arguments})
-        if was_thinking and "reasoning_content" in reply:
+        if self._partial is None:
+            self._partial = PartialReply()
+            self.messages.append({})
+        partial, stats = self._partial, self.messages[-1].get("stats")
+        was_thinking = not (partial.answer or partial.calls)
+        partial.add(event)
+        self.messages[-1] = partial.message(**({"stats": stats} if stats else {}))
+        if was_thinking and partial.thinking:
             self._count_thought(self._so_far())
 
     def end(self, reason: str) -> None:
