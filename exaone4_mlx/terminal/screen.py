@@ -81,6 +81,7 @@ class Screen:
                         printed.close()
                         self._end()
         finally:
+            stopped.set()  # also after an error of the terminal
             drawer.join()
 
     @contextmanager
