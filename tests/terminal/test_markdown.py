@@ -54,3 +54,7 @@ def test_the_last_block_is_open() -> None:
     assert stream.open == "```py\na = 1\nb ="
     assert stream.close() == ["```py\na = 1\nb ="]
     assert stream.open == ""
+
+
+def test_a_link_definition_before_a_block_gives_the_same_blocks_in_pieces() -> None:
+    assert blocks_of(["[a]: http://x\n---\nText"]) == blocks_of(["[a]: http://x\n", "---\n", "Text"])
