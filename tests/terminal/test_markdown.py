@@ -57,4 +57,4 @@ def test_the_last_block_is_open() -> None:
 
 
 def test_a_link_definition_before_a_block_gives_the_same_blocks_in_pieces() -> None:
-    assert blocks_of(["[a]: http://x\n---\nText"]) == blocks_of(["[a]: http://x\n", "---\n", "Text"])
+    assert blocks_of(["[a]: http://x\n---\nText\n\n"]) == blocks_of(["[a]: http://x\n", "---\n", "Text\n", "\n"])
