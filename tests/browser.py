@@ -1,6 +1,6 @@
 """The app in a server of its own, and its page in Chromium: what the browser tests and the screenshots drive.
 
-What is peculiar here:
+Notes:
 - Widgets are found by our own ids, by roles and by the texts that a person reads, never by Gradio's class names.
 - A page notes every request, dialog and error. Names of hosts do not resolve at all: what leaves this computer fails,
   and is seen.
@@ -78,8 +78,8 @@ class Server:
             time.sleep(0.1)
         code = self._process.poll()
         self.stop()
-        told = (self.data / "log").read_text()[-2000:]
-        raise RuntimeError(f"the app does not answer (exit code {code}): {told}")
+        log = (self.data / "log").read_text()[-2000:]
+        raise RuntimeError(f"the app does not answer (exit code {code}): {log}")
 
     def stop(self) -> None:
         """As Ctrl-C does it."""

@@ -2,7 +2,7 @@
 
 The command takes the pictures of the README, notebooks/screenshots/*.png, anew from the demo model.
 
-What is peculiar here:
+Notes:
 - Nothing of the user's Jupyter is read or written, no token is asked for, and nothing leaves this computer.
 """
 

@@ -205,13 +205,13 @@ def test_app_uses_public_names_only() -> None:
                 assert {alias.name for alias in node.names} <= set(exaone4_mlx.__all__), file
 
 
-def test_app_files_stand_in_order_and_few_know_gradio() -> None:
+def test_app_files_import_in_order_and_few_import_gradio() -> None:
     for file in APP:
         if file.stem == "__init__":
             continue
         for parts in imports(file):
             if parts[0] == "app" and len(parts) > 1 and parts[1] in APP_ORDER:
-                assert APP_ORDER.index(parts[1]) < APP_ORDER.index(file.stem), f"{file.stem} stands before {parts[1]}"
+                assert APP_ORDER.index(parts[1]) < APP_ORDER.index(file.stem), f"{file.stem} must come after {parts[1]}"
             assert parts[0] != "gradio" or file.stem in WITH_GRADIO, file
         assert "print(" not in file.read_text() or file.stem == "__main__"
         if file.stem in ("messages", "markdown", "i18n", "store", "transcript", "files"):

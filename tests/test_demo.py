@@ -119,9 +119,9 @@ def test_recall_over_a_thousand_tokens(demo: Any) -> None:
         *filler,
         {"role": "user", "content": "What is my name?"},
     ]
-    told = reply(demo, messages)
-    assert told.prompt_tokens > 1000
-    assert told.text == "Your name is Clara."
+    result = reply(demo, messages)
+    assert result.prompt_tokens > 1000
+    assert result.text == "Your name is Clara."
 
 
 def test_demo_is_no_exaone_and_says_so(demo: Any) -> None:
@@ -152,7 +152,7 @@ def test_most_of_what_the_draft_guesses_is_right(monkeypatch: pytest.MonkeyPatch
     draft, _ = load("demo-draft", dtype="float32")
     made = saved = 0
     for question, answer in list(ANSWERS.items())[:5]:
-        told = reply((model, tokenizer), question, draft_model=draft)
-        assert told.text == answer
-        made, saved = made + told.answer_tokens, saved + told.accepted_tokens
+        result = reply((model, tokenizer), question, draft_model=draft)
+        assert result.text == answer
+        made, saved = made + result.answer_tokens, saved + result.accepted_tokens
     assert made - saved < 0.5 * made, f"{made - saved} steps for {made} tokens"

@@ -26,7 +26,7 @@ def test_snippets_run_and_print_what_they_say(snippet: str, capsys: pytest.Captu
 
 
 def test_the_documented_model_is_covered_as_it_says() -> None:
-    """Every test of the table is there; a name without a file stands in the file named last."""
+    """Every test of the table exists. A name without a file is in the file that was named last."""
     table = README.partition("| documented | covered by |")[2].partition("\n\n")[0]
     file = ""
     cited = re.findall(r"`(?:(test_\w+\.py)::)?(test_\w+)`", table)

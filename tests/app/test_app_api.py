@@ -104,7 +104,7 @@ def test_tools_run_only_where_they_are_named(client: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "options", "told"),
+    ("message", "options", "error"),
     [
         ("", None, "nothing to send"),
         ("Hi", {"wisdom": 1}, "there is no option 'wisdom'"),
@@ -116,8 +116,8 @@ def test_tools_run_only_where_they_are_named(client: Any) -> None:
         ("word " * 9000, None, "the newest turn alone has"),
     ],
 )
-def test_bad_requests_are_errors_with_a_reason(client: Any, message: str, options: Any, told: str) -> None:
-    with pytest.raises(Exception, match=told):
+def test_bad_requests_are_errors_with_a_reason(client: Any, message: str, options: Any, error: str) -> None:
+    with pytest.raises(Exception, match=error):
         client.predict(message, options, api_name="/chat")
     assert client.predict(api_name="/messages") == []
 
@@ -195,7 +195,7 @@ def _converse(address: str, number: int, failures: list[str]) -> None:
                 continue
             answer = client.predict(text, api_name="/chat")["answer"]
         if name not in answer:
-            failures.append(f"{number}: {name} was told, and the answer is {answer!r}")
+            failures.append(f"{number}: the user named {name}, and the answer is {answer!r}")
         turns = [m["content"] for m in client.predict(api_name="/messages") if m["role"] == "user"]
         expected = [text for i, text in enumerate(said) if not (number % 2 and i == 3)]
         if turns != expected:

@@ -55,11 +55,11 @@ def test_language_is_taken_with_its_region_and_else_english(code: str, language:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "expected"),
     [(0.042, "0.04 s"), (0.994, "0.99 s"), (0.996, "1.0 s"), (3.14, "3.1 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (125.0, "2 min 5 s")],
 )  # fmt: skip
-def test_seconds_are_rounded(seconds: float, told: str) -> None:
-    assert Words("en").seconds(seconds) == told
+def test_seconds_are_rounded(seconds: float, expected: str) -> None:
+    assert Words("en").seconds(seconds) == expected
 
 
 def test_minutes_and_seconds_are_those_of_the_language() -> None:
@@ -67,7 +67,7 @@ def test_minutes_and_seconds_are_those_of_the_language() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "told"),
+    ("count", "expected"),
     [
         (0, "0 MB"),
         (834_000_000, "834 MB"),
@@ -76,8 +76,8 @@ def test_minutes_and_seconds_are_those_of_the_language() -> None:
         (1_300_000_000, "1.30 GB"),
     ],
 )
-def test_sizes(count: int, told: str) -> None:
-    assert size_text(count) == told
+def test_sizes(count: int, expected: str) -> None:
+    assert size_text(count) == expected
 
 
 def test_no_example_is_there_twice() -> None:

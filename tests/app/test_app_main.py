@@ -47,7 +47,7 @@ def test_messages_and_words_need_no_mlx() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["--model", "demo", "--tools", "missing.py"], "there is no file of tools missing.py"),
         (["--model", "/no/such/folder"], "/no/such/folder"),
@@ -60,12 +60,12 @@ def test_messages_and_words_need_no_mlx() -> None:
     ],
 )
 def test_what_is_wrong_is_one_line_before_weights_are_read(
-    arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(models, "Loading", lambda path: pytest.fail(f"{path} is being read"))
     assert main([*arguments, "--data-dir", str(tmp_path)]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ") and told in error
+    assert error.startswith("error: ") and expected in error
 
 
 def test_what_will_not_fit_is_said_and_what_cannot_work_refused(

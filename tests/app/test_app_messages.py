@@ -189,15 +189,15 @@ def test_approval_is_asked_only_while_a_call_waits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "told"),
+    ("reason", "expected"),
     [
         ("cancelled", "Stopped."), ("length", "Cut off:"), ("repetition", "went round in a loop"), ("error", "Failed"),
         ("stop", None), ("tool_calls", None), (None, None), ("something", None), (["stop"], None),
     ],
 )  # fmt: skip
-def test_a_reply_that_was_cut_shows_why(reason: Any, told: str | None) -> None:
+def test_a_reply_that_was_cut_shows_why(reason: Any, expected: str | None) -> None:
     messages = shown([reply("Hm", finish_reason=reason)], WORDS)
-    assert [told in text_of(message) for message in messages[1:]] == ([True] if told else [])
+    assert [expected in text_of(message) for message in messages[1:]] == ([True] if expected else [])
 
 
 def test_an_empty_reply_shows_only_its_end() -> None:

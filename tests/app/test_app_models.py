@@ -353,7 +353,7 @@ def test_a_failure_that_was_handed_over_is_freed_too(monkeypatch: Any) -> None:
 
 
 class Unfinished:
-    """Stands for a model."""
+    """A model that weighs nothing."""
 
 
 def test_a_loading_that_is_over_is_itself_freed() -> None:

@@ -527,7 +527,7 @@ def test_the_view_shows_every_phase(make: Any, scripted: Any) -> None:
         assert view.context_limit == 8192 and view.error is None and view.unsaved is None
         assert 0 <= view.context_tokens <= view.context_limit
     shares = [done for view in seen if view.reading for done in [view.reading[0]]]
-    assert len(set(shares)) > 2, f"the meter of the prompt stands still: {shares}"
+    assert len(set(shares)) > 2, f"the progress of the prompt does not change: {shares}"
     counted = [view.counts.answer_tokens for view in seen if view.counts]
     assert counted == sorted(counted), "counts of a turn only grow"
 

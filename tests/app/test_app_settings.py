@@ -69,7 +69,7 @@ def test_tools_are_allowed_by_name_and_all_unless_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "expected"),
     [
         ({"temperature": -1}, "temperature must be 0 or more"),
         ({"top_p": 0}, "top_p must be above 0"),
@@ -98,8 +98,8 @@ def test_tools_are_allowed_by_name_and_all_unless_named() -> None:
         ({"wisdom": 1}, "there is no setting 'wisdom'"),
     ],
 )
-def test_an_invalid_value_is_refused(values: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_an_invalid_value_is_refused(values: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
         Settings().updated(values)
 
 

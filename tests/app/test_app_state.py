@@ -719,8 +719,8 @@ def test_a_draft_model_is_for_models_of_its_tokenizer(make: Any, held: Any, fold
     assert state.needs("demo", 3000) == fit("demo", max_kv_size=3000, draft_model="demo")
     held.loads = unread[0], load_tokenizer_of_other_words(folder)
     list(state.switch(str(folder)))
-    told = ("the draft model demo has another tokenizer, so this model goes without one",)
-    assert state.loaded.draft is None and state.loaded.warnings == told
+    expected = ("the draft model demo has another tokenizer, so this model goes without one",)
+    assert state.loaded.draft is None and state.loaded.warnings == expected
     assert state._chat(state.new_session())._draft is None
     assert state.needs(str(folder), 3000).draft_bytes == 0
 

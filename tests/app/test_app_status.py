@@ -17,17 +17,17 @@ COUNTS = Done("stop", 512, 480, 20, 30, 0.1, 2.0, 0.8, 10)
 REST = View([], counts=COUNTS, first_token_seconds=0.42, context_tokens=562, context_limit=8192)
 
 
-def told(view: View) -> str:
+def html_of(view: View) -> str:
     return status_html(view, EN, "demo", 12_000_000)
 
 
 def test_finished_reply_tells_its_counts() -> None:
     for part in ("50 tokens", "25.0 tokens/s", "first after 0.42 s", "prompt 512 (480 reused)", "memory 12 MB", "demo"):
-        assert part in told(REST)
-    assert "drafted" not in told(REST)
+        assert part in html_of(REST)
+    assert "drafted" not in html_of(REST)
     drafted = dataclasses.replace(COUNTS, drafted_tokens=1200, accepted_tokens=31)
-    assert "31 of 1,200 drafted accepted" in told(dataclasses.replace(REST, counts=drafted))
-    assert 'value="562"' in told(REST) and "562 of 8,192 tokens" in told(REST)
+    assert "31 of 1,200 drafted accepted" in html_of(dataclasses.replace(REST, counts=drafted))
+    assert 'value="562"' in html_of(REST) and "562 of 8,192 tokens" in html_of(REST)
 
 
 def test_warnings_of_a_model_are_in_the_language_of_the_tab() -> None:
@@ -46,40 +46,40 @@ def test_warnings_of_a_model_are_in_the_language_of_the_tab() -> None:
     ],
 )
 def test_each_phase_of_a_reply_has_its_words(phase: dict[str, Any], text: str) -> None:
-    assert text in told(dataclasses.replace(REST, running=True, **phase))
+    assert text in html_of(dataclasses.replace(REST, running=True, **phase))
 
 
 def test_nearly_full_context_is_warned_of_and_what_happens_there_is_explained() -> None:
-    assert "nearly full" not in told(REST)
-    assert "oldest turns are no longer seen" in told(dataclasses.replace(REST, context_tokens=7000))
-    assert "no longer sees the first 4 messages" in told(dataclasses.replace(REST, dropped=4))
+    assert "nearly full" not in html_of(REST)
+    assert "oldest turns are no longer seen" in html_of(dataclasses.replace(REST, context_tokens=7000))
+    assert "no longer sees the first 4 messages" in html_of(dataclasses.replace(REST, dropped=4))
 
 
 def test_conversation_that_could_not_be_written_says_so() -> None:
-    assert "could not be saved: disk full" in told(dataclasses.replace(REST, unsaved="disk full"))
+    assert "could not be saved: disk full" in html_of(dataclasses.replace(REST, unsaved="disk full"))
 
 
 def test_two_warnings_are_two() -> None:
-    html = told(dataclasses.replace(REST, unsaved="disk full", dropped=4))
+    html = html_of(dataclasses.replace(REST, unsaved="disk full", dropped=4))
     assert html.count('class="warning"') == 2
 
 
 def test_error_of_the_disk_is_no_html() -> None:
-    assert "<b>" not in told(dataclasses.replace(REST, unsaved="no folder <b>"))
+    assert "<b>" not in html_of(dataclasses.replace(REST, unsaved="no folder <b>"))
 
 
 def test_without_a_reply_there_are_no_counts_and_without_a_limit_no_meter() -> None:
-    html = told(View([]))
+    html = html_of(View([]))
     assert "tokens" not in html and "<meter" not in html and "memory 12 MB · demo" in html
 
 
 def test_reply_of_which_nothing_came_has_no_speed() -> None:
-    html = told(dataclasses.replace(REST, counts=dataclasses.replace(COUNTS, thinking_tokens=0, answer_tokens=0)))
+    html = html_of(dataclasses.replace(REST, counts=dataclasses.replace(COUNTS, thinking_tokens=0, answer_tokens=0)))
     assert "tokens/s" not in html and "0 tokens" in html
 
 
 def test_a_finished_reply_shows_its_counts() -> None:
-    html = told(dataclasses.replace(REST, running=False, place=2, reading=(1, 2), tool_runs=True))
+    html = html_of(dataclasses.replace(REST, running=False, place=2, reading=(1, 2), tool_runs=True))
     assert "25.0 tokens/s" in html and "Waiting" not in html
 
 

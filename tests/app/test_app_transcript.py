@@ -393,7 +393,7 @@ def test_a_chat_that_the_package_saved_is_read():
 
 
 def test_the_format_of_saved_chats_is_that_of_the_package():
-    from exaone4_mlx.conversation.chat import FILE_FORMAT, FILE_VERSION
+    from exaone4_mlx.conversation.chat_file import FILE_FORMAT, FILE_VERSION
 
     assert (FILE_FORMAT, FILE_VERSION) == (transcript.CHAT_FORMAT, 1)
 

@@ -579,7 +579,7 @@ def failing(city: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "expected"),
     [
         (call_text("os.system", command="ls"), "no tool"),
         (call_text("roll_dice", max_num="six"), "max_num"),
@@ -587,12 +587,12 @@ def failing(city: str) -> str:
         (call_text("failing", city="Seoul"), "KeyError"),
     ],
 )
-def test_bad_calls_go_back_to_the_model_as_results(scripted: Any, body: str, told: str) -> None:
+def test_bad_calls_go_back_to_the_model_as_results(scripted: Any, body: str, expected: str) -> None:
     chat = Chat(*scripted(body, "I see."), tools=[roll_dice, failing])
     events = list(chat.send("a"))
     result = next(event for event in events if isinstance(event, ToolResult))
     assert result.failed
-    assert told in result.content["error"]
+    assert expected in result.content["error"]
     assert chat.messages[-2] == {"role": "tool", "content": result.content, "failed": True, "seconds": result.seconds}
     assert chat.messages[-1]["content"] == "I see."
 
@@ -621,12 +621,12 @@ def test_call_in_a_chat_without_tools_does_not_block_it(scripted: Any) -> None:
 
 
 def test_conversation_goes_on_from_given_messages(scripted: Any) -> None:
-    told = [
+    messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "a"}]},
         {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": '{"x": 1}'}]},
     ]
-    chat = Chat(*scripted("one", "two"), messages=told)
+    chat = Chat(*scripted("one", "two"), messages=messages)
     assert (chat.system_prompt, chat.turns, chat.open_calls) == ("Be brief.", ["a"], (ToolCall("f", {"x": 1}),))
     assert reply(chat.resume([5])).text == "one"
     again = Chat(*scripted("three"), messages=chat.messages[:4])
@@ -634,7 +634,7 @@ def test_conversation_goes_on_from_given_messages(scripted: Any) -> None:
     with pytest.raises(ValueError, match="there is nothing to reply to"):
         again.reply()
     with pytest.raises(ValueError, match="there are two system prompts"):
-        Chat(*scripted(), "Be brief.", messages=told)
+        Chat(*scripted(), "Be brief.", messages=messages)
     with pytest.raises(ValueError, match="unknown role 'robot'"):
         Chat(*scripted(), messages=[{"role": "robot", "content": "x"}])
 

@@ -61,8 +61,8 @@ def test_the_sum_is_what_real_caches_allocate(
 ) -> None:
     model = tiny_model(max_position_embeddings=12_000, **changes)
     for length in lengths:
-        told = sum(cache_bytes(model.config, length, dtype.size))
-        assert told == filled_bytes(model, length, dtype), f"{length} tokens"
+        estimate = sum(cache_bytes(model.config, length, dtype.size))
+        assert estimate == filled_bytes(model, length, dtype), f"{length} tokens"
 
 
 @pytest.mark.parametrize("max_position_embeddings", [64, 256, 300])
@@ -85,8 +85,8 @@ def test_small_steps_grow_a_global_buffer_by_half_at_most() -> None:
     model = tiny_model(max_position_embeddings=12_000, **ALL_GLOBAL)
     bucket = 256 * 4 * 2 * 2 * 16 * 4  # rows, layers, key and value, heads, head size, float32
     for length in (300, 1281, 2500, 12_000):
-        told = sum(cache_bytes(model.config, length, 4))
-        assert filled_bytes(model, length, mx.float32, step=61) <= min(told * 1.5 + bucket, 12_000 / 256 * bucket)
+        estimate = sum(cache_bytes(model.config, length, 4))
+        assert filled_bytes(model, length, mx.float32, step=61) <= min(estimate * 1.5 + bucket, 12_000 / 256 * bucket)
 
 
 def test_the_32b_model_at_its_longest(shared: Path) -> None:
@@ -119,10 +119,10 @@ def test_quantized_caches_are_counted_to_the_byte(
     kv = KVQuantization.read(model.config, **KV_CHOICES[choice])
     plain = cache_bytes(model.config, 600, dtype.size)
     for length in (5, 600, 2500):
-        told = cache_bytes(model.config, length, dtype.size, kv)
-        assert sum(told) == filled_bytes(model, length, dtype, caches=model.make_cache(kv)), f"{length} tokens"
-    told = cache_bytes(model.config, 600, dtype.size, kv)
-    assert told[0] < plain[0] and (told[1:] == plain[1:]) == (not plain[1] or "global" in choice)
+        estimate = cache_bytes(model.config, length, dtype.size, kv)
+        assert sum(estimate) == filled_bytes(model, length, dtype, caches=model.make_cache(kv)), f"{length} tokens"
+    estimate = cache_bytes(model.config, 600, dtype.size, kv)
+    assert estimate[0] < plain[0] and (estimate[1:] == plain[1:]) == (not plain[1] or "global" in choice)
 
 
 def test_a_draft_model_slides_in_every_layer() -> None:
@@ -179,8 +179,10 @@ def check_peak(length: int, dtype: mx.Dtype, config: dict[str, Any], step: int =
     model = Exaone4ForCausalLM(Exaone4Config.from_dict(TINY | SMALL | config))
     model.set_dtype(dtype)
     measured = peak_of_prefill(model, length, step)
-    told = prefill_bytes(model.config, length, dtype.size, step_size=step)
-    assert measured <= told <= 2.5 * measured, f"told {told / 1e6:.2f} MB, measured {measured / 1e6:.2f} MB"
+    estimate = prefill_bytes(model.config, length, dtype.size, step_size=step)
+    assert measured <= estimate <= 2.5 * measured, (
+        f"estimated {estimate / 1e6:.2f} MB, measured {measured / 1e6:.2f} MB"
+    )
 
 
 on_the_cpu = pytest.mark.skipif(
@@ -259,6 +261,8 @@ def test_the_peak_of_a_prompt_is_lower_with_quantized_caches_and_below_the_bound
     length, step = 512, 32
     kv = KVQuantization.read(model.config, **KV_CHOICES[choice])
     plain, packed = (peak_of_prefill(model, length, step, how, with_caches=True) for how in (None, kv))
-    told = prefill_bytes(model.config, length, 2, kv=kv, step_size=step) + sum(cache_bytes(model.config, length, 2, kv))
-    sizes_told = f"{plain / 1e6:.2f} MB without, {packed / 1e6:.2f} with, told {told / 1e6:.2f}"
-    assert packed <= plain and packed <= told <= 2 * packed, sizes_told
+    estimate = prefill_bytes(model.config, length, 2, kv=kv, step_size=step) + sum(
+        cache_bytes(model.config, length, 2, kv)
+    )
+    message = f"{plain / 1e6:.2f} MB without, {packed / 1e6:.2f} with, estimated {estimate / 1e6:.2f}"
+    assert packed <= plain and packed <= estimate <= 2 * packed, message

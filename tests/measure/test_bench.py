@@ -126,12 +126,12 @@ def test_all_of_it_on_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str
     asked = [part for peer in here for part in ("--peer", peer)]
     few = ["-p", "20,40", "-g", "3", "-d", "0,30", "--repeat", "1", "--dtype", "float32"]
     assert main(["bench", "--model", "demo", *few, *asked, "--format", "json", "--plot", str(tmp_path / "a.svg")]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert {row["engine"] for row in told["rows"]} == {"exaone4_mlx", *here}
-    for row in told["rows"]:
+    report = json.loads(capsys.readouterr().out)
+    assert {row["engine"] for row in report["rows"]} == {"exaone4_mlx", *here}
+    for row in report["rows"]:
         assert row["median"] > 0
         assert (row["ratio"] is None) == (row["engine"] == "exaone4_mlx")
-    assert {row["test"] for row in told["rows"] if row["engine"] == "transformers"} <= {"prefill", "decode"}
+    assert {row["test"] for row in report["rows"] if row["engine"] == "transformers"} <= {"prefill", "decode"}
     ElementTree.parse(tmp_path / "a.svg")
 
 
@@ -218,8 +218,8 @@ def test_flags_become_a_request(printed: Any) -> None:
 
 def test_markdown_names_conditions_and_leaves_no_row_out(printed: Any) -> None:
     out = printed()
-    for told in ("AMD <EPYC>, 2 cores", "float32", "mlx 0.32.4", "3 rounds", "4.6 GB/s", "MLX on the CPU"):
-        assert told in out
+    for part in ("AMD <EPYC>, 2 cores", "float32", "mlx 0.32.4", "3 rounds", "4.6 GB/s", "MLX on the CPU"):
+        assert part in out
     table = [line[2:-2].split(" | ") for line in out.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(ROWS)
     assert len({len(line) for line in table}) == 1, "every line has every column"
@@ -237,8 +237,8 @@ def test_csv_repeats_the_conditions(printed: Any) -> None:
 
 
 def test_json_holds_everything(printed: Any) -> None:
-    told = json.loads(printed("--format", "json"))
-    assert told == json.loads(json.dumps(dataclasses.asdict(FOUND)))
+    report = json.loads(printed("--format", "json"))
+    assert report == json.loads(json.dumps(dataclasses.asdict(FOUND)))
 
 
 def test_plot_shows_each_speed_once_with_its_spread(printed: Any, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_plot_shows_each_speed_once_with_its_spread(printed: Any, tmp_path: Path
     root = ElementTree.parse(tmp_path / "speeds.svg").getroot()
     texts = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"exaone4_mlx", "mlx-lm", "prefill, tokens/s", "decode, tokens/s", "512", "0"} <= set(texts)
-    assert any("AMD <EPYC>" in text for text in texts), "others' text stands in it as text"
+    assert any("AMD <EPYC>" in text for text in texts), "untrusted text is escaped"
     marks = {
         f"{test} {engine}": marks_of(root, f"{test} {engine}")
         for test in ("prefill", "decode")

@@ -142,11 +142,11 @@ def test_a_check_that_raises_has_failed_and_the_others_run(monkeypatch: pytest.M
 
     monkeypatch.setattr(doctor, "CHECKS", {"first": raises, "second": fine})
     assert main(["doctor", "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert [check["ok"] for check in told["checks"]] == [False, True]
-    assert told["checks"][0]["error"] == "RuntimeError: [metal] no such kernel"
-    assert told["ok"] is False
-    assert told["machine"]["versions"]["mlx"]
+    report = json.loads(capsys.readouterr().out)
+    assert [check["ok"] for check in report["checks"]] == [False, True]
+    assert report["checks"][0]["error"] == "RuntimeError: [metal] no such kernel"
+    assert report["ok"] is False
+    assert report["machine"]["versions"]["mlx"]
 
 
 def test_an_error_in_the_thread_is_told(only: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,18 +23,20 @@ from exaone4_mlx.model.kv import KVQuantization
 
 
 def test_max_kv_size_is_the_context_of_the_model_by_default() -> None:
-    told = fit("demo")
-    assert (told.max_kv_size, told.largest_context) == (8192, 8192) and told.fits
-    assert fit("demo", max_kv_size=8192) == told
+    estimate = fit("demo")
+    assert (estimate.max_kv_size, estimate.largest_context) == (8192, 8192) and estimate.fits
+    assert fit("demo", max_kv_size=8192) == estimate
 
 
 def test_quantized_caches_and_a_draft_model_count() -> None:
     plain = fit("demo", max_kv_size=3000)
     config = load("demo")[0].config
     kv = KVQuantization.coerce(8, config)
-    told = fit("demo", max_kv_size=3000, kv=8)
-    assert told.cache_bytes == sum(cache_bytes(config, 3000, 2, kv)) < plain.cache_bytes
-    assert told.prefill_bytes == prefill_bytes(config, 3000, kv=kv) and plain.draft_bytes == told.draft_bytes == 0
+    estimate = fit("demo", max_kv_size=3000, kv=8)
+    assert estimate.cache_bytes == sum(cache_bytes(config, 3000, 2, kv)) < plain.cache_bytes
+    assert (
+        estimate.prefill_bytes == prefill_bytes(config, 3000, kv=kv) and plain.draft_bytes == estimate.draft_bytes == 0
+    )
     drafted = fit("demo", max_kv_size=3000, draft_model="demo")
     assert drafted.draft_bytes == plain.weights_bytes + draft_cache_bytes(config, 3000)
     assert drafted.total_bytes == plain.total_bytes + drafted.draft_bytes + drafted.prefill_bytes - plain.prefill_bytes
@@ -56,20 +58,25 @@ def test_invalid_cache_quantization_raises(options: dict[str, Any], message: str
 
 def test_weights_beyond_the_physical_memory_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever limit was asked about: a larger one can be set, but not beyond what there is."""
-    told = fit("demo", memory=1e-9)
-    assert not told.fits
-    told.check_weights()
+    estimate = fit("demo", memory=1e-9)
+    assert not estimate.fits
+    estimate.check_weights()
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 11_000}.__getitem__)
     with pytest.raises(MemoryError, match=r"the weights have 11 MB, and this machine has 11 MB of memory"):
-        told.check_weights()
+        estimate.check_weights()
 
 
 def test_total_is_weights_caches_and_prefill() -> None:
-    told, config = fit("demo", max_kv_size=3000), load("demo")[0].config
-    parts = told.weights_bytes, told.global_cache_bytes, told.local_window_bytes, told.local_reserve_bytes
-    assert min(parts) > 0 and told.prefill_bytes == prefill_bytes(config, 3000) > 0
-    assert told.total_bytes == sum(parts) + told.prefill_bytes
-    assert told.total_bytes == told.weights_bytes + sum(cache_bytes(config, 3000)) + prefill_bytes(config, 3000)
+    estimate, config = fit("demo", max_kv_size=3000), load("demo")[0].config
+    parts = (
+        estimate.weights_bytes,
+        estimate.global_cache_bytes,
+        estimate.local_window_bytes,
+        estimate.local_reserve_bytes,
+    )
+    assert min(parts) > 0 and estimate.prefill_bytes == prefill_bytes(config, 3000) > 0
+    assert estimate.total_bytes == sum(parts) + estimate.prefill_bytes
+    assert estimate.total_bytes == estimate.weights_bytes + sum(cache_bytes(config, 3000)) + prefill_bytes(config, 3000)
 
 
 def test_it_fits_to_the_last_byte_and_not_beyond() -> None:
@@ -87,8 +94,8 @@ def test_the_largest_context_fits_and_one_token_more_does_not(context: int) -> N
 
 
 def test_no_context_fits_where_the_weights_do_not() -> None:
-    told = fit("demo", memory=0.001)
-    assert (told.largest_context, told.fits, told.memory_bytes) == (0, False, 1_000_000)
+    estimate = fit("demo", memory=0.001)
+    assert (estimate.largest_context, estimate.fits, estimate.memory_bytes) == (0, False, 1_000_000)
 
 
 def test_memory_is_what_metal_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,9 +212,9 @@ def test_the_table_counts_quantized_caches_and_a_draft_model(shared: Path, capsy
 
     plain = table()
     assert "--kv-bits 8 saves 3.89 GB." in plain and "draft" not in plain
-    told = table("--kv-bits-keys", "8", "--kv-bits-values", "4", "--draft-model", draft)
-    assert "Keys in 8 bits and values in 4 bits, in groups of 64, in the caches of global layers." in told
-    rows = {line[:26].strip(): line[26:].strip() for line in told.splitlines()}
+    estimate = table("--kv-bits-keys", "8", "--kv-bits-values", "4", "--draft-model", draft)
+    assert "Keys in 8 bits and values in 4 bits, in groups of 64, in the caches of global layers." in estimate
+    rows = {line[:26].strip(): line[26:].strip() for line in estimate.splitlines()}
     assert rows["global cache"] == "3.49 GB" and rows["local windows"] == "805 MB"
     assert rows["draft model, its caches"] == f"{(2_558_782_976 + 4671 * 30 * 2048) / 1e9:.2f} GB", (
         "a window and its slack"
@@ -235,9 +242,9 @@ def test_metal_counts_as_on_a_mac_on_any_machine(tmp_path: Path, capsys: pytest.
 
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--model", "demo", "--max-kv-size", "3000", "--q-bits", "4", "--memory", "1", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    estimate = json.loads(capsys.readouterr().out)
     expected = fit("demo", max_kv_size=3000, q_bits=4, memory=1)
-    assert told == {name: getattr(expected, name) for name in FIELDS} and told["fits"]
+    assert estimate == {name: getattr(expected, name) for name in FIELDS} and estimate["fits"]
 
 
 FIELDS = {
@@ -255,9 +262,9 @@ def test_the_limit_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert "The memory is the physical memory of this machine." in output()
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 21_474_836_480})
-    told = output()
-    assert "fits into 21.47 GB" in told
-    assert "Metal's recommended working set on this machine; sudo sysctl iogpu.wired_limit_mb=N" in told
+    estimate = output()
+    assert "fits into 21.47 GB" in estimate
+    assert "Metal's recommended working set on this machine; sudo sysctl iogpu.wired_limit_mb=N" in estimate
     assert "The memory is" not in output("--memory", "8")
 
 

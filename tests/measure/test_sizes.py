@@ -31,8 +31,8 @@ def used_bytes(folder: Path, length: int = 3) -> int:
 
 
 def cache_bytes_of(folder: Path, length: int = 3) -> int:
-    told = fit(folder, max_kv_size=length)
-    return told.global_cache_bytes + told.local_window_bytes + told.local_reserve_bytes
+    estimate = fit(folder, max_kv_size=length)
+    return estimate.global_cache_bytes + estimate.local_window_bytes + estimate.local_reserve_bytes
 
 
 def saved(folder: Path, tensors: Iterable[tuple[str, mx.array]], **changes: Any) -> Path:
@@ -57,17 +57,17 @@ def test_quantized_caches_have_the_dtype_of_the_scales(tmp_path: Path, dtype: st
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
 def test_scales_without_a_dtype_of_their_own_leave_it_to_the_norms(tmp_path: Path, dtype: str, size: int) -> None:
     summary = convert("demo", tmp_path / "model", dtype=dtype, q_mode="mxfp4")
-    told, used = cache_bytes_of(summary.path), used_bytes(summary.path)
-    assert told == sum(cache_bytes(load_model(summary.path).config, 3, size))
+    estimate, used = cache_bytes_of(summary.path), used_bytes(summary.path)
+    assert estimate == sum(cache_bytes(load_model(summary.path).config, 3, size))
     # In float32 the first layer's values alone are what MLX unpacks an mxfp4 embedding to, bfloat16.
-    assert used == (told if dtype == "bfloat16" else told * 31 / 32)
+    assert used == (estimate if dtype == "bfloat16" else estimate * 31 / 32)
 
 
 def test_an_mxfp4_embedding_is_bfloat16_beside_float16_norms(tmp_path: Path) -> None:
     """The two promote to float32: the caches are twice what either alone would have."""
     summary = convert("demo", tmp_path / "model", dtype="float16", q_mode="mxfp4")
-    told, used = cache_bytes_of(summary.path), used_bytes(summary.path)
-    assert used == told * 31 / 32
+    estimate, used = cache_bytes_of(summary.path), used_bytes(summary.path)
+    assert used == estimate * 31 / 32
     assert fit(summary.path, dtype="float16") == fit(summary.path), "a cast leaves the embedding what it is"
 
 
@@ -77,8 +77,8 @@ def test_weights_of_two_dtypes_have_caches_of_what_they_promote_to(tmp_path: Pat
         for name, array in tree_flatten(tiny_model(dtype=mx.bfloat16).parameters())
     ]
     folder = saved(tmp_path / "model", tensors)
-    told, used = cache_bytes_of(folder), used_bytes(folder)
-    assert told * 15 / 16 == used, "all in float32 but the first of four layers' values"
+    estimate, used = cache_bytes_of(folder), used_bytes(folder)
+    assert estimate * 15 / 16 == used, "all in float32 but the first of four layers' values"
 
 
 def test_the_output_head_does_not_affect_caches(tmp_path: Path) -> None:
@@ -113,10 +113,10 @@ def test_an_output_head_of_its_own_is_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("dtype", "q_bits"), [("float16", None), ("float32", None), (None, 8), ("float32", 4)])
 def test_cast_or_quantized_weights_are_those_of_the_loaded_model(dtype: Any, q_bits: Any) -> None:
     model, _ = load("demo", dtype=dtype, q_bits=q_bits)
-    told = fit("demo", dtype=dtype, q_bits=q_bits, max_kv_size=3)
-    assert told.weights_bytes == sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    estimate = fit("demo", dtype=dtype, q_bits=q_bits, max_kv_size=3)
+    assert estimate.weights_bytes == sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     size = 4 if dtype == "float32" else 2
-    caches = told.global_cache_bytes, told.local_window_bytes, told.local_reserve_bytes
+    caches = estimate.global_cache_bytes, estimate.local_window_bytes, estimate.local_reserve_bytes
     assert caches == cache_bytes(model.config, 3, size)
 
 
@@ -147,17 +147,17 @@ def test_a_layer_that_the_config_excludes_counts_in_full_precision(
     file = Path(shutil.copy(quantized_demo / "config.json", tmp_path))
     plain = {"group_size": 64, "bits": 4, "mode": "affine"}
     edit_json(file, quantization=plain, quantization_config=None)
-    told, config = fit(file).weights_bytes, Exaone4Config.from_file(file)
+    estimate, config = fit(file).weights_bytes, Exaone4Config.from_file(file)
     edit_json(file, quantization=plain | {"model.embed_tokens": False})
-    assert fit(file).weights_bytes - told == config.vocab_size * config.hidden_size * (16 - 4.5) / 8
+    assert fit(file).weights_bytes - estimate == config.vocab_size * config.hidden_size * (16 - 4.5) / 8
 
 
 def test_the_32b_model_in_four_bits(shared: Path) -> None:
     file = shared / "configs" / "EXAONE-4.0-32B.config.json"
     parameters = 32_003_216_384
-    told = fit(file)
-    assert told.weights_bytes == 2 * parameters and told.max_kv_size == 131_072
-    assert (told.global_cache_bytes, told.local_window_bytes) == (8_589_934_592, 805_306_368)
+    estimate = fit(file)
+    assert estimate.weights_bytes == 2 * parameters and estimate.max_kv_size == 131_072
+    assert (estimate.global_cache_bytes, estimate.local_window_bytes) == (8_589_934_592, 805_306_368)
     norms = 64 * (2 * 5120 + 2 * 128) + 5120
     assert fit(file, q_bits=4).weights_bytes == (parameters - norms) * 4.5 / 8 + 2 * norms
 
@@ -190,6 +190,6 @@ def test_only_config_json_of_a_hub_id_is_downloaded(
         return str(hf_folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    told = read_sizes("LGAI-EXAONE/nowhere", "main")
+    estimate = read_sizes("LGAI-EXAONE/nowhere", "main")
     assert asked == [("LGAI-EXAONE/nowhere", "main", ["config.json"])]
-    assert told.has_no_files == (cached != "all") and fit_sizes(told) == fit("demo")
+    assert estimate.has_no_files == (cached != "all") and fit_sizes(estimate) == fit("demo")

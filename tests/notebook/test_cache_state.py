@@ -76,8 +76,8 @@ def test_marks_and_names_of_a_drawn_cache_do_not_overlap() -> None:
 def test_a_buffer_grows_before_its_rows_move() -> None:
     config = Exaone4Config(sliding_window=32, max_position_embeddings=8192)
     (young,) = draw_cache(config, 200, layer=0).layers
-    told = cache_view.cache_text(young)
-    assert f"first grows to {young.max_rows} rows. They move first before token {young.next_compaction}" in told
+    text = cache_view.cache_text(young)
+    assert f"first grows to {young.max_rows} rows. They move first before token {young.next_compaction}" in text
     assert "grows" not in cache_view.cache_text(draw_cache(config, 1500, layer=0).layers[0])
 
 

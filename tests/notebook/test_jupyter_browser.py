@@ -51,8 +51,8 @@ def test_a_reply_grows_in_one_output_and_the_stop_button_keeps_it(browser: Brows
     stream = (
         "reply = display_stream(stream_generate(model, tokenizer, 'Hello!', thinking=True, sampling=endless))\nreply"
     )
-    told = "print(reply.finish_reason, reply.thinking_tokens > 8, len(reply.thinking) > 50)"
-    with opened(browser, lab, "stream", [LOAD, stream, told]) as notebook:
+    print_reply = "print(reply.finish_reason, reply.thinking_tokens > 8, len(reply.thinking) > 50)"
+    with opened(browser, lab, "stream", [LOAD, stream, print_reply]) as notebook:
         notebook.run(0)
         notebook.watch(1)
         notebook.start(1)

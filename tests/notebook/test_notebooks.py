@@ -141,7 +141,7 @@ def without(text: str) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (lambda notebook: cell_of(notebook).update(execution_count=3), "holds outputs"),
         (lambda notebook: cell_of(notebook)["outputs"].append({"output_type": "stream"}), "holds outputs"),
@@ -167,11 +167,11 @@ def without(text: str) -> Callable[[dict[str, Any]], None]:
         (saying("page = 'https://huggingface.co'"), "there is no network"),
     ],
 )
-def test_what_must_not_be_is_noticed(change: Callable[[dict[str, Any]], None], told: str) -> None:
+def test_what_must_not_be_is_found(change: Callable[[dict[str, Any]], None], expected: str) -> None:
     notebook = json.loads(NOTEBOOKS[0].read_text(encoding="utf-8"))
     change(notebook)
     found = list(problems(written(notebook)))
-    assert any(told in problem for problem in found), found
+    assert any(expected in problem for problem in found), found
 
 
 def test_a_dunder_name_is_public() -> None:
@@ -228,7 +228,7 @@ def test_runs_from_top_to_bottom_without_a_network(path: Path, run: Callable[[di
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "expected"),
     [
         ("1 / 0", "ZeroDivisionError"),
         ("import warnings\nwarnings.warn('this is old')", "this is old"),
@@ -237,7 +237,7 @@ def test_runs_from_top_to_bottom_without_a_network(path: Path, run: Callable[[di
         ("from exaone4_mlx import load\nload('LGAI-EXAONE/EXAONE-4.0-1.2B')", "Error"),
     ],
 )
-def test_what_must_not_happen_is_noticed(source: str, told: str, run: Callable[[dict[str, Any]], str]) -> None:
+def test_what_must_not_happen_is_found(source: str, expected: str, run: Callable[[dict[str, Any]], str]) -> None:
     cell = {"cell_type": "code", "id": "wrong", "metadata": {}, "outputs": [], "execution_count": None}
-    with pytest.raises(Exception, match=told):
+    with pytest.raises(Exception, match=expected):
         run({"cells": [{**cell, "source": source}], "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5})
