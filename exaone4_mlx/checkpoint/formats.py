@@ -18,7 +18,7 @@ import mlx.core as mx
 from ..files.folders import read_json
 from ..files.safetensors import DTYPES, FLOAT_DTYPES, FLOATS, Checkpoint, CheckpointError
 from .integer_layouts import AWQLayout, GPTQLayout, Int8Layout, PackedLayout
-from .layouts import Float8Layout, Layout, MLXLayout, StoredTensor, rows_of
+from .layouts import Float8Layout, Layout, MLXLayout, StoredTensor
 from .quantize import read_quantization, read_settings
 
 #: The files with the settings of releases without a quantization_config, and the default quant_method of each.
@@ -97,7 +97,7 @@ class Source:
         if not 0 <= start <= stop:
             raise ValueError(f"{name} has no rows {start} to {stop}; there are {rows}")
         if self._layout is None or len(tensor.stored) == 1:
-            return rows_of(self._checkpoint, tensor.stored[0], start, stop).astype(dtype)
+            return self._checkpoint.read(tensor.stored[0], start, stop).astype(dtype)
         slabs = []
         for first in range(start, stop, step := max(1, SLAB // tensor.shape[1])):
             slabs.append(self._layout.weight(tensor, first, min(first + step, stop)).astype(dtype))

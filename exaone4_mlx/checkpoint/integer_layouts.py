@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from ..files.safetensors import FLOATS, CheckpointError
-from .layouts import Layout, StoredTensor, rows_of
+from .layouts import Layout, StoredTensor
 from .quantize import Quantization
 
 #: A word of AWQ holds eight neighbouring rows in the order 0, 2, 4, 6, 1, 3, 5, 7: the position of each row.
@@ -217,7 +217,7 @@ class PackedLayout(IntegerLayout):
         return self.stored(layer, (rows, columns), names, scales, self.exact(layer, columns), not self.symmetric)
 
     def codes(self, tensor: StoredTensor, start: int, stop: int) -> Codes:
-        packed, scales = (rows_of(self.checkpoint, tensor.stored[i], start, stop) for i in (0, 2))
+        packed, scales = (self.checkpoint.read(tensor.stored[i], start, stop) for i in (0, 2))
         zeros = mx.array(2 ** (self.bits - 1))
         if not self.symmetric:
             in_word = 32 // self.bits
@@ -239,7 +239,7 @@ class Int8Layout(IntegerLayout):
         return self.stored(layer, (rows, columns), [f"{layer}.weight", scale], scale, self.exact(layer, columns))
 
     def codes(self, tensor: StoredTensor, start: int, stop: int) -> Codes:
-        weight, scales = (rows_of(self.checkpoint, name, start, stop) for name in tensor.stored)
+        weight, scales = (self.checkpoint.read(name, start, stop) for name in tensor.stored)
         codes = mx.bitwise_xor(weight.view(mx.uint8), 128)  # adds 128
         return Codes(codes, mx.array(128), scales, self.order(tensor))
 

@@ -129,7 +129,7 @@ class MLXLayout(Layout):
 
     def weight(self, tensor: StoredTensor, start: int, stop: int) -> mx.array:
         assert tensor.exact is not None
-        packed, *others = (rows_of(self.checkpoint, name, start, stop) for name in tensor.stored)
+        packed, *others = (self.checkpoint.read(name, start, stop) for name in tensor.stored)
         if tensor.exact.mode == "affine":
             # As in a matrix product, which multiplies and adds in float32. mx.dequantize would round twice.
             others = [array.astype(mx.float32) for array in others]
@@ -165,9 +165,4 @@ class Float8Layout(Layout):
         scales = self.checkpoint.read(tensor.stored[1]).astype(mx.float32).reshape(-1, -(-columns // width))
         by_row = mx.take(scales, mx.arange(start, stop) // height, axis=0)  # [rows, in blocks]
         scales = mx.take(by_row, mx.arange(columns) // width, axis=1)
-        return mx.from_fp8(rows_of(self.checkpoint, tensor.stored[0], start, stop), mx.float32) * scales
-
-
-def rows_of(checkpoint: Checkpoint, name: str, start: int, stop: int) -> mx.array:
-    """Rows of a stored tensor. MLX reads a whole tensor later, when it is evaluated."""
-    return checkpoint.read(name, start, None if stop == checkpoint.tensors[name].shape[0] else stop)
+        return mx.from_fp8(self.checkpoint.read(tensor.stored[0], start, stop), mx.float32) * scales

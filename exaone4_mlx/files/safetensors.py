@@ -103,7 +103,7 @@ class Checkpoint:
         A whole tensor is not yet evaluated: MLX reads it from the file on evaluation. For rows, no other byte is read.
         """
         info = self.tensors[name]
-        if start or stop is not None:
+        if start or (stop is not None and stop < info.shape[0]):
             return _read_rows(info, start, info.shape[0] if stop is None else min(stop, info.shape[0]))
         if self._open is None or self._open[0] != info.file or name not in self._open[1]:
             loaded = mx.load(str(info.file))

@@ -25,7 +25,7 @@ from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from .guard import MARKS
+from .input_messages import MARKS
 
 DEADLINE_SECONDS = 2.0  # CPU time of this thread
 MAX_SIZE = 10_000_000  # characters of one operand: far more than any prompt has

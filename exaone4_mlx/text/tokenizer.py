@@ -3,7 +3,8 @@
 Notes:
 - EXAONE's `<think>` … `<tool_result>` are added tokens that are not "special", and so are runs of spaces and tabs.
   Here the first are control tokens, like `[|user|]`. The second are ordinary text.
-- In a rendered prompt, control tokens come from the template only (see guard.py). `encode` reads them in any text.
+- In a rendered prompt, control tokens come from the template only (see input_messages.py). `encode` reads them in any
+  text.
 - Anyone can publish a checkpoint with a chat template. The template runs in a sandbox, with a deadline.
 - This module uses tokenizers and jinja2. It does not use transformers.
 """
@@ -22,8 +23,7 @@ from typing import Any, Literal, overload
 import tokenizers
 
 from ..tools.describe import Tool, schemas
-from .guard import Guard
-from .input_messages import Message, check_messages
+from .input_messages import Guard, Message, check_messages
 from .template import ChatTemplate
 
 EOS = "[|endofturn|]"
@@ -199,7 +199,7 @@ class Tokenizer:
             raise ValueError(
                 "this tokenizer has no chat template (neither chat_template.jinja nor in tokenizer_config.json)"
             )
-        checked, offered = check_messages(messages), schemas(tools)
+        checked, offered = check_messages(messages), [] if tools is None else schemas(tools)
         guard = Guard.of(self._control_split, [checked, offered, template_kwargs])
         rendered = self._template.render(
             guard.protect(template_kwargs),
