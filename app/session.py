@@ -145,7 +145,7 @@ class Session:
 
     @property
     def context_tokens(self) -> int:
-        """The bytes of its caches; 0 without caches."""
+        """The tokens of the conversation, as the next prompt will hold them; 0 without a chat."""
         return 0 if (chat := self._chat) is None else chat.context_tokens
 
     @property

@@ -15,7 +15,10 @@ from typing import Any
 
 from exaone4_mlx import Sampling
 
-SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling) if field.name != "logit_bias")
+from .i18n import WORDS
+
+#: The sampling options that the page offers: those with a label.
+SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling) if field.name in WORDS)
 WHOLE = ("max_tokens", "thinking_budget", "top_k", "seed")
 MAX_TOKENS = 8192
 

@@ -226,7 +226,7 @@ class Chat(History):
             self.turn_state = None
             return
         if state.thread is threading.current_thread() or state.cancelled.is_set():
-            with contextlib.suppress(ValueError):  # another thread takes its next event now
+            with contextlib.suppress(ValueError):  # "generator already executing", in another thread
                 turn.close()
                 return
         raise RuntimeError("a turn of this chat is in progress: cancel() it or wait for its end")

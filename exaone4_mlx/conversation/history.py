@@ -149,15 +149,15 @@ class History:
         starts = turn_starts(messages)
         dropped = self.dropped if system + self.dropped in starts else 0
 
-        def without(dropped: int) -> list[int]:
-            seen = [*messages[:system], *messages[system + dropped :]]
+        def without(count: int) -> list[int]:
+            seen = [*messages[:system], *messages[system + count :]]
             return self._render(seen, tools, thinking=options.thinking, reply=True)
 
         ids, limit = without(dropped), self._prompt_limit(options)
         if len(ids) > limit and self.settings.overflow == "drop_oldest":
             # Down to three quarters of the limit: after dropping, the model reads the rest again.
             later = [start - system for start in starts if start > system + dropped] or [dropped]
-            fitting = bisect.bisect_left(later, True, key=lambda dropped: len(without(dropped)) <= limit * 3 // 4)
+            fitting = bisect.bisect_left(later, True, key=lambda count: len(without(count)) <= limit * 3 // 4)
             dropped = later[min(fitting, len(later) - 1)]
             ids = without(dropped)
         if len(ids) >= self.max_kv_size:

@@ -1,8 +1,9 @@
 """One turn of a chat: replies of the model, and calls of tools between them.
 
 Notes:
-- A turn is a generator in the caller's thread. It gives the model's work to the worker thread, and runs tools and
-  approvals itself, so that neither blocks another chat.
+- A turn is a generator in the caller's thread. It gives the model's work to the worker thread, so that
+  nothing here blocks another chat. Approvals run in the caller's thread. Each tool runs in a thread of its own, and the
+  caller's thread waits for it.
 - `Turn` is what a caller holds: dropping it ends the turn. `TurnState` is what the chat holds.
 - The history can always be continued: a reply that is cut off is kept and marked, and each call has a result.
 """

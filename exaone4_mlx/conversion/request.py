@@ -113,7 +113,7 @@ class ConversionRequest:
         if self.target_bpw is not None and self.recipe != "4bit-quality":
             raise ValueError("target_bpw needs the recipe 4bit-quality")
         if self.recipe is None:
-            _ = self.quantization
+            _ = self.quantization  # raises for invalid bits
         if self.calibrate is not None and self.calibrate not in CALIBRATION_METHODS:
             raise ValueError(f"calibrate must be one of {', '.join(CALIBRATION_METHODS)}, not {self.calibrate!r}")
         if self.calibrate and (self.q_mode or self.recipe) in {*DEFAULTS} - {"affine"}:

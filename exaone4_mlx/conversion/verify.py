@@ -69,7 +69,7 @@ def _squares(exact: mx.array, stored: mx.array) -> tuple[float, float]:
 
 def _check_copied(shards: Shards, opened: OpenCheckpoint, tensor: PlannedTensor) -> None:
     for output in tensor.outputs:
-        rows = max(1, tensor.rows_at_a_time)
+        rows = tensor.rows_at_a_time
         for start in range(0, output.shape[0], rows):
             source = opened.checkpoint.read(output.name, start, start + rows)
             if not mx.array_equal(shards.written.read(output.name, start, start + rows), source, equal_nan=True).item():

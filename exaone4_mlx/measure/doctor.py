@@ -32,7 +32,7 @@ Finding = tuple[bool, str, str]
 #: Three times, so that its 115 tokens are several of the demo's windows of 32.
 TEXT = "Which one is bigger, 3.12 vs 3.9? 너가 얼마나 대단한지 설명해 봐. Explica lo increíble que eres. " * 3
 #: Of the prompt TEXT: position, then the logits of the tokens 7, 500, 1500 and 2900, the best token, and its logit.
-#: From transformers, float32; tests/test_doctor.py compares anew.
+#: From transformers, float32; tests/measure/test_doctor.py compares again.
 STORED = (
     (14, -1.7346, -1.6311, -3.6621, -2.8973, 42, 18.9245),
     (34, 0.5110, -0.2824, -3.7378, -1.7640, 38, 16.2937),

@@ -57,7 +57,8 @@ class FusedModel:
         self.embed: Projection = embedding  # ids [B, L] -> [B, L, E]
         self.norm: Projection = norm
         self.head: Projection = embedding.as_linear if self.config.tie_word_embeddings else product(model.lm_head)
-        self._compiles = not self.config.rope_parameters.depends_on_length
+        self._rope_is_static = not self.config.rope_parameters.depends_on_length
+        self._layer_of_window = {layer.window: i for i, layer in enumerate(layers)}
         self._threads = threading.local()
         self._parameters: Parameters = tree_flatten(model.parameters())
 
@@ -68,17 +69,17 @@ class FusedModel:
     def __call__(self, ids: mx.array, cache: Sequence[Cache]) -> mx.array:
         """Logits [B, L, V] for ids [B, L], which continue what `cache` holds."""
         batch, length = ids.shape
-        if length > MAX_COMPILED_LENGTH or not self._compiles:
+        if length > MAX_COMPILED_LENGTH or not self._rope_is_static:
             return self.head(self.norm(run_layers(self.layers, self.embed(ids), cache)))
         check_depth(cache, len(self.layers))
         before, between, after = self._functions()
-        masks: dict[int | None, Mask] = {}  # of one token: no masks
+        masks: dict[int | None, Mask] = {}  # by window; a single token attends to all rows that its cache returns
         if length > 1:
-            masks = {layer.window: past.mask(length) for layer, past in zip(self.layers, cache, strict=True)}
+            masks = {window: cache[i].mask(length) for window, i in self._layer_of_window.items()}
         positions = mx.array([cache[0].offset] * batch)
         x = self.embed(ids)
         queries, keys, values = before(x, positions)
-        for layer, past, step in zip(self.layers, cache, between, strict=False):
+        for layer, past, step in zip(self.layers, cache, between, strict=False):  # all layers but the last
             spec = layer.spec
             attended = attend(queries, *past.update(keys, values), masks.get(spec.window), spec.scale)
             x, queries, keys, values = step(x, attended, positions)
@@ -88,7 +89,7 @@ class FusedModel:
 
     def prefill(self, ids: mx.array, cache: Sequence[Cache], whole_length: int) -> mx.array:
         """A chunk of a prompt [B, L] -> the last token's final hidden state [B, 1, E]; see `Exaone4Model.prefill`."""
-        context = None if self._compiles else AttentionContext(length=whole_length)
+        context = None if self._rope_is_static else AttentionContext(length=whole_length)
         return self.norm(run_layers(self.layers, self.embed(ids), cache, context, last=True))
 
     def logits(self, hidden: mx.array) -> mx.array:
