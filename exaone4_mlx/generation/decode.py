@@ -69,6 +69,18 @@ def prefill(model: Model, ids: Sequence[int], cache: list[Cache], step_size: int
     return logits
 
 
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """The number of ids at the beginning that are the same in both."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 def top_logprobs(logits: mx.array, token: mx.array, count: int | None) -> TopLogprobs:
     """(ids [count], log-probabilities [1 + count]): the `count` most probable ids, and the values of `token` and those.
 

@@ -1,16 +1,20 @@
 """The loop that makes one reply: prefill, then token by token, until something ends it. It runs in the worker thread.
 
 Notes:
-- Stop strings end the answer; inside a thought and inside a tool call they have no effect.
-- A thought whose budget is used up is ended by forced tokens; the answer always follows.
-- After an error the caches are cleared: they may hold a part of the failed step.
+- Stop strings end the answer. Inside a thought and inside a tool call they have no effect.
+- Forced tokens end a thought whose budget is used up, so that an answer always follows.
+- An error clears the caches, because they may hold a part of the failed step.
+- On Metal, memory in use stays wired, up to the size that Metal recommends. MLX keeps no more freed buffers than the
+  next chunk of a prompt can use. None of this was measured on Apple silicon.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +27,6 @@ from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
 from .constrain import ToolConstraint
 from .decode import TokenStream, TopLogprobs
-from .memory import metal_memory
 from .prompt_cache import PromptCache
 from .request import Request
 from .sampling import Sampler
@@ -32,9 +35,11 @@ from .stopping import WRAP_UP, LoopDetector, StopStrings, thought_limit
 
 Stream = TokenStream | SpeculativeStream
 
+KEPT_BYTES = 2 << 30  # of freed buffers; a chunk of 2,048 tokens of the 32B takes about this much
+
 
 class ReplyLoop:
-    """One reply: `run()` yields its events. `cancelled`, set from any thread, ends it at the next token."""
+    """One reply: `run()` yields its events. Any thread may call `cancel`; the reply then ends at the next token."""
 
     def __init__(
         self,
@@ -110,12 +115,12 @@ class ReplyLoop:
         work = self._cache.work
         if self._constraint is not None:
             self._constraint.reset()  # after a call that was cut off
-        if self._thought_is_over(half_a_character=False):
+        if self._thought_is_over(is_character_incomplete=False):
             yield from self._end_thought(stream)
         for token in stream:
             if self._cache.work is not work:
                 raise RuntimeError("other work used the prompt cache of this reply before it ended")
-            self._cache.append(token)
+            self._cache.ids.append(token)
             if self.cancelled:
                 finish_reason = "cancelled"
                 break
@@ -138,7 +143,7 @@ class ReplyLoop:
             if self._thought_is_over(decoder.pending):
                 yield from self._end_thought(stream)
             elif self._constraint is not None:
-                self._hold_call(self._constraint, stream, token)
+                self._constrain(self._constraint, stream, token)
         self.counts.stop(self._parser.inside_thought)
         if self._cache.work is work:
             stream.close()  # removes drafts from the caches, unless other work has replaced them
@@ -151,25 +156,25 @@ class ReplyLoop:
             finish_reason = "stop"
         return "tool_calls" if called and finish_reason == "stop" else finish_reason
 
-    def _thought_is_over(self, half_a_character: bool) -> bool:
-        """Whether the budget is used up. An incomplete character may take up to three more tokens."""
+    def _thought_is_over(self, is_character_incomplete: bool) -> bool:
+        """Whether the budget of the thought is used up. An incomplete character may take three more tokens."""
         if not self._wrap_up or not self._parser.inside_thought:
             return False
         room = self.counts.generated + len(self._wrap_up) < self._max_tokens
         over = self.counts.thinking_tokens - self._thought_limit
-        return room and over >= (3 if half_a_character else 0)
+        return room and over >= (3 if is_character_incomplete else 0)
 
     def _end_thought(self, stream: Stream) -> Iterator[Event]:
         """Forces the tokens that end the thought."""
         stream.force(self._wrap_up)
         for token in self._wrap_up:
-            self._cache.append(token)
+            self._cache.ids.append(token)
         self.token_ids += self._wrap_up
         self.counts.add(len(self._wrap_up), inside_thought=True)
         yield from self._parser.feed(WRAP_UP)
 
-    def _hold_call(self, constraint: ToolConstraint, stream: Stream, token: int) -> None:
-        """Restricts the next token inside a tool call."""
+    def _constrain(self, constraint: ToolConstraint, stream: Stream, token: int) -> None:
+        """Restricts the next token if it is inside a tool call."""
         if constraint.active:
             constraint.advance(token)
         elif self._parser.opens_call:
@@ -180,7 +185,7 @@ class ReplyLoop:
 
 @dataclass
 class Counts:
-    """Tokens and seconds of a reply until now."""
+    """Tokens and seconds of a reply so far."""
 
     prompt_tokens: int
     cached_tokens: int = 0
@@ -197,7 +202,7 @@ class Counts:
         return self.thinking_tokens + self.answer_tokens
 
     def start(self) -> None:
-        """Decoding begins."""
+        """Starts the clock of decoding."""
         self._now = time.perf_counter()
 
     def add(self, tokens: int, inside_thought: bool) -> None:
@@ -208,7 +213,7 @@ class Counts:
         self.stop(inside_thought)
 
     def stop(self, inside_thought: bool) -> None:
-        """Counts the time since the last token."""
+        """Adds the time since the last token."""
         seconds = -self._now
         self._now = time.perf_counter()
         seconds += self._now
@@ -226,8 +231,40 @@ class Cancelled(Exception):
 
 
 def logprobs(top: TopLogprobs, token: int, tokenizer: Tokenizer) -> Logprobs:
-    """The event for a token, from the arrays of its stream."""
+    """The event of a token, made from the arrays of its stream."""
     ids: Any = top[0].tolist()
     found: Any = top[1].tolist()
     entries = [TokenLogprob(id, tokenizer.decode([id]), value) for id, value in zip((token, *ids), found, strict=True)]
     return Logprobs(**vars(entries[0]), top=tuple(entries[1:]))
+
+
+_metal_lock = threading.Lock()
+_metal_users = 0  # replies that are being made
+_limits_before = (0, 0)  # wired limit, cache limit
+
+
+@contextmanager
+def metal_memory() -> Iterator[None]:
+    """Sets MLX's memory limits for Metal while the block runs. Without Metal it does nothing.
+
+    The limits are global in the process: the first of several concurrent replies sets them, and the last one restores
+    them.
+    """
+    global _metal_users, _limits_before
+    if not mx.metal.is_available():
+        yield
+        return
+    with _metal_lock:
+        if not _metal_users:
+            wired = mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+            _limits_before = wired, mx.set_cache_limit(KEPT_BYTES)
+        _metal_users += 1
+    try:
+        yield
+    finally:
+        mx.synchronize()
+        with _metal_lock:
+            _metal_users -= 1
+            if not _metal_users:
+                mx.set_wired_limit(_limits_before[0])
+                mx.set_cache_limit(_limits_before[1])

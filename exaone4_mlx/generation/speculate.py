@@ -28,8 +28,7 @@ import mlx.core as mx
 from ..model.cache import Cache, RotatingKVCache, make_caches
 from ..model.fused import FusedModel
 from ..model.network import Exaone4ForCausalLM
-from .decode import CLEAR_EVERY, Model, Sample, TopLogprobs, prefill, prefill_chunks, top_logprobs
-from .prompt_cache import common_prefix
+from .decode import CLEAR_EVERY, Model, Sample, TopLogprobs, common_prefix, prefill, prefill_chunks, top_logprobs
 
 DRAFT_WINDOW = 4096  # tokens that a draft model attends to, in every layer
 DRAFT_STEP_SIZE = 512  # tokens that it processes at a time

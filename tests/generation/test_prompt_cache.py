@@ -18,8 +18,10 @@ from conftest import ROOT, distance, random_ids, small_caches, tiny_model
 
 from exaone4_mlx import PromptCache, Tokenizer
 from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.generation import prompt_cache as session
-from exaone4_mlx.generation.prompt_cache import CheckpointPool, common_prefix, weights_digest
+from exaone4_mlx.generation import cache_file, prompt_cache
+from exaone4_mlx.generation.cache_file import weights_digest
+from exaone4_mlx.generation.decode import common_prefix
+from exaone4_mlx.generation.prompt_cache import CheckpointPool
 from exaone4_mlx.model.cache import RotatingKVCache
 
 TURN = 7  # stands for [|user|]
@@ -77,7 +79,7 @@ def test_nothing_is_reused_beyond_where_two_prompts_part(
     """The broken variant takes two tokens more for shared than are."""
     if broken:
         longer = lambda a, b: min(common_prefix(a, b) + 2, len(a), len(b))  # noqa: E731
-        monkeypatch.setattr(session, "common_prefix", longer)
+        monkeypatch.setattr(prompt_cache, "common_prefix", longer)
     model = small_model()
     cache = PromptCache(model, tokenizer)
     cache.prefill([TURN, *ids(40), 3, 4, 5])
@@ -331,7 +333,7 @@ def test_damage_means_a_cold_start_with_a_warning(tokenizer: Tokenizer, tmp_path
         file.write_bytes(damaged)
         if place < header and damaged.replace(b" ", b"") == whole.replace(b" ", b""):
             continue
-        if session.FILE_FORMAT.encode() not in damaged:
+        if cache_file.FILE_FORMAT.encode() not in damaged:
             with pytest.raises(ValueError, match="is no prompt cache"):
                 PromptCache.load(file, model, tokenizer)
             continue
@@ -363,7 +365,7 @@ def test_file_with_a_right_digest_and_wrong_content_is_not_taken(
     damage: str, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, file = small_model(), tmp_path / "cache"
-    digest = session._digest
+    digest = cache_file._digest
 
     def forged(arrays: dict[str, mx.array], about: dict[str, str]) -> str:
         if damage == "no ids":
@@ -379,7 +381,7 @@ def test_file_with_a_right_digest_and_wrong_content_is_not_taken(
         return digest(arrays, about)
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "_digest", forged)
+        patch.setattr(cache_file, "_digest", forged)
         filled(model, tokenizer).save(file)
     with pytest.warns(UserWarning, match="starting without it"):
         assert PromptCache.load(file, model, tokenizer).ids == []
@@ -416,7 +418,7 @@ def test_failed_write_leaves_the_old_file(
         stream.write(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(session.mx, "save_safetensors", full_disk)
+    monkeypatch.setattr(cache_file.mx, "save_safetensors", full_disk)
     with pytest.raises(OSError, match="No space left"):
         filled(model, tokenizer, seed=5).save(file)
     assert file.read_bytes() == before

@@ -1,4 +1,4 @@
-"""Limits on Metal: set while a reply is made, by the first of several, and put back by the last."""
+"""Memory limits on Metal: the first of several replies sets them, and the last one restores them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import mlx.core as mx
 import pytest
 
 from exaone4_mlx import stream_generate
-from exaone4_mlx.generation.memory import KEPT_BYTES, metal_memory
+from exaone4_mlx.generation.reply_loop import KEPT_BYTES, metal_memory
 
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """A machine with Metal: its limits."""
+    """Simulates a machine with Metal; the values are its limits."""
     limits = {"wired": 7, "cache": 100}
 
     def setter(name: str) -> Any:
@@ -30,18 +30,18 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return limits
 
 
-def test_limits_hold_while_any_reply_is_made(limits: dict[str, int]) -> None:
+def test_limits_are_set_while_any_reply_is_made(limits: dict[str, int]) -> None:
     first, second = metal_memory(), metal_memory()
     first.__enter__()
     second.__enter__()
     assert limits == {"wired": 5000, "cache": KEPT_BYTES}
     first.__exit__(None, None, None)
-    assert limits == {"wired": 5000, "cache": KEPT_BYTES}, "the second is still being made"
+    assert limits == {"wired": 5000, "cache": KEPT_BYTES}, "the second reply is still being made"
     second.__exit__(None, None, None)
     assert limits == {"wired": 7, "cache": 100}
 
 
-def test_reply_that_is_dropped_or_fails_puts_them_back(limits: dict[str, int], unread: Any) -> None:
+def test_a_closed_reply_restores_the_limits(limits: dict[str, int], unread: Any) -> None:
     stream = stream_generate(*unread, "Hello")
     next(stream)
     assert limits["wired"] == 5000
@@ -49,7 +49,7 @@ def test_reply_that_is_dropped_or_fails_puts_them_back(limits: dict[str, int], u
     assert limits == {"wired": 7, "cache": 100}
 
 
-def test_without_metal_nothing_is_set(limits: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_metal_no_limits_are_set(limits: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)
     with metal_memory():
         assert limits == {"wired": 7, "cache": 100}

@@ -1,0 +1,207 @@
+"""The file of a prompt cache: token ids, keys and values of every layer, and checkpoints.
+
+Notes:
+- The file is a safetensors file. Its metadata holds a digest of the content and fingerprints of everything that the
+  numbers depend on: config, weights, tokenizer, chat template, cache layout.
+- A file of another model is refused. A damaged file raises CheckpointError. Neither gives wrong tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..files.folders import atomic_file
+from ..files.safetensors import CheckpointError, read_header
+from ..model.cache import Cache, KVCache, RotatingKVCache, Snapshot
+from ..model.config import Exaone4Config
+from ..model.kv import KVQuantization
+from ..model.network import Exaone4ForCausalLM
+from ..text.tokenizer import Tokenizer
+
+FILE_FORMAT = "exaone4_mlx prompt cache, version 1"
+
+DIGEST_BLOCK = 1 << 24  # weights per step of `weights_digest`
+
+
+@dataclass(frozen=True)
+class CacheContent:
+    """What a file holds. `layers` are whole snapshots, `checkpoints` have one snapshot per layer each."""
+
+    ids: list[int]
+    layers: list[Snapshot]
+    checkpoints: list[tuple[Snapshot, ...]]
+
+
+def write_cache(
+    path: Path,
+    content: CacheContent,
+    model: Exaone4ForCausalLM,
+    tokenizer: Tokenizer,
+    layers: Sequence[Cache],
+    kv: KVQuantization | None,
+) -> None:
+    """Writes the file, whole or not at all. `layers` are the caches that the content comes from.
+
+    Raises ValueError for an existing file that is not a prompt cache.
+    """
+    _check_file_kind(path)
+    arrays = {"ids": mx.array(content.ids, dtype=mx.int32)}
+    for i, (snapshot, layer) in enumerate(zip(content.layers, layers, strict=True)):
+        arrays |= _named(f"{i}", snapshot, layer)
+    for k, checkpoint in enumerate(content.checkpoints):
+        for i, (snapshot, layer) in enumerate(zip(checkpoint, layers, strict=True)):
+            arrays |= _named(f"checkpoint {k}.{i}", snapshot, layer)
+    mx.eval(arrays)
+    metadata = {
+        "format": FILE_FORMAT,
+        "fingerprints": json.dumps(_fingerprints(model, tokenizer, layers, kv)),
+        "checkpoints": json.dumps([checkpoint[0].offset for checkpoint in content.checkpoints]),
+    }
+    metadata["digest"] = _digest(arrays, metadata)
+    with atomic_file(path) as stream:
+        mx.save_safetensors(stream, arrays, metadata)  # type: ignore[arg-type]
+
+
+def read_cache(
+    path: Path, model: Exaone4ForCausalLM, tokenizer: Tokenizer, layers: Sequence[Cache], kv: KVQuantization | None
+) -> CacheContent:
+    """Reads and checks the file. `layers` are the empty caches that the content is for.
+
+    Raises FileNotFoundError if there is no file, ValueError for a file that is not a prompt cache or belongs to another
+    model or cache layout, and CheckpointError for a damaged file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no prompt cache {path}")
+    _check_file_kind(path)
+    arrays, metadata = _read_file(path)
+    written, expected = json.loads(metadata.get("fingerprints", "{}")), _fingerprints(model, tokenizer, layers, kv)
+    if different := [name for name, digest in expected.items() if dict(written).get(name) != digest]:
+        if different == ["cache layout"]:
+            raise ValueError(
+                f"the prompt cache {path} has another cache layout (other kv_bits, say): give those, or another file"
+            )
+        raise ValueError(f"the prompt cache {path} belongs to another model: {', '.join(different)} differ")
+    try:
+        return _content(arrays, json.loads(metadata["checkpoints"]), layers, model.config)
+    except (CheckpointError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the prompt cache {path} is damaged ({error})") from error
+
+
+def _check_file_kind(path: Path) -> None:
+    """Raises ValueError for an existing file that is not a prompt cache, so that it is not overwritten."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as stream:
+            if FILE_FORMAT.encode() not in stream.read(1 << 20):
+                raise ValueError(f"{path} is there already and is no prompt cache; choose another name, or delete it")
+
+
+def _fingerprints(
+    model: Exaone4ForCausalLM, tokenizer: Tokenizer, layers: Sequence[Cache], kv: KVQuantization | None
+) -> dict[str, str]:
+    """Digests of everything that the numbers depend on. It reads every weight once, as one decode step does."""
+    layout = [
+        "global" if isinstance(layer, KVCache) else f"window {layer.window} reserve {layer.rewind_capacity}"
+        for layer in layers
+    ]
+    if kv is not None:
+        layout.append(str(kv))
+    return {
+        "config": hashlib.sha256(json.dumps(model.config.to_dict()).encode()).hexdigest(),
+        "weights": weights_digest(model),
+        **tokenizer.fingerprints,
+        "cache layout": ", ".join(layout),
+    }
+
+
+def weights_digest(model: Exaone4ForCausalLM) -> str:
+    """A digest of all weights: the sum of the bits of each column, where each row has a factor of its own.
+
+    It takes the time to read the weights, which is less than hashing gigabytes. It detects every accidental change.
+    """
+    digest = hashlib.sha256()
+    for name, array in sorted(tree_flatten(model.parameters())):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        bits = array.view(mx.uint8 if array.dtype.size == 1 else mx.uint16).reshape(-1, array.shape[-1])
+        for start in range(0, bits.shape[0], rows := max(1, DIGEST_BLOCK // bits.shape[1])):
+            block = bits[start : start + rows].astype(mx.uint32)
+            row_numbers = mx.arange(start + 1, start + 1 + block.shape[0]).astype(mx.uint32)
+            sums = mx.sum(block * (row_numbers * 2654435761 | 1)[:, None], axis=0)  # odd numbers without a pattern
+            digest.update(memoryview(sums.view(mx.uint8)))  # type: ignore[arg-type]
+    return digest.hexdigest()
+
+
+def _read_file(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """The arrays and the metadata. Raises CheckpointError for any damage."""
+    try:
+        read_header(path)
+        loaded: Any = mx.load(str(path), format="safetensors", return_metadata=True)
+        arrays, metadata = loaded
+        mx.eval(arrays)
+        is_whole = metadata.get("format") == FILE_FORMAT and metadata.get("digest") == _digest(arrays, metadata)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"the prompt cache {path} is damaged ({error})") from error
+    if not is_whole:
+        raise CheckpointError(f"the prompt cache {path} is damaged or of another version")
+    return arrays, metadata
+
+
+def _digest(arrays: dict[str, mx.array], metadata: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps({key: metadata[key] for key in sorted(metadata) if key != "digest"}).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(memoryview(mx.contiguous(array).view(mx.uint8)) if array.size else b"")  # type: ignore[arg-type]
+    return digest.hexdigest()
+
+
+def _named(name: str, snapshot: Snapshot, layer: Cache) -> dict[str, mx.array]:
+    return {f"{name} {kind}": array for kind, array in zip(layer.rows.layout(0), snapshot.arrays, strict=False)}
+
+
+def _content(
+    arrays: dict[str, mx.array], lengths: list[int], layers: Sequence[Cache], config: Exaone4Config
+) -> CacheContent:
+    """The checked content. `lengths` are the numbers of tokens of the checkpoints."""
+
+    def snapshots(prefix: str, length: int) -> list[Snapshot]:
+        found = []
+        for i, layer in enumerate(layers):
+            names = [f"{prefix}{i} {kind}" for kind in layer.rows.layout(0)]
+            found.append(Snapshot(length, tuple(arrays[name] for name in names if name in arrays)))
+            _check_snapshot(found[-1], layer, config)
+        return found
+
+    ids: Any = arrays["ids"].tolist()
+    whole = snapshots("", len(ids))
+    for i, (snapshot, layer) in enumerate(zip(whole, layers, strict=True)):
+        if isinstance(layer, KVCache) and snapshot.rows != len(ids):
+            raise CheckpointError(f"layer {i} holds {snapshot.rows} rows of {len(ids)} tokens")
+    checkpoints = []
+    for k, length in enumerate(lengths):
+        if not 0 < length <= len(ids):
+            raise CheckpointError(f"a checkpoint after {length} of {len(ids)} tokens")
+        checkpoints.append(tuple(snapshots(f"checkpoint {k}.", length)))
+    return CacheContent(ids, whole, checkpoints)
+
+
+def _check_snapshot(snapshot: Snapshot, layer: Cache, config: Exaone4Config) -> None:
+    """Raises CheckpointError for a snapshot whose shapes or data types do not fit the layer."""
+    layout = layer.rows.layout(config.head_dim).values()
+    shapes = [(1, config.num_key_value_heads, snapshot.rows, width) for width, _ in layout]
+    found = [array.shape for array in snapshot.arrays]
+    if found and found != shapes:
+        raise CheckpointError(f"rows of shape {found}, not {shapes}")
+    for array, (_, kind) in zip(snapshot.arrays, layout, strict=False):
+        if not mx.issubdtype(array.dtype, kind):
+            raise CheckpointError(f"rows of {array.dtype}")
+    if isinstance(layer, RotatingKVCache):
+        least = min(snapshot.offset, layer.window - 1)
+        if not least <= snapshot.rows <= snapshot.offset:
+            raise CheckpointError(f"a window of {snapshot.rows} rows after {snapshot.offset} tokens")
