@@ -105,7 +105,7 @@ def test_models_of_several_folders_are_sorted_together_by_name(shelf: Path, tmp_
 
 def test_a_label_tells_the_size_of_the_weights_and_their_bits(tmp_path: Path) -> None:
     convert("demo", tmp_path / "shelf" / "full", quantize=False)
-    convert("demo", tmp_path / "shelf" / "short", q_bits=4)
+    convert("demo", tmp_path / "shelf" / "short", q_bits=4, search=False)
     labels = [choice.label for choice in choices("demo", [tmp_path / "shelf"])]
     assert labels == ["demo", "full (11 MB)", "short (3 MB, 4 bits)"]
 

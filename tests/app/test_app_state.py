@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import faulthandler
+import functools
 import gc
 import json
 import random
@@ -51,9 +52,14 @@ def make(unread: Any, scripted: Any, tmp_path: Path, monkeypatch: Any) -> Iterat
         state.stop_all(WAIT_SECONDS)
 
 
+@functools.cache
+def demo_tokenizer() -> Tokenizer:
+    return Tokenizer.from_pretrained(DEMO_FOLDER)
+
+
 def fresh(text: str, pause: float = 0.0, **config: Any) -> tuple[ScriptedModel, Tokenizer]:
     """A model that nothing else refers to, and that always says `text`."""
-    tokenizer = Tokenizer.from_pretrained(DEMO_FOLDER)
+    tokenizer = demo_tokenizer()
     model = ScriptedModel.tiny(tokenizer, **config)
     model.script.play(text, pause=pause, repeat=True)
     return model, tokenizer
@@ -802,14 +808,14 @@ def test_concurrent_actions_do_not_deadlock(make: Any, scripted: Any, monkeypatc
     monkeypatch.setattr(state_module, "Loading", Quick)
     monkeypatch.setattr(state_module, "step_size", lambda *args: 64)
     faulthandler.dump_traceback_later(60, exit=True)  # a deadlock shows where
-    ends = time.monotonic() + 2.5
+    ends = time.monotonic() + 1.0
     errors: list[BaseException] = []
     counts: dict[str, int] = {}
 
     def work(seed: int) -> None:
         rng = random.Random(seed)
         try:
-            while time.monotonic() < ends:
+            while time.monotonic() < ends or len(counts) < len(STEPS):
                 name = one_step(state, rng)
                 counts[name] = counts.get(name, 0) + 1
         except BaseException as error:
@@ -822,7 +828,6 @@ def test_concurrent_actions_do_not_deadlock(make: Any, scripted: Any, monkeypatc
         thread.join()
     faulthandler.cancel_dump_traceback_later()
     assert not errors, errors
-    assert min(counts.values()) > 0 and len(counts) == len(STEPS), counts
     for session in list(state._sessions.values()):
         assert session.join(WAIT_SECONDS)
     for key in list(state._tabs):

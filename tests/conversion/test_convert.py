@@ -29,13 +29,13 @@ IDS = mx.array([[40, 50, 60, 70, 80]])
 @pytest.fixture(scope="module")
 def four_bit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo in 4 bits. Tests must not change it."""
-    return convert("demo", tmp_path_factory.mktemp("four bit") / "out").path
+    return convert("demo", tmp_path_factory.mktemp("four bit") / "out", search=False).path
 
 
 @pytest.fixture(scope="module")
 def eight_bit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo in 8 bits. Tests must not change it."""
-    return convert("demo", tmp_path_factory.mktemp("eight bit") / "out", q_bits=8).path
+    return convert("demo", tmp_path_factory.mktemp("eight bit") / "out", q_bits=8, search=False).path
 
 
 def test_a_quantized_folder_equals_quantization_at_load(tmp_path: Path) -> None:
@@ -58,8 +58,8 @@ def test_a_quantized_folder_equals_quantization_at_load(tmp_path: Path) -> None:
     ],
 )
 def test_every_mode_is_loaded_again(bits: int, group: int, mode: str, tmp_path: Path) -> None:
-    convert("demo", tmp_path / "out", q_bits=bits, q_group_size=group, q_mode=mode)
-    convert("demo", tmp_path / "default", q_mode=mode, q_bits=bits)
+    convert("demo", tmp_path / "out", q_bits=bits, q_group_size=group, q_mode=mode, search=False)
+    convert("demo", tmp_path / "default", q_mode=mode, q_bits=bits, search=False)
     model, _ = load(tmp_path / "out")
     assert model.layers[0].mlp.gate_proj.mode == mode
     assert mx.all(mx.isfinite(model(IDS))).item()
@@ -74,7 +74,7 @@ def test_an_unquantized_conversion_changes_no_weight(tmp_path: Path, demo: Any) 
 
 def test_several_shards_hold_every_tensor_once(four_bit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "MAX_SHARD_BYTES", 1_000_000)
-    convert("demo", tmp_path / "sharded")
+    convert("demo", tmp_path / "sharded", search=False)
     index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
     files = sorted((tmp_path / "sharded").glob("*.safetensors"))
     assert len(files) > 2
@@ -90,7 +90,7 @@ def test_several_shards_hold_every_tensor_once(four_bit: Path, tmp_path: Path, m
 def test_tokenizer_and_licence_files_are_copied(tmp_path: Path, hf_folder: Path) -> None:
     (hf_folder / "LICENSE").write_text("LG's")
     (hf_folder / "notes.txt").write_text("not needed")
-    convert(hf_folder, tmp_path / "out")
+    convert(hf_folder, tmp_path / "out", search=False)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE"):
         assert (tmp_path / "out" / name).read_bytes() == (hf_folder / name).read_bytes()
     assert not (tmp_path / "out" / "notes.txt").exists()
@@ -183,7 +183,7 @@ def test_a_quantized_source_keeps_its_codes_unless_bits_are_given(four_bit: Path
 
 
 def test_a_second_quantization_is_noted(eight_bit: Path, tmp_path: Path) -> None:
-    summary = convert(eight_bit, tmp_path / "twice", q_bits=4)
+    summary = convert(eight_bit, tmp_path / "twice", q_bits=4, search=False)
     assert "57 tensors are MLX 8-bit and are quantized a second time" in summary.notes[0]
     assert summary.bits_per_weight == pytest.approx(4.5, abs=0.02)
     with pytest.raises(ValueError, match=r"is already quantized \(MLX 8-bit\); load it without q_bits"):
@@ -244,7 +244,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, capsys: pyt
     assert main([*command, "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert list((tmp_path / "out").iterdir()) == []
-    summary = convert("demo", tmp_path / "real", verify=True)
+    summary = convert("demo", tmp_path / "real", search=False)
     assert values["bytes"] == summary.bytes and len(values["tensors"]) == 90
     assert main([*command[:4], str(tmp_path / "json"), "--verify", "--json"]) == 0
     values = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -254,7 +254,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, capsys: pyt
 def test_no_path_of_the_user_is_written(tmp_path: Path, hf_folder: Path, edit_json: Callable[..., None]) -> None:
     edit_json(hf_folder / "tokenizer_config.json", name_or_path="/home/somebody/models")
     edit_json(hf_folder / "config.json", _name_or_path="/home/somebody/models")
-    convert(hf_folder, tmp_path / "out")
+    convert(hf_folder, tmp_path / "out", search=False)
     for file in (tmp_path / "out").glob("*.[jm]*"):
         text = file.read_text()
         assert "somebody" not in text and str(tmp_path) not in text, file.name

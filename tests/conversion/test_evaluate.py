@@ -96,7 +96,7 @@ def test_kl_is_measured_from_the_reference() -> None:
 
 @pytest.mark.heavy
 def test_more_bits_lose_less(tmp_path: Path, texts: Path, quantized: Path) -> None:
-    convert("demo", tmp_path / "8bit", q_bits=8)
+    convert("demo", tmp_path / "8bit", q_bits=8, search=False)
     four, eight = (evaluate(folder, "demo", data=texts).rows[0].mean_kl for folder in (quantized, tmp_path / "8bit"))
     assert 0 < eight < four / 10
 
@@ -180,7 +180,7 @@ def test_the_loss_of_a_quantized_cache_is_that_of_whole_models(texts: Path) -> N
 
 
 def test_a_conversion_writes_its_loss_into_card_and_report(tmp_path: Path, texts: Path) -> None:
-    summary = convert("demo", tmp_path / "out", evaluate=True, evaluation_data=texts)
+    summary = convert("demo", tmp_path / "out", evaluate=True, evaluation_data=texts, search=False)
     assert summary.evaluation is not None and summary.errors is not None
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["evaluation"]["rows"][0]["mean_kl"] == summary.evaluation.rows[0].mean_kl

@@ -27,9 +27,9 @@ def test_a_second_conversion_to_the_same_folder_is_refused(tmp_path: Path) -> No
 
     def convert_too(done: int, total: int, stage: str) -> None:
         with pytest.raises(FileExistsError, match=r"another conversion to .*out is running"):
-            convert("demo", tmp_path / "out")
+            convert("demo", tmp_path / "out", search=False)
 
-    convert("demo", tmp_path / "out", progress=convert_too)
+    convert("demo", tmp_path / "out", progress=convert_too, search=False)
     load(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -40,7 +40,7 @@ def test_a_partial_folder_without_our_journal_is_not_touched(tmp_path: Path, nam
     (tmp_path / "out.partial" / name).write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match=f"holds {name}, which no conversion wrote"):
-            convert("demo", tmp_path / "out", overwrite=overwrite)
+            convert("demo", tmp_path / "out", overwrite=overwrite, search=False)
     assert (tmp_path / "out.partial" / name).read_text() == "years of work"
 
 
@@ -48,8 +48,8 @@ def test_folders_with_similar_names_are_not_touched(tmp_path: Path) -> None:
     for name in ("out.old", "out.replaced", ".out.replaced"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "thesis.txt").write_text("years of work")
-    convert("demo", tmp_path / "out")
-    convert("demo", tmp_path / "out", overwrite=True)
+    convert("demo", tmp_path / "out", search=False)
+    convert("demo", tmp_path / "out", overwrite=True, search=False)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "out.old", "out.replaced", ".out.replaced"}
 
 
@@ -59,11 +59,11 @@ def test_a_folder_that_was_created_meanwhile_is_not_replaced(tmp_path: Path) -> 
         (tmp_path / "out" / "precious.txt").write_text("mine")
 
     with pytest.raises(FileExistsError, match=r"out was created meanwhile; the result is .*out.partial"):
-        convert("demo", tmp_path / "out", progress=create)
+        convert("demo", tmp_path / "out", progress=create, search=False)
     assert (tmp_path / "out" / "precious.txt").exists()
     (tmp_path / "out" / "precious.txt").unlink()
     (tmp_path / "out").rmdir()
-    convert("demo", tmp_path / "out")
+    convert("demo", tmp_path / "out", search=False)
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "the finished result only had to be renamed"
 
 
@@ -71,11 +71,11 @@ def test_a_folder_that_was_created_meanwhile_is_not_replaced(tmp_path: Path) -> 
 
 
 def test_overwriting_replaces_the_folder_at_the_end(tmp_path: Path) -> None:
-    convert("demo", tmp_path / "out", q_bits=8)
+    convert("demo", tmp_path / "out", q_bits=8, search=False)
     old = digests(tmp_path / "out")
-    interrupted(tmp_path / "out", overwrite=True)
+    interrupted(tmp_path / "out", overwrite=True, search=False)
     assert digests(tmp_path / "out") == old, "until then the old folder keeps its name"
-    convert("demo", tmp_path / "out", overwrite=True)
+    convert("demo", tmp_path / "out", overwrite=True, search=False)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]["bits"] == 4
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -93,7 +93,7 @@ def test_a_folder_that_is_not_a_model_is_not_overwritten(tmp_path: Path) -> None
         "link": "is not a folder, so it is not overwritten",
     }.items():
         with pytest.raises(FileExistsError, match=message):
-            convert("demo", tmp_path / name, overwrite=True)
+            convert("demo", tmp_path / name, overwrite=True, search=False)
     assert (tmp_path / "thesis" / "thesis.docx").exists()
 
 
@@ -101,7 +101,7 @@ def test_an_interrupted_replacement_is_finished_by_the_same_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted between the two renames of an overwriting: nothing is lost."""
-    convert("demo", tmp_path / "out", q_bits=8)
+    convert("demo", tmp_path / "out", q_bits=8, search=False)
     rename = Path.rename
 
     def interrupt(path: Path, target: Path) -> Path:
@@ -112,8 +112,8 @@ def test_an_interrupted_replacement_is_finished_by_the_same_call(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            convert("demo", tmp_path / "out", overwrite=True)
+            convert("demo", tmp_path / "out", overwrite=True, search=False)
     assert not (tmp_path / "out").exists()
-    convert("demo", tmp_path / "out", overwrite=True)
+    convert("demo", tmp_path / "out", overwrite=True, search=False)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]["bits"] == 4

@@ -34,14 +34,14 @@ def test_bytes_that_change_on_the_disk_are_noticed(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(converter, "check_written", damaged)
     with pytest.raises(CheckpointError, match="differs from the written bytes; check the disk"):
-        convert("demo", tmp_path / "out")
+        convert("demo", tmp_path / "out", search=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_is_too_small_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
     with pytest.raises(OSError, match=r"has 0.00 GB free, and 0.05 GB are needed"):
-        convert("demo", tmp_path / "out")
+        convert("demo", tmp_path / "out", search=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -86,14 +86,14 @@ def test_damaged_weights_are_not_uploaded(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(converter, "upload", upload)
     with pytest.raises(UploadError):
-        convert("demo", tmp_path / "out", upload_repo="me/tiny")
+        convert("demo", tmp_path / "out", upload_repo="me/tiny", search=False)
     flip_a_bit(tmp_path / "out" / "model.safetensors", -5000)
     with pytest.raises(CheckpointError, match="was changed after the conversion; convert again"):
-        convert("demo", tmp_path / "out", upload_repo="me/tiny")
+        convert("demo", tmp_path / "out", upload_repo="me/tiny", search=False)
 
 
 def test_the_error_of_cast_scales_is_measured(tmp_path: Path) -> None:
     """Codes stay and scales are rounded, which is not a bit-for-bit copy."""
-    convert("demo", tmp_path / "once", q_bits=8, dtype="float32")
+    convert("demo", tmp_path / "once", q_bits=8, dtype="float32", search=False)
     summary = convert(tmp_path / "once", tmp_path / "twice", dtype="bfloat16", verify=True)
     assert 1e-4 < max(error.relative_error for error in summary.errors or ()) < 1e-2

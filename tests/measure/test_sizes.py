@@ -50,13 +50,13 @@ def test_caches_have_the_dtype_of_the_weights(tmp_path: Path, dtype: mx.Dtype) -
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_quantized_caches_have_the_dtype_of_the_scales(tmp_path: Path, dtype: str) -> None:
-    summary = convert("demo", tmp_path / "model", dtype=dtype)
+    summary = convert("demo", tmp_path / "model", dtype=dtype, search=False)
     assert cache_bytes_of(summary.path) == used_bytes(summary.path)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
 def test_scales_without_a_dtype_of_their_own_leave_it_to_the_norms(tmp_path: Path, dtype: str, size: int) -> None:
-    summary = convert("demo", tmp_path / "model", dtype=dtype, q_mode="mxfp4")
+    summary = convert("demo", tmp_path / "model", dtype=dtype, q_mode="mxfp4", search=False)
     estimate, used = cache_bytes_of(summary.path), used_bytes(summary.path)
     assert estimate == sum(cache_bytes(load_model(summary.path).config, 3, size))
     # In float32 the first layer's values alone are what MLX unpacks an mxfp4 embedding to, bfloat16.
@@ -65,7 +65,7 @@ def test_scales_without_a_dtype_of_their_own_leave_it_to_the_norms(tmp_path: Pat
 
 def test_an_mxfp4_embedding_is_bfloat16_beside_float16_norms(tmp_path: Path) -> None:
     """The two promote to float32: the caches are twice what either alone would have."""
-    summary = convert("demo", tmp_path / "model", dtype="float16", q_mode="mxfp4")
+    summary = convert("demo", tmp_path / "model", dtype="float16", q_mode="mxfp4", search=False)
     estimate, used = cache_bytes_of(summary.path), used_bytes(summary.path)
     assert used == estimate * 31 / 32
     assert fit(summary.path, dtype="float16") == fit(summary.path), "a cast leaves the embedding what it is"
@@ -90,7 +90,7 @@ def test_the_output_head_does_not_affect_caches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("quantize", [False, True], ids=["full precision", "quantized"])
 def test_weights_are_those_of_the_loaded_model(tmp_path: Path, quantize: bool) -> None:
-    folder = convert("demo", tmp_path / "model", quantize=quantize).path
+    folder = convert("demo", tmp_path / "model", quantize=quantize, search=False).path
     model, _ = load(folder)
     assert fit(folder).weights_bytes == sum(array.nbytes for _, array in tree_flatten(model.parameters()))
 

@@ -64,7 +64,7 @@ def assert_same(ours: Any, theirs: Any, limit: float = 1e-3) -> None:
     ids=["4 bit", "8 bit", "mxfp4", "unquantized"],
 )
 def test_mlx_lm_reads_what_we_convert(mlx_lm: Any, tmp_path: Path, options: dict[str, Any]) -> None:
-    convert("demo", tmp_path / "ours", **options)
+    convert("demo", tmp_path / "ours", search=False, **options)
     # An mxfp4 embedding is bfloat16, and there queries and keys are rounded between norm and weight, as in transformers.
     limit = 0.05 if options.get("q_mode") == "mxfp4" else 1e-3
     assert_same(load(tmp_path / "ours")[0], their_load(mlx_lm, tmp_path / "ours"), limit)
@@ -93,14 +93,14 @@ def test_untied_models_are_shared_too(mlx_lm: Any, tmp_path: Path, window: int |
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(DEMO_FOLDER / name, tmp_path / "hf")
     mx.save_safetensors(str(tmp_path / "hf" / "model.safetensors"), dict(tree_flatten(model.parameters())))
-    convert(tmp_path / "hf", tmp_path / "ours")
+    convert(tmp_path / "hf", tmp_path / "ours", search=False)
     assert_same(load(tmp_path / "ours")[0], their_load(mlx_lm, tmp_path / "ours"))
 
 
 @pytest.mark.heavy
 def test_old_mlx_community_config_is_read(mlx_lm: Any, tmp_path: Path, edit_json: Callable[..., None]) -> None:
     """Folders of the model's release days have neither layer_types nor rope_parameters."""
-    convert("demo", tmp_path / "old")
+    convert("demo", tmp_path / "old", search=False)
     theirs = their_load(mlx_lm, tmp_path / "old")
     edit_json(tmp_path / "old" / "config.json", layer_types=None, rope_parameters=None)
     assert_same(load(tmp_path / "old")[0], theirs)
@@ -123,6 +123,6 @@ def test_our_model_runs_under_their_generator(mlx_lm: Any) -> None:
 
 
 def test_quantized_folder_generates(tmp_path: Path) -> None:
-    convert("demo", tmp_path / "out")
+    convert("demo", tmp_path / "out", search=False)
     model, tokenizer = load(tmp_path / "out", dtype="float32")
     assert generate(model, tokenizer, "Hello", sampling=Sampling(temperature=0.0), max_tokens=30).text
