@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 from app_sessions import ENDLESS, PLAIN, WAIT_SECONDS, contents, finished, say, underway, until
-from conftest import ScriptedModel, roll_dice
+from conftest import roll_dice
+from scripted import ScriptedModel
 
 from app import state as state_module
 from app.files import Attachment

@@ -15,7 +15,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import ScriptedModel, call_text, distance, get_weather, roll_dice, small_caches, tiny_model
+from conftest import call_text, distance, get_weather, roll_dice, small_caches, tiny_model
+from scripted import ScriptedModel
 
 from exaone4_mlx import (
     Answer,
