@@ -310,7 +310,7 @@ def test_an_unreadable_file_gives_a_notice_and_the_text_stays(tab: Tab) -> None:
 
 
 def test_a_message_beyond_the_context_gives_a_notice_and_stays_in_the_box(browser: Browser, tmp_path: Path) -> None:
-    with Server(tmp_path, "--context", "200") as server, opened(browser, server) as tab:
+    with Server(tmp_path, "--max-kv-size", "200") as server, opened(browser, server) as tab:
         expect(tab.status).to_contain_text("0 of 200 tokens")
         text = "Tell me the capital of Peru. " * 60
         tab.say(text)
