@@ -283,17 +283,17 @@ def demo_tokenizer(demo: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def demo_model(demo: tuple[Any, Any], demo_tokenizer: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands take the model and the tokenizer of `demo`."""
-    monkeypatch.setattr("exaone4_mlx.model.load.load_model", lambda folder, **options: demo[0])
+    monkeypatch.setattr("exaone4_mlx.model.pretrained.load_network", lambda kind, folder, **options: demo[0])
 
 
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command fails with "the weights are being read" where it would read them."""
 
-    def load_model(*args: Any, **options: Any) -> None:
+    def load_network(*args: Any, **options: Any) -> None:
         raise RuntimeError("the weights are being read")
 
-    monkeypatch.setattr("exaone4_mlx.model.load.load_model", load_model)
+    monkeypatch.setattr("exaone4_mlx.model.pretrained.load_network", load_network)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from conftest import ROOT
 
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, convert
 from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.model.source import named_parameters
+from exaone4_mlx.model.pretrained import named_parameters
 
 #: Converts the demo, and kills its own process some seconds after the first tensor, or at the progress of that number.
 KILLED = """

@@ -104,6 +104,14 @@ class Source:
             mx.eval(slabs[-1])
         return slabs[0] if len(slabs) == 1 else mx.concatenate([mx.zeros((0, tensor.shape[1]), dtype), *slabs])
 
+    def equal(self, name: str, other: str) -> bool:
+        """Whether two weights are the same. Compares some rows at a time, because these may be the largest weights."""
+        shape = self.tensors[name].shape
+        return shape == self.tensors[other].shape and all(
+            mx.array_equal(self.weight(name, start, start + 4096), self.weight(other, start, start + 4096)).item()
+            for start in range(0, shape[0], 4096)
+        )
+
     def parts(self, name: str) -> list[tuple[str, mx.array]]:
         """MLX's tensors with the same values as the stored ones: weight [out, packed] as uint32, scales, biases.
 

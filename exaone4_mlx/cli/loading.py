@@ -185,10 +185,20 @@ def load(files: ModelFiles, options: argparse.Namespace) -> ReadyModel:
 def _load(
     folder: Path, options: argparse.Namespace, q_bits: int | None = None, q_group_size: int = 64
 ) -> Exaone4ForCausalLM:
-    from ..model.load import load_model
+    from ..model.network import Exaone4ForCausalLM
+    from ..model.pretrained import load_network
 
     with progress_bar("loading", "B") as progress, logged_warnings():
-        return load_model(folder, dtype=options.dtype, q_bits=q_bits, q_group_size=q_group_size, progress=progress)
+        model = load_network(
+            Exaone4ForCausalLM,
+            folder,
+            dtype=options.dtype,
+            q_bits=q_bits,
+            q_group_size=q_group_size,
+            progress=progress,
+        )
+        model.fused()
+        return model
 
 
 def _needs_download(model: str, revision: str | None) -> bool:

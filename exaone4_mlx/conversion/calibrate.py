@@ -20,9 +20,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..files.folders import atomic_file
-from ..model.load import load_model
 from ..model.network import Exaone4ForCausalLM
-from ..model.source import EMBEDDING, HEAD, OpenCheckpoint, open_checkpoint
+from ..model.pretrained import EMBEDDING, HEAD, OpenCheckpoint, load_network, open_checkpoint
 from .distill import distill
 from .gptq import DAMPING, HEAD_DAMPING, gptq, quantize_block
 from .layerwise import LayerwiseModel, run_block
@@ -138,7 +137,7 @@ class Calibration:
     def _distill(self, file: Path) -> None:
         """Tunes the quantized model of the shards, and writes the tuned tensors to a file."""
         head = self.opened.source.weight(self._head)
-        model = load_model(self.shards.folder)
+        model = load_network(Exaone4ForCausalLM, self.shards.folder)
         tuned = distill(model, self.sequences, self._targets, head, progress=self._steps("distilling"))
         with atomic_file(file) as stream:
             mx.save_safetensors(stream, tuned)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from ..files.folders import find_folder
 from ..files.safetensors import read_dtype
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
-from ..model.source import OpenCheckpoint, Progress, open_checkpoint
+from ..model.pretrained import OpenCheckpoint, Progress, open_checkpoint
 from ..text.tokenizer import Tokenizer
 from .evaluation import Evaluation, TextResult, rows_of
 from .layerwise import LayerwiseModel

@@ -20,7 +20,7 @@ from ..model.cache import causal_mask, make_caches
 from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization
 from ..model.network import Block
-from ..model.source import Progress, fill, named_parameters, quantize_layers
+from ..model.pretrained import Progress, fill, named_parameters, quantize_layers
 
 
 class LayerwiseModel:

@@ -22,7 +22,7 @@ import mlx.core as mx
 from ..checkpoint.layouts import StoredTensor
 from ..checkpoint.quantize import Quantization
 from ..files.safetensors import DTYPE_NAMES
-from ..model.source import OpenCheckpoint
+from ..model.pretrained import OpenCheckpoint
 
 MAX_SHARD_BYTES = 5 << 30  # mlx-lm's
 #: Weights that are read and written in one chunk.

@@ -19,7 +19,7 @@ from .. import __version__
 from ..files.folders import find_folder
 from ..files.safetensors import read_dtype
 from ..model.network import Exaone4ForCausalLM
-from ..model.source import OpenCheckpoint, open_checkpoint
+from ..model.pretrained import OpenCheckpoint, open_checkpoint
 from ..text.tokenizer import Tokenizer
 from .distill import POSITIONS
 from .licence import public_origin, source_card

@@ -16,7 +16,7 @@ from .. import __version__
 from ..checkpoint.quantize import Quantization
 from ..files.safetensors import read_dtype
 from ..files.svg import INSTALL_MATPLOTLIB, has_matplotlib
-from ..model.source import EMBEDDING, OpenCheckpoint
+from ..model.pretrained import EMBEDDING, OpenCheckpoint
 from ..text.tokenizer import Tokenizer
 from .calibrate import MAX_TOKENS
 from .plan import ConversionPlan

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from ..files.folders import read_json
 from ..files.safetensors import Checkpoint, CheckpointError
-from ..model.source import OpenCheckpoint
+from ..model.pretrained import OpenCheckpoint
 from .plan import ConversionPlan, PlannedTensor
 from .shards import Shards, digest_of
 

@@ -17,8 +17,8 @@ from ..files.folders import find_folder
 from ..files.safetensors import read_dtype
 from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization
-from ..model.load import load_model
 from ..model.network import Exaone4ForCausalLM
+from ..model.pretrained import load_network
 from ..text.tokenizer import Tokenizer
 from .bandwidth import bits_per_weight, bytes_per_token, memory_bandwidth
 from .engines import Engine, Ours, quantization_of
@@ -95,7 +95,8 @@ def bench(request: BenchRequest, progress: Progress | None = None) -> Bench:
     request.check_model(folder, config)
     kv = KVQuantization.coerce(request.kv, config)
     tokenizer = Tokenizer.from_pretrained(folder)
-    model = load_model(folder, dtype=request.dtype, q_bits=request.q_bits)
+    model = load_network(Exaone4ForCausalLM, folder, dtype=request.dtype, q_bits=request.q_bits)
+    model.fused()
     engines: list[Engine] = [Ours(model, tokenizer, folder, request.prefill_step_size, kv)]
     if "mlx-lm" in request.peers:
         engines.append(MlxLm(model, folder, request.prefill_step_size, read_dtype(request.dtype)))

@@ -27,7 +27,8 @@ import mlx.nn as nn
 
 from ..files.safetensors import read_dtype
 from ..model.config import Exaone4Config
-from ..model.load import load_model
+from ..model.network import Exaone4ForCausalLM
+from ..model.pretrained import load_network
 from .engines import Ours, build_seconds
 from .sizes import weight_shapes
 from .turns import take_turns
@@ -116,7 +117,7 @@ def _zero_model(engine: str, config: Exaone4Config, dtype: str, is_quantized: bo
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(json.dumps(config.to_dict()))
             mx.save_safetensors(f"{folder}/model.safetensors", zeros)
-            return load_model(Path(folder), q_bits=4 if is_quantized else None).fused()
+            return load_network(Exaone4ForCausalLM, Path(folder), q_bits=4 if is_quantized else None).fused()
     from mlx_lm.models import exaone4
 
     arguments: Any = exaone4.ModelArgs

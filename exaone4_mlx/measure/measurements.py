@@ -20,7 +20,7 @@ from ..generation.options import PREFILL_STEP_SIZE
 from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
-from ..model.source import open_checkpoint
+from ..model.pretrained import open_checkpoint
 from ..text.tokenizer import Tokenizer
 from .engines import Engine
 from .peers import check_installed

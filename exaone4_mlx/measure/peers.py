@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..model.network import Exaone4ForCausalLM
-from ..model.source import quantize_layers
+from ..model.pretrained import quantize_layers
 from .engines import REPLY_TOKENS, build_seconds, nbytes, one_token_flags, quantization_of, seconds_of
 
 #: The packages that each peer needs.

@@ -21,7 +21,7 @@ from ..checkpoint.quantize import Quantization, read_quantization, stored_settin
 from ..files.folders import BUILT_IN, find_folder, read_json
 from ..files.safetensors import INDEX_NAME, Checkpoint, read_dtype
 from ..model.config import Exaone4Config
-from ..model.source import EMBEDDING, HEAD
+from ..model.pretrained import EMBEDDING, HEAD
 from ..text.tokenizer import Tokenizer
 
 #: Files that hold weights or list them.

@@ -10,7 +10,7 @@ import mlx.core as mx
 from ..files.folders import find_folder
 from ..text.tokenizer import Tokenizer
 from .network import Exaone4ForCausalLM
-from .source import Progress, load_network
+from .pretrained import Progress, load_network
 
 
 def load(
@@ -43,19 +43,3 @@ def load(
     if warning := model.config.vocabulary_warning(tokenizer.vocab_size):
         warnings.warn(warning, stacklevel=2)
     return model, tokenizer
-
-
-def load_model(
-    folder: Path,
-    *,
-    dtype: mx.Dtype | str | None = None,
-    q_bits: int | None = None,
-    q_group_size: int = 64,
-    progress: Progress | None = None,
-) -> Exaone4ForCausalLM:
-    """The model of a local folder without its tokenizer. Arguments and errors as for `load`."""
-    model = load_network(
-        Exaone4ForCausalLM, folder, dtype=dtype, q_bits=q_bits, q_group_size=q_group_size, progress=progress
-    )
-    model.fused()
-    return model

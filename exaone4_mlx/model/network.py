@@ -8,6 +8,7 @@ Notes:
   encoding.
 - Modules and parameters have the names of the checkpoint. They are plain `mlx.nn` modules, which training, LoRA,
   `nn.quantize` and mlx-lm's tools use. `layer.py` has the mathematics.
+- New weights are drawn as transformers draws them, for training from the start.
 - `model(input_ids, cache)` is mlx-lm's call, `forward` is transformers'. Generation uses `model.fused()`.
 
 Shapes: B batch, L new tokens, S attended tokens, H query heads, K key heads, D head size, E hidden size, V vocabulary.
@@ -31,7 +32,7 @@ from .kv import KVQuantization
 from .layer import AttentionSpec, Layer, Mask, Rotation, run_layers
 from .losses import causal_lm_loss
 from .outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from .pretrained import Pretrained, new_embedding, new_linear
+from .pretrained import Pretrained
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -228,3 +229,21 @@ class Exaone4ForCausalLM(Pretrained):
     def make_cache(self, kv: KVQuantization | int | None = None) -> list[Cache]:
         """As `Exaone4Model.make_cache`."""
         return self.model.make_cache(kv)
+
+
+def new_linear(config: Exaone4Config, inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
+    """A projection with new weights: normal, with the standard deviation `initializer_range`."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer.weight = mx.random.normal((outputs, inputs), scale=config.initializer_range)
+    if bias:
+        layer.bias = mx.zeros(outputs)
+    return layer
+
+
+def new_embedding(config: Exaone4Config) -> nn.Embedding:
+    """Token embeddings with new weights. The padding token's embedding is zero."""
+    layer = nn.Embedding(config.vocab_size, config.hidden_size)
+    layer.weight = mx.random.normal((config.vocab_size, config.hidden_size), scale=config.initializer_range)
+    if config.pad_token_id is not None:
+        layer.weight = mx.where(mx.arange(config.vocab_size)[:, None] == config.pad_token_id, 0, layer.weight)
+    return layer

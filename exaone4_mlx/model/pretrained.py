@@ -1,27 +1,246 @@
-"""The base of all networks: `from_pretrained` reads a checkpoint, `save_pretrained` writes one.
+"""A checkpoint folder in any format -> a network with its weights, and a network -> a checkpoint folder.
 
 Notes:
-- New weights are drawn as transformers draws them, for training from the start.
+- Tensors are read, cast, quantized and evaluated one by one. Memory never holds a second copy of the model.
+- Two kinds of extra tensor are harmless and ignored: stored rotary frequencies, which are computed here, and an output
+  head beside tied embeddings if it equals them.
+- With `backbone`, a network is read from the checkpoint of any other network: the prefix of the names is adapted, an
+  unknown head is ignored, and a missing head is new.
 """
 
 from __future__ import annotations
 
+import math
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
 
-from ..files.folders import atomic_file, find_folder
+from ..checkpoint.formats import Source
+from ..checkpoint.quantize import Quantization
+from ..files.folders import atomic_file, find_folder, read_json
+from ..files.safetensors import Checkpoint, CheckpointError, read_dtype
 from .config import Exaone4Config
-from .source import load_network, named_parameters
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+#: (bytes read, bytes in all) -> None
+Progress = Callable[[int, int], None]
 
-#: The modules with a checkpoint's weights, beside the modules of this folder.
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+#: The prefixes of the names of the heads' weights.
+HEAD_PREFIXES = ("lm_head.", "score.", "qa_outputs.")
+ROTARY_FREQUENCIES = re.compile(r"((model|transformer)\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+Network = TypeVar("Network", bound=nn.Module)
+#: The modules with a checkpoint's weights, beside those of this folder.
 PLAIN = (nn.Linear, nn.Embedding, nn.RMSNorm, nn.Dropout)
+
+
+@dataclass(frozen=True)
+class OpenCheckpoint:
+    """A checkpoint whose headers are read and whose tensors are accounted for.
+
+    `shapes` are those of the weights that are read from it. `new` holds the weights of the head that it lacks.
+    """
+
+    config: Exaone4Config
+    checkpoint: Checkpoint
+    source: Source
+    shapes: Mapping[str, tuple[int, ...]]
+    new: Mapping[str, mx.array] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.checkpoint.folder
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the weights as they are stored."""
+        return sum(self.source.tensors[name].nbytes for name in self.shapes)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """As the weights are stored, with scales and biases."""
+        return 8 * self.nbytes / sum(math.prod(shape) for shape in self.shapes.values())
+
+    def in_file_order(self) -> list[str]:
+        """The names of the weights in an order that opens each file once."""
+        first = {name: self.source.tensors[name].stored[0] for name in self.shapes}
+        return sorted(first, key=lambda name: (self.checkpoint.tensors[first[name]].file.name, name))
+
+    def parts(self, name: str) -> list[tuple[str, mx.array]]:
+        """MLX's tensors of a quantized weight: packed weight, scales, biases."""
+        return [(part, _cast(array, self.source.tensors[name].scale_dtype)) for part, array in self.source.parts(name)]
+
+
+def open_checkpoint(
+    folder: Path,
+    kind: Callable[[Exaone4Config], nn.Module],
+    config: Exaone4Config | None = None,
+    backbone: str | None = None,
+) -> OpenCheckpoint:
+    """Accounts for each tensor of a folder, in any format that is read here, as a weight of the network `kind`.
+
+    `config` is the folder's own unless given. With `backbone`, the prefix of the names of the network's backbone, the
+    folder may hold any other network. Raises CheckpointError for a missing, unknown or misshapen tensor, and ValueError
+    for a format that is not supported.
+    """
+    if config is None:
+        config = Exaone4Config.from_file(folder / "config.json")
+    checkpoint = Checkpoint(folder)
+    source = Source(checkpoint, read_json(folder / "config.json"))
+    wanted = named_parameters(kind(config))
+    _drop_harmless(source, config, folder)
+    new = {} if backbone is None else _adapt_names(source, backbone, wanted)
+    shapes = {name: array.shape for name, array in wanted.items() if name not in new}
+    _check_names(source.tensors, shapes, folder)
+    for name, shape in shapes.items():
+        stored = source.tensors[name]
+        first = checkpoint.tensors[stored.stored[0]]
+        if stored.shape != shape:
+            raise CheckpointError(f"{first.file}: {name} has shape {stored.shape}, not {shape}")
+    return OpenCheckpoint(config, checkpoint, source, shapes, new)
+
+
+def load_network(
+    kind: Callable[[Exaone4Config], Network],
+    folder: Path,
+    config: Exaone4Config | None = None,
+    *,
+    backbone: str | None = None,
+    dtype: mx.Dtype | str | None = None,
+    q_bits: int | None = None,
+    q_group_size: int = 64,
+    progress: Progress | None = None,
+) -> Network:
+    """A network with the weights of a folder. Arguments and errors as for `open_checkpoint` and `load`."""
+    cast = read_dtype(dtype)
+    if q_bits is None and q_group_size != 64:
+        raise ValueError(f"q_group_size {q_group_size} needs q_bits beside it")
+    quantization = None if q_bits is None else Quantization(q_bits, q_group_size)
+    opened = open_checkpoint(folder, kind, config, backbone)
+    source = opened.source
+    if quantization is None:
+        settings = {name: exact for name in opened.shapes if (exact := source.tensors[name].exact)}
+    elif any(tensor.exact for tensor in source.tensors.values()):
+        raise ValueError(f"{folder} is already quantized ({source.format}); load it without q_bits")
+    else:
+        settings = {name: quantization for name, shape in opened.shapes.items() if quantization.applies_to(name, shape)}
+    if quantization is None and source.is_foreign:
+        warnings.warn(
+            f"{folder} is {source.format}, which MLX has no kernels for: it is computed in full precision; "
+            "convert it once, for a quarter of the memory",
+            stacklevel=3,
+        )
+    if opened.new:
+        names = ", ".join(sorted(opened.new))
+        warnings.warn(f"{folder} has no {names}: new here, and to be trained", stacklevel=3)
+    network = kind(opened.config)
+    quantize_layers(network, {name.removesuffix(".weight"): chosen for name, chosen in settings.items()})
+    fill(network, _weights(opened, settings, cast, progress))
+    return network
+
+
+def named_parameters(module: nn.Module) -> dict[str, mx.array]:
+    """The parameters of a module under their dotted names, as in a checkpoint."""
+    return dict(tree_flatten(module.parameters()))
+
+
+def quantize_layers(module: nn.Module, settings: Mapping[str, Quantization]) -> None:
+    """Replaces the layers in `settings` by quantized ones, whose weights are unevaluated, to be filled."""
+
+    def chosen(name: str, layer: nn.Module) -> bool | dict[str, Any]:
+        return settings[name].as_dict() if name in settings and hasattr(layer, "to_quantized") else False
+
+    nn.quantize(module, class_predicate=chosen)
+
+
+def fill(module: nn.Module, weights: Iterable[tuple[str, mx.array]]) -> None:
+    """Gives a module its parameters and puts it into evaluation mode.
+
+    Each array is evaluated before the next is read. So no tensor is read twice, and any thread can use the arrays: an
+    unevaluated array belongs to the thread that made it.
+    """
+    filled = []
+    for name, array in weights:
+        mx.eval(array)
+        filled.append((name, array))
+    module.update(tree_unflatten(filled))
+    module.eval()
+
+
+def _weights(
+    opened: OpenCheckpoint,
+    settings: Mapping[str, Quantization],
+    cast: mx.Dtype | None,
+    progress: Progress | None,
+) -> Iterator[tuple[str, mx.array]]:
+    """The parameters of a network, one by one. Those in `settings` are quantized."""
+    source, done = opened.source, 0
+    for name in opened.in_file_order():
+        stored = source.tensors[name]
+        if stored.exact:
+            parts = opened.parts(name)
+        else:
+            weight = _cast(source.weight(name), cast)
+            parts = settings[name].tensors(name, weight) if name in settings else [(name, weight)]
+        yield from ((part, _cast(array, cast)) for part, array in parts)
+        done += stored.nbytes
+        if progress:
+            progress(done, opened.nbytes)
+    for name, array in opened.new.items():
+        yield name, array.astype(cast or next(iter(source.tensors.values())).dtype)
+
+
+def _cast(array: mx.array, dtype: mx.Dtype | None) -> mx.array:
+    return array if dtype is None or not mx.issubdtype(array.dtype, mx.floating) else array.astype(dtype)
+
+
+def _drop_harmless(source: Source, config: Exaone4Config, folder: Path) -> None:
+    for name in list(filter(ROTARY_FREQUENCIES.fullmatch, source.tensors)):
+        del source.tensors[name]
+    if config.tie_word_embeddings and HEAD in source.tensors and EMBEDDING in source.tensors:
+        if not source.equal(HEAD, EMBEDDING):
+            raise CheckpointError(
+                f"{folder}: tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}; "
+                "set it to false if the head is meant to be used"
+            )
+        source.close()
+        del source.tensors[HEAD]
+
+
+def _adapt_names(source: Source, backbone: str, wanted: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Renames tensors as the network names them and drops unknown heads, as transformers does.
+
+    Returns the weights of the network's head that the checkpoint lacks.
+    """
+    for name in list(source.tensors):
+        if not name.startswith(HEAD_PREFIXES):
+            source.rename(name, backbone + name.removeprefix("model.").removeprefix("transformer."))
+        elif name not in wanted:
+            del source.tensors[name]
+    return {name: wanted[name] for name in wanted if name.startswith(HEAD_PREFIXES) and name not in source.tensors}
+
+
+def _check_names(found: Collection[str], wanted: Collection[str], folder: Path) -> None:
+    """Raises CheckpointError that names the missing or the unknown tensors."""
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if missing:
+        raise CheckpointError(f"{folder} lacks {_some(missing)}")
+    if extra:
+        raise CheckpointError(f"{folder} holds {_some(extra)}, which this architecture does not have")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"tensor{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}"
 
 
 class Pretrained(nn.Module):
@@ -78,21 +297,3 @@ class Pretrained(nn.Module):
         with atomic_file(folder / "model.safetensors") as stream:
             mx.save_safetensors(stream, weights, metadata={"format": "mlx"})  # type: ignore[arg-type]
             self.config.save_pretrained(folder, architectures=[type(self).__name__], dtype=dtype)
-
-
-def new_linear(config: Exaone4Config, inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
-    """A projection with new weights: normal, with the standard deviation `initializer_range`."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
-    layer.weight = mx.random.normal((outputs, inputs), scale=config.initializer_range)
-    if bias:
-        layer.bias = mx.zeros(outputs)
-    return layer
-
-
-def new_embedding(config: Exaone4Config) -> nn.Embedding:
-    """Token embeddings with new weights. The padding token's embedding is zero."""
-    layer = nn.Embedding(config.vocab_size, config.hidden_size)
-    layer.weight = mx.random.normal((config.vocab_size, config.hidden_size), scale=config.initializer_range)
-    if config.pad_token_id is not None:
-        layer.weight = mx.where(mx.arange(config.vocab_size)[:, None] == config.pad_token_id, 0, layer.weight)
-    return layer

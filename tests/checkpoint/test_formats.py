@@ -36,7 +36,7 @@ from exaone4_mlx import CheckpointError, Exaone4Config, Exaone4ForCausalLM
 from exaone4_mlx.checkpoint.formats import Source
 from exaone4_mlx.checkpoint.quantize import Quantization
 from exaone4_mlx.files.safetensors import Checkpoint
-from exaone4_mlx.model.source import named_parameters
+from exaone4_mlx.model.pretrained import named_parameters
 
 
 def source_of(folder: Path) -> Source:

@@ -16,7 +16,7 @@ from packing import PACKERS, SMALL, e4m3, known, tensor, write
 
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, convert, fit, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.model.source import fill, named_parameters
+from exaone4_mlx.model.pretrained import fill, named_parameters
 
 IDS = mx.array([[40, 50, 60, 70, 80, 90, 11, 12, 13, 14, 15]])
 VOCABULARY = {"vocab_size": 3072, "dtype": "float16"}

@@ -11,7 +11,7 @@ from conftest import distance
 from exaone4_mlx import Exaone4ForCausalLM, convert, load
 from exaone4_mlx.conversion.layerwise import LayerwiseModel
 from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.model.source import open_checkpoint
+from exaone4_mlx.model.pretrained import open_checkpoint
 
 
 @pytest.mark.parametrize("which", ["full precision", "quantized"])

@@ -174,7 +174,7 @@ def test_invalid_flags_are_refused_before_work(
     flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(bench, "load_model", lambda *given, **named: pytest.fail("weights were read"))
+    monkeypatch.setattr(bench, "load_network", lambda *given, **named: pytest.fail("weights were read"))
     assert main(["bench", "--model", "demo", *flags]) == 1
     assert message in capsys.readouterr().err
 

@@ -19,12 +19,13 @@ from exaone4_mlx.generation.decode import prefill
 from exaone4_mlx.measure.allocation import cache_bytes
 from exaone4_mlx.measure.fit import fit, fit_sizes
 from exaone4_mlx.measure.sizes import read_sizes, weight_shapes
-from exaone4_mlx.model.load import load_model
+from exaone4_mlx.model.network import Exaone4ForCausalLM
+from exaone4_mlx.model.pretrained import load_network
 
 
 def used_bytes(folder: Path, length: int = 3) -> int:
     """The same of a checkpoint that has read a real prompt."""
-    model = load_model(folder)
+    model = load_network(Exaone4ForCausalLM, folder)
     cache = model.make_cache()
     prefill(model, random_ids(length).tolist()[0], cache)
     return sum(layer.nbytes for layer in cache)
@@ -58,7 +59,7 @@ def test_quantized_caches_have_the_dtype_of_the_scales(tmp_path: Path, dtype: st
 def test_scales_without_a_dtype_of_their_own_leave_it_to_the_norms(tmp_path: Path, dtype: str, size: int) -> None:
     summary = convert("demo", tmp_path / "model", dtype=dtype, q_mode="mxfp4", search=False)
     estimate, used = cache_bytes_of(summary.path), used_bytes(summary.path)
-    assert estimate == sum(cache_bytes(load_model(summary.path).config, 3, size))
+    assert estimate == sum(cache_bytes(load_network(Exaone4ForCausalLM, summary.path).config, 3, size))
     # In float32 the first layer's values alone are what MLX unpacks an mxfp4 embedding to, bfloat16.
     assert used == (estimate if dtype == "bfloat16" else estimate * 31 / 32)
 

@@ -15,7 +15,8 @@ from mlx.utils import tree_flatten
 
 from exaone4_mlx import CheckpointError, load
 from exaone4_mlx.files.safetensors import INDEX_NAME
-from exaone4_mlx.model.load import load_model
+from exaone4_mlx.model.network import Exaone4ForCausalLM
+from exaone4_mlx.model.pretrained import load_network
 
 IDS = mx.array([[40, 50, 60, 70, 80]])
 Q_NORM = "model.layers.3.self_attn.q_norm.weight"
@@ -49,9 +50,9 @@ def save_sharded(folder: Path, count: int = 3) -> None:
 
 
 def test_sharded_and_single_files_are_the_same_model(hf_folder: Path) -> None:
-    expected = load_model(hf_folder)(IDS)
+    expected = load_network(Exaone4ForCausalLM, hf_folder)(IDS)
     save_sharded(hf_folder)
-    assert distance(load_model(hf_folder)(IDS), expected) == 0
+    assert distance(load_network(Exaone4ForCausalLM, hf_folder)(IDS), expected) == 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", mx.bfloat16, None])
@@ -77,13 +78,13 @@ def test_quantizing_while_loading_is_smaller_and_close(demo: Any) -> None:
 
 
 def test_harmless_extra_tensors_are_ignored(hf_folder: Path) -> None:
-    expected = load_model(hf_folder)(IDS)
+    expected = load_network(Exaone4ForCausalLM, hf_folder)(IDS)
     tensors = tensors_of(hf_folder)
     tensors["model.rotary_emb.inv_freq"] = mx.zeros(32)
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = mx.zeros(32)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     save(hf_folder, tensors)
-    assert distance(load_model(hf_folder)(IDS), expected) == 0
+    assert distance(load_network(Exaone4ForCausalLM, hf_folder)(IDS), expected) == 0
 
 
 def test_tokenizer_larger_than_the_model_warns(hf_folder: Path, edit_json: Callable[..., None]) -> None:

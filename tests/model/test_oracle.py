@@ -13,7 +13,8 @@ from conftest import LLAMA3, distance, greedy_tokens
 
 from exaone4_mlx import Exaone4Config, convert
 from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.model.load import load_model
+from exaone4_mlx.model.network import Exaone4ForCausalLM
+from exaone4_mlx.model.pretrained import load_network
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
 
@@ -66,7 +67,7 @@ def their_logits(model: Any, ids: list[list[int]]) -> mx.array:
 def test_logits_equal_transformers_in_every_chunking(shape: str, window: int, tmp_path: Path) -> None:
     seed = list(SHAPES).index(shape) * 10 + window
     theirs = saved(tmp_path, seed, **({"window": window} | SHAPES[shape]))
-    ours = load_model(tmp_path)
+    ours = load_network(Exaone4ForCausalLM, tmp_path)
     rng = random.Random(seed)
     length = 4 * window + rng.randrange(9)
     ids = [[rng.randrange(97) for _ in range(length)] for _ in range(2)]
@@ -86,7 +87,7 @@ def test_greedy_reply_equals_transformers(tmp_path: Path) -> None:
     import torch
 
     theirs = saved(tmp_path, 3, window=6, **SHAPES["hybrid"])
-    ours = load_model(tmp_path)
+    ours = load_network(Exaone4ForCausalLM, tmp_path)
     prompt = [5, 9, 40, 60, 22, 80, 3]
     expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, eos_token_id=None)[0, 7:]
     assert greedy_tokens(ours, prompt, 40, step_size=4) == expected.tolist()

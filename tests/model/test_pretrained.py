@@ -24,7 +24,7 @@ from exaone4_mlx import (
 )
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.files.safetensors import Checkpoint
-from exaone4_mlx.model.load import load_model
+from exaone4_mlx.model.pretrained import load_network
 
 
 def test_saved_names_are_those_of_transformers(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_each_network_is_read_from_the_checkpoint_of_another(tmp_path: Path) -> 
         language = Exaone4ForCausalLM.from_pretrained(tmp_path / "base")
     assert distance(language.model(ids), base(ids)) == 0
     with pytest.raises(CheckpointError, match="lacks tensors"):
-        load_model(tmp_path / "base")  # a model that generates gets no untrained head
+        load_network(Exaone4ForCausalLM, tmp_path / "base")  # a model that generates gets no untrained head
     scorer = Exaone4ForSequenceClassification.from_pretrained(tmp_path / "tagger")
     assert mx.array_equal(scorer.score.weight, tagger.score.weight), "the bias is ignored"
     with pytest.raises(CheckpointError, match=r"score\.weight has shape \(3, 32\), not \(5, 32\)"):
