@@ -301,8 +301,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
     """machine(limit, physical) sets the physical memory in MB, and the part that a model can use."""
 
     def make(limit: float, physical: float) -> None:
-        monkeypatch.setattr("exaone4_mlx.measure.machine.memory_of_this_machine", lambda: int(limit * 1e6))
-        monkeypatch.setattr("exaone4_mlx.measure.machine.physical_memory", lambda: int(physical * 1e6))
+        monkeypatch.setattr("exaone4_mlx.measure.fit.memory_of_this_machine", lambda: int(limit * 1e6))
+        monkeypatch.setattr("exaone4_mlx.measure.fit.physical_memory", lambda: int(physical * 1e6))
 
     return make
 

@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _memory_warning(conversion: Conversion) -> str | None:
     """A warning where the machine has less memory than the conversion needs."""
-    from ..measure.machine import memory_of_this_machine
+    from ..measure.fit import memory_of_this_machine
 
     needed, memory = conversion.peak_bytes, memory_of_this_machine()
     if needed <= memory:

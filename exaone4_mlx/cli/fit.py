@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..checkpoint.quantize import Quantization
     from ..files.safetensors import read_dtype
-    from ..measure.fit import check_max_kv_size, fit_sizes, read_memory
-    from ..measure.sizes import check_draft, read_sizes
+    from ..measure.fit import check_draft, check_max_kv_size, fit_sizes, read_memory
+    from ..measure.sizes import read_sizes
     from ..model.kv import KVQuantization
 
     check_max_kv_size(options.max_kv_size)
@@ -133,7 +133,7 @@ def _notes(sizes: Sizes, metal: bool | None, memory_was_given: bool) -> Iterator
     """The assumptions behind the figures."""
     import mlx.core as mx
 
-    from ..measure.allocation import has_fused_attention
+    from ..measure.sizes import has_fused_attention
 
     if sizes.has_no_files:
         yield "There are no weight files: their size is computed from config.json."

@@ -110,7 +110,8 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
     from ..files.folders import find_folder
     from ..generation.options import Options
     from ..generation.request import check_drafting, check_kv_size
-    from ..measure.sizes import check_draft, read_sizes
+    from ..measure.fit import check_draft
+    from ..measure.sizes import read_sizes
     from ..model.config import Exaone4Config
     from ..text.tokenizer import Tokenizer
 
@@ -251,7 +252,7 @@ def more_metal_memory(needed: int) -> Iterator[str]:
     """The command that raises Metal's memory limit, on a Mac that has enough physical memory."""
     import mlx.core as mx
 
-    from ..measure.machine import physical_memory
+    from ..measure.fit import physical_memory
 
     limit = math.ceil(needed / 2**20 / LIMIT_STEP) * LIMIT_STEP
     if mx.metal.is_available() and limit + LIMIT_SPARE < physical_memory() / 2**20:

@@ -20,13 +20,11 @@ from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..model.pretrained import load_network
 from ..text.tokenizer import Tokenizer
-from .bandwidth import bits_per_weight, bytes_per_token, memory_bandwidth
-from .engines import Engine, Ours, quantization_of
+from .engines import Engine, Ours, Samples, bits_per_weight, bytes_per_token, quantization_of, take_turns
 from .graph import in_own_process
-from .machine import describe_machine
+from .machine import describe_machine, memory_bandwidth
 from .measurements import BenchRequest, Measurement, measurements
 from .peers import MlxLm, Transformers
-from .turns import Samples, take_turns
 
 #: (measurements done, all of them) -> None
 Progress = Callable[[int, int], None]

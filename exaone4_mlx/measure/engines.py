@@ -1,15 +1,19 @@
-"""Engines that run a model for `bench`: the protocol, and this package's own.
+"""Engines that run a model for `bench`: the protocol, this package's own, and how all are measured in turn.
 
 Notes:
 - Each engine works as its own command line does: with its own loop, and its own way to continue a conversation.
 - Decoding is greedy and endless: a stop token does not end it.
+- The first engine changes each round, so that other work of the machine affects all engines alike. A ratio compares
+  figures that were measured next to each other.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +29,7 @@ from ..generation.sampling import Sampler
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
+from .sizes import row_bytes, weight_shapes
 
 #: What must be installed for each engine that is not ours.
 PEERS = {"mlx-lm": ("mlx_lm",), "transformers": ("transformers", "torch")}
@@ -134,6 +139,27 @@ def nbytes(model: Any) -> int:
     return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
 
 
+def bytes_per_token(model: Exaone4ForCausalLM, depth: float, kv: KVQuantization | None = None) -> int:
+    """Bytes that one decode step reads: stored weights, one row of the embedding, keys and values of `depth` tokens.
+
+    With tied embeddings the head reads all rows, and the embedding reads one more. `kv` is the quantization of caches.
+    """
+    config, dtype_size = model.config, model.model.norm.weight.dtype.size
+    embeddings = nbytes(model.model.embed_tokens)
+    weights = nbytes(model) - (0 if config.tie_word_embeddings else embeddings)
+    attended = 0.0
+    for layer in config.layers:
+        rows = depth if layer.window is None else min(depth, layer.window)
+        attended += rows * row_bytes(config, dtype_size, kv and kv.of_layer(layer.window))
+    return int(weights + embeddings / config.vocab_size + attended)
+
+
+def bits_per_weight(model: Exaone4ForCausalLM) -> float:
+    """Bits per weight as stored, including scales and biases."""
+    shapes = weight_shapes(model.config).values()
+    return 8 * nbytes(model) / sum(math.prod(shape) for shape in shapes)
+
+
 def quantization_of(model: Any) -> dict[str, Quantization]:
     """The quantization of each quantized layer, by name."""
     return {
@@ -145,3 +171,36 @@ def quantization_of(model: Any) -> dict[str, Quantization]:
 
 def one_token_flags(prompt: str) -> list[str]:
     return ["--prompt", prompt, "--max-tokens", "1", "--temp", "0"]
+
+
+# --- measured in turn ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The measurements of one engine in one test: for each figure the seconds of each round; and MLX's highest peak."""
+
+    seconds: tuple[Sequence[float], ...]
+    peak_bytes: int
+
+
+def take_turns(
+    engines: Sequence[Engine], measure: Callable[[Engine], Sequence[float] | None], repeat: int
+) -> dict[str, Samples]:
+    """Measures all engines `repeat` times, in turn, in reverse order in every other round.
+
+    A first round warms up and does not count. An engine for which `measure` returns None is left out.
+    """
+    able = [engine for engine in engines if measure(engine) is not None]
+    rounds: dict[str, list[Sequence[float]]] = {engine.name: [] for engine in able}
+    peaks = dict.fromkeys(rounds, 0)
+    for turn in range(repeat):
+        for engine in able if turn % 2 == 0 else reversed(able):
+            mx.clear_cache()  # no engine reuses the buffers of another one
+            others = mx.get_active_memory() - engine.weights_bytes
+            mx.reset_peak_memory()
+            seconds = measure(engine)
+            assert seconds is not None
+            rounds[engine.name].append(seconds)
+            peaks[engine.name] = max(peaks[engine.name], mx.get_peak_memory() - others)
+    return {name: Samples(tuple(zip(*seconds, strict=True)), peaks[name]) for name, seconds in rounds.items()}

@@ -4,11 +4,12 @@ Notes:
 - Only headers and config.json are read: see `sizes`.
 - Caches have the dtype of the activations, or the bits that `kv` sets.
 - A draft model is counted in the dtype in which it is stored, with a sliding window in every layer.
-- The bytes of reading a prompt are an upper bound: see `allocation.prefill_bytes`.
+- The bytes of reading a prompt are an upper bound: see `sizes.prefill_bytes`.
 """
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,8 @@ from ..checkpoint.quantize import Quantization
 from ..files.format import size_text
 from ..files.safetensors import read_dtype
 from ..model.kv import KVQuantization
-from . import machine
-from .allocation import cache_bytes, draft_cache_bytes, draft_windows, prefill_bytes
-from .sizes import Sizes, check_draft, read_sizes
+from ..text.tokenizer import Tokenizer
+from .sizes import Sizes, cache_bytes, draft_cache_bytes, draft_windows, prefill_bytes, read_sizes
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Fit:
 
     def check_weights(self) -> None:
         """Raises MemoryError if the weights alone exceed the physical memory of this machine."""
-        physical = machine.physical_memory()
+        physical = physical_memory()
         if self.weights_bytes > physical:
             raise MemoryError(
                 f"the weights have {size_text(self.weights_bytes)}, and this machine has {size_text(physical)} of "
@@ -141,7 +141,7 @@ def fit_sizes(
     if quantization and sizes.is_quantized:
         raise ValueError(f"{sizes.title} is quantized already; leave q_bits out")
     weights_bytes, dtype_size = sizes.weights_bytes(cast, quantization), sizes.activation_dtype(cast).size
-    memory_bytes = machine.memory_of_this_machine() if memory_bytes is None else memory_bytes
+    memory_bytes = memory_of_this_machine() if memory_bytes is None else memory_bytes
     draft_weights = draft.weights_bytes(cast) if draft else 0
     draft_dtype_size = draft.activation_dtype(cast).size if draft else 0
 
@@ -179,3 +179,37 @@ def read_memory(gigabytes: float | None) -> int | None:
     if type(gigabytes) not in (int, float) or not 1 <= gigabytes * 1e9 < float("inf"):
         raise ValueError(f"memory must be a positive number of gigabytes, not {gigabytes!r}")
     return round(gigabytes * 1e9)
+
+
+def check_draft(sizes: Sizes, draft: Sizes, tokenizer: Tokenizer | None = None) -> None:
+    """Raises ValueError for a draft model with another vocabulary or tokenizer, whose ids stand for other texts.
+
+    Compares the tokenizers if both exist. `tokenizer` is the one of `sizes`, if it is loaded. Chat templates may
+    differ.
+    """
+    if draft.config.vocab_size != sizes.config.vocab_size:
+        raise ValueError(
+            f"the draft model {draft.title} has a vocabulary of {draft.config.vocab_size} tokens, and {sizes.title} "
+            f"one of {sizes.config.vocab_size}: take one of the same family"
+        )
+    if not all((folder / "tokenizer.json").is_file() for folder in (sizes.folder, draft.folder)):
+        return
+    both = (tokenizer or Tokenizer.from_pretrained(sizes.folder), Tokenizer.from_pretrained(draft.folder))
+    one, other = (read.fingerprints["tokenizer"] for read in both)
+    if one != other:
+        raise ValueError(
+            f"the draft model {draft.title} has another tokenizer than {sizes.title}, so that the same ids are other "
+            "texts: take one of the same family"
+        )
+
+
+def memory_of_this_machine() -> int:
+    """Bytes that a model may use here: Metal's recommended maximum, or without Metal the physical memory."""
+    if mx.metal.is_available():
+        return int(mx.device_info()["max_recommended_working_set_size"])
+    return physical_memory()
+
+
+def physical_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -29,9 +29,8 @@ from ..files.safetensors import read_dtype
 from ..model.config import Exaone4Config
 from ..model.network import Exaone4ForCausalLM
 from ..model.pretrained import load_network
-from .engines import Ours, build_seconds
+from .engines import Ours, build_seconds, take_turns
 from .sizes import weight_shapes
-from .turns import take_turns
 
 #: Primitives that make a view of an array: no kernel runs for them.
 VIEWS = {

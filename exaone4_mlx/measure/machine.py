@@ -1,16 +1,20 @@
-"""The machine at hand: its processor, its memory and the versions of packages."""
+"""The machine at hand: its processor, its memory with the bandwidth, and the versions of packages."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from .. import __version__
+from .fit import memory_of_this_machine
+
+BANDWIDTH_BYTES = 2**28  # of the array that is read and copied: more than the cache of any processor
 
 
 @dataclass(frozen=True)
@@ -41,16 +45,22 @@ def describe_machine(packages: Sequence[str]) -> Machine:
     )
 
 
-def memory_of_this_machine() -> int:
-    """Bytes that a model may use here: Metal's recommended maximum, or without Metal the physical memory."""
-    if mx.metal.is_available():
-        return int(mx.device_info()["max_recommended_working_set_size"])
-    return physical_memory()
+def memory_bandwidth() -> float:
+    """The highest number of bytes per second that MLX moves here, in four sums and four copies of an array of 256 MiB.
 
-
-def physical_memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    A sum reads the array; a copy (with one added) reads and writes it. On MLX's CPU backend both run on one core.
+    """
+    array = mx.ones(BANDWIDTH_BYTES // 4)
+    mx.eval(array)
+    best = 0.0
+    for _ in range(4):
+        for moved, work in ((1, mx.sum), (2, lambda a: a + 1)):
+            started = time.perf_counter()
+            mx.eval(work(array))
+            best = max(best, moved * array.nbytes / (time.perf_counter() - started))
+    del array
+    mx.clear_cache()
+    return best
 
 
 def _version(package: str) -> str:

@@ -75,7 +75,7 @@ def test_what_will_not_fit_is_said_and_what_cannot_work_refused(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(models, "Loading", loading)
-    monkeypatch.setattr("exaone4_mlx.measure.machine.memory_of_this_machine", lambda: 100_000_000)
+    monkeypatch.setattr("exaone4_mlx.measure.fit.memory_of_this_machine", lambda: 100_000_000)
     command = ["--model", "demo", "--data-dir", str(tmp_path)]
     assert main(command) == 130
     warning, helps, loads = capsys.readouterr().err.splitlines()
@@ -85,7 +85,7 @@ def test_what_will_not_fit_is_said_and_what_cannot_work_refused(
     for quiet in (["--ignore-memory"], ["--max-kv-size", "500"]):
         assert main([*command, *quiet]) == 130
         assert capsys.readouterr().err == "loading demo\n", quiet
-    monkeypatch.setattr("exaone4_mlx.measure.machine.physical_memory", lambda: 8_000_000)
+    monkeypatch.setattr("exaone4_mlx.measure.fit.physical_memory", lambda: 8_000_000)
     assert main(command) == 1
     assert "error: the weights have 11 MB, and this machine has 8 MB of memory; " in capsys.readouterr().err
     assert main([*command, "--ignore-memory"]) == 130

@@ -745,7 +745,7 @@ def test_weights_beyond_the_memory_are_not_loaded(make: Any, held: Any, monkeypa
     """Before anything is ended or let go for them."""
     held.go_on.set()
     state = make()
-    monkeypatch.setattr("exaone4_mlx.measure.machine.physical_memory", lambda: 8_000_000)
+    monkeypatch.setattr("exaone4_mlx.measure.fit.physical_memory", lambda: 8_000_000)
     with pytest.raises(MemoryError, match="the weights have 11 MB, and this machine has 8 MB of memory"):
         list(state.switch(str(DEMO_FOLDER)))
     assert state.loaded.choice.path == "unread"

@@ -18,7 +18,7 @@ from conftest import tiny_model
 
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.files import svg
-from exaone4_mlx.measure import bandwidth, bench, measurements, peers, turns
+from exaone4_mlx.measure import bench, engines, measurements, peers
 from exaone4_mlx.measure.bench import Bench, BenchRow, Conditions
 from exaone4_mlx.measure.measurements import BenchRequest, Measurement
 from exaone4_mlx.model.kv import KVQuantization
@@ -60,7 +60,7 @@ class Fake:
 def test_engines_take_turns_and_the_first_round_does_not_count() -> None:
     log: list[str] = []
     fakes: Any = [Fake("a", log, [9, 1, 2, 3]), Fake("b", log, [9, 4, 5, 6]), Fake("c", log, None)]
-    taken = turns.take_turns(fakes, Fake.measured, 3)  # type: ignore[arg-type]
+    taken = engines.take_turns(fakes, Fake.measured, 3)  # type: ignore[arg-type]
     assert "".join(log) == "abc" + "ab" + "ba" + "ab", "who begins changes, and who cannot is asked once"
     assert {name: found.seconds for name, found in taken.items()} == {"a": ((1, 2, 3),), "b": ((4, 5, 6),)}
 
@@ -68,15 +68,15 @@ def test_engines_take_turns_and_the_first_round_does_not_count() -> None:
 def test_ratios_are_of_neighbours_in_time() -> None:
     test = Measurement({"decode": 10}, "tokens/s", lambda engine: None, depth=3)
     taken = {
-        "exaone4_mlx": turns.Samples(((1.0, 2.0, 5.0),), 70),
-        "mlx-lm": turns.Samples(((2.0, 2.0, 15.0),), 80),
+        "exaone4_mlx": engines.Samples(((1.0, 2.0, 5.0),), 70),
+        "mlx-lm": engines.Samples(((2.0, 2.0, 15.0),), 80),
     }
     ours, theirs = bench._rows(test, taken, tiny_model(), bandwidth=1e6)
     assert (ours.median, ours.low, ours.high) == (5, 2, 10)
     assert (theirs.ratio, theirs.ratio_low, theirs.ratio_high) == (2, 1, 3)
     assert ours.ratio is None
     assert (ours.peak_bytes, theirs.peak_bytes) == (70, 80)
-    assert ours.bandwidth_fraction == pytest.approx(5 * bandwidth.bytes_per_token(tiny_model(), 8) / 1e6)
+    assert ours.bandwidth_fraction == pytest.approx(5 * engines.bytes_per_token(tiny_model(), 8) / 1e6)
 
 
 def test_seconds_are_converted_to_the_unit_of_the_row() -> None:
@@ -96,7 +96,7 @@ def test_peak_is_without_what_other_engines_hold() -> None:
             return [1.0]
 
     engine: Any = Busy("a", [], [])
-    peak = turns.take_turns([engine], Busy.measured, 1)["a"].peak_bytes  # type: ignore[arg-type]
+    peak = engines.take_turns([engine], Busy.measured, 1)["a"].peak_bytes  # type: ignore[arg-type]
     assert 4_000_000 < peak < 20_000_000
     assert other.nbytes == 40_000_000
 

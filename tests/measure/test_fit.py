@@ -16,9 +16,8 @@ from conftest import TINY
 from exaone4_mlx import Exaone4Config, load
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.measure.allocation import cache_bytes, draft_cache_bytes, prefill_bytes
-from exaone4_mlx.measure.fit import fit
-from exaone4_mlx.measure.machine import memory_of_this_machine
+from exaone4_mlx.measure.fit import fit, memory_of_this_machine
+from exaone4_mlx.measure.sizes import cache_bytes, draft_cache_bytes, prefill_bytes
 from exaone4_mlx.model.kv import KVQuantization
 
 

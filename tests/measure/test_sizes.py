@@ -1,24 +1,38 @@
-"""Sizes that are read without loading are those of the loaded model."""
+"""Sizes that are computed without loading are those of the loaded model, its caches and its prompts.
+
+Bytes of caches are exact, and bytes of reading a prompt are an upper bound that is not far above.
+"""
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import TINY, random_ids, tiny_model
+from conftest import TINY, Greedy, random_ids, tiny_model
 from mlx.utils import tree_flatten
 
 from exaone4_mlx import Exaone4Config, convert, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation.decode import prefill
-from exaone4_mlx.measure.allocation import cache_bytes
+from exaone4_mlx.generation.options import PREFILL_STEP_SIZE
+from exaone4_mlx.generation.speculate import DRAFT_STEP_SIZE, DRAFT_WINDOW, DraftModel
 from exaone4_mlx.measure.fit import fit, fit_sizes
-from exaone4_mlx.measure.sizes import read_sizes, weight_shapes
+from exaone4_mlx.measure.sizes import (
+    cache_bytes,
+    draft_cache_bytes,
+    draft_windows,
+    prefill_bytes,
+    read_sizes,
+    weight_shapes,
+)
+from exaone4_mlx.model.cache import RotatingKVCache, make_caches, visible
+from exaone4_mlx.model.kv import KVQuantization
 from exaone4_mlx.model.network import Exaone4ForCausalLM
 from exaone4_mlx.model.pretrained import load_network
 
@@ -194,3 +208,253 @@ def test_only_config_json_of_a_hub_id_is_downloaded(
     estimate = read_sizes("LGAI-EXAONE/nowhere", "main")
     assert asked == [("LGAI-EXAONE/nowhere", "main", ["config.json"])]
     assert estimate.has_no_files == (cached != "all") and fit_sizes(estimate) == fit("demo")
+
+
+# --- caches and prompts -------------------------------------------------------------------------------------------
+
+ALL_GLOBAL = {"sliding_window": None, "sliding_window_pattern": None}
+#: window 7: buckets of 256, the window, its buffer of 7 - 1 + 64 + 512 rows, prefill's chunks of 2048, the model's end
+LENGTHS = (1, 6, 7, 8, 255, 256, 257, 512, 513, 581, 582, 583, 2047, 2048, 2049, 4096, 4097, 6145, 8193, 11_999, 12_000)
+#: window 4096: the same, where the buffer of 4671 rows is longer than a chunk
+LONG_LENGTHS = (100, 2048, 2049, 4095, 4096, 4097, 4670, 4671, 4672, 6144, 9000)
+
+
+def filled_bytes(
+    model: Exaone4ForCausalLM,
+    length: int,
+    dtype: mx.Dtype,
+    step: int = PREFILL_STEP_SIZE,
+    caches: Sequence[Any] | None = None,
+) -> int:
+    """`nbytes` of the model's caches, or of these, after `length` tokens, `step` at a time."""
+    config, total = model.config, 0
+    for cache in caches or model.make_cache():
+        for start in range(0, length, step):
+            rows = mx.zeros((1, config.num_key_value_heads, min(step, length - start), config.head_dim), dtype)
+            cache.update(rows, rows)
+        mx.eval(cache.state)
+        total += cache.nbytes
+    return total
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("changes", "lengths"),
+    [
+        ({}, LENGTHS),
+        (ALL_GLOBAL, LENGTHS),
+        ({"sliding_window": 4096}, LONG_LENGTHS),
+        ({"sliding_window": 300}, LENGTHS),
+    ],
+    ids=["hybrid", "all global", "long window", "window across buckets"],
+)
+def test_the_sum_is_what_real_caches_allocate(
+    changes: dict[str, Any], lengths: tuple[int, ...], dtype: mx.Dtype
+) -> None:
+    model = tiny_model(max_position_embeddings=12_000, **changes)
+    for length in lengths:
+        estimate = sum(cache_bytes(model.config, length, dtype.size))
+        assert estimate == filled_bytes(model, length, dtype), f"{length} tokens"
+
+
+@pytest.mark.parametrize("max_position_embeddings", [64, 256, 300])
+def test_a_short_context_bounds_the_last_bucket(max_position_embeddings: int) -> None:
+    model = tiny_model(max_position_embeddings=max_position_embeddings)
+    for length in (1, 63, max_position_embeddings):
+        assert sum(cache_bytes(model.config, length, 4)) == filled_bytes(model, length, mx.float32)
+
+
+def test_window_and_reserve_are_counted_apart() -> None:
+    model = tiny_model(max_position_embeddings=2000)
+    row = 2 * 2 * 16 * 4  # key and value, heads, head size, float32
+    (full,) = {cache.max_rows for cache in model.make_cache() if isinstance(cache, RotatingKVCache)}
+    assert cache_bytes(model.config, 2000, 4) == (2000 * row, 3 * 7 * row, 3 * (full - 7) * row)
+    assert cache_bytes(model.config, 5, 4) == (256 * row, 3 * 5 * row, 3 * 251 * row), "a bucket's slack is reserve"
+
+
+def test_small_steps_grow_a_global_buffer_by_half_at_most() -> None:
+    """The docstring's promise to those who do not come to a length by one prompt."""
+    model = tiny_model(max_position_embeddings=12_000, **ALL_GLOBAL)
+    bucket = 256 * 4 * 2 * 2 * 16 * 4  # rows, layers, key and value, heads, head size, float32
+    for length in (300, 1281, 2500, 12_000):
+        estimate = sum(cache_bytes(model.config, length, 4))
+        assert filled_bytes(model, length, mx.float32, step=61) <= min(estimate * 1.5 + bucket, 12_000 / 256 * bucket)
+
+
+def test_the_32b_model_at_its_longest(shared: Path) -> None:
+    config = Exaone4Config.from_file(shared / "configs" / "EXAONE-4.0-32B.config.json")
+    assert cache_bytes(config, 131_072) == (8_589_934_592, 805_306_368, 48 * (64 + 512 - 1) * 4096)
+
+
+def test_the_1_2b_model_has_global_layers_only(shared: Path) -> None:
+    config = Exaone4Config.from_file(shared / "configs" / "EXAONE-4.0-1.2B.config.json")
+    assert cache_bytes(config, 65_536) == (4_026_531_840, 0, 0)
+
+
+KV_CHOICES: dict[str, dict[str, Any]] = {
+    "8": {"kv_bits": 8, "kv_layers": "all"},
+    "4": {"kv_bits": 4, "kv_layers": "all"},
+    "keys 8, values 4": {"kv_bits_keys": 8, "kv_bits_values": 4, "kv_layers": "all"},
+    "values alone, global layers": {"kv_bits_values": 8, "kv_layers": "global"},
+    "4, global layers by default": {"kv_bits": 4},
+}
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32], ids=str)
+@pytest.mark.parametrize(("head_dim", "changes"), [(32, {}), (64, ALL_GLOBAL)], ids=["hybrid", "all global"])
+@pytest.mark.parametrize("choice", KV_CHOICES)
+def test_quantized_caches_are_counted_to_the_byte(
+    choice: str, head_dim: int, changes: dict[str, Any], dtype: mx.Dtype
+) -> None:
+    """At 600 tokens and more the local buffers have been compacted, and rewound rows and slack are all there."""
+    model = tiny_model(max_position_embeddings=12_000, head_dim=head_dim, **changes)
+    kv = KVQuantization.read(model.config, **KV_CHOICES[choice])
+    plain = cache_bytes(model.config, 600, dtype.size)
+    for length in (5, 600, 2500):
+        estimate = cache_bytes(model.config, length, dtype.size, kv)
+        assert sum(estimate) == filled_bytes(model, length, dtype, caches=model.make_cache(kv)), f"{length} tokens"
+    estimate = cache_bytes(model.config, 600, dtype.size, kv)
+    assert estimate[0] < plain[0] and (estimate[1:] == plain[1:]) == (not plain[1] or "global" in choice)
+
+
+def test_a_draft_model_slides_in_every_layer() -> None:
+    """Also where its own layers see everything; narrower windows stay."""
+    model = tiny_model(max_position_embeddings=12_000)
+    assert draft_windows(model.config) == (7, 7, 7, DRAFT_WINDOW)
+    for length in (5, 600, 4671, 6000, 12_000):
+        caches = make_caches(draft_windows(model.config))
+        assert draft_cache_bytes(model.config, length, 4) == filled_bytes(
+            model, length, mx.float32, DRAFT_STEP_SIZE, caches
+        )
+    assert draft_cache_bytes(model.config, 6000) == draft_cache_bytes(model.config, 12_000), "and no longer grows"
+    drafter, prompt = DraftModel(model), random_ids(700)[0].tolist()
+    drafter.draft(prompt, 1, Greedy())
+    assert draft_cache_bytes(model.config, 700, 4) == sum(layer.nbytes for layer in drafter._layers)
+
+
+SMALL = {"num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": 12_000}
+#: What most of the peak is -> (tokens, config)
+PEAKS: dict[str, tuple[int, dict[str, Any]]] = {
+    "scores": (2048, ALL_GLOBAL),
+    "scores of a late chunk": (1024, {"num_hidden_layers": 4, "sliding_window": 300, "sliding_window_pattern": 2}),
+    "buffers": (1000, ALL_GLOBAL | {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128}),
+    "hidden states": (300, {"hidden_size": 1024}),
+    "queries": (200, {"num_attention_heads": 32, "head_dim": 32}),
+    "keys and values": (200, {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 64}),
+    "the MLP": (300, {"intermediate_size": 2048}),
+    "logits": (60, {"vocab_size": 100_000}),
+}
+
+#: Tokens in a chunk, where several show it in less time.
+STEPS = {"scores of a late chunk": 256, "buffers": 16}
+
+
+def peak_of_prefill(
+    model: Exaone4ForCausalLM,
+    length: int,
+    step: int,
+    kv: KVQuantization | None = None,
+    with_caches: bool = False,
+) -> int:
+    """Bytes at the peak of reading a prompt, without weights, and without caches as they are afterwards."""
+    mx.eval(model.parameters())
+    ids = random_ids(length).tolist()[0]
+    gc.collect()
+    mx.synchronize()  # or else what the weights were cast from is freed later
+    before, cache = mx.get_active_memory(), model.make_cache(kv)
+    mx.reset_peak_memory()
+    prefill(model, ids, cache, step)
+    return mx.get_peak_memory() - before - (0 if with_caches else sum(layer.nbytes for layer in cache))
+
+
+def check_peak(length: int, dtype: mx.Dtype, config: dict[str, Any], step: int = PREFILL_STEP_SIZE) -> None:
+    model = Exaone4ForCausalLM(Exaone4Config.from_dict(TINY | SMALL | config))
+    model.set_dtype(dtype)
+    measured = peak_of_prefill(model, length, step)
+    estimate = prefill_bytes(model.config, length, dtype.size, step_size=step)
+    assert measured <= estimate <= 2.5 * measured, (
+        f"estimated {estimate / 1e6:.2f} MB, measured {measured / 1e6:.2f} MB"
+    )
+
+
+on_the_cpu = pytest.mark.skipif(
+    mx.default_device() != mx.Device(mx.cpu), reason="the bound is measured on the CPU only"
+)
+
+
+@on_the_cpu
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32], ids=str)
+@pytest.mark.parametrize("peak", PEAKS)
+def test_the_peak_of_prefill_is_below_the_bound_and_not_far_below(peak: str, dtype: mx.Dtype) -> None:
+    check_peak(PEAKS[peak][0], dtype, PEAKS[peak][1], STEPS.get(peak, PREFILL_STEP_SIZE))
+
+
+@on_the_cpu
+@pytest.mark.heavy
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
+@pytest.mark.parametrize("length", [50, 1000, 5000])
+def test_the_peak_of_prefill_is_below_the_bound_for_a_medium_model(length: int, dtype: mx.Dtype) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4}
+    check_peak(length, dtype, sizes | heads | {"sliding_window": 600, "sliding_window_pattern": 2})
+
+
+def test_metal_keeps_no_scores_where_its_attention_is_fused(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Exaone4Config.from_file(shared / "configs" / "EXAONE-4.0-32B.config.json")
+    scores = 40 * 2048 * 131_072 * 2  # heads, chunk, context, bfloat16
+    assert prefill_bytes(config, 131_072) > scores
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    assert prefill_bytes(config, 131_072) < scores / 10
+    odd = Exaone4Config.from_dict(TINY | {"max_position_embeddings": 131_072})
+    assert prefill_bytes(odd, 131_072) > 4 * 2048 * 131_072 * 2, "Metal has no fused kernel for a head size of 16"
+
+
+def test_the_mask_of_local_layers_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU it is little beside the scores."""
+    mx.eval(mx.arange(2))
+    gc.collect()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(visible(299, 2048, 300))
+    measured = mx.get_peak_memory() - before
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    sizes = TINY | SMALL | {"head_dim": 64}
+    local, everything = (Exaone4Config.from_dict(sizes | other) for other in ({"sliding_window": 300}, ALL_GLOBAL))
+    assert prefill_bytes(local, 5000) - prefill_bytes(everything, 5000) >= measured
+
+
+@pytest.mark.parametrize("changes", [{}, ALL_GLOBAL, {"sliding_window": 3000}], ids=["hybrid", "all global", "long"])
+def test_a_longer_prompt_never_needs_less(changes: dict[str, Any]) -> None:
+    """Or else the search for the largest context would end at the wrong one."""
+    config = Exaone4Config.from_dict(TINY | {"max_position_embeddings": 12_000} | changes)
+    needs = [prefill_bytes(config, length) for length in sorted({*range(1, 12_001, 61), *LENGTHS, *LONG_LENGTHS})]
+    assert needs == sorted(needs)
+
+
+@pytest.mark.parametrize("name", ["32B", "1.2B"])
+@pytest.mark.parametrize("choice", KV_CHOICES)
+def test_no_length_takes_more_with_quantized_caches(choice: str, name: str, shared: Path) -> None:
+    """They are unpacked to read a prompt, one layer at a time: less than what they save, from the first token on."""
+    config = Exaone4Config.from_file(shared / "configs" / f"EXAONE-4.0-{name}.config.json")
+    kv = KVQuantization.read(config, **KV_CHOICES[choice])
+    for length in (1, 256, 257, 2048, 2049, 4097, 30_000, config.max_position_embeddings):
+        plain = sum(cache_bytes(config, length)) + prefill_bytes(config, length)
+        assert sum(cache_bytes(config, length, 2, kv)) + prefill_bytes(config, length, kv=kv) <= plain, length
+
+
+@on_the_cpu
+@pytest.mark.parametrize("choice", ["4", "keys 8, values 4"])
+def test_the_peak_of_a_prompt_is_lower_with_quantized_caches_and_below_the_bound(
+    choice: str,
+) -> None:
+    sizes = ALL_GLOBAL | {"head_dim": 128, "num_hidden_layers": 8}
+    model = Exaone4ForCausalLM(Exaone4Config.from_dict(TINY | SMALL | sizes))
+    model.set_dtype(mx.bfloat16)
+    length, step = 512, 32
+    kv = KVQuantization.read(model.config, **KV_CHOICES[choice])
+    plain, packed = (peak_of_prefill(model, length, step, how, with_caches=True) for how in (None, kv))
+    estimate = prefill_bytes(model.config, length, 2, kv=kv, step_size=step) + sum(
+        cache_bytes(model.config, length, 2, kv)
+    )
+    message = f"{plain / 1e6:.2f} MB without, {packed / 1e6:.2f} with, estimated {estimate / 1e6:.2f}"
+    assert packed <= plain and packed <= estimate <= 2 * packed, message
