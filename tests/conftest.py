@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, Tokenizer, convert, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation.decode import TokenStream, prefill
-from exaone4_mlx.generation.speculate import DraftScheduler
+from exaone4_mlx.generation.draft import DraftScheduler
 from exaone4_mlx.model.cache import KVCache, RotatingKVCache
 from exaone4_mlx.model.kv import KVQuantization
 from exaone4_mlx.text.template import ChatTemplate
@@ -92,18 +92,18 @@ def random_ids(length: int, seed: int = 0, vocab_size: int = TINY["vocab_size"],
 
 
 class Greedy:
-    """The most probable token, and a note of what was taken back."""
+    """Samples the most probable token, and records the calls of `replace_last`."""
 
     state: Any = None
 
     def __init__(self) -> None:
-        self.taken_back: list[tuple[int, ...]] = []
+        self.replaced: list[tuple[int, ...]] = []
 
     def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
         return mx.argmax(logits if allowed is None else mx.where(allowed, logits, -1e9), axis=-1)
 
-    def take_back(self, forced: Sequence[int] = ()) -> None:
-        self.taken_back.append(tuple(forced))
+    def replace_last(self, forced: Sequence[int] = ()) -> None:
+        self.replaced.append(tuple(forced))
 
 
 def small_caches(model: Exaone4ForCausalLM, reserve: int = 8, slack: int = 5) -> Exaone4ForCausalLM:
@@ -140,10 +140,10 @@ def in_chunks(model: Any, ids: mx.array, cuts: Sequence[int], cache: Sequence[An
 
 
 class Always(DraftScheduler):
-    """The same number of drafted tokens at every step."""
+    """Chooses the same number of draft tokens for every step."""
 
     def choose(self) -> int:
-        return self.most
+        return self.max_drafts
 
 
 def greedy_tokens(model: Any, prompt: list[int], count: int, step_size: int = 2048) -> list[int]:

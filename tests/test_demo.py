@@ -10,7 +10,6 @@ from conftest import Always
 
 from exaone4_mlx import Sampling, ToolCall, generate, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.generation import speculate
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -147,7 +146,7 @@ def test_draft_reads_the_same_tokens() -> None:
 
 def test_most_of_what_the_draft_guesses_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the demo needs a fraction of its steps; what the card says is over more questions."""
-    monkeypatch.setattr(speculate, "DraftScheduler", Always)
+    monkeypatch.setattr("exaone4_mlx.generation.draft.DraftScheduler", Always)
     model, tokenizer = load("demo", dtype="float32")
     draft, _ = load("demo-draft", dtype="float32")
     made = saved = 0

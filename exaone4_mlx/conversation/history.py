@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..generation.constrain import ToolConstraint
+from ..generation.draft import DraftModel
 from ..generation.generate import tool_constraint
 from ..generation.options import Options, check
 from ..generation.prompt_cache import PromptCache
 from ..generation.request import Request
-from ..generation.speculate import DraftModel
 from ..generation.worker import Job, Worker
 from ..model.network import Exaone4ForCausalLM
 from ..text.message import Message

@@ -1,15 +1,15 @@
-"""Tool schemas -> which tokens may come next while a tool call is being written.
+"""Tool schemas -> the tokens that are allowed next inside a tool call.
 
 Notes:
-- A call is `<tool_call>{"name": NAME, "arguments": {...}}</tool_call>`. Its tags are single tokens, although not
-  "special" ones, so it ends with a token that no text can spell. The grammar does not see control tokens,
-  not even those that other software takes for text; `</tool_call>` stands in for its end of text.
-- The library is llguidance (the extra `constrain`). Where the schemas leave no choice, the text must have the
-  tokens that the tokenizer makes of it, which the model has learned; elsewhere any tokens are allowed.
-- The grammar is compiled once and rewound for every call.
-- Schemas are closed: an object takes the listed properties only, unless it says otherwise. JSON Schema itself
-  allows further properties, and a model that may invent arguments does.
-- A schema is refused, with the name of its tool, if any part of it cannot be enforced.
+- A call is `<tool_call>{"name": NAME, "arguments": {...}}</tool_call>`. Its tags are single tokens, although they are
+  not "special" in tokenizer.json. So no text can contain the token that ends the call. The grammar never allows control
+  tokens, also those that other software treats as text. `</tool_call>` is its end-of-text token.
+- The library is llguidance (the extra `constrain`). If the schemas allow only one text, its tokens must be those of the
+  tokenizer, because the model was trained on them. Elsewhere any tokens of the text are allowed.
+- The grammar is compiled once and reset for every call.
+- Schemas are closed: an object may have the listed properties only, unless its schema says otherwise. JSON Schema
+  itself allows more properties, and a model that may invent arguments does so.
+- A schema is refused, with the name of its tool, if a part of it cannot be enforced.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ NEEDS_PACKAGE = "constrain_tools needs the package llguidance: pip install 'exao
 
 
 class ToolConstraint:
-    """Makes a tool call's name and arguments follow the schemas, from <tool_call> to </tool_call>.
+    """Restricts the name and the arguments of a tool call to the schemas, from <tool_call> to </tool_call>.
 
-    `schemas` are OpenAI's tool objects, or their function objects alone; `vocab_size` is the model's, and may
-    differ from the tokenizer's. Raises ValueError for no tools, for a schema that cannot be enforced (naming
-    the tool), and for a tokenizer without the two tokens; RuntimeError where llguidance is not installed.
+    `schemas` are OpenAI's tool objects, or only their function objects. `vocab_size` is the model's; the tokenizer's
+    may differ. Raises ValueError without tools, for a schema that cannot be enforced (with the name of the tool), and
+    for a tokenizer without the two tags. Raises RuntimeError if llguidance is not installed.
     """
 
     def __init__(self, tokenizer: Tokenizer, schemas: Sequence[Mapping[str, Any]], vocab_size: int) -> None:
@@ -48,13 +48,13 @@ class ToolConstraint:
         #: Whether the reply is inside a call.
         self.active = False
         self._vocab_size = vocab_size
-        self._known_mask: bytes | None = None  # of this position
+        self._known_mask: bytes | None = None  # at this position
         size = min(vocab_size, tokenizer.vocab_size)
         forced = size == tokenizer.vocab_size and tokenizer.stop_token_ids <= _control_ids(tokenizer)
         self._matcher = _compiled(_vocabulary(tokenizer, size), schemas, forced)
 
     def begin(self) -> None:
-        """<tool_call> was sampled."""
+        """Starts a call, after <tool_call> was sampled."""
         self.reset()
         self.active = True
 
@@ -65,9 +65,9 @@ class ToolConstraint:
         return mx.array(padded) != 0
 
     def advance(self, token: int) -> None:
-        """Takes the sampled token; `active` is False after </tool_call>.
+        """Processes the sampled token. `active` is False after </tool_call>.
 
-        Raises ValueError for a token that is not allowed, and does not advance.
+        Raises ValueError for a token that is not allowed; the state does not change then.
         """
         mask = self._mask()
         if not (0 <= token < len(mask) and mask[token]):
@@ -79,18 +79,18 @@ class ToolConstraint:
             self._matcher.consume_token(token)
 
     def reset(self) -> None:
-        """Gets ready for another call; an incomplete call is forgotten."""
+        """Prepares the next call. An incomplete call is dropped."""
         self.active, self._known_mask = False, None
         self._matcher.reset()
 
     def _mask(self) -> bytes:
-        """The grammar's mask of this position: one byte for each token, 0 if it is not allowed."""
+        """The grammar's mask at this position: one byte per token, 0 if the token is not allowed."""
         if not self.active:
-            raise RuntimeError("no tool call is being written: begin() comes first")
+            raise RuntimeError("there is no tool call in progress: call begin() first")
         if self._known_mask is None:
             self._known_mask = self._matcher.compute_logit_bias()
-            if self._matcher.is_error():  # llguidance bounds the work for one token
-                raise RuntimeError(f"the tool call cannot be held to its schema: {_reason(self._matcher.get_error())}")
+            if self._matcher.is_error():  # llguidance limits the work for one token
+                raise RuntimeError(f"the schema of the call cannot be enforced: {_reason(self._matcher.get_error())}")
         return self._known_mask
 
 
@@ -110,7 +110,7 @@ def _control_ids(tokenizer: Tokenizer) -> set[int]:
 
 @functools.lru_cache(maxsize=4)
 def _vocabulary(tokenizer: Tokenizer, size: int) -> LLTokenizer:
-    """The first `size` tokens, in the grammar's form. It takes half a second for 102,400, so it is kept."""
+    """The first `size` tokens in llguidance's form. 102,400 tokens take half a second, so the result is cached."""
     try:
         from llguidance import LLTokenizer, TokenizerWrapper
     except ImportError as error:
@@ -119,7 +119,7 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> LLTokenizer:
 
 
 class _Vocabulary:
-    """The attributes that llguidance reads. Special tokens are allowed only where a grammar names them: nowhere."""
+    """The attributes that llguidance reads. Special tokens are allowed only where a grammar names them, so never."""
 
     bos_token_id = None
 
@@ -128,11 +128,11 @@ class _Vocabulary:
         special = _control_ids(tokenizer) | tokenizer.stop_token_ids
         self.eos_token_id = tokenizer.encode(CALL_END)[0]
         self.special_token_ids = [id for id in range(size) if id in special]
-        # An id without a text has no bytes, and is never sampled.
+        # An id without a text has no bytes, and is never allowed.
         self.tokens = [tokenizer.token_bytes(id) if tokenizer.has_text(id) else b"" for id in range(size)]
 
     def __call__(self, text: bytes) -> list[int]:
-        """The ids of forced text, where a schema's own control strings (in an enum, say) are ordinary text."""
+        """The ids of forced text. Control strings in a schema (in an enum, for example) are ordinary text."""
         whole = text.decode()
         pieces = list(whole) if any(control in whole for control in self._tokenizer.control_tokens) else [whole]
         return [id for piece in pieces for id in self._tokenizer.encode(piece)]
@@ -142,9 +142,9 @@ class _Vocabulary:
 
 
 def _compiled(vocabulary: LLTokenizer, schemas: Sequence[Mapping[str, Any]], forced: bool) -> LLMatcher:
-    """The grammar of one call of any of the tools, at its beginning.
+    """The grammar of one call of any of the tools.
 
-    Text without a choice is `forced` into the tokenizer's own tokens, which needs all text tokens.
+    With `forced`, text without an alternative must have the tokenizer's own tokens; this needs all text tokens.
     """
     from llguidance import LLMatcher
 
@@ -165,9 +165,9 @@ def _compiled(vocabulary: LLTokenizer, schemas: Sequence[Mapping[str, Any]], for
 
 
 def _rule(number: int, schema: Mapping[str, Any]) -> tuple[str, str]:
-    """A tool's name, and the rule of a call of it in llguidance's dialect of Lark.
+    """The name of a tool, and the rule of its call in llguidance's dialect of Lark.
 
-    Each tool has a `%json` of its own, so that a `$ref` finds what it means.
+    Each tool has its own `%json`, so that a `$ref` is resolved in the schema of its tool.
     """
     function, name = schema.get("function", schema), name_of(schema)
     if not isinstance(name, str) or not name:
@@ -189,19 +189,19 @@ def _spaced(schema: Mapping[str, Any]) -> str:
 
 
 def _arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a call's arguments: an object, {} for a tool without parameters."""
+    """The schema of the arguments of a call: an object, which is {} for a tool without parameters."""
     given = normalized(parameters)
     if given.get("type", "object") != "object":
         raise ValueError(f"its parameters must be of type object, not {given['type']!r}")
     schema = {"type": "object", **given}
     if not schema.keys() & COMPOSING:
         schema.setdefault("properties", {})
-    # The parts of an allOf must be compatible, at any depth.
+    # Closed parts of an allOf would exclude each other, at any depth.
     return schema if '"allOf"' in json.dumps(schema) else _closed(schema)
 
 
 def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy in which objects that list their properties take no others, unless they say so."""
+    """A copy in which objects with listed properties allow no others, unless their schema says otherwise."""
     result = {key: _closed_part(key, value, "properties" in schema) for key, value in schema.items()}
     if "properties" in schema and not schema.keys() & COMPOSING:
         result.setdefault("additionalProperties", False)
@@ -211,7 +211,7 @@ def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
 def _closed_part(key: str, value: Any, listed: bool) -> Any:
     if key in ("properties", "$defs", "definitions") and isinstance(value, Mapping):
         return {name: _closed(part) if isinstance(part, Mapping) else part for name, part in value.items()}
-    # Alternatives beside a list of properties are parts of that object, and none is the whole.
+    # Alternatives next to listed properties are parts of that object, so they stay open.
     if (key == "prefixItems" or (key in ("anyOf", "oneOf") and not listed)) and isinstance(value, (list, tuple)):
         return [_closed(part) if isinstance(part, Mapping) else part for part in value]
     if key in ("items", "additionalProperties") and isinstance(value, Mapping):

@@ -1,10 +1,10 @@
 """Prompt ids -> an endless stream of ids.
 
-What is peculiar here:
-- The stream never ends by itself: stop tokens, limits and text are the caller's business.
-- The prompt is processed in chunks, so that its memory is bounded and its progress can be told.
-- One step ahead: while the caller looks at a token, the one after it is being drawn. The caches have seen
-  the tokens that were handed out, and no others, so a caller may stop, or steer, after any of them.
+Notes:
+- The stream never ends by itself. The caller handles stop tokens, limits and text.
+- The prompt is processed in chunks, which limits memory and lets the caller report progress.
+- The stream runs one step ahead: the next token is sampled on the device while the caller handles the last one. The
+  caches hold only tokens that were handed out, so a caller can stop, restrict or force after any token.
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ from .options import PREFILL_STEP_SIZE
 #: Both forms of the model have the calls that decoding needs. `model.fused()` is the fast one.
 Model = Exaone4ForCausalLM | FusedModel
 
-CLEAR_EVERY = 256  # tokens between which freed buffers are given back
-
+CLEAR_EVERY = 256  # tokens between two releases of freed buffers
 
 TopLogprobs = tuple[mx.array, ...]
 
 
 class Sample(Protocol):
-    """Draws the next token [1] from logits [1, V], among the tokens `allowed` [V] if that is given."""
+    """Samples the next token [1] from logits [1, V], among the tokens `allowed` [V] if they are given."""
 
     def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array: ...
 
-    def take_back(self, forced: Sequence[int] = ()) -> None:
-        """Forgets the last token drawn, for which `forced` stand instead."""
+    def replace_last(self, forced: Sequence[int] = ()) -> None:
+        """Forgets the last sampled token, and counts the tokens `forced` in its place."""
 
-    state: Any  # which can be set to one from before
+    state: Any  # assign an earlier value to go back to it
 
 
 def prefill_chunks(
@@ -47,8 +46,8 @@ def prefill_chunks(
 ) -> Iterator[tuple[int, mx.array]]:
     """Processes `ids` into `cache`, `step_size` tokens at a time.
 
-    After each chunk it yields the tokens processed so far and the hidden state of the last of them, [1, 1, E]. Each
-    chunk is computed before the next one; the last one is the caller's to evaluate.
+    After each chunk it yields the number of processed tokens and the hidden state of the last one, [1, 1, E]. Each
+    chunk is evaluated before the next one starts. The caller evaluates the last chunk.
     """
     array = mx.array(list(ids))[None]  # [1, L]
     whole_length = cache[0].offset + len(ids)
@@ -61,7 +60,7 @@ def prefill_chunks(
 
 
 def prefill(model: Model, ids: Sequence[int], cache: list[Cache], step_size: int = PREFILL_STEP_SIZE) -> mx.array:
-    """Processes `ids` into `cache`: the logits after the last of them, [1, V]."""
+    """Processes `ids` into `cache`. Returns the logits after the last token, [1, V]."""
     for _, last in prefill_chunks(model, ids, cache, step_size):
         hidden = last
     logits = model.logits(hidden)[:, -1]
@@ -70,7 +69,7 @@ def prefill(model: Model, ids: Sequence[int], cache: list[Cache], step_size: int
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """The number of ids at the beginning that are the same in both."""
+    """The length of the longest common prefix of two sequences."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
@@ -81,10 +80,15 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return low
 
 
-def top_logprobs(logits: mx.array, token: mx.array, count: int | None) -> TopLogprobs:
-    """(ids [count], log-probabilities [1 + count]): the `count` most probable ids, and the values of `token` and those.
+def to_ints(tokens: list[mx.array]) -> list[int]:
+    """The values of arrays [1]."""
+    return mx.concatenate(tokens).tolist() if tokens else []  # type: ignore[return-value]
 
-    `logits` are [1, V], `token` is [1]. The result is not evaluated. It is empty for `count` None.
+
+def top_logprobs(logits: mx.array, token: mx.array, count: int | None) -> TopLogprobs:
+    """The `count` most probable ids [count], and the log-probabilities [1 + count] of `token` and of these ids.
+
+    `logits` are [1, V], `token` is [1]. The result is not evaluated. It is empty if `count` is None.
     """
     if count is None:
         return ()
@@ -97,10 +101,10 @@ def top_logprobs(logits: mx.array, token: mx.array, count: int | None) -> TopLog
 
 
 class TokenStream:
-    """The tokens that follow a prefill, for ever: `next()` hands out one, [1] -> int.
+    """The endless tokens after a prefill: `next()` hands out one int.
 
-    `restrict` and `force` change what comes after the token handed out last. `drafted` and `accepted` count the guesses
-    of `SpeculativeStream`.
+    `restrict` and `force` change the token after the one handed out last. `drafted` and `accepted` are the counts of
+    `SpeculativeStream`; here they are 0.
     """
 
     drafted = accepted = 0
@@ -112,15 +116,15 @@ class TokenStream:
         self._model, self._cache, self._sample, self._top = model, cache, sample, logprobs
         self._logits = logits
         self._count = 0
-        self._draw()
+        self._sample_next()
 
     def __iter__(self) -> TokenStream:
         return self
 
     def __next__(self) -> int:
-        token, self._last_logprobs = self._following, self._logprobs
+        token, self._last_logprobs = self._next, self._next_logprobs
         self._logits = self._model(token[None], self._cache)[:, -1]
-        self._draw()
+        self._sample_next()
         self._count += 1
         if self._count % CLEAR_EVERY == 0:
             mx.clear_cache()
@@ -132,21 +136,21 @@ class TokenStream:
         return self._last_logprobs
 
     def close(self) -> None:
-        """Nothing to do: the caches hold what was handed out."""
+        """Does nothing: the caches hold only tokens that were handed out."""
 
     def restrict(self, allowed: mx.array) -> None:
-        """Draws the next token again, among `allowed`, booleans [V]."""
-        self._sample.take_back()
-        self._draw(allowed)
+        """Samples the next token again, from the tokens `allowed`, booleans [V]."""
+        self._sample.replace_last()
+        self._sample_next(allowed)
 
     def force(self, ids: Sequence[int]) -> None:
-        """Goes on after `ids`, which the model did not draw. They are not handed out."""
-        self._sample.take_back(ids)
+        """Continues after `ids` in place of the next token. They are not handed out."""
+        self._sample.replace_last(ids)
         self._logits = prefill(self._model, ids, self._cache)
-        self._draw()
+        self._sample_next()
 
-    def _draw(self, allowed: mx.array | None = None) -> None:
-        self._following = self._sample(self._logits, allowed)
-        # Together with the draw: after the next step is queued, they would have to wait for it.
-        self._logprobs = top_logprobs(self._logits, self._following, self._top)
-        mx.async_eval(self._following, self._logprobs)
+    def _sample_next(self, allowed: mx.array | None = None) -> None:
+        self._next = self._sample(self._logits, allowed)
+        # In the same evaluation: after the next step is queued, they would have to wait for it.
+        self._next_logprobs = top_logprobs(self._logits, self._next, self._top)
+        mx.async_eval(self._next, self._next_logprobs)

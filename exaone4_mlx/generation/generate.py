@@ -1,9 +1,9 @@
 """`generate`, `stream_generate`, and `Generation`, which is one reply in progress.
 
 Notes:
-- A reply is made in the model's worker thread. Its events can be taken in any thread, or with `async for`.
-- Everything that a caller can get wrong is refused before the first token is computed.
-- Events are made ahead of a slow reader.
+- The model's worker thread generates a reply. Any thread can iterate its events, also with `async for`.
+- All arguments are checked before the first token is computed.
+- The worker does not wait for a slow consumer of the events.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ..text.message import Reply
 from ..text.tokenizer import Tokenizer
 from ..tools.describe import Tool, schemas
 from .constrain import ToolConstraint
+from .draft import DraftModel
 from .options import Options, ReplyOptions, Sampling, check
 from .prompt_cache import CheckpointPool, PromptCache
 from .reply_loop import ReplyLoop
 from .request import Prompt, Request
-from .speculate import DraftModel
 from .worker import EventStream, Job, Worker
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ def stream_generate(
 
     `prompt` is text (one user turn), a list of OpenAI-style messages, or token ids, which are used unchanged.
     `options` are the fields of `Options`: `thinking`, `max_tokens`, `temperature`, `stop` and so on.
-    `tools` are Python functions or their JSON schemas; calls are reported, not run.
+    `tools` are Python functions or their JSON schemas. Tool calls are reported, not run.
 
-    `prompt_cache` keeps what was processed for the next prompt that begins alike. `kv` 8 or 4 stores the caches in
-    that number of bits. `max_kv_size` limits the tokens in the caches, prompt and reply together: a longer prompt is
-    refused. `draft_model`, a small model of the same vocabulary, proposes tokens that this model verifies: the reply
-    is the same, in fewer steps. With `logprobs` there are events of `Logprobs`, too.
+    `prompt_cache` keeps the processed tokens for the next prompt with the same beginning. `kv` 8 or 4 stores the caches
+    in that number of bits. `max_kv_size` limits the tokens in the caches, prompt and reply together; a longer prompt is
+    refused. `draft_model` is a small model with the same vocabulary. It proposes tokens that this model verifies: the
+    reply is the same, in fewer steps. With `logprobs` there are also `Logprobs` events.
 
     Raises ValueError, before anything is computed, for an empty prompt, one longer than the context, a token
     id that does not exist, malformed messages, or an invalid option, and TypeError for an unknown option.
@@ -90,27 +90,27 @@ def stream_generate(
 def generate(
     model: Exaone4ForCausalLM, tokenizer: Tokenizer, prompt: Prompt, **options: Unpack[GenerateOptions]
 ) -> Reply:
-    """The whole reply to `prompt`. Options and errors are those of `stream_generate`."""
+    """The complete reply to `prompt`. Options and errors are those of `stream_generate`."""
     generation = stream_generate(model, tokenizer, prompt, **options)
     events = list(generation)
     return Reply.from_events(events, generation.token_ids)
 
 
 def tool_constraint(config: Exaone4Config, tokenizer: Tokenizer, tools: Sequence[Tool] | None) -> ToolConstraint | None:
-    """The constraint that makes calls follow the schemas of `tools`; None without tools."""
+    """The constraint that restricts calls to the schemas of `tools`; None without tools."""
     offered = schemas(tools)
     return ToolConstraint(tokenizer, offered, config.vocab_size) if offered else None
 
 
 def make_draft(model: Exaone4ForCausalLM | None) -> DraftModel | None:
-    """A drafter that uses `model`. Raises ValueError for what is no model."""
+    """A drafter that uses `model`. Raises ValueError if it is not a model."""
     is_model = isinstance(model, (Exaone4ForCausalLM, type(None)))
     check("draft_model", model, is_model, "a model, as load() returns it with its tokenizer")
     return None if model is None else DraftModel(model)
 
 
 class Generation(EventStream[ReplyEvent]):
-    """One reply in progress: iterate it once for its events. It begins when it is iterated, and ends when dropped."""
+    """One reply. Iterate it once for its events. It starts with the iteration, and ends if it is dropped."""
 
     def __init__(
         self,
@@ -137,12 +137,12 @@ class Generation(EventStream[ReplyEvent]):
         late = False
         try:
             event = next(self._job or iter(()))
-            while self._loop.cancelled and not isinstance(event, Done):  # made ahead of a slow reader
+            while self._loop.cancelled and not isinstance(event, Done):  # events that were not consumed yet
                 event, late = next(self._job or iter(())), True
         except StopIteration:
             if not self._loop.cancelled:
                 raise
-            event = self._loop.counts.done("cancelled")  # cancelled before it began
+            event = self._loop.counts.done("cancelled")  # cancelled before it started
         except BaseException:
             self.close()
             raise
@@ -163,35 +163,35 @@ class Generation(EventStream[ReplyEvent]):
 
     @property
     def sampling(self) -> Sampling:
-        """How tokens are sampled, with LG's recommendation in place of None."""
+        """The sampling options, with LG's recommended values in place of None."""
         return self._loop.sampling
 
     @property
     def so_far(self) -> Done:
-        """Counts and times until now, from any thread; its `finish_reason` is "unfinished"."""
+        """Counts and times so far. Any thread may read them. `finish_reason` is "unfinished"."""
         return self._loop.counts.done("unfinished")
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """The tokens of thought and answer until now."""
+        """The token ids of thought and answer so far."""
         return tuple(self._loop.token_ids)
 
     @property
     def place(self) -> int:
-        """The number of replies of this model that come before this one."""
+        """The number of replies of this model that are before this one in the queue."""
         return 0 if self._job is None else self._job.place
 
     def cancel(self) -> None:
-        """Ends the reply at the next token, or at the next chunk of the prompt; `Done` says "cancelled".
+        """Ends the reply at the next token, or at the next chunk of the prompt. `Done` has the reason "cancelled".
 
-        No other event comes after it, even if one exists already.
+        The next event is `Done`; events that were not consumed are dropped.
         """
         self._loop.cancel()
         if self._job is not None:
             self._job.withdraw()
 
     def close(self) -> None:
-        """Ends the reply at once and without `Done`, and waits for the end."""
+        """Ends the reply immediately, without `Done`, and waits for the end."""
         self._finish_reason = self._finish_reason or "closed"
         if self._job is not None:
             self._loop.cancel()
@@ -199,7 +199,7 @@ class Generation(EventStream[ReplyEvent]):
 
 
 def evaluate_weights(model: Exaone4ForCausalLM, draft: DraftModel | None = None) -> None:
-    """Computes weights that this thread has changed: the worker thread cannot do it."""
+    """Evaluates weights that this thread has changed, because the worker thread cannot do it."""
     mx.eval(model.parameters())
     if draft is not None:
         mx.eval(draft.model.parameters())

@@ -27,10 +27,11 @@ from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
 from .constrain import ToolConstraint
 from .decode import TokenStream, TopLogprobs
+from .draft import LOOKUP_DRAFTS, MODEL_DRAFTS, DraftModel, PromptLookup
 from .prompt_cache import PromptCache
 from .request import Request
 from .sampling import Sampler
-from .speculate import LOOKUP_DRAFTS, MODEL_DRAFTS, DraftModel, PromptLookup, SpeculativeStream
+from .speculate import SpeculativeStream
 from .stopping import WRAP_UP, LoopDetector, StopStrings, thought_limit
 
 Stream = TokenStream | SpeculativeStream

@@ -1,10 +1,10 @@
-"""What ends a reply, or the thought in it: limits, stop strings, loops.
+"""The conditions that end a reply or its thought: limits, stop strings, loops.
 
 Notes:
-- A thought whose budget is used up is ended as the model itself ends it, after one sentence that says so. A part of
-  `max_tokens` is reserved for the answer, so that an answer always follows.
-- A loop is many copies of one block and nothing else, for hundreds of tokens. A table of zeros looks the same: a caller
-  who asks for one must turn `stop_on_repetition` off.
+- A thought whose budget is used up ends with one fixed sentence and the tokens with which the model ends a thought. A
+  part of `max_tokens` is reserved for the answer, so that an answer always follows.
+- A loop is many copies of one block and nothing else, for hundreds of tokens. A table of zeros looks the same, so a
+  caller who wants such a table must turn `stop_on_repetition` off.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from ..text.events import Answer, Event
 from ..text.reply import open_end
 
-#: What ends a thought whose budget is used up. The last part is the template's own.
+#: The text that ends a thought whose budget is used up. Its last part is that of the template.
 WRAP_UP = "\nI will answer now.\n</think>\n\n"
-ANSWER_PART, ANSWER_TOKENS = 4, 512  # a quarter of max_tokens, and no more than this, is kept for the answer
+ANSWER_PART, ANSWER_TOKENS = 4, 512  # the answer has a quarter of max_tokens, but at most 512, reserved
 
 
 def thought_limit(budget: int, max_tokens: int, wrap_up: int) -> int:
-    """How many tokens a thought may have, so that `wrap_up` tokens and an answer still fit.
+    """The limit of a thought in tokens, so that `wrap_up` tokens and an answer still fit.
 
-    Negative where `max_tokens` is too small for both.
+    It is negative if `max_tokens` is too small for both.
     """
     return min(budget, max_tokens - wrap_up - min(max_tokens // ANSWER_PART, ANSWER_TOKENS))
 
 
 class StopStrings:
-    """Cuts an answer off before a stop string. Holds text back that could be the beginning of one."""
+    """Ends an answer before a stop string. Text that may be the beginning of a stop string is held back."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
@@ -47,7 +47,7 @@ class StopStrings:
                 yield Answer(text)
 
     def close(self) -> Iterator[Event]:
-        """The text that was held back, once no stop string can follow."""
+        """The text that was held back. Call it when no more text follows."""
         held, self._held = self._held, ""
         if held and not self.found:
             yield Answer(held)
@@ -55,7 +55,7 @@ class StopStrings:
     def _cut(self, text: str) -> str:
         text = self._held + text
         found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if found:  # the one that is complete first, for any cut of the text into pieces
+        if found:  # the first complete one, so that the result is the same for any split of the text
             self.found, self._held = True, ""
             return text[: min(found)[1]]
         kept = open_end(text, *self._stops)
@@ -66,7 +66,7 @@ class StopStrings:
 class LoopDetector:
     """Detects a reply that repeats one block: at least 8 copies, over at least 512 tokens.
 
-    It searches every 32 tokens, for the last 16 tokens among those before.
+    Every 32 tokens it searches for the last 16 tokens in the earlier ones.
     """
 
     COPIES, TOKENS, LONGEST_BLOCK = 8, 512, 512
@@ -76,7 +76,7 @@ class LoopDetector:
         self._ids = array("i")
 
     def add(self, token: int) -> bool:
-        """Whether the tokens so far end in a loop."""
+        """Adds a token. Returns whether the tokens so far end in a loop."""
         self._ids.append(token)
         return len(self._ids) % self.EVERY == 0 and self._found()
 

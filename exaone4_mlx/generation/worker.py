@@ -1,11 +1,11 @@
-"""One thread for each model, which does all of the model's work: replies in order, idle work in between.
+"""One thread per model for all of its work: replies in order, and idle work between them.
 
 Notes:
-- An array that is not computed yet belongs to the thread that created it, and so do MLX's streams. So all work on a
-  model runs in one thread. Callers in any thread give it iterators, and take Python values back.
-- Replies come before idle work. Idle work runs one piece at a time, so that a reply waits for one piece at most.
-- The thread holds the queue of jobs and no reference to the model. It ends with the model, and clears its streams last:
-  MLX's CPU backend (0.32) may abort the process otherwise.
+- An array that is not evaluated yet belongs to the thread that created it, as do MLX's streams. So all work on a model
+  runs in one thread. Callers in any thread submit iterators, and receive Python values.
+- Replies have priority over idle work. Idle work runs piece by piece, so that a reply waits for one piece at most.
+- The thread holds the queue of jobs and no reference to the model. It ends with the model. Its last call clears its
+  streams, because MLX's CPU backend (0.32) may abort the process otherwise.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from .prompt_cache import CheckpointPool
 
 T = TypeVar("T")
 
-EXIT_SECONDS = 2.0  # that the end of the process waits for the thread
+EXIT_SECONDS = 2.0  # the longest wait for the thread at the end of a model or of the process
 
 
 class EventStream(Iterator[T], ABC):
-    """Iterate it once. In a coroutine, the blocking `next` runs in a thread, and a cancelled task cancels the reply."""
+    """Events that are iterated once. `async for` waits for them in a thread, and a cancelled task cancels the reply."""
 
     def __iter__(self) -> EventStream[T]:
         return self
@@ -53,13 +53,13 @@ class EventStream(Iterator[T], ABC):
 
     @abstractmethod
     def cancel(self) -> None:
-        """Ends the reply in good order, from any thread."""
+        """Ends the reply regularly. Any thread may call it."""
 
 
 class Job(Generic[T]):
-    """Work for the worker thread. Iterate it, in any thread, for its results; its errors are raised there.
+    """Work for the worker thread. Any thread may iterate the job for its results; errors are raised there.
 
-    Idle work (`idle`) has no results: its pieces run while no other job waits.
+    Idle work (`idle`) has no results. Its pieces run while no other job waits.
     """
 
     def __init__(self, work: Iterator[T], queue: JobQueue, idle: bool, cancel: Callable[[], None] | None) -> None:
@@ -97,9 +97,9 @@ class Job(Generic[T]):
         return True
 
     def close(self, wait: bool = True) -> None:
-        """Ends the work after the piece in progress, or before it begins, and waits for the end.
+        """Ends the work after the piece in progress, or before the work starts, and waits for the end.
 
-        In the worker thread, where the garbage collector may call it, it does not wait.
+        It does not wait in the worker thread, where the garbage collector may call it.
         """
         self._closed = True
         self.withdraw()
@@ -112,7 +112,7 @@ class Job(Generic[T]):
         self._ended.wait()
 
     def cancel(self) -> None:
-        """Asks work that can be cancelled to end."""
+        """Cancels the work, if it can be cancelled."""
         if self._cancel is not None:
             self._cancel()
 
@@ -128,8 +128,8 @@ class Job(Generic[T]):
                     self._results.put(("result", result))
             _close(self._work)
         except BaseException as error:
-            if self.idle:  # nobody waits for its result, and the next job begins afresh
-                with contextlib.suppress(Warning):  # raised where warnings are errors
+            if self.idle:  # no caller waits for its result, and the next job does not depend on it
+                with contextlib.suppress(Warning):  # warnings may be errors
                     warnings.warn(f"preparing the next turn failed: {error}", stacklevel=1)
             self._results.put(("error", error))
         self.end()
@@ -188,7 +188,7 @@ class JobQueue:
             self._changed.notify()
 
     def serve(self) -> None:
-        """The worker thread."""
+        """The loop of the worker thread."""
         self._thread = threading.get_ident()
         while (job := self._next()) is not None:
             if not job.run():
@@ -212,7 +212,7 @@ class JobQueue:
 
 
 class Worker:
-    """The thread of a model, and what all of its conversations share: get it with `Worker.of(model)`."""
+    """The thread of a model, and the checkpoint pool of all its conversations. Use `Worker.of(model)`."""
 
     _all: dict[int, Worker] = {}  # by the id of the model, as long as the model lives  # noqa: RUF012
     _lock = threading.Lock()
@@ -225,7 +225,7 @@ class Worker:
 
     @classmethod
     def of(cls, model: Exaone4ForCausalLM) -> Worker:
-        """The worker of a model: one, as long as the model lives."""
+        """The one worker of a model. It lives as long as the model."""
         with cls._lock:
             worker = cls._all.get(id(model))
             if worker is None:
@@ -241,13 +241,13 @@ class Worker:
             thread.join(EXIT_SECONDS)
 
     def submit(self, work: Iterator[T], *, idle: bool = False, cancel: Callable[[], None] | None = None) -> Job[T]:
-        """Has `work` done after the jobs before it. `cancel` asks it to end, at the end of the process."""
+        """Adds `work` to the queue. `cancel` is called if the model ends first."""
         job = Job(work, self._queue, idle, cancel)
         self._queue.add(job)
         return job
 
     def call(self, function: Callable[[], T]) -> T:
-        """What `function` returns in the worker thread."""
+        """Runs `function` in the worker thread and returns its result."""
 
         def work() -> Iterator[T]:
             yield function()

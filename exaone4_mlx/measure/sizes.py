@@ -26,7 +26,7 @@ from ..checkpoint.quantize import Quantization, read_quantization, stored_settin
 from ..files.folders import BUILT_IN, find_folder, read_json
 from ..files.safetensors import INDEX_NAME, Checkpoint, read_dtype
 from ..generation.options import PREFILL_STEP_SIZE
-from ..generation.speculate import DRAFT_STEP_SIZE, DRAFT_WINDOW
+from ..generation.draft import DRAFT_STEP_SIZE, DRAFT_WINDOW
 from ..model.cache import RotatingKVCache
 from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization, grown_capacity

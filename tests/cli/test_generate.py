@@ -290,7 +290,7 @@ def test_quantized_caches_are_used_and_match_the_file(
 @pytest.mark.usefixtures("demo_model")
 def test_drafts_do_not_change_the_reply(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "exaone4_mlx.generation.speculate.DraftScheduler.choose", lambda self: 2
+        "exaone4_mlx.generation.draft.DraftScheduler.choose", lambda self: 2
     )  # independent of the speed here
     for raw in ([], ["--raw"]):
         ask = ["-p", "Hello Hello Hello", "-m", "8", *raw]

@@ -55,7 +55,7 @@ def test_forced_tokens_stand_in_place_of_what_was_drawn(after: int) -> None:
     came = list(islice(tokens, after))
     tokens.force(forced)
     assert list(islice(tokens, 20)) == one_by_one(model, [*prompt, *came, *forced])
-    assert sample.taken_back == [(9, 8, 7)]
+    assert sample.replaced == [(9, 8, 7)]
 
 
 def test_restricted_token_is_drawn_among_those_allowed_and_the_next_is_free() -> None:
