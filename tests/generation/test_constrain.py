@@ -1,4 +1,4 @@
-"""Calls that are held to their schemas: whatever is drawn, they can be run; and nothing else can be drawn."""
+"""Constrained tool calls: each sampled call is valid, and only valid calls can be sampled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ jsonschema = pytest.importorskip("jsonschema")
 pytest.importorskip("llguidance")
 
 Draw = Callable[[mx.array, Sequence[int]], int]
-LIMIT = 250  # tokens of a call; a longer one is cut off and not looked at
+LIMIT = 250  # tokens of a call; a longer one is cut off and not checked
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,13 @@ def allowed_ids(held: ToolConstraint) -> set[int]:
 
 
 def write(held: ToolConstraint, tokenizer: Tokenizer, text: str) -> None:
-    """Writes `text` in the tokenizer's own tokens."""
+    """Advances by the tokens of `text`."""
     for id in tokenizer.encode(text):
         held.advance(id)
 
 
 def accepts(held: ToolConstraint, tokenizer: Tokenizer, call: Any) -> bool:
-    """Whether the whole call, as json.dumps writes it, can be drawn."""
+    """Whether the whole call, as json.dumps writes it, can be sampled."""
     held.begin()
     try:
         write(held, tokenizer, call if isinstance(call, str) else json.dumps(call, ensure_ascii=False))
@@ -104,8 +104,8 @@ def random_tools(rng: random.Random) -> list[dict[str, Any]]:
     return [{"name": name, "parameters": random_object(rng, 2)} for name in names]
 
 
-def drawn_call(held: ToolConstraint, draw: Draw) -> list[int] | None:
-    """The ids of one call without its tags; None for one that is cut off."""
+def sampled_call(held: ToolConstraint, draw: Draw) -> list[int] | None:
+    """The ids of one call without its tags; None for a call that is cut off."""
     held.begin()
     ids: list[int] = []
     while held.active and len(ids) < LIMIT:
@@ -115,7 +115,7 @@ def drawn_call(held: ToolConstraint, draw: Draw) -> list[int] | None:
 
 
 def uniform(seed: int) -> Draw:
-    """Draws any allowed token, each as likely as another."""
+    """Samples all allowed tokens with equal probability."""
     keys = iter(mx.random.split(mx.random.key(seed), 100 * LIMIT))
 
     def draw(allowed: mx.array, _: Sequence[int]) -> int:
@@ -132,23 +132,23 @@ def check_call(text: str, tools: Sequence[Mapping[str, Any]]) -> None:
     schema = normalized(schemas[calls[0].name])
     errors = [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(calls[0].arguments)]
     assert not errors, (errors, text)
-    assert calls[0].arguments.keys() <= schema["properties"].keys(), f"an argument was invented: {text}"
+    assert calls[0].arguments.keys() <= schema["properties"].keys(), f"an unknown argument: {text}"
 
 
 def check_random_calls(
     tokenizer: Tokenizer, draw: Draw, made: Callable[..., Any] = ToolConstraint, sets: int = 25
 ) -> None:
-    """Calls of random tools, three of each set: those that were ended must be calls that can be run."""
+    """Samples three calls for each set of random tools. Complete calls must be valid."""
     rng = random.Random(11)
     ended = 0
     for _ in range(sets):
         tools = random_tools(rng)
         held = made(tokenizer, tools, tokenizer.vocab_size)
         for _ in range(3):
-            if (ids := drawn_call(held, draw)) is not None:
+            if (ids := sampled_call(held, draw)) is not None:
                 check_call(tokenizer.decode(ids), tools)
                 ended += 1
-    assert ended >= 3 * sets // 2, f"only {ended} of {3 * sets} calls came to an end, too few to tell"
+    assert ended >= 3 * sets // 2, f"only {ended} of {3 * sets} calls are complete, which is too few"
 
 
 def test_random_calls_follow_their_schemas(tokenizer: Tokenizer) -> None:
@@ -173,8 +173,8 @@ def test_calls_of_a_random_model_follow_their_schemas(tokenizer: Tokenizer) -> N
     check_random_calls(tokenizer, draw, sets=4)
 
 
-class Unheld:
-    """A constraint whose mask is switched off: any token, and the end after a while."""
+class Unconstrained:
+    """A constraint without a mask: any token is allowed, and the call ends after 20 tokens."""
 
     def __init__(self, tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]], vocab_size: int) -> None:
         self._held = ToolConstraint(tokenizer, tools, vocab_size)
@@ -192,17 +192,17 @@ class Unheld:
         self.active = self._drawn < 20
 
 
-def test_calls_that_nothing_holds_are_seen_to_fail(tokenizer: Tokenizer) -> None:
+def test_unconstrained_calls_fail_the_check(tokenizer: Tokenizer) -> None:
     with pytest.raises(AssertionError, match="not JSON"):
-        check_random_calls(tokenizer, uniform(1), Unheld)
+        check_random_calls(tokenizer, uniform(1), Unconstrained)
 
 
 # --- which tokens -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("which", ["tokenizer", "real"])
-def test_no_control_token_may_come_before_the_json_is_complete(which: str, request: pytest.FixtureRequest) -> None:
-    """And none but </tool_call> then. EXAONE's think and tool tags are not "special" to other software."""
+def test_no_control_token_is_allowed_before_the_json_is_complete(which: str, request: pytest.FixtureRequest) -> None:
+    """After it only </tool_call>. EXAONE's think and tool tags are not "special" for other software."""
     tokenizer: Tokenizer = request.getfixturevalue(which)
     held = constraint(tokenizer, tool("f", {"x": {"type": "string"}, "n": {"type": "integer"}}))
     control = {id for text in tokenizer.control_tokens for id in tokenizer.encode(text)} | tokenizer.stop_token_ids
@@ -214,11 +214,11 @@ def test_no_control_token_may_come_before_the_json_is_complete(which: str, reque
     assert allowed_ids(held) == {held.end_id}
 
 
-def test_stop_token_that_is_ordinary_text_is_not_drawn_either(tokenizer: Tokenizer) -> None:
+def test_a_stop_token_that_is_ordinary_text_is_not_allowed(tokenizer: Tokenizer) -> None:
     """generation_config.json may name any token."""
     stop = tokenizer.encode(" of")[0]
     stopping = Tokenizer(tokenizer._backend, {}, None, [stop])
-    # Without its token, " of" has to be spelt.
+    # Without its token, " of" needs three tokens.
     for ours, name, may in ((tokenizer, ["out of"], True), (stopping, ["out", " ", "o", "f"], False)):
         held = constraint(ours, tool("out of", {"x": {"type": "string"}}))
         held.begin()
@@ -227,7 +227,7 @@ def test_stop_token_that_is_ordinary_text_is_not_drawn_either(tokenizer: Tokeniz
         assert (stop in allowed_ids(held)) is may
 
 
-def test_ids_that_the_tokenizer_does_not_know_are_never_allowed(tokenizer: Tokenizer) -> None:
+def test_ids_beyond_the_tokenizers_vocabulary_are_never_allowed(tokenizer: Tokenizer) -> None:
     """A model's vocabulary may be padded beyond its tokenizer's."""
     held = constraint(tokenizer, tool("f", {"x": {"type": "string"}}), vocab_size=tokenizer.vocab_size + 100)
     held.begin()
@@ -239,15 +239,15 @@ def test_ids_that_the_tokenizer_does_not_know_are_never_allowed(tokenizer: Token
             held.advance(id)
 
 
-def test_model_with_fewer_ids_can_still_end_its_call(tokenizer: Tokenizer) -> None:
+def test_a_model_with_fewer_ids_can_complete_a_call(tokenizer: Tokenizer) -> None:
     held = constraint(tokenizer, tool("날씨", {"x": {"enum": ["서울"]}}), vocab_size=300)
-    ids = drawn_call(held, uniform(5))
+    ids = sampled_call(held, uniform(5))
     assert ids is not None and max(ids) < 300
     assert tokenizer.decode(ids) == '{"name": "날씨", "arguments": {"x": "서울"}}'
 
 
-def test_text_without_a_choice_comes_in_the_tokens_that_the_model_learned(tokenizer: Tokenizer) -> None:
-    """Letter by letter would be JSON too, and far from anything it was trained on."""
+def test_text_without_an_alternative_has_the_tokenizers_tokens(tokenizer: Tokenizer) -> None:
+    """Single letters would be valid JSON, too, but the model was not trained on them."""
     held = constraint(tokenizer, tool("get_weather", {"도시": {"enum": ["서울"]}}))
     whole = tokenizer.encode('{"name": "get_weather", "arguments": {"도시": "서울"}}')
     held.begin()
@@ -260,7 +260,7 @@ def test_control_strings_of_a_schema_are_written_as_ordinary_text(tokenizer: Tok
     control = sorted(tokenizer.control_tokens)
     held = constraint(tokenizer, tool("<think>", {"x": {"enum": control}}))
     for seed in range(5):
-        ids = drawn_call(held, uniform(seed))
+        ids = sampled_call(held, uniform(seed))
         assert ids is not None
         assert not any(tokenizer.decode([id]) in tokenizer.control_tokens for id in ids)
         assert read_calls(tokenizer.decode(ids))[0][0].arguments["x"] in control
@@ -291,14 +291,14 @@ def test_korean_and_emoji_can_be_written(tokenizer: Tokenizer) -> None:
         '[{"name": "f", "arguments": {"x": 1}}]',
     ],
 )
-def test_only_the_call_that_the_model_was_taught_can_be_written(tokenizer: Tokenizer, call: str) -> None:
+def test_only_the_form_of_the_prompt_is_allowed(tokenizer: Tokenizer, call: str) -> None:
     held = constraint(tokenizer, tool("f", {"x": {"type": "integer"}}))
-    assert accepts(held, tokenizer, '{"name": "f", "arguments": {"x": 1}}'), "spaced as json.dumps does it"
+    assert accepts(held, tokenizer, '{"name": "f", "arguments": {"x": 1}}'), "the spacing of json.dumps"
     assert not accepts(held, tokenizer, call)
 
 
 @pytest.mark.parametrize("parameters", [None, {}, {"type": "object"}, {"type": "object", "properties": {}}])
-def test_tool_without_parameters_gets_an_empty_object(tokenizer: Tokenizer, parameters: Any) -> None:
+def test_a_tool_without_parameters_has_empty_arguments(tokenizer: Tokenizer, parameters: Any) -> None:
     held = constraint(tokenizer, {"name": "now", "parameters": parameters} if parameters else {"name": "now"})
     held.begin()
     write(held, tokenizer, '{"name": "now", "arguments": {}}')
@@ -306,7 +306,7 @@ def test_tool_without_parameters_gets_an_empty_object(tokenizer: Tokenizer, para
     assert not accepts(held, tokenizer, {"name": "now", "arguments": {"x": 1}})
 
 
-def test_objects_are_closed_at_every_depth_unless_they_say_otherwise(tokenizer: Tokenizer) -> None:
+def test_objects_are_closed_at_every_depth_unless_their_schema_says_otherwise(tokenizer: Tokenizer) -> None:
     inner = {"type": "object", "properties": {"a": {"type": "integer"}}}
     schema = {"x": inner, "y": {"type": "array", "items": inner}, "z": {**inner, "additionalProperties": True}}
     held = constraint(tokenizer, tool("f", schema, required=[]))
@@ -319,14 +319,14 @@ def test_objects_are_closed_at_every_depth_unless_they_say_otherwise(tokenizer: 
         assert accepts(held, tokenizer, {"name": "f", "arguments": arguments}) is may, arguments
 
 
-def test_object_without_a_list_of_properties_takes_any(tokenizer: Tokenizer) -> None:
-    """A Python function's `dict` parameter."""
+def test_an_object_without_listed_properties_allows_any(tokenizer: Tokenizer) -> None:
+    """As a `dict` parameter of a Python function."""
     held = constraint(tokenizer, tool("f", {"x": {"type": "object"}}))
     assert accepts(held, tokenizer, {"name": "f", "arguments": {"x": {"anything": [1, None]}}})
 
 
-def test_parts_of_a_composed_object_bear_each_other(tokenizer: Tokenizer) -> None:
-    """Closed, each part would forbid what the other asks for."""
+def test_the_parts_of_an_allof_stay_open(tokenizer: Tokenizer) -> None:
+    """A closed part would forbid the properties that the other part requires."""
     defined = {name: {"properties": {name: {"type": "integer"}}, "required": [name]} for name in "ab"}
     both = {"type": "object", "allOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]}
     held = constraint(tokenizer, tool("f", {"x": both}, **{"$defs": defined}))
@@ -334,7 +334,7 @@ def test_parts_of_a_composed_object_bear_each_other(tokenizer: Tokenizer) -> Non
     assert not accepts(held, tokenizer, {"name": "f", "arguments": {"x": {"a": 1}}})
 
 
-def test_every_tool_has_definitions_of_its_own(tokenizer: Tokenizer) -> None:
+def test_every_tool_has_its_own_definitions(tokenizer: Tokenizer) -> None:
     tools = [
         tool(name, {"x": {"$ref": "#/$defs/X"}}, **{"$defs": {"X": {"type": kind}}})
         for name, kind in (("f", "int"), ("g", "str"))
@@ -342,11 +342,11 @@ def test_every_tool_has_definitions_of_its_own(tokenizer: Tokenizer) -> None:
     held = constraint(tokenizer, *tools)
     assert accepts(held, tokenizer, {"name": "f", "arguments": {"x": 1}})
     assert accepts(held, tokenizer, {"name": "g", "arguments": {"x": "1"}})
-    assert not accepts(held, tokenizer, {"name": "f", "arguments": {"x": "1"}}), "that is g's X"
+    assert not accepts(held, tokenizer, {"name": "f", "arguments": {"x": "1"}}), "X of tool g"
 
 
-def test_schema_cannot_loosen_its_own_constraint(tokenizer: Tokenizer) -> None:
-    """llguidance reads options from a schema, and a tool's schema may come from anyone."""
+def test_a_schema_cannot_change_the_options_of_llguidance(tokenizer: Tokenizer) -> None:
+    """llguidance reads options from a schema, and schemas are not trusted."""
     loose = {"x-guidance": {"whitespace_flexible": True, "lenient": True}}
     held = constraint(tokenizer, tool("f", {"x": {"type": "integer"}}, **loose))
     assert not accepts(held, tokenizer, '{"name": "f", "arguments": { "x": 1}}')
@@ -371,7 +371,7 @@ def test_constraint_is_active_from_begin_to_the_end_of_each_call(tokenizer: Toke
     assert held._matcher is compiled, "the grammar is compiled once"
 
 
-def test_call_can_be_broken_off(tokenizer: Tokenizer) -> None:
+def test_a_call_can_be_dropped(tokenizer: Tokenizer) -> None:
     held = constraint(tokenizer, tool("now"))
     for again in (held.begin, held.reset):
         held.begin()
@@ -381,7 +381,7 @@ def test_call_can_be_broken_off(tokenizer: Tokenizer) -> None:
     assert accepts(held, tokenizer, {"name": "now", "arguments": {}})
 
 
-def test_refused_token_changes_nothing(tokenizer: Tokenizer) -> None:
+def test_a_refused_token_does_not_change_the_state(tokenizer: Tokenizer) -> None:
     held = constraint(tokenizer, tool("now"))
     held.begin()
     for id in tokenizer.encode('{"name": "now", "arguments": {}}'):
@@ -392,14 +392,14 @@ def test_refused_token_changes_nothing(tokenizer: Tokenizer) -> None:
     assert not held.active
 
 
-def test_nothing_is_allowed_or_taken_outside_a_call(tokenizer: Tokenizer) -> None:
+def test_outside_a_call_allowed_and_advance_are_errors(tokenizer: Tokenizer) -> None:
     held = constraint(tokenizer, tool("now"))
     for use in (held.allowed, lambda: held.advance(held.end_id)):
-        with pytest.raises(RuntimeError, match="no tool call is being written"):
+        with pytest.raises(RuntimeError, match="there is no tool call in progress"):
             use()
 
 
-def test_constraint_serves_another_thread_than_its_makers(tokenizer: Tokenizer) -> None:
+def test_a_constraint_works_in_another_thread(tokenizer: Tokenizer) -> None:
     held = constraint(tokenizer, tool("now"))
     assert in_a_thread(lambda: accepts(held, tokenizer, {"name": "now", "arguments": {}}))
 
@@ -420,7 +420,7 @@ def test_constraint_serves_another_thread_than_its_makers(tokenizer: Tokenizer) 
         ({"type": "number", "minimum": float("nan")}, "json"),
     ],
 )
-def test_schema_that_cannot_be_enforced_is_refused_by_its_tools_name(
+def test_an_unenforceable_schema_is_refused_with_the_name_of_its_tool(
     tokenizer: Tokenizer, schema: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ValueError, match=f"the schema of tool 'bad' cannot be enforced: .*{reason}"):
@@ -441,7 +441,7 @@ def test_tools_without_a_name_and_no_tools_are_refused(tokenizer: Tokenizer) -> 
             constraint(tokenizer, tool("f"), nameless)
 
 
-def test_tokenizer_must_have_the_two_tags(tokenizer: Tokenizer) -> None:
+def test_the_tokenizer_must_have_the_two_tags(tokenizer: Tokenizer) -> None:
     without = Tokenizer(tokenizer._plain_backend, {}, None)
     with pytest.raises(ValueError, match="<tool_call> is no token of this model"):
         constraint(without, tool("f"))
@@ -449,7 +449,7 @@ def test_tokenizer_must_have_the_two_tags(tokenizer: Tokenizer) -> None:
         constraint(tokenizer, tool("f"), vocab_size=15)
 
 
-def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     fresh = Tokenizer.from_pretrained(DEMO_FOLDER)
     with pytest.raises(RuntimeError, match=r"needs the package llguidance: pip install 'exaone4_mlx\[constrain\]'"):

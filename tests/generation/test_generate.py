@@ -1,4 +1,4 @@
-"""Replies: events in order, limits that hold, and errors before work."""
+"""Replies: the order of events, limits, and errors before the first token."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ GREEDY = Sampling(temperature=0.0)
 CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
 
 
-def test_thought_and_answer_come_apart(scripted: Any) -> None:
+def test_thought_and_answer_are_separated(scripted: Any) -> None:
     reply = generate(*scripted("hm, hm\n</think>\n\nYes."), "Hello", thinking=True)
     assert (reply.thinking, reply.text, reply.finish_reason) == ("hm, hm", "Yes.", "stop")
     assert reply.thinking_tokens + reply.answer_tokens == len(scripted("")[1].encode("hm, hm\n</think>\n\nYes."))
     assert reply.thinking_tokens > 0 < reply.answer_tokens
 
 
-def test_without_thinking_all_is_answer(scripted: Any) -> None:
+def test_without_thinking_all_text_is_answer(scripted: Any) -> None:
     reply = generate(*scripted("Yes."), "Hello")
     assert (reply.thinking, reply.text, reply.thinking_tokens) == ("", "Yes.", 0)
 
 
-def test_opening_state_is_read_from_the_prompt(scripted: Any, demo: Any) -> None:
-    """Ids that end inside a thought give a thought, whatever made them."""
+def test_the_initial_state_is_read_from_the_prompt(scripted: Any, demo: Any) -> None:
+    """Ids that end inside a thought give a thought."""
     _, tokenizer = demo
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], enable_thinking=True)
     assert generate(*scripted("hm\n</think>\n\nYes."), ids).thinking == "hm"
@@ -59,7 +59,7 @@ def test_tool_calls_are_reported(scripted: Any) -> None:
     assert generate(*scripted(f"{CALL}\n{CALL}"), "Hello", tools=tools).text == ""
 
 
-def test_tools_reach_the_prompt(demo: Any) -> None:
+def test_tools_are_in_the_prompt(demo: Any) -> None:
     def measure_rain(city: str) -> float:
         """Measure the rain."""
         return 0.0
@@ -73,13 +73,13 @@ def test_tools_reach_the_prompt(demo: Any) -> None:
 # --- ends ---------------------------------------------------------------------
 
 
-def test_max_tokens_bounds_thought_and_answer_together(scripted: Any) -> None:
+def test_max_tokens_limits_thought_and_answer_together(scripted: Any) -> None:
     reply = generate(*scripted("a b c d e f\n</think>\n\na b c d e f"), "Hello", thinking=True, max_tokens=12)
     assert reply.thinking_tokens + reply.answer_tokens == 12
     assert reply.finish_reason == "length"
 
 
-def test_context_bounds_the_reply(demo: Any) -> None:
+def test_the_context_limits_the_reply(demo: Any) -> None:
     tokenizer = demo[1]
     prompt = tokenizer.encode("a b c d e f g h") * 5
     small = tiny_model(vocab_size=3072, max_position_embeddings=len(prompt) + 10)
@@ -89,32 +89,32 @@ def test_context_bounds_the_reply(demo: Any) -> None:
 
 
 @pytest.mark.parametrize("stop", ["STOP", ["nothing", "STOP"], ("ST", "STOP")])
-def test_stop_string_ends_the_answer_before_it(scripted: Any, stop: Any) -> None:
+def test_the_answer_ends_before_a_stop_string(scripted: Any, stop: Any) -> None:
     reply = generate(*scripted("one STO two STOP three"), "Hello", stop=stop)
     expected = "one " if "ST" in stop and isinstance(stop, tuple) else "one STO two "
     assert (reply.text, reply.finish_reason) == (expected, "stop")
 
 
-def test_stop_string_means_nothing_inside_a_thought(scripted: Any) -> None:
+def test_stop_strings_have_no_effect_inside_a_thought(scripted: Any) -> None:
     reply = generate(*scripted("a STOP b\n</think>\n\nc STOP d"), "Hello", thinking=True, stop="STOP")
     assert (reply.thinking, reply.text) == ("a STOP b", "c ")
 
 
-def test_unfinished_character_and_tag_are_flushed(scripted: Any, demo: Any) -> None:
+def test_an_incomplete_character_or_tag_is_flushed_at_the_end(scripted: Any, demo: Any) -> None:
     ids = demo[1].encode("뷁")
     assert len(ids) > 1, "this test needs a character of several tokens"
     assert generate(*scripted("a 뷁"), "Hello", max_tokens=len(demo[1].encode("a 뷁")) - 1).text.endswith("�")
     assert generate(*scripted("wait <tool_call>oops"), "Hello").text == "wait <tool_call>oops"
 
 
-def test_cancel_keeps_what_came(scripted: Any) -> None:
+def test_cancel_keeps_the_text_so_far(scripted: Any) -> None:
     generation = stream_generate(*scripted("one two three four five six"), "Hello")
     events = []
     for event in generation:
         events.append(event)
         if len(events) == 2:
             in_a_thread(generation.cancel)
-    assert len(events) == 3, "nothing comes after cancel but the end"
+    assert len(events) == 3, "only Done follows cancel"
     assert events[-1].finish_reason == "cancelled"
     assert Reply.from_events(events).text.startswith("one")
 
@@ -134,10 +134,10 @@ def test_cancel_during_the_prompt_ends_at_the_next_chunk(demo: Any) -> None:
     assert (events[0].finish_reason, calls) == ("cancelled", [0, 32])
 
 
-# --- what is measured ---------------------------------------------------------
+# --- counts and times ---------------------------------------------------------
 
 
-def test_done_tells_counts_and_times(demo: Any) -> None:
+def test_done_has_counts_and_times(demo: Any) -> None:
     done = list(stream_generate(*demo, "Hello", sampling=GREEDY, max_tokens=20))[-1]
     assert isinstance(done, Done)
     assert done.prompt_tokens == len(prompt_ids(demo[1], "Hello"))
@@ -146,19 +146,21 @@ def test_done_tells_counts_and_times(demo: Any) -> None:
     assert done.peak_bytes > 1_000_000
 
 
-def test_reply_is_the_joined_stream(demo: Any) -> None:
+def test_the_reply_is_the_joined_stream(demo: Any) -> None:
     events = list(stream_generate(*demo, "Hello", sampling=GREEDY, max_tokens=30))
     reply = generate(*demo, "Hello", sampling=GREEDY, max_tokens=30)
     assert reply.text == "".join(event.text for event in events if isinstance(event, Answer)) != ""
-    assert sum(isinstance(event, (Answer, Thinking)) for event in events) > 1, "a stream comes in pieces"
+    assert sum(isinstance(event, (Answer, Thinking)) for event in events) > 1, (
+        "the stream must have several text events"
+    )
 
 
-def test_same_seed_same_reply(demo: Any) -> None:
+def test_the_same_seed_gives_the_same_reply(demo: Any) -> None:
     options = {"sampling": Sampling(temperature=1.5, seed=11), "max_tokens": 25}
     assert generate(*demo, "Hello", **options).text == generate(*demo, "Hello", **options).text
 
 
-def test_replies_can_be_made_in_any_thread(demo: Any) -> None:
+def test_generate_works_in_any_thread(demo: Any) -> None:
     def text() -> str:
         return generate(*demo, "Hello", sampling=GREEDY, max_tokens=30).text
 
@@ -201,7 +203,7 @@ def test_replies_can_be_made_in_any_thread(demo: Any) -> None:
         ("Hello", {"stop": [3]}, "stop strings must be texts"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_computed(demo: Any, prompt: Any, options: Any, message: str) -> None:
+def test_invalid_input_is_refused_before_the_first_token(demo: Any, prompt: Any, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         stream_generate(*demo, prompt, **options)
 
@@ -211,54 +213,54 @@ def test_unknown_options_are_refused(demo: Any) -> None:
         generate(*demo, "Hello", temprature=0.5)
 
 
-# --- the thought's budget, loops, the prompt cache ----------------------------
+# --- the thinking budget, loops, the prompt cache ----------------------------
 
 
 @pytest.mark.parametrize("budget", [0, 1, 3, 8])
-def test_thought_ends_after_its_budget_and_the_answer_comes(scripted: Any, demo: Any, budget: int) -> None:
+def test_a_thought_ends_after_its_budget_and_an_answer_follows(scripted: Any, demo: Any, budget: int) -> None:
     wrap_up = "\nI will answer now."
     text = "one two three four five six seven eight nine ten"
     reply = generate(*scripted(text), "Hello", thinking=True, thinking_budget=budget, max_tokens=60)
     ended = len(demo[1].encode(f"{wrap_up}\n</think>\n\n"))
-    came, _, rest = reply.thinking.partition(wrap_up)
+    thought, _, rest = reply.thinking.partition(wrap_up)
     assert rest == ""
     assert reply.thinking_tokens == budget + ended
-    assert text.startswith(came)
-    assert len(demo[1].encode(came)) == budget
+    assert text.startswith(thought)
+    assert len(demo[1].encode(thought)) == budget
     assert reply.answer_tokens > 0
 
 
-def test_thought_that_ends_by_itself_is_left_alone(scripted: Any) -> None:
+def test_a_thought_shorter_than_its_budget_does_not_change(scripted: Any) -> None:
     reply = generate(*scripted("short\n</think>\n\nYes."), "Hello", thinking=True, thinking_budget=50)
     assert (reply.thinking, reply.text) == ("short", "Yes.")
 
 
-def test_with_a_budget_a_quarter_of_max_tokens_is_kept_for_the_answer(scripted: Any) -> None:
+def test_with_a_budget_the_answer_has_a_quarter_of_max_tokens(scripted: Any) -> None:
     reply = generate(*scripted("a " * 200), "Hello", thinking=True, thinking_budget=5000, max_tokens=80)
     assert (reply.thinking_tokens, reply.answer_tokens, reply.finish_reason) == (60, 20, "length")
 
 
-def test_without_a_budget_the_thought_may_take_everything(scripted: Any) -> None:
+def test_without_a_budget_the_thought_may_use_all_tokens(scripted: Any) -> None:
     reply = generate(*scripted("a " * 200), "Hello", thinking=True, max_tokens=80)
     assert (reply.thinking_tokens, reply.answer_tokens) == (80, 0)
 
 
-def test_budget_never_cuts_a_character_in_two(scripted: Any, demo: Any) -> None:
+def test_the_budget_never_splits_a_character(scripted: Any, demo: Any) -> None:
     assert len(demo[1].encode("뷁")) > 2, "this test needs a character of several tokens"
     for budget in range(1, 9):
         reply = generate(*scripted("뷁" * 40), "Hello", thinking=True, thinking_budget=budget, max_tokens=60)
         assert set(reply.thinking.partition("\n")[0]) == {"뷁"}
 
 
-def test_bytes_that_never_make_a_character_do_not_hold_the_thought_open(scripted: Any, demo: Any) -> None:
+def test_bytes_without_a_complete_character_do_not_extend_the_thought(scripted: Any, demo: Any) -> None:
     tokenizer = demo[1]
     lead = next(id for id in range(tokenizer.vocab_size) if tokenizer.token_bytes(id) == b"\xf0")
     reply = generate(*scripted([lead] * 60), "Hello", thinking=True, thinking_budget=5, max_tokens=60)
     assert reply.thinking.endswith("I will answer now.")
 
 
-def test_model_goes_on_from_the_forced_end_of_its_thought(demo: Any) -> None:
-    """What follows equals a cold reading of the same tokens, the forced ones among them."""
+def test_the_model_continues_after_the_forced_end_of_its_thought(demo: Any) -> None:
+    """The answer equals that of a cold start with the same tokens, forced ones included."""
     model, tokenizer = demo
     ids = prompt_ids(tokenizer, "What is 348 + 275?", thinking=True)
     cache = PromptCache(model, tokenizer)
@@ -268,14 +270,14 @@ def test_model_goes_on_from_the_forced_end_of_its_thought(demo: Any) -> None:
     assert generate(model, tokenizer, seen, sampling=GREEDY).text == cut.text
 
 
-def test_thought_and_answer_are_timed_apart(demo: Any) -> None:
+def test_thought_and_answer_have_separate_times(demo: Any) -> None:
     reply = generate(*demo, "What is 348 + 275?", thinking=True, sampling=GREEDY)
     assert 0 < reply.thinking_seconds < reply.decode_seconds
     assert generate(*demo, "Hello", sampling=GREEDY).thinking_seconds == 0
 
 
 @pytest.mark.parametrize("inside_thought", [False, True])
-def test_loop_ends_the_reply(scripted: Any, inside_thought: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_ends_the_reply(scripted: Any, inside_thought: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LoopDetector, "TOKENS", 64)
     reply = generate(*scripted("again and " * 50), "Hello", thinking=inside_thought)
     assert reply.finish_reason == "repetition"
@@ -284,7 +286,7 @@ def test_loop_ends_the_reply(scripted: Any, inside_thought: bool, monkeypatch: p
     assert (endless.finish_reason, endless.answer_tokens) == ("length", 120)
 
 
-def test_prompt_cache_saves_what_two_prompts_share(demo: Any) -> None:
+def test_a_prompt_cache_reuses_the_common_prefix(demo: Any) -> None:
     cache = PromptCache(*demo)
     messages = [{"role": "user", "content": "My name is Clara."}]
     first = generate(*demo, messages, sampling=GREEDY, prompt_cache=cache)
@@ -296,7 +298,7 @@ def test_prompt_cache_saves_what_two_prompts_share(demo: Any) -> None:
 
 
 def test_two_replies_on_one_prompt_cache_do_not_mix(demo: Any) -> None:
-    """The first is made to its end before the second begins, however slowly it is read."""
+    """The first reply ends before the second one starts, also with a slow consumer."""
     cache = PromptCache(*demo)
     first = stream_generate(*demo, "Hello", sampling=GREEDY, prompt_cache=cache)
     begin = next(first)
@@ -305,7 +307,7 @@ def test_two_replies_on_one_prompt_cache_do_not_mix(demo: Any) -> None:
     assert Reply.from_events([begin, *first]).text == generate(*demo, "Hello", sampling=GREEDY).text
 
 
-def test_dropped_reply_frees_its_caches_soon(demo: Any) -> None:
+def test_a_dropped_reply_frees_its_caches_soon(demo: Any) -> None:
     gc.collect()
     gc.disable()
     try:
@@ -321,7 +323,7 @@ def test_dropped_reply_frees_its_caches_soon(demo: Any) -> None:
         gc.enable()
 
 
-def test_prompt_cache_holds_exactly_what_the_model_has_seen(demo: Any) -> None:
+def test_a_prompt_cache_holds_exactly_the_processed_tokens(demo: Any) -> None:
     model, tokenizer = demo
     cache = PromptCache(model, tokenizer)
     for options in ({}, {"max_tokens": 3}, {"stop": "a"}, {"thinking": True, "thinking_budget": 2}):
@@ -333,7 +335,7 @@ def test_prompt_cache_holds_exactly_what_the_model_has_seen(demo: Any) -> None:
     assert {layer.offset for layer in cache.layers} == {len(cache.ids)}
 
 
-def test_reply_can_be_made_in_another_thread_than_it_was_asked_for(demo: Any) -> None:
+def test_a_generation_can_be_iterated_in_another_thread(demo: Any) -> None:
     penalties = Sampling(temperature=0.5, seed=1, presence_penalty=1.0, repetition_penalty=1.1, logit_bias={5: 1.0})
     generation = stream_generate(*demo, "Hello", sampling=penalties, max_tokens=5)
     assert in_a_thread(lambda: len(list(generation))) > 0

@@ -1,4 +1,4 @@
-"""The one list of options: each field has its help, the typed keyword arguments match, wrong ones are refused."""
+"""The list of options: each field has help, the typed keyword arguments match, invalid values are refused."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_unknown_names_get_a_hint(name: str, meant: str, unread: Any) -> None:
             call(**{name: 1})
 
 
-def test_what_belongs_to_the_chat_is_not_an_option_of_a_turn(unread: Any) -> None:
+def test_options_of_the_chat_are_not_options_of_a_turn(unread: Any) -> None:
     with pytest.raises(TypeError, match="did you mean the option of this name where the Chat is made"):
         Chat(*unread).send("Hello", kv=8)
     with pytest.raises(TypeError, match="the options are constrain_tools, "):
@@ -112,11 +112,11 @@ def test_invalid_values_are_refused(options: dict[str, Any], message: str) -> No
         Options.read(options)
 
 
-def test_stop_may_be_one_text_or_several_or_none() -> None:
+def test_stop_accepts_one_text_several_or_none() -> None:
     assert [Options(stop=stop).stops for stop in ("a", ["a", "b"], (), None)] == [("a",), ("a", "b"), (), ()]
 
 
-def test_repr_shows_what_is_not_default() -> None:
+def test_repr_shows_values_that_are_not_default() -> None:
     assert repr(Options(temperature=0, thinking=True)) == "Options(temperature=0, thinking=True)"
 
 

@@ -1,4 +1,4 @@
-"""One conversation's caches: what they reuse equals reading it again, and their file is right or not taken."""
+"""Prompt caches: reused tokens give the logits of a cold start, and a file is correct or is not used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from exaone4_mlx.generation.decode import common_prefix
 from exaone4_mlx.generation.prompt_cache import CheckpointPool
 from exaone4_mlx.model.cache import RotatingKVCache
 
-TURN = 7  # stands for [|user|]
+TURN = 7  # in place of [|user|]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def tokenizer() -> Tokenizer:
 
 
 def small_model(seed: int = 0, reserve: int = 4, slack: int = 3, **changes: Any) -> Any:
-    """A tiny hybrid whose caches compact every few tokens and can go back `reserve` tokens by themselves."""
+    """A tiny hybrid model whose caches compact every few tokens and can rewind `reserve` tokens."""
     return small_caches(tiny_model(seed, **({"max_position_embeddings": 600} | changes)), reserve, slack)
 
 
@@ -51,7 +51,7 @@ def cold(model: Any, prompt: list[int]) -> mx.array:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_any_course_of_prompts_gives_the_logits_of_a_cold_start(seed: int, tokenizer: Tokenizer) -> None:
+def test_any_sequence_of_prompts_gives_the_logits_of_a_cold_start(seed: int, tokenizer: Tokenizer) -> None:
     rng = random.Random(seed)
     model = small_model(seed, rng.randrange(6), rng.randrange(1, 6), sliding_window=rng.randrange(1, 9))
     cache = PromptCache(model, tokenizer, CheckpointPool(max_count=rng.choice([0, 1, 3, 16])))
@@ -68,15 +68,15 @@ def test_any_course_of_prompts_gives_the_logits_of_a_cold_start(seed: int, token
             history = [*prompt[: rng.randrange(1, len(prompt) + 1)], *ids(20, rng.randrange(10**6))]
             for _ in cache.settle(history, 7):
                 if rng.random() < 0.2:
-                    break  # dropped half way: what was done stays
+                    break  # dropped: the processed tokens stay
     assert reused > 0
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_nothing_is_reused_beyond_where_two_prompts_part(
+def test_only_the_common_prefix_of_two_prompts_is_reused(
     broken: bool, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broken variant takes two tokens more for shared than are."""
+    """The broken variant reuses two tokens too many."""
     if broken:
         longer = lambda a, b: min(common_prefix(a, b) + 2, len(a), len(b))  # noqa: E731
         monkeypatch.setattr(prompt_cache, "common_prefix", longer)
@@ -87,8 +87,8 @@ def test_nothing_is_reused_beyond_where_two_prompts_part(
     assert (distance(cache.prefill(prompt)[0], cold(model, prompt)) < 1e-4) != broken
 
 
-def test_thought_is_taken_back_however_long_it_was(tokenizer: Tokenizer) -> None:
-    """After a reply with a thought the next prompt parts from the caches right behind the last prompt."""
+def test_a_thought_of_any_length_is_removed(tokenizer: Tokenizer) -> None:
+    """After a reply with a thought, the next prompt differs from the caches directly after the last prompt."""
     model = small_model(reserve=4)
     cache = PromptCache(model, tokenizer)
     prompt = [TURN, *ids(50)]
@@ -102,7 +102,7 @@ def test_thought_is_taken_back_however_long_it_was(tokenizer: Tokenizer) -> None
     assert distance(logits, cold(model, following)) < 1e-4
 
 
-def test_long_message_can_be_replaced_without_reading_what_came_before(tokenizer: Tokenizer) -> None:
+def test_a_long_message_can_be_replaced_without_processing_the_history(tokenizer: Tokenizer) -> None:
     cache = PromptCache(small_model(reserve=4), tokenizer)
     history = [TURN, *ids(40)]
     cache.prefill([*history, TURN, *ids(30, 1)])
@@ -111,7 +111,7 @@ def test_long_message_can_be_replaced_without_reading_what_came_before(tokenizer
     assert cached == len(history) + 3
 
 
-def test_same_prompt_again_costs_one_token(tokenizer: Tokenizer) -> None:
+def test_the_same_prompt_again_processes_one_token(tokenizer: Tokenizer) -> None:
     model = small_model()
     cache = PromptCache(model, tokenizer)
     prompt = [TURN, *ids(50)]
@@ -121,17 +121,17 @@ def test_same_prompt_again_costs_one_token(tokenizer: Tokenizer) -> None:
     assert distance(first, again) < 1e-4
 
 
-def test_settled_history_leaves_only_what_is_new(tokenizer: Tokenizer) -> None:
+def test_after_settle_only_new_tokens_are_processed(tokenizer: Tokenizer) -> None:
     model = small_model()
     cache = PromptCache(model, tokenizer)
     cache.prefill([TURN, *ids(50)])
     history = [TURN, *ids(50), *ids(20, 1)]
     steps = list(cache.settle(history, step_size=8))
-    assert steps == [51, 59, 67, 71], "what was there, and then pieces of eight"
+    assert steps == [51, 59, 67, 71], "the cached tokens, and then chunks of eight"
     assert cache.prefill([*history, TURN, *ids(6, 2)])[1] == len(history)
 
 
-def test_model_without_windows_needs_no_checkpoints(tokenizer: Tokenizer) -> None:
+def test_a_model_without_windows_needs_no_checkpoints(tokenizer: Tokenizer) -> None:
     model = tiny_model(sliding_window=None)
     cache = PromptCache(model, tokenizer)
     cache.prefill([TURN, *ids(50)])
@@ -140,7 +140,7 @@ def test_model_without_windows_needs_no_checkpoints(tokenizer: Tokenizer) -> Non
     assert cache.prefill([TURN, *ids(20), TURN])[1] == 21
 
 
-def test_progress_begins_with_what_was_there(tokenizer: Tokenizer) -> None:
+def test_progress_starts_with_the_reused_tokens(tokenizer: Tokenizer) -> None:
     cache = PromptCache(small_model(), tokenizer)
     cache.prefill([TURN, *ids(20)])
     calls: list[tuple[int, int]] = []
@@ -152,7 +152,7 @@ def test_progress_begins_with_what_was_there(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("failing_layer", [0, 2])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_exception_in_the_middle_of_a_step_leaves_nothing_wrong(
+def test_an_exception_in_the_middle_of_a_step_leaves_correct_caches(
     failing_layer: int, error: type[BaseException], tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = small_model()
@@ -183,20 +183,20 @@ def test_common_prefix() -> None:
 # --- bounds -------------------------------------------------------------------
 
 
-def test_checkpoints_are_bounded_over_all_conversations(tokenizer: Tokenizer) -> None:
+def test_the_number_of_checkpoints_is_limited_over_all_conversations(tokenizer: Tokenizer) -> None:
     model, pool = small_model(), CheckpointPool(max_count=4)
     caches = [PromptCache(model, tokenizer, pool) for _ in range(3)]
     for k in range(5):
         for i, cache in enumerate(caches):
             cache.prefill([TURN, *ids(20 * (k + 1), i)])
             assert len(pool.checkpoints) == sum(len(c.checkpoints) for c in caches) <= 4
-    assert [len(cache.checkpoints) for cache in caches] == [1, 1, 2], "the newest of each conversation goes last"
+    assert [len(cache.checkpoints) for cache in caches] == [1, 1, 2], "the newest of each conversation is removed last"
     del caches[2], cache
     gc.collect()
-    assert len(pool.checkpoints) == 2, "a conversation that is gone takes its checkpoints with it"
+    assert len(pool.checkpoints) == 2, "a deleted conversation deletes its checkpoints"
 
 
-def test_checkpoints_are_bounded_in_bytes(tokenizer: Tokenizer) -> None:
+def test_the_bytes_of_checkpoints_are_limited(tokenizer: Tokenizer) -> None:
     model = small_model()
     one = PromptCache(model, tokenizer)
     one.prefill([TURN, *ids(50)])
@@ -211,8 +211,8 @@ def test_checkpoints_are_bounded_in_bytes(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("key_heads", [1, 2])
-def test_checkpoint_is_a_copy_and_takes_the_memory_that_it_says(key_heads: int, tokenizer: Tokenizer) -> None:
-    """A slice, or an array to which all of a slice was assigned, would keep the whole buffer alive."""
+def test_a_checkpoint_is_a_copy_of_nbytes_bytes(key_heads: int, tokenizer: Tokenizer) -> None:
+    """A slice would keep the whole buffer alive, and so would an array that was assigned a whole slice."""
     cache = RotatingKVCache(window=50, rewind_capacity=10, slack=4000)
     cache.update(mx.zeros((1, key_heads, 3000, 64)), mx.zeros((1, key_heads, 3000, 64)))
     mx.eval(cache.state)
@@ -239,7 +239,7 @@ def filled(model: Any, tokenizer: Tokenizer, seed: int = 0) -> PromptCache:
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
-def test_file_brings_everything_back(dtype: mx.Dtype, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_file_restores_tokens_checkpoints_and_logits(dtype: mx.Dtype, tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = small_model()
     model.set_dtype(dtype)
     cache = filled(model, tokenizer)
@@ -250,10 +250,10 @@ def test_file_brings_everything_back(dtype: mx.Dtype, tokenizer: Tokenizer, tmp_
     for prompt in ([*cache.ids, 9], [*cache.ids[:50], *ids(20, 8)], [*cache.ids[:41], *ids(5, 9)]):
         one, two = cache.prefill(prompt), loaded.prefill(prompt)
         assert one[1] == two[1] > 0
-        assert mx.array_equal(one[0], two[0]).item(), "saved and loaded, the numbers are the same to the last bit"
+        assert mx.array_equal(one[0], two[0]).item(), "the logits must be bit-identical after save and load"
 
 
-def test_empty_cache_can_be_saved(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_an_empty_cache_can_be_saved(tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = small_model()
     PromptCache(model, tokenizer).save(tmp_path / "cache")
     assert PromptCache.load(tmp_path / "cache", model, tokenizer).ids == []
@@ -265,13 +265,13 @@ def other_weights(model: Any) -> None:
 
 
 def swapped_weights(model: Any) -> None:
-    """Two entries change places: every plain sum stays."""
+    """Swaps two entries, which keeps every plain sum."""
     weight = model.model.layers[1].mlp.up_proj.weight
     weight[3, 5], weight[4, 6] = weight[4, 6] + 0, weight[3, 5] + 0
 
 
 def rectangle(model: Any) -> None:
-    """Four entries change so that the sums of their rows and columns stay."""
+    """Changes four entries so that the sums of their rows and columns stay the same."""
     bits = model.model.layers[1].mlp.up_proj.weight.view(mx.uint32)
     for row, column, change in ((3, 5, 4096), (3, 6, -4096), (4, 5, -4096), (4, 6, 4096)):
         bits[row, column] = bits[row, column] + change % 2**32
@@ -279,7 +279,7 @@ def rectangle(model: Any) -> None:
 
 
 @pytest.mark.parametrize("change", [other_weights, swapped_weights, rectangle])
-def test_digest_of_the_weights_notices_any_change(change: Callable[[Any], None]) -> None:
+def test_the_digest_of_the_weights_detects_any_change(change: Callable[[Any], None]) -> None:
     model = small_model()
     before = weights_digest(model)
     assert before == weights_digest(small_model())
@@ -298,7 +298,7 @@ def test_digest_of_the_weights_notices_any_change(change: Callable[[Any], None])
         ("bits", "has another cache layout"),
     ],
 )
-def test_file_of_another_model_is_refused_and_says_why(what: str, message: str, tmp_path: Path) -> None:
+def test_a_file_of_another_model_is_refused_with_the_reason(what: str, message: str, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_pretrained(DEMO_FOLDER)
     filled(small_model(head_dim=32), tokenizer).save(tmp_path / "cache")
     changes = {"rms_norm_eps": 1e-6} if what == "config" else {"reserve": 5 if what == "layout" else 4}
@@ -315,13 +315,13 @@ def test_file_of_another_model_is_refused_and_says_why(what: str, message: str, 
         PromptCache.load(tmp_path / "cache", model, tokenizer, kv=kv)
 
 
-def test_file_that_is_not_there(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no prompt cache"):
         PromptCache.load(tmp_path / "none", small_model(), tokenizer)
 
 
-def test_damage_means_a_cold_start_with_a_warning(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """A flipped bit anywhere, a file cut anywhere: no tokens are taken from it."""
+def test_a_damaged_file_gives_a_cold_start_and_a_warning(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """For a flipped bit or a cut at any position, no tokens of the file are used."""
     model, file, rng = small_model(), tmp_path / "cache", random.Random(0)
     filled(model, tokenizer).save(file)
     whole = file.read_bytes()
@@ -346,7 +346,7 @@ def test_damage_means_a_cold_start_with_a_warning(tokenizer: Tokenizer, tmp_path
 
 
 @pytest.mark.parametrize("content", [b"important notes", b"{}", b"\x00" * 100])
-def test_file_that_never_was_a_prompt_cache_is_neither_read_nor_overwritten(
+def test_a_file_of_another_kind_is_neither_read_nor_overwritten(
     content: bytes, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     file = tmp_path / "notes.txt"
@@ -361,7 +361,7 @@ def test_file_that_never_was_a_prompt_cache_is_neither_read_nor_overwritten(
 
 
 @pytest.mark.parametrize("damage", ["no ids", "fewer ids", "a layer gone", "another shape", "a long checkpoint"])
-def test_file_with_a_right_digest_and_wrong_content_is_not_taken(
+def test_wrong_content_with_a_correct_digest_is_not_used(
     damage: str, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, file = small_model(), tmp_path / "cache"
@@ -387,8 +387,8 @@ def test_file_with_a_right_digest_and_wrong_content_is_not_taken(
         assert PromptCache.load(file, model, tokenizer).ids == []
 
 
-def test_replaced_weights_are_noticed_whatever_their_place_in_memory(tokenizer: Tokenizer) -> None:
-    """The id of an array that is gone goes to the next one."""
+def test_replaced_weights_are_detected_at_any_address(tokenizer: Tokenizer) -> None:
+    """A new array can have the id of a deleted one."""
     model = small_model()
     cache = filled(model, tokenizer)
     for factor in (2.0, 1.5):
@@ -397,7 +397,7 @@ def test_replaced_weights_are_noticed_whatever_their_place_in_memory(tokenizer: 
     assert cache.prefill([*cache.ids, 9])[1] == 0
 
 
-def test_file_keeps_its_mode_and_may_have_any_name(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_file_keeps_its_mode_and_may_have_any_name(tokenizer: Tokenizer, tmp_path: Path) -> None:
     file = tmp_path / ("[한글]" * 17)
     for _ in range(2):
         filled(small_model(), tokenizer).save(file)
@@ -407,7 +407,7 @@ def test_file_keeps_its_mode_and_may_have_any_name(tokenizer: Tokenizer, tmp_pat
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_failed_write_leaves_the_old_file(
+def test_a_failed_write_keeps_the_old_file(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, file = small_model(), tmp_path / "cache"
@@ -422,10 +422,10 @@ def test_failed_write_leaves_the_old_file(
     with pytest.raises(OSError, match="No space left"):
         filled(model, tokenizer, seed=5).save(file)
     assert file.read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"], "and no half file beside it"
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"], "no partial file may remain"
 
 
-WRITES_FOR_EVER = """
+ENDLESS_WRITES = """
 import sys; sys.path[:0] = ["tests", "tests/generation"]
 from test_prompt_cache import *
 model, tokenizer = small_model(), Tokenizer.from_pretrained(DEMO_FOLDER)
@@ -437,12 +437,12 @@ while True:
 """
 
 
-def test_killed_at_any_moment_it_leaves_a_whole_file_or_none(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_a_whole_file_or_none(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_pretrained(DEMO_FOLDER)
     model, rng, found = small_model(), random.Random(1), set()
     file = tmp_path / "cache"
     for _ in range(6):
-        process = subprocess.Popen([sys.executable, "-c", WRITES_FOR_EVER, str(file)], stdout=subprocess.PIPE, cwd=ROOT)
+        process = subprocess.Popen([sys.executable, "-c", ENDLESS_WRITES, str(file)], stdout=subprocess.PIPE, cwd=ROOT)
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(rng.random() * 0.3)
@@ -452,6 +452,6 @@ def test_killed_at_any_moment_it_leaves_a_whole_file_or_none(tmp_path: Path) -> 
         if file.exists():
             found.add(tuple(PromptCache.load(file, model, tokenizer).ids))
     filled(model, tokenizer).save(file)
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"], "what the killed ones left is cleared away"
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"], "partial files of killed processes must be deleted"
     assert found <= {tuple(filled(model, tokenizer, seed).ids) for seed in (0, 5)}
     assert found

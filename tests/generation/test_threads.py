@@ -1,4 +1,4 @@
-"""Replies in any thread: what a process does at its end, and what type checkers say about options."""
+"""Replies in any thread: the exit of the process, and the options that type checkers accept."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ WRONG = (
 
 
 @pytest.mark.heavy
-def test_processes_that_generate_in_threads_and_executors_end_well() -> None:
+def test_processes_that_generate_in_threads_and_executors_exit_with_0() -> None:
     for _ in range(20):
         ended = subprocess.run([sys.executable, "-c", THREADS], cwd=ROOT, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
@@ -78,7 +78,7 @@ def test_async_for_works_over_replies_and_turns(demo: Any) -> None:
 
 
 def test_the_worker_refuses_to_wait_for_itself(demo: Any) -> None:
-    """A reply that is asked for inside `progress` would wait for ever."""
+    """A call of `generate` inside `progress` would never return."""
 
     def progress(done: int, total: int) -> None:
         generate(*demo, "Hello", max_tokens=1)
@@ -87,7 +87,7 @@ def test_the_worker_refuses_to_wait_for_itself(demo: Any) -> None:
         generate(*demo, "Hello", max_tokens=1, progress=progress)
 
 
-def test_ask_gives_the_whole_reply(demo: Any) -> None:
+def test_ask_returns_the_complete_reply(demo: Any) -> None:
     chat = Chat(*demo, temperature=0, settle=False)
     reply = chat.ask("My name is Clara.")
     assert str(reply) == reply.text == "Nice to meet you, Clara."
@@ -95,7 +95,7 @@ def test_ask_gives_the_whole_reply(demo: Any) -> None:
     assert reply.token_ids == generate(*demo, "My name is Clara.", temperature=0).token_ids
 
 
-def test_repr_of_replies_and_turns_says_how_far_they_are(demo: Any) -> None:
+def test_the_repr_of_replies_and_turns_shows_their_state(demo: Any) -> None:
     generation, turn = stream_generate(*demo, "Hello", temperature=0), Chat(*demo, settle=False).send("Hello")
     assert repr(generation) == "Generation(13 prompt tokens, 0 tokens, not begun)" and repr(turn) == "Turn(not begun)"
     tokens = sum(1 for _ in generation) and len(generation.token_ids)

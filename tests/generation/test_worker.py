@@ -1,4 +1,4 @@
-"""One thread does a model's work: in order, one at a time, idle work in between."""
+"""One thread does all work of a model: one job at a time, in order, idle work between jobs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def hold(worker: Worker) -> threading.Event:
     return go
 
 
-def test_a_model_has_one_worker_and_its_work_one_thread() -> None:
+def test_a_model_has_one_worker_with_one_thread() -> None:
     model, other = tiny_model(), tiny_model()
     assert Worker.of(model) is Worker.of(model) is not Worker.of(other)
     threads = {Worker.of(model).call(threading.get_ident) for _ in range(3)}
@@ -45,8 +45,8 @@ def test_a_model_has_one_worker_and_its_work_one_thread() -> None:
     assert threading.get_ident() not in threads
 
 
-def test_arrays_that_one_thread_began_are_finished_by_it(worker: Worker) -> None:
-    """An array that is not computed yet fails in any other thread."""
+def test_all_work_runs_in_the_thread_that_created_its_arrays(worker: Worker) -> None:
+    """An array that is not evaluated yet fails in other threads."""
     kept: list[mx.array] = []
 
     def begin() -> None:
@@ -57,7 +57,7 @@ def test_arrays_that_one_thread_began_are_finished_by_it(worker: Worker) -> None
     assert isinstance(worker.call(lambda: kept[0].sum().item()), float)
 
 
-def test_jobs_are_done_one_at_a_time_in_the_order_of_asking(worker: Worker) -> None:
+def test_jobs_run_one_at_a_time_in_the_order_of_submission(worker: Worker) -> None:
     log: list[str] = []
 
     def work(name: str) -> Iterator[str]:
@@ -74,7 +74,7 @@ def test_jobs_are_done_one_at_a_time_in_the_order_of_asking(worker: Worker) -> N
     assert [job.place for job in jobs] == [0, 0, 0]
 
 
-def test_error_is_raised_where_the_results_are_taken(worker: Worker) -> None:
+def test_an_error_is_raised_to_the_consumer_of_the_results(worker: Worker) -> None:
     def work() -> Iterator[int]:
         yield 1
         raise ZeroDivisionError("in the other thread")
@@ -85,10 +85,10 @@ def test_error_is_raised_where_the_results_are_taken(worker: Worker) -> None:
         next(job)
     with pytest.raises(StopIteration):
         next(job)
-    assert worker.call(lambda: "goes on") == "goes on"
+    assert worker.call(lambda: "continues") == "continues"
 
 
-def test_closed_job_ends_its_work_in_its_own_thread(worker: Worker) -> None:
+def test_a_closed_job_ends_in_the_worker_thread(worker: Worker) -> None:
     ended: list[int] = []
 
     def endless() -> Iterator[int]:
@@ -104,7 +104,7 @@ def test_closed_job_ends_its_work_in_its_own_thread(worker: Worker) -> None:
     assert ended == [worker.call(threading.get_ident)]
 
 
-def test_job_that_waits_can_be_withdrawn(worker: Worker) -> None:
+def test_a_waiting_job_can_be_withdrawn(worker: Worker) -> None:
     begun: list[bool] = []
 
     def work() -> Iterator[int]:
@@ -146,7 +146,7 @@ def _logged(log: list[Any], entry: Any) -> Iterator[None]:
     yield
 
 
-def test_dropped_idle_work_ends_and_nobody_waits_for_ever(worker: Worker) -> None:
+def test_closed_idle_work_ends(worker: Worker) -> None:
     def endless() -> Iterator[int]:
         while True:
             time.sleep(0.001)
@@ -171,7 +171,7 @@ def test_failing_idle_work_warns_and_does_not_stop_the_thread(worker: Worker) ->
     assert worker.call(lambda: 1) == 1
 
 
-def test_dropped_idle_work_is_freed_though_the_thread_is_busy(worker: Worker) -> None:
+def test_closed_idle_work_is_freed_while_the_thread_is_busy(worker: Worker) -> None:
     ended: list[bool] = []
 
     def work() -> Iterator[int]:
@@ -191,7 +191,7 @@ def test_dropped_idle_work_is_freed_though_the_thread_is_busy(worker: Worker) ->
     go.set()
 
 
-def test_worker_does_not_wait_for_itself(worker: Worker) -> None:
+def test_the_worker_does_not_wait_for_itself(worker: Worker) -> None:
     def endless() -> Iterator[int]:
         while True:
             time.sleep(0.001)
@@ -205,8 +205,8 @@ def test_worker_does_not_wait_for_itself(worker: Worker) -> None:
     idle.close(wait=False)
 
 
-def test_the_end_of_a_model_ends_the_job_in_progress() -> None:
-    """A reply that yields nothing for long (inside a tool call) would be killed inside MLX otherwise."""
+def test_the_end_of_a_model_cancels_the_job_in_progress() -> None:
+    """Otherwise a reply that yields nothing for a long time (inside a tool call) would be killed inside MLX."""
     model = tiny_model()
     worker, begun, cancelled = Worker.of(model), threading.Event(), threading.Event()
 
@@ -224,7 +224,7 @@ def test_the_end_of_a_model_ends_the_job_in_progress() -> None:
     assert time.perf_counter() - started < 2
 
 
-def test_thread_ends_with_its_model() -> None:
+def test_the_thread_ends_with_its_model() -> None:
     model = tiny_model()
     worker = Worker.of(model)
     worker.call(lambda: mx.eval(mx.ones(3) + 1))
@@ -234,4 +234,4 @@ def test_thread_ends_with_its_model() -> None:
     thread.join(5)
     assert not thread.is_alive()
     assert worker.submit(iter([1])).place == 0
-    assert list(worker.submit(iter([1]))) == [], "asked too late, the work is not done, and nobody waits"
+    assert list(worker.submit(iter([1]))) == [], "a job submitted after the end does not run, and does not block"
