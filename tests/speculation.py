@@ -32,11 +32,13 @@ class ScriptedDrafter:
         return [mx.array([5 if self._rng.random() < self._wrong else token]) for token in drafts]
 
 
-def speculative(model: Any, prompt: list[int], sample: Any, drafter: Any, most: int = 3, kv: Any = None) -> Any:
+def speculative(
+    model: Any, prompt: list[int], sample: Any, drafter: Any, most: int = 3, kv: Any = None, **more: Any
+) -> SpeculativeStream:
+    """A stream with `most` draft tokens in each step."""
     cache = model.make_cache(kv)
-    logits = prefill(model, prompt, cache)
     drafter.scheduler = Always(most)
-    return SpeculativeStream(model, logits, cache, sample, drafter, prompt, most)
+    return SpeculativeStream(model, prefill(model, prompt, cache), cache, sample, drafter, prompt, most, **more)
 
 
 class Chain:

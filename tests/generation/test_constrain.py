@@ -25,11 +25,6 @@ Draw = Callable[[mx.array, Sequence[int]], int]
 LIMIT = 250  # tokens of a call; a longer one is cut off and not checked
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.from_pretrained(DEMO_FOLDER)
-
-
 def tool(name: str, properties: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     """A tool whose parameters are all required unless `more` says otherwise."""
     properties = properties or {}

@@ -10,18 +10,7 @@ import mlx.core as mx
 import pytest
 from conftest import in_a_thread, tiny_model, until
 
-from exaone4_mlx import (
-    Answer,
-    Done,
-    Generation,
-    PromptCache,
-    Reply,
-    Sampling,
-    Thinking,
-    ToolCall,
-    generate,
-    stream_generate,
-)
+from exaone4_mlx import Answer, Done, PromptCache, Reply, Sampling, Thinking, ToolCall, generate, stream_generate
 from exaone4_mlx.generation.request import prompt_ids
 from exaone4_mlx.generation.stopping import LoopDetector
 
@@ -120,8 +109,6 @@ def test_cancel_keeps_the_text_so_far(scripted: Any) -> None:
 
 
 def test_cancel_during_the_prompt_ends_at_the_next_chunk(demo: Any) -> None:
-    generation: Generation
-
     def progress(done: int, total: int) -> None:
         calls.append(done)
         if done:

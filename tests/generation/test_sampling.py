@@ -124,8 +124,6 @@ def test_the_repetition_penalty_counts_prompt_and_reply() -> None:
 
 
 def test_the_same_seed_gives_the_same_tokens() -> None:
-    draws = [[sampler(seed=seed)(LOGITS).item() for _ in range(1)] for seed in (3, 3)]
-    assert draws[0] == draws[1]
     one, other, third = sampler(seed=1), sampler(seed=1), sampler(seed=2)
     sequences = [[draw(LOGITS).item() for _ in range(50)] for draw in (one, other, third)]
     assert sequences[0] == sequences[1] != sequences[2]

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import Always, Greedy, distance, greedy_tokens, random_ids, small_caches, tiny_model
+from conftest import Always, Greedy, distance, greedy_tokens, random_ids, roll_dice, small_caches, tiny_model
 from speculation import Chain, ScriptedDrafter, speculative
 
 from exaone4_mlx import Chat, Logprobs, PromptCache, Reply, Sampling, Tokenizer, generate, stream_generate
@@ -18,7 +18,6 @@ from exaone4_mlx.generation import speculate
 from exaone4_mlx.generation.decode import TokenStream, prefill
 from exaone4_mlx.generation.draft import DraftModel
 from exaone4_mlx.generation.sampling import Sampler
-from exaone4_mlx.generation.speculate import SpeculativeStream
 from exaone4_mlx.model.cache import RotatingKVCache
 from exaone4_mlx.model.kv import KVQuantization
 
@@ -103,29 +102,21 @@ def test_restrict_and_force_give_the_same_tokens_with_and_without_drafts(seed: i
 def test_after_close_the_caches_hold_the_tokens_handed_out(after: int) -> None:
     model, prompt = small_caches(tiny_model(), reserve=12, slack=5), random_ids(20)[0].tolist()
     expected = greedy_tokens(model, prompt, 30)
-    cache = model.make_cache()
-    logits = prefill(model, prompt, cache)
-    drafter = ScriptedDrafter([*prompt, *expected], 0)
-    drafter.scheduler = Always(3)
-    stream = SpeculativeStream(model, logits, cache, Greedy(), drafter, prompt, 3)
-    tokens = list(islice(stream, after))
+    stream = speculative(model, prompt, Greedy(), ScriptedDrafter([*prompt, *expected], 0))
+    cache, tokens = stream._cache, list(islice(stream, after))
     stream.close()
     assert [layer.offset for layer in cache] == [20 + after] * 4
     fresh = model(mx.array([[*prompt, *tokens, 9]]))[:, -1]
     assert distance(model(mx.array([[9]]), cache)[:, -1], fresh) < 1e-4
 
 
-@pytest.mark.parametrize("wrong", [0, 1], ids=["drafts", "no drafts"])
-def test_logprobs_equal_those_of_the_plain_stream(wrong: int) -> None:
+@pytest.mark.parametrize("most", [0, 3])
+def test_logprobs_equal_those_of_the_plain_stream(most: int) -> None:
     model, prompt = tiny_model(), random_ids(20)[0].tolist()
     tokens = list(islice(plain(model, prompt, Greedy()), 20))
-    cache, other = model.make_cache(), model.make_cache()
+    cache, drafter = model.make_cache(), ScriptedDrafter([*prompt, *tokens], 0)
     expected = TokenStream(model, prefill(model, prompt, cache), cache, Greedy(), 3)
-    drafter = ScriptedDrafter([*prompt, *tokens], 0)
-    drafter.scheduler = Always(0 if wrong else 3)
-    stream = SpeculativeStream(
-        model, prefill(model, prompt, other), other, Greedy(), drafter, prompt, 0 if wrong else 3, None, 3
-    )
+    stream = speculative(model, prompt, Greedy(), drafter, most, logprobs=3)
     for token in tokens:
         assert next(stream) == next(expected) == token
         (ids, values), (expected_ids, expected_values) = stream.logprobs, expected.logprobs
@@ -137,11 +128,8 @@ def test_a_stream_without_drafts_runs_one_step_ahead() -> None:
     """It hands a token out after the next step has started, and the caches hold only the tokens handed out."""
     model, prompt, calls = tiny_model(), random_ids(20)[0].tolist(), 0
     expected = greedy_tokens(model, prompt, 12)
-    cache = model.make_cache()
-    drafter = ScriptedDrafter([*prompt, *expected], 0)
-    drafter.scheduler = Always(0)
-    stream = SpeculativeStream(model, prefill(model, prompt, cache), cache, Greedy(), drafter, prompt, 0, 30)
-    inner = stream._model
+    stream = speculative(model, prompt, Greedy(), ScriptedDrafter([*prompt, *expected], 0), 0, limit=30)
+    cache, inner = stream._cache, stream._model
 
     def counted(ids: mx.array, caches: Any) -> mx.array:
         nonlocal calls
@@ -168,13 +156,10 @@ def test_no_draft_tokens_exceed_the_limit(most: int) -> None:
     model, prompt = tiny_model(), random_ids(20)[0].tolist()
     expected = greedy_tokens(model, prompt, 30)
     for limit in range(21, 30):
-        cache = model.make_cache()
         drafter = ScriptedDrafter([*prompt, *expected], 0, wrong=0)
-        drafter.scheduler = Always(most)
-        logits = prefill(model, prompt, cache)
-        stream = SpeculativeStream(model, logits, cache, Greedy(), drafter, prompt, most, limit)
+        stream = speculative(model, prompt, Greedy(), drafter, most, limit=limit)
         assert list(islice(stream, limit - 20)) == expected[: limit - 20]
-        assert cache[0].offset <= limit, "no buffer grows for tokens beyond the limit"
+        assert stream._cache[0].offset <= limit, "no buffer grows for tokens beyond the limit"
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -210,17 +195,15 @@ def test_sampled_tokens_have_the_distribution_of_the_model(broken: bool, monkeyp
 
 # --- in replies ---------------------------------------------------------------
 
-TOOLS = [
-    {
-        "name": "roll_dice",
-        "description": "Roll a dice.",
-        "parameters": {"type": "object", "properties": {"max_num": {"type": "integer"}}, "required": ["max_num"]},
-    }
-]
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"prompt": "What is the capital of Peru?", "sampling": Sampling(temperature=0)},
     "thinking": {"prompt": "What is 348 + 275?", "thinking": True, "thinking_budget": 5, "sampling": Sampling(seed=1)},
-    "tools": {"prompt": "Roll a D6 dice twice!", "tools": TOOLS, "constrain_tools": True, "sampling": Sampling(seed=1)},
+    "tools": {
+        "prompt": "Roll a D6 dice twice!",
+        "tools": [roll_dice],
+        "constrain_tools": True,
+        "sampling": Sampling(seed=1),
+    },
     "stop": {"prompt": "What is 348 + 275?", "stop": "62", "sampling": Sampling(seed=1)},
     "max_tokens": {"prompt": "Write a poem about the sea.", "max_tokens": 5, "sampling": Sampling(seed=1)},
     "sampling": {"prompt": "Hello", "sampling": Sampling(temperature=1.5, top_p=0.9, presence_penalty=1.0, seed=4)},

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import pytest
 from conftest import TINY, tiny_model
 
-from exaone4_mlx.measure import bench, engines, graph
+from exaone4_mlx.measure import engines, graph
 
 
 def their_nodes(pattern: str | None, layers: int, bits: int | None = 4) -> int:
@@ -75,13 +75,15 @@ def test_replacements_have_the_shapes_of_the_originals_and_are_removed() -> None
     assert mx.fast.rms_norm is rms_norm
 
 
-@pytest.mark.heavy
-def test_a_layer_of_ours_has_fewer_nodes_than_mlx_lms() -> None:
-    ours, theirs = (
-        graph.in_own_process("count_nodes", name, *bench._kind(quantized_tiny())) for name in ("exaone4_mlx", "mlx-lm")
-    )
-    assert theirs["dispatching nodes of a RoPE layer"] == 19 > ours["dispatching nodes of a RoPE layer"]
-    assert theirs["dispatching nodes of a global layer"] == 17 > ours["dispatching nodes of a global layer"]
+@pytest.mark.parametrize("is_quantized", [False, True])
+@pytest.mark.parametrize(
+    ("engine", "rope", "plain"), [("exaone4_mlx", 15, 14), pytest.param("mlx-lm", 19, 17, marks=pytest.mark.heavy)]
+)
+def test_a_layer_has_15_nodes_with_rope_and_14_without(engine: str, rope: int, plain: int, is_quantized: bool) -> None:
+    """For one token. mlx-lm has 19 and 17."""
+    counts = graph.in_own_process("count_nodes", engine, tiny_model().config.to_dict(), "float32", is_quantized)
+    assert counts["dispatching nodes of a RoPE layer"] == rope
+    assert counts["dispatching nodes of a global layer"] == plain
 
 
 @pytest.mark.parametrize("is_quantized", [False, True])
@@ -93,9 +95,3 @@ def test_pythons_share_is_that_of_whole_steps_without_evaluation(is_quantized: b
     assert len(seconds) == 2 and min(seconds) > 0
     assert steps == [(1, 128)] * 3 * engines.BUILT_STEPS, "a round for warming up"
     assert mx.fast.rms_norm is rms_norm
-
-
-def quantized_tiny() -> Any:
-    model = tiny_model(hidden_size=64, intermediate_size=64)
-    nn.quantize(model)
-    return model
