@@ -25,8 +25,8 @@ from ..checkpoint.layouts import StoredTensor
 from ..checkpoint.quantize import Quantization, read_quantization, stored_settings
 from ..files.folders import BUILT_IN, find_folder, read_json
 from ..files.safetensors import INDEX_NAME, Checkpoint, read_dtype
-from ..generation.options import PREFILL_STEP_SIZE
 from ..generation.draft import DRAFT_STEP_SIZE, DRAFT_WINDOW
+from ..generation.options import PREFILL_STEP_SIZE
 from ..model.cache import RotatingKVCache
 from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization, grown_capacity
