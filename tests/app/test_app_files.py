@@ -61,77 +61,49 @@ def pdf(pages: Sequence[str]) -> bytes:
 # --- text and its encodings ---------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp949"])
-def test_korean_in_every_usual_encoding(file: Any, encoding: str) -> None:
-    assert read_file(file(KOREAN.encode(encoding))).text == KOREAN
+def test_every_usual_encoding_is_read(file: Any) -> None:
+    for text, encodings in (
+        (KOREAN, "utf-8 utf-8-sig utf-16 cp949"),
+        (SPANISH, "utf-8 utf-8-sig utf-16 cp1252 latin-1"),
+    ):
+        for encoding in encodings.split():
+            assert read_file(file(text.encode(encoding))).text == text, encoding
+    for encoding in ("utf-16-le", "utf-16-be"):
+        assert read_file(file(("\ufeff" + KOREAN).encode(encoding))).text == KOREAN, encoding
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "latin-1"])
-def test_spanish_in_every_usual_encoding(file: Any, encoding: str) -> None:
-    assert read_file(file(SPANISH.encode(encoding))).text == SPANISH
-
-
-@pytest.mark.parametrize("mark", ["utf-16-le", "utf-16-be"])
-def test_utf_16_of_either_byte_order(file: Any, mark: str) -> None:
-    assert read_file(file(("\ufeff" + KOREAN).encode(mark))).text == KOREAN
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "¿Como te llamas?",
-        "¡Hola!",
-        "Ángel",
-        "ÁRBOL, ÁNGEL Y ÁGUILA",
-        "ESPAÑA Y CORAZÓN",
-        "MÁS CAFÉ",
-        "It’s “fine” – isn’t it?",
-        "don’t",
-        "20°C",
-        "A informação e as ações",
-        "INFORMAÇÃO",
-        "SITUAÇÃO E AÇÕES, 20°C",
-        "La jeune fille créée",
-        "GRÖßE",
-        "Ärger über Öl",
-        "price: 5€",
-        "ÁÉ: ¿Como? ¡Hola! Ángel",
+#: Several of the western texts are valid cp949, and would be Hangul or Hanja there.
+TEXTS = {
+    "cp1252": [
+        "¿Como te llamas?", "¡Hola!", "Ángel", "ÁRBOL, ÁNGEL Y ÁGUILA", "ESPAÑA Y CORAZÓN", "MÁS CAFÉ", "don’t", "20°C",
+        "It’s “fine” – isn’t it?", "A informação e as ações", "INFORMAÇÃO", "SITUAÇÃO E AÇÕES, 20°C", "price: 5€", "GRÖßE",
+        "La jeune fille créée", "Ärger über Öl", "ÁÉ: ¿Como? ¡Hola! Ángel",
     ],
-)
-def test_western_text_does_not_become_korean(file: Any, text: str) -> None:
-    """Several of these are valid cp949, and would be Hangul or Hanja there."""
-    assert read_file(file(text.encode("cp1252"))).text == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "가",
-        "똠방각하와 펲시콜라, 찦차",
-        "LG전자의 EXAONE은 AI모델이다",
-        "大韓民國은 民主共和國이다",
-        "├──┤ ※ 표 1 ★",
+    "cp949": [
+        "가", "똠방각하와 펲시콜라, 찦차", "LG전자의 EXAONE은 AI모델이다", "大韓民國은 民主共和國이다", "├──┤ ※ 표 1 ★",
         "def f():  # 함수\n    return 1\n",
     ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", TEXTS)
+def test_western_and_korean_text_are_distinguished(file: Any, encoding: str) -> None:
+    for text in TEXTS[encoding]:
+        assert read_file(file(text.encode(encoding))).text == text
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"caf\xe9 \x81 ol\xe9", "café \x81 olé"),
+        (KOREAN.strip().rstrip(".").encode()[:-1], KOREAN.strip()[:-2] + "\ufffd"),
+        (b"one\r\ntwo\rthree\nfour", "one\ntwo\nthree\nfour"),
+        (b"\x1b[1mok\x1b[0m\n" * 20, "\x1b[1mok\x1b[0m\n" * 20),
+    ],
+    ids=["latin-1 where cp1252 has no character", "UTF-8 cut within a character", "line ends", "colours of a terminal"],
 )
-def test_korean_text_does_not_become_western(file: Any, text: str) -> None:
-    assert read_file(file(text.encode("cp949"))).text == text
-
-
-def test_bytes_that_cp1252_lacks_are_latin_1(file: Any) -> None:
-    assert read_file(file(b"caf\xe9 \x81 ol\xe9")).text == "café \x81 olé"
-
-
-def test_utf_8_that_is_cut_off_within_a_character_is_still_utf_8(file: Any) -> None:
-    assert read_file(file(KOREAN.strip().rstrip(".").encode()[:-1])).text == KOREAN.strip()[:-2] + "\ufffd"
-
-
-def test_line_ends_become_newlines(file: Any) -> None:
-    assert read_file(file(b"one\r\ntwo\rthree\nfour")).text == "one\ntwo\nthree\nfour"
-
-
-def test_the_colours_of_a_terminal_are_text(file: Any) -> None:
-    assert read_file(file(b"\x1b[1mok\x1b[0m\n" * 20, "run.log")).text.startswith("\x1b[1mok")
+def test_unusual_bytes_are_text(file: Any, data: bytes, text: str) -> None:
+    assert read_file(file(data)).text == text
 
 
 def test_an_unknown_suffix_is_no_reason_to_refuse(file: Any) -> None:
@@ -171,15 +143,12 @@ def test_binary_is_refused_with_any_suffix(file: Any, data: bytes, name: str) ->
         read_file(file(data, name))
 
 
-def test_an_empty_file_is_refused(file: Any) -> None:
+def test_a_file_without_text_is_refused(file: Any) -> None:
     with pytest.raises(ValueError, match=r"empty\.txt is empty"):
         read_file(file(b"", "empty.txt"))
-
-
-@pytest.mark.parametrize("data", [b" \n\t\r\n", b"\xef\xbb\xbf", b"\xff\xfe"])
-def test_a_file_of_blanks_is_refused(file: Any, data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"blank\.txt holds nothing but blanks"):
-        read_file(file(data, "blank.txt"))
+    for blank in (b" \n\t\r\n", b"\xef\xbb\xbf", b"\xff\xfe"):
+        with pytest.raises(ValueError, match=r"blank\.txt holds nothing but blanks"):
+            read_file(file(blank, "blank.txt"))
 
 
 def test_the_largest_file_is_read_and_a_byte_more_is_refused(file: Any) -> None:
@@ -188,21 +157,16 @@ def test_the_largest_file_is_read_and_a_byte_more_is_refused(file: Any) -> None:
         read_file(file(b"a" * (MAX_FILE_BYTES + 1), "big.txt"))
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there is no file gone\.txt"):
-        read_file(tmp_path / "gone.txt")
-
-
-def test_a_folder_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="folder is a folder; drop the files in it"):
-        read_file(tmp_path / "folder")
-
-
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="there is no file pipe"):
-        read_file(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait
+    for name, message in {
+        "gone.txt": r"there is no file gone\.txt",
+        "folder": "folder is a folder; drop the files in it",
+        "pipe": "there is no file pipe",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            read_file(tmp_path / name)
 
 
 def test_a_file_that_may_not_be_read_is_refused(file: Any, monkeypatch: Any) -> None:
@@ -251,16 +215,17 @@ def pypdf() -> Any:
     return pytest.importorskip("pypdf", reason="PDF files are read with pypdf, the extra .[pdf]")
 
 
-def test_a_page_of_pdf(file: Any, pypdf: Any) -> None:
-    assert read_file(file(pdf(["Hello from a PDF"]), "one.pdf")) == Attachment("one.pdf", "Hello from a PDF")
-
-
-def test_pages_are_parted_by_a_blank_line(file: Any, pypdf: Any) -> None:
-    assert read_file(file(pdf(["First page", "", "Second page"]), "two.pdf")).text == "First page\n\nSecond page"
-
-
-def test_a_pdf_is_known_by_its_first_bytes(file: Any, pypdf: Any) -> None:
-    assert read_file(file(pdf(["Hello"]), "download")).text == "Hello"
+@pytest.mark.parametrize(
+    ("pages", "name", "text"),
+    [
+        (["Hello from a PDF"], "one.pdf", "Hello from a PDF"),
+        (["First page", "", "Second page"], "two.pdf", "First page\n\nSecond page"),
+        (["Hello"], "download", "Hello"),
+    ],
+    ids=["one page", "a blank line between pages", "known by its first bytes"],
+)
+def test_the_pages_of_a_pdf_are_read(file: Any, pypdf: Any, pages: list[str], name: str, text: str) -> None:
+    assert read_file(file(pdf(pages), name)) == Attachment(name, text)
 
 
 def encrypted(pypdf: Any, user_password: str) -> bytes:
