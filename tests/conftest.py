@@ -63,7 +63,9 @@ TINY: dict[str, Any] = {
 def _normal(name: str, shape: tuple[int, ...], seed: int) -> mx.array:
     rng = random.Random(f"{seed} {name}")
     mean, deviation = (1.0, 0.3) if len(shape) == 1 else (0.0, 4.0 * shape[-1] ** -0.5)
-    array = mx.array([rng.gauss(mean, deviation) for _ in range(math.prod(shape))]).reshape(shape)
+    size = math.prod(shape)
+    numbers = [rng.gauss(mean, deviation) for _ in range(min(size, 16_381))]  # a prime number: no two rows are equal
+    array = mx.array((numbers * (size // len(numbers) + 1))[:size]).reshape(shape)
     mx.eval(array)
     return array
 
@@ -203,6 +205,12 @@ def in_a_thread(work: Callable[[], Any]) -> Any:
 def distance(a: mx.array, b: mx.array) -> float:
     """The largest absolute difference."""
     return mx.max(mx.abs(a.astype(mx.float32) - b.astype(mx.float32))).item()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files of the `browser` tests are not imported where these are deselected: gradio and playwright take seconds."""
+    browser_files = ("test_app_api.py", "test_app_browser.py", "test_jupyter_browser.py")
+    return True if "not browser" in config.option.markexpr and collection_path.name in browser_files else None
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import pytest
 from conftest import distance, in_a_thread, random_ids, tiny_model
 from mlx.optimizers import SGD
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from exaone4_mlx.model.cache import make_caches
 from exaone4_mlx.model.layer import swiglu
@@ -67,6 +66,8 @@ def biased(model: Any) -> Any:
 
 def adapted(model: Any) -> Any:
     """LoRA adapters of mlx-lm, which change something, in training mode as its trainer leaves them."""
+    from mlx_lm.tuner.utils import linear_to_lora_layers  # takes over a second
+
     linear_to_lora_layers(model, 3, {"rank": 2, "scale": 4.0, "dropout": 0.0})
     for name, module in model.named_modules():
         if "lora_b" in module:
