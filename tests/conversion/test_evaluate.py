@@ -141,7 +141,7 @@ def test_texts_longer_than_the_context_are_refused(
     edit_json(hf_folder / "config.json", max_position_embeddings=8)
     with pytest.raises(ValueError, match="longer than the context of 8; lower max_tokens"):
         evaluate(quantized, hf_folder, data=texts)
-    assert evaluate(quantized, hf_folder, data=texts, max_tokens=32).rows[0].tokens <= 3 * 31
+    assert evaluate(quantized, hf_folder, data=texts, max_tokens=8).rows[0].tokens <= 3 * 7
 
 
 def test_another_vocabulary_is_refused(tmp_path: Path, texts: Path, quantized: Path) -> None:
