@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files.format import size_text
+from ..text.format import size_text
 from .flags import add_checkpoint_flags, add_kv_flags, kv_options
 from .output import log, progress_bar, show, show_json
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..files.format import size_text
+from ..text.format import size_text
 from .evaluate import print_table
 from .output import log, progress_bar, show, show_json
 

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import time
 
-from ..files.format import size_text
+from ..text.format import size_text
 from .output import log, show, show_json
 
 DESCRIPTION = "Prints versions, device and memory, and checks with the demo model that this machine computes correctly."

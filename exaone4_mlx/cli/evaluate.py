@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
-from ..files.format import size_text
+from ..text.format import size_text
 from .flags import DTYPES, add_kv_flags, kv_options
 from .output import progress_bar, show, show_json
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..files.format import size_text
+from ..text.format import size_text
 from .flags import add_checkpoint_flags, add_kv_flags, add_max_kv_size_flag, kv_options
 from .output import show, show_json
 

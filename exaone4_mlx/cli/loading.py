@@ -19,7 +19,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..files.format import size_text
+from ..text.format import size_text
 from .flags import read_kv
 from .output import log, logged_warnings, progress_bar
 

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..files.format import size_text
-from ..text.format import ENDS
+from ..text.format import ENDS, size_text
 
 if TYPE_CHECKING:
     from ..text.events import Done, Event, Logprobs

@@ -14,8 +14,8 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .kinds import PLOT_NAME, TENSOR_KINDS, TensorKind, is_finite, kind_of, measured_tensors
 from .licence import EXAONE_NOTICE, REPO_ID, is_exaone, licence_fields, one_line, public_origin
+from .plot import PLOT_NAME, TENSOR_KINDS, TensorKind, is_finite, kind_of, measured_tensors
 
 LANGUAGES = ("ko", "en", "es")
 LARGEST_ERRORS = 5  # tensors in the table of errors

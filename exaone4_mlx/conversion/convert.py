@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from ..files.folders import read_json
-from ..files.format import size_text
 from ..files.safetensors import CheckpointError, check_finite, read_dtype
 from ..model.network import Exaone4ForCausalLM
 from ..model.pretrained import open_checkpoint
+from ..text.format import size_text
 from ..text.tokenizer import Tokenizer
 from .calibrate import Calibration, StageProgress
 from .evaluate import MAX_TOKENS, evaluate

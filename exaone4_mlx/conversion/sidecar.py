@@ -23,10 +23,9 @@ from ..files.safetensors import FLOAT_DTYPES, read_dtype
 from ..files.svg import has_matplotlib
 from .card import model_card
 from .evaluation import Evaluation
-from .kinds import PLOT_NAME
 from .licence import source_card
 from .plan import ConversionPlan
-from .plot import write_error_plot
+from .plot import PLOT_NAME, write_error_plot
 from .prepare import Conversion
 from .upload import CARRIED_FILES
 from .verify import TensorError

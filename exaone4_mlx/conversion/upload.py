@@ -18,8 +18,8 @@ from pathlib import Path
 
 from ..files.folders import read_json
 from ..files.safetensors import INDEX_NAME, Checkpoint
-from .kinds import PLOT_NAME
 from .licence import EXAONE_NOTICE, is_exaone, one_line
+from .plot import PLOT_NAME
 
 #: Shown before weights under EXAONE's licence are sent.
 NOTICE = f"{EXAONE_NOTICE} By publishing these weights you distribute a derivative of EXAONE under these terms."

@@ -17,9 +17,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..checkpoint.quantize import Quantization
-from ..files.format import size_text
 from ..files.safetensors import read_dtype
 from ..model.kv import KVQuantization
+from ..text.format import size_text
 from ..text.tokenizer import Tokenizer
 from .sizes import Sizes, cache_bytes, draft_cache_bytes, draft_windows, prefill_bytes, read_sizes
 

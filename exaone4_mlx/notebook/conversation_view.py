@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..files.format import size_text
-from ..text.format import call_text, clean, result_text
+from ..text.format import call_text, clean, result_text, size_text
 from ..tools.call import ToolCall
 from ..tools.schema import shortened
 from .html import BLUE, FAINT, GREEN, GREY, RED, escaped, pretty, seconds_text, small_html

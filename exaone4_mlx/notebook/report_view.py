@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..files.format import size_text
+from ..text.format import size_text
 from .html import escaped, rows_html, seconds_text, small_html, table_html
 
 if TYPE_CHECKING:

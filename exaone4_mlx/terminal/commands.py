@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files.format import size_text
 from ..generation.options import Options
+from ..text.format import size_text
 from .status import context_text
 
 if TYPE_CHECKING:

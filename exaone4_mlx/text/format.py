@@ -1,4 +1,4 @@
-"""Times, tool calls and JSON values as short texts for people.
+"""Sizes, times, tool calls and JSON values as short texts for people.
 
 Notes:
 - Text from a model or a tool passes `clean` before it reaches a terminal: escape codes and marks that change the
@@ -62,6 +62,13 @@ def time_text(seconds: float) -> str:
     """`12 s`, `2 min 5 s`."""
     whole = round(seconds)
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
+
+
+def size_text(count: int) -> str:
+    """A number of bytes in kB, MB or GB, each a power of 1,000."""
+    if 0 < count < 1e6:
+        return f"{count / 1e3:,.0f} kB"
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def cell_width(text: str) -> int:

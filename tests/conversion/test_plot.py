@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from exaone4_mlx import convert
-from exaone4_mlx.conversion.kinds import TENSOR_KINDS, kind_of, measured_tensors
-from exaone4_mlx.conversion.plot import write_error_plot
+from exaone4_mlx.conversion.plot import TENSOR_KINDS, kind_of, measured_tensors, write_error_plot
 from exaone4_mlx.files import svg
 
 pytest.importorskip("matplotlib")
