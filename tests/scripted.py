@@ -11,7 +11,7 @@ import mlx.nn as nn
 from conftest import tiny_model
 
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, Tokenizer
-from exaone4_mlx.generation.stopping import WRAP_UP
+from exaone4_mlx.generation.request import WRAP_UP
 
 
 class Script:

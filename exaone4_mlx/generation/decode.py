@@ -1,15 +1,24 @@
-"""Prompt ids -> an endless stream of ids.
+"""Prompt ids -> an endless stream of ids: prefill, sampling, decoding.
 
 Notes:
 - The stream never ends by itself. The caller handles stop tokens, limits and text.
 - The prompt is processed in chunks, which limits memory and lets the caller report progress.
 - The stream runs one step ahead: the next token is sampled on the device while the caller handles the last one. The
   caches hold only tokens that were handed out, so a caller can stop, restrict or force after any token.
+- Penalties, temperature and probabilities are computed in float32, because close values become equal in bfloat16.
+- The order is that of transformers and vLLM, for which LG chose its recommended values: penalties, temperature, then
+  top_k, top_p and min_p. (mlx-lm applies top_p and min_p before the temperature.)
+- Presence and frequency penalties count all generated tokens and no prompt tokens, as OpenAI defines them. The
+  repetition penalty counts both, as in transformers.
+- top_p does not sort the vocabulary: several tokens are sampled at once, and the first one that top_p allows is taken.
+- Each sampler has its own random key and splits it per token. So the same seed gives the same reply.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -17,11 +26,15 @@ import mlx.core as mx
 from ..model.cache import Cache
 from ..model.fused import FusedModel
 from ..model.network import Exaone4ForCausalLM
-from .options import PREFILL_STEP_SIZE
+from .options import PREFILL_STEP_SIZE, Sampling
 
 #: Both forms of the model have the calls that decoding needs. `model.fused()` is the fast one.
 Model = Exaone4ForCausalLM | FusedModel
 
+#: The accepted probability that top_p excludes all sampled tokens. The most probable token is taken then.
+ALL_EXCLUDED = 1e-9
+#: The limit of tokens sampled at once. More of them take longer than sorting the vocabulary.
+MAX_DRAWS = 16
 CLEAR_EVERY = 256  # tokens between two releases of freed buffers
 
 TopLogprobs = tuple[mx.array, ...]
@@ -98,6 +111,136 @@ def top_logprobs(logits: mx.array, token: mx.array, count: int | None) -> TopLog
     best = mx.argpartition(-values, count - 1)[:count] if 0 < count < values.size else mx.arange(count)
     ids = best[mx.argsort(-values[best])]
     return ids, values[mx.concatenate([token, ids.astype(token.dtype)])]
+
+
+class Sampler:
+    """Samples the tokens of one reply: `sampler(logits)` takes [1, V] and returns the token, [1].
+
+    It evaluates nothing, so that the next step can use a token that is not computed yet. Use it in the thread that
+    created it.
+    """
+
+    def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], vocab_size: int) -> None:
+        if sampling.temperature is None or sampling.top_p is None:
+            raise ValueError("temperature and top_p must be set; call Sampling.resolved first")
+        self._sampling = sampling
+        self._temperature, self._top_p = sampling.temperature, sampling.top_p
+        self._key = mx.random.key(secrets.randbits(64) if sampling.seed is None else sampling.seed)
+        check_bias(sampling.logit_bias, vocab_size)
+        self._bias: mx.array | None = None  # [V]
+        if bias := sampling.logit_bias:
+            self._bias = mx.zeros(vocab_size)
+            self._bias[mx.array(list(bias))] = mx.array([float(value) for value in bias.values()])
+        self._counts: mx.array | None = None  # [V], how often each token was generated
+        if sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1:
+            self._counts = mx.zeros(vocab_size)
+        self._in_prompt: mx.array | None = None  # [V], booleans
+        if sampling.repetition_penalty != 1:
+            self._in_prompt = mx.zeros(vocab_size, mx.bool_)
+            self._in_prompt[mx.array(list(prompt_ids))] = True
+
+        self._counts_before = self._counts  # before the last token
+        self._draws = draws_for(sampling)
+
+    def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
+        """The next token, [1]. It is one of `allowed`, booleans [V], if they are given."""
+        logits = self._penalized(logits.astype(mx.float32))
+        if allowed is not None:
+            logits = mx.where(allowed, logits, -math.inf)
+        if self._temperature == 0:
+            token = mx.argmax(logits, axis=-1)
+        else:
+            self._key, key = mx.random.split(self._key)
+            # The best logit becomes 0, so that no temperature makes all logits infinite.
+            logits = (logits - mx.max(logits, axis=-1, keepdims=True)) / self._temperature
+            if self._draws:
+                token = self._sample_allowed(logits, key)
+            else:
+                token = mx.random.categorical(self._cut_off(logits), key=key)
+        self._counts_before = self._counts
+        if self._counts is not None:
+            self._counts = self._counts.at[token].add(1.0)
+        return token
+
+    @property
+    def state(self) -> tuple[mx.array | None, ...]:
+        """Everything except logits that the next token depends on. Assign an earlier value to go back to it."""
+        return self._key, self._counts, self._counts_before
+
+    @state.setter
+    def state(self, state: tuple[mx.array, mx.array | None, mx.array | None]) -> None:
+        self._key, self._counts, self._counts_before = state
+
+    def replace_last(self, forced: Sequence[int] = ()) -> None:
+        """Forgets the last sampled token. The penalties count the tokens `forced` in its place."""
+        self._counts = self._counts_before
+        if self._counts is not None and forced:
+            self._counts = self._counts.at[mx.array(list(forced))].add(1.0)
+
+    def _penalized(self, logits: mx.array) -> mx.array:
+        s = self._sampling
+        if self._counts is not None:
+            generated = self._counts > 0
+            if self._in_prompt is not None:
+                scaled = mx.where(logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty)
+                logits = mx.where(generated | self._in_prompt, scaled, logits)
+            logits = logits - s.presence_penalty * generated - s.frequency_penalty * self._counts
+        return logits if self._bias is None else logits + self._bias
+
+    def _sample_allowed(self, logits: mx.array, key: mx.array) -> mx.array:
+        """A token [1] that top_k and top_p allow: the first allowed one of several sampled tokens.
+
+        This is rejection sampling, so the allowed tokens keep their relative probabilities. top_p excludes a token if
+        the more probable tokens together have at least the probability top_p.
+        """
+        logits = self._cut_to_top_k(logits)
+        probabilities = mx.softmax(logits, axis=-1)  # 1 V
+        drawn = mx.random.categorical(logits, num_samples=self._draws, key=key)  # 1 N
+        own = mx.take_along_axis(probabilities, drawn, axis=-1)[..., None]
+        before = mx.where(probabilities[:, None] > own, probabilities[:, None], 0).sum(axis=-1)  # 1 N
+        is_allowed = before < self._top_p
+        first = mx.take_along_axis(drawn, mx.argmax(is_allowed, axis=-1, keepdims=True), axis=-1)[:, 0]
+        return mx.where(is_allowed.any(axis=-1), first, mx.argmax(logits, axis=-1).astype(first.dtype))
+
+    def _cut_to_top_k(self, logits: mx.array) -> mx.array:
+        count = self._sampling.top_k
+        if not 0 < count < logits.shape[-1]:
+            return logits
+        smallest = mx.min(mx.topk(logits, count, axis=-1), axis=-1, keepdims=True)
+        return mx.where(logits < smallest, -math.inf, logits)
+
+    def _cut_off(self, logits: mx.array) -> mx.array:
+        """Logits [1, V] with -inf for the tokens that top_k, top_p and min_p exclude. Ties stay together."""
+        s = self._sampling
+        logits = self._cut_to_top_k(logits)
+        if self._top_p < 1:
+            probabilities = mx.softmax(logits, axis=-1)
+            ordered = -mx.sort(-probabilities, axis=-1)
+            before = mx.cumsum(ordered, axis=-1) - ordered  # the probability of all strictly more probable tokens
+            smallest = mx.min(mx.where(before < self._top_p, ordered, 2.0), axis=-1, keepdims=True)
+            logits = mx.where(probabilities < smallest, -math.inf, logits)
+        if s.min_p > 0:
+            floor = mx.max(logits, axis=-1, keepdims=True) + math.log(s.min_p)
+            logits = mx.where(logits < floor, -math.inf, logits)
+        return logits
+
+
+def draws_for(sampling: Sampling) -> int:
+    """The number of tokens to sample at once, so that top_p almost never excludes all; 0 if sorting is better.
+
+    top_p excludes a sampled token with a probability of at most 1 - top_p. For min_p there is no such limit.
+    """
+    top_p = 1.0 if sampling.top_p is None else sampling.top_p
+    if top_p == 1 or sampling.min_p > 0:
+        return 0
+    draws = math.ceil(math.log(ALL_EXCLUDED) / math.log1p(-top_p))
+    return draws if draws <= MAX_DRAWS else 0
+
+
+def check_bias(bias: Mapping[int, float] | None, vocab_size: int) -> None:
+    """Raises ValueError if `bias` has the id of a token that does not exist."""
+    if wrong := [token for token in bias or () if not 0 <= token < vocab_size]:
+        raise ValueError(f"logit_bias names token {wrong[0]}; there are tokens 0 to {vocab_size - 1}")
 
 
 class TokenStream:

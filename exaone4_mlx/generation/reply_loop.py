@@ -22,17 +22,15 @@ import mlx.core as mx
 
 from ..model.network import Exaone4ForCausalLM
 from ..text.events import Done, Event, Logprobs, ReplyEvent, TokenLogprob
-from ..text.reply import ReplyParser
+from ..text.reply import LoopDetector, ReplyParser, StopStrings
 from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
 from .constrain import ToolConstraint
-from .decode import TokenStream, TopLogprobs
+from .decode import Sampler, TokenStream, TopLogprobs
 from .draft import LOOKUP_DRAFTS, MODEL_DRAFTS, DraftModel, PromptLookup
 from .prompt_cache import PromptCache
-from .request import Request
-from .sampling import Sampler
+from .request import WRAP_UP, Request, thought_limit
 from .speculate import SpeculativeStream
-from .stopping import WRAP_UP, LoopDetector, StopStrings, thought_limit
 
 Stream = TokenStream | SpeculativeStream
 

@@ -4,6 +4,8 @@ Notes:
 - `Request` raises for everything that a caller can get wrong, before anything is computed.
 - Whether the reply begins inside a thought is read from the prompt, not from an option.
 - The chat template is rendered once; everything after that uses the ids.
+- A thought whose budget is used up ends with one fixed sentence and the tokens with which the model ends a thought. A
+  part of `max_tokens` is reserved for the answer, so that an answer always follows.
 """
 
 from __future__ import annotations
@@ -20,9 +22,12 @@ from ..model.kv import KVQuantization
 from ..text.input_messages import Message
 from ..text.tokenizer import Tokenizer
 from ..tools.describe import Tool
+from .decode import check_bias
 from .options import Options, check
-from .sampling import check_bias
-from .stopping import WRAP_UP, thought_limit
+
+#: The text that ends a thought whose budget is used up. Its last part is that of the template.
+WRAP_UP = "\nI will answer now.\n</think>\n\n"
+ANSWER_PART, ANSWER_TOKENS = 4, 512  # the answer has a quarter of max_tokens, but at most 512, reserved
 
 Prompt = str | Sequence[Message] | Sequence[int] | mx.array
 
@@ -135,6 +140,14 @@ def prompt_ids(
     if thinking or tools:
         raise ValueError("thinking and tools belong to the chat template; a prompt of token ids is used unchanged")
     return items
+
+
+def thought_limit(budget: int, max_tokens: int, wrap_up: int) -> int:
+    """The limit of a thought in tokens, so that `wrap_up` tokens and an answer still fit.
+
+    It is negative if `max_tokens` is too small for both.
+    """
+    return min(budget, max_tokens - wrap_up - min(max_tokens // ANSWER_PART, ANSWER_TOKENS))
 
 
 def check_answerable(messages: Sequence[Mapping[str, Any]]) -> None:

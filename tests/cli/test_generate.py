@@ -128,7 +128,7 @@ def test_a_thinking_budget_ends_the_thought(capsys: pytest.CaptureFixture[str]) 
 def test_a_reply_that_repeats_itself_is_stopped_with_advice(
     hf_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exaone4_mlx.generation.stopping.LoopDetector.TOKENS", 64)
+    monkeypatch.setattr("exaone4_mlx.text.reply.LoopDetector.TOKENS", 64)
     tensors = mx.load(str(hf_folder / "model.safetensors"))
     tensors["model.norm.weight"] *= 0  # all logits are 0, and the first token is drawn every time
     mx.save_safetensors(str(hf_folder / "model.safetensors"), dict(tensors))

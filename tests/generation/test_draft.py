@@ -144,8 +144,8 @@ class Writing(Chain):
 
 def test_lookup_saves_most_steps_of_an_edited_text(demo: tuple[Any, Tokenizer]) -> None:
     """The prompt holds a source file, and the reply the same file with one name changed, as in README."""
-    source = (ROOT / "exaone4_mlx" / "generation" / "stopping.py").read_text()[:3000]
-    prompt, text = (demo[1].encode(part) for part in (f"{source}\n\n", source.replace("limit", "bound")))
+    source = (ROOT / "exaone4_mlx" / "text" / "reply.py").read_text()[:3000]
+    prompt, text = (demo[1].encode(part) for part in (f"{source}\n\n", source.replace("self", "this")))
     model = Writing(prompt, text, 3072)
     stream = speculative(model, prompt, Greedy(), PromptLookup(), LOOKUP_DRAFTS)
     assert list(islice(stream, len(text))) == text

@@ -12,7 +12,7 @@ from conftest import in_a_thread, tiny_model, until
 
 from exaone4_mlx import Answer, Done, PromptCache, Reply, Sampling, Thinking, ToolCall, generate, stream_generate
 from exaone4_mlx.generation.request import prompt_ids
-from exaone4_mlx.generation.stopping import LoopDetector
+from exaone4_mlx.text.reply import LoopDetector
 
 GREEDY = Sampling(temperature=0.0)
 CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'

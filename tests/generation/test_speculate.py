@@ -15,9 +15,8 @@ from speculation import Chain, ScriptedDrafter, speculative
 
 from exaone4_mlx import Chat, Logprobs, PromptCache, Reply, Sampling, Tokenizer, generate, stream_generate
 from exaone4_mlx.generation import speculate
-from exaone4_mlx.generation.decode import TokenStream, prefill
+from exaone4_mlx.generation.decode import Sampler, TokenStream, prefill
 from exaone4_mlx.generation.draft import DraftModel
-from exaone4_mlx.generation.sampling import Sampler
 from exaone4_mlx.model.cache import RotatingKVCache
 from exaone4_mlx.model.kv import KVQuantization
 
