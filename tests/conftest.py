@@ -9,7 +9,7 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,15 @@ def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, "the condition does not come true"
         time.sleep(0.005)
+
+
+def run_all(threads: Iterable[threading.Thread]) -> None:
+    """Starts all threads, and waits until all have ended."""
+    started = list(threads)
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
 
 
 def in_a_thread(work: Callable[[], Any]) -> Any:

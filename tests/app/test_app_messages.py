@@ -531,9 +531,9 @@ def test_typed_is_the_way_back() -> None:
     ids=lambda text: repr(text[:6]),
 )  # fmt: skip
 def test_inert_is_quick_for_every_text(text: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     inert(text)
-    assert time.perf_counter() - began < 1.5, "it looks at the same text again and again"
+    assert time.thread_time() - began < 1.5, "it looks at the same text again and again"
 
 
 ODD: list[Any] = [

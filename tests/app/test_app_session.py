@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from app_sessions import ENDLESS, PLAIN, WAIT_SECONDS, finished, say, underway, until
-from conftest import call_text, roll_dice
+from conftest import call_text, roll_dice, run_all
 
 from app import session as session_module
 from app.files import Attachment
@@ -229,11 +229,7 @@ def test_of_two_sends_at_once_one_is_refused_as_busy(make: Any, scripted: Any) -
             except Busy:
                 outcomes.append("busy")
 
-        threads = [threading.Thread(target=send, args=(text,)) for text in ("one", "two")]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        run_all(threading.Thread(target=send, args=(text,)) for text in ("one", "two"))
         assert sorted(outcomes) == ["busy", "sent"]
         stopped_after(session)
         assert len([role for role, _ in said(session) if role == "user"]) == 1
@@ -573,11 +569,7 @@ def test_two_observers_see_the_same(session: Session, scripted: Any) -> None:
             mine.append(session.view())
             running = mine[-1].running
 
-    threads = [threading.Thread(target=follow, args=(mine,)) for mine in views]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WAIT_SECONDS)
+    run_all(threading.Thread(target=follow, args=(mine,)) for mine in views)
     assert len(views[0]) > 3 and len(views[1]) > 3, "they followed"
     assert views[0][-1] == views[1][-1] and views[0][-1].messages[-1]["content"] == ENDLESS[:200]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from app_sessions import ENDLESS, PLAIN, WAIT_SECONDS, contents, finished, say, underway, until
-from conftest import roll_dice
+from conftest import roll_dice, run_all
 from scripted import ScriptedModel
 
 from app import state as state_module
@@ -103,11 +103,7 @@ def test_requests_of_a_new_tab_that_come_at_once_find_one_tab(state: AppState) -
             barrier.wait()
             tabs.append(state.tab(f"{number}"))
 
-        threads = [threading.Thread(target=ask) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        run_all(threading.Thread(target=ask) for _ in range(4))
         assert len({id(tab) for tab in tabs}) == 1 and len({id(tab.session) for tab in tabs}) == 1
     assert len(state._sessions) == 20, "conversations that nobody sees are open"
 
@@ -132,11 +128,7 @@ def test_tabs_that_come_with_the_same_address_at_once_share_it(state: AppState, 
         return read(id)
 
     monkeypatch.setattr(state.store, "read", both)
-    threads = [threading.Thread(target=state.tab, args=(key, id)) for key in ("one", "two")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_all(threading.Thread(target=state.tab, args=(key, id)) for key in ("one", "two"))
     assert state.tab("one").session is state.tab("two").session and state.tab("one").session.id == id
 
 
@@ -822,11 +814,7 @@ def test_concurrent_actions_do_not_deadlock(make: Any, scripted: Any, monkeypatc
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_all(threading.Thread(target=work, args=(seed,)) for seed in range(8))
     faulthandler.cancel_dump_traceback_later()
     assert not errors, errors
     for session in list(state._sessions.values()):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import run_all
 
 from app import store as store_module
 from app.store import FORMAT, ID, Conversation, Store, one_line
@@ -194,14 +195,10 @@ def test_a_conversation_too_large_to_be_read_is_not_written(store: Store, monkey
 @pytest.mark.parametrize("id", FOREIGN_IDS)
 def test_a_foreign_id_is_refused_before_the_disk_is_touched(store: Store, tmp_path: Path, id: str):
     message = "is no id of a conversation; those look like 20261125-093015-1f2e3d4c"
-    with pytest.raises(ValueError, match=message):
-        store.read(id)
-    with pytest.raises(ValueError, match=message):
-        store.rename(id, "title")
-    with pytest.raises(ValueError, match=message):
-        store.delete(id)
-    with pytest.raises(ValueError, match=message):
-        store.write(said("a", id=id))
+    calls = store.read, lambda id: store.rename(id, "title"), store.delete, lambda id: store.write(said("a", id=id))
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call(id)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -412,11 +409,7 @@ def test_of_programs_that_write_at_once_each_keeps_its_own(store: Store, folder:
         message = {"role": "user", "content": f"program {index}"}
         written.append(own.write(dataclasses.replace(conversation, messages=[message])))
 
-    threads = [threading.Thread(target=write, args=(index,)) for index in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_all(threading.Thread(target=write, args=(index,)) for index in range(8))
     assert len({one.id for one in written}) == 8 and sum(one.id == conversation.id for one in written) == 1
     assert all(store.read(one.id) == one for one in written)
 
@@ -428,11 +421,7 @@ def test_threads_of_one_program_do_not_need_locks_of_the_file_system(store: Stor
     monkeypatch.setattr(store_module.fcntl, "flock", refuse)
     conversation = store.write(said("start"))
     written: list[Conversation] = []
-    threads = [threading.Thread(target=lambda: written.append(store.write(conversation))) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_all(threading.Thread(target=lambda: written.append(store.write(conversation))) for _ in range(20))
     assert len({one.id for one in written}) == 20 and sum(one.id == conversation.id for one in written) == 1
 
 
@@ -451,11 +440,7 @@ def test_a_store_is_used_by_many_threads_at_once(store: Store):
         except Exception as error:
             problems.append(error)
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_all(threading.Thread(target=work, args=(index,)) for index in range(8))
     assert problems == []
     assert sorted(summary.title for summary in store.list()) == [f"name {index}" for index in range(0, 8, 2)]
 

@@ -250,21 +250,11 @@ def test_the_prompt_text_is_exported_only_where_it_differs():
 @pytest.mark.parametrize(
     ("text", "fence"),
     [
-        ("```py\nx = 1", "```"),
-        ("```py\nx = 1\n", "```"),
-        ("~~~~\n~~~\n```", "~~~~"),
-        ("1. a\n   ```sh\n   ls", "   ```"),
-        ("```\na\n```\n```", "```"),
-        ("```\na\n``` b", "```"),
-        ("```\r\na", "```"),
-        ("```\na\n`````", ""),
-        ("```\r\na\r\n```\r\n", ""),
-        ("```\na\n```  ", ""),
-        ("``` a ` b", ""),
-        ("`` `` ``", ""),
-        ("no code", ""),
+        ("```py\nx = 1", "```"), ("```py\nx = 1\n", "```"), ("~~~~\n~~~\n```", "~~~~"), ("1. a\n   ```sh\n   ls", "   ```"),
+        ("```\na\n```\n```", "```"), ("```\na\n``` b", "```"), ("```\r\na", "```"), ("```\na\n`````", ""),
+        ("```\r\na\r\n```\r\n", ""), ("```\na\n```  ", ""), ("``` a ` b", ""), ("`` `` ``", ""), ("no code", ""),
     ],
-)
+)  # fmt: skip
 def test_a_code_block_that_was_cut_is_closed_on_the_page_only(text: str, fence: str):
     conversation = conversation_of(ASK, {"role": "assistant", "content": text})
     page = to_markdown(conversation)
@@ -373,23 +363,13 @@ def test_a_chat_that_the_package_saved_is_read():
         "content": "네",
         "reasoning_content": "음",
         "finish_reason": "stop",
-        "stats": {"prompt_tokens": 3},
+        "stats": {"x": 3},
     }
-    saved = {
-        "format": "exaone4_mlx chat",
-        "version": 1,
-        "messages": [ASK, reply],
-        "dropped": 1,
-        "tools": ["f"],
-        "settings": {"thinking": True, "sampling": None},
-    }
-    conversation = from_text(json.dumps(saved, ensure_ascii=False, indent=1))
+    settings = {"thinking": True, "sampling": None}
+    saved = {"format": "exaone4_mlx chat", "version": 1, "messages": [ASK, reply], "dropped": 1, "tools": ["f"]}
+    conversation = from_text(json.dumps({**saved, "settings": settings}, ensure_ascii=False, indent=1))
     assert (conversation.messages, conversation.dropped) == ([ASK, reply], 1)
-    assert (conversation.settings, conversation.title, conversation.named) == (
-        {"thinking": True, "sampling": None},
-        "안녕?",
-        False,
-    )
+    assert (conversation.settings, conversation.title, conversation.named) == (settings, "안녕?", False)
 
 
 def test_the_format_of_saved_chats_is_that_of_the_package():
