@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..generation.generate import evaluate_weights, make_draft
-from ..generation.options import SAMPLING_FIELDS, Options, ReplyOptions, check
+from ..generation.options import OPTION_NAMES, SAMPLING_FIELDS, Options, ReplyOptions, check
 from ..generation.prompt_cache import PromptCache
 from ..generation.request import check_answerable, check_drafting, check_kv_size
 from ..generation.worker import Worker
@@ -55,6 +55,12 @@ class TurnOptions(ReplyOptions, total=False):
 
 
 CHAT_SETTINGS = tuple(field.name for field in dataclasses.fields(ChatSettings))
+#: Former attributes of a chat, and what to use.
+REPLACED = {
+    "system": "set chat.system_prompt",
+    "context_limit": "set chat.max_kv_size",
+    "sampling": "set chat.options = dataclasses.replace(chat.options, temperature=…)",
+}
 CHAT_PARAMETERS = ("system_prompt", "tools", "messages", "approve", "max_kv_size", "prompt_cache", "kv", "draft_model")
 
 
@@ -120,6 +126,15 @@ class Chat(History):
         self._cache.check_model(model, stored)
         if messages:
             self.prepare()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses an attribute that has no effect, such as `chat.temperature = 0`."""
+        holder = "options" if name in OPTION_NAMES else "settings" if name in CHAT_SETTINGS else None
+        if holder is not None:
+            raise AttributeError(f"set chat.{holder} = dataclasses.replace(chat.{holder}, {name}={value!r})")
+        if name in REPLACED:
+            raise AttributeError(f"a chat has no {name!r}: {REPLACED[name]}")
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         return f"Chat({len(self.turns)} turns, {self.context_tokens} of {self.max_kv_size} tokens)"

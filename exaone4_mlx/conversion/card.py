@@ -143,7 +143,10 @@ def _quality(evaluation: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]
         worst = sorted(measured, key=lambda tensor: -tensor["relative_error"])[:LARGEST_ERRORS]
         if has_plot:
             parts.append(f"![Relative error of every tensor]({PLOT_NAME})")
-        parts.append("The weights with the largest relative error (norm of the difference / norm of the source):")
+        parts.append(
+            "The weights with the largest relative error (norm of the difference / norm of the source), and their "
+            "signal-to-quantization-noise ratio (SQNR) in decibels:"
+        )
         cells = [
             (
                 _text(tensor["name"]),

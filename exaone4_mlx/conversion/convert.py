@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ import mlx.core as mx
 
 from ..files.folders import read_json
 from ..files.safetensors import CheckpointError, check_finite, read_dtype
+from ..generation.options import refuse_unknown
 from ..model.network import Exaone4ForCausalLM
 from ..model.pretrained import open_checkpoint
 from ..text.format import size_text
@@ -106,6 +107,7 @@ def convert(
     for NaN and infinity, and OSError when the disk is too small. An error leaves no partial result. After a kill,
     Ctrl-C, or an error once the weights are complete, the same call resumes from `MLX_PATH.partial`.
     """
+    refuse_unknown(options, [field.name for field in fields(ConversionRequest)])
     return run_conversion(prepare(hf_path, mlx_path, ConversionRequest(**options), revision), progress, notice)
 
 

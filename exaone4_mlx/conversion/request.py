@@ -117,11 +117,17 @@ class ConversionRequest:
         if self.calibrate is not None and self.calibrate not in CALIBRATION_METHODS:
             raise ValueError(f"calibrate must be one of {', '.join(CALIBRATION_METHODS)}, not {self.calibrate!r}")
         if self.calibrate and (self.q_mode or self.recipe) in {*DEFAULTS} - {"affine"}:
-            raise ValueError(f"calibrate needs affine scales and biases; {self.q_mode or self.recipe} has none")
+            raise ValueError(
+                f"q_mode or recipe must be affine to calibrate, not {self.q_mode or self.recipe}: calibration fits scales "
+                "and biases"
+            )
         if self.calibration_data is not None and self.calibrate is None:
-            raise ValueError("calibration_data needs calibrate")
+            raise ValueError(
+                "calibration_data must be given together with a calibration: calibrate must be one of "
+                + ", ".join(CALIBRATION_METHODS)
+            )
         if self.evaluation_data is not None and not self.evaluate:
-            raise ValueError("evaluation_data needs evaluate")
+            raise ValueError("evaluation_data is for an evaluation: evaluate must be true")
 
     @property
     def quantization(self) -> Quantization:

@@ -23,6 +23,8 @@ from ..text.format import size_text
 from ..text.tokenizer import Tokenizer
 from .sizes import Sizes, cache_bytes, draft_cache_bytes, draft_windows, prefill_bytes, read_sizes
 
+MAX_GIGABYTES = 1e6  # a larger number is a number of bytes
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -173,11 +175,13 @@ def check_max_kv_size(max_kv_size: int | None) -> None:
 
 
 def read_memory(gigabytes: float | None) -> int | None:
-    """Bytes from GB. Raises ValueError for a value that is not a positive number."""
+    """Bytes from GB. Raises ValueError for a value that is not a positive number, or that is a number of bytes."""
     if gigabytes is None:
         return None
     if type(gigabytes) not in (int, float) or not 1 <= gigabytes * 1e9 < float("inf"):
         raise ValueError(f"memory must be a positive number of gigabytes, not {gigabytes!r}")
+    if gigabytes >= MAX_GIGABYTES:
+        raise ValueError(f"memory must be in gigabytes (1e9 bytes), and {gigabytes!r} is more than any machine has")
     return round(gigabytes * 1e9)
 
 

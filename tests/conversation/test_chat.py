@@ -1109,3 +1109,16 @@ def test_context_can_be_bounded_below_the_models(scripted: Any) -> None:
     chat.settings = dataclasses.replace(chat.settings, overflow="drop_oldest")
     list(chat.send("and now?"))
     assert chat.dropped == 2
+
+
+def test_an_attribute_that_has_no_effect_is_refused(unread: tuple[Any, Any]) -> None:
+    chat = Chat(*unread)
+    for name, value, hint in (
+        ("max_tokens", 2, r"chat\.options = dataclasses\.replace\(chat\.options, max_tokens=2\)"),
+        ("thinking", True, "chat.options"),
+        ("overflow", "drop_oldest", "chat.settings"),
+        ("system", "x", "chat.system_prompt"),
+        ("context_limit", 64, "chat.max_kv_size"),
+    ):
+        with pytest.raises(AttributeError, match=hint):
+            setattr(chat, name, value)

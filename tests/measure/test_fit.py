@@ -127,6 +127,8 @@ def test_max_kv_size_is_a_positive_whole_number(context: Any) -> None:
 def test_memory_is_a_positive_number_of_gigabytes(memory: Any) -> None:
     with pytest.raises(ValueError, match="memory must be a positive number of gigabytes, not "):
         fit("demo", memory=memory)
+    with pytest.raises(ValueError, match="memory must be in gigabytes"):
+        fit("demo", memory=16_000_000_000)
 
 
 def test_missing_files_raise_as_in_load(tmp_path: Path) -> None:
