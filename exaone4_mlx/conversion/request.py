@@ -118,8 +118,8 @@ class ConversionRequest:
             raise ValueError(f"calibrate must be one of {', '.join(CALIBRATION_METHODS)}, not {self.calibrate!r}")
         if self.calibrate and (self.q_mode or self.recipe) in {*DEFAULTS} - {"affine"}:
             raise ValueError(
-                f"q_mode or recipe must be affine to calibrate, not {self.q_mode or self.recipe}: calibration fits scales "
-                "and biases"
+                f"q_mode or recipe must be affine to calibrate, not {self.q_mode or self.recipe}: calibration "
+                "fits scales and biases"
             )
         if self.calibration_data is not None and self.calibrate is None:
             raise ValueError(
