@@ -1,20 +1,25 @@
 r"""Cuts Markdown that is still being written into blocks that will not change any more, with `markdown-it-py`.
 
 Notes:
-- All top-level blocks but the last are final: no later line changes them. The last block is `BlockStream.open`.
-- Only whole lines are parsed, so that the blocks do not depend on the pieces in which the text arrives.
+- A block is final as soon as no later line can change it. The last block is `BlockStream.open`.
+- Each line is parsed after a context, not after the whole open block. So the time is linear in the number of lines.
+  Inside a list item or a quotation the context is long, but only a line that may end it is parsed.
+- The items of a loose list are blocks of their own if their numbers are consecutive, so that each keeps its number.
 - Formulas between `\[` and `\]` or `$$` and `$$` are blocks too: Markdown would remove their backslashes.
 - No line is lost: the blocks, joined by empty lines, are the text except for the number of empty lines.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+import re
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 
 FORMULA_ENDS = {r"\[": r"\]", "$$": "$$"}
+QUOTED = re.compile(" {0,3}>")
+NEVER = re.compile("(?!)")
+TEXT = "x"  # a line that begins a paragraph, or continues the block before it if that block allows text
 
 
 class BlockStream:
@@ -22,7 +27,11 @@ class BlockStream:
 
     def __init__(self) -> None:
         self._lines: list[str] = []  # whole lines of the open block
+        self._context: list[str] = []  # lines after which the next line means the same as after the whole open block
+        self._inside = NEVER  # matches lines that surely continue the open list item or quotation
+        self._number = 0  # of the last item of the open list
         self._partial = ""  # the last line, which is not complete yet
+        self._final: list[str] = []
 
     @property
     def open(self) -> str:
@@ -31,26 +40,62 @@ class BlockStream:
 
     def feed(self, text: str) -> list[str]:
         *whole, self._partial = (self._partial + text).split("\n")
-        if not whole:
-            return []
-        self._lines += [line.removesuffix("\r") for line in whole]
-        starts = _starts(self._lines)
-        last = starts[-1] if starts else 0
-        final = self._blocks(starts[:-1], last)
-        del self._lines[:last]
+        for line in whole:
+            self._add(line.removesuffix("\r").replace("\r", " "))  # the parser ends a line at each \r
+        final, self._final = self._final, []
         return final
 
     def close(self) -> list[str]:
         """The rest, complete or not."""
-        self._lines, self._partial = [*self._lines, self._partial], ""
-        rest = self._blocks(_starts(self._lines), len(self._lines))
-        self._lines = []
-        return rest
+        final = self.feed("\n")
+        self._finish(len(self._lines))
+        return final + self.feed("")
 
-    def _blocks(self, starts: list[int], end: int) -> list[str]:
-        cuts = [0, *starts, end]  # before the first block there may be link definitions
-        blocks = ["\n".join(self._lines[a:b]).strip("\n") for a, b in pairwise(cuts)]
-        return [block for block in blocks if block]
+    def _add(self, line: str) -> None:
+        empty = not line.strip(" \t")
+        if empty and not self._lines:
+            return
+        self._lines.append(line)
+        if self._inside.match(line.expandtabs(4)):
+            self._context.append(line)
+            return
+        new = len(self._context)  # the index of the line in the parsed text
+        tokens = PARSER.parse("\n".join([*self._context, line, TEXT]))
+        blocks = [(token.type, token.map[0]) for token in tokens if token.level == 0 and token.map]
+        ended = blocks[-1][1] > new  # TEXT begins another block
+        kind, start = blocks[-2 if ended else -1]
+        if start:
+            self._finish(len(self._lines) - (new + 1 - start))
+        if kind.endswith("list_open"):
+            for token in tokens:
+                if token.type == "list_item_open" and token.level == 1 and token.map and token.map[0] == new:
+                    self._begin_item(line, token.info)
+        elif ended and kind != "code_block" and (kind != "blockquote_open" or empty):
+            self._finish(len(self._lines))
+        elif kind == "blockquote_open":
+            if start == new:  # else the line continues a quoted paragraph, which changes nothing
+                self._context, self._inside = [line], QUOTED
+        elif kind == "paragraph_open":  # its last line may be the head of a table
+            self._context = [TEXT, line] if len(self._lines) > 1 else [line]
+        else:
+            self._context = self._lines[: 2 if kind == "table_open" else 1]
+
+    def _begin_item(self, line: str, number: str) -> None:
+        after_empty = len(self._lines) > 1 and not self._lines[-2].strip(" \t")
+        if len(self._lines) == 1 or (after_empty and (not number or int(number) == self._number + 1)):
+            self._finish(len(self._lines) - 1)
+            self._number = int(number or 0)
+        else:
+            self._number += 1
+        mark = re.findall(r" *\S+ +", line.expandtabs(4) + " ")[0]
+        self._context, self._inside = [line], re.compile(f" {{{len(mark)}}}| *$")
+
+    def _finish(self, count: int) -> None:
+        """Makes the first lines of the open block final."""
+        if block := "\n".join(self._lines[:count]).strip("\n"):
+            self._final.append(block)
+        del self._lines[:count]
+        self._context, self._inside = [], NEVER
 
 
 class LineStream:
@@ -66,12 +111,6 @@ class LineStream:
     def close(self) -> list[str]:
         rest, self.open = self.open, ""
         return [rest] if rest else []
-
-
-def _starts(lines: list[str]) -> list[int]:
-    """The first lines of the top-level blocks."""
-    tokens = PARSER.parse("\n".join(lines))
-    return [token.map[0] for token in tokens if token.level == 0 and token.map and token.nesting >= 0]
 
 
 def _formula(state: StateBlock, first: int, end: int, silent: bool) -> bool:
@@ -92,6 +131,6 @@ def _formula(state: StateBlock, first: int, end: int, silent: bool) -> bool:
     return True
 
 
-PARSER = MarkdownIt().enable("table")
+PARSER = MarkdownIt().enable("table").disable("reference")  # a link definition is a paragraph here
 PARSER.core.ruler.disable("inline")
 PARSER.block.ruler.before("table", "formula", _formula, {"alt": ["paragraph", "reference", "blockquote", "list"]})

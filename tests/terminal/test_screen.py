@@ -63,6 +63,13 @@ def test_the_open_block_is_never_taller_than_the_screen() -> None:
         assert all(f"line_{n} = {n}" in text for n in range(40)), "the finished block is printed in full"
 
 
+def test_the_items_of_a_loose_list_are_printed_one_by_one_with_their_numbers() -> None:
+    terminal = Terminal(60, 8)
+    text = shown([*(Answer(f"{n}. item\n\n") for n in range(3, 31)), DONE], terminal)
+    assert [line.strip() for line in text.split("\n") if line] == [f"{n} item" for n in range(3, 31)]
+    assert terminal.tallest_jump <= 2, "only the last item is drawn again"
+
+
 def test_erased_rows_are_counted_at_the_present_width() -> None:
     written: list[str] = []
 
