@@ -52,26 +52,36 @@ async def coroutine(call: Any) -> bool:
 # --- reuse --------------------------------------------------------------------
 
 
+class Scripted:
+    """A sampler whose first tokens are those of `Recorded.script`."""
+
+    def __init__(self, sample: Any) -> None:
+        self._sample = sample
+
+    def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
+        token = self._sample(logits, allowed)
+        scripted = next(Recorded.script, None)
+        return token if scripted is None else mx.array([scripted])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sample, name)
+
+
 class Recorded(TokenStream):
-    """Notes the logits that a reply began with, and the tokens it was made of. May begin with a script."""
+    """Records the logits that a reply began with, and its tokens."""
 
     began: Any = None
     tokens: Any = None
     script: Any = iter(())
 
-    def __init__(self, model: Any, logits: mx.array, *others: Any) -> None:
+    def __init__(self, model: Any, logits: mx.array, cache: Any, sample: Any, *others: Any) -> None:
         Recorded.began, Recorded.tokens = logits, []
-        super().__init__(model, logits, *others)
+        super().__init__(model, logits, cache, Scripted(sample), *others)
 
     def __next__(self) -> int:
         token = super().__next__()
         Recorded.tokens.append(token)
         return token
-
-    def _draw(self, allowed: mx.array | None = None) -> None:
-        super()._draw(allowed)
-        if (token := next(Recorded.script, None)) is not None:
-            self._following = mx.array([token])
 
 
 def course(rng: random.Random) -> Iterator[tuple[str, str, bool]]:
