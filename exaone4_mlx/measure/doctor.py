@@ -1,9 +1,9 @@
-"""Whether everything computes right on this machine: the demo model, examined on MLX's backend here.
+"""Checks that the demo model computes correctly with MLX's backend on this machine.
 
-What is peculiar here:
-- The logits that it should give are stored here, as transformers gave them in float32 on a CPU.
-- A GPU may round the factors of float32 products (TF32: an M5, NVIDIA). Where it does, limits are wider.
-- A check that raises an error has failed, and the others still run.
+Notes:
+- The expected logits are stored in this file. transformers computed them in float32 on a CPU.
+- A GPU may round the factors of float32 products (TF32: an M5, NVIDIA). The limits are wider there.
+- A check that raises an error has failed. The other checks still run.
 """
 
 from __future__ import annotations
