@@ -15,7 +15,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from ..terminal.commands import completions
 from ..terminal.repl import Repl
 from ..terminal.status import extras_text
 from . import flags, loading
+from .output import results, results_alone
 
 if TYPE_CHECKING:
     from ..terminal.input import TerminalInput
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     terminal = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
     if terminal:
         signal.signal(signal.SIGTERM, _exit)
-    with _kept_warnings() as kept:
+    with _kept_warnings() as kept, nullcontext() if terminal else results_alone():
         repl = _repl(options, terminal)
         repl.warned = kept
         return repl.loop()
@@ -131,7 +132,7 @@ def _screen(terminal: bool, markdown: bool, count_tokens: Callable[[str], int]) 
         return Screen(count_tokens, markdown=markdown)
     from ..terminal.pipe import PipeScreen
 
-    return PipeScreen()
+    return PipeScreen(results())
 
 
 def _input(

@@ -19,17 +19,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..generation.options import Options
-from ..text.format import shortened
 from . import flags, loading
-from .output import TextPrinter, event_json, log, logged_warnings, progress_bar, reply_summary, show_json
+from .output import (
+    TextPrinter,
+    event_json,
+    log,
+    logged_warnings,
+    progress_bar,
+    reply_json,
+    reply_summary,
+    results_alone,
+    show_json,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from ..conversation.turn import Turn
     from ..generation.generate import Generation
     from ..generation.prompt_cache import PromptCache
     from ..generation.request import Request
-    from ..text.events import Done, Event, Logprobs
-    from ..tools.call import ToolResult
+    from ..text.events import Done
+    from ..text.message import TurnEvent
     from ..tools.describe import Tool
     from .loading import ReadyModel
 
@@ -69,6 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    with results_alone():
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     from ..generation.request import check_answerable
 
     _check_flags(options)
@@ -239,40 +253,23 @@ def _cancelled_by_ctrl_c(reply: Generation | Turn) -> Iterator[None]:
 
 def _print_reply(reply: Generation | Turn, options: argparse.Namespace) -> Done:
     """Prints the reply as text, as JSON or as JSON lines."""
-    from ..text.events import Done, Logprobs, Thinking
-    from ..text.message import Reply
-    from ..tools.call import ToolResult
+    from ..text.events import Done, Thinking
 
-    events: list[Event | Logprobs | Done] = []
-    results: list[ToolResult] = []
-    printer = TextPrinter(terminal=sys.stdout.isatty())
+    has_tools = bool(options.tools or options.builtin_tools)
+    events: list[TurnEvent] = []
+    printer = TextPrinter(runs_calls=has_tools)
     try:
         for event in reply:
             if options.hide_thinking and isinstance(event, Thinking):
                 continue
-            if isinstance(event, ToolResult):
-                results.append(event)
-            else:
-                events.append(event)
+            events.append(event)
             if options.jsonl:
                 show_json(event_json(event))
-            elif options.json:
-                continue
-            elif isinstance(event, ToolResult):
-                printer.close()
-                result = json.dumps(event.content, ensure_ascii=False)
-                log(f"[{event.call.name} {'failed' if event.failed else 'returned'}: {shortened(result, 200)}]")
-            elif not isinstance(event, Logprobs):
+            elif not options.json:
                 printer.show(event)
     finally:
         printer.close()
     if options.json:
-        fields = {"model": options.model} | dataclasses.asdict(Reply.from_events(events))
-        del fields["token_ids"]
-        if options.logprobs is None:
-            del fields["logprobs"]
-        if options.tools or options.builtin_tools:
-            fields["tool_results"] = [event_json(result) for result in results]
-        show_json(fields)
+        show_json({"model": options.model} | reply_json(events, options.logprobs is not None, has_tools))
     assert isinstance(events[-1], Done)
     return events[-1]

@@ -9,26 +9,57 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO
 
-from ..text.format import ENDS, size_text
+from ..text.format import ENDS, call_text, shortened, size_text
 
 if TYPE_CHECKING:
-    from ..text.events import Done, Event, Logprobs
-    from ..tools.call import ToolResult
+    from ..text.events import Done
+    from ..text.message import TurnEvent
 
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
+
+_own: TextIO | None = None  # the stream of results inside `results_alone`
+
+
+def results() -> TextIO:
+    """The stream of results: standard output, also inside `results_alone`."""
+    return _own or sys.stdout
+
+
+@contextmanager
+def results_alone() -> Iterator[None]:
+    """Reserves standard output for results. What tools and their child processes print goes to standard error."""
+    global _own
+    sys.stdout.flush()
+    stream = _own = before = sys.stdout
+    number = kept = None
+    with suppress(OSError, ValueError, AttributeError):  # a stream without a file, as in a notebook
+        number = before.fileno()
+    if number is not None:
+        kept = os.dup(number)
+        stream = _own = open(kept, "w", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed below)
+        os.dup2(sys.stderr.fileno(), number)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout, _own = before, None
+        if number is not None and kept is not None:
+            os.dup2(kept, number)
+            with suppress(BrokenPipeError):  # raised before, where it was written
+                stream.close()
 
 
 def show(text: str) -> None:
     """Prints a part of the result."""
-    print(text, flush=True)
+    print(text, file=results(), flush=True)
 
 
 def show_json(value: dict[str, Any]) -> None:
-    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False), flush=True)
+    show(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
 
 
 def log(text: str) -> None:
@@ -90,26 +121,36 @@ def _finite(value: Any) -> Any:
 class TextPrinter:
     """Prints events as text. A thought is dim on a terminal; elsewhere it is enclosed in the model's own tags.
 
-    A thought that was cut off has no closing tag.
+    A thought that was cut off has no closing tag. Calls that are run, and their results, go to standard error.
     """
 
-    def __init__(self, terminal: bool) -> None:
-        self._terminal = terminal
+    def __init__(self, runs_calls: bool) -> None:
+        self._runs_calls, self._terminal = runs_calls, results().isatty()
+        terminal = self._terminal
         self._open, self._close = (DIM, NORMAL + "\n\n") if terminal else ("<think>\n", "\n</think>\n\n")
         self._inside_thought = False
         self._at_line_start = True
 
-    def show(self, event: Event | Done) -> None:
-        from ..text.events import Done, Thinking
-        from ..tools.call import ToolCall
+    def show(self, event: TurnEvent) -> None:
+        from ..text.events import Done, Logprobs, Thinking
+        from ..tools.call import ToolCall, ToolResult
 
+        if isinstance(event, Logprobs):
+            return
         if isinstance(event, Done):
             self.close()
             return
         if isinstance(event, Thinking) != self._inside_thought:
             self._write(self._close if self._inside_thought else self._open)
             self._inside_thought = not self._inside_thought
-        if isinstance(event, ToolCall):
+        if isinstance(event, ToolResult):
+            self.close()
+            result = json.dumps(event.content, ensure_ascii=False)
+            log(f"[{event.call.name} {'failed' if event.failed else 'returned'}: {shortened(result, 200)}]")
+        elif isinstance(event, ToolCall) and self._runs_calls:
+            self.close()
+            log(f"[calls {shortened(call_text(event), 200)}]")
+        elif isinstance(event, ToolCall):
             call = json.dumps({"name": event.name, "arguments": event.arguments}, ensure_ascii=False)
             self._write(f"<tool_call>{call}</tool_call>")
         else:
@@ -124,12 +165,12 @@ class TextPrinter:
             self._write("\n")
 
     def _write(self, text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        results().write(text)
+        results().flush()
         self._at_line_start = text.endswith("\n") if text else self._at_line_start
 
 
-def event_json(event: Event | Logprobs | ToolResult | Done) -> dict[str, Any]:
+def event_json(event: TurnEvent) -> dict[str, Any]:
     kinds = {
         "Thinking": "thinking",
         "Answer": "answer",
@@ -140,6 +181,20 @@ def event_json(event: Event | Logprobs | ToolResult | Done) -> dict[str, Any]:
     }
     fields = {name: value for name, value in dataclasses.asdict(event).items() if name != "problem" or value}
     return {"type": kinds[type(event).__name__]} | fields
+
+
+def reply_json(events: Sequence[TurnEvent], has_logprobs: bool, has_tools: bool) -> dict[str, Any]:
+    """A whole reply: the fields of `Reply` without the token ids, and the results of tools."""
+    from ..text.message import Reply
+    from ..tools.call import ToolResult
+
+    fields = dataclasses.asdict(Reply.from_events(events))
+    del fields["token_ids"]
+    if not has_logprobs:
+        del fields["logprobs"]
+    if has_tools:
+        fields["tool_results"] = [event_json(event) for event in events if isinstance(event, ToolResult)]
+    return fields
 
 
 def reply_summary(done: Done) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from ..text.format import call_text, result_text, shortened
 from .status import end_text
@@ -28,8 +28,9 @@ class PipeScreen:
 
     can_ask = False
 
-    def __init__(self) -> None:
-        self._out, self._err = sys.stdout, sys.stderr
+    def __init__(self, out: TextIO | None = None) -> None:
+        """`out` takes the answers: by default standard output."""
+        self._out, self._err = out or sys.stdout, sys.stderr
         self._in_thought = False
         self._at_line_start = True
         self._held = ""  # line ends that are printed only if more text follows

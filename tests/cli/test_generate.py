@@ -190,20 +190,25 @@ def test_messages_come_from_a_file_a_saved_chat_or_a_pipe(
 
 
 @pytest.mark.usefixtures("demo_model")
-def test_tools_run_and_their_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_tools_run_and_standard_output_holds_the_reply_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     file = tmp_path / "dice.py"
     file.write_text(
+        'print("LOADED")\n\n\n'
         "def roll_dice(max_num: int) -> int:\n"
         '    """Roll a dice with the number 1 to N. User can select the number N.\n\n'
         '    Args:\n        max_num: Max number of the dice\n    """\n'
+        '    print("PRINTED")\n'
         "    return max_num - 1\n"
     )
     assert main([*GENERATE, "-p", "Roll D6 dice twice!", "--tools", str(file), "--thinking"]) == 0
     out, err = capsys.readouterr()
-    assert out.endswith("You rolled 5 and 5.\n")
-    assert '<tool_call>{"name": "roll_dice", "arguments": {"max_num": 6}}</tool_call>' in out
+    assert out.startswith("<think>\n") and out.endswith("</think>\n\nYou rolled 5 and 5.\n")
+    assert not any(text in out for text in ("<tool_call>", "PRINTED", "LOADED")), out
     assert f"running {file} for its tools" in err
-    assert err.count("[roll_dice returned: 5]") == 2
+    assert err.count("[calls roll_dice(max_num=6)]\n") == err.count("[roll_dice returned: 5]\n") == 2
+    assert (err.count("PRINTED"), err.count("LOADED")) == (2, 1)
     reply = json.loads(output(capsys, "-p", "Roll D6 dice twice!", "--tools", str(file), "--json"))
     assert [result["content"] for result in reply["tool_results"]] == [5, 5]
     assert reply["text"].endswith("You rolled 5 and 5.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import subprocess
 import sys
 import time
 
@@ -31,3 +32,15 @@ def test_progress_is_drawn_on_terminals_only(monkeypatch: pytest.MonkeyPatch) ->
 def test_json_has_null_for_infinity_and_nan(capsys: pytest.CaptureFixture[str]) -> None:
     show_json({"a": [math.inf, 1.5], "b": {"c": math.nan}})
     assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": {"c": None}}
+
+
+def test_standard_output_can_be_reserved_for_results() -> None:
+    """Also against what a tool writes past Python: by a file descriptor, or by a program that it runs."""
+    code = (
+        "import os, subprocess, sys\nfrom exaone4_mlx.cli.output import results_alone, show\n"
+        "show('1')\nwith results_alone():\n    show('2'); print('a'); os.write(1, b'b'); subprocess.run(['echo', 'c'])\n"
+        "    print('d', file=sys.__stdout__, flush=True); show('한')\nprint('4')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+    assert ended.stdout.split() == ["1", "2", "한", "4"], ended
+    assert sorted(ended.stderr.replace("b", "b ").split()) == ["a", "b", "c", "d"], ended
