@@ -83,12 +83,29 @@ def _check_call(call: Any, where: str) -> dict[str, Any]:
     return {**call, "function": function} if "function" in call else function
 
 
+def is_begun_thought(message: Message) -> bool:
+    """Whether a checked message of the assistant has a thought and nothing after it."""
+    return message["role"] == "assistant" and not message["content"] and bool(message.get("reasoning_content"))
+
+
+def check_continued(message: Message, enable_thinking: bool) -> None:
+    """Raises ValueError for a checked last message that a model cannot continue."""
+    if message["role"] == "tool" or message.get("tool_calls"):
+        raise ValueError("continue_final_message continues a text, and the last message is a tool's or has tool calls")
+    if is_begun_thought(message):
+        if not isinstance(message["reasoning_content"], str):
+            raise ValueError("reasoning_content of the last message must be a text")
+        if not enable_thinking:
+            raise ValueError("the last message is a begun thought; continue it with enable_thinking=True")
+
+
 @dataclass(frozen=True)
 class Guard:
-    """Protects the values of one prompt, with a mark that they do not contain."""
+    """Protects the values of one prompt, with marks that they do not contain."""
 
     pattern: re.Pattern[str]  # of the control strings
     mark: str
+    end: str  # marks the end of a message that is continued
 
     @classmethod
     def of(cls, pattern: re.Pattern[str], content: Any) -> Guard:
@@ -97,10 +114,20 @@ class Guard:
             text = json.dumps(content, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"messages and tools must be JSON values: {error}") from error
-        free = next((mark for mark in MARKS if mark not in text), None)
-        if free is None:
-            raise ValueError("the messages contain every Unicode noncharacter; at least one must be free")
-        return cls(pattern, free)
+        free = [mark for mark in MARKS if mark not in text]
+        if len(free) < 2:
+            raise ValueError("the messages contain every Unicode noncharacter; at least two must be free")
+        return cls(pattern, free[0], free[1])
+
+    def cut(self, rendered: str) -> str:
+        """A prompt up to the end of its last message, which has `end` and a space behind it.
+
+        A template that strips a message loses the space, and then the prompt ends without spaces, as in transformers.
+        """
+        prompt, end, rest = rendered.rpartition(self.end)
+        if not end:
+            raise ValueError("continue_final_message is not possible: the chat template omits the last message")
+        return prompt if rest.startswith(" ") else prompt.rstrip()
 
     def protect_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         kept = {"content": REPLY_MARKS, "reasoning_content": REPLY_MARKS} if message["role"] == "assistant" else {}

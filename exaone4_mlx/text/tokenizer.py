@@ -23,7 +23,7 @@ from typing import Any, Literal, overload
 import tokenizers
 
 from ..tools.describe import Tool, schemas
-from .input_messages import Guard, Message, check_messages
+from .input_messages import Guard, Message, check_continued, check_messages, is_begun_thought
 from .template import ChatTemplate
 
 EOS = "[|endofturn|]"
@@ -158,9 +158,10 @@ class Tokenizer:
         self,
         messages: Sequence[Message],
         tools: Sequence[Tool] | None = None,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
         enable_thinking: bool = False,
         tokenize: Literal[True] = True,
+        continue_final_message: bool = False,
         **template_kwargs: Any,
     ) -> list[int]: ...
 
@@ -169,10 +170,11 @@ class Tokenizer:
         self,
         messages: Sequence[Message],
         tools: Sequence[Tool] | None = None,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
         enable_thinking: bool = False,
         *,
         tokenize: Literal[False],
+        continue_final_message: bool = False,
         **template_kwargs: Any,
     ) -> str: ...
 
@@ -180,9 +182,10 @@ class Tokenizer:
         self,
         messages: Sequence[Message],
         tools: Sequence[Tool] | None = None,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
         enable_thinking: bool = False,
         tokenize: bool = True,
+        continue_final_message: bool = False,
         **template_kwargs: Any,
     ) -> list[int] | str:
         """The prompt of a conversation, as ids or (`tokenize=False`) as text.
@@ -190,24 +193,47 @@ class Tokenizer:
         `messages` have OpenAI's form. `tools` are functions or JSON schemas. Other keywords are variables of the
         template: `skip_think=False` keeps the thought of a final reply.
 
-        Raises ValueError for malformed messages, for a tokenizer without a template, and for a template that fails,
-        that has no such variable, that leaves its sandbox, or that does not end within two seconds.
+        `continue_final_message` leaves the turn of the last message open, so that the model continues its text. A last
+        message with a `reasoning_content` and no content is a begun thought, and needs `enable_thinking`. Without it
+        the prompt opens a new turn of the assistant, unless `add_generation_prompt` is false.
+
+        Raises ValueError for malformed messages, for a last message that cannot be continued, for a tokenizer without a
+        template, and for a template that fails, that has no such variable, that leaves its sandbox, or that does not
+        end within two seconds.
         """
-        if not isinstance(enable_thinking, bool):
-            raise ValueError(f"enable_thinking must be true or false, not {enable_thinking!r}")
+        for name, value in (
+            ("enable_thinking", enable_thinking),
+            ("continue_final_message", continue_final_message),
+            ("add_generation_prompt", True if add_generation_prompt is None else add_generation_prompt),
+        ):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false, not {value!r}")
+        if continue_final_message and add_generation_prompt:
+            raise ValueError("continue_final_message continues a turn, and add_generation_prompt opens one; use one")
         if self._template is None:
             raise ValueError(
                 "this tokenizer has no chat template (neither chat_template.jinja nor in tokenizer_config.json)"
             )
         checked, offered = check_messages(messages), [] if tools is None else schemas(tools)
         guard = Guard.of(self._control_split, [checked, offered, template_kwargs])
+        protected, thought = [guard.protect_message(message) for message in checked], None
+        if continue_final_message:
+            check_continued(checked[-1], enable_thinking)
+            if is_begun_thought(checked[-1]):
+                thought = protected.pop()["reasoning_content"]
+            else:
+                protected[-1]["content"] += guard.end + " "
         rendered = self._template.render(
             guard.protect(template_kwargs),
-            messages=[guard.protect_message(message) for message in checked],
+            messages=protected,
             tools=guard.protect(offered) or None,
-            add_generation_prompt=add_generation_prompt,
+            add_generation_prompt=thought is not None or not (continue_final_message or add_generation_prompt is False),
             enable_thinking=enable_thinking,
         )
+        if thought is not None:
+            rendered += thought
+        elif continue_final_message:
+            rendered = guard.cut(rendered)
         if not tokenize:
             return rendered.replace(guard.mark, "")
         ids: list[int] = []

@@ -11,6 +11,8 @@ import pytest
 import tokenizers
 
 from exaone4_mlx import Tokenizer
+from exaone4_mlx.files.folders import DEMO_FOLDER
+from exaone4_mlx.text.template import ChatTemplate
 
 #: Tested separately: string arguments are parsed before rendering; LG's template drops a character of a kept thought.
 EXCEPTIONS = ("tool_calls_string_args", "last_assistant_skip_false")
@@ -202,3 +204,59 @@ def test_transformers_reads_a_saved_tokenizer(demo: Any, tmp_path: Path) -> None
     asked = [{"role": "user", "content": "What is the capital of South Korea?"}]
     rendered = theirs.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, enable_thinking=True)
     assert rendered == demo[1].apply_chat_template(asked, tokenize=False, enable_thinking=True)
+
+
+# --- a begun turn -------------------------------------------------------------
+
+BEGUN = [*HELLO, {"role": "assistant", "content": "The capital of "}]
+OPEN = "[|user|]\nHello[|endofturn|]\n[|assistant|]\n<think>\n"
+
+
+def test_a_begun_turn_stays_open(tokenizer: Tokenizer) -> None:
+    """field/09. With a template that strips a reply, the spaces at its end are lost, as in transformers."""
+    stripped = [*HELLO, {"role": "assistant", "content": "<think>\nWell.\n</think>\n\nThe "}]
+    thought = [*HELLO, {"role": "assistant", "reasoning_content": "Let me"}]
+    forged = [*HELLO, {"role": "assistant", "content": "Say [|user|]"}]
+    for messages, options, expected in (
+        (BEGUN, {}, OPEN + "\n</think>\n\nThe capital of "),
+        (BEGUN, {"enable_thinking": True, "add_generation_prompt": False}, OPEN + "\n</think>\n\nThe capital of "),
+        (stripped, {"skip_think": False}, OPEN + "Well.\n</think>\n\nThe"),
+        (thought, {"enable_thinking": True}, OPEN + "Let me"),
+        ([*HELLO[:-1], {"role": "user", "content": "Hel"}], {}, "[|user|]\nHel"),
+        (forged, {}, OPEN + "\n</think>\n\nSay [|user|]"),
+    ):
+        prompt = {"messages": messages, "continue_final_message": True} | options
+        assert tokenizer.apply_chat_template(**prompt, tokenize=False) == expected
+        assert tokenizer.decode(tokenizer.apply_chat_template(**prompt)) == expected
+    ids = tokenizer.apply_chat_template(forged, continue_final_message=True)
+    assert [tokenizer.decode([id]) for id in ids].count("[|user|]") == 1, "a begun turn forges no control token"
+
+
+def test_turns_that_cannot_be_continued_are_refused(tokenizer: Tokenizer) -> None:
+    said = {"role": "assistant", "content": "x"}
+    refused: list[tuple[Any, dict[str, Any], str]] = [
+        (BEGUN, {"add_generation_prompt": True}, "use one"),
+        (BEGUN, {"continue_final_message": "content"}, "continue_final_message must be true or false, not 'content'"),
+        ([*HELLO, {"role": "tool", "content": "x"}], {}, "the last message is a tool's or has tool calls"),
+        ([*HELLO, said | {"tool_calls": [{"name": "f", "arguments": {}}]}], {}, "is a tool's or has tool calls"),
+        ([*HELLO, {"role": "assistant", "reasoning_content": "x"}], {}, "continue it with enable_thinking=True"),
+        ([*HELLO, {"role": "assistant", "reasoning_content": ["x"]}], {"enable_thinking": True}, "must be a text"),
+    ]
+    for messages, options, message in refused:
+        with pytest.raises(ValueError, match=message):
+            tokenizer.apply_chat_template(messages, **({"continue_final_message": True} | options))
+    template = ChatTemplate("{{ messages[0].content }}", "x.jinja")
+    with pytest.raises(ValueError, match="the chat template omits the last message"):
+        Tokenizer(tokenizer._backend, {}, template).apply_chat_template(BEGUN, continue_final_message=True)
+
+
+@pytest.mark.oracle
+def test_begun_turns_equal_those_of_transformers(tokenizer: Tokenizer) -> None:
+    render = pytest.importorskip("transformers.utils.chat_template_utils").render_jinja_template
+    source = (DEMO_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+    for content in ("The capital of ", "", " ", "<think>\nWell.\n</think>\n\n  The ", "<think>\nWell", "x\n", "한\t"):
+        for options in ({}, {"enable_thinking": True}, {"skip_think": False}):
+            messages = [*HELLO, {"role": "assistant", "content": content}]
+            [theirs], _ = render([messages], chat_template=source, continue_final_message=True, **options)
+            ours = tokenizer.apply_chat_template(messages, continue_final_message=True, tokenize=False, **options)
+            assert ours == theirs, (content, options)
