@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -149,13 +149,12 @@ def joined(*modules: Any) -> tuple[Projection, Projection]:
         return beside(*projections), beside(*projections[1:])
     arrays = {key: mx.concatenate([module[key] for module in modules]) for key in first}
     mx.eval(arrays)
-    start = 0
-    for module in modules:
-        stop = start + module.weight.shape[0]
-        module.update({key: array[start:stop] for key, array in arrays.items()})
-        start = stop
-    rest = {key: array[first.weight.shape[0] :] for key, array in arrays.items()}
-    mx.eval(rest, [module.parameters() for module in modules])
+    ends = list(accumulate(module.weight.shape[0] for module in modules))
+    parts = [{key: array[a:b] for key, array in arrays.items()} for a, b in pairwise([0, *ends])]
+    rest = {key: array[ends[0] :] for key, array in arrays.items()}
+    mx.eval(parts, rest)
+    for module, part in zip(modules, parts, strict=True):
+        module.update(part)  # evaluated arrays only: other threads may read the parameters meanwhile
     return multiplication(first, arrays), multiplication(first, rest)
 
 

@@ -178,6 +178,19 @@ def test_fusing_takes_no_memory(change: Callable[[Any], Any]) -> None:
     )
 
 
+def test_another_thread_can_read_the_parameters_while_a_model_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second chat evaluates them. An array that is lazy can be evaluated by the thread that made it only."""
+    model, update = tiny_model(), nn.Module.update
+
+    def updated(module: Any, parameters: Any, *args: Any, **options: Any) -> Any:
+        in_a_thread(lambda: mx.eval(parameters))
+        return update(module, parameters, *args, **options)
+
+    mx.eval(model.parameters())
+    monkeypatch.setattr(nn.Module, "update", updated)
+    model.fused()
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_compiled_functions_of_every_thread_are_freed_with_the_model(threads: int) -> None:
     """MLX frees a compiled graph only in the thread that ran it last: each thread must compile its own."""
