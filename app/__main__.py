@@ -1,19 +1,12 @@
 """`python -m app`: the desktop chat.
 
 Notes:
-- The server accepts connections from this computer only, unless `--host` says otherwise. The page loads nothing from
-  other hosts: a content security policy forbids it for every reply.
-- Everything that can be checked without the weights is checked before they are read.
+- Everything that can be checked without the weights is checked before they are read, the address included.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,26 +23,21 @@ from exaone4_mlx.cli.flags import (
     with_flag_names,
 )
 
+from .server import Address, password_of, say, serve
+
 if TYPE_CHECKING:
     from exaone4_mlx import Fit
 
     from .state import AppState
-
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
-    "object-src 'none'; form-action 'self'; frame-ancestors 'self'"
-)
-MAX_UPLOAD_BYTES = 64 * 2**20
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the app until Ctrl-C, and returns the exit code."""
     options = parser().parse_args(arguments)
     try:
+        address = Address.checked(options.host, options.port, options.allowed_host, password_of(options))
         state = _state(options)
-        _serve(state, options)
+        serve(state, address, folder=options.data_dir or _data_folder(), opens_browser=not options.no_browser)
         return 0
     except KeyboardInterrupt:
         return 130
@@ -57,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        _say(f"error: {with_flag_names(message, parser())}")
+        say(f"error: {with_flag_names(message, parser())}")
         return 1
 
 
@@ -81,8 +69,29 @@ def parser() -> argparse.ArgumentParser:
         "maximum number of tokens of a conversation, and in its caches; the page marks the turns that the model no "
         "longer sees (default: the context length of the model)",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this computer only")
-    parser.add_argument("--port", type=int, metavar="N", help="default: the first free one from 7860")
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="default: %(default)s, this computer only; 0.0.0.0 is every network of this computer",
+    )
+    network.add_argument("--port", type=int, metavar="N", help="default: the first free one from 7860")
+    network.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name of this computer besides its IP addresses, such as mac.local; may be repeated",
+    )
+    network.add_argument(
+        "--password",
+        nargs="?",
+        const="",
+        metavar="TEXT",
+        help="ask every browser for this password; without TEXT it is read from the terminal, or from the environment "
+        "variable EXAONE4_MLX_PASSWORD",
+    )
+    network.add_argument("--no-password", action="store_true", help="serve other computers without a password")
     parser.add_argument("--no-browser", action="store_true", help="do not open the browser")
     parser.add_argument("--tools", type=Path, metavar="FILE.py", help="offer the functions of this file, which is run")
     parser.add_argument("--system-prompt", default="", metavar="TEXT", help="what new conversations begin with")
@@ -105,7 +114,7 @@ def _state(options: argparse.Namespace) -> AppState:
     tools: list[Any] = []
     if options.tools:
         if options.tools.is_file():
-            _say(f"running {options.tools} for its tools")
+            say(f"running {options.tools} for its tools")
         tools += load_tools(options.tools)
     names = {tool.__name__ for tool in tools}
     tools += [tool for tool in BUILTIN_TOOLS if tool.__name__ not in names]
@@ -131,17 +140,17 @@ def _state(options: argparse.Namespace) -> AppState:
     if not options.ignore_memory:
         _check_memory(needs)
     started = time.monotonic()
-    _say(f"loading {options.model}")
+    say(f"loading {options.model}")
     loading = Loading(options.model)
     model, tokenizer = loading.result()
     draft = None
     if options.draft_model:
-        _say(f"loading {options.draft_model}, which drafts")
+        say(f"loading {options.draft_model}, which drafts")
         draft = Draft(options.draft_model, *Loading(options.draft_model).result())
     step = step_size(model, tokenizer)
     for warning in loading.warnings:
-        _say(f"warning: {warning}")
-    _say(f"ready after {time.monotonic() - started:.1f} s")
+        say(f"warning: {warning}")
+    say(f"ready after {time.monotonic() - started:.1f} s")
     folders = options.models or [Path.cwd()]
     choice = choices(options.model, folders)[0]
     settings = Settings(system=options.system_prompt, thinking=options.thinking, ask=bool(options.tools))
@@ -171,100 +180,15 @@ def _check_memory(needs: Fit) -> None:
     except MemoryError as error:
         raise MemoryError(f"{error}; one of fewer bits takes less; --ignore-memory loads it all the same") from error
     if not needs.fits:
-        _say(f"warning: this may take {needs.arithmetic}")
+        say(f"warning: this may take {needs.arithmetic}")
         fitting = f"--max-kv-size {needs.largest_context} fits; " if needs.largest_context > 1 else ""
-        _say(f"({fitting}--kv-bits 8 and fewer bits of weights take less; --ignore-memory says nothing of it)")
-
-
-def _serve(state: AppState, options: argparse.Namespace) -> None:
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    with tempfile.TemporaryDirectory(prefix="exaone4_mlx-") as uploads:  # files that are dropped, until the end
-        os.environ["GRADIO_TEMP_DIR"] = uploads
-        for end in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends it as Ctrl-C does: replies are kept
-            signal.signal(end, signal.default_int_handler)
-        _run(state, options)
-
-
-def _run(state: AppState, options: argparse.Namespace) -> None:
-    from .ui import build
-
-    page = build(state)
-    _, address, _ = page.launch(
-        server_name=options.host,
-        server_port=options.port,
-        inbrowser=not options.no_browser,
-        prevent_thread_lock=True,
-        quiet=True,
-        **launch_options(options.host),
-    )
-    _say(f"EXAONE is at {address} (Ctrl-C ends it)")
-    try:
-        threading.Event().wait()
-    finally:
-        state.stop_all()
-        page.close()
-
-
-def launch_options(host: str) -> dict[str, Any]:
-    """The server options that do not depend on the address."""
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-
-    from .ui import CSS, I18N, theme
-
-    middleware = [Middleware(_RequestGuard)]
-    if host in LOOPBACK:  # no other site may name this computer as its own
-        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK[:2], "[::1]"]))
-    return {
-        "i18n": I18N,
-        "theme": theme(),
-        "css": CSS,
-        "pwa": True,
-        "share": False,
-        "run_history": False,
-        "show_error": False,
-        "max_threads": 256,  # Gradio does as many things at once: every reply that is looked at is one
-        "max_file_size": MAX_UPLOAD_BYTES,
-        "favicon_path": str(Path(__file__).with_name("icon.svg")),
-        "footer_links": ["api", "gradio"],
-        "app_kwargs": {"middleware": middleware},
-    }
-
-
-class _RequestGuard:
-    """Adds the content security policy to every answer, and lets no page of another site ask for anything."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                headers = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
-                message = {**message, "headers": [*message.get("headers", []), *headers]}
-            await send(message)
-
-        if scope["type"] == "http" and _is_foreign(dict(scope["headers"])):
-            await send({"type": "http.response.start", "status": 403, "headers": []})
-            await send({"type": "http.response.body", "body": b"this page is not for other sites"})
-            return
-        await self.app(scope, receive, with_policy)
-
-
-def _is_foreign(headers: dict[bytes, bytes]) -> bool:
-    """Whether a page of another site asks, as its browser says."""
-    origin = headers.get(b"origin")
-    return origin is not None and origin.split(b"://")[-1] != headers.get(b"host")
+        say(f"({fitting}--kv-bits 8 and fewer bits of weights take less; --ignore-memory says nothing of it)")
 
 
 def _data_folder() -> Path:
     from platformdirs import user_data_path
 
     return user_data_path("exaone4_mlx", appauthor=False)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

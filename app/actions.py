@@ -226,13 +226,12 @@ class Actions:
         if path is None:
             return self._nothing
         try:
-            conversation = transcript.from_text(Path(path).read_bytes(), Path(path).name)
-            conversation = self.state.store.write(conversation)
-            self.state.show(tab, self.state.session(conversation.id))
+            session = self.state.import_file(Path(path).read_bytes(), Path(path).name)
+            self.state.show(tab, session)
         except (OSError, ValueError) as error:
             gr.Warning(tab.words("not_imported", error=_plain(str(error))))
             return self._nothing
-        gr.Info(tab.words("imported", title=_plain(conversation.title)))
+        gr.Info(tab.words("imported", title=_plain(session.conversation.title)))
         return {**self._conversation(tab), **self._list(tab)}
 
     # --- models ---------------------------------------------------------------

@@ -30,8 +30,9 @@ from .i18n import Words
 from .messages import Message
 from .models import Choice, Draft, Loading, choices, memory_in_use, step_size
 from .session import Busy, Session
-from .settings import Settings
+from .settings import PERMISSIONS, Settings
 from .store import Conversation, Store, one_line
+from .transcript import from_text
 
 GRACE_SECONDS = 10.0  # that a turn goes on without a tab that looks at it
 MAX_CACHES = 8  # conversations at rest that keep their caches
@@ -185,6 +186,12 @@ class AppState:
             step_size=lambda: self.loaded.step_size,
             measure=self._measure,
         )
+
+    def import_file(self, data: bytes, name: str) -> Session:
+        """Adds the conversation of a file, without its permissions. Raises ValueError and OSError."""
+        conversation = from_text(data, name)
+        conversation.settings = {key: one for key, one in conversation.settings.items() if key not in PERMISSIONS}
+        return self.session(self.store.write(conversation).id)
 
     def rename(self, id: str, title: str) -> None:
         """Renames a conversation. Raises ValueError for an empty title."""

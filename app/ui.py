@@ -50,7 +50,7 @@ I18N = gr.I18n(**{code: {**texts, "chatbot.clear": texts["new_chat"]} for code, 
 
 
 def build(state: AppState) -> gr.Blocks:
-    """The page. `launch` it with `i18n=I18N` and what `__main__.launch_options` says."""
+    """The page. `launch` it with `i18n=I18N` and what `server.launch_options` says."""
     with gr.Blocks(analytics_enabled=False, title="EXAONE", fill_height=True, delete_cache=(3600, 86400)) as page:
         widgets = {**_conversations(), **_settings(state), **_chat(state), **_unseen()}
         _connect(page, Page(**widgets), state)

@@ -36,9 +36,9 @@ MOST_PARAMETERS = 12
 
 APP_ORDER = [
     "i18n", "store", "transcript", "files", "settings", "markdown", "messages", "models", "session", "state", "status",
-    "widgets", "actions", "api", "ui", "__main__",
+    "widgets", "actions", "api", "ui", "server", "__main__",
 ]  # fmt: skip
-WITH_GRADIO = {"widgets", "actions", "api", "ui", "__main__"}
+WITH_GRADIO = {"widgets", "actions", "api", "ui", "server", "__main__"}
 #: Packages that are imported where they are used, so that a command pays for what it uses.
 AT_CALL_ONLY = {
     "transformers", "mlx_lm", "huggingface_hub", "tqdm", "jsonschema", "referencing", "llguidance", "rich", "prompt_toolkit",
@@ -213,6 +213,6 @@ def test_app_files_import_in_order_and_few_import_gradio() -> None:
             if parts[0] == "app" and len(parts) > 1 and parts[1] in APP_ORDER:
                 assert APP_ORDER.index(parts[1]) < APP_ORDER.index(file.stem), f"{file.stem} must come after {parts[1]}"
             assert parts[0] != "gradio" or file.stem in WITH_GRADIO, file
-        assert "print(" not in file.read_text() or file.stem == "__main__"
+        assert "print(" not in file.read_text() or file.stem == "server"
         if file.stem in ("messages", "markdown", "i18n", "store", "transcript", "files"):
             assert not any(parts[0] == "mlx" for parts in imports(file)), "pure Python, tested in milliseconds"

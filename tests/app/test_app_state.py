@@ -28,6 +28,7 @@ from app.session import Busy, Session
 from app.settings import Settings
 from app.state import AppState, LoadedModel
 from app.store import Conversation, Store
+from app.transcript import to_json, to_markdown
 from exaone4_mlx import KVQuantization, Tokenizer, fit
 from exaone4_mlx.files.folders import DEMO_FOLDER
 
@@ -866,3 +867,14 @@ def one_step(state: AppState, rng: random.Random) -> str:
     except (ValueError, OSError):
         pass  # busy, nothing to retry, deleted meanwhile: the page shows it
     return step
+
+
+def test_an_imported_conversation_brings_no_permissions(make: Callable[..., AppState]) -> None:
+    file = Conversation.new(settings={"use_tools": True, "tools": ["roll_dice"], "ask": False, "max_tokens": 77})
+    file.messages = [{"role": "user", "content": "Hello"}]
+    state = make(settings=Settings(ask=True))
+    for data in (to_json(file), to_markdown(file)):
+        session = state.import_file(data.encode(), "file")
+        for settings in (session.settings, state.session(session.id).settings):
+            assert settings.max_tokens == 77
+            assert settings.ask and not settings.use_tools and settings.tools is None

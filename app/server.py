@@ -1,0 +1,252 @@
+"""The server of the page: where it listens, whom it answers, and what every answer carries.
+
+Notes:
+- It listens on this computer only, unless `--host` says otherwise. Then it needs a password.
+- It answers requests for an IP address, for localhost, and for the names that the user gave. So no other site can
+  give this computer a name of its own (DNS rebinding).
+- The page loads nothing from other hosts: a content security policy forbids it for every reply.
+- Dropped files are in a folder of the running app. The next start removes the folder of an app that was killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import getpass
+import hmac
+import ipaddress
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from .state import AppState
+
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
+    "object-src 'none'; form-action 'self'; frame-ancestors 'self'"
+)
+MAX_UPLOAD_BYTES = 64 * 2**20
+PASSWORD_VARIABLE = "EXAONE4_MLX_PASSWORD"
+MIN_PASSWORD = 8  # characters
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens, the names that it answers to, and its password ("" for none)."""
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    names: frozenset[str] = frozenset({"localhost"})
+    password: str = field(default="", repr=False)
+
+    @classmethod
+    def checked(cls, host: str, port: int | None, names: Sequence[str], password: str | None) -> Address:
+        """Raises ValueError for an address on which this computer cannot listen, and where a password is missing.
+
+        `password` None is none at all, by the user's own decision.
+        """
+        if port is not None and not 1 <= port <= 65535:
+            raise ValueError(f"--port is {port}, and must be from 1 to 65535")
+        if wrong := [name for name in names if not name or set(name) & set(":/@ ")]:
+            raise ValueError(f"--allowed-host is {wrong[0]!r}, and must be a name such as mac.local, without a port")
+        try:
+            found = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except (OSError, UnicodeError) as error:
+            raise ValueError(f"--host {host} is neither an IP address nor a name that this computer knows") from error
+        family, kind, _, _, place = found[0]
+        with socket.socket(family, kind) as attempt:
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                attempt.bind(place)
+            except OSError as error:
+                if port is not None and error.errno == errno.EADDRINUSE:
+                    raise ValueError(f"port {port} is in use; leave --port out for the first free one") from error
+                raise ValueError(f"this computer cannot listen on {host}: {error.strerror}") from error
+        local = ipaddress.ip_address(str(place[0]).split("%")[0]).is_loopback
+        if not local and password == "":
+            raise ValueError(
+                f"--host {host} lets other computers in; give --password, or --no-password if everyone there may read "
+                "and write your conversations"
+            )
+        if password and len(password) < MIN_PASSWORD:
+            raise ValueError(f"the password must have at least {MIN_PASSWORD} characters")
+        return cls(host, port, frozenset({"localhost", host.lower(), *map(str.lower, names)}), password or "")
+
+    @property
+    def listens_everywhere(self) -> bool:
+        return self.host in ("0.0.0.0", "::")
+
+    def answers_to(self, authority: str) -> bool:
+        """Whether a request for this "host" or "host:port" is answered: an IP address, or a known name."""
+        try:
+            name = urlsplit(f"//{authority}").hostname or ""
+        except ValueError:
+            return False
+        with contextlib.suppress(ValueError):
+            return bool(ipaddress.ip_address(name.split("%")[0]))
+        return name in self.names
+
+    def admits(self, password: str) -> bool:
+        return hmac.compare_digest(password.encode(), self.password.encode())
+
+
+def password_of(options: argparse.Namespace) -> str | None:
+    """The password of the command line, the environment or the terminal. "" is none given, None is --no-password."""
+    if options.no_password:
+        if options.password is not None:
+            raise ValueError("--password and --no-password contradict each other")
+        return None
+    given: str | None = options.password
+    if given == "" and not (given := os.environ.get(PASSWORD_VARIABLE, "")):
+        given = getpass.getpass("Password for the page: ")
+    return given if given is not None else os.environ.get(PASSWORD_VARIABLE, "")
+
+
+def serve(state: AppState, address: Address, *, folder: Path, opens_browser: bool) -> None:
+    """Serves the page until Ctrl-C."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    with upload_folder(folder) as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+        for end in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends it as Ctrl-C does: replies are kept
+            signal.signal(end, signal.default_int_handler)
+
+        from .ui import build
+
+        page = build(state)
+        _, local, _ = page.launch(
+            server_name=address.host,
+            server_port=address.port,
+            inbrowser=opens_browser,
+            prevent_thread_lock=True,
+            quiet=True,
+            **launch_options(address),
+        )
+        say(f"EXAONE is at {local} (Ctrl-C ends it)")
+        if address.listens_everywhere and (here := _network_address()):
+            say(f"and for other computers at http://{here}:{urlsplit(local).port}/")
+        if not address.password and address.host not in ("127.0.0.1", "localhost", "::1"):
+            say(
+                "WARNING: there is no password: everyone who can reach this address reads and writes your conversations"
+            )
+        try:
+            threading.Event().wait()
+        finally:
+            state.stop_all()
+            page.close()
+
+
+def launch_options(address: Address) -> dict[str, Any]:
+    """The server options that do not depend on the place where it listens."""
+    from starlette.middleware import Middleware
+
+    from .ui import CSS, I18N, theme
+
+    password: dict[str, Any] = {}
+    if address.password:
+        password = {
+            "auth": lambda _, password: address.admits(password),
+            "auth_message": "Any user name, and the password that the app was started with.",
+        }
+    return {
+        "i18n": I18N,
+        "theme": theme(),
+        "css": CSS,
+        "pwa": True,
+        "share": False,
+        "run_history": False,
+        "show_error": False,
+        "max_threads": 256,  # Gradio does as many things at once: every reply that is looked at is one
+        "max_file_size": MAX_UPLOAD_BYTES,
+        "favicon_path": str(Path(__file__).with_name("icon.svg")),
+        "footer_links": ["api", "gradio"],
+        "app_kwargs": {"middleware": [Middleware(_RequestGuard, address=address)]},
+        **password,
+    }
+
+
+class _RequestGuard:
+    """Refuses requests for other names and from other sites; adds the content security policy to every answer."""
+
+    def __init__(self, app: Any, address: Address) -> None:
+        self.app, self.address = app, address
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
+                message = {**message, "headers": [*message.get("headers", []), *headers]}
+            await send(message)
+
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif refusal := self._refusal(dict(scope["headers"])):
+            await send({"type": "http.response.start", "status": refusal[0], "headers": []})
+            await send({"type": "http.response.body", "body": refusal[1]})
+        else:
+            await self.app(scope, receive, with_policy)
+
+    def _refusal(self, headers: dict[bytes, bytes]) -> tuple[int, bytes] | None:
+        host, origin = headers.get(b"host", b""), headers.get(b"origin")
+        if not self.address.answers_to(host.decode("latin-1")):
+            return 400, b"this computer does not answer to that name; start the app with --allowed-host NAME"
+        if origin is not None and origin.split(b"://")[-1] != host:  # as the browser of another site's page says
+            return 403, b"this page is not for other sites"
+        return None
+
+
+@contextlib.contextmanager
+def upload_folder(folder: Path) -> Iterator[Path]:
+    """A folder for dropped files, which exists until the end. Folders of apps that were killed are removed first."""
+    uploads = folder / "uploads"
+    uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = _lock(uploads, fcntl.LOCK_EX)  # one app at a time looks at the others, and makes its own
+    try:
+        for other in uploads.iterdir():
+            with contextlib.suppress(OSError):  # its app runs: the system ends a lock with its process
+                os.close(_lock(other, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                shutil.rmtree(other)
+        made = Path(tempfile.mkdtemp(dir=uploads))
+        own = _lock(made, fcntl.LOCK_EX)
+    finally:
+        os.close(lock)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        os.close(own)
+
+
+def _lock(folder: Path, kind: int) -> int:
+    """Locks a folder until the returned file descriptor is closed. Raises BlockingIOError for one that is locked."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(file, kind)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def _network_address() -> str:
+    """The address of this computer in its network; "" without one. No packet is sent."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        any_socket.connect(("192.0.2.1", 9))
+        return str(any_socket.getsockname()[0])
+    return ""
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
