@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ from .search import quantize_mse
 from .settings import evaluation_file
 from .shards import Shards
 from .sidecar import write_card, write_config_and_tokenizer, write_report
-from .staging import check_target, staging_folder
+from .staging import StagingFolder, check_target, staging_folder
 from .upload import upload
 from .verify import TensorError, check_folder, check_written, tensor_errors
 
@@ -99,7 +99,7 @@ def convert(
     - `verify` compares each tensor with its source; `evaluate` measures the loss on the texts of `evaluation_data`.
       Both results go into report.json and the model card.
     - `overwrite` replaces an existing folder. `upload_repo` publishes the result; if that fails, the same call tries
-      again. `notice(text)` is called before the upload with its terms.
+      again. `notice(text)` is called before the upload with its terms, and after an error that keeps the weights.
 
     `progress(done, total, stage)` counts source bytes while it converts and verifies, else steps.
 
@@ -118,7 +118,9 @@ def run_conversion(
     started = time.perf_counter()
     mx.reset_peak_memory()
     plan, repo = conversion.plan, conversion.request.upload_repo
-    errors, evaluation, peak_bytes = (None, None, 0) if conversion.is_done else _make_folder(conversion, progress)
+    errors, evaluation, peak_bytes = None, None, 0
+    if not conversion.is_done:
+        errors, evaluation, peak_bytes = _make_folder(conversion, progress, notice)
     if repo and conversion.is_done:
         check_folder(conversion.target)
         write_card(conversion.target, conversion, read_json(conversion.target / "report.json"))
@@ -138,7 +140,7 @@ def run_conversion(
     )
 
 
-def _make_folder(conversion: Conversion, progress: StageProgress | None) -> _Measured:
+def _make_folder(conversion: Conversion, progress: StageProgress | None, notice: Callable[[str], None]) -> _Measured:
     """Makes the complete folder under its name, or raises."""
     request, plan, target = conversion.request, conversion.plan, conversion.target
     if conversion.disk_bytes > conversion.free_bytes:
@@ -148,21 +150,24 @@ def _make_folder(conversion: Conversion, progress: StageProgress | None) -> _Mea
         )
     check_target(target, conversion.opened.folder, request.overwrite)
     started, errors, evaluation = time.perf_counter(), None, None
-    with staging_folder(target, plan.digest, request.overwrite) as staging, _named_disk_errors(staging.path):
-        shards = Shards(staging.path, plan)
+    with (
+        staging_folder(target, plan.digest, request.overwrite) as staging,
+        _explained_errors(staging, notice),
+        closing(Shards(staging.path, plan)) as shards,
+    ):
         try:
             write_config_and_tokenizer(staging.path, conversion)
             _write_weights(conversion, shards, progress)
-            if source_identity(conversion.opened) != plan.source:
-                raise CheckpointError(f"{conversion.opened.folder} changed during the conversion; start again")
-            check_written(shards, plan)
-            if request.verify or request.evaluate:
-                errors = _verify(conversion, shards, progress)
         finally:
-            shards.close()
+            staging.keep = all(map(shards.is_done, plan.tensors))  # a later error does not discard complete weights
+        if source_identity(conversion.opened) != plan.source:
+            staging.keep = False
+            raise CheckpointError(f"{conversion.opened.folder} changed during the conversion; start again")
+        check_written(shards, plan)
+        if request.verify or request.evaluate:
+            errors = _verify(conversion, shards, progress)
         open_checkpoint(staging.path, Exaone4ForCausalLM)  # checks names and shapes, as a reader of the folder does
         Tokenizer.from_pretrained(staging.path)
-        staging.keep = True  # the weights are complete: a later error does not discard them
         measured = {"seconds": time.perf_counter() - started, "peak_bytes": mx.get_peak_memory()}
         if request.evaluate:
             evaluation = _evaluate(conversion, staging.path, progress)
@@ -240,11 +245,13 @@ def _evaluate(conversion: Conversion, folder: Path, progress: StageProgress | No
 
 
 @contextmanager
-def _named_disk_errors(folder: Path) -> Iterator[None]:
-    """Adds the folder to disk errors that name no file."""
+def _explained_errors(staging: StagingFolder, notice: Callable[[str], None]) -> Iterator[None]:
+    """Says where complete weights are after an error, and adds the folder to disk errors that name no file."""
     try:
         yield
-    except OSError as error:
-        if error.strerror is None or error.filename is not None:
-            raise
-        raise OSError(f"{folder} cannot be written: {error.strerror}") from error
+    except Exception as error:
+        if staging.keep:
+            notice(f"the weights are complete and stay in {staging.path}; the same conversion resumes there")
+        if isinstance(error, OSError) and error.strerror is not None and error.filename is None:
+            raise OSError(f"{staging.path} cannot be written: {error.strerror}") from error
+        raise

@@ -27,6 +27,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..model.cache import causal_mask
 from ..model.network import Block, Exaone4ForCausalLM
+from .plan import NORM
 
 #: name -> array
 Parameters = dict[str, mx.array]
@@ -118,7 +119,7 @@ class _Student:
             if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding))
         }
         self.affine = [name for name, module in self.quantized.items() if module.mode == "affine"]
-        self.norms = [name for name in self.parameters if name.endswith("norm.weight")]
+        self.norms = [name for name in self.parameters if name.endswith(NORM)]
         if not self.affine:
             raise ValueError("the model has no layer in affine quantization, so it has no scales to tune")
 

@@ -25,6 +25,7 @@ from ..files.safetensors import DTYPE_NAMES
 from ..model.pretrained import OpenCheckpoint
 
 MAX_SHARD_BYTES = 5 << 30  # mlx-lm's
+NORM = "norm.weight"  # the end of the names of the weights that distillation tunes in full precision
 #: Weights that are read and written in one chunk.
 CHUNK_WEIGHTS = 1 << 21
 
@@ -46,8 +47,8 @@ class OutputTensor:
 class PlannedTensor:
     """The conversion of one weight of the model.
 
-    `work` is "copy" (bit for bit), "repack" (the same codes in MLX's layout), "cast", "dequantize", "quantize" or
-    "requantize".
+    `work` is "copy" (bit for bit), "repack" (the same codes in MLX's layout), "cast", "dequantize", "quantize",
+    "requantize", or "tune" (a weight in full precision whose values distillation changes).
     """
 
     name: str
@@ -128,8 +129,9 @@ def make_plan(
 
     With `keep_packed` a weight keeps its codes where its stored quantization is the wanted one.
     """
+    is_tuned = options.get("calibrate") == "distill"
     tensors = tuple(
-        _planned(opened, opened.source.tensors[name], settings.get(name), keep_packed, dtype)
+        _planned(opened, opened.source.tensors[name], settings.get(name), keep_packed, dtype, is_tuned)
         for name in in_network_order(opened.shapes)
     )
     return ConversionPlan(tensors, options, source_identity(opened))
@@ -159,6 +161,7 @@ def _planned(
     quantization: Quantization | None,
     keep_packed: bool,
     dtype: mx.Dtype | None,
+    is_tuned: bool,
 ) -> PlannedTensor:
     if keep_packed and quantization is not None and quantization == stored.exact:
         scales = stored.scale_dtype
@@ -175,6 +178,8 @@ def _planned(
         outputs = _packed(stored, quantization, result)
     else:
         work = "dequantize" if stored.is_quantized else "copy" if result == stored.dtype else "cast"
+        if is_tuned and stored.name.endswith(NORM):
+            work = "tune"
         outputs = (OutputTensor(stored.name, result, stored.shape),)
     return PlannedTensor(stored.name, stored.shape, work, quantization, outputs, stored.nbytes)
 

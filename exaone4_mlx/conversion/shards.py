@@ -43,12 +43,17 @@ class Shards:
             self._open(folder / file_name, tensors, fresh=len(lines) == 1)
         _write_index(folder, plan)
         self.written = Checkpoint(folder)
-        os.truncate(folder / JOURNAL, valid_bytes)
-        self._journal = (folder / JOURNAL).open("a", encoding="utf-8")
         for line in lines[1:]:
             self.digests |= {name: digest for name, digest in line["sha256"].items() if name in self._offsets}
             self.is_tuned |= line.get("tuned") is True
-        self.digests = {name: digest for name, digest in self.digests.items() if self.digest(name) == digest}
+        intact = {name: digest for name, digest in self.digests.items() if self.digest(name) == digest}
+        if self.is_tuned and intact != self.digests:  # tuning reads the untuned values of all tensors: it starts again
+            intact, self.is_tuned = {}, False
+            begin_journal(folder, lines[0]["plan"])
+        else:
+            os.truncate(folder / JOURNAL, valid_bytes)
+        self.digests = intact
+        self._journal = (folder / JOURNAL).open("a", encoding="utf-8")
 
     def is_done(self, tensor: PlannedTensor) -> bool:
         return all(output.name in self.digests for output in tensor.outputs)

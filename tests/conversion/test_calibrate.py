@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from conversions import active_memory, digests, interrupted, killed, weights_of
+from conversions import active_memory, digests, interrupted, killed, random_checkpoint, weights_of
 
-from exaone4_mlx import convert, evaluate, load
+from exaone4_mlx import ConversionSummary, Exaone4ForCausalLM, convert, evaluate, load
+from exaone4_mlx.conversion import calibrate, convert as converter
 from exaone4_mlx.conversion.convert import run_conversion
 from exaone4_mlx.conversion.prepare import prepare
 from exaone4_mlx.conversion.request import ConversionRequest
+from exaone4_mlx.conversion.shards import Shards
+from exaone4_mlx.model.pretrained import named_parameters
 
 TEXTS = (
     "Which one is bigger, 3.12 vs 3.9? 3.9 is bigger than 3.12.",
@@ -85,6 +90,65 @@ def test_a_resumed_calibration_writes_the_same_bytes(converted: dict[str | None,
     interrupted(data / "killed", number=9, **options)
     convert("demo", data / "killed", **options)
     assert digests(data / "killed") | {"README.md": ""} == digests(converted["distill"]) | {"README.md": ""}
+
+
+@pytest.fixture
+def small(tmp_path: Path, data: Path) -> Callable[..., ConversionSummary]:
+    """Distills a model of one layer into tmp_path / "out"."""
+    source = random_checkpoint(tmp_path / "source", 1)
+    options = {"calibrate": "distill", "calibration_data": data / "evaluation.jsonl", "search": False}
+    return lambda **more: convert(source, tmp_path / "out", **options, **more)
+
+
+def tune_all(model: Exaone4ForCausalLM, *_: Any, **__: Any) -> dict[str, mx.array]:
+    """Distillation that changes every tuned value."""
+    tuned = {name: array for name, array in named_parameters(model).items() if not name.endswith(".weight")}
+    tuned |= {name: array for name, array in named_parameters(model).items() if name.endswith("norm.weight")}
+    return {name: (1.1 * array).astype(array.dtype) for name, array in tuned.items()}
+
+
+def test_tuned_norms_are_verified_as_tuned(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not copies, although they have the dtype of the source."""
+    monkeypatch.setattr(calibrate, "distill", tune_all)
+    errors = {error.name: error.relative_error for error in small(verify=True).errors}
+    assert errors["model.norm.weight"] == pytest.approx(0.1, abs=0.01)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {tensor["work"] for tensor in report["conversion"]["tensors"]} == {"quantize", "tune"}
+
+
+def test_a_failed_distillation_keeps_the_weights_of_gptq(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(calibrate, "distill", fail)
+    with pytest.raises(MemoryError), pytest.warns(UserWarning, match="the weights are complete and stay in"):
+        small()
+    monkeypatch.setattr(calibrate, "distill", tune_all)
+    monkeypatch.setattr(calibrate, "gptq", None)
+    monkeypatch.setattr(calibrate, "quantize_block", None)
+    small()
+
+
+def test_damage_after_the_tuning_starts_the_calibration_again(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "distill", tune_all)
+    whole = digests(small().path)
+    shutil.rmtree(tmp_path / "out")
+
+    def damage(shards: Shards, plan: Any) -> None:
+        file = shards.folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100] + bytes(100))
+        raise OSError("away")
+
+    monkeypatch.setattr(converter, "check_written", damage)
+    with pytest.raises(OSError, match="away"):
+        small(notice=lambda text: None)
+    monkeypatch.setattr(converter, "check_written", lambda shards, plan: None)
+    small()
+    assert digests(tmp_path / "out") == whole
 
 
 def test_other_texts_are_another_plan(data: Path) -> None:

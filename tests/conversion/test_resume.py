@@ -124,7 +124,10 @@ def test_a_source_that_changes_during_the_conversion_is_noticed(tmp_path: Path, 
 def test_complete_weights_are_kept_after_a_later_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(converter, "evaluate", fail)
-        with pytest.raises(RuntimeError):
+        with (
+            pytest.raises(RuntimeError),
+            pytest.warns(UserWarning, match=r"complete and stay in .*out.partial; the same"),
+        ):
             convert("demo", tmp_path / "out", evaluate=True)
     monkeypatch.setattr(converter, "quantize_mse", fail)
     convert("demo", tmp_path / "out")

@@ -25,7 +25,9 @@ def flip_a_bit(file: Path, place: int) -> None:
     file.write_bytes(data)
 
 
-def test_bytes_that_change_on_the_disk_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_that_change_on_the_disk_are_noticed_and_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check = converter.check_written
 
     def damaged(shards: Any, plan: Any) -> None:
@@ -33,9 +35,14 @@ def test_bytes_that_change_on_the_disk_are_noticed(tmp_path: Path, monkeypatch: 
         check(shards, plan)
 
     monkeypatch.setattr(converter, "check_written", damaged)
+    notices: list[str] = []
     with pytest.raises(CheckpointError, match="differs from the written bytes; check the disk"):
-        convert("demo", tmp_path / "out", search=False)
-    assert list(tmp_path.iterdir()) == []
+        convert("demo", tmp_path / "out", search=False, notice=notices.append)
+    assert notices == [
+        f"the weights are complete and stay in {tmp_path}/out.partial; the same conversion resumes there"
+    ]
+    monkeypatch.setattr(converter, "check_written", check)
+    convert("demo", tmp_path / "out", search=False)
 
 
 def test_a_disk_that_is_too_small_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +83,8 @@ def test_values_that_the_result_cannot_hold_are_refused(
         (tmp_path / "texts.txt").write_text("Hello")
         options = options | {"calibration_data": tmp_path / "texts.txt"}
     with pytest.raises(CheckpointError, match=message):
-        convert(hf_folder, tmp_path / "out", **options)
-    assert not (tmp_path / "out.partial").exists()
+        convert(hf_folder, tmp_path / "out", notice=lambda text: None, **options)
+    assert (tmp_path / "out.partial").exists() == ("verify" in options), "only complete weights are kept"
 
 
 def test_damaged_weights_are_not_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
