@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..generation.options import Options
+from ..text.input_messages import check_messages
 from . import flags, loading
 from .output import (
     TextPrinter,
@@ -183,9 +184,10 @@ def _as_messages(given: str | list[dict[str, Any]], system_prompt: str | None) -
         if not given.strip():
             raise ValueError("the prompt is empty")
         given = [{"role": "user", "content": given}]
+    given = check_messages(given)
     if system_prompt is None:
         return given
-    if given[0].get("role") == "system":
+    if given[0]["role"] == "system":
         raise ValueError("the messages begin with a system prompt, and --system-prompt gives another one")
     return [{"role": "system", "content": system_prompt}, *given]
 

@@ -125,8 +125,7 @@ class History:
     def open_calls(self) -> tuple[ToolCall, ...]:
         """Calls of the last reply that wait for `resume`, because their tools are known by a schema only."""
         last: Message = self._messages[-1] if self._messages else {}
-        calls = [call.get("function", call) for call in last.get("tool_calls") or ()]
-        return tuple(ToolCall(call["name"], call.get("arguments", call.get("parameters"))) for call in calls)
+        return tuple(ToolCall(**call["function"]) for call in last.get("tool_calls") or ())
 
     @property
     def prompt_limit(self) -> int:

@@ -132,8 +132,6 @@ def _passage(entry: Any) -> Passage:
         last = messages[-1]
         if last["role"] != "assistant" or not (last["content"].strip() or last.get("tool_calls")):
             raise ValueError("a conversation must end with a message of the assistant that has content")
-        if not isinstance(last.get("reasoning_content") or "", str):
-            raise ValueError(f"reasoning_content must be a string, not {last['reasoning_content']!r}")
         if len(messages) < 2:
             raise ValueError("a conversation needs a message before the answer of the assistant")
         return Passage(kind, language, None, messages, tuple(schemas(entry.get("tools"))))
@@ -144,7 +142,7 @@ def _passage(entry: Any) -> Passage:
 
 def _chat(passage: Passage, tokenizer: Tokenizer) -> list[int]:
     """Prompt, thought, answer, calls, end of turn."""
-    *before, last = check_messages(passage.messages or ())
+    *before, last = passage.messages or ()
     thought, answer = _thought_and_answer(last)
     ids = tokenizer.apply_chat_template(before, passage.tools, enable_thinking=bool(thought))
     if thought:

@@ -2,7 +2,8 @@
 
 Notes:
 - Arguments of a tool call that are a JSON string (OpenAI's form) are parsed. As a string they would be quoted twice.
-- The content of a tool message may be any JSON value. All other content is text.
+- The content of a tool message may be any JSON value; a list of text parts is their text. All other content is text.
+- A template renders results by place and reads no ids. So the results of a reply are put into the order of its calls.
 - A control string inside a message could end a turn or open another. `Guard.protect` puts a mark inside each one before
   the template is rendered. After rendering, the tokenizer removes the mark and encodes the string as ordinary text.
 - A past reply is the model's own text. It keeps the strings that the model writes (think, tool call), but no role.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,8 @@ from typing import Any
 Message = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
+#: The types of text parts: that of chat messages, and those that only OpenAI's Responses API has.
+TEXT_PARTS = ("text", *(RESPONSES_PARTS := ("input_text", "output_text")))
 #: The control strings that the model itself writes in a reply.
 REPLY_MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 #: Unicode noncharacters: no text has a use for them. `ChatTemplate` keeps them as they are.
@@ -27,32 +31,71 @@ MARKS = "".join(map(chr, (*range(0xFDD0, 0xFDF0), 0xFFFE, 0xFFFF)))
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages, with joined text parts and parsed arguments of tool calls.
+    """OpenAI-style messages in the one form that is used everywhere. Keys that are not named here stay as they are.
 
-    Raises ValueError, naming the message, for an unknown role and for content that no template can render.
+    Text parts are joined, `developer` becomes `system`, and each call of a tool has the form
+    {"type": "function", "function": {"name": …, "arguments": …}} with parsed arguments. The results of calls with ids
+    are in the order of the calls.
+
+    Raises ValueError, naming the message, for an unknown role, for content that no template can render, and for a
+    `tool_call_id` that is unknown, missing or used twice.
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
         raise ValueError(f"messages must be a list of messages, not {type(messages).__name__}")
     checked = [_check_message(message, f"message {index}") for index, message in enumerate(messages)]
     if not checked:
         raise ValueError("there are no messages")
+    last = -1  # the last message that is not a result
+    for place, message in enumerate(checked):
+        if message["role"] != "tool":
+            last = place
+        elif place + 1 == len(checked) or checked[place + 1]["role"] != "tool":
+            checked[last + 1 : place + 1] = _results_in_order(checked, last, place + 1)
     return checked
 
 
 def _check_message(message: Message, where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise ValueError(f"{where} must be an object with role and content, not {type(message).__name__}")
-    role = message.get("role")
+    role, content = message.get("role"), message.get("content")
+    if role == "developer":
+        role = "system"
+    if role == "function" or message.get("function_call"):
+        raise ValueError(
+            f"{where} is of OpenAI's former interface (function); calls are tool_calls of the assistant, and a result "
+            "has the role 'tool' and the tool_call_id of its call"
+        )
     if role not in ROLES:
-        raise ValueError(f"{where} has the unknown role {role!r}; roles are {', '.join(ROLES)}")
-    checked = dict(message)
-    if role != "tool":
-        checked["content"] = _check_text(message.get("content"), role, where)
+        raise ValueError(f"{where} has the unknown role {reprlib.repr(role)}; roles are {', '.join(ROLES)}")
+    if role == "tool":
+        if "content" not in message:
+            raise ValueError(f"{where}: the result of a tool needs content (it may be any JSON value, also null)")
+        if not isinstance(message.get("tool_call_id"), (str, type(None))):
+            raise ValueError(f"{where}: tool_call_id must be a string, not {reprlib.repr(message['tool_call_id'])}")
+    if role != "tool" or _is_text_parts(content):
+        content = _check_text(content, role, where)
+    if not isinstance(message.get("reasoning_content"), (str, type(None))):
+        raise ValueError(
+            f"{where}: reasoning_content must be a string, not {reprlib.repr(message['reasoning_content'])}"
+        )
+    checked = {**message, "role": role, "content": content}
     if calls := message.get("tool_calls"):
         if not isinstance(calls, (list, tuple)):
             raise ValueError(f"{where}: tool_calls must be a list, not {type(calls).__name__}")
+        if role != "assistant":
+            raise ValueError(f"{where}: only the assistant makes tool_calls, not the {role}")
         checked["tool_calls"] = [_check_call(call, where) for call in calls]
+        ids = _call_ids(checked)
+        if ids and (None in ids or len(set(ids)) < len(ids)):
+            raise ValueError(f"{where}: each call needs an id of its own, and they have {ids}")
     return checked
+
+
+def _is_text_parts(content: Any) -> bool:
+    """Whether the result of a tool is a list of text parts, and not another JSON value."""
+    parts = content if isinstance(content, (list, tuple)) else ()
+    texts = [part for part in parts if isinstance(part, Mapping) and part.get("type") in TEXT_PARTS and "text" in part]
+    return 0 < len(texts) == len(parts)
 
 
 def _check_text(content: Any, role: str, where: str) -> str:
@@ -61,26 +104,59 @@ def _check_text(content: Any, role: str, where: str) -> str:
     if content is None and role == "assistant":
         return ""
     if isinstance(content, (list, tuple)):
-        if any(not isinstance(part, Mapping) or part.get("type") != "text" for part in content):
-            raise ValueError(f"{where}: content may have text parts only; this model reads no images or files")
+        for part in content:
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            if kind in RESPONSES_PARTS:
+                raise ValueError(f"{where}: {kind!r} is a type of OpenAI's Responses API; a text part has type 'text'")
+            if kind != "text":
+                raise ValueError(
+                    f"{where}: content may have text parts only, not {kind!r}; this model reads text alone"
+                )
         if all(isinstance(part.get("text"), str) for part in content):
             return "".join(part["text"] for part in content)
     raise ValueError(f"{where}: {role} content must be a string or a list of text parts, not {type(content).__name__}")
 
 
 def _check_call(call: Any, where: str) -> dict[str, Any]:
+    """A call in OpenAI's form; it may be given as name and arguments (or parameters) alone."""
     if not isinstance(call, Mapping) or not isinstance(call.get("function", call), Mapping):
-        raise ValueError(f"{where}: a tool call must be an object with name and arguments")
-    function = dict(call.get("function", call))
-    key = "arguments" if "arguments" in function else "parameters"
-    if not isinstance(function.get("name"), str) or key not in function:
-        raise ValueError(
-            f"{where}: a tool call needs a name and arguments, not {json.dumps(function, default=str)[:200]}"
-        )
-    if isinstance(function[key], str):
+        raise ValueError(f"{where}: a tool call must be an object with name and arguments, not {reprlib.repr(call)}")
+    function = call.get("function", call)
+    if call.get("type", "function") != "function" or not isinstance(function.get("name"), str) or not function["name"]:
+        raise ValueError(f"{where}: a tool call needs the type 'function' and a name, not {reprlib.repr(call)}")
+    if not isinstance(call.get("id"), (str, type(None))):
+        raise ValueError(f"{where}: the id of a tool call must be a string, not {reprlib.repr(call['id'])}")
+    arguments = function.get("arguments", function.get("parameters"))
+    if isinstance(arguments, str):
         with contextlib.suppress(ValueError, RecursionError):  # a string that is not JSON is a value of its own
-            function[key] = json.loads(function[key] or "{}")
-    return {**call, "function": function} if "function" in call else function
+            arguments = json.loads(arguments or "{}")
+    others = {key: value for key, value in call.items() if key not in ("name", "arguments", "parameters")}
+    function = {"name": function["name"], "arguments": {} if arguments is None else arguments}
+    return {"type": "function", **others, "function": function}
+
+
+def _call_ids(message: Message) -> list[Any]:
+    """The ids of the calls of a message; none if no call has one."""
+    ids = [call.get("id") for call in message.get("tool_calls") or ()]
+    return ids if any(ids) else []
+
+
+def _results_in_order(messages: Sequence[Message], calls: int, end: int) -> list[Any]:
+    """The results after the message `calls`, in the order of its calls. Without any `tool_call_id` they keep theirs."""
+    results = range(calls + 1, end)
+    ids, given = _call_ids(messages[calls]) if calls >= 0 else [], [messages[i].get("tool_call_id") for i in results]
+    if not any(given) and len(ids) in (0, len(given)):
+        return [messages[i] for i in results]
+    for place, id in zip(results, given, strict=True):
+        if not id:
+            raise ValueError(f"message {place}: the result needs the tool_call_id of its call, one of {ids}")
+        if id not in ids:
+            raise ValueError(f"message {place}: tool_call_id {id!r} is that of no call before it; calls have {ids}")
+        if given.index(id) < place - results.start:
+            raise ValueError(f"message {place}: the call {id!r} has a result already")
+    if missing := [id for id in ids if id not in given]:
+        raise ValueError(f"message {calls}: the call {missing[0]!r} has no result")
+    return [messages[results[given.index(id)]] for id in ids]
 
 
 def is_begun_thought(message: Message) -> bool:
@@ -92,11 +168,8 @@ def check_continued(message: Message, enable_thinking: bool) -> None:
     """Raises ValueError for a checked last message that a model cannot continue."""
     if message["role"] == "tool" or message.get("tool_calls"):
         raise ValueError("continue_final_message continues a text, and the last message is a tool's or has tool calls")
-    if is_begun_thought(message):
-        if not isinstance(message["reasoning_content"], str):
-            raise ValueError("reasoning_content of the last message must be a text")
-        if not enable_thinking:
-            raise ValueError("the last message is a begun thought; continue it with enable_thinking=True")
+    if is_begun_thought(message) and not enable_thinking:
+        raise ValueError("the last message is a begun thought; continue it with enable_thinking=True")
 
 
 @dataclass(frozen=True)

@@ -349,7 +349,7 @@ def test_errors_are_one_line_and_come_before_the_weights_are_read(
         (["--messages", messages("3", CLARA[:2])], "there is nothing to reply to"),
         (["--messages", messages("4", [{"role": "robot", "content": "x"}])], "'robot'"),
         (
-            ["--messages", messages("5", [{"role": "system", "content": "x"}, *CLARA]), "--system-prompt", "y"],
+            ["--messages", messages("5", [{"role": "developer", "content": "x"}, *CLARA]), "--system-prompt", "y"],
             "and --system-prompt gives another one",
         ),
     ):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from exaone4_mlx import Tokenizer
-from exaone4_mlx.text.input_messages import REPLY_MARKS, Guard
+from exaone4_mlx.text.input_messages import REPLY_MARKS, Guard, check_messages
 from exaone4_mlx.text.template import ChatTemplate
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -48,7 +48,16 @@ MALFORMED: list[tuple[Any, str]] = [
     ([{"role": "user", "content": [{"type": "image_url"}]}], "message 0: content may have text parts only"),
     ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "message 0: user content"),
     ([{"role": "assistant", "tool_calls": "f"}], "tool_calls must be a list"),
-    ([{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}], "needs a name and arguments"),
+    ([{"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}], "needs the type 'function' and a name"),
+    ([{"role": "assistant", "tool_calls": [{"type": "custom", "custom": {"name": "f"}}]}], "needs the type 'function'"),
+    ([{"role": "assistant", "tool_calls": [{"name": "f", "id": 1}]}], "the id of a tool call must be a string, not 1"),
+    ([{"role": "user", "content": "", "tool_calls": [{"name": "f"}]}], "only the assistant makes tool_calls"),
+    ([{"role": "assistant", "reasoning_content": 1}], "reasoning_content must be a string, not 1"),
+    ([*HELLO, {"role": "tool", "tool_call_id": "a"}], "message 1: the result of a tool needs content"),
+    ([{"role": "function", "name": "f", "content": "1"}], "message 0 .*former interface.* tool_calls .* tool_call_id"),
+    ([{"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}], "former interface"),
+    ([{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}], "'input_text' is a type of OpenAI's Resp"),
+    ([{"role": "tool", "content": [{"type": "output_text", "text": "hi"}]}], "'output_text' is a type of OpenAI's"),
     ([{"role": "user", "content": "\ud83d"}], "half a character"),
     ([{"role": "tool", "content": {(1, 2): 3}}], "must be JSON values"),
     (
@@ -56,6 +65,82 @@ MALFORMED: list[tuple[Any, str]] = [
         "must be JSON values",
     ),
 ]
+
+
+def called(*ids: str | None, arguments: Any = "{}") -> dict[str, Any]:
+    """A reply with a call for each id."""
+    function = {"name": "f", "arguments": arguments}
+    return {"role": "assistant", "tool_calls": [{"id": id, "type": "function", "function": function} for id in ids]}
+
+
+def result(content: Any, id: str | None = None) -> dict[str, Any]:
+    return {"role": "tool", "content": content} | ({} if id is None else {"tool_call_id": id})
+
+
+def test_results_are_put_into_the_order_of_their_calls(tokenizer: Tokenizer) -> None:
+    """A template renders them by place: results in another order would belong to the wrong calls."""
+    calls, one, two, three = called("a", "b", "c"), result(1, "a"), result(2, "b"), result(3, "c")
+    later = [called("a", "d"), result(5, "d"), result(4, "a"), *HELLO]
+    given = [*HELLO, calls, three, one, two, *later]
+    assert [message["content"] for message in check_messages(given)[2:]] == [1, 2, 3, "", 4, 5, "Hello"]
+    text = tokenizer.apply_chat_template(given, tokenize=False)
+    assert re.findall(r'"result": (\d)', text) == ["1", "2", "3", "4", "5"]
+    assert check_messages(check_messages(given)) == check_messages(given)
+
+
+def test_results_without_ids_keep_their_order() -> None:
+    """Also several for one call: a text in call tags that is no call has a result, too."""
+    for reply in (called(None, None), called("x", "y"), {"role": "assistant", "tool_calls": [{"name": "f"}]}, *HELLO):
+        assert [message["content"] for message in check_messages([reply, *map(result, "ba")])[1:]] == ["b", "a"]
+
+
+def test_results_that_do_not_belong_to_the_calls_are_refused() -> None:
+    calls, a, b = called("a", "b"), result(1, "a"), result(2, "b")
+    for messages, message in (
+        ([calls, a, result(2, "x")], "message 2: tool_call_id 'x' is that of no call before it; calls have ['a', 'b']"),
+        ([calls, a, a, b], "message 2: the call 'a' has a result already"),
+        ([calls, result(2)], "message 1: the result needs the tool_call_id of its call, one of ['a', 'b']"),
+        ([calls, a, result(2)], "message 2: the result needs the tool_call_id of its call, one of ['a', 'b']"),
+        ([calls, b, *HELLO], "message 0: the call 'a' has no result"),
+        ([called("a", "a"), a], "message 0: each call needs an id of its own, and they have ['a', 'a']"),
+        ([called("a", None), a], "message 0: each call needs an id of its own"),
+        ([called(None), a], "message 1: tool_call_id 'a' is that of no call before it; calls have []"),
+        ([a], "message 0: tool_call_id 'a' is that of no call before it"),
+        ([calls, a, *HELLO, b], "message 0: the call 'b' has no result"),
+        ([calls, a | {"tool_call_id": 1}], "message 1: tool_call_id must be a string, not 1"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            check_messages(messages)
+
+
+def test_every_call_has_one_form() -> None:
+    for arguments, expected in (
+        (None, {}),
+        ("", {}),
+        ("null", {}),
+        ({"x": 1}, {"x": 1}),
+        ('{"x": 1}', {"x": 1}),
+        (5, 5),
+    ):
+        function = {"name": "f", "arguments": arguments}
+        for call in (function, {"function": function}, {"name": "f", "parameters": arguments}):
+            [message] = check_messages([{"role": "assistant", "tool_calls": [call]}])
+            call = {"type": "function", "function": {"name": "f", "arguments": expected}}
+            assert message["tool_calls"] == [call], arguments
+    [message] = check_messages([{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}])
+    assert message["tool_calls"][0]["function"]["arguments"] == {} and message["content"] == ""
+
+
+def test_text_parts_of_a_result_are_its_text_and_a_developer_is_the_system() -> None:
+    part = {"type": "text", "text": "12:00"}
+    for content, expected in (
+        ([part, part], "12:0012:00"),
+        ([part, 1], [part, 1]),
+        ([], []),
+        ([{"type": "file"}],) * 2,
+    ):
+        assert check_messages([result(content)])[0]["content"] == expected
+    assert check_messages([{"role": "developer", "content": [part]}]) == [{"role": "system", "content": "12:00"}]
 
 
 def test_malformed_messages_are_refused(tokenizer: Tokenizer) -> None:

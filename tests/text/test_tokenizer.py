@@ -240,7 +240,7 @@ def test_turns_that_cannot_be_continued_are_refused(tokenizer: Tokenizer) -> Non
         ([*HELLO, {"role": "tool", "content": "x"}], {}, "the last message is a tool's or has tool calls"),
         ([*HELLO, said | {"tool_calls": [{"name": "f", "arguments": {}}]}], {}, "is a tool's or has tool calls"),
         ([*HELLO, {"role": "assistant", "reasoning_content": "x"}], {}, "continue it with enable_thinking=True"),
-        ([*HELLO, {"role": "assistant", "reasoning_content": ["x"]}], {"enable_thinking": True}, "must be a text"),
+        ([*HELLO, {"role": "assistant", "reasoning_content": ["x"]}], {"enable_thinking": True}, "must be a string"),
     ]
     for messages, options, message in refused:
         with pytest.raises(ValueError, match=message):
