@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=512,
         metavar="N",
-        help="maximum number of tokens per text (default: %(default)s)",
+        help="tokens of a window: a longer text is read in several, each without the ones before "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--dtype",
@@ -73,7 +74,7 @@ def print_table(found: Evaluation) -> None:
     for row in found.rows:
         show(
             f"{row.kind:8}{row.mean_kl:10.5f}{row.p99_kl:10.4f}{100 * row.top1_agreement:11.2f}%{row.perplexity:12.4g}"
-            f"{row.perplexity_ratio:9.4f}  {row.perplexity_ratio_low:.4f} to {row.perplexity_ratio_high:.4f}"
+            f"{row.perplexity_ratio:9.4f}  {row.interval}"
         )
     kv = f"; {found.kv}" if found.kv else ""
     show(

@@ -28,7 +28,7 @@ from .layerwise import LayerwiseModel, run_block
 from .plan import ConversionPlan, PlannedTensor
 from .shards import Shards
 
-MAX_TOKENS = 512  # of one text
+MAX_TOKENS = 512  # of one window
 TUNED = "tuned.safetensors"  # the result of distillation, until it is in the shards
 HEAD_WEIGHTS = 1 << 24  # weights of the head that are quantized in one step
 
@@ -40,8 +40,8 @@ StageProgress = Callable[[int, int, str], None]
 class Calibration:
     """Fills the shards of a plan by a method, "gptq" or "distill" (GPTQ, then tuning).
 
-    `sequences` are the token ids of the texts. `write` writes a tensor that needs no text. The folder of the shards
-    must have its config.json already.
+    `sequences` are the windows of the texts, as token ids. `write` writes a tensor that needs no text. The folder of
+    the shards must have its config.json already.
     """
 
     method: str

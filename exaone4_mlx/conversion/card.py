@@ -171,7 +171,7 @@ def _evaluation_row(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{100 * agreement:.2f} %" if is_finite(agreement) else "",
         _number(row.get("perplexity"), ".3f"),
         _number(row.get("reference_perplexity"), ".3f"),
-        _number(row.get("perplexity_ratio"), ".4f") + (f" ({low} to {high})" if low and high else ""),
+        _number(row.get("perplexity_ratio"), ".4f") + (f" ({low} to {high})" if low and high else " (–)"),
     )
 
 

@@ -25,15 +25,15 @@ from ..model.pretrained import OpenCheckpoint, Progress, open_checkpoint
 from ..text.tokenizer import Tokenizer
 from .evaluation import Evaluation, TextResult, rows_of
 from .layerwise import LayerwiseModel
-from .texts import HELD_OUT, Passage, encode, read_passages
+from .texts import HELD_OUT, Passage, encode, read_passages, windows
 
-MAX_TOKENS = 512  # of one text
+MAX_TOKENS = 512  # of one window
 BATCH_TOKENS = 1 << 15  # whose hidden states are in memory at a time
 POSITIONS = 64  # whose logits are in memory at a time
 
 
-#: The kind of a text, and its token ids.
-_Text = tuple[str, list[int]]
+#: The kind of a text, its number, and the token ids of a window of it.
+_Window = tuple[str, int, list[int]]
 
 
 def evaluate(
@@ -50,8 +50,9 @@ def evaluate(
     """Compares a converted model with its source checkpoint, on texts that neither was tuned on.
 
     `model` and `reference` are folders, hub ids or "demo". `data` is a file of texts (default: the package's held-out
-    texts); each text is cut to `max_tokens`. `revision` is the reference's. `kv` (8, 4 or a
-    `KVQuantization`) quantizes the candidate's cache. `progress(done, total)` counts blocks of both models.
+    texts). A longer text is read in windows of `max_tokens`, each without the ones before. `revision` is the
+    reference's. `kv` (8, 4 or a `KVQuantization`) quantizes the candidate's cache. `progress(done, total)` counts
+    blocks of both models.
 
     Raises FileNotFoundError and ValueError as `load` does, and ValueError for two models with different vocabularies.
     """
@@ -61,11 +62,11 @@ def evaluate(
     file = HELD_OUT if data is None else Path(data).expanduser()
     passages = read_passages(file)
     folders = find_folder(model), find_folder(reference, revision)
-    texts = _encode(passages, folders, max_tokens)
-    if not texts:
+    parts = _encode(passages, folders, max_tokens)
+    if not parts:
         raise ValueError(f"no text of {file} has two tokens")
     candidate, original = (open_checkpoint(folder, Exaone4ForCausalLM) for folder in folders)
-    _check_comparable(candidate, original, texts)
+    _check_comparable(candidate, original, parts)
     kv = KVQuantization.coerce(kv, candidate.config)
 
     mx.reset_peak_memory()
@@ -75,7 +76,7 @@ def evaluate(
         LayerwiseModel(candidate.source, candidate.config, computed, unpacked=computed == mx.float32),
         LayerwiseModel(original.source, original.config, mx.float32),
     )
-    results, seconds = _measure(*sides, texts, kv, progress)
+    results, seconds = _measure(*sides, parts, kv, progress)
     if any(math.isnan(value) for result in results for value in result.kl):
         raise ValueError(f"{model} or {reference} computes NaN on these texts")
     tokens = sum(len(result.kl) for result in results)
@@ -85,7 +86,7 @@ def evaluate(
         data="held-out texts of exaone4_mlx" if file == HELD_OUT else file.name,
         dtype=str(computed).removeprefix("mlx.core."),
         kv=str(kv or ""),
-        documents=len(texts),
+        documents=len(results),
         tokens=tokens,
         bits_per_weight=candidate.bits_per_weight,
         reference_bits_per_weight=original.bits_per_weight,
@@ -96,56 +97,55 @@ def evaluate(
     )
 
 
-def _encode(passages: Sequence[Passage], folders: tuple[Path, Path], max_tokens: int) -> list[_Text]:
-    """The texts that have two tokens or more. Raises ValueError where the two tokenizers differ."""
+def _encode(passages: Sequence[Passage], folders: tuple[Path, Path], max_tokens: int) -> list[_Window]:
+    """The windows that have two tokens or more. Raises ValueError where the two tokenizers differ."""
     tokenizers = [Tokenizer.from_pretrained(folder) for folder in folders]
-    texts = []
-    for passage in passages:
-        ids, reference_ids = (encode(passage, tokenizer, max_tokens) for tokenizer in tokenizers)
+    parts: list[_Window] = []
+    for number, passage in enumerate(passages):
+        ids, reference_ids = (encode(passage, tokenizer) for tokenizer in tokenizers)
         if ids != reference_ids:
             raise ValueError(f"{folders[0]} and {folders[1]} have different tokenizers")
-        if len(ids) > 1:
-            texts.append((passage.kind, ids))
-    return texts
+        parts += [(passage.kind, number, window) for window in windows(ids, max_tokens) if len(window) > 1]
+    return parts
 
 
-def _check_comparable(candidate: OpenCheckpoint, original: OpenCheckpoint, texts: Sequence[_Text]) -> None:
+def _check_comparable(candidate: OpenCheckpoint, original: OpenCheckpoint, parts: Sequence[_Window]) -> None:
     if candidate.config.vocab_size != original.config.vocab_size:
         raise ValueError(
             f"{candidate.folder} has a vocabulary of {candidate.config.vocab_size} tokens, "
             f"{original.folder} one of {original.config.vocab_size}"
         )
     context = min(candidate.config.max_position_embeddings, original.config.max_position_embeddings)
-    longest = max(len(ids) for _, ids in texts)
+    longest = max(len(ids) for *_, ids in parts)
     if longest > context:
-        raise ValueError(f"a text of {longest} tokens is longer than the context of {context}; lower max_tokens")
+        raise ValueError(f"a window of {longest} tokens is longer than the context of {context}; lower max_tokens")
 
 
 def _measure(
     candidate: LayerwiseModel,
     reference: LayerwiseModel,
-    texts: Sequence[_Text],
+    parts: Sequence[_Window],
     kv: KVQuantization | None,
     progress: Progress | None,
 ) -> tuple[list[TextResult], float]:
     """The results of all texts, and the seconds that the candidate's blocks took."""
-    batches = _batches(texts)
+    batches = _batches(parts)
     layers = candidate.config.num_hidden_layers + reference.config.num_hidden_layers
     steps, total = itertools.count(1), layers * len(batches)
     counter: Progress | None = (lambda *_: progress(next(steps), total)) if progress else None
-    results: list[TextResult] = []
+    results: dict[int, TextResult] = {}  # by the number of the text
     seconds = 0.0
     for batch in batches:
-        sequences = [ids for _, ids in batch]
+        sequences = [ids for *_, ids in batch]
         reference_states = reference.hidden_states(sequences, counter)
         before = time.perf_counter()
         states = candidate.hidden_states(sequences, counter, kv)
         seconds += time.perf_counter() - before
         heads = candidate.head(), reference.head()
-        for text, *hidden in zip(batch, states, reference_states, strict=True):
-            results.append(_compare(text, heads, hidden))
+        for (kind, number, ids), *hidden in zip(batch, states, reference_states, strict=True):
+            _compare(results.setdefault(number, TextResult(kind)), ids, heads, hidden)
         mx.clear_cache()
-    return results, seconds
+    return list(results.values()), seconds
 
 
 def divergence(logits: mx.array, reference: mx.array) -> mx.array:
@@ -155,38 +155,39 @@ def divergence(logits: mx.array, reference: mx.array) -> mx.array:
     return mx.sum(mx.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-def _compare(text: _Text, heads: Sequence[Callable[[mx.array], mx.array]], states: Sequence[mx.array]) -> TextResult:
-    """Compares two models on one text, from the output head and the final hidden states [L, E] of each."""
-    kind, ids = text
-    kl: list[float] = []
-    sums = [0.0, 0.0, 0.0]
+def _compare(
+    result: TextResult,
+    ids: list[int],
+    heads: Sequence[Callable[[mx.array], mx.array]],
+    states: Sequence[mx.array],
+) -> None:
+    """Adds one window of a text to its result, from the head and the final hidden states [L, E] of each model."""
     for start in range(0, len(ids) - 1, POSITIONS):
         stop = min(start + POSITIONS, len(ids) - 1)
         following = mx.array(ids[start + 1 : stop + 1])[:, None]
         q, p = (head(state[start:stop]) for head, state in zip(heads, states, strict=True))  # [positions, V]
         divergences = divergence(q, p)
-        figures: list[mx.array] = [
-            mx.argmax(q, axis=-1) == mx.argmax(p, axis=-1),
-            *(mx.logsumexp(x, axis=-1) - mx.take_along_axis(x, following, axis=-1)[:, 0] for x in (q, p)),
-        ]
-        mx.eval(divergences, figures)
-        kl += divergences.tolist()  # type: ignore[arg-type]
-        sums = [total + _sum(figure) for total, figure in zip(sums, figures, strict=True)]
-    return TextResult(kind, kl, *sums)
+        agrees = mx.argmax(q, axis=-1) == mx.argmax(p, axis=-1)
+        nll = [mx.logsumexp(x, axis=-1) - mx.take_along_axis(x, following, axis=-1)[:, 0] for x in (q, p)]
+        mx.eval(divergences, agrees, nll)
+        result.kl += divergences.tolist()  # type: ignore[arg-type]
+        result.agrees += _sum(agrees)
+        result.nll += _sum(nll[0])
+        result.reference_nll += _sum(nll[1])
 
 
 def _sum(array: mx.array) -> float:
     return mx.sum(array.astype(mx.float32)).item()  # type: ignore[return-value]
 
 
-def _batches(texts: Sequence[_Text]) -> list[list[_Text]]:
-    """Consecutive texts, together at most BATCH_TOKENS."""
-    batches: list[list[_Text]] = [[]]
+def _batches(parts: Sequence[_Window]) -> list[list[_Window]]:
+    """Consecutive windows, together at most BATCH_TOKENS."""
+    batches: list[list[_Window]] = [[]]
     size = 0
-    for text in texts:
-        if batches[-1] and size + len(text[1]) > BATCH_TOKENS:
+    for part in parts:
+        if batches[-1] and size + len(part[2]) > BATCH_TOKENS:
             batches.append([])
             size = 0
-        batches[-1].append(text)
-        size += len(text[1])
+        batches[-1].append(part)
+        size += len(part[2])
     return batches

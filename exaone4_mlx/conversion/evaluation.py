@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """One row of the table. KL is in nats per token; the interval of the ratio holds 95 % of the resamples."""
+    """One row of the table. KL is in nats per token; the interval of the ratio holds 95 % of the resamples.
+
+    One text alone has no interval: low and high are None.
+    """
 
     kind: str
     documents: int
@@ -28,8 +31,14 @@ class EvaluationRow:
     perplexity: float
     reference_perplexity: float
     perplexity_ratio: float
-    perplexity_ratio_low: float
-    perplexity_ratio_high: float
+    perplexity_ratio_low: float | None
+    perplexity_ratio_high: float | None
+
+    @property
+    def interval(self) -> str:
+        """The interval as a text, or "–"."""
+        low, high = self.perplexity_ratio_low, self.perplexity_ratio_high
+        return "–" if low is None or high is None else f"{low:.4f} to {high:.4f}"
 
 
 @dataclass(frozen=True)
@@ -62,15 +71,15 @@ class Evaluation:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class TextResult:
     """The measurements of one text: KL at each position, and sums over the positions."""
 
     kind: str
-    kl: list[float]
-    agrees: float
-    nll: float
-    reference_nll: float
+    kl: list[float] = field(default_factory=list)
+    agrees: float = 0.0
+    nll: float = 0.0
+    reference_nll: float = 0.0
 
 
 def rows_of(texts: Sequence[TextResult]) -> tuple[EvaluationRow, ...]:
@@ -83,8 +92,11 @@ def rows_of(texts: Sequence[TextResult]) -> tuple[EvaluationRow, ...]:
 def _row(kind: str, texts: Sequence[TextResult]) -> EvaluationRow:
     kl = sorted(value for text in texts for value in text.kl)
     count = len(kl)
-    rng = random.Random(0)
-    log_ratios = sorted(_log_ratio(rng.choices(texts, k=len(texts))) for _ in range(RESAMPLES))
+    low = high = None
+    if len(texts) > 1:
+        rng = random.Random(0)
+        log_ratios = sorted(_log_ratio(rng.choices(texts, k=len(texts))) for _ in range(RESAMPLES))
+        low, high = _exp(log_ratios[math.floor(0.025 * RESAMPLES)]), _exp(log_ratios[math.ceil(0.975 * RESAMPLES) - 1])
     return EvaluationRow(
         kind=kind,
         documents=len(texts),
@@ -95,8 +107,8 @@ def _row(kind: str, texts: Sequence[TextResult]) -> EvaluationRow:
         perplexity=_exp(sum(text.nll for text in texts) / count),
         reference_perplexity=_exp(sum(text.reference_nll for text in texts) / count),
         perplexity_ratio=_exp(_log_ratio(texts)),
-        perplexity_ratio_low=_exp(log_ratios[math.floor(0.025 * RESAMPLES)]),
-        perplexity_ratio_high=_exp(log_ratios[math.ceil(0.975 * RESAMPLES) - 1]),
+        perplexity_ratio_low=low,
+        perplexity_ratio_high=high,
     )
 
 

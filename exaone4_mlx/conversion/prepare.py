@@ -40,8 +40,8 @@ CHUNK_BYTES, SEARCH_BYTES = 12, 48
 class Conversion:
     """A conversion that is checked and planned, and not yet begun.
 
-    `disk_bytes` is the free space that the target's disk must have. `sequences` are the token ids of the calibration
-    texts. `is_done` says that an earlier run made the folder and only its upload failed.
+    `disk_bytes` is the free space that the target's disk must have. `sequences` are the windows of the calibration
+    texts, as token ids. `is_done` says that an earlier run made the folder and only its upload failed.
     """
 
     origin: str
@@ -112,7 +112,7 @@ def prepare(
         check_upload_name(request.upload_repo, str(hf_path), source_card(source))
     opened = open_checkpoint(source, Exaone4ForCausalLM)
     tokenizer = Tokenizer.from_pretrained(source)  # without it the result could not be loaded
-    sequences = read_texts(request, tokenizer)
+    sequences = read_texts(request, tokenizer, opened.config.max_position_embeddings)
     settings, keep_packed, recipe = choose_quantization(opened, request)
     plan = make_plan(opened, settings, keep_packed, read_dtype(request.dtype), digest_options(request, recipe))
     is_done = bool(request.upload_repo) and not request.overwrite and _is_result(target, plan, request)

@@ -22,7 +22,7 @@ from .calibrate import MAX_TOKENS
 from .plan import ConversionPlan
 from .recipe import settings_of, uniform
 from .request import ConversionRequest
-from .texts import CALIBRATION, HELD_OUT, encode, overlap, read_passages
+from .texts import CALIBRATION, HELD_OUT, encode, overlap, read_passages, windows
 
 
 def choose_quantization(
@@ -104,17 +104,27 @@ def notes_on(opened: OpenCheckpoint, plan: ConversionPlan, request: ConversionRe
     return tuple(notes)
 
 
-def read_texts(request: ConversionRequest, tokenizer: Tokenizer) -> list[list[int]]:
-    """The token ids of the calibration texts. Reads the evaluation texts too, and checks that the two are disjoint."""
+def read_texts(request: ConversionRequest, tokenizer: Tokenizer, context: int) -> list[list[int]]:
+    """The windows of the calibration texts, as token ids. Reads the evaluation texts too.
+
+    `context` limits the windows. Raises ValueError for texts that the template refuses, for a sentence in both files,
+    and for a single window, of which distillation could not hold one out.
+    """
     calibration = read_passages(calibration_file(request)) if request.calibrate else []
     evaluation = read_passages(evaluation_file(request)) if request.evaluate else []
     for passage in evaluation:
-        encode(passage, tokenizer, 2)  # raises where the template refuses it
+        encode(passage, tokenizer)  # raises where the template refuses it
     if shared := overlap(calibration, evaluation):
         raise ValueError(
             f"the calibration and the evaluation texts share {shared[0]!r}: the measured loss would be too small"
         )
-    return [encode(passage, tokenizer, MAX_TOKENS) for passage in calibration]
+    size = min(MAX_TOKENS, context)
+    parts = [window for passage in calibration for window in windows(encode(passage, tokenizer), size)]
+    if request.calibrate == "distill" and len(parts) < 2:
+        raise ValueError(
+            f"distill needs two texts, or one of more than {size} tokens, and {calibration_file(request)} has less"
+        )
+    return parts
 
 
 def calibration_file(request: ConversionRequest) -> Path:

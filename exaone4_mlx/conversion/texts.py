@@ -64,20 +64,23 @@ def read_passages(path: Path) -> list[Passage]:
     return passages
 
 
-def encode(passage: Passage, tokenizer: Tokenizer, max_tokens: int) -> list[int]:
-    """The first `max_tokens` token ids of a passage, at least one.
+def encode(passage: Passage, tokenizer: Tokenizer) -> list[int]:
+    """The token ids of a passage, at least one.
 
     A conversation becomes the prompt for its last message, by the checkpoint's chat template (in thinking mode if the
     message has a thought), then the message as the model would write it, and the end of the turn.
 
-    Raises ValueError for a passage without text, for a template that refuses it, and for `max_tokens` below 1.
+    Raises ValueError for a passage without text, and for a template that refuses it.
     """
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
     ids = _chat(passage, tokenizer) if passage.messages else _plain(passage.text or "", tokenizer)
     if not ids:
         raise ValueError(f"a passage of the kind {passage.kind!r} has no text")
-    return ids[:max_tokens]
+    return ids
+
+
+def windows(ids: list[int], size: int) -> list[list[int]]:
+    """Token ids in consecutive parts of `size`; the last one may be shorter. Each is read without the ones before."""
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
 
 
 def fingerprints(passages: Iterable[Passage]) -> set[str]:

@@ -46,7 +46,7 @@ def evaluation_html(evaluation: Evaluation) -> str:
             f"{100 * row.top1_agreement:.2f} %",
             f"{row.perplexity:.4g}",
             f"{row.perplexity_ratio:.4f}",
-            f"{row.perplexity_ratio_low:.4f} to {row.perplexity_ratio_high:.4f}",
+            row.interval,
         )
         for row in evaluation.rows
     ]

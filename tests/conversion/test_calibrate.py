@@ -151,6 +151,20 @@ def test_damage_after_the_tuning_starts_the_calibration_again(
     assert digests(tmp_path / "out") == whole
 
 
+def test_every_token_of_a_long_text_is_calibrated_on(tmp_path: Path, demo: Any) -> None:
+    text = " ".join(TEXTS * 10)
+    (tmp_path / "book.txt").write_text(text)
+    request = ConversionRequest(calibrate="distill", calibration_data=tmp_path / "book.txt")
+    sequences = prepare("demo", tmp_path / "out", request).sequences
+    assert len(sequences) > 1 and max(map(len, sequences)) == 512
+    assert demo[1].decode([id for ids in sequences for id in ids]) == text
+    (tmp_path / "book.txt").write_text(TEXTS[0])
+    with pytest.raises(
+        ValueError, match=r"distill needs two texts, or one of more than 512 tokens, and .*book.txt has"
+    ):
+        prepare("demo", tmp_path / "out", request)
+
+
 def test_other_texts_are_another_plan(data: Path) -> None:
     partial = interrupted(data / "other", number=2, calibrate="gptq", calibration_data=data / "calibration.jsonl")
     with pytest.raises(FileExistsError, match="belongs to a conversion with other options"):

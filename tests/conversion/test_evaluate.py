@@ -45,8 +45,9 @@ def test_a_model_has_no_loss_against_itself(texts: Path) -> None:
     assert [row.kind for row in found.rows] == ["all", "en", "ko", "es"]
     for row in found.rows:
         assert row.mean_kl == pytest.approx(0, abs=1e-6)
-        assert row.top1_agreement == 1
-        assert row.perplexity_ratio == row.perplexity_ratio_low == row.perplexity_ratio_high == 1
+        assert row.top1_agreement == row.perplexity_ratio == 1
+    assert found.rows[0].interval == "1.0000 to 1.0000"
+    assert {row.interval for row in found.rows[1:]} == {"–"}, "one text has no interval"
     assert found.bits_per_weight == 16
 
 
@@ -71,6 +72,7 @@ def test_figures_follow_their_definition(texts: Path, quantized: Path) -> None:
     assert row.top1_agreement == agrees / len(kl)
     assert row.perplexity == pytest.approx(math.exp(nll / len(kl)), rel=1e-3)
     assert row.perplexity_ratio == pytest.approx(math.exp((nll - reference_nll) / len(kl)), rel=1e-4)
+    assert row.perplexity_ratio_low is not None and row.perplexity_ratio_high is not None
     assert row.perplexity_ratio_low <= row.perplexity_ratio <= row.perplexity_ratio_high
     assert row.perplexity_ratio_low < row.perplexity_ratio_high
     assert found.bits_per_weight == pytest.approx(4.511, abs=0.001)
@@ -142,7 +144,21 @@ def test_texts_longer_than_the_context_are_refused(
     edit_json(hf_folder / "config.json", max_position_embeddings=8)
     with pytest.raises(ValueError, match="longer than the context of 8; lower max_tokens"):
         evaluate(quantized, hf_folder, data=texts)
-    assert evaluate(quantized, hf_folder, data=texts, max_tokens=8).rows[0].tokens <= 3 * 7
+    assert evaluate(quantized, hf_folder, data=texts, max_tokens=8).rows[0].tokens > 3 * 7, "all windows count"
+
+
+def test_every_token_of_a_long_text_counts(tmp_path: Path, quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A window is read without the ones before. The windows of one text are one text for the interval."""
+    _, tokenizer = load("demo")
+    (tmp_path / "long.txt").write_text(" ".join(TEXTS))
+    ids = tokenizer.encode(" ".join(TEXTS))
+    command = ["evaluate", "--model", str(quantized), "--reference", "demo", "--data", str(tmp_path / "long.txt")]
+    assert main([*command, "--max-tokens", "10", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["rows"][0]
+    assert (row["documents"], row["tokens"]) == (1, len(ids) - math.ceil(len(ids) / 10))
+    assert row["perplexity_ratio_low"] is None
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith("  –")
 
 
 def test_another_vocabulary_is_refused(tmp_path: Path, texts: Path, quantized: Path) -> None:

@@ -22,6 +22,7 @@ from exaone4_mlx.conversion.texts import (
     fingerprints,
     overlap,
     read_passages,
+    windows,
 )
 from exaone4_mlx.files.folders import DEMO_FOLDER
 
@@ -43,7 +44,7 @@ def tokenizer() -> Tokenizer:
 def encoded(request: pytest.FixtureRequest) -> tuple[Tokenizer, list[list[int]]]:
     """The demo's tokenizer, then EXAONE's own, each with the ids of every passage."""
     tokenizer: Tokenizer = request.getfixturevalue(request.param)
-    return tokenizer, [encode(passage, tokenizer, 100_000) for passage in ALL]
+    return tokenizer, [encode(passage, tokenizer) for passage in ALL]
 
 
 @pytest.fixture
@@ -171,24 +172,24 @@ def test_a_reply_has_one_end_of_thought(encoded: tuple[Tokenizer, list[list[int]
 def test_a_chat_is_its_prompt_and_the_reply_of_the_model(tokenizer: Tokenizer) -> None:
     plain = chat(QUESTION, {"role": "assistant", "content": "Yes."})
     prompt = tokenizer.apply_chat_template([QUESTION])
-    assert encode(plain, tokenizer, 1000) == prompt + tokenizer.encode("Yes.[|endofturn|]")
+    assert encode(plain, tokenizer) == prompt + tokenizer.encode("Yes.[|endofturn|]")
 
     thinking = chat(QUESTION, {"role": "assistant", "content": "Yes.", "reasoning_content": "It is ten.\n"})
     prompt = tokenizer.apply_chat_template([QUESTION], enable_thinking=True)
-    assert encode(thinking, tokenizer, 1000) == prompt + tokenizer.encode("It is ten.\n</think>\n\nYes.[|endofturn|]")
+    assert encode(thinking, tokenizer) == prompt + tokenizer.encode("It is ten.\n</think>\n\nYes.[|endofturn|]")
 
 
 def test_a_thought_in_the_content_is_a_thought(tokenizer: Tokenizer) -> None:
     apart = chat(QUESTION, {"role": "assistant", "content": "Yes.", "reasoning_content": "It is ten."})
     together = chat(QUESTION, {"role": "assistant", "content": "<think>\nIt is ten.\n</think>\n\nYes."})
-    assert encode(together, tokenizer, 1000) == encode(apart, tokenizer, 1000)
+    assert encode(together, tokenizer) == encode(apart, tokenizer)
 
 
 def test_a_reply_that_ends_with_calls_is_rendered_by_the_template(tokenizer: Tokenizer) -> None:
     call = '<tool_call>{"name": "opening_hours", "arguments": {"day": "Monday"}}</tool_call>[|endofturn|]'
     for content, thought in (("", ""), ("Let me look.", ""), ("", "I must look."), ("Let me look.", "I must look.")):
         turn = {"role": "assistant", "content": content, "reasoning_content": thought, "tool_calls": [CALL]}
-        text = tokenizer.decode(encode(chat(QUESTION, turn), tokenizer, 1000))
+        text = tokenizer.decode(encode(chat(QUESTION, turn), tokenizer))
         start = f"<think>\n{thought}\n</think>\n\n"
         assert text.endswith("[|assistant|]\n" + start + (content + "\n" if content else "") + call)
 
@@ -196,7 +197,7 @@ def test_a_reply_that_ends_with_calls_is_rendered_by_the_template(tokenizer: Tok
 def test_the_tools_of_a_chat_are_in_its_prompt(tokenizer: Tokenizer) -> None:
     tool = {"type": "function", "function": {"name": "opening_hours", "parameters": {"type": "object"}}}
     passage = chat(QUESTION, {"role": "assistant", "content": "Yes."}, tools=(tool,))
-    assert json.dumps(tool) in tokenizer.decode(encode(passage, tokenizer, 1000))
+    assert json.dumps(tool) in tokenizer.decode(encode(passage, tokenizer))
 
 
 @pytest.mark.parametrize("which", ["tokenizer", "real"])
@@ -204,27 +205,31 @@ def test_control_strings_in_a_text_give_no_control_tokens(which: str, request: p
     tokenizer: Tokenizer = request.getfixturevalue(which)
     controls = {id for text in tokenizer.control_tokens for id in tokenizer.encode(text)}
     for text in (*sorted(tokenizer.control_tokens), "a [|endofturn|]\n[|user|]\nb", "[[|endofturn|][|user|]]"):
-        ids = encode(Passage("text", "en", text), tokenizer, 1000)
+        ids = encode(Passage("text", "en", text), tokenizer)
         assert not controls.intersection(ids), text
         assert tokenizer.decode(ids) == text
 
 
 def test_control_strings_in_a_reply_do_not_end_it(tokenizer: Tokenizer) -> None:
     text = "It ends with [|endofturn|] and </think>."
-    ids = encode(chat(QUESTION, {"role": "assistant", "content": text, "reasoning_content": text}), tokenizer, 1000)
+    ids = encode(chat(QUESTION, {"role": "assistant", "content": text, "reasoning_content": text}), tokenizer)
     prompt = tokenizer.apply_chat_template([QUESTION], enable_thinking=True)
     reply = ids[len(prompt) :]
     assert reply.count(tokenizer.think_end_id) == reply.count(tokenizer.eos_token_id) == 1
     assert tokenizer.decode(reply) == f"{text}\n</think>\n\n{text}[|endofturn|]"
 
 
-def test_long_passages_are_cut_and_empty_ones_refused(tokenizer: Tokenizer) -> None:
+def test_long_passages_are_cut_into_windows_and_empty_ones_refused(tokenizer: Tokenizer) -> None:
     for passage in (CALIBRATING[0], CHATS[0]):
-        assert encode(passage, tokenizer, 5) == encode(passage, tokenizer, 1000)[:5]
-    with pytest.raises(ValueError, match="max_tokens must be at least 1, not 0"):
-        encode(CALIBRATING[0], tokenizer, 0)
+        ids = encode(passage, tokenizer)
+        parts = windows(ids, 5)
+        assert (
+            [id for part in parts for id in part] == ids
+            and {len(part) for part in parts[:-1]} == {5}
+            and 1 <= len(parts[-1]) <= 5
+        )
     with pytest.raises(ValueError, match="a passage of the kind 'text' has no text"):
-        encode(Passage("text", "en", ""), tokenizer, 10)
+        encode(Passage("text", "en", ""), tokenizer)
 
 
 def test_passages_are_compared_and_hashed() -> None:
