@@ -29,6 +29,18 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 #: Fields about labels, training or outputs. They are written if they differ from the default.
 OPTIONAL = (
     "id2label", "label2id", "problem_type", "classifier_dropout", "output_hidden_states", "output_attentions",
+    "return_dict",
+)  # fmt: skip
+SWITCHES = ("use_cache", "tie_word_embeddings", "output_hidden_states", "output_attentions", "return_dict")
+#: Fields that follow from each other. `dataclasses.replace` changes one and passes the old values of the others.
+LINKED = (
+    "rope_theta", "rope_scaling", "rope_parameters", "num_hidden_layers", "sliding_window", "sliding_window_pattern",
+    "layer_types", "num_labels", "id2label", "label2id",
+)  # fmt: skip
+#: Fields that take effect at the next call of a network. A network is built from the others.
+READ_PER_CALL = (
+    "use_cache", "output_hidden_states", "output_attentions", "return_dict", "bos_token_id", "eos_token_id",
+    "pad_token_id", "problem_type",
 )  # fmt: skip
 _DERIVED: Any = None  # the default of a field that follows from other fields; it is never None after construction
 
@@ -47,7 +59,9 @@ class Exaone4Config:
     `rope_parameters` is a mapping, as in transformers 5. `rope_theta` and `rope_scaling` are transformers 4's spelling
     of the same. All three are set after construction. `sliding_window_pattern` is "LLLG", 4 or None. It has no effect
     beside `layer_types`. If both are absent, no layer has a window, and `sliding_window` becomes None. `num_labels` is
-    the size of `id2label`, for the classification heads.
+    the size of `id2label`, for the classification heads. `return_dict` False makes `forward` return tuples.
+
+    A config does not change: `replace(**changes)` makes another one. Only `update` works in place.
     Raises ValueError that names the key, for invalid or contradictory values.
     Source: transformers' documentation of EXAONE 4.
     """
@@ -84,8 +98,13 @@ class Exaone4Config:
     classifier_dropout: float = 0.1
     output_hidden_states: bool = False
     output_attentions: bool = False
+    return_dict: bool = True
+    _linked: tuple[Any, ...] | None = field(default=None, repr=False, compare=False)  # the values of LINKED, once read
 
     def __post_init__(self) -> None:
+        for name, before in zip(LINKED, self._linked or (), strict=False):
+            if getattr(self, name) != before:
+                raise ValueError(f"other fields of a config follow from {name}: use config.replace({name}=…)")
         self._set_sizes()
         self._check_numbers()
         rope: Any = self.rope_parameters
@@ -100,6 +119,7 @@ class Exaone4Config:
         names, numbers = keys.read_labels(self.num_labels, self.id2label, self.label2id)
         self._set(rope_parameters=rope, rope_theta=rope.rope_theta, rope_scaling=rope.scaling() or None)
         self._set(layer_types=types, num_labels=len(names), id2label=names, label2id=numbers)
+        self._set(_linked=tuple(getattr(self, name) for name in LINKED))
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
@@ -146,7 +166,7 @@ class Exaone4Config:
             value = getattr(self, name)
             if not keys.is_number(value) or not 0 <= value < 1:
                 raise ValueError(f"{name} must be a number from 0 to below 1, not {value!r}")
-        for name in ("use_cache", "tie_word_embeddings", "output_hidden_states", "output_attentions"):
+        for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if isinstance(self.eos_token_id, Sequence):
@@ -195,6 +215,48 @@ class Exaone4Config:
             "text that uses the others cannot be processed"
         )
 
+    def replace(self, **changes: Any) -> Exaone4Config:
+        """Another config with these fields. Fields that follow from them follow: `replace(rope_theta=1e6)`.
+
+        A new base keeps the RoPE scaling, and a new scaling keeps the base. Raises ValueError for an unknown field, for
+        changes that contradict each other, and for a window or a pattern that would have no effect.
+        """
+        if unknown := sorted(set(changes) - set(NAMES)):
+            raise ValueError(f"a config has no {unknown[0]}")
+        values = self.to_dict()
+        if (
+            "num_hidden_layers" not in changes
+        ):  # keep the spelling; for more layers, the pattern of those that are there
+            values["sliding_window_pattern"] = self.sliding_window_pattern
+        if "sliding_window" in changes and None in (self.sliding_window, changes["sliding_window"]):
+            del values["layer_types"]
+        config = self.from_dict(keys.with_changes(values, self.rope_parameters, self.num_labels, changes))
+        for name, other in (("sliding_window", "sliding_window_pattern"), ("sliding_window_pattern", "sliding_window")):
+            if changes.get(name) and config.sliding_window is None:
+                raise ValueError(f"{name} has no effect here without {other}; change both")
+        pattern, types = changes.get("sliding_window_pattern"), changes.get("layer_types")
+        if pattern and types and config.layer_types != config.replace(sliding_window_pattern=pattern).layer_types:
+            raise ValueError(f"sliding_window_pattern {pattern!r} contradicts layer_types; change one of them")
+        return config
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """transformers' `update`: changes this config in place, as `replace` does.
+
+        Raises ValueError for a field from which a network with this config is built.
+        """
+        changed = self.replace(**values)
+        fixed = [name for name in values if name not in READ_PER_CALL]
+        if fixed and self.__dict__.get("_in_use"):
+            raise ValueError(
+                f"a model is built with this {fixed[0]}; make a model of another config, "
+                f"config.replace({fixed[0]}=…), or load it with from_pretrained(…, {fixed[0]}=…)"
+            )
+        self._set(**{item.name: getattr(changed, item.name) for item in fields(self)})
+
+    def mark_in_use(self) -> None:
+        """From here on `update` changes only what networks read in each call."""
+        self._set(_in_use=True)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Exaone4Config:
         """Reads the contents of a config.json of any transformers version.
@@ -203,7 +265,7 @@ class Exaone4Config:
         and is not implemented. Other keys (`architectures`, `torch_dtype`, …) are ignored.
         """
         keys.check_architecture(values)
-        known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
+        known = {name: values[name] for name in NAMES if name in values}
         if known.get("classifier_dropout") is None:  # the fallback of transformers' heads
             hidden = values.get("hidden_dropout")
             known["classifier_dropout"] = cls.classifier_dropout if hidden is None else hidden
@@ -218,14 +280,11 @@ class Exaone4Config:
         """Reads a config.json. Errors name the file; FileNotFoundError names its folder."""
         if not path.is_file():
             raise FileNotFoundError(f"{path.parent} has no config.json: it is not a model folder")
-        if unknown := sorted(set(changes) - {item.name for item in fields(cls)}):
+        if unknown := sorted(set(changes) - set(NAMES)):
             raise ValueError(f"a config has no {unknown[0]}")
         try:
-            values = read_json(path)
-            config = cls.from_dict(values)
-            if not changes:
-                return config
-            return cls.from_dict(keys.with_changes(values, config.rope_parameters, config.num_labels, changes))
+            config = cls.from_dict(read_json(path))
+            return config.replace(**changes) if changes else config
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -248,7 +307,7 @@ class Exaone4Config:
         a string of one letter per layer if it does not repeat. (mlx-lm supports neither `dynamic` RoPE nor a window in
         a model whose layers are all alike.)
         """
-        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        values: dict[str, Any] = {name: getattr(self, name) for name in NAMES}
         del values["num_labels"]  # redundant beside id2label
         default = Exaone4Config(num_hidden_layers=1)
         for name in OPTIONAL:
@@ -266,6 +325,10 @@ class Exaone4Config:
             values["eos_token_id"] = list(self.eos_token_id)
         return values
 
+    def to_json_string(self) -> str:
+        """`to_dict` as JSON with sorted keys."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
     def save_pretrained(self, folder: str | Path, **more: Any) -> None:
         """Writes config.json, with `more` keys, into a folder, which is created if it does not exist.
 
@@ -275,3 +338,6 @@ class Exaone4Config:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / "config.json") as stream:
             stream.write((json.dumps(self.to_dict() | more, indent=2) + "\n").encode())
+
+
+NAMES = tuple(item.name for item in fields(Exaone4Config) if not item.name.startswith("_"))

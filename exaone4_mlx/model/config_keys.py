@@ -128,11 +128,11 @@ def read_labels(count: int | None, names: Any, numbers: Any) -> tuple[dict[int, 
 def with_changes(
     values: Mapping[str, Any], rope: RopeParameters, num_labels: int, changes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A config.json with some keys changed. Other spellings of the same value are removed.
+    """A written config with some keys changed. Other spellings of the same value are removed.
 
     `rope` and `num_labels` are the values before the changes.
     """
-    removed = {"layer_types"} if "sliding_window_pattern" in changes else set()
+    removed = {"layer_types"} if {"sliding_window_pattern", "num_hidden_layers"} & set(changes) else set()
     if "id2label" in changes or changes.get("num_labels", num_labels) != num_labels:
         removed |= {"num_labels", "id2label", "label2id"}  # those of another task
     new_rope = {key: value for key, value in changes.items() if key.startswith("rope_")}

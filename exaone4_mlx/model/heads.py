@@ -22,7 +22,12 @@ from .config import Exaone4Config
 from .inputs import ForwardInputs, as_array, check_range, check_shape, read_inputs, read_integers, read_labels
 from .losses import sequence_loss, span_loss, token_loss
 from .network import Exaone4Model, new_linear
-from .outputs import QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast, TokenClassifierOutput
+from .outputs import (
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+    with_return_dict,
+)
 from .pretrained import Pretrained
 
 if TYPE_CHECKING:
@@ -37,6 +42,7 @@ class Exaone4ForSequenceClassification(Pretrained):
         self.model = Exaone4Model(config)
         self.score = new_linear(config, config.hidden_size, config.num_labels)
 
+    @with_return_dict
     def forward(
         self,
         input_ids: mx.array | None = None,
@@ -112,6 +118,7 @@ class Exaone4ForTokenClassification(Pretrained):
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.score = new_linear(config, config.hidden_size, config.num_labels, bias=True)
 
+    @with_return_dict
     def forward(
         self,
         input_ids: mx.array | None = None,
@@ -145,6 +152,7 @@ class Exaone4ForQuestionAnswering(Pretrained):
         self.transformer = Exaone4Model(config)
         self.qa_outputs = new_linear(config, config.hidden_size, 2, bias=True)
 
+    @with_return_dict
     def forward(
         self,
         input_ids: mx.array | None = None,

@@ -35,7 +35,8 @@ class ForwardInputs(TypedDict, total=False):
     caches. Its default is the config's, but in training no new caches are made. `cache_position` [L] can only be the
     positions after the cached tokens.
 
-    `output_hidden_states` and `output_attentions` return those of every layer. Their defaults are the config's.
+    `output_hidden_states` and `output_attentions` return those of every layer. `return_dict=False` returns a tuple.
+    The defaults of all three are the config's.
     """
 
     position_ids: mx.array | None
@@ -45,6 +46,7 @@ class ForwardInputs(TypedDict, total=False):
     cache_position: mx.array | None
     output_hidden_states: bool | None
     output_attentions: bool | None
+    return_dict: bool | None
 
 
 @dataclass(frozen=True)

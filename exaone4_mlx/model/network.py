@@ -31,7 +31,7 @@ from .inputs import ForwardInputs, Inputs, read_inputs, read_kept, read_labels
 from .kv import KVQuantization
 from .layer import AttentionSpec, Layer, Mask, Rotation, run_layers
 from .losses import causal_lm_loss
-from .outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from .outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, with_return_dict
 from .pretrained import Pretrained
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ class Exaone4Model(Pretrained):
         context = AttentionContext(length=whole_length) if self.config.rope_parameters.depends_on_length else None
         return self.norm(run_layers(self.layers, self.embed_tokens(input_ids), cache, context, last=True))
 
+    @with_return_dict
     def forward(
         self,
         input_ids: mx.array | None = None,
@@ -196,6 +197,7 @@ class Exaone4ForCausalLM(Pretrained):
             return self.model.embed_tokens.as_linear(hidden)
         return self.lm_head(hidden)
 
+    @with_return_dict
     def forward(
         self,
         input_ids: mx.array | None = None,

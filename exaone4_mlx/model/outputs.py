@@ -5,18 +5,22 @@ Shapes: B batch, L new tokens, S attended tokens, H query heads, E hidden size, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import mlx.core as mx
 
 from .cache import Cache
 
+P = ParamSpec("P")
+Output = TypeVar("Output", bound="ModelOutput")
 
-@dataclass(frozen=True)
-class ModelOutput:
-    """Outputs that were not requested are None.
+
+@dataclass(frozen=True, eq=False)
+class ModelOutput(Mapping[str, Any]):
+    """A mapping of the outputs that were requested; as attributes, the others are None. An index counts them.
 
     `hidden_states`: the input of the first layer and the output of each layer, [B, L, E]. The last is normalized.
     `attentions`: the attention weights of each layer, [B, H, L, S]. S of a local layer is the number of cached rows.
@@ -25,19 +29,46 @@ class ModelOutput:
 
     def to_tuple(self) -> tuple[Any, ...]:
         """All outputs but None, in order: transformers' `return_dict=False`."""
-        values = (getattr(self, item.name) for item in fields(self))
-        return tuple(value for value in values if value is not None)
+        return tuple(self.values())
+
+    @property
+    def _names(self) -> list[str]:
+        return [item.name for item in fields(self) if getattr(self, item.name) is not None]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._names
 
     def __getitem__(self, key: int | slice | str) -> Any:
-        """By name, or by index in `to_tuple()`."""
-        if isinstance(key, str):
-            if key not in {item.name for item in fields(self)}:
-                raise KeyError(key)
-            return getattr(self, key)
-        return self.to_tuple()[key]
+        """By name, or by index in `to_tuple()`. Raises KeyError or IndexError for an output that is not there."""
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in self:
+            raise KeyError(key)
+        return getattr(self, key)
 
 
-@dataclass(frozen=True)
+def with_return_dict(forward: Callable[P, Output]) -> Callable[P, Output]:
+    """A `forward` that takes `return_dict`: False returns a tuple in place of the output. None takes the config's."""
+
+    @functools.wraps(forward)
+    def call(*args: P.args, **inputs: P.kwargs) -> Any:
+        return_dict, network = inputs.pop("return_dict", None), args[0]
+        if return_dict not in (None, True, False):
+            raise ValueError(f"return_dict must be True or False, not {return_dict!r}")
+        output = forward(*args, **inputs)
+        wanted = network.config.return_dict if return_dict is None else return_dict  # type: ignore[attr-defined]
+        return output if wanted else output.to_tuple()
+
+    return call
+
+
+@dataclass(frozen=True, eq=False)
 class BaseModelOutputWithPast(ModelOutput):
     """`last_hidden_state`: [B, L, E], normalized."""
 
@@ -47,7 +78,7 @@ class BaseModelOutputWithPast(ModelOutput):
     attentions: tuple[mx.array, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _LogitsWithPast(ModelOutput):
     loss: mx.array | None
     logits: mx.array
@@ -64,7 +95,7 @@ class SequenceClassifierOutputWithPast(_LogitsWithPast):
     """`logits`: [B, N]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenClassifierOutput(ModelOutput):
     """`logits`: [B, L, N]."""
 
@@ -74,7 +105,7 @@ class TokenClassifierOutput(ModelOutput):
     attentions: tuple[mx.array, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QuestionAnsweringModelOutput(ModelOutput):
     """`start_logits` and `end_logits`: [B, L]."""
 

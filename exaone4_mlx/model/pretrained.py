@@ -251,6 +251,7 @@ class Pretrained(nn.Module):
     def __init__(self, config: Exaone4Config) -> None:
         super().__init__()
         self.config = config
+        config.mark_in_use()
 
     @classmethod
     def from_pretrained(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LLAMA3, TINY
+from conftest import LLAMA3, TINY, tiny_model
 from documented import types
 
 from exaone4_mlx import Exaone4Config
@@ -221,6 +222,71 @@ def test_changes_replace_fields_in_every_spelling(tmp_path: Path) -> None:
         Exaone4Config.from_pretrained(tmp_path, num_label=5)
     with pytest.raises(ValueError, match=r"config\.json: num_labels must be a positive whole number"):
         Exaone4Config.from_pretrained(tmp_path, num_labels=-5)
+
+
+def test_replace_changes_what_follows(tmp_path: Path) -> None:
+    """Fields that follow from a changed one follow; nothing is ignored."""
+    before = config()
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    longer = before.replace(rope_scaling=yarn, max_position_embeddings=128)
+    assert (longer.rope_parameters.rope_type, longer.rope_theta) == ("yarn", before.rope_theta)
+    based = before.replace(rope_theta=5.0)
+    assert (based.rope_parameters.rope_theta, based.rope_scaling) == (5.0, before.rope_scaling)
+    assert before.replace(sliding_window_pattern="LG").layers == (LOCAL, GLOBAL) * 2
+    assert before.replace(num_hidden_layers=8).layers == (LOCAL, LOCAL, LOCAL, GLOBAL) * 2
+    assert before.replace(sliding_window=None).layers == (LayerAttention(None, True),) * 4
+    assert before.replace(num_labels=3).label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
+    assert before.replace() == before == before.replace(layer_types=types("LLLG"))
+    assert before.replace(layer_types=types("LLLG"), sliding_window_pattern=4).layers == before.layers
+    assert config(sliding_window=None).replace(sliding_window=7) == before
+    before.save_pretrained(tmp_path)
+    for changes in ({"rope_theta": 5.0}, {"sliding_window": None}, {"num_hidden_layers": 8}, {"id2label": {0: "a"}}):
+        assert Exaone4Config.from_pretrained(tmp_path, **changes) == before.replace(**changes), changes
+
+
+def test_changes_without_effect_are_refused() -> None:
+    flat = config(sliding_window_pattern=None)
+    refused: list[tuple[Exaone4Config, dict[str, Any], str]] = [
+        (config(), {"rope_base": 1.0}, "a config has no rope_base"),
+        (config(), {"rope_theta": 5.0, "rope_parameters": LLAMA3}, "RoPE has two definitions that differ"),
+        (flat, {"sliding_window": 9}, "sliding_window has no effect here without sliding_window_pattern"),
+        (flat, {"sliding_window_pattern": 4}, "sliding_window_pattern has no effect here without sliding_window"),
+        (config(sliding_window=None), {"sliding_window_pattern": 2}, "has no effect here without sliding_window"),
+        (config(), {"layer_types": types("GLLG"), "sliding_window_pattern": 4}, "pattern 4 contradicts layer_types"),
+    ]
+    for before, changes, message in refused:
+        with pytest.raises(ValueError, match=message):
+            before.replace(**changes)
+    for changes in (
+        {"rope_theta": 5.0},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"sliding_window_pattern": "LG"},
+        {"sliding_window": None},
+        {"num_labels": 5},
+    ):
+        with pytest.raises(ValueError, match=rf"use config\.replace\({next(iter(changes))}=…\)"):
+            dataclasses.replace(config(), **changes)
+    assert dataclasses.replace(config(), max_position_embeddings=64).max_position_embeddings == 64
+
+
+def test_update_works_in_place_and_not_beneath_a_model() -> None:
+    changed = config()
+    changed.update({"rope_theta": 5.0, "use_cache": False})
+    assert changed == config().replace(rope_theta=5.0, use_cache=False)
+    model = tiny_model()
+    model.config.update({"use_cache": False, "eos_token_id": [3, 4]})
+    assert not model.config.use_cache and model.config.stop_token_ids == {3, 4}
+    with pytest.raises(ValueError, match=r"a model is built with this sliding_window; .* config\.replace"):
+        model.config.update({"sliding_window": 3})
+    assert model.config.sliding_window == 7
+    with pytest.raises(ValueError, match="a config has no use_cach"):
+        changed.update({"use_cach": True})
+
+
+def test_the_json_string_is_the_written_config() -> None:
+    text = config().to_json_string()
+    assert Exaone4Config.from_dict(json.loads(text)) == config()
+    assert text == json.dumps(config().to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 @pytest.mark.parametrize("size", ["1.2B", "32B"])

@@ -17,6 +17,7 @@ from documented import (
     POSITION,
     arrays,
     config_of,
+    ours,
     rope_config,
     texts,
     token_ids,
@@ -198,12 +199,39 @@ def test_attention_weights_of_a_layer_have_a_column_for_each_cached_row() -> Non
     assert distance(output.attentions[3].sum(axis=-1), mx.ones(())) < 1e-5
 
 
-def test_outputs_are_read_by_name_and_by_index() -> None:
+def test_outputs_are_mappings_as_in_transformers() -> None:
+    """field: `"logits" in output` was False. Outputs that were not requested are not there."""
     output = tiny_model(**config_of()).forward(random_ids(4), use_cache=False)
-    assert output["logits"] is output.logits is output[0]
-    assert output.to_tuple() == (output.logits,)
-    with pytest.raises(KeyError, match="logit"):
-        output["logit"]
+    assert output["logits"] is output.logits is output[0] is output.get("logits")
+    assert "logits" in output and "loss" not in output and 0 not in output
+    assert list(output) == list(output.keys()) == ["logits"] and len(output) == 1
+    assert output.to_tuple() == tuple(output.values()) == (output.logits,)
+    assert dict(output) == {"logits": output.logits} and dict(**output).keys() == {"logits"}
+    for name in ("logit", "loss"):
+        with pytest.raises(KeyError, match=name):
+            output[name]
+
+
+def test_return_dict_makes_tuples() -> None:
+    labels = random_ids(4, batch=2) % 2
+    for name, given in (
+        ("Exaone4Model", {}),
+        ("Exaone4ForCausalLM", {"labels": labels}),
+        ("Exaone4ForSequenceClassification", {"labels": labels[:, 0]}),
+        ("Exaone4ForTokenClassification", {"labels": labels}),
+        ("Exaone4ForQuestionAnswering", {"start_positions": labels[:, 0], "end_positions": labels[:, 1]}),
+    ):
+        model = ours(name, config_of())
+        inputs = {"input_ids": random_ids(4, batch=2), "use_cache": None, **given}
+        expected, found = model.forward(**inputs), model.forward(**inputs, return_dict=False)
+        assert isinstance(found, tuple) and len(found) == len(expected), name
+        assert distance(found[0], expected[0]) == 0, name
+        model.config.update({"return_dict": False})
+        assert (
+            isinstance(model.forward(**inputs), tuple) and "loss" not in model.forward(**inputs, return_dict=True)[:0]
+        )
+        with pytest.raises(ValueError, match="return_dict must be True or False, not 'no'"):
+            model.forward(**inputs, return_dict="no")
 
 
 def test_padding_that_attends_to_nothing_is_zero() -> None:

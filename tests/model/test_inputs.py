@@ -54,8 +54,8 @@ def test_errors_name_the_wrong_argument(case: str) -> None:
 
 
 def test_an_unknown_argument_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"forward\(\) got an unexpected keyword argument 'return_dict'"):
-        tiny_model().forward(IDS, return_dict=False)
+    with pytest.raises(TypeError, match=r"forward\(\) got an unexpected keyword argument 'output_dict'"):
+        tiny_model().forward(IDS, output_dict=False)
 
 
 def test_an_error_leaves_the_caches_as_they_were() -> None:
