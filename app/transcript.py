@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from exaone4_mlx import check_messages
+
 from .store import (
     FORMAT,
     MAX_BYTES,
@@ -58,6 +60,7 @@ def _is_file(value: Any) -> bool:
 EXTRAS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "reasoning_content": ("a string", lambda value: isinstance(value, str)),
     "tool_calls": ("a list", lambda value: isinstance(value, list)),
+    "tool_call_id": ("a string", lambda value: isinstance(value, str)),
     "finish_reason": ("a string", lambda value: isinstance(value, str)),
     "stats": ("an object", lambda value: isinstance(value, dict)),
     "text": ("a string", lambda value: isinstance(value, str)),
@@ -220,71 +223,20 @@ def _first_words(messages: list[Message]) -> str:
 
 
 def _messages(messages: Any) -> list[Message]:
-    if not isinstance(messages, list):
-        raise ValueError(f"messages must be a list, not {type(messages).__name__}")
-    if not messages:
-        raise ValueError("there are no messages")
-    return [_message(message, f"message {index}", index == 0) for index, message in enumerate(messages)]
+    """The messages as the model reads them, with the keys that are known here.
 
-
-def _message(message: Any, where: str, first: bool) -> Message:
-    """A message with what is known of it. Raises ValueError for what does not have its form."""
-    if not isinstance(message, dict):
-        raise ValueError(f"{where} must be an object with role and content, not {type(message).__name__}")
-    role = message.get("role")
-    if role not in ROLES:
-        raise ValueError(f"{where} has the unknown role {reprlib.repr(role)}; roles are {', '.join(ROLES)}")
-    if role == "system" and not first:
-        raise ValueError(f"{where}: a system message can only be the first")
-    extras = {name: message[name] for name in EXTRAS if message.get(name) is not None}
-    for name, value in extras.items():
-        if not EXTRAS[name][1](value):
-            raise ValueError(f"{where}: {name} must be {EXTRAS[name][0]}, not {reprlib.repr(value)}")
-    calls = [_call(call, where) for call in extras.pop("tool_calls", ())]
-    if calls and role != "assistant":
-        raise ValueError(f"{where}: only the assistant makes tool_calls, not {role}")
-    content = message.get("content")
-    if role == "tool":
-        if "content" not in message:
-            raise ValueError(f"{where}: a tool's message needs content")
-    elif content is None and calls:
-        content = ""
-    elif isinstance(content, list):
-        content = "".join(_part(part, where) for part in content)
-    elif not isinstance(content, str):
-        raise ValueError(f"{where}: {role} content must be a string, not {type(content).__name__}")
-    return {"role": role, "content": content} | ({"tool_calls": calls} if calls else {}) | extras
-
-
-def _part(part: Any, where: str) -> str:
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    if kind != "text":
-        raise ValueError(f"{where}: content has a part of type {reprlib.repr(kind)}; only text can be read here")
-    if not isinstance(part.get("text"), str):
-        raise ValueError(f"{where}: a text part must have a string as its text")
-    text: str = part["text"]
-    return text
-
-
-def _call(call: Any, where: str) -> dict[str, Any]:
-    """A tool call in OpenAI's form, which may also come bare: with name and arguments alone."""
-    if isinstance(call, dict) and "function" not in call and "type" not in call:
-        call = {"type": "function", "function": call}
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or call.get("type", "function") != "function":
-        raise ValueError(
-            f'{where}: a tool call must be {{"type": "function", "function": {{...}}}}, not {reprlib.repr(call)}'
-        )
-    if not isinstance(function.get("name"), str) or not function["name"] or "arguments" not in function:
-        raise ValueError(f"{where}: a tool call needs a name and arguments, not {reprlib.repr(function)}")
-    arguments = function["arguments"]
-    if isinstance(arguments, str):  # OpenAI's way; what is no object is a bare value, and stays a text
-        try:
-            parsed = parse_json(arguments or "{}")
-        except ValueError:
-            parsed = None
-        arguments = parsed if isinstance(parsed, dict) else arguments
-    return {"type": "function", **call, "function": {**function, "arguments": arguments}}
+    Raises ValueError for what does not have its form.
+    """
+    read = []
+    for index, message in enumerate(check_messages(messages)):
+        if message["role"] == "system" and index:
+            raise ValueError(f"message {index}: a system message can only be the first")
+        extras = {name: message[name] for name in EXTRAS if message.get(name) is not None}
+        for name, value in extras.items():
+            if not EXTRAS[name][1](value):
+                raise ValueError(f"message {index}: {name} must be {EXTRAS[name][0]}, not {reprlib.repr(value)}")
+        read.append({"role": message["role"], "content": message["content"]} | extras)
+    return read
 
 
 @dataclass

@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .model.load import load as load
     from .model.network import Exaone4ForCausalLM as Exaone4ForCausalLM, Exaone4Model as Exaone4Model
     from .text.events import Answer as Answer, Done as Done, Logprobs as Logprobs, Thinking as Thinking
+    from .text.input_messages import check_messages as check_messages
     from .text.message import Reply as Reply
     from .text.reply import ReplyParser as ReplyParser
     from .text.tokenizer import Tokenizer as Tokenizer
@@ -66,6 +67,7 @@ _HOME = {
     "model.load": ("load",),
     "model.network": ("Exaone4ForCausalLM", "Exaone4Model"),
     "text.events": ("Answer", "Done", "Logprobs", "Thinking"),
+    "text.input_messages": ("check_messages",),
     "text.message": ("Reply",),
     "text.reply": ("ReplyParser",),
     "text.tokenizer": ("Tokenizer",),
