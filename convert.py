@@ -1,4 +1,4 @@
-from exaone4_mlx.cli.main import run_command
+from exaone4_mlx.cli.program import run_program
 
 if __name__ == "__main__":
-    run_command("convert")
+    run_program("convert")

@@ -1,4 +1,4 @@
-from .cli.main import main
+from .cli.program import run_program
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program()

@@ -1,4 +1,4 @@
-from .cli.main import run_command
+from .cli.program import run_program
 
 if __name__ == "__main__":
-    run_command("chat")
+    run_program("chat")

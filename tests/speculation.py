@@ -51,7 +51,7 @@ class Chain:
     def fused(self) -> Chain:
         return self
 
-    def prefill(self, ids: mx.array, cache: list[Any], whole_length: int) -> mx.array:
+    def prefill(self, ids: mx.array, cache: list[Any], whole_length: int, pause: Any = None) -> mx.array:
         return self(ids, cache)[:, -1:]
 
     def make_cache(self, kv: Any = None) -> list[KVCache]:

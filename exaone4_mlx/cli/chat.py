@@ -66,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
     with _kept_warnings() as kept, nullcontext() if terminal else results_alone():
         repl = _repl(options, terminal)
         repl.warned = kept
+        if terminal:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on the loop handles every Ctrl-C
         return repl.loop()
 
 

@@ -11,10 +11,9 @@ import argparse
 import dataclasses
 import json
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from .output import (
     event_json,
     log,
     logged_warnings,
+    on_ctrl_c,
     progress_bar,
     reply_json,
     reply_summary,
@@ -105,7 +105,8 @@ def _run(options: argparse.Namespace) -> int:
         reply = _reply(made, given, tools, request, cache)
         if options.verbose:
             log(f"{len(request.ids)} prompt tokens; {chosen.resolved(chosen.thinking)}")
-        with _cancelled_by_ctrl_c(reply):
+        # In a thread: the signal handler may interrupt code that holds the locks of the reply.
+        with on_ctrl_c(threading.Thread(target=reply.cancel, daemon=True).start):
             done = _print_reply(reply, options)
     if not options.json and not options.jsonl:
         log(reply_summary(done))
@@ -236,21 +237,6 @@ def _reply(
         made.model, made.tokenizer, tools=tools, messages=messages, settle=False, prompt_cache=cache, **made.settings
     )
     return chat.reply(**vars(request.options))
-
-
-@contextmanager
-def _cancelled_by_ctrl_c(reply: Generation | Turn) -> Iterator[None]:
-    """The first Ctrl-C cancels the reply, which then ends regularly; the second one raises KeyboardInterrupt."""
-
-    def cancel(signal_number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        reply.cancel()
-
-    before = signal.signal(signal.SIGINT, cancel)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _print_reply(reply: Generation | Turn, options: argparse.Namespace) -> Done:

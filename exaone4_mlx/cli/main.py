@@ -2,6 +2,7 @@
 
 Notes:
 - Exit codes: 0; 1 for an error, printed as one line; 2 for wrong usage; 130 for Ctrl-C, which keeps the partial reply.
+- The first Ctrl-C raises KeyboardInterrupt, or cancels a reply. The second one ends the process as the system does it.
 - Only the module of the given command is imported, so that `--help` is fast.
 """
 
@@ -13,11 +14,12 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from .. import __version__
 from .flags import with_flag_names
-from .output import log, prepare_streams
+from .output import log, on_ctrl_c, prepare_streams
+
+INTERRUPTED = 130  # the exit code after Ctrl-C
 
 #: Each command is a module of this folder with DESCRIPTION, `add_arguments(parser)` and `run(options) -> exit code`.
 COMMANDS = {
@@ -42,10 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if message := _unsupported_platform():
             raise RuntimeError(message)
-        code: int = options.run(options)
-        return code
+        with on_ctrl_c(_interrupt):
+            code: int = options.run(options)
+            return code
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) closed the pipe. Python would report the error again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -58,9 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def run_command(command: str) -> NoReturn:
-    """Entry point of `python -m exaone4_mlx.COMMAND`."""
-    raise SystemExit(main([command, *sys.argv[1:]]))
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:

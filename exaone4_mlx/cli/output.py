@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -94,6 +97,27 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
                 bar.close()
 
         yield report
+
+
+@contextmanager
+def on_ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C calls `stop`, and says so. The second one ends the process, as the system does it."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with contextlib.suppress(RuntimeError, OSError):  # the signal may arrive inside another write
+            log("\nstopping" if sys.stderr.isatty() else "stopping")
+        stop()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def prepare_streams() -> None:

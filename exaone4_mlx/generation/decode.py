@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
 
 from ..model.cache import Cache
-from ..model.fused import FusedModel
+from ..model.fused import FusedModel, pauses
 from ..model.network import Exaone4ForCausalLM
 from .options import PREFILL_STEP_SIZE, Sampling
 
@@ -56,16 +56,17 @@ def prefill_chunks(
     ids: Sequence[int],
     cache: list[Cache],
     step_size: int = PREFILL_STEP_SIZE,
+    check: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, mx.array]]:
-    """Processes `ids` into `cache`, `step_size` tokens at a time.
+    """Processes `ids` into `cache`, `step_size` tokens at a time. `check` is called as `pauses` says.
 
     After each chunk it yields the number of processed tokens and the hidden state of the last one, [1, 1, E]. Each
-    chunk is evaluated before the next one starts. The caller evaluates the last chunk.
+    chunk is evaluated before the next one starts, but for the last chunk.
     """
-    array = mx.array(list(ids))[None]  # [1, L]
     whole_length = cache[0].offset + len(ids)
     for start in range(0, len(ids), step_size):
-        hidden = model.prefill(array[:, start : start + step_size], cache, whole_length)
+        chunk = mx.array(list(ids[start : start + step_size]))[None]  # [1, L]
+        hidden = model.prefill(chunk, cache, whole_length, check and pauses(start, chunk.size, cache, check))
         if start + step_size < len(ids):
             mx.eval([layer.state for layer in cache])
             mx.clear_cache()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,27 +138,31 @@ class PromptCache:
     ) -> tuple[mx.array, int]:
         """Processes a prompt. Returns the logits after it, [1, V], and the number of tokens that were reused.
 
-        The first call of `progress(done, total)` has the reused tokens, and one call follows each chunk. An exception
-        that it raises ends the prefill; the processed tokens stay in the caches.
+        The first call of `progress(done, total)` has the reused tokens. One call follows each chunk, and more come
+        within a chunk that takes long. An exception that it raises ends the prefill. The chunks that are done stay in
+        the caches; where a local layer cannot go back to them, the caches go back to the last checkpoint.
         """
         ids, total = list(ids), len(ids)
+
+        def report(done: int) -> None:
+            if progress:
+                progress(done, total)
+
         cached = self.reuse(ids, total - 1)  # the last token is always processed, for its logits
-        if progress:
-            progress(cached, total)
+        report(cached)
         begin = max(self._turn_start(ids), cached)  # of the new turn, or of its part that is not cached
         far = self._reserve is not None and 0 < begin < total - self._reserve
         for stop in (begin, total) if far else (total,):
-            for done, last in self._process(ids[:stop], step_size):
+            for done, last in self._process(ids[:stop], step_size, report):
                 hidden = last
-                if progress and done < total:
-                    progress(done, total)
+                if done < total:
+                    report(done)
             if stop < total:
                 self._take_checkpoint()
         logits = self.fused.logits(hidden)[:, -1]
         mx.eval(logits, self._states)
         self._take_checkpoint()
-        if progress:
-            progress(total, total)
+        report(total)
         return logits, cached
 
     def settle(self, ids: Sequence[int], step_size: int = SETTLE_STEP_SIZE) -> Iterator[int]:
@@ -233,18 +237,43 @@ class PromptCache:
         marks = self._tokenizer.turn_start_ids
         return next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in marks), 0)
 
-    def _process(self, ids: list[int], step_size: int) -> Iterator[tuple[int, mx.array]]:
-        """Processes the tokens of `ids` that are not cached. Yields the cached number and the last hidden state."""
-        start, work = len(self.ids), self.work
+    def _process(
+        self, ids: list[int], step_size: int, report: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[int, mx.array]]:
+        """Processes the tokens of `ids` that are not cached. Yields the cached number and the last hidden state.
+
+        `report(done)` is called within long chunks. If it raises an exception, the chunk is removed from the caches.
+        """
+        start, work, reporting = len(self.ids), self.work, False
+
+        def check(done: int) -> None:
+            nonlocal reporting
+            reporting = True
+            if report:
+                report(start + done)
+            reporting = False
+
         try:
-            for done, hidden in prefill_chunks(self.fused, ids[start:], self.layers, step_size):
+            for done, hidden in prefill_chunks(self.fused, ids[start:], self.layers, step_size, check):
                 self.ids += ids[len(self.ids) : start + done]
                 yield start + done, hidden
                 if self.work is not work:
                     return
         except Exception:
-            self.clear()  # the next step would fail on the arrays of a failed step
+            if reporting:
+                self._remove_partial_chunk()
+            else:
+                self.clear()  # the next step would fail on the arrays of a failed step
             raise
+
+    def _remove_partial_chunk(self) -> None:
+        """Goes back to `ids`, from a chunk that some layers have processed; else to the last checkpoint, or clears."""
+        if all(layer.undo(layer.offset - len(self.ids)) for layer in self.layers):
+            return
+        if self.checkpoints:
+            self._go_to(self.checkpoints[-1].length, self.checkpoints[-1])
+        else:
+            self.clear()
 
     def _take_checkpoint(self) -> None:
         """Takes a checkpoint of the present state, if a layer could lose it."""

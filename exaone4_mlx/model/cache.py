@@ -103,6 +103,11 @@ class KVCache:
         _check_rewind(n, self.rewindable, self.offset)
         self.offset -= n
 
+    def undo(self, n: int) -> bool:
+        """As `RotatingKVCache.undo`. A global layer keeps all rows."""
+        self.rewind(n)
+        return True
+
     def snapshot(self, whole: bool = False) -> Snapshot:
         """The present state: only the offset, because rows are only appended. With `whole` also the rows, as views."""
         return Snapshot(self.offset, self.rows.views(0, self.offset) if whole else ())
@@ -217,6 +222,17 @@ class RotatingKVCache:
         _check_rewind(n, self.rewindable, self.offset)
         self.stop -= n
         self.offset -= n
+
+    def undo(self, n: int) -> bool:
+        """Removes the `n` tokens of the last update; returns whether the buffer holds the window before them.
+
+        It does after an update of at most `slack` tokens, and as long as the buffer holds all tokens.
+        """
+        if self.stop - n < min(self.offset - n, self.window - 1):
+            return False
+        self.stop -= n
+        self.offset -= n
+        return True
 
     def snapshot(self, whole: bool = False) -> Snapshot:
         """A copy of the rows that a compaction keeps, whatever `whole` is. It can be rewound as far as the cache."""

@@ -17,6 +17,7 @@ Shapes: B batch, L new tokens, H query heads, K key heads, D head size, E hidden
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
@@ -28,10 +29,12 @@ from mlx.utils import tree_flatten, tree_map
 from .cache import Cache, new_caches
 from .context import AttentionContext
 from .kv import KVQuantization
-from .layer import Layer, Mask, Projection, attend, beside, check_depth, head_norm, run_layers
+from .layer import Layer, Mask, Pause, Projection, attend, beside, check_depth, head_norm, run_layers
 
 #: Up to this many tokens per row, `FusedModel.__call__` runs compiled functions: one token and the guesses behind it.
 MAX_COMPILED_LENGTH = 17
+#: A prefill can be stopped after this many tokens, or after this time, whichever is longer.
+CHECK_TOKENS, CHECK_SECONDS = 128, 0.3
 
 Parameters = list[tuple[str, mx.array]]
 
@@ -87,10 +90,10 @@ class FusedModel:
         attended = attend(queries, *cache[-1].update(keys, values), masks.get(spec.window), spec.scale)
         return self.head(self.norm(after(x, attended)))
 
-    def prefill(self, ids: mx.array, cache: Sequence[Cache], whole_length: int) -> mx.array:
+    def prefill(self, ids: mx.array, cache: Sequence[Cache], whole_length: int, pause: Pause | None = None) -> mx.array:
         """A chunk of a prompt [B, L] -> the last token's final hidden state [B, 1, E]; see `Exaone4Model.prefill`."""
         context = None if self._rope_is_static else AttentionContext(length=whole_length)
-        return self.norm(run_layers(self.layers, self.embed(ids), cache, context, last=True))
+        return self.norm(run_layers(self.layers, self.embed(ids), cache, context, last=True, pause=pause))
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Final hidden states [B, L, E] -> logits [B, L, V]."""
@@ -106,6 +109,28 @@ class FusedModel:
         except AttributeError:
             self._threads.functions = compiled(self.layers)
             return self._threads.functions
+
+
+def pauses(start: int, length: int, cache: Sequence[Cache], check: Callable[[int], None]) -> Pause | None:
+    """Evaluates a chunk of `length` tokens in parts of a few layers, each as much work as CHECK_TOKENS tokens.
+
+    Calls `check(done)` between them, where `done` is `start` and the work since then in tokens. An exception of it
+    leaves the chunk in some layers of `cache` only. Chunks of fewer tokens would round differently.
+    """
+    if length <= CHECK_TOKENS:
+        return None
+    step, checked = max(1, CHECK_TOKENS * len(cache) // length), time.perf_counter()
+
+    def pause(layers: int, x: mx.array) -> None:
+        nonlocal checked
+        if layers % step:
+            return
+        mx.eval(x, [layer.state for layer in cache[layers - step : layers]])
+        if time.perf_counter() - checked >= CHECK_SECONDS:
+            checked = time.perf_counter()
+            check(start + length * layers // len(cache))
+
+    return pause
 
 
 def compiled(

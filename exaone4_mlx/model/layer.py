@@ -29,6 +29,8 @@ from .rope import RopeParameters, inverse_frequencies
 
 Projection = Callable[[mx.array], mx.array]
 Mask = mx.array | str | None
+#: (layers that are done, their output) -> None. It may evaluate the output. Its exceptions end the call.
+Pause = Callable[[int, mx.array], None]
 
 #: Up to this many new tokens, attention multiplies with quantized keys and values. For more tokens they are dequantized
 #: first, so that the full score matrix of a prompt is never stored.
@@ -262,10 +264,12 @@ def run_layers(
     cache: Sequence[Cache] | None,
     context: AttentionContext | None = None,
     last: bool = False,
+    pause: Pause | None = None,
 ) -> mx.array:
     """Embeddings [B, L, E] through `layers` (blocks or Layers): hidden states [B, L, E] before the final norm.
 
-    With `last` those of the last token only, [B, 1, E]. Raises ValueError for caches of another depth.
+    With `last` those of the last token only, [B, 1, E]. `pause` is called after each layer but the last one. Raises
+    ValueError for caches of another depth.
     """
     check_depth(cache, len(layers))
     length, masks = x.shape[1], dict[int | None, Mask]()  # by window: layers with the same window share a mask
@@ -279,6 +283,8 @@ def run_layers(
         if context is not None and context.hidden_states is not None:
             context.hidden_states.append(x)
         x = layer(x, masks[window], past, context, last and i == len(layers) - 1)
+        if pause is not None and i < len(layers) - 1:
+            pause(i + 1, x)
     return x
 
 

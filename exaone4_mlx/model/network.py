@@ -29,7 +29,7 @@ from .context import AttentionContext
 from .fused import FusedModel
 from .inputs import ForwardInputs, Inputs, read_inputs, read_kept, read_labels
 from .kv import KVQuantization
-from .layer import AttentionSpec, Layer, Mask, Rotation, run_layers
+from .layer import AttentionSpec, Layer, Mask, Pause, Rotation, run_layers
 from .losses import causal_lm_loss
 from .outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, with_return_dict
 from .pretrained import Pretrained
@@ -104,14 +104,17 @@ class Exaone4Model(Pretrained):
     def __call__(self, input_ids: mx.array, cache: Sequence[Cache] | None = None) -> mx.array:
         return self.norm(run_layers(self.layers, self.embed_tokens(input_ids), cache))
 
-    def prefill(self, input_ids: mx.array, cache: Sequence[Cache], whole_length: int) -> mx.array:
+    def prefill(
+        self, input_ids: mx.array, cache: Sequence[Cache], whole_length: int, pause: Pause | None = None
+    ) -> mx.array:
         """A chunk of a prompt [B, L] -> the final hidden state of its last token, [B, 1, E].
 
         The caches take all tokens. The last layer computes only the last one. `whole_length` is the number of tokens of
         the whole prompt and of the caches before it: dynamic and longrope RoPE depend on it, whatever the chunks are.
+        `pause` is called after each layer.
         """
         context = AttentionContext(length=whole_length) if self.config.rope_parameters.depends_on_length else None
-        return self.norm(run_layers(self.layers, self.embed_tokens(input_ids), cache, context, last=True))
+        return self.norm(run_layers(self.layers, self.embed_tokens(input_ids), cache, context, last=True, pause=pause))
 
     @with_return_dict
     def forward(
@@ -187,9 +190,11 @@ class Exaone4ForCausalLM(Pretrained):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_fused": None}  # copies make their own
 
-    def prefill(self, input_ids: mx.array, cache: Sequence[Cache], whole_length: int) -> mx.array:
+    def prefill(
+        self, input_ids: mx.array, cache: Sequence[Cache], whole_length: int, pause: Pause | None = None
+    ) -> mx.array:
         """As `Exaone4Model.prefill`."""
-        return self.model.prefill(input_ids, cache, whole_length)
+        return self.model.prefill(input_ids, cache, whole_length, pause)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Final hidden states [B, L, E] -> logits [B, L, V]. Prefill calls it for the last position only."""

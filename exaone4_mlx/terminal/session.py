@@ -167,13 +167,16 @@ class TerminalSession:
 
     @contextmanager
     def _ctrl_c_cancels(self) -> Iterator[None]:
-        """The first Ctrl-C cancels the turn, which then ends regularly; the second one raises KeyboardInterrupt."""
+        """The first Ctrl-C cancels the turn, which then ends regularly.
+
+        The second one raises KeyboardInterrupt. Without a terminal it ends the process.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def cancel(signal_number: int, frame: Any) -> None:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, signal.default_int_handler if self.screen.can_ask else signal.SIG_DFL)
             self.screen.status("stopping …")
             threading.Thread(target=self.chat.cancel, daemon=True).start()
 

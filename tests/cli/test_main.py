@@ -104,22 +104,75 @@ def test_ctrl_c_keeps_the_partial_reply_and_exits_with_130(hf_folder: Path, edit
     assert events[-1]["answer_tokens"] >= len(events) - 1
 
 
-def test_ctrl_c_during_the_prompt_exits_with_130() -> None:
-    script = (
-        "import sys, os, signal, time; from exaone4_mlx.cli.main import main\n"
-        "from exaone4_mlx.generation.prompt_cache import PromptCache\n"
-        "prefill = PromptCache.prefill\n"
-        "def slow(self, ids, step, progress):\n"
-        "    def report(done, total):\n"
-        "        if done == step: os.kill(os.getpid(), signal.SIGINT); time.sleep(0.5)\n"
-        "        progress(done, total)\n"
-        "    return prefill(self, ids, step, report)\n"
-        "PromptCache.prefill = slow\n"
-        "sys.exit(main(['generate', '--model', 'demo', '-p', 'Hello ' * 100, '--prefill-step-size', '32', '--json']))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 130, done.stderr
-    assert json.loads(done.stdout)["finish_reason"] == "cancelled"
+SLOW_PROMPT = """
+import os, sys, time
+from exaone4_mlx.model import fused, layer
+fused.CHECK_SECONDS, call = 0, layer.Layer.__call__
+def slow(self, x, *rest):
+    if x.shape[1] > 128:
+        os.write(2, b"layer\\n")
+        time.sleep(SECONDS)
+    return call(self, x, *rest)
+layer.Layer.__call__ = slow
+sys.argv = ["exaone4-mlx", "generate", "--model", "demo", "-p", "Hello " * 400, "--json"]
+from exaone4_mlx.cli.program import run_program
+run_program()
+"""
+
+
+def interrupted_prompt(seconds: float, presses: int = 1) -> tuple[int, str, str]:
+    """Presses Ctrl-C while the first layer reads one chunk, and again after each line that says so."""
+    script = f"SECONDS = {seconds}\n{SLOW_PROMPT}"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        err = ""
+        for waits_for in ("layer\n", "stopping\n")[:presses]:
+            while waits_for not in err:
+                line = running.stderr.readline()
+                assert line, err
+                err += line
+            running.send_signal(signal.SIGINT)
+        return running.wait(10), running.stdout.read(), err + running.stderr.read()
+
+
+def test_ctrl_c_ends_a_prompt_within_a_chunk_and_says_so() -> None:
+    code, out, err = interrupted_prompt(seconds=0.15)
+    assert code == 130, err
+    assert json.loads(out)["finish_reason"] == "cancelled"
+    assert err.count("stopping") == 1
+    assert err.count("layer") < 4, "of the demo's layers"
+    assert "Traceback" not in err
+
+
+def test_the_second_ctrl_c_ends_the_process_at_once() -> None:
+    code, out, err = interrupted_prompt(seconds=60, presses=2)
+    assert (code, out) == (-signal.SIGINT, "")
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_ends_a_start_without_a_traceback() -> None:
+    script = """
+import os, runpy, signal, sys
+class Interrupt:
+    def find_spec(self, name, *rest):
+        if name == at:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+at, sys.argv = sys.argv[1], ["exaone4-mlx", "generate", "--model", "demo", "-p", "Hello"]
+runpy.run_module("exaone4_mlx", run_name="__main__")
+"""
+    modules = ["exaone4_mlx.cli.main", "argparse", "exaone4_mlx.cli.generate", "mlx.core", "tokenizers"]
+    started = {
+        module: subprocess.Popen([sys.executable, "-c", script, module], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        for module in modules
+    }
+    for module, running in started.items():
+        _, err = running.communicate(timeout=30)
+        assert running.returncode in (130, -signal.SIGINT), (module, err)
+        assert err in ("", "stopping\n"), module
 
 
 def test_a_closed_pipe_is_no_error() -> None:

@@ -22,6 +22,7 @@ from exaone4_mlx.generation import cache_file, prompt_cache
 from exaone4_mlx.generation.cache_file import weights_digest
 from exaone4_mlx.generation.decode import common_prefix
 from exaone4_mlx.generation.prompt_cache import CheckpointPool
+from exaone4_mlx.model import fused
 from exaone4_mlx.model.cache import RotatingKVCache
 
 TURN = 7  # in place of [|user|]
@@ -169,6 +170,33 @@ def test_an_exception_in_the_middle_of_a_step_leaves_correct_caches(
             cache.prefill([*prompt, *ids(9, 1)])
     logits, _ = cache.prefill([*prompt, *ids(9, 2)])
     assert distance(logits, cold(model, [*prompt, *ids(9, 2)])) < 1e-4
+
+
+@pytest.mark.parametrize(("slack", "kept"), [(40, 61), (3, 21)])
+def test_a_prefill_can_be_stopped_within_a_chunk(
+    slack: int, kept: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chunks before it stay. Where a window cannot go back so far, the last checkpoint stays."""
+    monkeypatch.setattr(fused, "CHECK_TOKENS", 4)
+    monkeypatch.setattr(fused, "CHECK_SECONDS", 0)
+    model = small_model(slack=slack)
+    cache = PromptCache(model, tokenizer)
+    prompt = [TURN, *ids(100)]
+    cache.prefill(prompt[:21])
+    calls: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        calls.append(done)
+        if done > 61:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        cache.prefill(prompt, 20, stop)
+    assert 61 < calls[-1] < 81, "within the third chunk"
+    assert calls == sorted(calls)
+    assert len(cache.ids) == kept
+    assert {layer.offset for layer in cache.layers} == {kept}
+    assert distance(cache.prefill(prompt, 20)[0], cold(model, prompt)) < 1e-4
 
 
 def test_common_prefix() -> None:
