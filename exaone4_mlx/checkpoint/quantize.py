@@ -8,6 +8,7 @@ Notes:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +97,19 @@ def stored_settings(quantization: Mapping[str, Any], layers: Iterable[str]) -> d
         layer: read_settings({"mode": default.mode} | given) if isinstance(given, dict) else default
         for layer, given in own.items()
     }
+
+
+def quantization_keys(layers: Mapping[str, Quantization | None]) -> dict[str, Any]:
+    """The keys of config.json for these layers, in mlx-lm's form: the settings of most, and those that differ by name.
+
+    There are none where no layer is quantized.
+    """
+    quantized = {layer: settings for layer, settings in layers.items() if settings is not None}
+    if not quantized:
+        return {}
+    default, _ = Counter(quantized.values()).most_common(1)[0]
+    value = default.as_dict() | {layer: own.as_dict() for layer, own in quantized.items() if own != default}
+    return {"quantization": value, "quantization_config": value}
 
 
 def read_settings(settings: Mapping[str, Any]) -> Quantization:

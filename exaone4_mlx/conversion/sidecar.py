@@ -4,6 +4,7 @@ Notes:
 - config.json has every spelling of a field, so that mlx-lm and transformers of any version read it.
 - config.json and the copied files are the same in every run, so an interrupted run writes them again.
 - No path of the user's machine is written: `_name_or_path` and `name_or_path` are removed.
+- tokenizer_config.json says how mlx-lm's server finds tool calls. It infers that from templates of other models only.
 """
 
 from __future__ import annotations
@@ -12,23 +13,25 @@ import fnmatch
 import json
 import math
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.quantize import quantization_keys
 from ..files.folders import read_json
 from ..files.safetensors import FLOAT_DTYPES, read_dtype
 from ..files.svg import has_matplotlib
+from ..text.template import ChatTemplate
 from .card import model_card
 from .evaluation import Evaluation
 from .licence import source_card
-from .plan import ConversionPlan
 from .plot import PLOT_NAME, write_error_plot
 from .prepare import Conversion
 from .upload import CARRIED_FILES
 from .verify import TensorError
+
+TOOL_PARSER = "json_tools"  # mlx-lm's name of the format <tool_call>{"name": …, "arguments": …}</tool_call>
 
 
 def write_config_and_tokenizer(folder: Path, conversion: Conversion) -> None:
@@ -44,16 +47,19 @@ def write_config_and_tokenizer(folder: Path, conversion: Conversion) -> None:
     if dtype is not None:
         name = next(name for name, known in FLOAT_DTYPES.items() if known == dtype)
         config |= {"dtype": name, "torch_dtype": name}
-    if quantization := _quantization_config(conversion.plan):
-        config["quantization"] = config["quantization_config"] = quantization
+    config |= quantization_keys({t.name.removesuffix(".weight"): t.quantization for t in conversion.plan.tensors})
     write_text(folder / "config.json", json.dumps(dict(sorted(config.items())), indent=4))
     for pattern in CARRIED_FILES:
         for file in sorted(source.glob(pattern)):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
     file = folder / "tokenizer_config.json"
-    if file.is_file() and "name_or_path" in (values := read_json(file)):
-        del values["name_or_path"]
+    if file.is_file():
+        values = read_json(file)
+        values.pop("name_or_path", None)
+        template = ChatTemplate.find(folder, values)
+        if template is not None and "<tool_call>" in template.source:
+            values.setdefault("tool_parser_type", TOOL_PARSER)
         write_text(file, json.dumps(values, indent=2, ensure_ascii=False))
 
 
@@ -100,12 +106,3 @@ def write_card(folder: Path, conversion: Conversion, report: Mapping[str, Any]) 
 
 def write_text(file: Path, text: str) -> None:
     file.write_text(text + ("" if text.endswith("\n") else "\n"), encoding="utf-8")
-
-
-def _quantization_config(plan: ConversionPlan) -> dict[str, Any] | None:
-    """mlx-lm's form: the quantization of most layers, and by layer name the ones that differ."""
-    layers = {t.name.removesuffix(".weight"): t.quantization for t in plan.tensors if t.quantization is not None}
-    if not layers:
-        return None
-    default, _ = Counter(layers.values()).most_common(1)[0]
-    return default.as_dict() | {name: own.as_dict() for name, own in layers.items() if own != default}

@@ -52,13 +52,18 @@ def check_target(target: Path, source: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{staging} is needed as a folder, and is something else; remove it")
     if not os.path.lexists(target):
         return
+    if os.path.ismount(target):  # the result is made beside the target and cannot be renamed to it
+        raise FileExistsError(f"{target} is a mount point; choose a folder in it")
+    is_folder = target.is_dir() and not target.is_symlink()
+    if is_folder and not any(target.iterdir()):
+        return
     if not overwrite:
         raise FileExistsError(f"{target} already exists; choose another folder, or overwrite it (--overwrite)")
-    if target.is_symlink() or not target.is_dir():
+    if not is_folder:
         raise FileExistsError(f"{target} is not a folder, so it is not overwritten")
     if foreign := _foreign(target):
         raise FileExistsError(f"{target} holds {foreign}, which no conversion wrote, so it is not overwritten")
-    if any(target.iterdir()) and not (target / "config.json").is_file():
+    if not (target / "config.json").is_file():
         raise FileExistsError(f"{target} holds no model, so it is not overwritten; remove it yourself")
 
 

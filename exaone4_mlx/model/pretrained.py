@@ -23,7 +23,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoint.formats import Source
-from ..checkpoint.quantize import Quantization
+from ..checkpoint.quantize import Quantization, quantization_keys
 from ..files.folders import atomic_file, find_folder, read_json
 from ..files.safetensors import Checkpoint, CheckpointError, read_dtype
 from .config import Exaone4Config
@@ -103,9 +103,9 @@ def open_checkpoint(
     _check_names(source.tensors, shapes, folder)
     for name, shape in shapes.items():
         stored = source.tensors[name]
-        first = checkpoint.tensors[stored.stored[0]]
         if stored.shape != shape:
-            raise CheckpointError(f"{first.file}: {name} has shape {stored.shape}, not {shape}")
+            file = checkpoint.tensors[stored.stored[0]].file
+            raise CheckpointError(f"{file}: {name} has shape {stored.shape}, not {shape}")
     return OpenCheckpoint(config, checkpoint, source, shapes, new)
 
 
@@ -140,8 +140,7 @@ def load_network(
             stacklevel=3,
         )
     if opened.new:
-        names = ", ".join(sorted(opened.new))
-        warnings.warn(f"{folder} has no {names}: new here, and to be trained", stacklevel=3)
+        warnings.warn(f"{folder} has no {', '.join(sorted(opened.new))}: new here, and to be trained", stacklevel=3)
     network = kind(opened.config)
     quantize_layers(network, {name.removesuffix(".weight"): chosen for name, chosen in settings.items()})
     fill(network, _weights(opened, settings, cast, progress))
@@ -278,23 +277,23 @@ class Pretrained(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors into a folder, which is created if it does not exist.
 
-        Both files are replaced if they exist. transformers and `from_pretrained` read the folder. Raises ValueError for
-        a network with other parameters than the architecture's (quantized, or with adapters), and FileExistsError for a
-        folder with other weight files, which would be read instead.
+        Both files are replaced if they exist. `from_pretrained` and transformers read the folder; with quantized layers
+        `from_pretrained` and mlx-lm. Raises ValueError for a network with adapters that are not fused, and
+        FileExistsError for a folder with other weight files, which would be read instead.
         """
+        settings: dict[str, Quantization | None] = {}
         for name, part in self.named_modules():
-            ours = type(part).__module__.startswith(__package__) and not isinstance(part, nn.QuantizedLinear)
-            if type(part) not in PLAIN and not ours:
-                raise ValueError(
-                    f"{name} is a {type(part).__name__}, which {type(self).__name__} does not have: "
-                    "dequantize or fuse it first (convert writes quantized checkpoints)"
-                )
+            if isinstance(part, nn.QuantizedLinear | nn.QuantizedEmbedding):
+                settings[name] = Quantization(part.bits, part.group_size, part.mode)
+            elif (kind := type(part)) not in PLAIN and not kind.__module__.startswith(__package__):
+                raise ValueError(f"{name} is a {kind.__name__}, not a layer of {type(self).__name__}: fuse it first")
         weights, folder = named_parameters(self), Path(folder).expanduser()
         others = {file.name for file in folder.glob("*model*.safetensors*")} - {"model.safetensors"}
         if others:
             raise FileExistsError(f"{folder} holds another checkpoint ({min(others)}); choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        dtype = str(next(iter(weights.values())).dtype).removeprefix("mlx.core.")
+        dtype = next(array.dtype for array in weights.values() if mx.issubdtype(array.dtype, mx.floating))
         with atomic_file(folder / "model.safetensors") as stream:
             mx.save_safetensors(stream, weights, metadata={"format": "mlx"})  # type: ignore[arg-type]
-            self.config.save_pretrained(folder, architectures=[type(self).__name__], dtype=dtype)
+            keys = {"architectures": [type(self).__name__], "dtype": str(dtype).removeprefix("mlx.core.")}
+            self.config.save_pretrained(folder, **keys, **quantization_keys(settings))

@@ -21,7 +21,7 @@ from exaone4_mlx.conversion import convert as converter, plan
 from exaone4_mlx.conversion.prepare import prepare
 from exaone4_mlx.conversion.request import ConversionOptions, ConversionRequest
 from exaone4_mlx.conversion.upload import UploadError
-from exaone4_mlx.files.folders import DEMO_FOLDER
+from exaone4_mlx.files.folders import DEMO_FOLDER, read_json
 
 IDS = mx.array([[40, 50, 60, 70, 80]])
 
@@ -91,8 +91,12 @@ def test_tokenizer_and_licence_files_are_copied(tmp_path: Path, hf_folder: Path)
     (hf_folder / "LICENSE").write_text("LG's")
     (hf_folder / "notes.txt").write_text("not needed")
     convert(hf_folder, tmp_path / "out", search=False)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE"):
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json", "LICENSE"):
         assert (tmp_path / "out" / name).read_bytes() == (hf_folder / name).read_bytes()
+    added = {"tool_parser_type": "json_tools"}  # for mlx-lm's server
+    assert (
+        read_json(tmp_path / "out" / "tokenizer_config.json") == read_json(hf_folder / "tokenizer_config.json") | added
+    )
     assert not (tmp_path / "out" / "notes.txt").exists()
     assert "licence of the original weights applies" in (tmp_path / "out" / "README.md").read_text()
 
@@ -162,6 +166,7 @@ def test_invalid_requests_are_refused_before_anything_is_written(
     monkeypatch.chdir(hf_folder.parent)
     hf_folder.rename("source")
     Path("exists").mkdir()
+    Path("exists", "config.json").touch()
     Path("dangling").symlink_to("nowhere")
     shutil.copytree("source", "no tokenizer")
     Path("no tokenizer/tokenizer.json").unlink()

@@ -67,6 +67,17 @@ def test_a_folder_that_was_created_meanwhile_is_not_replaced(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "the finished result only had to be renamed"
 
 
+def test_an_empty_folder_becomes_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    convert("demo", tmp_path / "out", search=False)
+    load(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "disk")
+    with pytest.raises(FileExistsError, match="disk is a mount point; choose a folder in it"):
+        convert("demo", tmp_path / "disk", search=False)
+
+
 # --- overwriting ----------------------------------------------------------------
 
 

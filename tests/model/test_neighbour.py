@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +18,7 @@ import mlx.core as mx
 import pytest
 from conftest import distance, greedy_tokens, random_ids, tiny_model
 from documented import rope_config
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from exaone4_mlx import Sampling, convert, generate, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
@@ -83,6 +88,26 @@ def test_we_read_what_mlx_lm_converts(mlx_lm: Any, tmp_path: Path, options: dict
     assert_same(load(tmp_path / "theirs")[0], their_load(mlx_lm, tmp_path / "theirs"))
 
 
+@pytest.mark.heavy
+def test_adapters_of_four_bits_are_fused_saved_and_read_by_both(mlx_lm: Any, tmp_path: Path) -> None:
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+
+    model, tokenizer = load("demo", q_bits=4, q_group_size=32)
+    linear_to_lora_layers(model, 2, {"rank": 2, "scale": 4.0, "dropout": 0.0})
+    with pytest.raises(ValueError, match=r"is a LoRALinear, not a layer of Exaone4ForCausalLM: fuse it first"):
+        model.save_pretrained(tmp_path / "out")
+    adapters = [(name, module) for name, module in model.named_modules() if hasattr(module, "fuse")]
+    for _, module in adapters:
+        module.lora_b = mx.random.normal(module.lora_b.shape, key=mx.random.key(1)) / 100
+    model.update_modules(tree_unflatten([(name, module.fuse()) for name, module in adapters]))
+    model.save_pretrained(tmp_path / "out")
+    tokenizer.save_pretrained(tmp_path / "out")
+    saved = load(tmp_path / "out")[0]
+    assert saved.layers[-1].mlp.up_proj.bits == 4
+    assert distance(saved(mx.array([ids()])), model(mx.array([ids()]))) == 0
+    assert_same(saved, their_load(mlx_lm, tmp_path / "out"))
+
+
 @pytest.mark.parametrize("window", [7, None], ids=["hybrid", "all global"])
 def test_untied_models_are_shared_too(mlx_lm: Any, tmp_path: Path, window: int | None) -> None:
     """The 32B has a head of its own, and 1.2B's layers all see everything."""
@@ -126,3 +151,48 @@ def test_quantized_folder_generates(tmp_path: Path) -> None:
     convert("demo", tmp_path / "out", search=False)
     model, tokenizer = load(tmp_path / "out", dtype="float32")
     assert generate(model, tokenizer, "Hello", sampling=Sampling(temperature=0.0), max_tokens=30).text
+
+
+@pytest.mark.heavy
+def test_the_server_of_mlx_lm_finds_calls_of_a_converted_model(tmp_path: Path) -> None:
+    """Without `tool_parser_type` it says that the model does not support tools, and a call is the answer's text."""
+    pytest.importorskip("mlx_lm")
+    convert("demo", tmp_path / "out", quantize=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    options = ["--model", str(tmp_path / "out"), "--port", port]
+    parameters = {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]}
+    question = {
+        "messages": [{"role": "user", "content": "What is 1234 * 56?"}],
+        "tools": [{"type": "function", "function": {"name": "calculator", "parameters": parameters}}],
+        "temperature": 0,
+        "max_tokens": 60,
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/chat/completions",
+        json.dumps(question).encode(),
+        {"Content-Type": "application/json"},
+    )
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-m", "mlx_lm", "server", *options], **silent) as server:
+        try:
+            answer = json.loads(wait_for(lambda: urllib.request.urlopen(request, timeout=60).read(), server))
+        finally:
+            server.terminate()
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    call = choice["message"]["tool_calls"][0]["function"]
+    assert (call["name"], json.loads(call["arguments"])) == ("calculator", {"expression": "1234 * 56"})
+
+
+def wait_for(ask: Callable[[], bytes], server: subprocess.Popen[bytes]) -> bytes:
+    """The result of `ask` as soon as the server listens."""
+    for _ in range(600):
+        try:
+            return ask()
+        except OSError:
+            assert server.poll() is None, "the server ended"
+            time.sleep(0.1)
+    raise TimeoutError

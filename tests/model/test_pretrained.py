@@ -113,18 +113,34 @@ def test_saving_draws_no_random_numbers(tmp_path: Path) -> None:
     assert mx.array_equal(drawn, mx.random.normal((4,)))
 
 
-def test_a_quantized_folder_is_read_as_any_network(tmp_path: Path, hf_folder: Path) -> None:
+def test_a_quantized_folder_is_read_as_any_network_and_saved(tmp_path: Path, hf_folder: Path) -> None:
     exaone4_mlx.convert(hf_folder, tmp_path / "mlx")
     model = exaone4_mlx.load(tmp_path / "mlx")[0]
     base = Exaone4Model.from_pretrained(tmp_path / "mlx")
     ids = random_ids(9)
     assert isinstance(base.layers[0].mlp.up_proj, nn.QuantizedLinear)
     assert distance(base(ids), model.model(ids)) == 0
-    with pytest.raises(
-        ValueError, match=r"is a Quantized.*, which Exaone4Model does not have: dequantize or fuse it first"
-    ):
-        base.save_pretrained(tmp_path / "again")
-    assert not (tmp_path / "again").exists()
+    base.save_pretrained(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert config["quantization"] == config["quantization_config"] == {"bits": 4, "group_size": 64, "mode": "affine"}
+    assert config["dtype"] == "bfloat16"
+    assert distance(Exaone4Model.from_pretrained(tmp_path / "again")(ids), base(ids)) == 0
+
+
+def test_quantized_networks_are_saved_with_the_settings_of_each_layer(tmp_path: Path) -> None:
+    wide = config_of(hidden_size=64, intermediate_size=64, head_dim=32)
+    for kind in (Exaone4ForCausalLM, Exaone4ForSequenceClassification):
+        model = tiny_model(kind=kind, dtype=mx.float16, **wide)
+        nn.quantize(model, 32, 4, mode="mxfp4", class_predicate=lambda name, _: name.endswith("gate_proj"))
+        nn.quantize(model, 64, 8, class_predicate=lambda name, _: name.endswith("up_proj"))
+        nn.quantize(model, 32, 4, class_predicate=lambda name, part: type(part) in (nn.Linear, nn.Embedding))
+        model.save_pretrained(tmp_path / kind.__name__)
+        again = kind.from_pretrained(tmp_path / kind.__name__)
+        assert [str(module) for module in again.modules()] == [str(module) for module in model.modules()]
+        for (name, ours), (_, theirs) in zip(
+            tree_flatten(again.parameters()), tree_flatten(model.parameters()), strict=True
+        ):
+            assert ours.dtype == theirs.dtype and mx.array_equal(ours, theirs), name
 
 
 def test_errors_of_from_pretrained_name_the_cause(tmp_path: Path) -> None:
