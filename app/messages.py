@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from exaone4_mlx import Answer, Thinking, ToolCall, ToolResult
 
 from .i18n import Words
-from .markdown import inert
+from .markdown import fenced, inert, verbatim
 
 Message = dict[str, Any]
 ENDS = {"cancelled": "was_stopped", "length": "was_cut", "repetition": "was_loop", "error": "was_error"}
@@ -125,7 +125,7 @@ def _user(message: Message, words: Words) -> Iterator[Message]:
         more = len(text) - FILE_PREVIEW
         rest = f"\n\n{words('more', count=f'{more:,}')}" if more > 0 else ""
         yield _panel(title, _fenced(text[:FILE_PREVIEW], "") + rest, role="user")
-    yield _text("user", inert(str(message.get("text", message["content"]))))
+    yield _text("user", verbatim(str(message.get("text", message["content"]))))
 
 
 def _reply(message: Message, results: Sequence[Message], key: str, words: Words, under_way: bool) -> Iterator[Message]:
@@ -196,10 +196,7 @@ def _is_turn(message: Mapping[str, Any]) -> bool:
 
 
 def _fenced(text: str, language: str) -> str:
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    text = text if len(text) <= LONG else f"{text[:LONG]}…"
-    return f"{fence}{language}\n{text}\n{fence}" if text else ""
+    return fenced(text if len(text) <= LONG else f"{text[:LONG]}…", language) if text else ""
 
 
 def _code(text: str) -> str:

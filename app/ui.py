@@ -238,6 +238,10 @@ def _connect(blocks: gr.Blocks, page: Page, state: AppState) -> None:
 
 CSS = """
 #chat { contain: paint }
+#chat :has(> .language-typed), #chat .language-typed { margin: 0; padding: 0; border: 0; background: none;
+    color: inherit; font: inherit; white-space: pre-wrap; overflow-wrap: anywhere }
+#chat :has(> pre > .language-typed) { margin: 0 }
+#chat :has(> pre > .language-typed) > button { display: none }
 #conversations { max-height: 50vh; overflow-y: auto }
 #conversations label { width: 100%; border-color: transparent; background: none; box-shadow: none }
 #conversations label:hover { background: var(--background-fill-primary) }

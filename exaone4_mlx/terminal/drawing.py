@@ -20,6 +20,7 @@ from rich.syntax import Syntax
 from rich.text import Text
 from rich.theme import Theme
 
+from ..text.markdown import markdown_parser
 from .markdown import FORMULA_ENDS
 
 Line = list[Segment]
@@ -102,7 +103,7 @@ def block_content(block: str) -> RenderableType:
     """A block of Markdown; a formula stays as it is."""
     if block.strip()[:2] in FORMULA_ENDS:
         return Text(block, style="italic")
-    return ReplyMarkdown(block, code_theme="ansi_dark", hyperlinks=False)
+    return ReplyMarkdown(block)
 
 
 class PlainHeading(Heading):
@@ -131,4 +132,10 @@ class PlainCode(CodeBlock):
 
 
 class ReplyMarkdown(Markdown):
+    """A block with the parser that app and notebooks share. Links show their address."""
+
     elements = {**Markdown.elements, "heading_open": PlainHeading, "fence": PlainCode, "code_block": PlainCode}  # noqa: RUF012
+
+    def __init__(self, block: str) -> None:
+        super().__init__("", code_theme="ansi_dark", hyperlinks=False)
+        self.parsed = markdown_parser(as_written=True).parse(block)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import re
 
-from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
+
+from ..text.markdown import new_parser
 
 FORMULA_ENDS = {r"\[": r"\]", "$$": "$$"}
 QUOTED = re.compile(" {0,3}>")
@@ -131,6 +132,6 @@ def _formula(state: StateBlock, first: int, end: int, silent: bool) -> bool:
     return True
 
 
-PARSER = MarkdownIt().enable("table").disable("reference")  # a link definition is a paragraph here
+PARSER = new_parser(as_written=True)
 PARSER.core.ruler.disable("inline")
 PARSER.block.ruler.before("table", "formula", _formula, {"alt": ["paragraph", "reference", "blockquote", "list"]})

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from app.i18n import LANGUAGES, Words
-from app.markdown import inert, typed
+from app.markdown import inert, typed, verbatim
 from app.messages import LONG, LiveReply, call_text, shown, turn_at
 from exaone4_mlx import Answer, Done, Thinking, ToolCall, ToolResult
 
@@ -512,12 +512,36 @@ def test_random_text_yields_no_html() -> None:
         assert not alive, f"{alive[0].content!r} is alive in {inert(text)!r}, made from {text!r} (seed {seed})"
 
 
-def test_typed_is_the_way_back() -> None:
-    for text in ("a < b", "<b> & &lt; &amp;lt;", "`<b>` <i>", "```\n&lt;\n```\n<b>", "![x](y)", "&#33;[", "\\\\<b>"):
-        assert typed(inert(text)) == text, inert(text)
-    for seed in range(500):
-        shown_text = inert(pieces(seed).replace("$", ""))
-        assert inert(typed(shown_text)) == shown_text, f"what was edited looks different (seed {seed}): {shown_text!r}"
+TYPED = ["a < b", "<b> & &lt; &amp;lt;", "`<b>` <i>", "```\n&lt;\n```\n<b>", "![x](y)", "\\(y\\) $$z$$", "3~5, 7~9",
+         "a\n\n\n  b", "1. a\n2) b", "# a", "- a", "**a**", "x_y_z", "  a", "a  b", "a\n---", "한국어 텍스트", "Hi!", ""]  # fmt: skip
+
+
+def test_what_a_user_typed_is_shown_exactly_and_edited_exactly() -> None:
+    for text in [*TYPED, *(pieces(seed).replace("\r", "") for seed in range(300))]:
+        markdown = verbatim(text)
+        code, words = code_of(markdown), [token.type for token in tokens_of(markdown)]
+        if code:
+            assert code == [f"{text}\n"] and len(words) == 1, markdown
+        else:
+            assert markdown == text and set(words) <= {
+                "paragraph_open",
+                "inline",
+                "text",
+                "softbreak",
+                "paragraph_close",
+            }
+        assert typed(markdown) == text and typed(f"{markdown} Yes?") == f"{text} Yes?"
+    assert (
+        verbatim("What is 3.12 + 3?\nTell me.") != "" and verbatim("What is it?\nTell me.") == "What is it?\nTell me."
+    )
+
+
+def test_the_marks_of_a_reply_mean_what_its_writer_meant() -> None:
+    """Gradio's parser is another one: the rule is in the source."""
+    [message] = shown([reply('3~5시, 7~9시. **`x`(가)**은 **"나"**다 2*3*4 `~ **a)**은`')], WORDS)
+    assert text_of(message) == (
+        '3&#126;5시, 7&#126;9시. **`x`(가)**&#51008; **"나"**&#45796; 2&#42;3&#42;4 `~ **a)**은`'
+    )
 
 
 @pytest.mark.parametrize(
@@ -532,7 +556,7 @@ def test_typed_is_the_way_back() -> None:
 )  # fmt: skip
 def test_inert_is_quick_for_every_text(text: str) -> None:
     began = time.thread_time()
-    inert(text)
+    inert(text), typed(verbatim(text))
     assert time.thread_time() - began < 1.5, "it looks at the same text again and again"
 
 

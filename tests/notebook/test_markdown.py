@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exaone4_mlx.notebook.markdown import markdown_html
+from exaone4_mlx.notebook.markdown import inert_markdown, markdown_html
 
 
 def test_an_answer_is_rendered_as_markdown() -> None:
@@ -18,3 +18,9 @@ def test_formulas_are_left_to_the_front_end() -> None:
     assert all(formula in html for formula in (r"\(a_1 * b_1\)", "$$x_i * y_i$$", r"\[z_1 * z_2\]", "<code>"))
     assert "<em>" not in html
     assert r"\(1 < <b>\)" not in markdown_html(r"\(1 < <b>\)"), "a formula is escaped as all else"
+
+
+def test_front_ends_with_their_own_parser_read_korean_as_it_was_meant() -> None:
+    text = "3~5시, 7~9시 **가(나)**은 `~ **a)**은`\n```\n3~5 **가)**은\n```"
+    assert inert_markdown(text) == "3&#126;5시, 7&#126;9시 **가(나)**&#51008; `~ **a)**은`\n```\n3~5 **가)**은\n```"
+    assert "<strong>가(나)</strong>은" in markdown_html(text)

@@ -163,7 +163,7 @@ def test_a_call_that_needs_an_answer_is_shown_in_full_and_once(terminal: Termina
 def test_text_that_a_tool_prints_appears_above_the_open_block(terminal: Terminal) -> None:
     screen = screen_on(terminal)
     with screen.reply():
-        screen.show(Answer("one\n\ntwo\nand"))
+        screen.show(Answer("one\n\ntwo and"))
         screen.refresh()
         sys.stdout.write("from a tool\n")
         sys.stderr.write("half a line")
@@ -201,6 +201,34 @@ def test_colours_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
         with screen.reply():
             screen.show(Answer("```python\nimport os\n```"))
         assert bool(re.search(r"\x1b\[(\d+;)*(3|9)\d", file.getvalue())) is colours
+
+
+AS_WRITTEN = """\
+<div class="a">본문</div> List<String> x < y
+<details>
+<summary>더 보기</summary>
+
+숨은 내용 &lt; &nbsp; <!-- 주석 -->
+</details>
+
+\\(y\\) \\[z_1*z_2\\] $a_1*b_1$, 2*3*4, x**2 + y**2, 3~5시, 7~9시, __init__은
+
+[1]: https://ko.wikipedia.org/wiki/한국 <https://a.b/~c>"""
+
+
+def test_text_outside_code_is_shown_as_written() -> None:
+    written = shown([*pieces(Answer, AS_WRITTEN), DONE], Terminal(90, 30))
+    assert written.replace("\n", "") == AS_WRITTEN.replace("\n", "")
+    links = "![그림](https://a.b/그림_1.png) [말](https://a.b/말)"
+    assert shown([Answer(links), DONE], Terminal(90, 30)) == "!그림 (https://a.b/그림_1.png) 말 (https://a.b/말)\n"
+
+
+def test_korean_bold_ends_before_a_particle() -> None:
+    text = '**엑사원(EXAONE)**은 **"중요"**합니다, **100%**입니다.\n\n| **가(나)**은 | 3~5 |\n|---|---|\n| *가*는 | `**a)**은` |'
+    written = shown([*pieces(Answer, text), DONE], Terminal(90, 30))
+    assert written.replace("─", "").split() == (
+        '엑사원(EXAONE)은 "중요"합니다, 100%입니다. 가(나)은 3~5 가는 **a)**은'.split()
+    )
 
 
 def test_any_markdown_can_be_drawn() -> None:

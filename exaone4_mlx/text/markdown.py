@@ -1,0 +1,197 @@
+r"""Which marks of a model's Markdown begin and end emphasis: one rule for the app, the terminal and notebooks.
+
+Notes:
+- CommonMark ends no bold text between a punctuation mark and a letter, so `**EXAONE(엑사원)**은` shows its asterisks.
+  Korean attaches particles to the word. Beside a letter of Chinese, Japanese or Korean, `delimits` ignores that rule.
+- A single tilde is text (`3~5시`): GitHub's Markdown strikes out what is between two of them.
+- Between two letters or digits `*` is a product (`2*3*4`) and `**` beside a digit a power (`x**2`).
+- HTML, entities and pictures are text, formulas keep their backslashes, and a line end is a line end.
+- `portable` writes the same decisions into the source, for a program that has its own parser.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Container, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.rules_core import StateCore
+    from markdown_it.rules_inline import StateInline
+
+#: Letters of scripts that write no spaces around marks, or attach particles: Hangul, Chinese characters, kana.
+EAST_ASIAN = re.compile(
+    "[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff]"
+)
+#: `$x$` as pandoc reads it: nothing blank inside at the ends, no digit behind.
+DOLLARS = re.compile(r"(?<![\\$])\$(?![\s$])([^$\n]*?[^\s$\\])\$(?![\d$])")
+FORMULAS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"))
+#: What `portable` looks at: an escaped character, the address of a page, or a run of marks.
+MARKS = re.compile(r"\\[!-/:-@[-`{-~]|(?i:https?://|ftp://|www\.)[^\s<*)\]`]+|\*+|_+|~+")
+
+
+def delimits(before: str, run: str, after: str, begun: Container[str]) -> tuple[bool, bool]:
+    """Whether a run of `*`, `_` or `~` can begin emphasis, and whether it can end it.
+
+    `before` and `after` are the characters around the run, "" at the end of a line. `begun` are the earlier runs
+    that can begin emphasis: without one, a `*` or `_` between two letters is part of a product or a name.
+    """
+    mark, double = run[0], len(run) > 1
+    asian_before, asian_after = bool(EAST_ASIAN.match(before)), bool(EAST_ASIAN.match(after))
+    if mark == "~" and len(run) != 2:
+        return False, False
+    if _is_word(before) and _is_word(after):
+        asian = asian_before or asian_after
+        if mark == "*":
+            opens = double and (asian or not (before.isdigit() or after.isdigit()))
+            return opens, double or (asian and run in begun)
+        return False, mark == "~" or (asian_before and asian_after and run in begun)
+    opens, closes = _flanks(before, after)
+    opens = opens or (mark == "*" and double and asian_before and _is_punctuation(after))
+    return opens, closes or (asian_after and _is_punctuation(before))
+
+
+def portable(parts: Sequence[str]) -> str:
+    """A line such that every parser of CommonMark or GFM reads its marks as `delimits`.
+
+    `parts` are the line, cut into text, code, text and so on. Marks that are text become entities. A letter beside a
+    mark becomes an entity where CommonMark wants punctuation.
+    """
+    line = "".join(parts)
+    coded: set[int] = set()  # places of characters that become entities
+    struck: set[int] = set()  # those of a `~~` that may begin a struck out text
+    begun: set[str] = set()
+    end = 0
+    for number, part in enumerate(parts):
+        begin, end = end, end + len(part)
+        for found in () if number % 2 else MARKS.finditer(line, begin, end):
+            run, first, last = found[0], found.start(), found.end()
+            if run[0] not in "*_~":
+                continue
+            before, after = line[first - 1 : first], line[last : last + 1]
+            answer, expected = delimits(before, run, after, begun), _commonmark(before, run, after)
+            if answer[0]:
+                begun.add(run)
+            if answer == (False, False):
+                coded.update(range(first, last) if expected != answer or run[0] == "~" else ())
+                continue
+            if run == "~~":  # GitHub's Markdown looks for its pair only, and not at what is around it
+                if struck and answer[1]:
+                    coded, struck = coded - struck, set()
+                else:
+                    coded.update(range(first, last))
+                    struck = set(range(first, last)) if answer[0] else struck
+            if answer[0] and not expected[0]:
+                coded.add(first - 1)
+            elif answer != expected:
+                coded.add(last)
+    return "".join(f"&#{ord(letter)};" if place in coded else letter for place, letter in enumerate(line))
+
+
+@cache
+def markdown_parser(as_written: bool = False) -> MarkdownIt:
+    """The parser of `new_parser`, which is made once."""
+    return new_parser(as_written)
+
+
+def new_parser(as_written: bool = False) -> MarkdownIt:
+    """A parser of a model's Markdown: CommonMark with tables and `~~`, and with the rules of this file.
+
+    `as_written` is for a terminal, which has no links to click: all parts of a link are to be read.
+    """
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+    parser.disable(["image", "entity"])
+    if as_written:
+        parser.disable(["reference", "autolink"])
+        parser.normalizeLink = lambda url: url  # type: ignore[method-assign]  # no percent signs
+    parser.inline.ruler.at("emphasis", _emphasis)
+    parser.inline.ruler.at("strikethrough", _emphasis)
+    parser.inline.ruler.before("escape", "formula", _formula)
+    parser.core.ruler.push("line_ends", _line_ends)
+    return parser
+
+
+def _emphasis(state: StateInline, silent: bool) -> bool:
+    """A rule of markdown-it: as its own rules of emphasis and `~~`, but with `delimits`."""
+    from markdown_it.rules_inline.state_inline import Delimiter
+
+    text, start, mark = state.src, state.pos, state.src[state.pos]
+    if silent or mark not in "*_~":
+        return False
+    end = start + 1
+    while end < state.posMax and text[end] == mark:
+        end += 1
+    before, after = text[start - 1] if start else "", text[end] if end < state.posMax else ""
+    begun = vars(state).setdefault("begun", set())  # in this paragraph
+    opens, closes = delimits(before, text[start:end], after, begun)
+    if opens:
+        begun.add(text[start:end])
+    size = 2 if mark == "~" and (opens or closes) else 1
+    for _ in range(start, end, size):
+        state.push("text", "", 0).content = mark * size
+        if opens or closes:
+            length = 0 if mark == "~" else end - start  # 0: no rule of three
+            state.delimiters.append(Delimiter(ord(mark), length, len(state.tokens) - 1, -1, opens, closes))
+    state.pos = end
+    return True
+
+
+def _formula(state: StateInline, silent: bool) -> bool:
+    """A rule of markdown-it: formulas are text, and so are their marks alone, which it would take for escapes."""
+    text, start = state.src, state.pos
+    end = start
+    for begin, close in FORMULAS:
+        if text.startswith(begin, start):
+            end = text.find(close, start + 2) + 2
+            end = end if end > start + 2 else start + 2
+    if text.startswith((r"\)", r"\]"), start):
+        end = start + 2
+    elif end == start and (dollars := DOLLARS.match(text, start)):
+        end = dollars.end()
+    if end == start or end > state.posMax:
+        return False
+    if not silent:
+        state.push("text", "", 0).content = text[start:end]
+    state.pos = end
+    return True
+
+
+def _line_ends(state: StateCore) -> None:
+    """A rule of markdown-it: a model ends a line where it means to."""
+    for block in state.tokens:
+        for token in block.children or ():
+            if token.type == "softbreak":
+                token.type, token.tag = "hardbreak", "br"
+
+
+def _commonmark(before: str, run: str, after: str) -> tuple[bool, bool]:
+    """CommonMark's answer to `delimits`."""
+    opens, closes = _flanks(before, after)
+    if run[0] != "_":
+        return opens, closes
+    return opens and (not closes or _is_punctuation(before)), closes and (not opens or _is_punctuation(after))
+
+
+def _flanks(before: str, after: str) -> tuple[bool, bool]:
+    """Whether a run of marks is left-flanking and right-flanking (CommonMark 0.31, 6.2)."""
+    outer_before, outer_after = not _is_word(before), not _is_word(after)
+    left = not _is_blank(after) and (not _is_punctuation(after) or outer_before)
+    right = not _is_blank(before) and (not _is_punctuation(before) or outer_after)
+    return left, right
+
+
+def _is_blank(character: str) -> bool:
+    return not character or character.isspace()
+
+
+def _is_punctuation(character: str) -> bool:
+    return unicodedata.category(character or " ")[0] in "PS"
+
+
+def _is_word(character: str) -> bool:
+    return not _is_blank(character) and not _is_punctuation(character)
