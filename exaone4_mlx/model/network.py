@@ -17,8 +17,9 @@ Source: transformers' modeling_exaone4.py, and the EXAONE 4.0 report (arXiv 2507
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -31,11 +32,14 @@ from .inputs import ForwardInputs, Inputs, read_inputs, read_kept, read_labels
 from .kv import KVQuantization
 from .layer import AttentionSpec, Layer, Mask, Pause, Rotation, run_layers
 from .losses import causal_lm_loss
-from .outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, with_return_dict
+from .outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
 from .pretrained import Pretrained
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+P = ParamSpec("P")
+Output = TypeVar("Output", bound=ModelOutput)
 
 
 class Attention(nn.Module):
@@ -88,6 +92,21 @@ class Block(nn.Module):
     def __call__(self, x: mx.array, mask: Mask, cache: Cache | None, *more: Any) -> mx.array:
         """As `Layer.__call__`."""
         return Layer.of(self)(x, mask, cache, *more)
+
+
+def with_return_dict(forward: Callable[P, Output]) -> Callable[P, Output]:
+    """A `forward` that takes `return_dict`: False returns a tuple in place of the output. None takes the config's."""
+
+    @functools.wraps(forward)
+    def call(*args: P.args, **inputs: P.kwargs) -> Any:
+        return_dict, network = inputs.pop("return_dict", None), args[0]
+        if return_dict not in (None, True, False):
+            raise ValueError(f"return_dict must be True or False, not {return_dict!r}")
+        output = forward(*args, **inputs)
+        wanted = network.config.return_dict if return_dict is None else return_dict  # type: ignore[attr-defined]
+        return output if wanted else output.to_tuple()
+
+    return call
 
 
 class Exaone4Model(Pretrained):

@@ -5,17 +5,13 @@ Shapes: B batch, L new tokens, S attended tokens, H query heads, E hidden size, 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import mlx.core as mx
 
 from .cache import Cache
-
-P = ParamSpec("P")
-Output = TypeVar("Output", bound="ModelOutput")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,21 +47,6 @@ class ModelOutput(Mapping[str, Any]):
         if key not in self:
             raise KeyError(key)
         return getattr(self, key)
-
-
-def with_return_dict(forward: Callable[P, Output]) -> Callable[P, Output]:
-    """A `forward` that takes `return_dict`: False returns a tuple in place of the output. None takes the config's."""
-
-    @functools.wraps(forward)
-    def call(*args: P.args, **inputs: P.kwargs) -> Any:
-        return_dict, network = inputs.pop("return_dict", None), args[0]
-        if return_dict not in (None, True, False):
-            raise ValueError(f"return_dict must be True or False, not {return_dict!r}")
-        output = forward(*args, **inputs)
-        wanted = network.config.return_dict if return_dict is None else return_dict  # type: ignore[attr-defined]
-        return output if wanted else output.to_tuple()
-
-    return call
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,14 +22,18 @@ from typing import Any, Literal, overload
 
 import tokenizers
 
+from ..files.folders import atomic_file, find_folder
 from ..tools.describe import Tool, schemas
+from .encoding import EncodesBatches, Encoding, read_ids
 from .input_messages import Guard, Message, check_continued, check_messages, is_begun_thought
 from .template import ChatTemplate
 
 EOS = "[|endofturn|]"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+Conversation = Sequence[Message]
 
 
-class Tokenizer:
+class Tokenizer(EncodesBatches):
     """The tokenizer of one checkpoint. `from_pretrained` creates it."""
 
     def __init__(
@@ -52,6 +56,9 @@ class Tokenizer:
         eos = config.get("eos_token") or EOS
         self.eos_token = str(eos["content"] if isinstance(eos, Mapping) else eos)
         self.eos_token_id = backend.token_to_id(self.eos_token)
+        pad = config.get("pad_token")
+        self.pad_token = pad["content"] if isinstance(pad, Mapping) else pad
+        self.padding_side = config.get("padding_side") or "right"
         #: Every id that ends a turn: the tokenizer's, and those of generation_config.json.
         self.stop_token_ids = frozenset(extra_stop_ids) | ({self.eos_token_id} - {None})
         self.think_start_id = backend.token_to_id("<think>")
@@ -60,13 +67,16 @@ class Tokenizer:
         self.turn_start_ids = frozenset(map(backend.token_to_id, ("[|user|]", "[|tool|]"))) - {None}
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Tokenizer:
-        """Reads tokenizer.json, tokenizer_config.json and the chat template of a local folder.
+    def from_pretrained(
+        cls, path_or_repo: str | Path, *, revision: str | None = None, padding_side: str | None = None
+    ) -> Tokenizer:
+        """The tokenizer of a folder, a hub id (nothing else is downloaded), or "demo", with its chat template.
 
-        Raises FileNotFoundError if there is no tokenizer.json, and ValueError if it is damaged or not byte-level.
-        A missing template is an error only when a prompt is rendered.
+        `padding_side` "left" is for batches that `model.generate` continues. Raises FileNotFoundError if there is no
+        tokenizer.json, and ValueError if it is damaged or not byte-level. A missing template is an error only when a
+        prompt is rendered.
         """
-        folder = Path(folder)
+        folder = find_folder(path_or_repo, revision, TOKENIZER_FILES)
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise FileNotFoundError(f"{folder} has no tokenizer.json")
@@ -79,6 +89,8 @@ class Tokenizer:
         config = _read_config(folder / "tokenizer_config.json")
         stop_ids = _read_config(folder / "generation_config.json").get("eos_token_id")
         stop_ids = stop_ids if isinstance(stop_ids, list) else [stop_ids] if isinstance(stop_ids, int) else []
+        if padding_side is not None:
+            config = {**config, "padding_side": padding_side}
         return cls(backend, config, ChatTemplate.find(folder, config), stop_ids)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -87,8 +99,6 @@ class Tokenizer:
         `from_pretrained`, transformers and mlx-lm read them. A missing folder is created. Each file replaces an older
         one in one step, when it is complete. The model saves what generation_config.json contains.
         """
-        from ..files.folders import atomic_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos_token} | self._config
@@ -121,13 +131,21 @@ class Tokenizer:
         """
         return _encode(self._backend, text)
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """The text of `ids`; invalid UTF-8 becomes U+FFFD. Raises ValueError for an id that does not exist."""
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
+        """The text of one row: an id, a sequence of ids, or an integer array. Invalid UTF-8 becomes U+FFFD.
+
+        Raises ValueError for several rows, for what are no integers, and for an id that does not exist.
+        """
+        ids = read_ids(token_ids)
         for id in ids:
             if not self.has_text(id):
                 raise ValueError(f"token id {id} does not exist: the tokenizer has ids 0 to {self.vocab_size - 1}")
         decoder = self.stream_decoder(skip_special_tokens)
         return "".join(map(decoder.feed, ids)) + decoder.close()
+
+    def batch_decode(self, sequences: Iterable[Any], skip_special_tokens: bool = False) -> list[str]:
+        """The text of each row of an array [B, L] or of a list of rows; errors as for `decode`."""
+        return [self.decode(row, skip_special_tokens) for row in sequences]
 
     def stream_decoder(self, skip_special_tokens: bool = False) -> StreamDecoder:
         """A decoder that takes one id at a time and never returns half a character."""
@@ -155,90 +173,131 @@ class Tokenizer:
 
     @overload
     def apply_chat_template(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Tool] | None = None,
-        add_generation_prompt: bool | None = None,
-        enable_thinking: bool = False,
-        tokenize: Literal[True] = True,
-        continue_final_message: bool = False,
-        **template_kwargs: Any,
-    ) -> list[int]: ...
+        self, messages: Conversation, tools: Sequence[Tool] | None = None, *, tokenize: Literal[False], **options: Any
+    ) -> str: ...
+
+    @overload
+    def apply_chat_template(
+        self, messages: Conversation, tools: Sequence[Tool] | None = None, *, return_dict: Literal[True], **options: Any
+    ) -> Encoding: ...
+
+    @overload
+    def apply_chat_template(
+        self, messages: Conversation, tools: Sequence[Tool] | None = None, *, return_tensors: str, **options: Any
+    ) -> Any: ...
 
     @overload
     def apply_chat_template(
         self,
-        messages: Sequence[Message],
+        messages: Conversation,
         tools: Sequence[Tool] | None = None,
         add_generation_prompt: bool | None = None,
         enable_thinking: bool = False,
-        *,
-        tokenize: Literal[False],
-        continue_final_message: bool = False,
-        **template_kwargs: Any,
-    ) -> str: ...
+        **options: Any,
+    ) -> list[int]: ...
 
     def apply_chat_template(
         self,
-        messages: Sequence[Message],
+        messages: Conversation | Sequence[Conversation],
         tools: Sequence[Tool] | None = None,
         add_generation_prompt: bool | None = None,
         enable_thinking: bool = False,
         tokenize: bool = True,
+        *,
         continue_final_message: bool = False,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        padding: bool | str = False,
+        return_tensors: str | None = None,
+        return_dict: bool = False,
         **template_kwargs: Any,
-    ) -> list[int] | str:
-        """The prompt of a conversation, as ids or (`tokenize=False`) as text.
+    ) -> Any:
+        """The prompt of a conversation, as a list of ids or (`tokenize=False`) as text.
 
-        `messages` have OpenAI's form. `tools` are functions or JSON schemas. Other keywords are variables of the
-        template: `skip_think=False` keeps the thought of a final reply.
+        `messages` have OpenAI's form. `tools` are functions or JSON schemas. `chat_template` is the source of another
+        template. `documents` and other keywords are variables of the template: `skip_think=False` keeps the thought of
+        a final reply.
 
         `continue_final_message` leaves the turn of the last message open, so that the model continues its text. A last
         message with a `reasoning_content` and no content is a begun thought, and needs `enable_thinking`. Without it
         the prompt opens a new turn of the assistant, unless `add_generation_prompt` is false.
 
+        `return_tensors` "mlx" or "np" gives an array [1, L], and `return_dict` an `Encoding` with an attention mask. A
+        list of conversations gives a list, or [B, L] with `padding`, which is as for `tokenizer(…)`.
+
         Raises ValueError for malformed messages, for a last message that cannot be continued, for a tokenizer without a
         template, and for a template that fails, that has no such variable, that leaves its sandbox, or that does not
         end within two seconds.
         """
+        opens_turn = not continue_final_message if add_generation_prompt is None else add_generation_prompt
         for name, value in (
             ("enable_thinking", enable_thinking),
             ("continue_final_message", continue_final_message),
-            ("add_generation_prompt", True if add_generation_prompt is None else add_generation_prompt),
+            ("add_generation_prompt", opens_turn),
+            ("return_dict", return_dict),
         ):
             if not isinstance(value, bool):
                 raise ValueError(f"{name} must be true or false, not {value!r}")
-        if continue_final_message and add_generation_prompt:
+        if continue_final_message and opens_turn:
             raise ValueError("continue_final_message continues a turn, and add_generation_prompt opens one; use one")
-        if self._template is None:
+        if not tokenize and (return_dict or padding or return_tensors is not None):
+            raise ValueError("return_dict, return_tensors and padding are for ids, and tokenize=False gives text")
+        template = self._template if chat_template is None else ChatTemplate(chat_template, "chat_template")
+        if template is None:
             raise ValueError(
                 "this tokenizer has no chat template (neither chat_template.jinja nor in tokenizer_config.json)"
             )
-        checked, offered = check_messages(messages), [] if tools is None else schemas(tools)
-        guard = Guard.of(self._control_split, [checked, offered, template_kwargs])
+        if documents is not None:
+            template_kwargs["documents"] = documents
+        variables = {"add_generation_prompt": opens_turn, "enable_thinking": enable_thinking}
+        offered = [] if tools is None else schemas(tools)
+        several = isinstance(messages, Sequence) and len(messages) > 0 and isinstance(messages[0], (list, tuple))
+        rendered = [
+            self._render(template, conversation, offered, continue_final_message, variables, template_kwargs)
+            for conversation in (messages if several else [messages])
+        ]
+        if not tokenize:
+            texts = [text.replace(mark, "") for text, mark in rendered]
+            return texts if several else texts[0]
+        rows = [self._prompt_ids(*one) for one in rendered]
+        if not (return_dict or padding or return_tensors is not None):
+            return rows if several else rows[0]
+        encoded = self._encoding(rows, several=several, padding=padding, return_tensors=return_tensors)
+        return encoded if return_dict else encoded["input_ids"]
+
+    def _render(
+        self,
+        template: ChatTemplate,
+        messages: Any,
+        offered: list[Any],
+        continued: bool,
+        variables: Mapping[str, bool],
+        options: Mapping[str, Any],
+    ) -> tuple[str, str]:
+        """The prompt of one conversation, and the mark inside control strings that are not the template's."""
+        checked = check_messages(messages)
+        guard = Guard.of(self._control_split, [checked, offered, options])
         protected, thought = [guard.protect_message(message) for message in checked], None
-        if continue_final_message:
-            check_continued(checked[-1], enable_thinking)
+        if continued:
+            check_continued(checked[-1], variables["enable_thinking"])
             if is_begun_thought(checked[-1]):
                 thought = protected.pop()["reasoning_content"]
+                variables = {**variables, "add_generation_prompt": True}
             else:
                 protected[-1]["content"] += guard.end + " "
-        rendered = self._template.render(
-            guard.protect(template_kwargs),
-            messages=protected,
-            tools=guard.protect(offered) or None,
-            add_generation_prompt=thought is not None or not (continue_final_message or add_generation_prompt is False),
-            enable_thinking=enable_thinking,
+        rendered = template.render(
+            guard.protect(options), messages=protected, tools=guard.protect(offered) or None, **variables
         )
         if thought is not None:
             rendered += thought
-        elif continue_final_message:
+        elif continued:
             rendered = guard.cut(rendered)
-        if not tokenize:
-            return rendered.replace(guard.mark, "")
+        return rendered, guard.mark
+
+    def _prompt_ids(self, rendered: str, mark: str) -> list[int]:
         ids: list[int] = []
         for piece in self._control_split.split(rendered):
-            plain = piece.replace(guard.mark, "")
+            plain = piece.replace(mark, "")
             ids += self.encode(piece) if plain == piece else _encode(self._plain_backend, plain)
         return ids
 
