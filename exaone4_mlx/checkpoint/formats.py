@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from ..files.folders import read_json
-from ..files.safetensors import DTYPES, FLOAT_DTYPES, FLOATS, Checkpoint, CheckpointError
+from ..files.safetensors import DTYPES, FLOAT_DTYPES, FLOATS, Checkpoint, CheckpointError, check_finite
 from .integer_layouts import AWQLayout, GPTQLayout, Int8Layout, PackedLayout
 from .layouts import Float8Layout, Layout, MLXLayout, StoredTensor
 from .quantize import read_quantization, read_settings
@@ -80,6 +81,10 @@ class Source:
         """Whether MLX has no kernels for some quantized weight."""
         return any(len(tensor.stored) > 1 and tensor.exact is None for tensor in self.tensors.values())
 
+    def file(self, name: str) -> Path:
+        """The file of a weight, or of its first part."""
+        return self._checkpoint.tensors[self.tensors[name].stored[0]].file
+
     def rename(self, old: str, new: str) -> None:
         """Renames a tensor of the model."""
         self.tensors[new] = replace(self.tensors.pop(old), name=new)
@@ -116,12 +121,15 @@ class Source:
         """MLX's tensors with the same values as the stored ones: weight [out, packed] as uint32, scales, biases.
 
         Scales keep their dtype if it holds the biases exactly. Otherwise both are float32. Raises ValueError if the
-        tensor's `exact` is None.
+        tensor's `exact` is None, and CheckpointError for scales of bytes that mean NaN or infinity.
         """
         tensor = self.tensors[name]
         if self._layout is None or tensor.exact is None:
             raise ValueError(f"MLX has no quantization with the values of {name} ({self.format})")
-        return tensor.exact.named(name, self._layout.parts(tensor))
+        parts = self._layout.parts(tensor)
+        if tensor.exact.mode != "affine":  # the scales are bytes, some of which mean NaN or infinity
+            check_finite(tensor.exact.dequantized(parts), f"{self.file(name)}: {name}")
+        return tensor.exact.named(name, parts)
 
     def close(self) -> None:
         """Closes the open file and frees what was unpacked."""

@@ -40,7 +40,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="PATH", help='a folder, a hub id, or "demo" (default: %(default)s)'
     )
-    add_checkpoint_flags(model, "cast the weights; use float16 on M1 and M2")
+    add_checkpoint_flags(model, "cast the weights; float16 may be faster on M1 and M2, and an overflow is an error")
     model.add_argument("--q-bits", type=int, metavar="N", help="quantize a full-precision checkpoint while it loads")
     model.add_argument(
         "--q-group-size", type=int, default=64, metavar="N", help="weights per scale (default: %(default)s)"

@@ -279,10 +279,10 @@ class Chat(History):
             "tools": list(self._toolbox.names),
             "settings": {"overflow": self.settings.overflow, **saved_options(self.options)},
         }
+        write_chat(path, content)
         if caches:
             self.settle()
             self._worker.call(lambda: self._cache.save(cache_path(path)))
-        write_chat(path, content)
 
     @classmethod
     def load(

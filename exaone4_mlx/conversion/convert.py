@@ -213,7 +213,7 @@ def _write_tensor(conversion: Conversion, shards: Shards, tensor: PlannedTensor)
 def _convert_rows(conversion: Conversion, tensor: PlannedTensor, rows: mx.array) -> list[tuple[str, mx.array]]:
     dtype = read_dtype(conversion.request.dtype)
     weight = rows if dtype is None else rows.astype(dtype)
-    check_finite(weight, tensor.name, rows)
+    check_finite(weight, tensor.name, lambda: [rows])
     quantization = tensor.quantization
     if quantization is None:
         return [(tensor.name, weight)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,12 @@ DTYPES = {
 }
 FLOATS = ("BF16", "F16", "F32")
 DTYPE_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint8: "U8", mx.uint32: "U32"}
+#: The bits of a float as signed and as unsigned integer, and the exponent of NaN and infinity.
+EXPONENTS = {
+    mx.bfloat16: (mx.int16, mx.uint16, 0x7F80),
+    mx.float16: (mx.int16, mx.uint16, 0x7C00),
+    mx.float32: (mx.int32, mx.uint32, 0x7F800000),
+}
 FLOAT_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 
 
@@ -159,11 +166,29 @@ def _read_entry(file: Path, name: str, entry: dict[str, Any], data_start: int, f
     return TensorInfo(file, dtype, shape, end - begin, data_start + begin)
 
 
-def check_finite(array: mx.array, name: str, before_cast: mx.array | None = None) -> None:
-    """Raises CheckpointError for NaN and infinity, which would spread through the network."""
-    if not mx.issubdtype(array.dtype, mx.floating) or mx.all(mx.isfinite(array)).item():
+def is_finite(array: mx.array) -> bool:
+    """Whether an array holds neither NaN nor infinity.
+
+    Their exponent has all bits set, so they are the largest floats if the bits are read as integers. MLX's CPU backend
+    compares integers of 16 bits more than ten times as fast as floats.
+    """
+    if array.dtype not in EXPONENTS or not array.size:
+        return True
+    signed, unsigned, exponent = EXPONENTS[array.dtype]
+    largest = mx.max(array.view(signed)), mx.max(array.view(unsigned))  # of the positive and of the negative numbers
+    mx.eval(largest)
+    sign = 1 << (8 * array.dtype.size - 1)
+    return largest[0].item() < exponent and largest[1].item() < sign + exponent  # type: ignore[operator]
+
+
+def check_finite(array: mx.array, name: str, stored: Callable[[], Iterable[mx.array]] | None = None) -> None:
+    """Raises CheckpointError for NaN and infinity, which would spread through the network.
+
+    `stored` reads the arrays again that `array` was cast or quantized from.
+    """
+    if is_finite(array):
         return
-    if before_cast is not None and mx.all(mx.isfinite(before_cast)).item():
+    if stored is not None and all(map(is_finite, stored())):
         dtype = str(array.dtype).removeprefix("mlx.core.")
         raise CheckpointError(f"{name} holds values beyond the range of {dtype}; use bfloat16 or float32")
     raise CheckpointError(f"{name} holds NaN or infinity: the checkpoint is damaged")

@@ -19,7 +19,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..files.folders import atomic_file
-from ..files.safetensors import CheckpointError, read_header
+from ..files.safetensors import CheckpointError, is_finite, read_header
 from ..model.cache import Cache, KVCache, RotatingKVCache, Snapshot
 from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization
@@ -50,7 +50,7 @@ def write_cache(
 ) -> None:
     """Writes the file, whole or not at all. `layers` are the caches that the content comes from.
 
-    Raises ValueError for an existing file that is not a prompt cache.
+    Raises ValueError for an existing file that is not a prompt cache, and FloatingPointError for NaN and infinity.
     """
     _check_file_kind(path)
     arrays = {"ids": mx.array(content.ids, dtype=mx.int32)}
@@ -59,7 +59,8 @@ def write_cache(
     for k, checkpoint in enumerate(content.checkpoints):
         for i, (snapshot, layer) in enumerate(zip(checkpoint, layers, strict=True)):
             arrays |= _named(f"checkpoint {k}.{i}", snapshot, layer)
-    mx.eval(arrays)
+    if wrong := [name for name, array in arrays.items() if not is_finite(array)]:
+        raise FloatingPointError(f"the prompt cache is not saved: its layer {wrong[0]} holds NaN or infinity")
     metadata = {
         "format": FILE_FORMAT,
         "fingerprints": json.dumps(_fingerprints(model, tokenizer, layers, kv)),
@@ -192,7 +193,7 @@ def _content(
 
 
 def _check_snapshot(snapshot: Snapshot, layer: Cache, config: Exaone4Config) -> None:
-    """Raises CheckpointError for a snapshot whose shapes or data types do not fit the layer."""
+    """Raises CheckpointError for a snapshot whose shapes, data types or values do not fit the layer."""
     layout = layer.rows.layout(config.head_dim).values()
     shapes = [(1, config.num_key_value_heads, snapshot.rows, width) for width, _ in layout]
     found = [array.shape for array in snapshot.arrays]
@@ -201,6 +202,8 @@ def _check_snapshot(snapshot: Snapshot, layer: Cache, config: Exaone4Config) -> 
     for array, (_, kind) in zip(snapshot.arrays, layout, strict=False):
         if not mx.issubdtype(array.dtype, kind):
             raise CheckpointError(f"rows of {array.dtype}")
+        if not is_finite(array):
+            raise CheckpointError("rows with NaN or infinity")
     if isinstance(layer, RotatingKVCache):
         least = min(snapshot.offset, layer.window - 1)
         if not least <= snapshot.rows <= snapshot.offset:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from ..model.cache import Cache
-from ..model.fused import FusedModel, pauses
+from ..model.fused import FusedModel, LogitsCheck, checked, pauses
 from ..model.network import Exaone4ForCausalLM
 from .options import PREFILL_STEP_SIZE, Sampling
 
@@ -74,12 +74,10 @@ def prefill_chunks(
 
 
 def prefill(model: Model, ids: Sequence[int], cache: list[Cache], step_size: int = PREFILL_STEP_SIZE) -> mx.array:
-    """Processes `ids` into `cache`. Returns the logits after the last token, [1, V]."""
+    """Processes `ids` into `cache`. Returns the logits after the last token, [1, V]. Raises NonFiniteLogits."""
     for _, last in prefill_chunks(model, ids, cache, step_size):
         hidden = last
-    logits = model.logits(hidden)[:, -1]
-    mx.eval(logits)
-    return logits
+    return checked(model.logits(hidden)[:, -1])
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -139,7 +137,6 @@ class Sampler:
         if sampling.repetition_penalty != 1:
             self._in_prompt = mx.zeros(vocab_size, mx.bool_)
             self._in_prompt[mx.array(list(prompt_ids))] = True
-
         self._counts_before = self._counts  # before the last token
         self._draws = draws_for(sampling)
 
@@ -247,6 +244,7 @@ def check_bias(bias: Mapping[int, float] | None, vocab_size: int) -> None:
 class TokenStream:
     """The endless tokens after a prefill: `next()` hands out one int.
 
+    Raises NonFiniteLogits at most CHECK_EVERY tokens later, or in `close`.
     `restrict` and `force` change the token after the one handed out last. `drafted` and `accepted` are the counts of
     `SpeculativeStream`; here they are 0.
     """
@@ -258,8 +256,7 @@ class TokenStream:
     ) -> None:
         """`logits` [1, V] are those after the prompt, which `cache` holds. `logprobs` is as for `top_logprobs`."""
         self._model, self._cache, self._sample, self._top = model, cache, sample, logprobs
-        self._logits = logits
-        self._count = 0
+        self._logits, self._count, self._check = logits, 0, LogitsCheck()
         self._sample_next()
 
     def __iter__(self) -> TokenStream:
@@ -267,11 +264,13 @@ class TokenStream:
 
     def __next__(self) -> int:
         token, self._last_logprobs = self._next, self._next_logprobs
+        self._check.add(self._logits)
         self._logits = self._model(token[None], self._cache)[:, -1]
         self._sample_next()
         self._count += 1
         if self._count % CLEAR_EVERY == 0:
             mx.clear_cache()
+        self._check.read()
         return int(token.item())  # type: ignore[arg-type]
 
     @property
@@ -280,7 +279,8 @@ class TokenStream:
         return self._last_logprobs
 
     def close(self) -> None:
-        """Does nothing: the caches hold only tokens that were handed out."""
+        """Checks the logits that were not checked yet. The caches hold only tokens that were handed out."""
+        self._check.finish()
 
     def restrict(self, allowed: mx.array) -> None:
         """Samples the next token again, from the tokens `allowed`, booleans [V]."""

@@ -22,6 +22,7 @@ import mlx.core as mx
 from ..model.cache import Cache, make_caches
 from ..model.fused import FusedModel
 from ..model.network import Exaone4ForCausalLM
+from ..model.nonfinite import explain
 from .decode import Sample, common_prefix, prefill_chunks, to_ints
 
 DRAFT_WINDOW = 4096  # tokens that a draft model attends to, in every layer
@@ -84,7 +85,7 @@ class DraftModel:
     def __init__(self, model: Exaone4ForCausalLM, window: int = DRAFT_WINDOW) -> None:
         self.model, self._window, self.scheduler = model, window, DraftScheduler()
         self._fused: FusedModel | None = None
-        self.processed_tokens = 0
+        self.processed_tokens, self._is_checked = 0, False  # the logits, once in a reply
         self._ids: list[int] = []  # the tokens of the history, from _start on, in the caches
         self._drafted: list[mx.array] = []  # the draft tokens after them in the caches
         self.clear(0)
@@ -93,7 +94,7 @@ class DraftModel:
         fused = self.model.fused()
         if fused is not self._fused:
             self.clear()  # the weights have changed
-        self._fused = fused
+        self._fused, self._is_checked = fused, False
         self._align(history, whole=True)
 
     def draft(self, history: Sequence[int], count: int, sample: Sample) -> list[mx.array]:
@@ -106,8 +107,11 @@ class DraftModel:
             hidden = last
         self._ids += missing
         self.processed_tokens = len(missing)
-        before = sample.state
-        drafts = [sample(fused.logits(hidden)[:, -1])]
+        before, logits = sample.state, fused.logits(hidden)[:, -1]
+        if not self._is_checked and not mx.isfinite(logits).all().item():  # the model would reject every draft
+            raise FloatingPointError(f"the draft model computes no drafts: {explain(self.model, history)}")
+        self._is_checked = True
+        drafts = [sample(logits)]
         while len(drafts) < count:
             self._drafted.append(drafts[-1])
             drafts.append(sample(fused(drafts[-1][None], self._layers)[:, -1]))

@@ -69,7 +69,8 @@ def stream_generate(
     reply is the same, in fewer steps. With `logprobs` there are also `Logprobs` events.
 
     Raises ValueError, before anything is computed, for an empty prompt, one longer than the context, a token
-    id that does not exist, malformed messages, or an invalid option, and TypeError for an unknown option.
+    id that does not exist, malformed messages, or an invalid option, and TypeError for an unknown option. The iteration
+    raises FloatingPointError if the model computes NaN or infinity.
     """
     known = Options.read(options, also=GENERATE_OPTIONS)
     draft = make_draft(draft_model)

@@ -22,7 +22,7 @@ import mlx.core as mx
 
 from ..files.safetensors import CheckpointError
 from ..model.cache import RotatingKVCache, Snapshot
-from ..model.fused import FusedModel
+from ..model.fused import FusedModel, checked
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
@@ -140,7 +140,8 @@ class PromptCache:
 
         The first call of `progress(done, total)` has the reused tokens. One call follows each chunk, and more come
         within a chunk that takes long. An exception that it raises ends the prefill. The chunks that are done stay in
-        the caches; where a local layer cannot go back to them, the caches go back to the last checkpoint.
+        the caches; where a local layer cannot go back to them, the caches go back to the last checkpoint. Raises
+        NonFiniteLogits.
         """
         ids, total = list(ids), len(ids)
 
@@ -159,8 +160,8 @@ class PromptCache:
                     report(done)
             if stop < total:
                 self._take_checkpoint()
-        logits = self.fused.logits(hidden)[:, -1]
-        mx.eval(logits, self._states)
+        logits = checked(self.fused.logits(hidden)[:, -1])
+        mx.eval(self._states)
         self._take_checkpoint()
         report(total)
         return logits, cached
@@ -292,7 +293,7 @@ class PromptCache:
         return [layer.state for layer in self.layers]
 
     def save(self, path: str | Path) -> None:
-        """Writes the file, whole or not at all. Raises ValueError for an existing file that is not a prompt cache."""
+        """Writes the file, whole or not at all. Errors as for `write_cache`."""
         self._repair()
         whole = [layer.snapshot(whole=True) for layer in self.layers]
         content = CacheContent(self.ids, whole, [checkpoint.layers for checkpoint in self.checkpoints])

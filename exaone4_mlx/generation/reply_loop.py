@@ -20,7 +20,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..model.fused import NonFiniteLogits
 from ..model.network import Exaone4ForCausalLM
+from ..model.nonfinite import explain
 from ..text.events import Done, Event, Logprobs, ReplyEvent, TokenLogprob
 from ..text.reply import LoopDetector, ReplyParser, StopStrings
 from ..text.tokenizer import Tokenizer
@@ -71,10 +73,12 @@ class ReplyLoop:
                 finish_reason = yield from self._reply(self._prefilled())
             except Cancelled:
                 finish_reason = "cancelled"
-            except Exception:
+            except Exception as error:
                 self._cache.clear()
                 if self._draft is not None:
                     self._draft.clear()
+                if isinstance(error, NonFiniteLogits):
+                    raise FloatingPointError(explain(self._model, [*self._ids, *self.token_ids])) from error
                 raise
             finally:
                 self._cache.finish()

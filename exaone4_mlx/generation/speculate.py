@@ -20,6 +20,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..model.cache import Cache, RotatingKVCache
+from ..model.fused import LogitsCheck
 from .decode import CLEAR_EVERY, Model, Sample, TopLogprobs, common_prefix, prefill, to_ints, top_logprobs
 from .draft import TAIL, Drafter
 
@@ -68,7 +69,7 @@ class SpeculativeStream:
         self._was_steered = True  # the caller set the last token: the next one is not drafted
         self._shadow: list[mx.array] = []  # draft tokens that are only compared with the sampled ones
         self._token_at: float | None = None  # the time of the last token of a step without drafts
-        self._count = 0
+        self._count, self._check = 0, LogitsCheck()
         drafter.begin(self._history)
         self._last = self._sample_first(logits), 0
 
@@ -109,8 +110,9 @@ class SpeculativeStream:
         self._sample_first(prefill(self._model, ids, self._cache))
 
     def close(self) -> None:
-        """Removes the tokens that were not handed out from the caches."""
+        """Removes the tokens that were not handed out from the caches. Checks the logits as `TokenStream` does."""
         self._rewind_to(self._handed_out)
+        self._check.finish()
 
     def _discard(self) -> mx.array:
         """Removes the tokens that were not handed out. Returns the logits [1, V] of the next token."""
@@ -159,6 +161,8 @@ class SpeculativeStream:
         self._scheduler.record_acceptance(len(self._shadow), common_prefix(to_ints(self._shadow), sampled))
         self.drafted += len(drafts)
         self.accepted += accepted
+        self._check.add(step.logits[0, : accepted + 1])
+        self._check.read()
         self._ready.extend((token, step, position) for position, token in enumerate(sampled[: accepted + 1]))
         self._history += sampled[: accepted + 1]
         self._sample.state = step.states[accepted]
@@ -176,9 +180,11 @@ class SpeculativeStream:
     def _run_ahead(self) -> None:
         """Starts a step without drafts before the token of the running step is known, and then reads that token."""
         step, has_shadow = self._step, self._drafter.is_free and not self._was_steered
+        self._check.add(step.logits[0])
         self._step = _Step([], self._model(step.sampled[0][None], self._cache))
         self._sample_each(self._step)
         token = to_ints(step.sampled)
+        self._check.read()
         now = time.perf_counter()
         if self._token_at is not None:
             self._scheduler.record_step(0, now - self._token_at)

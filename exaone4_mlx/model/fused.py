@@ -36,6 +36,8 @@ MAX_COMPILED_LENGTH = 17
 #: A prefill can be stopped after this many tokens, or after this time, whichever is longer.
 CHECK_TOKENS, CHECK_SECONDS = 128, 0.3
 
+CHECK_EVERY = 16  # tokens whose logits are checked at once
+
 Parameters = list[tuple[str, mx.array]]
 
 
@@ -238,3 +240,43 @@ def same_arrays(before: Parameters, now: Parameters) -> bool:
     return len(before) == len(now) and all(
         a is b and name == other for (name, a), (other, b) in zip(before, now, strict=True)
     )
+
+
+class NonFiniteLogits(FloatingPointError):
+    """Logits that are NaN or infinite. `nonfinite.py` explains them."""
+
+
+def checked(logits: mx.array) -> mx.array:
+    """The logits, evaluated. Raises NonFiniteLogits."""
+    if not mx.isfinite(logits).all().item():
+        raise NonFiniteLogits
+    return logits
+
+
+class LogitsCheck:
+    """Checks the logits of all tokens that are handed out, those of CHECK_EVERY tokens in one reduction."""
+
+    def __init__(self) -> None:
+        self._rows: list[mx.array] = []
+        self._pending: mx.array | None = None
+
+    def add(self, logits: mx.array) -> None:
+        """Takes the logits [N, V] of a step. Call it before the next step is queued, and `read` after that."""
+        self._rows.append(logits)
+        if sum(map(len, self._rows)) >= CHECK_EVERY:
+            self._pending = mx.isfinite(mx.concatenate(self._rows)).all()
+            mx.async_eval(self._pending)
+            self._rows.clear()
+
+    def read(self) -> None:
+        """Raises NonFiniteLogits if a check is due and fails."""
+        if self._pending is not None and not self._pending.item():
+            raise NonFiniteLogits
+        self._pending = None
+
+    def finish(self) -> None:
+        """Checks the rest. Raises NonFiniteLogits."""
+        self.read()
+        if self._rows:
+            checked(mx.concatenate(self._rows))
+            self._rows.clear()

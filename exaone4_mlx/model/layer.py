@@ -207,9 +207,13 @@ class Layer:
 
     def after(self, x: mx.array, attended: mx.array) -> mx.array:
         """Hidden states [B, L, E] and the output of attention [B, H, L, D] -> the hidden states after this layer."""
-        eps = self.spec.eps
-        x = x + mx.fast.rms_norm(self.output(merge_heads(attended)), self.attention_norm, eps)
-        return x + mx.fast.rms_norm(self.down(self.mlp_hidden(x)), self.mlp_norm, eps)
+        return self.after_mlp(self.after_attention(x, attended))
+
+    def after_attention(self, x: mx.array, attended: mx.array) -> mx.array:
+        return x + mx.fast.rms_norm(self.output(merge_heads(attended)), self.attention_norm, self.spec.eps)
+
+    def after_mlp(self, x: mx.array) -> mx.array:
+        return x + mx.fast.rms_norm(self.down(self.mlp_hidden(x)), self.mlp_norm, self.spec.eps)
 
     def mlp_hidden(self, x: mx.array) -> mx.array:
         """Hidden states [B, L, E] -> the input of the MLP's down projection [B, L, I]."""

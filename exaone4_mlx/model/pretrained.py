@@ -25,7 +25,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..checkpoint.formats import Source
 from ..checkpoint.quantize import Quantization, quantization_keys
 from ..files.folders import atomic_file, find_folder, read_json
-from ..files.safetensors import Checkpoint, CheckpointError, read_dtype
+from ..files.safetensors import Checkpoint, CheckpointError, check_finite, read_dtype
 from .config import Exaone4Config
 
 if TYPE_CHECKING:
@@ -70,14 +70,12 @@ class OpenCheckpoint:
         """As the weights are stored, with scales and biases."""
         return 8 * self.nbytes / sum(math.prod(shape) for shape in self.shapes.values())
 
-    def in_file_order(self) -> list[str]:
-        """The names of the weights in an order that opens each file once."""
-        first = {name: self.source.tensors[name].stored[0] for name in self.shapes}
-        return sorted(first, key=lambda name: (self.checkpoint.tensors[first[name]].file.name, name))
-
     def parts(self, name: str) -> list[tuple[str, mx.array]]:
-        """MLX's tensors of a quantized weight: packed weight, scales, biases."""
-        return [(part, _cast(array, self.source.tensors[name].scale_dtype)) for part, array in self.source.parts(name)]
+        """The arrays of a weight: MLX's packed weight, scales and biases if it has them, or the weight itself."""
+        tensor = self.source.tensors[name]
+        if not tensor.exact:
+            return [(name, self.source.weight(name))]
+        return [(part, _cast(array, tensor.scale_dtype)) for part, array in self.source.parts(name)]
 
 
 def open_checkpoint(
@@ -102,10 +100,8 @@ def open_checkpoint(
     shapes = {name: array.shape for name, array in wanted.items() if name not in new}
     _check_names(source.tensors, shapes, folder)
     for name, shape in shapes.items():
-        stored = source.tensors[name]
-        if stored.shape != shape:
-            file = checkpoint.tensors[stored.stored[0]].file
-            raise CheckpointError(f"{file}: {name} has shape {stored.shape}, not {shape}")
+        if (found := source.tensors[name].shape) != shape:
+            raise CheckpointError(f"{source.file(name)}: {name} has shape {found}, not {shape}")
     return OpenCheckpoint(config, checkpoint, source, shapes, new)
 
 
@@ -183,19 +179,25 @@ def _weights(
 ) -> Iterator[tuple[str, mx.array]]:
     """The parameters of a network, one by one. Those in `settings` are quantized."""
     source, done = opened.source, 0
-    for name in opened.in_file_order():
+    for name in sorted(opened.shapes, key=lambda name: (source.file(name).name, name)):  # opens each file once
         stored = source.tensors[name]
-        if stored.exact:
-            parts = opened.parts(name)
-        else:
-            weight = _cast(source.weight(name), cast)
-            parts = settings[name].tensors(name, weight) if name in settings else [(name, weight)]
-        yield from ((part, _cast(array, cast)) for part, array in parts)
+        parts = [(part, _cast(array, cast)) for part, array in opened.parts(name)]
+        _check(opened, name, parts)
+        if name in settings and not stored.exact:
+            parts = settings[name].tensors(name, parts[0][1])
+            _check(opened, name, parts)
+        yield from parts
         done += stored.nbytes
         if progress:
             progress(done, opened.nbytes)
     for name, array in opened.new.items():
         yield name, array.astype(cast or next(iter(source.tensors.values())).dtype)
+
+
+def _check(opened: OpenCheckpoint, name: str, parts: Sequence[tuple[str, mx.array]]) -> None:
+    """Raises CheckpointError for NaN and infinity in arrays that were made from those of the weight `name`."""
+    for part, array in parts:
+        check_finite(array, f"{opened.source.file(name)}: {part}", lambda: (array for _, array in opened.parts(name)))
 
 
 def _cast(array: mx.array, dtype: mx.Dtype | None) -> mx.array:
@@ -231,15 +233,11 @@ def _adapt_names(source: Source, backbone: str, wanted: Mapping[str, mx.array]) 
 def _check_names(found: Collection[str], wanted: Collection[str], folder: Path) -> None:
     """Raises CheckpointError that names the missing or the unknown tensors."""
     missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    if missing:
-        raise CheckpointError(f"{folder} lacks {_some(missing)}")
-    if extra:
-        raise CheckpointError(f"{folder} holds {_some(extra)}, which this architecture does not have")
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"tensor{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}"
+    if names := missing or extra:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        tensors = f"tensor{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}"
+        held = f"holds {tensors}, which this architecture does not have"
+        raise CheckpointError(f"{folder} {f'lacks {tensors}' if missing else held}")
 
 
 class Pretrained(nn.Module):
