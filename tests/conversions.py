@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import shutil
@@ -18,6 +17,7 @@ import pytest
 from conftest import ROOT
 
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, convert
+from exaone4_mlx.conversion.plan import CHUNK_WEIGHTS
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.model.pretrained import named_parameters
 
@@ -35,6 +35,19 @@ def progress(done, total, stage):
     if len(calls) == number:
         kill()
 convert("demo", path, progress=progress, **options)
+"""
+
+#: Runs conversions, and prints the peak memory of each and its estimate.
+MEASURED = """
+import json, sys
+from exaone4_mlx.conversion import plan
+from exaone4_mlx.conversion.convert import run_conversion
+from exaone4_mlx.conversion.prepare import prepare
+from exaone4_mlx.conversion.request import ConversionRequest
+plan.CHUNK_WEIGHTS = int(sys.argv[1])
+for source, target, options in json.loads(sys.argv[2]):
+    conversion = prepare(source, target, ConversionRequest(**options))
+    print(run_conversion(conversion).peak_bytes, conversion.peak_bytes)
 """
 
 
@@ -93,8 +106,16 @@ def interrupted(path: Path, number: int = 20, source: str | Path = "demo", **opt
     return path.with_name(path.name + ".partial")
 
 
-def active_memory() -> int:
-    """Bytes of live MLX arrays, after garbage of earlier tests is collected."""
-    gc.collect()
-    mx.clear_cache()
-    return mx.get_active_memory()
+def peak_memory(*conversions: tuple[Path | str, Path, dict[str, Any]], chunk: int = CHUNK_WEIGHTS) -> list[int]:
+    """The peak memory in bytes of each conversion (source, target, options), which is below its estimate.
+
+    They run in a process of their own: arrays of other tests would count in this one.
+    """
+    arguments = [
+        str(chunk),
+        json.dumps([[str(source), str(target), options] for source, target, options in conversions]),
+    ]
+    lines = subprocess.check_output([sys.executable, "-c", MEASURED, *arguments], cwd=ROOT, text=True).splitlines()
+    figures = [tuple(map(int, line.split())) for line in lines]
+    assert all(peak < estimate for peak, estimate in figures), f"the estimate is an upper bound: {figures}"
+    return [peak for peak, _ in figures]
