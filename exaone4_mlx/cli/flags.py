@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -95,10 +96,21 @@ def add_option_flags(flags: Flags, group: str, **defaults: Any) -> None:
         if kind is bool:
             arguments["action"] = argparse.BooleanOptionalAction
         else:
-            arguments |= {"type": kind, "metavar": about["metavar"]}
+            arguments |= {"type": _json_object if kind is dict else kind, "metavar": about["metavar"]}
             if isinstance(default, tuple):
-                arguments["action"] = "append"
+                arguments |= {"action": "extend", "nargs": "+"}
         flags.add_argument(*about["flags"], **arguments)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    """The type of a flag that takes an object in JSON."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} must be an object in JSON")
+    return value
 
 
 def add_reply_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:

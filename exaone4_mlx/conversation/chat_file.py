@@ -69,13 +69,7 @@ def read_chat(path: Path) -> dict[str, Any]:
         if not isinstance(tools, list) or not all(isinstance(name, str) for name in tools):
             raise ValueError("its tools are malformed")
         if (sampling := settings.pop("sampling", None)) is not None:
-            settings |= vars(_read_sampling(sampling))
+            settings |= vars(Sampling(**sampling))
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a saved chat: {error}") from error
     return {"messages": messages, "dropped": dropped, "settings": settings, "tools": tools}
-
-
-def _read_sampling(values: Mapping[str, Any]) -> Sampling:
-    """A Sampling from JSON, in which token ids are texts."""
-    bias = values.get("logit_bias")
-    return Sampling(**{**values, "logit_bias": bias and {int(token): value for token, value in bias.items()}})

@@ -10,6 +10,8 @@ Notes:
   top_k, top_p and min_p. (mlx-lm applies top_p and min_p before the temperature.)
 - Presence and frequency penalties count all generated tokens and no prompt tokens, as OpenAI defines them. The
   repetition penalty counts both, as in transformers.
+- XTC compares probabilities at temperature 1, as in mlx-lm, among the tokens that top_k, top_p and min_p leave. It
+  never excludes the line end and the stop tokens. A temperature of 0 ignores it.
 - top_p does not sort the vocabulary: several tokens are sampled at once, and the first one that top_p allows is taken.
 - Each sampler has its own random key and splits it per token. So the same seed gives the same reply.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -119,7 +121,17 @@ class Sampler:
     created it.
     """
 
-    def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], vocab_size: int) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt_ids: Sequence[int],
+        vocab_size: int,
+        *,
+        min_tokens: int = 0,
+        stop_ids: Collection[int] = (),
+        line_end_ids: Collection[int] = (),
+    ) -> None:
+        """`stop_ids` are not sampled among the first `min_tokens` tokens. XTC excludes neither these nor line ends."""
         if sampling.temperature is None or sampling.top_p is None:
             raise ValueError("temperature and top_p must be set; call Sampling.resolved first")
         self._sampling = sampling
@@ -138,11 +150,16 @@ class Sampler:
             self._in_prompt = mx.zeros(vocab_size, mx.bool_)
             self._in_prompt[mx.array(list(prompt_ids))] = True
         self._counts_before = self._counts  # before the last token
+        self._length, self._min_tokens = 0, min_tokens  # tokens so far
+        self._is_stop = _mask(stop_ids, vocab_size) if min_tokens else None
+        self._xtc_kept = _mask({*stop_ids, *line_end_ids}, vocab_size) if sampling.xtc_probability else None
         self._draws = draws_for(sampling)
 
     def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
         """The next token, [1]. It is one of `allowed`, booleans [V], if they are given."""
         logits = self._penalized(logits.astype(mx.float32))
+        if self._is_stop is not None and self._length < self._min_tokens:
+            logits = mx.where(self._is_stop, -math.inf, logits)
         if allowed is not None:
             logits = mx.where(allowed, logits, -math.inf)
         if self._temperature == 0:
@@ -150,28 +167,35 @@ class Sampler:
         else:
             self._key, key = mx.random.split(self._key)
             # The best logit becomes 0, so that no temperature makes all logits infinite.
-            logits = (logits - mx.max(logits, axis=-1, keepdims=True)) / self._temperature
+            scaled = (logits - mx.max(logits, axis=-1, keepdims=True)) / self._temperature
             if self._draws:
-                token = self._sample_allowed(logits, key)
+                token = self._sample_allowed(scaled, key)
             else:
-                token = mx.random.categorical(self._cut_off(logits), key=key)
-        self._counts_before = self._counts
+                scaled = self._cut_off(scaled)
+                if self._xtc_kept is not None:
+                    key, chance = mx.random.split(key)
+                    left = mx.where(scaled == -math.inf, scaled, logits)
+                    is_applied = mx.random.uniform(key=chance) <= self._sampling.xtc_probability
+                    excluded = xtc_excluded(left, self._sampling.xtc_threshold) & ~self._xtc_kept
+                    scaled = mx.where(is_applied & excluded, -math.inf, scaled)
+                token = mx.random.categorical(scaled, key=key)
+        self._counts_before, self._length = self._counts, self._length + 1
         if self._counts is not None:
             self._counts = self._counts.at[token].add(1.0)
         return token
 
     @property
-    def state(self) -> tuple[mx.array | None, ...]:
+    def state(self) -> tuple[Any, ...]:
         """Everything except logits that the next token depends on. Assign an earlier value to go back to it."""
-        return self._key, self._counts, self._counts_before
+        return self._key, self._counts, self._counts_before, self._length
 
     @state.setter
-    def state(self, state: tuple[mx.array, mx.array | None, mx.array | None]) -> None:
-        self._key, self._counts, self._counts_before = state
+    def state(self, state: tuple[Any, ...]) -> None:
+        self._key, self._counts, self._counts_before, self._length = state
 
     def replace_last(self, forced: Sequence[int] = ()) -> None:
         """Forgets the last sampled token. The penalties count the tokens `forced` in its place."""
-        self._counts = self._counts_before
+        self._counts, self._length = self._counts_before, self._length - 1 + len(forced)
         if self._counts is not None and forced:
             self._counts = self._counts.at[mx.array(list(forced))].add(1.0)
 
@@ -223,13 +247,25 @@ class Sampler:
         return logits
 
 
+def _mask(ids: Collection[int], vocab_size: int) -> mx.array:
+    """Booleans [V], true at `ids`."""
+    return mx.array([id in ids for id in range(vocab_size)])
+
+
+def xtc_excluded(logits: mx.array, threshold: float) -> mx.array:
+    """The tokens that XTC excludes: those above the threshold, without the least probable one. Booleans [1, V]."""
+    probabilities = mx.softmax(logits, axis=-1)
+    above = mx.where(probabilities > threshold, probabilities, math.inf)
+    return probabilities > mx.min(above, axis=-1, keepdims=True)
+
+
 def draws_for(sampling: Sampling) -> int:
     """The number of tokens to sample at once, so that top_p almost never excludes all; 0 if sorting is better.
 
-    top_p excludes a sampled token with a probability of at most 1 - top_p. For min_p there is no such limit.
+    top_p excludes a sampled token with a probability of at most 1 - top_p. For min_p and XTC there is no such limit.
     """
     top_p = 1.0 if sampling.top_p is None else sampling.top_p
-    if top_p == 1 or sampling.min_p > 0:
+    if top_p == 1 or sampling.min_p > 0 or sampling.xtc_probability > 0:
         return 0
     draws = math.ceil(math.log(ALL_EXCLUDED) / math.log1p(-top_p))
     return draws if draws <= MAX_DRAWS else 0

@@ -51,12 +51,20 @@ def check(name: str, value: object, holds: bool, meaning: str) -> None:
 def option(default: Any, help: str, type: type, *flags: str, group: str = "sampling", kept: bool = True) -> Any:
     """A field with what a user interface needs to know about it, in its metadata.
 
-    `flags` are empty for an option that only Python has. `type` is the type of one value; bool means a switch.
+    `flags` are empty for an option that only Python has. `type` is the type of one value; bool means a switch, and dict
+    an object in JSON.
     `kept` says whether a saved chat keeps the option.
     """
-    metavar = {float: "X", int: "N", str: "TEXT"}.get(type)
+    metavar = {float: "X", int: "N", str: "TEXT", dict: "JSON"}.get(type)
     known = {"help": help, "flags": flags, "type": type, "metavar": metavar, "group": group, "kept": kept}
     return dataclasses.field(default=default, metadata=known)
+
+
+#: The fields of `Sampling` that are floats.
+NUMBERS = (
+    "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "xtc_probability",
+    "xtc_threshold",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,10 @@ class Sampling:
     thought, temperature 0.1 without one.
 
     `temperature` 0 takes the most probable token. `top_k` 0, `top_p` 1 and `min_p` 0 exclude no token.
-    `logit_bias` is added to the logits, by token id. `seed` None takes a seed from the operating system.
-    Raises ValueError for an invalid value.
+    `logit_bias` is added to the logits, by token id (a number, or a text as JSON has it). With the probability
+    `xtc_probability`, a token is sampled without the most probable ones: of the tokens above `xtc_threshold` the least
+    probable stays, as in mlx-lm. `seed` None takes a seed from the operating system. Raises ValueError for an invalid
+    value.
     """
 
     temperature: float | None = option(None, "temperature; 0 takes the most probable token", float, "--temp")
@@ -78,19 +88,28 @@ class Sampling:
     repetition_penalty: float = option(
         1.0, "above 1: against tokens of prompt and reply", float, "--repetition-penalty"
     )
+    xtc_probability: float = option(0.0, "how often XTC excludes the best tokens", float, "--xtc-probability")
+    xtc_threshold: float = option(
+        0.1, "XTC excludes tokens of a probability above X, except the last", float, "--xtc-threshold"
+    )
     seed: int | None = option(None, "the same seed gives the same reply", int, "--seed")
-    logit_bias: Mapping[int, float] | None = option(None, "numbers that are added to the logits, by token id", dict)
+    logit_bias: Mapping[int, float] | None = option(
+        None, 'added to the logits, by token id: {"123": -5}', dict, "--logit-bias"
+    )
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
+        for name in NUMBERS:
             value = getattr(self, name)
             check(name, value, _is_number(value) or (value is None and name in ("temperature", "top_p")), "a number")
         bias = {} if self.logit_bias is None else self.logit_bias
         check("logit_bias", bias, isinstance(bias, Mapping) and all(map(_is_bias, bias.items())), "numbers by token id")
+        if any(isinstance(token, str) for token in bias):
+            object.__setattr__(self, "logit_bias", {int(token): value for token, value in bias.items()})
         check("temperature", self.temperature, 0 <= (self.temperature or 0) < math.inf, "0 or more")
         check("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
         check("top_k", self.top_k, isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 or more")
-        check("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
+        for name, most in (("min_p", 1), ("xtc_probability", 1), ("xtc_threshold", 0.5)):
+            check(name, getattr(self, name), 0 <= getattr(self, name) <= most, f"from 0 to {most}")
         for name in ("presence_penalty", "frequency_penalty"):
             check(name, getattr(self, name), math.isfinite(getattr(self, name)), "a finite number")
         check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
@@ -107,7 +126,10 @@ class Sampling:
 
 
 SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(Sampling))
-LEAST = {"max_tokens": 1, "prefill_step_size": 1, "thinking_budget": 0, "num_draft_tokens": 1, "logprobs": 0}
+LEAST = {
+    "max_tokens": 1, "min_tokens": 0, "prefill_step_size": 1, "thinking_budget": 0, "num_draft_tokens": 1,
+    "logprobs": 0,
+}  # fmt: skip
 SWITCHES = ("thinking", "constrain_tools", "stop_on_repetition", "prompt_lookup")
 
 
@@ -116,8 +138,10 @@ class Options(Sampling):
     """How one reply is made: what `Sampling` has, and limits, thinking, tools, speculation. Raises ValueError.
 
     `thinking` lets the model think first, for at most `thinking_budget` tokens; None sets no limit. `max_tokens`
-    limits thought and answer together; None means 8,192. `stop` ends the answer before a text. `stop_on_repetition`
-    ends a reply that only repeats itself. `constrain_tools` forces tool calls to follow their schemas.
+    limits thought and answer together; None means 8,192. Before `min_tokens` tokens no stop token is sampled, and no
+    stop string ends the answer. `stop` ends the answer before a text, and `extra_eos_token` ends the reply at a token,
+    given as its text or its id. `stop_on_repetition` ends a reply that only repeats itself. `constrain_tools` forces
+    tool calls to follow their schemas.
     `progress(done, total)` is called during the prefill, in the thread that does the model's work.
 
     `prompt_lookup` drafts tokens that followed the same tokens before; the model checks them, so the reply is the
@@ -131,8 +155,12 @@ class Options(Sampling):
         None, "end the thought after N tokens; the answer always follows", int, "--thinking-budget", group="thinking"
     )
     max_tokens: int | None = option(None, "limit of thought and answer (default: 8192)", int, "-m", "--max-tokens")
+    min_tokens: int = option(0, "do not end thought and answer before N tokens", int, "--min-tokens")
     stop: str | Sequence[str] | None = option(
         (), "end the answer before TEXT; may be repeated", str, "--stop", group="", kept=False
+    )
+    extra_eos_token: str | int | Sequence[str | int] | None = option(
+        (), "end the reply at this token, too", str, "--extra-eos-token", group="", kept=False
     )
     stop_on_repetition: bool = option(
         True, "end a reply that only repeats itself (default: yes)", bool, "--stop-on-repetition", kept=False
@@ -159,13 +187,17 @@ class Options(Sampling):
         for name, least in LEAST.items():
             limit = getattr(self, name)
             whole = isinstance(limit, int) and not isinstance(limit, bool) and limit >= least
-            optional = limit is None and name != "prefill_step_size"
+            optional = limit is None and name not in ("prefill_step_size", "min_tokens")
             check(name, limit, whole or optional, f"a whole number of at least {least}")
         for name in SWITCHES:
             check(name, getattr(self, name), isinstance(getattr(self, name), bool), "true or false")
         check("progress", self.progress, self.progress is None or callable(self.progress), "a function (done, total)")
         if not all(isinstance(text, str) and text for text in self.stops):
             raise ValueError(f"stop strings must be texts of at least one character, not {list(self.stops)!r}")
+        whole = all(type(token) in (str, int) and token != "" for token in self.extra_eos_tokens)
+        check("extra_eos_token", self.extra_eos_token, whole, "the text or the id of a token, or several")
+        if self.min_tokens > self.reply_limit:
+            raise ValueError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.reply_limit}")
 
     def __repr__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -175,10 +207,12 @@ class Options(Sampling):
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
-        if self.stop is None:
-            return ()
-        listed = isinstance(self.stop, Sequence) and not isinstance(self.stop, str)
-        return tuple(self.stop) if listed else (self.stop,)  # type: ignore[return-value]
+        return _listed(self.stop)
+
+    @property
+    def extra_eos_tokens(self) -> tuple[str | int, ...]:
+        """The texts and ids of further stop tokens."""
+        return _listed(self.extra_eos_token)
 
     @property
     def reply_limit(self) -> int:
@@ -219,12 +253,16 @@ class ReplyOptions(TypedDict, total=False):
     presence_penalty: float
     frequency_penalty: float
     repetition_penalty: float
+    xtc_probability: float
+    xtc_threshold: float
     seed: int | None
     logit_bias: Mapping[int, float] | None
     thinking: bool
     thinking_budget: int | None
     max_tokens: int | None
+    min_tokens: int
     stop: str | Sequence[str] | None
+    extra_eos_token: str | int | Sequence[str | int] | None
     stop_on_repetition: bool
     constrain_tools: bool
     prompt_lookup: bool
@@ -245,10 +283,18 @@ def refuse_unknown(given: Collection[str], known: Collection[str]) -> None:
         raise TypeError(f"there is no option {name!r}; {hint}")
 
 
+def _listed(value: Any) -> tuple[Any, ...]:
+    """None, one value or several values as a tuple."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+
+
 def _is_bias(item: tuple[object, object]) -> bool:
     """Whether a token id and a number; minus infinity excludes a token."""
     token, value = item
-    return type(token) is int and _is_number(value) and value < math.inf  # type: ignore[operator]
+    is_id = type(token) is int or (isinstance(token, str) and token.isascii() and token.isdigit())
+    return is_id and _is_number(value) and value < math.inf  # type: ignore[operator]
 
 
 def _is_number(value: object) -> bool:

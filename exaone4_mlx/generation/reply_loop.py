@@ -61,7 +61,7 @@ class ReplyLoop:
             self._thought_limit = max(0, limit)  # negative where the context is nearly full
         self._stop = StopStrings(request.options.stops)
         self._loops = LoopDetector()
-        self._stop_ids = model.config.stop_token_ids | self._tokenizer.stop_token_ids
+        self._stop_ids = model.config.stop_token_ids | self._tokenizer.stop_token_ids | request.extra_eos_ids
         self.counts = Counts(prompt_tokens=len(request.ids))
         self.token_ids: list[int] = []  # of thought and answer
         self.cancelled = False
@@ -100,7 +100,14 @@ class ReplyLoop:
             logits, self.counts.cached_tokens = self._cache.prefill(self._ids, self._options.prefill_step_size, report)
         finally:
             self.counts.prefill_seconds = time.perf_counter() - started
-        sampler = Sampler(self.sampling, self._ids, self._model.config.vocab_size)
+        sampler = Sampler(
+            self.sampling,
+            self._ids,
+            self._model.config.vocab_size,
+            min_tokens=self._options.min_tokens,
+            stop_ids=self._stop_ids,
+            line_end_ids=self._tokenizer.encode("\n"),
+        )
         given = self._cache.fused, logits, self._cache.layers, sampler
         if self._draft is None and not self._options.prompt_lookup:
             return TokenStream(*given, self._options.logprobs)
@@ -135,6 +142,7 @@ class ReplyLoop:
             self.counts.drafted_tokens, self.counts.accepted_tokens = stream.drafted, stream.accepted
             if self._options.logprobs is not None:
                 yield logprobs(stream.logprobs, token, self._tokenizer)
+            self._stop.is_active = self.counts.generated >= self._options.min_tokens
             for event in self._stop.filter(self._parser.feed(decoder.feed(token))):
                 called = called or isinstance(event, ToolCall)
                 yield event

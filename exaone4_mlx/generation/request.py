@@ -83,6 +83,11 @@ class Request:
             if len(ids) >= limit:
                 raise ValueError(f"the prompt has {len(ids)} tokens, and max_kv_size {limit} must hold it and a reply")
         check_bias(options.logit_bias, config.vocab_size)
+        if not options.min_tokens <= self.max_tokens:
+            raise ValueError(
+                f"min_tokens {options.min_tokens} does not fit: the prompt leaves {self.max_tokens} tokens for a reply"
+            )
+        _ = self.extra_eos_ids  # raises for a text that is no token
         check_drafting(config, options, self.draft)
         if options.thinking_budget is None:
             return
@@ -108,6 +113,17 @@ class Request:
     def wrap_up(self) -> list[int]:
         """The tokens that end a thought whose budget is used up; none without a budget."""
         return [] if self.options.thinking_budget is None else self.tokenizer.encode(WRAP_UP)
+
+    @cached_property
+    def extra_eos_ids(self) -> frozenset[int]:
+        """The ids of `extra_eos_token`."""
+        found = set()
+        for token in self.options.extra_eos_tokens:
+            ids = self.tokenizer.encode(token) if isinstance(token, str) and not token.isdecimal() else [int(token)]
+            if len(ids) != 1 or not 0 <= ids[0] < self.config.vocab_size:
+                raise ValueError(f"extra_eos_token {token!r} is no token of this model")
+            found |= set(ids)
+        return frozenset(found)
 
     @property
     def limit(self) -> int:

@@ -138,7 +138,7 @@ def _system(session: TerminalSession, rest: str) -> None:
 SETTINGS = {
     field.name: field.metadata["type"]
     for field in dataclasses.fields(Options)
-    if field.metadata["group"] == "sampling" and field.metadata["flags"] and field.metadata["kept"]
+    if field.metadata["group"] == "sampling" and field.metadata["type"] in (int, float) and field.metadata["kept"]
 }
 
 

@@ -215,6 +215,7 @@ class StopStrings:
         self._stops = stops
         self._held = ""
         self.found = False
+        self.is_active = True  # whether it searches; before min_tokens it does not
 
     def filter(self, events: Iterable[Event]) -> Iterator[Event]:
         for event in events:
@@ -235,10 +236,10 @@ class StopStrings:
     def _cut(self, text: str) -> str:
         text = self._held + text
         found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if found:  # the first complete one, so that the result is the same for any split of the text
+        if found and self.is_active:  # the first complete one, so that the result is the same for any split of the text
             self.found, self._held = True, ""
             return text[: min(found)[1]]
-        kept = open_end(text, *self._stops)
+        kept = open_end(text, *(stop[:-1] for stop in self._stops))
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]
 

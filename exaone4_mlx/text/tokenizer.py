@@ -60,7 +60,7 @@ class Tokenizer(EncodesBatches):
         self.pad_token = pad["content"] if isinstance(pad, Mapping) else pad
         self.padding_side = config.get("padding_side") or "right"
         #: Every id that ends a turn: the tokenizer's, and those of generation_config.json.
-        self.stop_token_ids = frozenset(extra_stop_ids) | ({self.eos_token_id} - {None})
+        self.stop_token_ids = frozenset(id for id in (*extra_stop_ids, self.eos_token_id) if id is not None)
         self.think_start_id = backend.token_to_id("<think>")
         self.think_end_id = backend.token_to_id("</think>")
         #: The first token of a turn that the model does not write.

@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
 
 def test_every_option_with_a_flag_is_a_flag_of_generate(parser: argparse.ArgumentParser) -> None:
     help = " ".join(parser.format_help().split())
-    values = {int: "3", float: "0.5", str: "text"}
+    values = {int: "3", float: "0.5", str: "text", dict: '{"5": 1}'}
     for field in dataclasses.fields(Options):
         for flag in field.metadata["flags"]:
             assert flag in help, field.name
@@ -34,6 +34,8 @@ def test_flags_that_are_not_given_leave_the_defaults_of_the_options(parser: argp
     assert given_options(parser.parse_args(["-p", "x"])) == {}
     given = given_options(parser.parse_args(["-p", "x", "--temp", "0", "-m", "5", "--stop", "a", "--stop", "b"]))
     assert given == {"temperature": 0.0, "max_tokens": 5, "stop": ["a", "b"]}
+    given = given_options(parser.parse_args(["-p", "x", "--logit-bias", '{"5": -1}', "--extra-eos-token", "a", "b"]))
+    assert given == {"logit_bias": {"5": -1}, "extra_eos_token": ["a", "b"]}
     given = given_options(parser.parse_args(["-p", "x", "--no-thinking", "--no-stop-on-repetition"]))
     assert given == {"thinking": False, "stop_on_repetition": False}
 

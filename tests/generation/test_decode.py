@@ -5,6 +5,8 @@ A chi-square test checks each option of sampling.
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import math
 from collections import Counter
 from itertools import islice
@@ -16,7 +18,19 @@ import pytest
 from conftest import Greedy, random_ids, tiny_model
 
 from exaone4_mlx import Sampling
-from exaone4_mlx.generation.decode import Sampler, TokenStream, draws_for, prefill
+from exaone4_mlx.generation.decode import Sampler, TokenStream, draws_for, prefill, xtc_excluded
+
+
+def their_sample_utils() -> Any:
+    """mlx_lm.sample_utils, without its package: that would import transformers."""
+    spec = importlib.util.find_spec("mlx_lm")
+    if spec is None or spec.origin is None:
+        pytest.skip("mlx_lm is not installed")
+    made = importlib.util.spec_from_file_location("their_sample_utils", Path(spec.origin).with_name("sample_utils.py"))
+    assert made is not None and made.loader is not None
+    module = importlib.util.module_from_spec(made)
+    made.loader.exec_module(module)
+    return module
 
 
 def token_stream(model, prompt: list[int], step_size: int = 2048, sample: Greedy | None = None) -> TokenStream:
@@ -119,6 +133,7 @@ def renormalized(probabilities: list[float], kept: set[int]) -> list[float]:
 
 
 PLAIN = softmax(LOGITS[0].tolist())  # about .54 .20 .07 .03 .20 .004
+WITHOUT_0 = [0.0, *(value / sum(PLAIN[1:]) for value in PLAIN[1:])]
 CRITICAL = 20.5  # chi-square with 5 degrees of freedom: 0.1 % of correct samples are above
 
 
@@ -137,6 +152,13 @@ CRITICAL = 20.5  # chi-square with 5 degrees of freedom: 0.1 % of correct sample
         ({"top_k": 3, "min_p": 0.5}, renormalized(PLAIN, {0})),
         ({"logit_bias": {5: 5.0}}, softmax([2.0, 1.0, 0.0, -1.0, 1.0, 2.0])),
         ({"logit_bias": {0: -math.inf}}, renormalized(PLAIN, {1, 2, 3, 4, 5})),
+        ({"logit_bias": {"0": -math.inf}}, renormalized(PLAIN, {1, 2, 3, 4, 5})),
+        ({"xtc_probability": 1.0, "xtc_threshold": 0.05}, renormalized(PLAIN, {2, 3, 5})),
+        ({"xtc_probability": 1.0, "xtc_threshold": 0.05, "min_p": 0.1}, renormalized(PLAIN, {2})),
+        (
+            {"xtc_probability": 0.5, "xtc_threshold": 0.15},
+            [0.5 * p + 0.5 * q for p, q in zip(PLAIN, WITHOUT_0, strict=True)],
+        ),
     ],
 )
 def test_sampled_tokens_follow_the_distribution(options: dict[str, Any], expected: list[float]) -> None:
@@ -147,6 +169,31 @@ def test_top_p_applies_after_the_temperature() -> None:
     """As in transformers and vLLM. The order of mlx-lm would keep three tokens here."""
     hot = softmax([value / 2 for value in LOGITS[0].tolist()])
     assert chi_square(sampler(temperature=2.0, top_p=0.8), renormalized(hot, {0, 1, 2, 4})) < CRITICAL
+
+
+def test_xtc_excludes_the_tokens_that_mlx_lm_excludes() -> None:
+    theirs = their_sample_utils()
+    for seed, threshold in itertools.product(range(20), (0.0, 0.02, 0.1, 0.5)):
+        logits = 3 * mx.random.normal((1, 30), key=mx.random.key(seed))
+        expected = theirs.apply_xtc(logits, 1.0, threshold, [3, 7])[0].tolist()
+        ours = xtc_excluded(logits, threshold)[0].tolist()
+        assert [id for id, value in enumerate(expected) if value == -math.inf] == [
+            id for id, is_excluded in enumerate(ours) if is_excluded and id not in (3, 7)
+        ], (seed, threshold)
+
+
+def test_xtc_keeps_line_ends_and_stop_tokens_and_leaves_greedy_sampling_alone() -> None:
+    sampling = Sampling(temperature=1.0, top_p=1.0, xtc_probability=1.0, xtc_threshold=0.05, seed=1)
+    draw = Sampler(sampling, [], 6, stop_ids=[0], line_end_ids=[4])
+    assert {draw(LOGITS).item() for _ in range(200)} == {0, 2, 3, 4, 5}
+    assert greedy(xtc_probability=1.0) == [0, 0, 0, 0]
+
+
+def test_no_stop_token_is_among_the_first_min_tokens() -> None:
+    draw = Sampler(Sampling(temperature=0.0, top_p=1.0, logit_bias={0: 99.0}), [], 6, min_tokens=4, stop_ids=[0, 4])
+    assert [draw(LOGITS).item() for _ in range(2)] == [1, 1]
+    draw.replace_last([5, 5])  # a sampled token gives way to two forced ones
+    assert [draw(LOGITS).item() for _ in range(2)] == [1, 0]
 
 
 def test_top_p_does_not_sort_if_few_samples_are_enough(tmp_path: Path) -> None:
@@ -244,6 +291,9 @@ def test_default_values_are_those_that_lg_recommends() -> None:
         ({"top_p": 2}, "top_p must be above 0 and at most 1, not 2"),
         ({"top_k": -1}, "top_k must be a whole number, 0 or more, not -1"),
         ({"min_p": 1.5}, "min_p must be from 0 to 1, not 1.5"),
+        ({"xtc_probability": 1.5}, "xtc_probability must be from 0 to 1, not 1.5"),
+        ({"xtc_threshold": 0.6}, "xtc_threshold must be from 0 to 0.5, not 0.6"),
+        ({"xtc_threshold": "x"}, "xtc_threshold must be a number, not 'x'"),
         ({"presence_penalty": math.inf}, "presence_penalty must be a finite number, not inf"),
         ({"presence_penalty": 10**400}, "presence_penalty must be a number, not 1000"),
         ({"temperature": 10**400}, "temperature must be a number, not 1000"),

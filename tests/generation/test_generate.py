@@ -84,6 +84,32 @@ def test_the_answer_ends_before_a_stop_string(scripted: Any, stop: Any) -> None:
     assert (reply.text, reply.finish_reason) == (expected, "stop")
 
 
+def test_min_tokens_keeps_stop_tokens_and_stop_strings_away(scripted: Any) -> None:
+    model, tokenizer = scripted("one STO two STOP three STOP four")
+    options: dict[str, Any] = {"stop": "STOP", "sampling": GREEDY}
+    least = len(tokenizer.encode("one STO two STOP"))
+    for min_tokens, text in ((least, "one STO two "), (least + 1, "one STO two STOP three ")):
+        scripted("one STO two STOP three STOP four")
+        assert generate(model, tokenizer, "Hello", min_tokens=min_tokens, **options).text == text
+    scripted("one two", constrained=True)
+    reply = generate(model, tokenizer, "Hello", min_tokens=20, max_tokens=20, sampling=GREEDY)
+    assert (reply.answer_tokens, reply.finish_reason) == (20, "length")
+    with pytest.raises(ValueError, match="min_tokens 8000 does not fit: the prompt leaves"):
+        generate(model, tokenizer, "word " * 900, min_tokens=8000)
+
+
+def test_extra_eos_tokens_end_the_reply(scripted: Any) -> None:
+    model, tokenizer = scripted()
+    [mark] = tokenizer.encode("[|user|]")
+    for extra in ("[|user|]", mark, str(mark), ["[|user|]", "[|tool|]"]):
+        scripted("one two [|user|] three")
+        reply = generate(model, tokenizer, "Hello", extra_eos_token=extra)
+        assert (reply.text, reply.finish_reason) == ("one two ", "stop"), extra
+    for extra in ("two tokens", 10**6):
+        with pytest.raises(ValueError, match=f"extra_eos_token '?{extra}'? is no token of this model"):
+            generate(model, tokenizer, "Hello", extra_eos_token=extra)
+
+
 def test_stop_strings_have_no_effect_inside_a_thought(scripted: Any) -> None:
     reply = generate(*scripted("a STOP b\n</think>\n\nc STOP d"), "Hello", thinking=True, stop="STOP")
     assert (reply.thinking, reply.text) == ("a STOP b", "c ")

@@ -28,7 +28,7 @@ def test_every_field_has_help_and_most_have_a_flag() -> None:
         assert all(flag.startswith("-") for flag in field.metadata["flags"])
         if not field.metadata["flags"]:
             without_flag.add(field.name)
-    assert without_flag == {"logit_bias", "progress"}
+    assert without_flag == {"progress"}
 
 
 def test_importing_the_options_imports_no_mlx() -> None:
@@ -105,6 +105,9 @@ def test_options_of_the_chat_are_not_options_of_a_turn(unread: Any) -> None:
         ({"constrain_tools": "no"}, "constrain_tools must be true or false, not 'no'"),
         ({"progress": 5}, r"progress must be a function \(done, total\), not 5"),
         ({"temperature": -1}, "temperature must be 0 or more, not -1"),
+        ({"min_tokens": -1}, "min_tokens must be a whole number of at least 0, not -1"),
+        ({"min_tokens": 9, "max_tokens": 5}, "min_tokens 9 exceeds max_tokens 5"),
+        ({"extra_eos_token": 1.5}, "extra_eos_token must be the text or the id of a token, or several, not 1.5"),
     ],
 )
 def test_invalid_values_are_refused(options: dict[str, Any], message: str) -> None:

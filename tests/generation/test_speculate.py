@@ -55,6 +55,7 @@ WAYS = {
     "penalties": Sampling(
         temperature=2.0, top_p=0.95, presence_penalty=1.5, frequency_penalty=0.7, repetition_penalty=1.3, seed=3
     ),
+    "xtc": Sampling(temperature=2.0, top_p=0.9, xtc_probability=0.5, xtc_threshold=0.02, seed=3),
     "greedy penalties": Sampling(temperature=0, presence_penalty=4.0, repetition_penalty=1.5, logit_bias={7: 3.0}),
 }
 
@@ -64,8 +65,10 @@ def test_a_seed_gives_the_same_tokens_with_and_without_drafts(way: str) -> None:
     """Also with penalties: each position counts the draft tokens before it."""
     model, prompt = small_caches(tiny_model(), reserve=12, slack=5), random_ids(20)[0].tolist()
     sampling = WAYS[way].resolved(False)
-    expected = list(islice(plain(model, prompt, Sampler(sampling, prompt, 61)), 60))
-    stream = speculative(model, prompt, Sampler(sampling, prompt, 61), ScriptedDrafter([*prompt, *expected], 0))
+    more: Any = {"min_tokens": 40, "stop_ids": range(0, 61, 2)}
+    expected = list(islice(plain(model, prompt, Sampler(sampling, prompt, 61, **more)), 60))
+    assert all(token % 2 for token in expected[:40]) and not all(token % 2 for token in expected[40:])
+    stream = speculative(model, prompt, Sampler(sampling, prompt, 61, **more), ScriptedDrafter([*prompt, *expected], 0))
     assert list(islice(stream, 60)) == expected
     assert stream.accepted > 20
 
@@ -91,8 +94,10 @@ def test_restrict_and_force_give_the_same_tokens_with_and_without_drafts(seed: i
         stream.close()
         return tokens
 
-    expected = steered(plain(model, prompt, Sampler(sampling, prompt, 61)))
-    stream = speculative(model, prompt, Sampler(sampling, prompt, 61), ScriptedDrafter([*prompt, *expected], seed))
+    more: Any = {"min_tokens": 20, "stop_ids": range(0, 61, 2)}
+    expected = steered(plain(model, prompt, Sampler(sampling, prompt, 61, **more)))
+    drafter = ScriptedDrafter([*prompt, *expected], seed)
+    stream = speculative(model, prompt, Sampler(sampling, prompt, 61, **more), drafter)
     assert steered(stream) == expected
     assert stream.accepted
 
@@ -205,6 +210,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "stop": {"prompt": "What is 348 + 275?", "stop": "62", "sampling": Sampling(seed=1)},
     "max_tokens": {"prompt": "Write a poem about the sea.", "max_tokens": 5, "sampling": Sampling(seed=1)},
+    "min_tokens": {"prompt": "Hello", "min_tokens": 30, "max_tokens": 40, "stop": "a", "sampling": Sampling(seed=1)},
     "sampling": {"prompt": "Hello", "sampling": Sampling(temperature=1.5, top_p=0.9, presence_penalty=1.0, seed=4)},
 }
 
@@ -222,7 +228,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("what", "how"),
     [
-        *((what, "prompt_lookup") for what in ("plain", "stop", "max_tokens")),
+        *((what, "prompt_lookup") for what in ("plain", "stop", "max_tokens", "min_tokens")),
         *((what, "draft_model") for what in ("thinking", "sampling")),
         *(pytest.param("tools", how, marks=pytest.mark.heavy) for how in ("prompt_lookup", "draft_model")),
     ],
