@@ -21,7 +21,7 @@ import mlx.core as mx
 
 from ..files.folders import read_json
 from ..files.safetensors import CheckpointError, check_finite, read_dtype
-from ..generation.options import refuse_unknown
+from ..generation.names import refuse_unknown
 from ..model.network import Exaone4ForCausalLM
 from ..model.pretrained import open_checkpoint
 from ..text.format import size_text

@@ -7,12 +7,9 @@ Notes:
   caches hold only tokens that were handed out, so a caller can stop, restrict or force after any token.
 - Penalties, temperature and probabilities are computed in float32, because close values become equal in bfloat16.
 - The order is that of transformers and vLLM, for which LG chose its recommended values: penalties, temperature, then
-  top_k, top_p and min_p. (mlx-lm applies top_p and min_p before the temperature.)
+  truncation (truncation.py).
 - Presence and frequency penalties count all generated tokens and no prompt tokens, as OpenAI defines them. The
   repetition penalty counts both, as in transformers.
-- XTC compares probabilities at temperature 1, as in mlx-lm, among the tokens that top_k, top_p and min_p leave. It
-  never excludes the line end and the stop tokens. A temperature of 0 ignores it.
-- top_p does not sort the vocabulary: several tokens are sampled at once, and the first one that top_p allows is taken.
 - Each sampler has its own random key and splits it per token. So the same seed gives the same reply.
 """
 
@@ -29,14 +26,11 @@ from ..model.cache import Cache
 from ..model.fused import FusedModel, LogitsCheck, checked, pauses
 from ..model.network import Exaone4ForCausalLM
 from .options import PREFILL_STEP_SIZE, Sampling
+from .truncation import Truncation
 
 #: Both forms of the model have the calls that decoding needs. `model.fused()` is the fast one.
 Model = Exaone4ForCausalLM | FusedModel
 
-#: The accepted probability that top_p excludes all sampled tokens. The most probable token is taken then.
-ALL_EXCLUDED = 1e-9
-#: The limit of tokens sampled at once. More of them take longer than sorting the vocabulary.
-MAX_DRAWS = 16
 CLEAR_EVERY = 256  # tokens between two releases of freed buffers
 
 TopLogprobs = tuple[mx.array, ...]
@@ -135,7 +129,7 @@ class Sampler:
         if sampling.temperature is None or sampling.top_p is None:
             raise ValueError("temperature and top_p must be set; call Sampling.resolved first")
         self._sampling = sampling
-        self._temperature, self._top_p = sampling.temperature, sampling.top_p
+        self._temperature = sampling.temperature
         self._key = mx.random.key(secrets.randbits(64) if sampling.seed is None else sampling.seed)
         check_bias(sampling.logit_bias, vocab_size)
         self._bias: mx.array | None = None  # [V]
@@ -152,8 +146,9 @@ class Sampler:
         self._counts_before = self._counts  # before the last token
         self._length, self._min_tokens = 0, min_tokens  # tokens so far
         self._is_stop = _mask(stop_ids, vocab_size) if min_tokens else None
-        self._xtc_kept = _mask({*stop_ids, *line_end_ids}, vocab_size) if sampling.xtc_probability else None
-        self._draws = draws_for(sampling)
+        self._truncation: Truncation | None = None
+        if sampling.top_k or sampling.top_p < 1 or sampling.min_p or sampling.xtc_probability:
+            self._truncation = Truncation(sampling, _mask({*stop_ids, *line_end_ids}, vocab_size))
 
     def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
         """The next token, [1]. It is one of `allowed`, booleans [V], if they are given."""
@@ -168,17 +163,10 @@ class Sampler:
             self._key, key = mx.random.split(self._key)
             # The best logit becomes 0, so that no temperature makes all logits infinite.
             scaled = (logits - mx.max(logits, axis=-1, keepdims=True)) / self._temperature
-            if self._draws:
-                token = self._sample_allowed(scaled, key)
-            else:
-                scaled = self._cut_off(scaled)
-                if self._xtc_kept is not None:
-                    key, chance = mx.random.split(key)
-                    left = mx.where(scaled == -math.inf, scaled, logits)
-                    is_applied = mx.random.uniform(key=chance) <= self._sampling.xtc_probability
-                    excluded = xtc_excluded(left, self._sampling.xtc_threshold) & ~self._xtc_kept
-                    scaled = mx.where(is_applied & excluded, -math.inf, scaled)
+            if self._truncation is None:
                 token = mx.random.categorical(scaled, key=key)
+            else:
+                token = self._truncation.sample(scaled, logits, key)
         self._counts_before, self._length = self._counts, self._length + 1
         if self._counts is not None:
             self._counts = self._counts.at[token].add(1.0)
@@ -209,66 +197,10 @@ class Sampler:
             logits = logits - s.presence_penalty * generated - s.frequency_penalty * self._counts
         return logits if self._bias is None else logits + self._bias
 
-    def _sample_allowed(self, logits: mx.array, key: mx.array) -> mx.array:
-        """A token [1] that top_k and top_p allow: the first allowed one of several sampled tokens.
-
-        This is rejection sampling, so the allowed tokens keep their relative probabilities. top_p excludes a token if
-        the more probable tokens together have at least the probability top_p.
-        """
-        logits = self._cut_to_top_k(logits)
-        probabilities = mx.softmax(logits, axis=-1)  # 1 V
-        drawn = mx.random.categorical(logits, num_samples=self._draws, key=key)  # 1 N
-        own = mx.take_along_axis(probabilities, drawn, axis=-1)[..., None]
-        before = mx.where(probabilities[:, None] > own, probabilities[:, None], 0).sum(axis=-1)  # 1 N
-        is_allowed = before < self._top_p
-        first = mx.take_along_axis(drawn, mx.argmax(is_allowed, axis=-1, keepdims=True), axis=-1)[:, 0]
-        return mx.where(is_allowed.any(axis=-1), first, mx.argmax(logits, axis=-1).astype(first.dtype))
-
-    def _cut_to_top_k(self, logits: mx.array) -> mx.array:
-        count = self._sampling.top_k
-        if not 0 < count < logits.shape[-1]:
-            return logits
-        smallest = mx.min(mx.topk(logits, count, axis=-1), axis=-1, keepdims=True)
-        return mx.where(logits < smallest, -math.inf, logits)
-
-    def _cut_off(self, logits: mx.array) -> mx.array:
-        """Logits [1, V] with -inf for the tokens that top_k, top_p and min_p exclude. Ties stay together."""
-        s = self._sampling
-        logits = self._cut_to_top_k(logits)
-        if self._top_p < 1:
-            probabilities = mx.softmax(logits, axis=-1)
-            ordered = -mx.sort(-probabilities, axis=-1)
-            before = mx.cumsum(ordered, axis=-1) - ordered  # the probability of all strictly more probable tokens
-            smallest = mx.min(mx.where(before < self._top_p, ordered, 2.0), axis=-1, keepdims=True)
-            logits = mx.where(probabilities < smallest, -math.inf, logits)
-        if s.min_p > 0:
-            floor = mx.max(logits, axis=-1, keepdims=True) + math.log(s.min_p)
-            logits = mx.where(logits < floor, -math.inf, logits)
-        return logits
-
 
 def _mask(ids: Collection[int], vocab_size: int) -> mx.array:
     """Booleans [V], true at `ids`."""
     return mx.array([id in ids for id in range(vocab_size)])
-
-
-def xtc_excluded(logits: mx.array, threshold: float) -> mx.array:
-    """The tokens that XTC excludes: those above the threshold, without the least probable one. Booleans [1, V]."""
-    probabilities = mx.softmax(logits, axis=-1)
-    above = mx.where(probabilities > threshold, probabilities, math.inf)
-    return probabilities > mx.min(above, axis=-1, keepdims=True)
-
-
-def draws_for(sampling: Sampling) -> int:
-    """The number of tokens to sample at once, so that top_p almost never excludes all; 0 if sorting is better.
-
-    top_p excludes a sampled token with a probability of at most 1 - top_p. For min_p and XTC there is no such limit.
-    """
-    top_p = 1.0 if sampling.top_p is None else sampling.top_p
-    if top_p == 1 or sampling.min_p > 0 or sampling.xtc_probability > 0:
-        return 0
-    draws = math.ceil(math.log(ALL_EXCLUDED) / math.log1p(-top_p))
-    return draws if draws <= MAX_DRAWS else 0
 
 
 def check_bias(bias: Mapping[int, float] | None, vocab_size: int) -> None:

@@ -10,36 +10,19 @@ Notes:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from .names import refuse_unknown
+
 #: (prompt tokens processed, all prompt tokens) -> None
 PrefillProgress = Callable[[int, int], None]
 
 MAX_TOKENS = 8192  # of a reply, thought included: enough for a long thought, an end for a loop
 PREFILL_STEP_SIZE = 2048  # tokens; mlx-lm's default
-
-#: What to write in place of names of other libraries, and of options that belong elsewhere.
-MEANT = {
-    "max_tokens": "max_new_tokens max_length max_completion_tokens num_predict",
-    "thinking": "enable_thinking",
-    "temperature": "temp",
-    "temperature (0 takes the most probable token)": "do_sample",
-    "stop": "stop_strings stop_sequences",
-    "logprobs": "top_logprobs",
-    "system_prompt of a Chat, or a first message of the role 'system'": "system system_prompt",
-    "stream_generate, which always streams": "stream streamer",
-    "prompt, which may be a list of messages": "messages",
-    "max_kv_size": "context context_limit",
-    "kv=8, kv=4 or kv=KVQuantization(…)": "kv_bits kv_bits_keys kv_bits_values kv_group_size kv_layers",
-    "the option of this name where the Chat is made": "max_kv_size kv draft_model prompt_cache "
-    "overflow settle tool_timeout max_tool_rounds approve",
-}
-HINTS = {name: meant for meant, names in MEANT.items() for name in names.split()}
 
 
 def check(name: str, value: object, holds: bool, meaning: str) -> None:
@@ -270,17 +253,6 @@ class ReplyOptions(TypedDict, total=False):
     logprobs: int | None
     prefill_step_size: int
     progress: PrefillProgress | None
-
-
-def refuse_unknown(given: Collection[str], known: Collection[str]) -> None:
-    """Raises TypeError for a name that is not known, with what may have been meant."""
-    for name in given:
-        if name in known:
-            continue
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        meant = HINTS.get(name) or (close[0] if close else None)
-        hint = f"did you mean {meant}?" if meant else f"the options are {', '.join(sorted(known))}"
-        raise TypeError(f"there is no option {name!r}; {hint}")
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

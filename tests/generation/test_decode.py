@@ -18,7 +18,8 @@ import pytest
 from conftest import Greedy, random_ids, tiny_model
 
 from exaone4_mlx import Sampling
-from exaone4_mlx.generation.decode import Sampler, TokenStream, draws_for, prefill, xtc_excluded
+from exaone4_mlx.generation.decode import Sampler, TokenStream, prefill
+from exaone4_mlx.generation.truncation import Truncation, draws_for, xtc_excluded
 
 
 def their_sample_utils() -> Any:
@@ -210,7 +211,7 @@ def test_sampling_at_once_allows_the_same_tokens_as_sorting() -> None:
     for seed in range(3):
         logits = mx.round(4 * mx.random.normal((1, 2000), key=mx.random.key(seed))) / 2
         draw = Sampler(Sampling(temperature=1.0, top_p=0.9, top_k=500, seed=seed), [], 2000)
-        kept = draw._cut_off(logits)[0].tolist()
+        kept = Truncation(draw._sampling, mx.array(False)).cut_off(logits)[0].tolist()
         left = {token for token, logit in enumerate(kept) if logit > -math.inf}
         drawn = set(mx.concatenate([draw(logits) for _ in range(500)]).tolist())
         assert drawn <= left, "a token was sampled that sorting excludes"
