@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -294,7 +295,13 @@ def edit_json() -> Callable[..., None]:
 @pytest.fixture
 def demo_tokenizer(demo: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands take the tokenizer of `demo`."""
-    monkeypatch.setattr("exaone4_mlx.text.tokenizer.Tokenizer.from_pretrained", lambda folder: demo[1])
+
+    def from_pretrained(folder: Path, nfc: bool = True) -> Tokenizer:
+        made: Tokenizer = demo[1] if nfc else copy.copy(demo[1])
+        made.nfc = nfc
+        return made
+
+    monkeypatch.setattr("exaone4_mlx.text.tokenizer.Tokenizer.from_pretrained", from_pretrained)
 
 
 @pytest.fixture

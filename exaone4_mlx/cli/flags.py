@@ -116,6 +116,12 @@ def _json_object(text: str) -> dict[str, Any]:
 def add_reply_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """The flags of a conversation and its replies, without those of their output."""
     parser.add_argument("--system-prompt", metavar="TEXT", help="the system prompt of the conversation")
+    parser.add_argument(
+        "--no-nfc",
+        dest="nfc",
+        action="store_false",
+        help="give decomposed characters (NFD, as in file names of macOS) to the model as they are, not composed (NFC)",
+    )
     add_option_flags(parser, "thinking", **defaults)
     tools = parser.add_argument_group("tools", "functions that the model can call")
     tools.add_argument("--tools", type=Path, metavar="FILE.py", help="the functions of this file; the file is executed")

@@ -120,7 +120,7 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
             _check_weights(read_sizes(options.model, options.revision), options)
         folder = find_folder(options.model, options.revision)
         config = Exaone4Config.from_file(folder / "config.json")
-        tokenizer = Tokenizer.from_pretrained(folder)
+        tokenizer = Tokenizer.from_pretrained(folder, nfc=options.nfc)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; --model demo needs no download") from error
     if options.max_kv_size is not None:

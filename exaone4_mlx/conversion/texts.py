@@ -72,7 +72,7 @@ def encode(passage: Passage, tokenizer: Tokenizer) -> list[int]:
 
     Raises ValueError for a passage without text, and for a template that refuses it.
     """
-    ids = _chat(passage, tokenizer) if passage.messages else _plain(passage.text or "", tokenizer)
+    ids = _chat(passage, tokenizer) if passage.messages else tokenizer.encode_plain(passage.text or "")
     if not ids:
         raise ValueError(f"a passage of the kind {passage.kind!r} has no text")
     return ids
@@ -149,12 +149,12 @@ def _chat(passage: Passage, tokenizer: Tokenizer) -> list[int]:
     thought, answer = _thought_and_answer(last)
     ids = tokenizer.apply_chat_template(before, passage.tools, enable_thinking=bool(thought))
     if thought:
-        ids += _plain(thought + "\n", tokenizer) + tokenizer.encode("</think>")
+        ids += tokenizer.encode_plain(thought + "\n") + tokenizer.encode("</think>")
         answer = "\n\n" + answer
     if calls := last.get("tool_calls"):
-        ids += _plain(answer + "\n" * bool(answer.strip()), tokenizer) + _calls(passage, calls, tokenizer)
+        ids += tokenizer.encode_plain(answer + "\n" * bool(answer.strip())) + _calls(passage, calls, tokenizer)
     else:
-        ids += _plain(answer, tokenizer)
+        ids += tokenizer.encode_plain(answer)
     return ids + tokenizer.encode(tokenizer.eos_token)
 
 
@@ -177,16 +177,6 @@ def _calls(passage: Passage, calls: Sequence[Any], tokenizer: Tokenizer) -> list
         raise ValueError("the chat template does not render a turn with tool calls as a continuation of its own prompt")
     (eos,) = tokenizer.encode(tokenizer.eos_token)
     return whole[len(prompt) : len(whole) - 1 - whole[::-1].index(eos)]
-
-
-def _plain(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The ids of `text` as ordinary text: every control string is encoded in two parts."""
-    controls = "|".join(map(re.escape, sorted(tokenizer.control_tokens)))
-    pieces, start = [], 0
-    for match in re.finditer(f"(?={controls})", text) if controls else ():
-        pieces.append(text[start : match.start() + 1])
-        start = match.start() + 1
-    return [id for piece in (*pieces, text[start:]) for id in tokenizer.encode(piece)]
 
 
 def _words(passage: Passage) -> list[str]:

@@ -14,6 +14,7 @@ Notes:
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ class ToolConstraint:
         self._vocab_size = vocab_size
         self._known_mask: bytes | None = None  # at this position
         size = min(vocab_size, tokenizer.vocab_size)
-        forced = size == tokenizer.vocab_size and tokenizer.stop_token_ids <= _control_ids(tokenizer)
+        forced = size == tokenizer.vocab_size and tokenizer.stop_token_ids <= tokenizer.control_ids
         self._matcher = _compiled(_vocabulary(tokenizer, size), schemas, forced)
 
     def begin(self) -> None:
@@ -101,10 +102,6 @@ def _control_id(tokenizer: Tokenizer, text: str, vocab_size: int) -> int:
     return ids[0]
 
 
-def _control_ids(tokenizer: Tokenizer) -> set[int]:
-    return {id for text in tokenizer.control_tokens for id in tokenizer.encode(text)}
-
-
 # The vocabulary as the grammar sees it
 
 
@@ -124,8 +121,9 @@ class _Vocabulary:
     bos_token_id = None
 
     def __init__(self, tokenizer: Tokenizer, size: int) -> None:
-        self._tokenizer = tokenizer
-        special = _control_ids(tokenizer) | tokenizer.stop_token_ids
+        self._tokenizer = copy.copy(tokenizer)
+        self._tokenizer.nfc = False  # forced text is the grammar's
+        special = tokenizer.control_ids | tokenizer.stop_token_ids
         self.eos_token_id = tokenizer.encode(CALL_END)[0]
         self.special_token_ids = [id for id in range(size) if id in special]
         # An id without a text has no bytes, and is never allowed.
@@ -133,9 +131,7 @@ class _Vocabulary:
 
     def __call__(self, text: bytes) -> list[int]:
         """The ids of forced text. Control strings in a schema (in an enum, for example) are ordinary text."""
-        whole = text.decode()
-        pieces = list(whole) if any(control in whole for control in self._tokenizer.control_tokens) else [whole]
-        return [id for piece in pieces for id in self._tokenizer.encode(piece)]
+        return self._tokenizer.encode_plain(text.decode())
 
 
 # Schemas -> grammar

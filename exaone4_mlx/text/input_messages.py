@@ -15,6 +15,7 @@ import contextlib
 import json
 import re
 import reprlib
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -157,6 +158,16 @@ def _results_in_order(messages: Sequence[Message], calls: int, end: int) -> list
     if missing := [id for id in ids if id not in given]:
         raise ValueError(f"message {calls}: the call {missing[0]!r} has no result")
     return [messages[results[given.index(id)]] for id in ids]
+
+
+def composed(value: Any) -> Any:
+    """`value` with each text in it, at any depth, in Unicode's form NFC. No key of an object is lost."""
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value)
+    if isinstance(value, Mapping):
+        made = {composed(key): composed(item) for key, item in value.items()}
+        return made if len(made) == len(value) else {key: composed(item) for key, item in value.items()}
+    return [composed(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def is_begun_thought(message: Message) -> bool:

@@ -4,7 +4,10 @@ Notes:
 - EXAONE's `<think>` … `<tool_result>` are added tokens that are not "special", and so are runs of spaces and tabs.
   Here the first are control tokens, like `[|user|]`. The second are ordinary text.
 - In a rendered prompt, control tokens come from the template only (see input_messages.py). `encode` reads them in any
-  text.
+  text. A normalizer (NFKC, lowercase) may turn other text into a control string: this text, too, is encoded without
+  control tokens.
+- macOS takes Hangul apart in file names (NFD): 서울 is five characters there, and many more tokens. Text is composed to
+  NFC before it is encoded. What a template, a schema of a tool or the model itself wrote stays as it is.
 - Anyone can publish a checkpoint with a chat template. The template runs in a sandbox, with a deadline.
 - This module uses tokenizers and jinja2. It does not use transformers.
 """
@@ -22,10 +25,10 @@ from typing import Any, Literal, overload
 
 import tokenizers
 
-from ..files.folders import atomic_file, find_folder
+from ..files.folders import atomic_file, find_folder, read_json
 from ..tools.describe import Tool, schemas
 from .encoding import EncodesBatches, Encoding, read_ids
-from .input_messages import Guard, Message, check_continued, check_messages, is_begun_thought
+from .input_messages import Guard, Message, check_continued, check_messages, composed, is_begun_thought
 from .template import ChatTemplate
 
 EOS = "[|endofturn|]"
@@ -34,7 +37,10 @@ Conversation = Sequence[Message]
 
 
 class Tokenizer(EncodesBatches):
-    """The tokenizer of one checkpoint. `from_pretrained` creates it."""
+    """The tokenizer of one checkpoint. `from_pretrained` creates it.
+
+    With `nfc`, which may be changed at any time, text is composed to Unicode's form NFC before it is encoded.
+    """
 
     def __init__(
         self,
@@ -42,15 +48,21 @@ class Tokenizer(EncodesBatches):
         config: Mapping[str, Any],
         template: ChatTemplate | None,
         extra_stop_ids: Iterable[int] = (),
+        nfc: bool = True,
     ) -> None:
+        backend.no_truncation()  # tokenizer.json may ask for both
+        backend.no_padding()
         self._backend = backend
+        self.nfc = nfc
         self._config = dict(config)
         self._template = template
         added = backend.get_added_tokens_decoder()
         self._added_text = {id: token.content for id, token in added.items()}
-        control = [token for token in added.values() if token.content.strip(" \t")]
-        self.control_tokens = frozenset(token.content for token in control)
-        self._special = frozenset(token.content for token in control if token.special)
+        control = {id: token for id, token in added.items() if token.content.strip(" \t")}
+        self.control_ids = frozenset(control)
+        self._control_id = {token.content: id for id, token in control.items()}
+        self.control_tokens = frozenset(self._control_id)
+        self._special = frozenset(token.content for token in control.values() if token.special)
         longest_first = sorted(self.control_tokens, key=len, reverse=True)
         self._control_split = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
         eos = config.get("eos_token") or EOS
@@ -68,11 +80,17 @@ class Tokenizer(EncodesBatches):
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo: str | Path, *, revision: str | None = None, padding_side: str | None = None
+        cls,
+        path_or_repo: str | Path,
+        *,
+        revision: str | None = None,
+        padding_side: str | None = None,
+        nfc: bool = True,
     ) -> Tokenizer:
         """The tokenizer of a folder, a hub id (nothing else is downloaded), or "demo", with its chat template.
 
-        `padding_side` "left" is for batches that `model.generate` continues. Raises FileNotFoundError if there is no
+        `padding_side` "left" is for batches that `model.generate` continues. `nfc=False` encodes decomposed characters
+        as they are. Raises FileNotFoundError if there is no
         tokenizer.json, and ValueError if it is damaged or not byte-level. A missing template is an error only when a
         prompt is rendered.
         """
@@ -84,14 +102,16 @@ class Tokenizer(EncodesBatches):
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises plain Exception
             raise ValueError(f"{file} cannot be read as a tokenizer: {error}") from error
-        if not isinstance(backend.decoder, tokenizers.decoders.ByteLevel):
+        byte_level = isinstance(backend.decoder, tokenizers.decoders.ByteLevel)
+        if not byte_level or not isinstance(backend.model, tokenizers.models.BPE):
             raise ValueError(f"{file} is not the tokenizer of an EXAONE 4 model: it is not a byte-level one")
-        config = _read_config(folder / "tokenizer_config.json")
-        stop_ids = _read_config(folder / "generation_config.json").get("eos_token_id")
+        files = (folder / "tokenizer_config.json", folder / "generation_config.json")
+        config, generation = (read_json(file) if file.is_file() else {} for file in files)
+        stop_ids = generation.get("eos_token_id")
         stop_ids = stop_ids if isinstance(stop_ids, list) else [stop_ids] if isinstance(stop_ids, int) else []
         if padding_side is not None:
             config = {**config, "padding_side": padding_side}
-        return cls(backend, config, ChatTemplate.find(folder, config), stop_ids)
+        return cls(backend, config, ChatTemplate.find(folder, config), stop_ids, nfc)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes tokenizer.json, tokenizer_config.json and, if there is a template, chat_template.jinja.
@@ -129,7 +149,15 @@ class Tokenizer(EncodesBatches):
 
         Raises ValueError for half characters (lone surrogates), which are not text.
         """
-        return _encode(self._backend, text)
+        return _encode(self._backend, composed(text) if self.nfc else text)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of `text` as ordinary text: control strings in it become ordinary tokens."""
+        return self._encode_plain(composed(text) if self.nfc else text)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        ids = _encode(self._backend, text)
+        return ids if self.control_ids.isdisjoint(ids) else _encode(self._plain_backend, text)
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
         """The text of one row: an id, a sequence of ids, or an integer array. Invalid UTF-8 becomes U+FFFD.
@@ -277,6 +305,9 @@ class Tokenizer(EncodesBatches):
         """The prompt of one conversation, and the mark inside control strings that are not the template's."""
         checked = check_messages(messages)
         guard = Guard.of(self._control_split, [checked, offered, options])
+        if self.nfc:
+            checked = [message if message["role"] == "assistant" else composed(message) for message in checked]
+            options = composed(options)
         protected, thought = [guard.protect_message(message) for message in checked], None
         if continued:
             check_continued(checked[-1], variables["enable_thinking"])
@@ -295,17 +326,24 @@ class Tokenizer(EncodesBatches):
         return rendered, guard.mark
 
     def _prompt_ids(self, rendered: str, mark: str) -> list[int]:
-        ids: list[int] = []
-        for piece in self._control_split.split(rendered):
-            plain = piece.replace(mark, "")
-            ids += self.encode(piece) if plain == piece else _encode(self._plain_backend, plain)
+        first, *pieces = self._control_split.split(rendered)
+        ids = self._encode_plain(first.replace(mark, ""))
+        for control, text in zip(pieces[::2], pieces[1::2], strict=True):  # of the template, and after it
+            ids += [self._control_id[control], *self._encode_plain(text.replace(mark, ""))]
         return ids
 
     @functools.cached_property
     def _plain_backend(self) -> tokenizers.Tokenizer:
-        """The same tokenizer without control tokens. It is slow to create and rarely needed."""
+        """The same tokenizer without control tokens. It is slow to create and rarely needed.
+
+        Its model may know a control string as a word (`ignore_merges`): that word gets a name which no text has.
+        """
         description = json.loads(self._backend.to_str())
-        ordinary = [token for token in description["added_tokens"] if token["content"] not in self.control_tokens]
+        model, ordinary = description["model"], description["added_tokens"]
+        words = {text for text, id in model["vocab"].items() if id in self.control_ids}
+        model["vocab"] = {f"\0{text}" if text in words else text: id for text, id in model["vocab"].items()}
+        model["merges"] = [pair for pair in model["merges"] if words.isdisjoint((*pair, "".join(pair)))]
+        ordinary = [token for token in ordinary if token["id"] not in self.control_ids]
         return tokenizers.Tokenizer.from_str(
             json.dumps(description | {"added_tokens": ordinary, "post_processor": None})
         )
@@ -339,18 +377,6 @@ def _encode(backend: tokenizers.Tokenizer, text: str) -> list[int]:
     except UnicodeEncodeError as error:
         raise ValueError(f"the text has half a character (a lone surrogate) at position {error.start}") from error
     return backend.encode(text, add_special_tokens=False).ids
-
-
-def _read_config(file: Path) -> Mapping[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} is not a JSON object")
-    return config
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,17 @@ CLARA = [
     {"role": "assistant", "content": "Nice to meet you, Clara."},
     {"role": "user", "content": "What is my name?"},
 ]
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_decomposed_text_is_composed_unless_the_flag_says_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "대한민국의 수도는?") for form in ("NFC", "NFD"))
+    for how in ([], ["--raw"]):
+        counts = [
+            json.loads(output(capsys, "-p", prompt, "--json", "-m", "1", *how, *more))["prompt_tokens"]
+            for prompt, more in ((composed, []), (decomposed, []), (composed, ["--no-nfc"]), (decomposed, ["--no-nfc"]))
+        ]
+        assert counts[0] == counts[1] == counts[2] < counts[3]
 
 
 # --- the reply --------------------------------------------------------------------------------------------------

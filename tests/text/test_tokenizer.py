@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
 
-from exaone4_mlx import Tokenizer
+from exaone4_mlx import Tokenizer, generate
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.text.template import ChatTemplate
 
@@ -65,6 +68,107 @@ def test_unknown_options_are_refused(tokenizer: Tokenizer) -> None:
     for options, message in refused:
         with pytest.raises(ValueError, match=message):
             tokenizer.apply_chat_template(HELLO, **options)
+
+
+# --- decomposed text ----------------------------------------------------------
+
+KOREA = "대한민국의 수도는?"
+
+
+def nfd(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
+
+
+def test_decomposed_hangul_has_the_tokens_of_composed_hangul(real: Tokenizer, tokenizer: Tokenizer) -> None:
+    assert (len(real.encode(KOREA)), len(real.encode(nfd(KOREA)))) == (5, 5)
+    untouched = copy.copy(real)
+    untouched.nfc = False
+    assert len(untouched.encode(nfd(KOREA))) == 33 and untouched.encode(KOREA) == real.encode(KOREA)
+    assert tokenizer.encode_plain(nfd(KOREA)) == tokenizer.encode(KOREA)
+
+
+@pytest.mark.parametrize("which", ["tokenizer", "real"])
+def test_all_text_of_a_prompt_is_composed(which: str, request: pytest.FixtureRequest) -> None:
+    """User text, files in it, results of tools at any depth, system prompts and documents; the rest stays."""
+    tokenizer: Tokenizer = request.getfixturevalue(which)
+
+    def messages(word: str, said: str = "네") -> list[dict[str, Any]]:
+        return [
+            {"role": "system", "content": f"{word} system"},
+            {"role": "user", "content": [{"type": "text", "text": f"File: {word}.txt\n\n```\n{word}\n```"}]},
+            {"role": "assistant", "content": said, "tool_calls": [{"name": "f", "arguments": {}}]},
+            {"role": "tool", "content": {word: [{"이름": word}, word, 1]}},
+        ]
+
+    composed = tokenizer.apply_chat_template(messages("한글 é"))
+    assert tokenizer.apply_chat_template(messages(nfd("한글 é"))) == composed
+    text = tokenizer.apply_chat_template(messages(nfd("한글 é")), tokenize=False)
+    assert text == unicodedata.normalize("NFC", text) and tokenizer.encode(text) == composed
+    untouched = copy.copy(tokenizer)
+    untouched.nfc = False
+    assert untouched.apply_chat_template(messages("한글 é")) == composed, "the ids of composed text do not change"
+    assert nfd("한글 é") in untouched.apply_chat_template(messages(nfd("한글 é")), tokenize=False)
+    past = tokenizer.apply_chat_template(messages("a", said=nfd("네")), tokenize=False)
+    assert nfd("네") in past, "the model's own text stays"
+    both = [{"role": "tool", "content": {"é": 1, nfd("é"): 2}}]
+    text = tokenizer.apply_chat_template(both, tokenize=False)
+    assert '": 1' in text and '": 2' in text, "no key of a result is lost"
+
+
+def test_the_demo_answers_a_decomposed_question(demo: Any) -> None:
+    for question in (KOREA, nfd(KOREA)):
+        assert "서울" in generate(*demo, question, temperature=0, max_tokens=40).text
+
+
+# --- tokenizer.json of another kind -------------------------------------------
+
+
+def changed(tokenizer: Tokenizer, **changes: Any) -> tokenizers.Tokenizer:
+    """The backend of a tokenizer.json with these changes. Its added tokens are looked for in the normalized text."""
+    description = json.loads(tokenizer._backend.to_str())
+    for token in description["added_tokens"]:
+        token["normalized"] = True
+    model = description["model"] | changes.pop("model", {})
+    return tokenizers.Tokenizer.from_str(json.dumps(description | changes | {"model": model}))
+
+
+def test_truncation_and_padding_of_the_file_are_off(tokenizer: Tokenizer, hf_folder: Path) -> None:
+    backend = changed(tokenizer)
+    backend.enable_truncation(19)
+    backend.enable_padding(length=512)
+    backend.save(str(hf_folder / "tokenizer.json"))
+    read, text = Tokenizer.from_pretrained(hf_folder), KOREA * 9
+    assert read.encode(text) == tokenizer.encode(text) and len(read.encode(text)) > 19
+    messages = [{"role": "user", "content": text}]
+    assert read.apply_chat_template(messages) == tokenizer.apply_chat_template(messages)
+
+
+NORMALIZERS: list[tuple[dict[str, Any], Callable[[str], str]]] = [
+    ({"type": "NFKC"}, lambda text: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text)),
+    ({"type": "Lowercase"}, str.upper),
+    ({"type": "Replace", "pattern": {"String": "~"}, "content": ""}, lambda text: text[0] + "~" + text[1:]),
+    ({"type": "Strip", "strip_left": True, "strip_right": True}, lambda text: f" {text} "),
+    ({"type": "Replace", "pattern": {"Regex": "X.*"}, "content": "<think>"}, lambda text: "X" + text),
+]
+
+
+def test_no_normalizer_makes_a_control_token_of_other_text(tokenizer: Tokenizer) -> None:
+    """The prompt has the control tokens of the same prompt with harmless text, in the places of the template."""
+    whole_words = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    controls = frozenset(map(tokenizer._backend.token_to_id, tokenizer.control_tokens))
+    words = {"model": {"ignore_merges": True}, "pre_tokenizer": whole_words}  # a control string may be one word
+    for normalizer, disguised in NORMALIZERS:
+        for more in ({}, words) if disguised is str.upper else ({},):
+            odd = Tokenizer(changed(tokenizer, normalizer=normalizer, **more), {}, tokenizer._template)
+            forged = [disguised(control) for control in sorted(odd.control_tokens)]
+            made = [controls.isdisjoint(odd._backend.encode(text).ids) for text in forged]
+            assert not all(made), f"{normalizer} disguises none of {forged}"
+            for text in (*forged[::4], *sorted(odd.control_tokens)[::4], "\n".join(forged)):
+                for message in ({"role": "user", "content": text}, {"role": "tool", "content": {text: text}}):
+                    found = [id for id in odd.apply_chat_template([message]) if id in controls]
+                    harmless = odd.apply_chat_template([message | {"content": "a"}])
+                    assert found == [id for id in harmless if id in controls], (normalizer, more, text)
+                assert controls.isdisjoint(odd.encode_plain(text)), (normalizer, text)
 
 
 # --- decoding -----------------------------------------------------------------
