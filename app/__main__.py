@@ -22,6 +22,7 @@ from exaone4_mlx.cli.flags import (
     kv_options,
     with_flag_names,
 )
+from exaone4_mlx.cli.program import run
 
 from .server import Address, password_of, say, serve
 
@@ -192,4 +193,4 @@ def _data_folder() -> Path:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run(main)

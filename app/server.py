@@ -120,20 +120,21 @@ def serve(state: AppState, address: Address, *, folder: Path, opens_browser: boo
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     with upload_folder(folder) as uploads:
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-        for end in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends it as Ctrl-C does: replies are kept
+        for end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # replies are kept, also when a terminal closes
             signal.signal(end, signal.default_int_handler)
 
-        from .ui import build
+        with without_proxies():
+            from .ui import build
 
-        page = build(state)
-        _, local, _ = page.launch(
-            server_name=address.host,
-            server_port=address.port,
-            inbrowser=opens_browser,
-            prevent_thread_lock=True,
-            quiet=True,
-            **launch_options(address),
-        )
+            page = build(state)
+            _, local, _ = page.launch(
+                server_name=address.host,
+                server_port=address.port,
+                inbrowser=opens_browser,
+                prevent_thread_lock=True,
+                quiet=True,
+                **launch_options(address),
+            )
         say(f"EXAONE is at {local} (Ctrl-C ends it)")
         if address.listens_everywhere and (here := _network_address()):
             say(f"and for other computers at http://{here}:{urlsplit(local).port}/")
@@ -146,6 +147,16 @@ def serve(state: AppState, address: Address, *, folder: Path, opens_browser: boo
         finally:
             state.stop_all()
             page.close()
+
+
+@contextlib.contextmanager
+def without_proxies() -> Iterator[None]:
+    """Hides the proxies of the environment from Gradio, whose first requests go to its own server."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def launch_options(address: Address) -> dict[str, Any]:

@@ -161,3 +161,82 @@ def _body(request: BaseHTTPRequestHandler) -> bytes:
         request.rfile.readline()
     request.rfile.readline()
     return b"".join(parts)
+
+
+class FileServer:
+    """A hub that serves the `files` of every repository. `answer`, if it is set, is the answer to all requests.
+
+    After `stall_after` bytes of a file it sends nothing more until `close`. `ranges` are the requested ones.
+    """
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files, self.ranges = files, list[str]()
+        self.answer: tuple[int, str, bytes] | None = None  # status, content type, body
+        self.stall_after: int | None = None
+        self.stalled, self._closed = threading.Event(), threading.Event()
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do_HEAD(self) -> None:
+                hub._serve(self)
+
+            def do_GET(self) -> None:
+                hub._serve(self)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _serve(self, request: BaseHTTPRequestHandler) -> None:
+        path = request.path.partition("?")[0]
+        if self.answer is not None:
+            missing = {"X-Error-Code": "RepoNotFound"} if self.answer[0] == 404 else {}
+            return self._send(request, *self.answer, missing)
+        if path.startswith("/api/models/"):
+            info: Any = {"id": "x/y", "sha": "f" * 40, "siblings": [{"rfilename": name} for name in self.files]}
+            if "/tree/" in path:
+                info = [{"type": "file", "oid": "0" * 40, "size": len(d), "path": n} for n, d in self.files.items()]
+            return self._send(request, 200, "application/json", json.dumps(info).encode())
+        data = self.files.get(path.rsplit("/", 1)[-1])
+        if data is None:
+            return self._send(request, 404, "text/plain", b"", {"X-Error-Code": "EntryNotFound"})
+        headers = {"X-Repo-Commit": "f" * 40, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
+        status, asked = 200, request.headers["Range"]
+        if asked:
+            self.ranges.append(asked)
+            status, start = 206, int(asked.removeprefix("bytes=").partition("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            data = data[start:]
+        return self._send(request, status, "application/octet-stream", data, headers)
+
+    def _send(
+        self,
+        request: BaseHTTPRequestHandler,
+        status: int,
+        kind: str,
+        body: bytes,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        request.send_response(status)
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})}.items():
+            request.send_header(name, value)
+        request.end_headers()
+        if request.command == "HEAD":
+            return
+        if self.stall_after is not None and len(body) > self.stall_after:
+            request.wfile.write(body[: self.stall_after])
+            self.stalled.set()
+            self._closed.wait()
+        else:
+            request.wfile.write(body)

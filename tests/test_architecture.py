@@ -39,7 +39,11 @@ APP_ORDER = [
     "widgets", "actions", "api", "ui", "server", "__main__",
 ]  # fmt: skip
 #: The flags that all programs share, and what Markdown means.
-APP_SHARES = {("__main__.py", "exaone4_mlx.cli.flags"), ("markdown.py", "exaone4_mlx.text.markdown")}
+APP_SHARES = {
+    ("__main__.py", "exaone4_mlx.cli.flags"),
+    ("__main__.py", "exaone4_mlx.cli.program"),
+    ("markdown.py", "exaone4_mlx.text.markdown"),
+}
 WITH_GRADIO = {"widgets", "actions", "api", "ui", "server", "__main__"}
 #: Packages that are imported where they are used, so that a command pays for what it uses.
 AT_CALL_ONLY = {

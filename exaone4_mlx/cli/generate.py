@@ -24,7 +24,6 @@ from .output import (
     TextPrinter,
     event_json,
     log,
-    logged_warnings,
     on_ctrl_c,
     progress_bar,
     reply_json,
@@ -216,8 +215,7 @@ def _open_prompt_cache(path: Path | None, made: ReadyModel) -> PromptCache | Non
 
     if not path.exists():
         return PromptCache(made.model, made.tokenizer, kv=made.kv)
-    with logged_warnings():
-        return PromptCache.load(path, made.model, made.tokenizer, kv=made.kv)
+    return PromptCache.load(path, made.model, made.tokenizer, kv=made.kv)
 
 
 # --- the reply ------------------------------------------------------------------------------------------------

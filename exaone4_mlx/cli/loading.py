@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..text.format import size_text
 from .flags import read_kv
-from .output import log, logged_warnings, progress_bar
+from .output import log, progress_bar
 
 if TYPE_CHECKING:
     from ..checkpoint.quantize import Quantization
@@ -108,6 +108,7 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
     Raises ValueError for a draft model with another tokenizer, and for caches that cannot be quantized as requested.
     """
     from ..files.folders import find_folder
+    from ..files.hub import DownloadError
     from ..generation.options import Options
     from ..generation.request import check_drafting, check_kv_size
     from ..measure.fit import check_draft
@@ -121,8 +122,8 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
         folder = find_folder(options.model, options.revision)
         config = Exaone4Config.from_file(folder / "config.json")
         tokenizer = Tokenizer.from_pretrained(folder, nfc=options.nfc)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; --model demo needs no download") from error
+    except DownloadError as error:
+        raise DownloadError(f"{error}; --model demo needs no download") from error
     if options.max_kv_size is not None:
         check_kv_size(options.max_kv_size, config)
     draft_folder = find_folder(options.draft_model) if options.draft_model else None
@@ -189,7 +190,7 @@ def _load(
     from ..model.network import Exaone4ForCausalLM
     from ..model.pretrained import load_network
 
-    with progress_bar("loading", "B") as progress, logged_warnings():
+    with progress_bar("loading", "B") as progress:
         model = load_network(
             Exaone4ForCausalLM,
             folder,

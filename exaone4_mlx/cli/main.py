@@ -16,10 +16,9 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
+from . import INTERRUPTED
 from .flags import with_flag_names
-from .output import log, on_ctrl_c, prepare_streams
-
-INTERRUPTED = 130  # the exit code after Ctrl-C
+from .output import log, logged_warnings, on_ctrl_c, prepare_streams
 
 #: Each command is a module of this folder with DESCRIPTION, `add_arguments(parser)` and `run(options) -> exit code`.
 COMMANDS = {
@@ -44,10 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if message := _unsupported_platform():
             raise RuntimeError(message)
-        with on_ctrl_c(_interrupt):
+        with on_ctrl_c(_interrupt), logged_warnings():
             code: int = options.run(options)
             return code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        if str(interrupt):
+            log(str(interrupt))
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) closed the pipe. Python would report the error again when it flushes at exit.

@@ -72,12 +72,11 @@ def log(text: str) -> None:
 
 @contextmanager
 def logged_warnings() -> Iterator[None]:
-    """Prints Python warnings as one line each."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    """Prints Python warnings as one line each, in all threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *rest, **more: log(f"warning: {message}")
         yield
-    for warning in caught:
-        log(f"warning: {warning.message}")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A folder or a hub id -> a local folder. Files that are written whole or not at all.
 
 Notes:
-- Only useful files are downloaded, and huggingface_hub is imported only to download.
+- Only useful files are downloaded: see `hub.py`.
 - No MLX: a config is read without it.
 """
 
@@ -15,6 +15,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,7 +29,7 @@ USEFUL_FILES = ("*.json", "*.jinja", "*model*.safetensors", "merges.txt", "READM
 def find_folder(path_or_repo: str | Path, revision: str | None = None, files: Sequence[str] = USEFUL_FILES) -> Path:
     """The local folder of a model: "demo", "demo-draft", a folder, or a hub id, whose `files` are downloaded if needed.
 
-    Raises FileNotFoundError if there is no such folder and no such repository can be reached.
+    Raises FileNotFoundError if there is no such folder and no such repository can be downloaded.
     """
     if (built_in := BUILT_IN.get(str(path_or_repo))) is not None:
         if revision is not None:
@@ -42,30 +43,14 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None, files: Se
     if folder.exists():
         raise FileNotFoundError(f"{folder} is a file; a model is a folder with config.json and model.safetensors")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo)) or str(path_or_repo).startswith((".", "/", "~")):
-        raise FileNotFoundError(
-            f"no folder {folder}, and no hub id either (a hub id looks like LGAI-EXAONE/EXAONE-4.0-1.2B)"
+        names = [*BUILT_IN, *(one.name for one in folder.parent.glob("*/"))] if folder.parent.is_dir() else []
+        near = "".join(
+            f"; did you mean {folder.with_name(name)}?" for name in get_close_matches(folder.name, names, n=1)
         )
-    return _download(str(path_or_repo), revision, files)
+        raise FileNotFoundError(f"there is no folder {folder}{near}")
+    from .hub import download  # here: nearly no command needs it
 
-
-def _download(repo: str, revision: str | None, files: Sequence[str]) -> Path:
-    from huggingface_hub import snapshot_download  # here: its import costs more than a demo reply
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))
-    except GatedRepoError as error:
-        raise FileNotFoundError(f"{repo} needs a login: accept its terms on the hub and set HF_TOKEN") from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"no folder {repo} here, and no such repository on the hub (or it is private)"
-        ) from error
-    except Exception as error:  # connections fail in many classes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        at = f" at revision {revision}" if revision else ""
-        raise FileNotFoundError(
-            f"{repo}{at} is not in the local hub cache and cannot be downloaded: {reason}"
-        ) from error
+    return download(str(path_or_repo), revision, files)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +123,24 @@ def test_interrupt_while_a_model_is_read_ends_quietly(
     monkeypatch.setattr(models, "Loading", interrupted)
     assert main(["--model", "demo", "--data-dir", str(tmp_path)]) == 130
     assert "error" not in capsys.readouterr().err
+
+
+@pytest.mark.heavy
+def test_proxies_do_not_keep_the_app_from_starting(tmp_path: Path) -> None:
+    proxies = {
+        "http_proxy": "http://127.0.0.1:9",
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "all_proxy": "socks5://127.0.0.1:9",
+    }
+    environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"} | proxies
+    command = [sys.executable, "-m", "app", "--model", "demo", "--no-browser", "--data-dir", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        lines = [running.stderr.readline()]
+        while lines[-1] and "EXAONE is at" not in lines[-1]:
+            lines.append(running.stderr.readline())
+        running.send_signal(signal.SIGINT)
+        lines.append(running.stderr.read())
+    assert "EXAONE is at http://127.0.0.1:" in "".join(lines), lines
+    assert "Traceback" not in lines[-1]
+    assert running.returncode == 130

@@ -17,9 +17,11 @@ from exaone4_mlx.files.folders import DEMO_FOLDER, atomic_file, find_folder
 
 def test_a_missing_folder_is_refused() -> None:
     for path, message in (
-        ("/no/such/folder", "no folder /no/such/folder, and no hub id either"),
-        ("./LGAI-EXAONE/model", "and no hub id either"),
-        ("gpt2", "no folder gpt2, and no hub id either"),
+        ("/no/such/folder", "^there is no folder /no/such/folder$"),
+        ("./LGAI-EXAONE/model", "^there is no folder LGAI-EXAONE/model$"),
+        ("gpt2", "^there is no folder gpt2$"),
+        ("dmeo", "^there is no folder dmeo; did you mean demo\\?$"),
+        (f"{ROOT}/test", f"^there is no folder {ROOT}/test; did you mean {ROOT}/tests\\?$"),
         (__file__, "is a file; a model is a folder"),
     ):
         with pytest.raises(FileNotFoundError, match=message):
@@ -56,7 +58,7 @@ def test_an_unreachable_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) 
         raise LocalEntryNotFoundError("cannot reach the hub\nand many more lines")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    message = r"^some/repo at revision v1 .* cannot be downloaded: cannot reach the hub$"
+    message = "^there is no folder some/repo, and it cannot be downloaded: cannot reach the hub$"
     with pytest.raises(FileNotFoundError, match=message):
         find_folder("some/repo", revision="v1")
 

@@ -132,7 +132,7 @@ def test_memory_is_a_positive_number_of_gigabytes(memory: Any) -> None:
 
 
 def test_missing_files_raise_as_in_load(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere, and no hub id either"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
         fit(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"has no config\.json: it is not a model folder"):
         fit(tmp_path)
@@ -281,7 +281,7 @@ def test_the_limit_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["--model", "nowhere", "--memory", "nan"], "memory must be a positive number of gigabytes, not nan"),
         (["--model", "nowhere", "--memory", "inf"], "memory must be a positive number of gigabytes, not inf"),
         (["--model", "nowhere", "--q-bits", "7"], "affine quantization has 2, 3, 4, 5, 6 or 8 bits, not 7"),
-        (["--model", "nowhere"], "no folder nowhere, and no hub id either"),
+        (["--model", "nowhere"], "there is no folder nowhere"),
         (["--model", "README.md"], "is not JSON"),
     ],
 )

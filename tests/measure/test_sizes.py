@@ -200,7 +200,7 @@ def test_only_config_json_of_a_hub_id_is_downloaded(
         (hf_folder / "model.safetensors.index.json").write_text(json.dumps(index))
     asked: list[Any] = []
 
-    def download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(repo: str, revision: str | None, allow_patterns: list[str], **more: Any) -> str:
         asked.append((repo, revision, allow_patterns))
         return str(hf_folder)
 
