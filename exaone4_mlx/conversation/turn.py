@@ -70,6 +70,12 @@ class Turn(EventStream[TurnEvent]):
         return self._state.reply_so_far
 
     @property
+    def prompt_progress(self) -> tuple[int, int] | None:
+        """Processed tokens of the prompt and all of them, from any thread; None before and after a prefill."""
+        generation = self._state.generation
+        return None if generation is None else generation.prompt_progress
+
+    @property
     def token_ids(self) -> tuple[int, ...]:
         """The tokens of all replies of the turn until now."""
         return tuple(self._state.token_ids)

@@ -173,6 +173,11 @@ class Generation(EventStream[ReplyEvent]):
         return self._loop.counts.done("unfinished")
 
     @property
+    def prompt_progress(self) -> tuple[int, int] | None:
+        """Processed tokens of the prompt and all of them, from any thread; None before and after the prefill."""
+        return self._loop.prompt_progress
+
+    @property
     def token_ids(self) -> tuple[int, ...]:
         """The token ids of thought and answer so far."""
         return tuple(self._loop.token_ids)

@@ -63,6 +63,7 @@ class ReplyLoop:
         self._loops = LoopDetector()
         self._stop_ids = model.config.stop_token_ids | self._tokenizer.stop_token_ids | request.extra_eos_ids
         self.counts = Counts(prompt_tokens=len(request.ids))
+        self.prompt_progress: tuple[int, int] | None = None  # (done, total) in the prefill
         self.token_ids: list[int] = []  # of thought and answer
         self.cancelled = False
 
@@ -90,6 +91,7 @@ class ReplyLoop:
 
     def _prefilled(self) -> Stream:
         def report(done: int, total: int) -> None:
+            self.prompt_progress = done, total
             if self._options.progress:
                 self._options.progress(done, total)
             if self.cancelled:
@@ -100,6 +102,7 @@ class ReplyLoop:
             logits, self.counts.cached_tokens = self._cache.prefill(self._ids, self._options.prefill_step_size, report)
         finally:
             self.counts.prefill_seconds = time.perf_counter() - started
+            self.prompt_progress = None
         sampler = Sampler(
             self.sampling,
             self._ids,

@@ -2,7 +2,9 @@
 
 Notes:
 - One output is updated, at most ten times per second. Drawing takes at most a tenth of the time, however long the reply
-  is.
+  is. While a prompt is read there are no events: then a thread draws.
+- Where no output can be updated (marimo, a script, a terminal), only the finished reply is shown, as the value of its
+  cell.
 - The interrupt button cancels the reply, as `cancel()` does, instead of raising KeyboardInterrupt somewhere. The text
   so far is kept.
 - IPython is imported where it is used.
@@ -11,11 +13,13 @@ Notes:
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from ..text.events import Answer, Done, Thinking
@@ -33,33 +37,62 @@ def display_stream(events: Iterable[TurnEvent]) -> Reply:
     `events` are those of `stream_generate`, of a turn of a chat (with the results of tools), or others that end with
     `Done`. The interrupt button of the notebook, like Ctrl-C, ends the reply. The text so far is shown, marked as cut,
     and returned with the finish_reason "cancelled"; a chat keeps it in its history. A reply that is the value of this
-    cell is not shown twice. In another cell it shows the same content, with the results of tools.
-
-    Raises RuntimeError outside of a notebook, before anything is computed, and errors of the events.
+    cell is not shown twice. In another cell it shows the same content, with the results of tools. Outside of Jupyter
+    nothing is shown meanwhile. Raises errors of the events.
     """
     shell = _kernel_shell()
     live = LiveTurn(events)
     shown = _LiveOutput()
-    shown.show(live)
-    timer = UpdateTimer()
+
+    def draw() -> None:
+        if shell is not None:
+            shown.show(live)
+
+    draw()
     reason = "error"
     try:
         with _interruptible(events):
-            for event in events:
-                live.add(event)
-                if timer.is_due() or isinstance(event, (ToolCall, ToolResult)):
-                    with timer.drawing():
-                        shown.show(live)
+            follow(events, live, draw)
     except KeyboardInterrupt:  # the events have no cancel, a tool asks the user, or it is a second interrupt
         reason = "cancelled"
     finally:
         if (close := getattr(events, "close", None)) is not None:
             close()
         live.end(reason)
-        shown.show(live)
+        draw()
     reply = live.reply()
-    object.__setattr__(reply, "_ipython_display_", _ShownAlready(live.content(), shell.execution_count))
+    if shell is None:
+        object.__setattr__(reply, "_repr_html_", partial(str, live.html()))  # which marimo and others look for
+    else:
+        object.__setattr__(reply, "_ipython_display_", _ShownAlready(live.content(), shell.execution_count))
     return reply
+
+
+def follow(events: Iterable[TurnEvent], live: LiveTurn, draw: Callable[[], None]) -> None:
+    """Gives the events to `live`, and calls `draw` when an update is due, also while a prompt is read."""
+    timer, lock, ended = UpdateTimer(), threading.Lock(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(UPDATE_SECONDS):
+            with lock:
+                progress = getattr(events, "prompt_progress", None)
+                if progress not in (None, live.prompt_progress) and timer.is_due() and not ended.is_set():
+                    live.prompt_progress = progress
+                    with timer.drawing():
+                        draw()
+
+    # The context says to which cell an output belongs.
+    threading.Thread(target=contextvars.copy_context().run, args=(watch,), daemon=True).start()
+    try:
+        for event in events:
+            with lock:
+                live.add(event)
+                if timer.is_due() or isinstance(event, (ToolCall, ToolResult)):
+                    with timer.drawing():
+                        draw()
+    finally:
+        with lock:
+            ended.set()
 
 
 class LiveTurn:
@@ -69,11 +102,13 @@ class LiveTurn:
         self._so_far: Callable[[], Done | None] = lambda: getattr(events, "so_far", None)
         self.messages: list[dict[str, Any]] = []
         self.done: Done | None = None
+        self.prompt_progress: tuple[int, int] | None = None  # while a prompt is read
         self._partial: PartialReply | None = None  # of the reply in progress
         self._events: list[TurnEvent] = []
         self._thoughts_before: tuple[int, float] | None = (0, 0.0)  # tokens and seconds in earlier rounds, if known
 
     def add(self, event: TurnEvent) -> None:
+        self.prompt_progress = None
         if isinstance(event, Done):
             self.done = event
             return
@@ -121,14 +156,21 @@ class LiveTurn:
     def html(self) -> str:
         """The HTML of the turn. A complete turn of one reply looks like the reply."""
         if self.done is None:
-            return messages_html(self.messages, in_progress=True) if self.messages else "<div>…</div>"
+            shown = messages_html(self.messages, in_progress=True) if self.messages else ""
+            return shown + ("" if shown and self.prompt_progress is None else f"<div>{self._waiting()}</div>")
         if not any(isinstance(event, ToolResult) for event in self._events):
             return reply_html(self.reply())
         return turn_html(self.messages, self.done)
 
     def content(self) -> dict[str, str]:
         """The content by MIME type, for a front end."""
-        return {"text/html": self.html(), "text/plain": "…" if self.done is None else repr(self.reply())}
+        return {"text/html": self.html(), "text/plain": self._waiting() if self.done is None else repr(self.reply())}
+
+    def _waiting(self) -> str:
+        if self.prompt_progress is None:
+            return "…"
+        done, total = self.prompt_progress
+        return f"Reading the prompt: {done:,} of {total:,} tokens …"
 
 
 class UpdateTimer:
@@ -207,15 +249,10 @@ def _interruptible(events: object) -> Iterator[None]:
 
 
 def _kernel_shell() -> Any:
-    """The shell of the notebook's kernel. Raises RuntimeError outside of a notebook."""
+    """The shell of the notebook's kernel, or None outside of Jupyter."""
     try:
         from IPython import get_ipython
     except ImportError:
-        shell = None
-    else:
-        shell = get_ipython()
-    if shell is None or type(shell).__name__ == "TerminalInteractiveShell":
-        raise RuntimeError(
-            "display_stream works only in a notebook; iterate over the events and print them, or use generate()"
-        )
-    return shell
+        return None
+    shell = get_ipython()
+    return None if type(shell).__name__ == "TerminalInteractiveShell" else shell

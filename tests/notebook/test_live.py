@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import signal
 import sys
 import time
@@ -209,11 +210,22 @@ def test_an_error_shows_the_text_so_far_and_is_raised(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("shell", [None, "absent", type("TerminalInteractiveShell", (), {})()])
-def test_outside_of_a_notebook_it_raises_before_work(kernel: Kernel, monkeypatch: Any, shell: Any) -> None:
+def test_outside_of_jupyter_it_returns_the_finished_reply(kernel: Kernel, monkeypatch: Any, shell: Any) -> None:
     monkeypatch.setattr(sys.modules["IPython"], "get_ipython", lambda: shell)
     if shell == "absent":
         monkeypatch.setitem(sys.modules, "IPython", None)
-    events = iter([Answer("x"), DONE])
-    with pytest.raises(RuntimeError, match="works only in a notebook"):
-        display_stream(events)
-    assert next(events) == Answer("x")
+    reply: Any = display_stream(iter([Answer("x"), DONE]))
+    assert reply.text == "x" and kernel.outputs == []
+    assert reply._repr_html_() == reply_html(reply), "marimo shows it as the value of its cell"
+    assert pickle.loads(pickle.dumps(reply)) == reply
+
+
+def test_the_progress_of_the_prompt_is_shown(demo: Any, kernel: Kernel, monkeypatch: Any) -> None:
+    monkeypatch.setattr(live, "UPDATE_SECONDS", 0.001)
+    monkeypatch.setattr(live, "DRAWING_SHARE", 0)
+    turn = Chat(*demo, temperature=0, settle=False).send("Hello! " * 300, max_tokens=2, prefill_step_size=64)
+    display_stream(turn)
+    seen = [re.search(r"Reading the prompt: (\d+) of (\d+) tokens", shown["text/html"]) for shown in kernel.outputs[0]]
+    found = [tuple(map(int, match.groups())) for match in seen if match]
+    assert len(found) > 2 and found == sorted(set(found)) and all(done <= total for done, total in found)
+    assert turn.prompt_progress is None and "Reading" not in kernel.html
