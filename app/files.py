@@ -3,8 +3,6 @@
 Notes:
 - The bytes of a file decide its type. The suffix gives only the language of the code fence, and identifies a damaged
   PDF.
-- Legacy encodings are not declared. Bytes that are not UTF-8 are Korean (cp949) if they decode without an error to
-  Hangul that Western text cannot produce; otherwise they are Western (cp1252, latin-1).
 - The pages and characters of a PDF are limited: a small file may unpack to any size.
 """
 
@@ -14,10 +12,11 @@ import io
 import logging
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from exaone4_mlx import decode_text
 
 MAX_FILE_BYTES = 20_000_000
 MAX_PDF_PAGES = 2000
@@ -45,10 +44,6 @@ LANGUAGES = {
 ACCEPTED: tuple[str, ...] = (*LANGUAGES, ".pdf")
 KINDS = "text, Markdown, code, CSV, JSON, YAML, TOML, XML, HTML, logs and PDF"
 
-BOMS_16 = (b"\xff\xfe", b"\xfe\xff")
-HARMLESS_CONTROLS = frozenset("\t\n\v\f\r\b\x1b")  # overstriking, and the colours of terminals, occur in text
-ONE_LETTER_IN_A_WORD = re.compile(r"(?<=[A-Za-z])[^\x00-\x7f](?=[A-Za-z])")
-
 
 @dataclass(frozen=True)
 class Attachment:
@@ -67,9 +62,10 @@ def read_file(path: str | Path, name: str | None = None) -> Attachment:
     if data.startswith(b"%PDF-") or name.lower().endswith(".pdf"):
         text = _pdf_text(data, name)
     else:
-        text = decoded(data)
-        if _is_binary(text):
-            raise ValueError(f"{name} holds no text; accepted are {KINDS}")
+        try:
+            text = decode_text(data, name)
+        except ValueError as error:
+            raise ValueError(f"{error}; accepted are {KINDS}") from error
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise ValueError(f"{name} holds nothing but blanks")
@@ -100,56 +96,6 @@ def clean_name(name: str) -> str:
         suffix = Path(name).suffix if len(Path(name).suffix) <= 20 else ""
         name = name[: MAX_NAME_LENGTH - len(suffix)] + suffix
     return name or "file"
-
-
-def decoded(data: bytes) -> str:
-    """Bytes as text: UTF-8, UTF-16 if it says so, and then what legacy encoding it looks like. Never fails."""
-    if data.startswith(BOMS_16):
-        try:
-            return data.decode("utf-16")
-        except UnicodeDecodeError:
-            return data.decode("latin-1")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        pass
-    repaired = data.decode("utf-8-sig", "replace")  # a log cut off within a character is still UTF-8
-    counts = Counter(repaired)
-    if sum(count for c, count in counts.items() if c > "\x7f") > 10 * counts["\ufffd"]:
-        return repaired
-    for encoding in ("cp949", "cp1252"):
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if encoding != "cp949" or _is_korean(text):
-            return text
-    return data.decode("latin-1")
-
-
-def _is_korean(text: str) -> bool:
-    """Whether what was read as cp949 was meant so.
-
-    Common syllables are two high bytes. In Western text those are two accented letters, which are rare together and
-    then stand within a word ("AÇÃO"), or make Hanja ("GRÖß"). One accented letter before a plain one makes a
-    syllable as well ("Ángel"), but one that KS X 1001 lacks and Korean seldom needs.
-    """
-    common = rare = 0
-    for c, count in Counter(ONE_LETTER_IN_A_WORD.sub("", text)).items():
-        if "가" <= c <= "힣":
-            first, second = c.encode("cp949")
-            if 0xB0 <= first <= 0xC8 and second >= 0xA1:
-                common += count
-            else:
-                rare += count
-    return common > rare
-
-
-def _is_binary(text: str) -> bool:
-    controls = sum(
-        count for c, count in Counter(text).items() if unicodedata.category(c) == "Cc" and c not in HARMLESS_CONTROLS
-    )
-    return "\0" in text or controls > len(text) / 10
 
 
 def _read_bytes(path: Path, name: str) -> bytes:

@@ -256,5 +256,5 @@ def _weights_bytes(folder: Path) -> int | None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_bytes())
     return config if isinstance(config, dict) else {}

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from exaone4_mlx import check_messages
+from exaone4_mlx import check_messages, decode_text
 
 from .store import (
     FORMAT,
@@ -173,7 +173,7 @@ def from_text(text: str | bytes, name: str = "") -> Conversation:
     try:
         if len(text) > MAX_BYTES:
             raise ValueError(f"it is too large: at most {MAX_BYTES:,} bytes are read")
-        text = _decoded(text)
+        text = decode_text(text) if isinstance(text, bytes) else text.removeprefix("\ufeff")
         if header := _HEADER.search(text):
             content = _from_markdown(text.replace("\r\n", "\n") if header[0].endswith("\r") else text)
         elif text.lstrip().startswith(("{", "[")):
@@ -188,13 +188,6 @@ def from_text(text: str | bytes, name: str = "") -> Conversation:
     except ValueError as error:
         raise ValueError(one_line(f"{name or 'the text'} cannot be imported: {error}", limit=500)) from error
     return conversation
-
-
-def _decoded(text: str | bytes) -> str:
-    try:
-        return (text.decode() if isinstance(text, bytes) else text).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"it is not text in UTF-8 (at byte {error.start})") from error
 
 
 def _conversation(content: dict[str, Any]) -> Conversation:

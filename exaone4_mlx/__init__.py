@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .conversion.evaluate import evaluate as evaluate
     from .conversion.evaluation import Evaluation as Evaluation
     from .files.safetensors import CheckpointError as CheckpointError
+    from .files.text import decode_text as decode_text
     from .generation.generate import (
         Generation as Generation,
         generate as generate,
@@ -57,6 +58,7 @@ _HOME = {
     "conversion.evaluate": ("evaluate",),
     "conversion.evaluation": ("Evaluation",),
     "files.safetensors": ("CheckpointError",),
+    "files.text": ("decode_text",),
     "generation.generate": ("Generation", "generate", "stream_generate"),
     "generation.options": ("Options", "ReplyOptions", "Sampling"),
     "generation.prompt_cache": ("PromptCache",),

@@ -146,7 +146,10 @@ def _read_prompt(options: argparse.Namespace) -> str:
     elif options.prompt == "-":
         text = _read_text(None, "standard input")
     else:  # the bytes that the shell passed, independent of the locale
-        return _decoded(os.fsencode(options.prompt), "--prompt")
+        try:
+            return os.fsencode(options.prompt).decode()
+        except UnicodeDecodeError as error:
+            raise ValueError("--prompt is not UTF-8 text") from error
     return text.removesuffix("\n").removesuffix("\r")
 
 
@@ -165,18 +168,13 @@ def _read_messages(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _read_text(path: Path | None, source: str) -> str:
     """A text file, or standard input without a path; errors name the `source`."""
+    from ..files.text import decode_text
+
     try:
         data = sys.stdin.buffer.read() if path is None else path.read_bytes()
     except OSError as error:
         raise OSError(f"cannot read {source}: {error.strerror}") from error
-    return _decoded(data, source)
-
-
-def _decoded(data: bytes, source: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not UTF-8 text") from error
+    return decode_text(data, source)
 
 
 def _as_messages(given: str | list[dict[str, Any]], system_prompt: str | None) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.folders import atomic_file
+from ..files.text import decode_text
 from ..generation.options import SAMPLING_FIELDS, Options, Sampling
 from ..text.input_messages import check_messages
 
@@ -53,15 +54,14 @@ def read_chat(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no saved chat {path}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(decode_text(path.read_bytes()))
         if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
             raise ValueError(f"its format is not {FILE_FORMAT!r}")
         if content.get("version") != FILE_VERSION:
             raise ValueError(f"it has version {content.get('version')!r}, and this program reads {FILE_VERSION}")
         messages, dropped = content.get("messages"), content.get("dropped", 0)
-        if messages != []:
-            check_messages(messages)  # type: ignore[arg-type]
-        if not isinstance(dropped, int) or not 0 <= dropped <= len(messages):  # type: ignore[arg-type]
+        messages = [] if messages == [] else check_messages(messages)  # type: ignore[arg-type]
+        if not isinstance(dropped, int) or not 0 <= dropped <= len(messages):
             raise ValueError(f"dropped is {dropped!r}")
         settings, tools = content.get("settings", {}), content.get("tools", [])
         if not isinstance(settings, dict) or set(settings) - SAVED_SETTINGS:

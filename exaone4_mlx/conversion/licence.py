@@ -81,7 +81,7 @@ def front_matter(text: str) -> dict[str, str | list[str]]:
 def source_card(folder: Path) -> str | None:
     """The model card of a source folder, if it has one."""
     file = folder / "README.md"
-    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+    return file.read_text(encoding="utf-8-sig", errors="replace") if file.is_file() else None
 
 
 def licence_fields(origin: str, files: Sequence[str], source_card: str | None) -> dict[str, str | list[str]]:

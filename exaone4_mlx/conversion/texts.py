@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..files.text import decode_text
 from ..text.input_messages import Message, check_messages
 from ..text.tokenizer import Tokenizer
 from ..tools.describe import schemas
@@ -54,10 +55,7 @@ def read_passages(path: Path) -> list[Passage]:
     readers = {".jsonl": _lines, ".txt": _parts, ".md": _parts}
     if path.suffix.lower() not in readers:
         raise ValueError(f"{path} must end with one of {', '.join(readers)}")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (at byte {error.start})") from error
+    content = decode_text(path.read_bytes(), str(path))
     passages = list(readers[path.suffix.lower()](content, path))
     if not passages:
         raise ValueError(f"{path} contains no text")

@@ -95,7 +95,7 @@ def upload(folder: Path, repo: str, *, private: bool = False, notice: Callable[[
     """
     folder = Path(folder).expanduser()
     files = _finished(folder)
-    card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    card = (folder / "README.md").read_text(encoding="utf-8-sig", errors="replace")
     report = read_json(folder / "report.json") if (folder / "report.json").is_file() else {}
     conversion = report.get("conversion")
     origin = str(conversion.get("origin") or "") if isinstance(conversion, dict) else ""
@@ -138,7 +138,7 @@ def _check_privacy(folder: Path, files: list[str]) -> None:
     homes = {str(path).rstrip("/") + "/" for path in (Path.home(), Path.home().resolve())} - {"/"}
     spellings = homes | {json.dumps(home)[1:-1] for home in homes}
     for file in set(files) & set(PATH_CHECKED):
-        text = (folder / file).read_text(encoding="utf-8", errors="replace")
+        text = (folder / file).read_text(encoding="utf-8-sig", errors="replace")
         if any(home in text for home in spellings):
             raise ValueError(f"{folder / file} contains a path of your home folder; remove it before you publish")
 

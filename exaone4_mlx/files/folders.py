@@ -56,8 +56,8 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None, files: Se
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises FileNotFoundError, or ValueError if the file holds no JSON object."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        values = json.loads(path.read_bytes())  # with a byte order mark, too
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} does not hold a JSON object")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, TextIO
 
+from ..files.text import BOMS_16, decode_text
 from ..text.format import call_text, result_text, shortened
 from .status import end_text
 
@@ -123,18 +124,23 @@ class PipeScreen:
 class PipeInput:
     """The lines of standard input."""
 
+    def __init__(self) -> None:
+        self._ready: list[str] = []  # of UTF-16, whose line ends are no bytes of their own: it is read as a whole
+
     def read(self, prompt: str, default: str = "") -> str:
-        """The next line. Raises EOFError at the end, and ValueError for a line that is not UTF-8."""
+        """The next line. Raises EOFError at the end, and ValueError for a line that is no text."""
+        if self._ready:
+            return self._ready.pop(0)
         if sys.stdin.isatty():
             sys.stderr.write(prompt)
             sys.stderr.flush()
         line = sys.stdin.buffer.readline()
         if not line:
             raise EOFError
-        try:
-            return line.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise ValueError("a line of standard input is not UTF-8 text") from error
+        if line.startswith(BOMS_16):
+            first, *self._ready = decode_text(line + sys.stdin.buffer.read(), "standard input").splitlines() or [""]
+            return first
+        return decode_text(line, "a line of standard input").rstrip("\r\n")
 
     def ask(self) -> str:
         return "no"

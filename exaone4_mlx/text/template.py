@@ -62,7 +62,7 @@ class ChatTemplate:
         file = folder / "chat_template.jinja"
         if file.is_file():
             try:
-                return cls(file.read_text(encoding="utf-8"), str(file))
+                return cls(file.read_text(encoding="utf-8-sig"), str(file))
             except UnicodeDecodeError as error:
                 raise ValueError(f"{file} is not UTF-8 text") from error
         source = tokenizer_config.get("chat_template")

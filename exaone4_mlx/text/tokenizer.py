@@ -99,7 +99,7 @@ class Tokenizer(EncodesBatches):
         if not file.is_file():
             raise FileNotFoundError(f"{folder} has no tokenizer.json")
         try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
+            backend = tokenizers.Tokenizer.from_buffer(file.read_bytes().removeprefix(codecs.BOM_UTF8))
         except Exception as error:  # tokenizers raises plain Exception
             raise ValueError(f"{file} cannot be read as a tokenizer: {error}") from error
         byte_level = isinstance(backend.decoder, tokenizers.decoders.ByteLevel)

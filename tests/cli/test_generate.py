@@ -37,6 +37,21 @@ def test_decomposed_text_is_composed_unless_the_flag_says_otherwise(capsys: pyte
         assert counts[0] == counts[1] == counts[2] < counts[3]
 
 
+@pytest.mark.usefixtures("demo_model")
+def test_text_files_are_read_in_any_usual_encoding(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A byte order mark is no part of the text: it was one more token, and made JSON unreadable."""
+    prompt, messages = tmp_path / "prompt.txt", tmp_path / "messages.json"
+    expected = json.loads(output(capsys, "-p", "안녕?", "--json", "-m", "3"))
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "cp949"):
+        prompt.write_bytes("안녕?\n".encode(encoding))
+        messages.write_bytes('[{"role": "user", "content": "안녕?"}]'.encode(encoding))
+        for flags in (["--prompt-file", str(prompt)], ["--messages", str(messages)]):
+            found = json.loads(output(capsys, *flags, "--json", "-m", "3"))
+            assert [found[key] for key in ("prompt_tokens", "text")] == [expected["prompt_tokens"], expected["text"]]
+    prompt.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    assert errors(capsys, *GENERATE, "--prompt-file", str(prompt)) == f"error: {prompt} holds no text\n"
+
+
 # --- the reply --------------------------------------------------------------------------------------------------
 
 

@@ -269,7 +269,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.csv", "text\n", r"a\.csv must end with one of \.jsonl, \.txt, \.md"),
-        ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8 text \(at byte 3\)"),
+        ("a.txt", b"a\0b", r"a\.txt holds no text"),
         ("a.txt", " \n---\n", r"a\.txt contains no text"),
         ("a.jsonl", "\n", r"a\.jsonl contains no text"),
         ("a.jsonl", '{"text": "fine"}\n\n{"text": ', r"a\.jsonl, line 3: Expecting value"),

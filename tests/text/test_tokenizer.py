@@ -143,6 +143,16 @@ def test_truncation_and_padding_of_the_file_are_off(tokenizer: Tokenizer, hf_fol
     assert read.apply_chat_template(messages) == tokenizer.apply_chat_template(messages)
 
 
+def test_byte_order_marks_of_the_files_are_no_text(hf_folder: Path) -> None:
+    expected = Tokenizer.from_pretrained(hf_folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+        file = hf_folder / name
+        if file.exists():
+            file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    read = Tokenizer.from_pretrained(hf_folder)
+    assert read.fingerprints == expected.fingerprints and read.stop_token_ids == expected.stop_token_ids
+
+
 NORMALIZERS: list[tuple[dict[str, Any], Callable[[str], str]]] = [
     ({"type": "NFKC"}, lambda text: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text)),
     ({"type": "Lowercase"}, str.upper),
