@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import signal
 import sys
 import warnings
@@ -25,7 +24,7 @@ from ..terminal.commands import completions
 from ..terminal.repl import Repl
 from ..terminal.status import extras_text
 from . import flags, loading
-from .output import results, results_alone
+from .output import can_draw, results, results_alone
 
 if TYPE_CHECKING:
     from ..terminal.input import TerminalInput
@@ -60,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Loads the model and runs the conversation. Errors in flags and files are raised before that."""
     flags.check_flags(options)
-    terminal = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    terminal = sys.stdin.isatty() and can_draw(sys.stdout)
     if terminal:
         signal.signal(signal.SIGTERM, _exit)
     with _kept_warnings() as kept, nullcontext() if terminal else results_alone():

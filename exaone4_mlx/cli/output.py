@@ -8,20 +8,23 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from ..text.format import ENDS, call_text, shortened, size_text
+from ..text.format import ENDS, call_text, clean, shortened, size_text
 
 if TYPE_CHECKING:
     from ..text.events import Done
     from ..text.message import TurnEvent
 
+#: What a progress bar writes to move the cursor, and nothing else in one write.
+MOVES = re.compile(r"(?:\n|\x1b\[A)*")
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
 
 _own: TextIO | None = None  # the stream of results inside `results_alone`
@@ -43,7 +46,7 @@ def results_alone() -> Iterator[None]:
         number = before.fileno()
     if number is not None:
         kept = os.dup(number)
-        stream = _own = open(kept, "w", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed below)
+        stream = _own = clean_stream(open(kept, "w", encoding="utf-8", errors="replace"))  # noqa: SIM115 (closed below)
         os.dup2(sys.stderr.fileno(), number)
     sys.stdout = sys.stderr
     try:
@@ -82,7 +85,7 @@ def logged_warnings() -> Iterator[None]:
 @contextmanager
 def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A function (done, total) that draws a bar with the time left, on a terminal and after half a second."""
-    if not sys.stderr.isatty():
+    if not can_draw(sys.stderr):
         yield lambda done, total: None
         return
     from tqdm import tqdm
@@ -119,14 +122,56 @@ def on_ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+class CleanStream:
+    """A stream of a terminal on which all that is printed is clean: by `print`, argparse, warnings and tracebacks.
+
+    What draws (rich, prompt_toolkit, our own styles) writes to `drawing`, the stream itself, and cleans its texts.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.drawing = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.drawing, name)
+
+    def write(self, text: str) -> int:
+        if sys._getframe(1).f_globals.get("__name__", "").startswith("tqdm"):  # bars, those of the hub too
+            cleaned = text if MOVES.fullmatch(text) else "\r" * text.startswith("\r") + clean(text)
+        else:
+            cleaned = clean(text)
+        self.drawing.write(cleaned)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+
+def clean_stream(stream: TextIO) -> TextIO:
+    """The stream, which cleans what is written to it if it is a terminal."""
+    return cast(TextIO, CleanStream(stream)) if stream.isatty() and not isinstance(stream, CleanStream) else stream
+
+
+def can_draw(stream: TextIO) -> bool:
+    """Whether it is a terminal that can move its cursor."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def has_styles(stream: TextIO) -> bool:
+    """Whether it is a terminal with styles, and the user wants them (no-color.org)."""
+    return can_draw(stream) and not os.environ.get("NO_COLOR")
+
+
 def prepare_streams() -> None:
-    """Replaces closed standard streams by empty ones, and sets UTF-8 independently of the locale."""
+    """Replaces closed standard streams by empty ones, sets UTF-8 independently of the locale, and cleans terminals."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open as long as the process)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
+    os.environ.setdefault("PYTHON_COLORS", "0")  # of tracebacks and argparse: they are escape codes too
+    sys.stdout, sys.stderr = clean_stream(sys.stdout), clean_stream(sys.stderr)
 
 
 def _finite(value: Any) -> Any:
@@ -148,9 +193,8 @@ class TextPrinter:
     """
 
     def __init__(self, runs_calls: bool) -> None:
-        self._runs_calls, self._terminal = runs_calls, results().isatty()
-        terminal = self._terminal
-        self._open, self._close = (DIM, NORMAL + "\n\n") if terminal else ("<think>\n", "\n</think>\n\n")
+        self._runs_calls, self._styles = runs_calls, has_styles(results())
+        self._open, self._close = ("", "\n\n") if self._styles else ("<think>\n", "\n</think>\n\n")
         self._inside_thought = False
         self._at_line_start = True
 
@@ -164,8 +208,12 @@ class TextPrinter:
             self.close()
             return
         if isinstance(event, Thinking) != self._inside_thought:
+            if self._inside_thought:
+                self._style(NORMAL)
             self._write(self._close if self._inside_thought else self._open)
             self._inside_thought = not self._inside_thought
+            if self._inside_thought:
+                self._style(DIM)
         if isinstance(event, ToolResult):
             self.close()
             result = json.dumps(event.content, ensure_ascii=False)
@@ -181,11 +229,15 @@ class TextPrinter:
 
     def close(self) -> None:
         """Ends the line and the dim style."""
-        if self._inside_thought and self._terminal:
-            self._write(NORMAL)
+        if self._inside_thought and self._styles:
+            self._style(NORMAL)
             self._inside_thought = False
         if not self._at_line_start:
             self._write("\n")
+
+    def _style(self, code: str) -> None:
+        if self._styles:
+            getattr(results(), "drawing", results()).write(code)
 
     def _write(self, text: str) -> None:
         results().write(text)

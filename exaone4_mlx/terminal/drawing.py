@@ -20,6 +20,7 @@ from rich.syntax import Syntax
 from rich.text import Text
 from rich.theme import Theme
 
+from ..text.format import clean
 from ..text.markdown import markdown_parser
 from .markdown import FORMULA_ENDS
 
@@ -79,7 +80,7 @@ class LiveLines(Live):
 
 
 def lines_of(console: Console, content: RenderableType, width: int) -> list[Line]:
-    """The rendered lines, without spaces at their ends. Markdown has no empty lines around it."""
+    """The rendered lines, cleaned and without spaces at their ends. Markdown has no empty lines around it."""
     lines = [_stripped(line) for line in console.render_lines(content, console.options.update(width=width), pad=False)]
     if isinstance(content, Markdown):
         shown = [number for number, line in enumerate(lines) if line]
@@ -88,7 +89,7 @@ def lines_of(console: Console, content: RenderableType, width: int) -> list[Line
 
 
 def _stripped(line: Line) -> Line:
-    line = list(line)
+    line = [segment._replace(text=clean(segment.text)) for segment in line]
     while line and not line[-1].text.strip(" "):
         line.pop()
     if line:

@@ -5,6 +5,7 @@ Notes:
 - Ctrl-C clears the typed text and keeps it in the history. It interrupts only at an empty line.
 - Text that was typed before a question appeared is discarded: it is no answer.
 - Only its owner can read the history file.
+- prompt_toolkit draws on the terminal itself: its output cleans each piece of text.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input.typeahead import clear_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output import Output, create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 
+from ..text.format import clean
 from .commands import QUOTES, continues
 
 HISTORY_VARIABLE = "EXAONE4_MLX_HISTORY"
@@ -66,6 +69,7 @@ class TerminalInput:
             multiline=True,
             completer=_Completer(complete),
             complete_while_typing=False,
+            output=_clean_output(),
             complete_style=CompleteStyle.READLINE_LIKE,
             reserve_space_for_menu=0,
             enable_suspend=True,
@@ -80,7 +84,7 @@ class TerminalInput:
 
     def ask(self) -> str:
         """Asks whether the shown call may run: "yes", "no" or "always". The answer erases the question."""
-        question: PromptSession[str] = PromptSession(erase_when_done=True)
+        question: PromptSession[str] = PromptSession(erase_when_done=True, output=_clean_output())
         self._discard_typed(question)
         while True:
             try:
@@ -116,6 +120,14 @@ class TerminalInput:
             import termios
 
             termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+
+
+def _clean_output() -> Output:
+    """The terminal; names of files and texts of a saved chat cannot hold escape codes there."""
+    output = create_output()
+    write = output.write
+    output.write = lambda data: write(data if set(data) <= {"\r", "\n"} else clean(data))  # type: ignore[method-assign]
+    return output
 
 
 def _line_keys() -> KeyBindings:

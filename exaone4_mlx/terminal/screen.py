@@ -43,11 +43,14 @@ class Screen:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.console = console or TerminalConsole(file=sys.stdout, highlight=False, theme=THEME)
+        self.console = console or TerminalConsole(
+            file=getattr(sys.stdout, "drawing", sys.stdout), highlight=False, theme=THEME
+        )
         self.count_tokens = count_tokens  # of a thought
         self._markdown, self._clock = markdown, clock
         self._live = LiveLines(self.console, self._live_lines)
         self._lock = threading.RLock()
+        self._errors = sys.stderr
         self._dirty = self._silent = False
         self._last = ""  # "line" or "block": the last print in this reply
         self._clear()
@@ -93,7 +96,7 @@ class Screen:
             self._asked, self._silent = call, True
             self._print(Text(f"▸ {call_text(call)}", style="cyan"))
         try:
-            with redirect_stdout(self.console.file), redirect_stderr(sys.__stderr__):
+            with redirect_stdout(self.console.file), redirect_stderr(self._errors):
                 yield
         finally:
             self._silent, self._dirty = False, True
@@ -138,10 +141,10 @@ class Screen:
     # --- lines and texts outside the events --------------------------------------
 
     def note(self, text: str, style: str = "dim") -> None:
-        self._print(Text(clean(text), style=style))
+        self._print(Text(text, style=style))
 
     def error(self, text: str) -> None:
-        self._print(Text(f"error: {clean(text)}", style="red"))
+        self._print(Text(f"error: {text}", style="red"))
 
     def summary(self, text: str) -> None:
         """The counts below a reply, separated by empty lines."""
@@ -167,8 +170,8 @@ class Screen:
     def _show_answer(self, event: Answer) -> None:
         if event.problem:
             self._finish_blocks()
-            self._print(Text(clean(event.text.strip()), style="dim"))
-            self._print(Text(f"✗ invalid tool call: {clean(event.problem)}", style="red"))
+            self._print(Text(event.text.strip(), style="dim"))
+            self._print(Text(f"✗ invalid tool call: {event.problem}", style="red"))
             return
         self._print_blocks(self._blocks.feed(clean(event.text)))
 

@@ -1,8 +1,8 @@
 """Sizes, times, tool calls and JSON values as short texts for people.
 
 Notes:
-- Text from a model or a tool passes `clean` before it reaches a terminal: escape codes and marks that change the
-  writing direction can make one line look like another.
+- Text from a model, a file or a tool passes `clean` before it reaches a terminal: escape codes and marks that change
+  the writing direction can make one line look like another.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ..tools.call import ToolCall
 
 #: Control characters except the line end and the tab, and marks of the writing direction.
-UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f]")
+
 
 #: Why a reply ended early, by its finish reason.
 ENDS = {
