@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..measure.sizes import Sizes
     from ..model.kv import KVQuantization
 
-DESCRIPTION = "Computes the memory that a model needs, without loading it."
+DESCRIPTION = "Computes the memory that a model needs, without loading it. The exit code is 1 if nothing fits."
 #: A full-precision checkpoint is also shown with these bits per weight.
 OTHER_BITS = (8, 4)
 #: Quantized caches are mentioned if they save at least this part of the total.
@@ -36,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_flags(parser)
     add_max_kv_size_flag(parser, "number of tokens in the caches (default: the context length of the model)")
     parser.add_argument(
-        "--memory", type=float, metavar="GB", help="available memory (default: the memory limit of this machine)"
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="memory of the machine, of which Metal gives a model about three quarters (default: this machine)",
     )
     parser.add_argument(
         "--q-bits",
@@ -46,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_kv_flags(parser)
     parser.add_argument("--draft-model", metavar="PATH", help="also count this draft model")
-    parser.add_argument("--metal", action="store_true", help="count the prefill as on a Mac, on any machine")
+    parser.add_argument("--metal", action="store_true", help="count as on a Mac, on any machine")
     parser.add_argument("--json", action="store_true", help="print the first column as one JSON object")
 
 
@@ -58,9 +61,9 @@ def run(options: argparse.Namespace) -> int:
     from ..model.kv import KVQuantization
 
     check_max_kv_size(options.max_kv_size)
-    memory = read_memory(options.memory)
-    cast, first = read_dtype(options.dtype), None if options.q_bits is None else Quantization(options.q_bits)
     metal = True if options.metal else None
+    memory = read_memory(options.memory, metal)
+    cast, first = read_dtype(options.dtype), None if options.q_bits is None else Quantization(options.q_bits)
     sizes = read_sizes(options.model, options.revision)
     kv = KVQuantization.read(sizes.config, **kv_options(options))
     draft = None if options.draft_model is None else read_sizes(options.draft_model)
@@ -75,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         (found,) = fits.values()
         show_json(dataclasses.asdict(found) | {"total_bytes": found.total_bytes, "fits": found.fits})
-        return 0
+        return 0 if found.fits else 1
     print_table(fits)
     if kv:
         show(_cache_note(kv))
@@ -84,9 +87,9 @@ def run(options: argparse.Namespace) -> int:
         saved = total - fit(first, KVQuantization.read(sizes.config, 8)).total_bytes
         if saved > WORTH_LISTING * total:
             show(f"--kv-bits 8 saves {size_text(saved)}.")
-    for note in _notes(sizes, metal, memory_was_given=memory is not None):
+    for note in _notes(sizes, metal, options.memory):
         show(note)
-    return 0
+    return 0 if any(one.fits for one in fits.values()) else 1
 
 
 def print_table(fits: dict[str, Fit]) -> None:
@@ -129,10 +132,11 @@ def _cache_note(kv: KVQuantization) -> str:
     return f"{text}, in groups of {kv.group_size}, in the caches of {layers}."
 
 
-def _notes(sizes: Sizes, metal: bool | None, memory_was_given: bool) -> Iterator[str]:
+def _notes(sizes: Sizes, metal: bool | None, memory: float | None) -> Iterator[str]:
     """The assumptions behind the figures."""
     import mlx.core as mx
 
+    from ..measure.fit import physical_memory, uses_metal
     from ..measure.sizes import has_fused_attention
 
     if sizes.has_no_files:
@@ -142,12 +146,13 @@ def _notes(sizes: Sizes, metal: bool | None, memory_was_given: bool) -> Iterator
         yield "Attention is not fused on this machine: the prefill transient includes all attention scores." + (
             " On a Mac it is fused: --metal counts it so." if on_a_mac else ""
         )
-    if memory_was_given:
-        return
-    if mx.metal.is_available():
-        yield (
-            "The memory is Metal's recommended working set on this machine; sudo sysctl iogpu.wired_limit_mb=N "
-            "raises it to N MiB until the next restart."
-        )
+    if memory is None and mx.metal.is_available():
+        which = "Metal's recommended working set on this machine"
+    elif uses_metal(metal):
+        whole = physical_memory() if memory is None else memory * 1e9
+        which = f"what Metal gives a model by default, about three quarters of {size_text(round(whole))}"
     else:
-        yield "The memory is the physical memory of this machine."
+        if memory is None:
+            yield "The memory is the physical memory of this machine."
+        return
+    yield f"The memory is {which}; sudo sysctl iogpu.wired_limit_mb=N raises it to N MiB until the next restart."

@@ -24,6 +24,8 @@ from ..text.tokenizer import Tokenizer
 from .sizes import Sizes, cache_bytes, draft_cache_bytes, draft_windows, prefill_bytes, read_sizes
 
 MAX_GIGABYTES = 1e6  # a larger number is a number of bytes
+#: The part of a Mac's memory that Metal recommends for a model, about: it differs by machine and macOS.
+METAL_PART = 0.75
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,17 @@ def fit(
 ) -> Fit:
     """What a model needs: a folder, a config.json, a hub id (of which only config.json is downloaded), or "demo".
 
-    `max_kv_size` is in tokens; None means max_position_embeddings. `memory` is in GB (1e9 bytes); None means what a
-    model may use on this machine. `dtype` and `q_bits` are those of `load`; without them the weights are counted as
-    they are stored, or without weight files as config.json says. `metal` counts the prefill as on a Mac, or as
-    elsewhere; None means as on this machine. `kv` quantizes the caches, as for `Chat`. `draft_model` is a path or id;
-    its weights are cast as those of the model, and not quantized.
+    `max_kv_size` is in tokens; None means max_position_embeddings. `memory` is that of the machine in GB (1e9 bytes);
+    Metal gives a model about three quarters of it. None means this machine. `dtype` and `q_bits` are those of `load`;
+    without them the weights are counted as they are stored, or without weight files as config.json says. `metal` counts
+    memory and prefill as on a Mac, or as elsewhere; None means as on this machine. `kv` quantizes the caches, as for
+    `Chat`. `draft_model` is a path or id; its weights are cast as those of the model, and not quantized.
 
     Raises FileNotFoundError and ValueError as `load` does for what is visible without reading weights, and ValueError
     for a max_kv_size beyond max_position_embeddings, an invalid `kv`, and a draft model with another tokenizer.
     """
     check_max_kv_size(max_kv_size)
-    memory_bytes, cast = read_memory(memory), read_dtype(dtype)
+    memory_bytes, cast = read_memory(memory, metal), read_dtype(dtype)
     quantization = None if q_bits is None else Quantization(q_bits)
     sizes = read_sizes(path_or_repo, revision)
     draft = None if draft_model is None else read_sizes(draft_model)
@@ -143,6 +145,8 @@ def fit_sizes(
     if quantization and sizes.is_quantized:
         raise ValueError(f"{sizes.title} is quantized already; leave q_bits out")
     weights_bytes, dtype_size = sizes.weights_bytes(cast, quantization), sizes.activation_dtype(cast).size
+    if memory_bytes is None and metal and not mx.metal.is_available():  # as a Mac of the same memory
+        memory_bytes = round(physical_memory() * METAL_PART)
     memory_bytes = memory_of_this_machine() if memory_bytes is None else memory_bytes
     draft_weights = draft.weights_bytes(cast) if draft else 0
     draft_dtype_size = draft.activation_dtype(cast).size if draft else 0
@@ -174,15 +178,22 @@ def check_max_kv_size(max_kv_size: int | None) -> None:
         raise ValueError(f"max_kv_size must be a positive whole number of tokens, not {max_kv_size!r}")
 
 
-def read_memory(gigabytes: float | None) -> int | None:
-    """Bytes from GB. Raises ValueError for a value that is not a positive number, or that is a number of bytes."""
+def read_memory(gigabytes: float | None, metal: bool | None = None) -> int | None:
+    """The bytes that a model may use on a machine with so many GB, with Metal or without it (default: as here).
+
+    Raises ValueError for a value that is not a positive number, or that is a number of bytes.
+    """
     if gigabytes is None:
         return None
     if type(gigabytes) not in (int, float) or not 1 <= gigabytes * 1e9 < float("inf"):
         raise ValueError(f"memory must be a positive number of gigabytes, not {gigabytes!r}")
     if gigabytes >= MAX_GIGABYTES:
         raise ValueError(f"memory must be in gigabytes (1e9 bytes), and {gigabytes!r} is more than any machine has")
-    return round(gigabytes * 1e9)
+    return round(gigabytes * 1e9 * (METAL_PART if uses_metal(metal) else 1))
+
+
+def uses_metal(metal: bool | None) -> bool:
+    return mx.metal.is_available() if metal is None else metal
 
 
 def check_draft(sizes: Sizes, draft: Sizes, tokenizer: Tokenizer | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ def test_quantized_caches_and_a_draft_model_count() -> None:
     drafted = fit("demo", max_kv_size=3000, draft_model="demo")
     assert drafted.draft_bytes == plain.weights_bytes + draft_cache_bytes(config, 3000)
     assert drafted.total_bytes == plain.total_bytes + drafted.draft_bytes + drafted.prefill_bytes - plain.prefill_bytes
-    assert fit("demo", memory=drafted.total_bytes / 1e9, draft_model="demo").largest_context >= 3000
-    assert fit("demo", memory=(drafted.total_bytes - 1) / 1e9, draft_model="demo").largest_context < 3000
+    assert fit("demo", memory=drafted.total_bytes / 1e9, draft_model="demo", metal=False).largest_context >= 3000
+    assert fit("demo", memory=(drafted.total_bytes - 1) / 1e9, draft_model="demo", metal=False).largest_context < 3000
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_invalid_cache_quantization_raises(options: dict[str, Any], message: str
 
 def test_weights_beyond_the_physical_memory_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever limit was asked about: a larger one can be set, but not beyond what there is."""
-    estimate = fit("demo", memory=1e-9)
+    estimate = fit("demo", memory=1e-9, metal=False)
     assert not estimate.fits
     estimate.check_weights()
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 11_000}.__getitem__)
@@ -80,20 +81,20 @@ def test_total_is_weights_caches_and_prefill() -> None:
 
 def test_it_fits_to_the_last_byte_and_not_beyond() -> None:
     needed = fit("demo", max_kv_size=3000).total_bytes
-    assert fit("demo", max_kv_size=3000, memory=needed / 1e9).fits
-    assert not fit("demo", max_kv_size=3000, memory=(needed - 1) / 1e9).fits
+    assert fit("demo", max_kv_size=3000, memory=needed / 1e9, metal=False).fits
+    assert not fit("demo", max_kv_size=3000, memory=(needed - 1) / 1e9, metal=False).fits
 
 
 @pytest.mark.parametrize("context", [1, 256, 257, 2048, 3000, 8191])
 def test_the_largest_context_fits_and_one_token_more_does_not(context: int) -> None:
     memory = fit("demo", max_kv_size=context).total_bytes / 1e9
-    largest = fit("demo", memory=memory).largest_context
-    assert largest >= context and fit("demo", max_kv_size=largest, memory=memory).fits
-    assert largest == 8192 or not fit("demo", max_kv_size=largest + 1, memory=memory).fits
+    largest = fit("demo", memory=memory, metal=False).largest_context
+    assert largest >= context and fit("demo", max_kv_size=largest, memory=memory, metal=False).fits
+    assert largest == 8192 or not fit("demo", max_kv_size=largest + 1, memory=memory, metal=False).fits
 
 
 def test_no_context_fits_where_the_weights_do_not() -> None:
-    estimate = fit("demo", memory=0.001)
+    estimate = fit("demo", memory=0.001, metal=False)
     assert (estimate.largest_context, estimate.fits, estimate.memory_bytes) == (0, False, 1_000_000)
 
 
@@ -126,9 +127,9 @@ def test_max_kv_size_is_a_positive_whole_number(context: Any) -> None:
 @pytest.mark.parametrize("memory", [0, -1, math.nan, math.inf, True, "16 GB"])
 def test_memory_is_a_positive_number_of_gigabytes(memory: Any) -> None:
     with pytest.raises(ValueError, match="memory must be a positive number of gigabytes, not "):
-        fit("demo", memory=memory)
+        fit("demo", memory=memory, metal=False)
     with pytest.raises(ValueError, match="memory must be in gigabytes"):
-        fit("demo", memory=16_000_000_000)
+        fit("demo", memory=16_000_000_000, metal=False)
 
 
 def test_missing_files_raise_as_in_load(tmp_path: Path) -> None:
@@ -186,8 +187,11 @@ def test_a_config_without_the_size_of_weights_raises(tmp_path: Path) -> None:
 # --- the command --------------------------------------------------------------
 
 
-def test_the_table_has_a_column_for_each_width(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_a_column_for_each_width(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     gigabytes = fit("demo", max_kv_size=100, q_bits=8).total_bytes / 1e9
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
     assert main(["fit", "--model", "demo", "--memory", str(gigabytes), "--max-kv-size", "100"]) == 0
     out = capsys.readouterr().out
     rows = {line[:26].strip(): line[26:].split("  ") for line in out.splitlines()}
@@ -208,7 +212,7 @@ def test_the_table_counts_quantized_caches_and_a_draft_model(shared: Path, capsy
     file, draft = (str(shared / "configs" / f"EXAONE-4.0-{size}.config.json") for size in ("32B", "1.2B"))
 
     def table(*flags: str) -> str:
-        assert main(["fit", "--model", file, "--metal", "--q-bits", "4", *flags]) == 0
+        assert main(["fit", "--model", file, "--metal", "--memory", "64", "--q-bits", "4", *flags]) == 0
         return capsys.readouterr().out
 
     plain = table()
@@ -266,7 +270,37 @@ def test_the_limit_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     estimate = output()
     assert "fits into 21.47 GB" in estimate
     assert "Metal's recommended working set on this machine; sudo sysctl iogpu.wired_limit_mb=N" in estimate
+    assert "fits into 6.00 GB" in output("--memory", "8")
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
     assert "The memory is" not in output("--memory", "8")
+
+
+def test_memory_with_metal_is_that_of_the_machine(
+    shared: Path, machine: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 48 GB, Metal gives a model about 36 GB: too little for the 32B in 8 bits, and its caches."""
+    file = str(shared / "configs" / "EXAONE-4.0-32B.config.json")
+    assert main(["fit", "--model", file, "--memory", "48", "--metal"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^fits into 36.00 GB +no +no +yes$", out, re.M)
+    assert "about three quarters of 48.00 GB; sudo sysctl iogpu.wired_limit_mb=N raises it" in out
+    assert fit(file, memory=48, metal=True).memory_bytes == 36e9
+    assert fit(file, memory=48, metal=False).memory_bytes == 48e9
+    if not mx.metal.is_available():
+        machine(100_000, 100_000)
+        assert fit(file, metal=True).memory_bytes == 75e9
+
+
+def test_the_exit_code_is_1_if_nothing_fits(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["fit", "--model", str(shared / "configs" / "EXAONE-4.0-32B.config.json"), "--metal", "--memory"]
+    for memory, flags, code in (
+        ("8", [], 1),
+        ("48", ["--q-bits", "8"], 1),
+        ("48", ["--json"], 1),
+        ("48", ["--json", "--q-bits", "4"], 0),
+    ):
+        assert main([*ask, memory, *flags]) == code, (memory, flags)
+    assert "error" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
