@@ -155,6 +155,11 @@ class Notebook:
         noted: list[list[int]] = self.page.evaluate("window.seen")
         return noted
 
+    @property
+    def token(self) -> str:
+        """The token that the server wants beside its cookie."""
+        return next(cookie["value"] for cookie in self.context.cookies() if cookie["name"] == "_xsrf")
+
     # --- a chat widget --------------------------------------------------------
 
     @property
@@ -167,7 +172,8 @@ class Notebook:
     def say(self, text: str) -> None:
         """Says something in a chat widget, and waits for the end of the reply."""
         self.box.fill(text)
-        self.box.press("Enter")
+        self.box.press("Tab")
+        self.page.keyboard.press("Enter")
         expect(self.box).to_have_value("")
         expect(self.button("Send")).to_be_enabled()
 

@@ -3,6 +3,8 @@
 Notes:
 - The turns of the widget run in a thread of their own, so that the kernel can handle clicks on its buttons. MLX runs in
   the worker thread of the model, as for any `Chat`; the widget's thread never touches MLX.
+- The conversation is ordinary output, and only the controls are widgets. So it is still there after a restart of the
+  kernel, in the saved notebook, in an exported page, and where there are no widgets.
 - ipywidgets is imported where it is used.
 """
 
@@ -11,28 +13,29 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from ..conversation.chat import Chat
 from ..conversation.turn import Turn
-from ..tools.call import ToolCall, ToolResult
 from ..tools.describe import name_of, schemas
-from .conversation_view import Message, chat_text, messages_html
-from .html import escaped
-from .live import LiveTurn, UpdateTimer
+from .conversation_view import Message, chat_markdown, chat_text, messages_html
+from .html import small_html
+from .live import LiveTurn, follow
 
-if TYPE_CHECKING:
-    from ipywidgets import VBox
+#: A box with reversed direction begins scrolled to its end.
+HISTORY_STYLE = "display:flex;flex-direction:column-reverse;max-height:480px;overflow:auto"
+NO_CONTROLS = "The controls of chat_widget need ipywidgets in the notebook, and a running kernel: run this cell again."
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
-HISTORY_HEIGHT = "480px"
 
+def chat_widget(chat: Chat) -> ChatWidget:
+    """A chat in a notebook: its history, a text box of several lines, buttons, and a switch for each tool.
 
-def chat_widget(chat: Chat) -> VBox:
-    """A chat in a notebook: its history, a text box (Enter sends), buttons, and a switch for each tool.
-
-    Cells can run while the model replies. The Stop button works while no cell is running. The widget and `chat` share
-    one history; the widget shows turns of `chat` that were made elsewhere after its next turn. `chat.approve` is called
-    in a thread of the widget. Raises ValueError for an object that is not a `Chat`, and ImportError without ipywidgets.
+    Tab and Enter send the text. Cells can run while the model replies. The Stop button works while no cell is running.
+    The widget and `chat` share one history; the widget shows turns of `chat` that were made elsewhere after its next
+    turn. `chat.approve` is called in a thread of the widget. The history is ordinary output: it stays after a restart
+    of the kernel and in an exported page. Raises ValueError for an object that is not a `Chat`, and ImportError without
+    ipywidgets.
     """
     if not isinstance(chat, Chat):
         raise ValueError(
@@ -42,21 +45,23 @@ def chat_widget(chat: Chat) -> VBox:
         import ipywidgets  # noqa: F401
     except ImportError as error:
         raise ImportError("chat_widget needs ipywidgets: pip install 'exaone4_mlx[notebook]'") from error
-    return cast("VBox", _ChatWidget(chat).box)
+    return ChatWidget(chat)
 
 
-class _ChatWidget:
-    """The widgets of a chat and their handlers."""
+class ChatWidget:
+    """A chat as output of a cell: its history, the reply in progress, and `box`, the controls (ipywidgets)."""
 
     def __init__(self, chat: Chat) -> None:
         import ipywidgets as w
 
         self.chat, self._all_tools = chat, tuple(chat.tools)
         self._busy = False
-        self.history, self.live = w.HTML(), w.HTML()
-        self.status = w.HTML()
-        self.text = w.Text(placeholder="Say something; Enter sends it", layout=w.Layout(flex="1 1 auto", width="auto"))
-        self.text.on_msg(self._on_message)
+        self._handles: list[tuple[Any, Any]] = []  # of history and reply, for each time the widget was displayed
+        self.text = w.Textarea(
+            placeholder="Say something; Tab and Enter send it",
+            rows=3,
+            layout=w.Layout(flex="1 1 auto", width="auto", height="auto"),
+        )
         self.send, self.stop, self.retry, self.undo, self.clear = (
             w.Button(description=name, tooltip=tooltip, icon=icon, layout=w.Layout(width="auto"))
             for name, tooltip, icon in (
@@ -79,27 +84,17 @@ class _ChatWidget:
             w.Checkbox(value=True, description=str(name_of(schema)), indent=False, layout=w.Layout(width="auto"))
             for schema in schemas(self._all_tools)
         ]
-        # A box with reversed direction stays scrolled to its end while it grows.
-        scrolled = w.Box(
-            [w.VBox([self.history, self.live], layout=w.Layout(flex="0 0 auto"))],
-            layout=w.Layout(display="flex", flex_flow="column-reverse", max_height=HISTORY_HEIGHT, overflow="auto"),
-        )
         switches = [self.thinking, *([w.HTML("<b>Tools</b>")] if self.tools else []), *self.tools]
         self.box = w.VBox(
             [
-                scrolled,
-                w.HBox([self.text, self.send, self.stop]),
+                w.HBox([self.text, w.VBox([self.send, self.stop])]),
                 w.HBox([*switches], layout=w.Layout(flex_flow="row wrap", grid_gap="0 1.2em")),
-                w.HBox([self.retry, self.undo, self.clear, self.status]),
+                w.HBox([self.retry, self.undo, self.clear]),
             ]
         )
         self._show(chat.messages)
 
     # --- handlers -------------------------------------------------------------
-
-    def _on_message(self, _widget: object, content: dict[str, Any], _buffers: object) -> None:
-        if content.get("event") == "submit":
-            self._send()
 
     def _send(self) -> None:
         text = self.text.value
@@ -141,13 +136,9 @@ class _ChatWidget:
         threading.Thread(target=self._run, args=(turn,), name="chat_widget", daemon=True).start()
 
     def _run(self, turn: Turn) -> None:
-        live, timer, problem = LiveTurn(turn), UpdateTimer(), ""
+        live, problem = LiveTurn(turn), ""
         try:
-            for event in turn:
-                live.add(event)
-                if timer.is_due() or isinstance(event, (ToolCall, ToolResult)):
-                    with timer.drawing():
-                        self.live.value = live.html()
+            follow(turn, live, lambda: self._show_reply(live.html()))
         except Exception as error:  # no caller waits for this thread
             problem = f"{type(error).__name__}: {error}"
         self._busy = False
@@ -155,10 +146,26 @@ class _ChatWidget:
 
     # --- display --------------------------------------------------------------
 
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        shown = (display(content, raw=True, display_id=True) for content in (self._history, _as_output(self._reply)))
+        self._handles.append((next(shown), next(shown)))
+        controls = self.box._repr_mimebundle_()
+        display({WIDGET: controls[WIDGET], "text/plain": NO_CONTROLS}, raw=True)
+
+    def _repr_html_(self) -> str:
+        """For notebooks without IPython."""
+        return self._history["text/html"] + small_html(NO_CONTROLS)
+
     def _show(self, messages: Sequence[Message], problem: str = "") -> None:
-        """Updates all widgets; `live` shows the reply in progress."""
-        self.history.value = messages_html(messages)
-        self.live.value = "<div>…</div>" if self._busy else ""
+        """Updates all parts."""
+        about = problem or chat_text(self.chat)
+        html = f'<div style="{HISTORY_STYLE}"><div>{messages_html(messages)}</div></div>{small_html(about)}'
+        self._history = {"text/html": html, "text/markdown": chat_markdown(self.chat), "text/plain": repr(self.chat)}
+        for history, _ in self._handles:
+            history.update(self._history, raw=True)
+        self._show_reply("<div>…</div>" if self._busy else "")
         empty = not self.chat.turns
         for button, off in (
             (self.send, self._busy),
@@ -168,12 +175,20 @@ class _ChatWidget:
             (self.clear, self._busy or empty),
         ):
             button.disabled = off
-        self.status.value = f'<span style="opacity:.8">{escaped(problem or chat_text(self.chat))}</span>'
+
+    def _show_reply(self, html: str) -> None:
+        self._reply = html
+        for _, reply in self._handles:
+            reply.update(_as_output(html), raw=True)
 
     @contextlib.contextmanager
     def _errors_shown(self) -> Iterator[None]:
-        """Shows an error in the status line instead of raising it."""
+        """Shows an error below the history instead of raising it."""
         try:
             yield
         except (ValueError, RuntimeError) as error:
             self._show(self.chat.messages, str(error))
+
+
+def _as_output(html: str) -> dict[str, str]:
+    return {"text/html": html, "text/plain": ""}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,7 +110,8 @@ def test_a_strangers_text_does_not_run_in_a_notebook(browser: Browser, lab: Lab)
     with opened(browser, lab, "evil", cells) as notebook:
         for number in range(len(cells)):
             notebook.run(number)
-            assert notebook.outputs(number).count() == (number > 0), f"cell {number} failed"
+            expected = 0 if number == 0 else 3 if cells[number].startswith("chat_widget") else 1
+            assert notebook.outputs(number).count() == expected, f"cell {number} failed"
         notebook.page.wait_for_function("window.ran")  # or this shows nothing
         assert notebook.page.locator(".jp-OutputArea img[src=x]").count() == 0
 
@@ -147,8 +150,8 @@ def test_the_widgets_stop_is_heard_and_the_kernel_stays_free(browser: Browser, l
         notebook.run(0)
         notebook.run(1)
         notebook.watch(1)
-        notebook.box.fill("Hello!")
-        notebook.box.press("Enter")
+        notebook.box.fill("Hello!\nHello again!")
+        notebook.button("Send").click()
         wait_for(lambda: grown(notebook), "the reply does not grow")
         expect(notebook.button("Send")).to_be_disabled()
         notebook.run(2)
@@ -157,6 +160,28 @@ def test_the_widgets_stop_is_heard_and_the_kernel_stays_free(browser: Browser, l
         notebook.button("Stop").click()
         expect(notebook.button("Send")).to_be_enabled()
         expect(notebook.outputs(1).get_by_text("cut: it was stopped")).to_be_visible()
+
+
+def test_the_conversation_of_a_widget_outlives_its_kernel(browser: Browser, lab: Lab) -> None:
+    with opened(
+        browser, lab, "restart", [LOAD + "chat = Chat(model, tokenizer, temperature=0)", "chat_widget(chat)"]
+    ) as notebook:
+        notebook.run(0)
+        notebook.run(1)
+        notebook.say("What is the capital of Peru?")
+        expect(notebook.outputs(1).get_by_text("The capital of Peru is Lima.")).to_be_visible()
+        notebook.page.keyboard.press("Control+s")
+        wait_for(lambda: "is Lima." in (lab.folder / "restart.ipynb").read_text(), "the conversation is not saved")
+        sessions = f"{lab.address}/api/sessions"
+        (session,) = [one for one in notebook.page.request.get(sessions).json() if one["path"] == "restart.ipynb"]
+        notebook.page.request.delete(f"{sessions}/{session['id']}", headers={"X-XSRFToken": notebook.token})
+        notebook.page.reload()
+        expect(notebook.outputs(1).get_by_text("The capital of Peru is Lima.")).to_be_visible()
+        expect(notebook.outputs(1).get_by_text("1 turn")).to_be_visible()
+    page = subprocess.check_output(
+        [sys.executable, "-m", "nbconvert", "--to", "html", "--stdout", lab.folder / "restart.ipynb"], text=True
+    )
+    assert "The capital of Peru is Lima." in page and "model not found" not in page
 
 
 def test_the_pictures_can_be_taken(browser: Browser, lab: Lab, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from exaone4_mlx.conversation.turn import TurnState
 from exaone4_mlx.notebook import (
     attention_maps,
     chat_widget,
+    live,
 )
 
 
@@ -36,11 +38,22 @@ class Person:
     """Uses a widget as a person does: by the names on it."""
 
     def __init__(self, chat: Chat) -> None:
-        self.box = chat_widget(chat)
-        everything = list(self._all(self.box))
+        self.widget = chat_widget(chat)
+        self.outputs: list[dict[str, str]] = []  # what its cell shows, from top to bottom
+        self.display(self.widget)
+        everything = list(self._all(self.widget.box))
         self.named = {one.description: one for one in everything if getattr(one, "description", "")}
-        (self.text,) = (one for one in everything if type(one).__name__ == "Text")
-        self._texts = [one for one in everything if type(one).__name__ == "HTML"]
+        (self.text,) = (one for one in everything if type(one).__name__ == "Textarea")
+
+    def display(self, widget: Any) -> None:
+        def display(content: dict[str, str], *, raw: bool, display_id: bool = False) -> Any:
+            place = len(self.outputs)
+            self.outputs.append(content)
+            return types.SimpleNamespace(update=lambda content, *, raw: self.outputs.__setitem__(place, content))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("IPython.display.display", display)
+            widget._ipython_display_()
 
     def _all(self, widget: Any) -> Iterator[Any]:
         yield widget
@@ -49,7 +62,7 @@ class Person:
 
     @property
     def seen(self) -> str:
-        return "".join(one.value for one in self._texts)
+        return "".join(output.get("text/html", "") for output in self.outputs)
 
     def click(self, name: str) -> None:
         assert not self.named[name].disabled, f"{name} cannot be clicked"
@@ -57,7 +70,7 @@ class Person:
 
     def say(self, text: str) -> None:
         self.text.value = text
-        self.text._handle_custom_msg({"event": "submit"}, [])
+        self.click("Send")
 
     def waits(self, condition: Callable[[], bool]) -> None:
         until = time.monotonic() + 30
@@ -100,6 +113,31 @@ def test_the_widget_sends_retries_undoes_and_clears(demo: Any, person: Any) -> N
     user.done()
     user.click("Clear")
     assert chat.messages == [] and user.named["Retry"].disabled and user.named["Stop"].disabled
+
+
+def test_the_history_is_output_that_needs_no_kernel(demo: Any, person: Any) -> None:
+    """A saved or exported notebook has it as HTML, Markdown and text. Only the controls are widgets."""
+    user = person(Chat(*demo, temperature=0, settle=False))
+    user.say("Hello!\n\nWhat is the capital of Peru?")
+    user.done()
+    history, reply, controls = user.outputs
+    assert "Hello!\n\nWhat is the capital of Peru?" in history["text/html"], "lines are kept"
+    assert "Peru" in history["text/markdown"] and "1 turn" in history["text/html"] and history["text/plain"]
+    assert reply["text/html"] == "", "the reply is in the history"
+    assert "run this cell again" in controls["text/plain"] and not {"text/html", "text/markdown"} & controls.keys()
+    user.display(user.widget)
+    assert user.outputs[3] == user.outputs[0], "in another cell it shows the same"
+    user.click("Clear")
+    assert "Peru" not in user.seen and user.seen.count("0 turns") == 2
+    assert "0 turns" in user.widget._repr_html_() and "run this cell again" in user.widget._repr_html_()
+
+
+def test_the_widget_shows_the_progress_of_the_prompt(demo: Any, person: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(live, "UPDATE_SECONDS", 0.001)
+    user = person(Chat(*demo, max_tokens=2, prefill_step_size=64, settle=False))
+    user.say("Hello! " * 300)
+    user.waits(lambda: "Reading the prompt:" in user.seen)
+    user.done()
 
 
 def test_the_switches_of_the_widget_set_the_options_of_the_next_turn(
