@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ..files.folders import read_json
+from ..files.folders import check_files, read_json
 from ..files.safetensors import INDEX_NAME, Checkpoint
 from .licence import EXAONE_NOTICE, is_exaone, one_line
 from .plot import PLOT_NAME
@@ -125,10 +125,9 @@ def _finished(folder: Path) -> list[str]:
         raise ValueError(f"{folder} is an unfinished conversion; only a finished one can be uploaded")
     if missing := [name for name in WRITTEN if not (folder / name).is_file()]:
         raise FileNotFoundError(f"{folder} has no {missing[0]}: it is not a finished conversion")
+    check_files(folder)
     checkpoint = Checkpoint(folder)  # checks that every shard exists with the size that its header gives
-    shards = {info.file.relative_to(folder).as_posix() for info in checkpoint.tensors.values()}
-    if outside := [name for name in sorted(shards) if not re.fullmatch(r"[\w.-]+\.safetensors", name)]:
-        raise ValueError(f"{INDEX_NAME} of {folder} lists {outside[0]}, which is not a file name of a shard")
+    shards = {info.file.name for info in checkpoint.tensors.values()}
     present = {file.name for file in folder.iterdir() if file.is_file()}
     return sorted(shards | {name for pattern in PUBLISHED for name in fnmatch.filter(present, pattern)})
 

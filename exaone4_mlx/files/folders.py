@@ -39,9 +39,11 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None, files: Se
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"revision {revision!r} is for hub ids; {folder} is a local folder")
+        check_files(folder)
         return folder
     if folder.exists():
-        raise FileNotFoundError(f"{folder} is a file; a model is a folder with config.json and model.safetensors")
+        needed = "a model is a folder with config.json and model.safetensors"
+        raise FileNotFoundError(f"{folder} is not a folder; {needed}{other_format(folder)}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo)) or str(path_or_repo).startswith((".", "/", "~")):
         names = [*BUILT_IN, *(one.name for one in folder.parent.glob("*/"))] if folder.parent.is_dir() else []
         near = "".join(
@@ -53,11 +55,41 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None, files: Se
     return download(str(path_or_repo), revision, files)
 
 
+def check_files(folder: Path) -> None:
+    """Raises ValueError for a useful file that is a link out of the folder, or no file (a FIFO or a device).
+
+    Such a link would let the maker of a folder choose any file of its user, which `convert` then copies or publishes.
+    The links of the hub's cache lead to its blobs.
+    """
+    for file in sorted({file for pattern in (*USEFUL_FILES, "*.safetensors") for file in folder.glob(pattern)}):
+        target = file.resolve()
+        if not file.is_file() and not file.is_dir():
+            raise ValueError(f"{file} is not a file: it is a broken link, a FIFO or a device")
+        is_blob = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+        if not is_blob and not target.is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{file} is a link to {target}, which is outside the folder; copy that file into the folder"
+            )
+
+
+def other_format(path: Path) -> str:
+    """What to do with the weights of a folder, or with a file, in a format that is not read here; else ""."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    if gguf := [file.name for file in files if file.suffix == ".gguf"]:
+        return f"; {gguf[0]} is a GGUF file for llama.cpp, so take the original repository or an MLX one in its place"
+    if other := [file.name for file in files if file.suffix in (".bin", ".pt", ".pth") and "model" in file.name]:
+        return (
+            f"; {other[0]} is a PyTorch file. transformers converts it: "
+            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+        )
+    return ""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises FileNotFoundError, or ValueError if the file holds no JSON object."""
     try:
         values = json.loads(path.read_bytes())  # with a byte order mark, too
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} does not hold a JSON object")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +19,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from .folders import read_json
+from .folders import other_format, read_json
 
-INDEX_NAME = "model.safetensors.index.json"
+WHOLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
+MAX_DIMENSION = 2**31 - 1  # of an MLX array
 #: safetensors dtype -> (MLX dtype, bytes per element)
 DTYPES = {
     "BF16": (mx.bfloat16, 2),
@@ -67,8 +70,8 @@ class Checkpoint:
         """Raises FileNotFoundError or CheckpointError that names the file, for an incomplete folder."""
         self.folder = folder
         self.tensors: dict[str, TensorInfo] = {}
-        listed = self._read_index()
-        for file in self._weight_files(listed):
+        listed, files = self._locate(_read_index(folder))
+        for file in files:
             for name, info in read_header(file).items():
                 if name in self.tensors:
                     raise CheckpointError(f"tensor {name} is in {self.tensors[name].file.name} and in {file.name}")
@@ -78,27 +81,20 @@ class Checkpoint:
                 raise CheckpointError(f"{INDEX_NAME} lists tensor {name} in {file_name}, which does not hold it")
         self._open: tuple[Path, dict[str, mx.array]] | None = None
 
-    def _read_index(self) -> dict[str, str]:
-        index = self.folder / INDEX_NAME
-        if not index.is_file():
-            return {}
-        listed = read_json(index).get("weight_map")
-        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-            raise CheckpointError(f"{index} has no weight_map")
-        return listed
-
-    def _weight_files(self, listed: dict[str, str]) -> list[Path]:
-        if listed:
-            files = [self.folder / name for name in sorted(set(listed.values()))]
-            if missing := [file.name for file in files if not file.is_file()]:
+    def _locate(self, listed: dict[str, str]) -> tuple[dict[str, str], list[Path]]:
+        """The index, empty if it does not count, and the files with weights."""
+        names = sorted(set(listed.values()))
+        if names and WHOLE_NAME not in names and (self.folder / WHOLE_NAME).is_file():  # as transformers decides
+            warnings.warn(f"{self.folder / WHOLE_NAME} is loaded; {INDEX_NAME} lists {names[0]}, not it", stacklevel=4)
+            return {}, [self.folder / WHOLE_NAME]
+        if names:
+            if missing := [name for name in names if not (self.folder / name).is_file()]:
                 raise FileNotFoundError(f"{self.folder} lacks {', '.join(missing)}, listed in {INDEX_NAME}")
-            return files
-        files = sorted(self.folder.glob("model*.safetensors")) or sorted(self.folder.glob("gptq_model*.safetensors"))
-        if not files:
-            other = next((p.name for p in self.folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".gguf"}), None)
-            hint = f"; the format of {other} is not supported" if other else ""
-            raise FileNotFoundError(f"{self.folder} has no model.safetensors{hint}")
-        return files
+            return listed, [self.folder / name for name in names]
+        for pattern in ("model*.safetensors", "gptq_model*.safetensors"):
+            if files := sorted(file for file in self.folder.glob(pattern) if file.is_file()):
+                return {}, files
+        raise FileNotFoundError(f"{self.folder} has no {WHOLE_NAME}{other_format(self.folder)}")
 
     @property
     def nbytes(self) -> int:
@@ -113,7 +109,7 @@ class Checkpoint:
         if start or (stop is not None and stop < info.shape[0]):
             return _read_rows(info, start, info.shape[0] if stop is None else min(stop, info.shape[0]))
         if self._open is None or self._open[0] != info.file or name not in self._open[1]:
-            loaded = mx.load(str(info.file))
+            loaded = mx.load(str(info.file), format="safetensors")
             assert isinstance(loaded, dict)
             self._open = (info.file, loaded)
         return self._open[1].pop(name)
@@ -121,6 +117,19 @@ class Checkpoint:
     def close(self) -> None:
         """Closes the open file."""
         self._open = None
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """The name of the file of each tensor; empty without an index."""
+    index = folder / INDEX_NAME
+    if not index.is_file():
+        return {}
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise CheckpointError(f"{index} has no weight_map")
+    if wrong := [name for name in listed.values() if not re.fullmatch(r"[^/\\\0]+\.safetensors", name)]:
+        raise CheckpointError(f"{index} lists {wrong[0]!r}, which is not the name of a safetensors file")
+    return listed
 
 
 def _read_rows(info: TensorInfo, start: int, stop: int) -> mx.array:
@@ -138,8 +147,8 @@ def _read_rows(info: TensorInfo, start: int, stop: int) -> mx.array:
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """The tensors of a safetensors file, checked against its size. Raises CheckpointError that names the file.
 
-    The format: eight bytes of header length, a JSON header, the data. (The safetensors package would import
-    numpy, which takes longer than loading the demo.)
+    The format: eight bytes of header length, a JSON header, the data, which the tensors fill without gaps. (The
+    safetensors package would import numpy, which takes longer than loading the demo.)
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -148,20 +157,45 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
             raise CheckpointError(f"{file} is not a safetensors file, or is truncated in its header")
         try:
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length), object_pairs_hook=_unique)
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            return {name: _read_entry(file, name, entry, 8 + length, size) for name, entry in entries.items()}
-        except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            if not all(isinstance(value, str) for value in (header.get("__metadata__") or {}).values()):
+                raise TypeError("metadata other than text")
+            found = {name: _read_entry(file, name, entry, 8 + length, size) for name, entry in entries.items()}
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
             raise CheckpointError(f"{file} is not a safetensors file: its header is malformed") from error
+    end = 8 + length
+    for name, info in sorted(found.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if info.offset != end:
+            raise CheckpointError(
+                f"{file}: tensor {name} begins at byte {info.offset}, and the one before ends at {end}"
+            )
+        end += info.nbytes
+    if end != size:
+        raise CheckpointError(f"{file} has {size} bytes, and its tensors end at byte {end}")
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a name is there twice")
+    return values
 
 
 def _read_entry(file: Path, name: str, entry: dict[str, Any], data_start: int, file_bytes: int) -> TensorInfo:
     dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if dtype not in DTYPES:
         raise CheckpointError(f"{file}: tensor {name} has dtype {dtype}, which is not supported")
+    if not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end)):
+        raise CheckpointError(f"{file}: tensor {name} has a shape or an offset that is not a whole number")
+    if max(shape, default=0) > MAX_DIMENSION:
+        raise CheckpointError(f"{file}: tensor {name} has a dimension beyond {MAX_DIMENSION}")
     if end - begin != math.prod(shape) * DTYPES[dtype][1]:
         raise CheckpointError(f"{file}: tensor {name} of shape {shape} does not fill its {end - begin} bytes")
-    if begin < 0 or data_start + end > file_bytes:
+    if data_start + end > file_bytes:
         raise CheckpointError(f"{file} is truncated: tensor {name} ends at byte {data_start + end} of {file_bytes}")
     return TensorInfo(file, dtype, shape, end - begin, data_start + begin)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from ..files.folders import atomic_file, find_folder, read_json
+from ..files.folders import atomic_file, find_folder, other_format, read_json
 from . import config_keys as keys
 from .rope import ORIGINAL, RopeParameters
 
@@ -279,7 +279,8 @@ class Exaone4Config:
     def from_file(cls, path: Path, **changes: Any) -> Exaone4Config:
         """Reads a config.json. Errors name the file; FileNotFoundError names its folder."""
         if not path.is_file():
-            raise FileNotFoundError(f"{path.parent} has no config.json: it is not a model folder")
+            hint = other_format(path.parent) if path.parent.is_dir() else ""
+            raise FileNotFoundError(f"{path.parent} has no config.json: it is not a model folder{hint}")
         if unknown := sorted(set(changes) - set(NAMES)):
             raise ValueError(f"a config has no {unknown[0]}")
         try:

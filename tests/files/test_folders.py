@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from exaone4_mlx import Exaone4Config
 from exaone4_mlx.files.folders import DEMO_FOLDER, atomic_file, find_folder
 
 
@@ -22,7 +23,8 @@ def test_a_missing_folder_is_refused() -> None:
         ("gpt2", "^there is no folder gpt2$"),
         ("dmeo", "^there is no folder dmeo; did you mean demo\\?$"),
         (f"{ROOT}/test", f"^there is no folder {ROOT}/test; did you mean {ROOT}/tests\\?$"),
-        (__file__, "is a file; a model is a folder"),
+        (__file__, "is not a folder; a model is a folder"),
+        ("/dev/null", "is not a folder; a model is a folder"),
     ):
         with pytest.raises(FileNotFoundError, match=message):
             find_folder(path)
@@ -92,3 +94,38 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     with atomic_file(file) as stream:
         stream.write(b"newer")
     assert list(tmp_path.iterdir()) == [file], "what a killed process left is removed"
+
+
+def test_a_gguf_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "EXAONE-4.0-1.2B-Q4_K_M.gguf").write_bytes(b"GGUF")
+    for path in (tmp_path / "EXAONE-4.0-1.2B-Q4_K_M.gguf", tmp_path):
+        with pytest.raises(
+            FileNotFoundError, match=r"EXAONE-4.0-1.2B-Q4_K_M.gguf is a GGUF file for llama.cpp, so take"
+        ):
+            Exaone4Config.from_pretrained(path) if path.is_dir() else find_folder(path)
+
+
+def test_files_of_a_model_lie_in_its_folder(tmp_path: Path) -> None:
+    """A link could name any file of the user, which a conversion copies and an upload publishes. The hub's cache has
+    links to its own blobs."""
+    secret, model = tmp_path / "secret", tmp_path / "model"
+    secret.write_text("key")
+    for name in ("config.json", "model.safetensors", "LICENSE", "README.md", "chat_template.jinja"):
+        model.mkdir()
+        (model / name).symlink_to(secret)
+        with pytest.raises(ValueError, match=rf"model/{name} is a link to {secret}, which is outside the folder; copy"):
+            find_folder(model)
+        (model / name).unlink()
+        os.mkfifo(model / name)
+        with pytest.raises(ValueError, match=rf"model/{name} is not a file: it is a broken link, a FIFO or a device"):
+            find_folder(model)
+        (model / name).unlink()
+        model.rmdir()
+    cache = tmp_path / "models--LGAI--EXAONE"
+    for folder in (snapshot := cache / "snapshots" / "123", cache / "blobs"):
+        folder.mkdir(parents=True)
+    (cache / "blobs" / "456").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/456")
+    (snapshot / "tokenizer.json").symlink_to("config.json")
+    (tmp_path / "link").symlink_to(snapshot)
+    assert find_folder(snapshot) == snapshot and find_folder(tmp_path / "link") == tmp_path / "link"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import mlx.core as mx
 import pytest
 
 from exaone4_mlx import CheckpointError
-from exaone4_mlx.files.safetensors import INDEX_NAME, Checkpoint
+from exaone4_mlx.files.safetensors import INDEX_NAME, Checkpoint, read_header
 
 TENSORS = {"a": mx.arange(12, dtype=mx.float32).reshape(4, 3), "b": mx.ones((2,), mx.bfloat16), "c": mx.zeros((1, 5))}
 
@@ -66,6 +68,19 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "truncated in the header": (write(lambda data: data[:50]), CheckpointError, "is not a safetensors file, or is truncated in its"),
     "not safetensors": (write(lambda data: b"hello, " * 9), CheckpointError, "is not a safetensors file"),
     "malformed header": (write(lambda data: b"\x02" + bytes(7) + b"[]"), CheckpointError, "its header is malformed"),
+    "index with ..": (
+        write(lambda data: b'{"weight_map": {"a": "../model.safetensors"}}', INDEX_NAME),
+        CheckpointError, r"index.json lists '../model.safetensors', which is not the name of a safetensors file"),
+    "index with an absolute path": (
+        write(lambda data: b'{"weight_map": {"a": "/model.safetensors"}}', INDEX_NAME),
+        CheckpointError, "lists '/model.safetensors', which is not the name of"),
+    "index of another format": (
+        write(lambda data: b'{"weight_map": {"a": "pytorch_model.bin"}}', INDEX_NAME),
+        CheckpointError, "lists 'pytorch_model.bin', which is not the name of"),
+    "deep index": (
+        write(lambda data: b'{"weight_map": ' + b"[" * 99_999, INDEX_NAME), ValueError, "index.json is not JSON: .* recursion"),
+    "index with a huge number": (
+        write(lambda data: b'{"weight_map": ' + b"9" * 9999 + b"}", INDEX_NAME), ValueError, "index.json is not JSON: "),
     "unknown dtype": (write(lambda data: data.replace(b'"F32"', b'"F64"')), CheckpointError, "has dtype F64, which is not supported"),
     "wrong size": (write(lambda data: data.replace(b"[4,3]", b"[4,4]")), CheckpointError, r"of shape \(4, 4\) does not fill its 48 bytes"),
     "empty file": (write(lambda data: b""), CheckpointError, "is not a safetensors file"),
@@ -76,7 +91,14 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), FileNotFoundError, "has no model.safetensors"),
     "only pytorch": (
         lambda f: shutil.move(f / "model.safetensors", f / "pytorch_model.bin"),
-        FileNotFoundError, "has no model.safetensors; the format of pytorch_model.bin is not supported"),
+        FileNotFoundError, r"has no model.safetensors; pytorch_model.bin is a PyTorch file. transformers converts it: "
+        r"AutoModelForCausalLM.from_pretrained\(FOLDER\).save_pretrained"),
+    "only gguf": (
+        lambda f: shutil.move(f / "model.safetensors", f / "EXAONE-4.0-Q4_K_M.gguf"),
+        FileNotFoundError, "has no model.safetensors; EXAONE-4.0-Q4_K_M.gguf is a GGUF file for llama.cpp, so take"),
+    "a fifo": (
+        lambda f: ((f / "model.safetensors").unlink(), os.mkfifo(f / "model.safetensors")),
+        FileNotFoundError, "has no model.safetensors"),
 }  # fmt: skip
 
 
@@ -86,3 +108,63 @@ def test_errors_name_the_damaged_file(case: str, folder: Path) -> None:
     damage(folder)
     with pytest.raises(error, match=message):
         Checkpoint(folder)
+
+
+def header_file(folder: Path, header: Any, data: int = 8) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(data))
+    return folder / "model.safetensors"
+
+
+def entry(begin: Any = 0, end: Any = 8, shape: Any = (2,), dtype: Any = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+IMPOSSIBLE: dict[str, tuple[Any, str]] = {
+    "overlap": ({"a": entry(), "b": entry()}, "tensor b begins at byte .*, and the one before ends at"),
+    "overlap in part": ({"a": entry(), "b": entry(4, 8, [1])}, "tensor b begins at byte "),
+    "gap": ({"a": entry(4, 8, [1])}, "tensor a begins at byte "),
+    "rest": ({"a": entry(0, 4, [1])}, "bytes, and its tensors end at byte"),
+    "no tensor": ({}, "bytes, and its tensors end at byte"),
+    "fractions": ({"a": entry(0, 8, [2.0])}, "tensor a has a shape or an offset that is not a whole number"),
+    "truth": ({"a": entry(0, 4, [True])}, "tensor a has a shape or an offset that is not a whole number"),
+    "negative": ({"a": entry(0, 8, [-1, -2])}, "tensor a has a shape or an offset that is not a whole number"),
+    "negative offset": ({"a": entry(-8, 0)}, "tensor a has a shape or an offset that is not a whole number"),
+    "fractional offset": ({"a": entry(0, 8.0)}, "tensor a has a shape or an offset that is not a whole number"),
+    "huge dimensions": ({"a": entry(0, 0, [2**40, 0])}, "tensor a has a dimension beyond 2147483647"),
+    "huge offset": ({"a": entry(0, 2**62, [2**31 - 1, 2**29])}, "tensor a of shape .* does not fill its"),
+    "text as a shape": ({"a": entry(shape="2")}, "tensor a has a shape or an offset that is not a whole number"),
+    "three offsets": ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4, 8]}}, "its header is malformed"),
+    "list as a dtype": ({"a": entry(dtype=["F32"])}, "its header is malformed"),
+    "no entry": ({"a": 5}, "its header is malformed"),
+    "metadata": ({"a": entry(), "__metadata__": {"a": 1}}, "its header is malformed"),
+    "twice": (b'{"a":%s,"a":%s}' % ((json.dumps(entry()).encode(),) * 2), "its header is malformed"),
+    "deep": (b"[" * 99_999, "its header is malformed"),
+    "many digits": (b'{"a":{"shape":[' + b"9" * 9999 + b"]}}", "its header is malformed"),
+}
+
+
+def test_impossible_headers_are_refused_as_the_safetensors_library_refuses_them(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    assert read_header(header_file(tmp_path, {"a": entry()}))["a"].shape == (2,)
+    for case, (header, message) in IMPOSSIBLE.items():
+        file = header_file(tmp_path, header)
+        with pytest.raises(CheckpointError, match=message) as raised:
+            read_header(file)
+        assert str(file) in str(raised.value) and "\n" not in str(raised.value), case
+        if case not in ("no tensor", "twice"):  # that library reads these
+            with pytest.raises(Exception), safe_open(file, "np"):  # noqa: B017 (a class of its own)
+                pass
+
+
+def test_a_whole_file_counts_and_not_an_old_index_beside_it(folder: Path) -> None:
+    """As in transformers."""
+    whole = (folder / "model.safetensors").read_bytes()
+    shard(folder)
+    (folder / "model.safetensors").write_bytes(whole)
+    with pytest.warns(UserWarning, match=r"model\.safetensors is loaded; .*index\.json lists model-a\.safetensors"):
+        checkpoint = Checkpoint(folder)
+    assert {info.file.name for info in checkpoint.tensors.values()} == {"model.safetensors"}
+    (folder / INDEX_NAME).write_text(json.dumps({"weight_map": dict.fromkeys(TENSORS, "model.safetensors")}))
+    assert set(Checkpoint(folder).tensors) == set(TENSORS), "an index of the whole file is mlx-lm's"
