@@ -200,19 +200,20 @@ def _read_entry(file: Path, name: str, entry: dict[str, Any], data_start: int, f
     return TensorInfo(file, dtype, shape, end - begin, data_start + begin)
 
 
-def is_finite(array: mx.array) -> bool:
-    """Whether an array holds neither NaN nor infinity.
+def all_finite(array: mx.array) -> mx.array:
+    """Whether a floating-point array holds neither NaN nor infinity, not evaluated.
 
     Their exponent has all bits set, so they are the largest floats if the bits are read as integers. MLX's CPU backend
-    compares integers of 16 bits more than ten times as fast as floats.
+    compares integers of 16 bits more than ten times as fast as floats, and no array of the size of `array` is made.
     """
-    if array.dtype not in EXPONENTS or not array.size:
-        return True
     signed, unsigned, exponent = EXPONENTS[array.dtype]
-    largest = mx.max(array.view(signed)), mx.max(array.view(unsigned))  # of the positive and of the negative numbers
-    mx.eval(largest)
-    sign = 1 << (8 * array.dtype.size - 1)
-    return largest[0].item() < exponent and largest[1].item() < sign + exponent  # type: ignore[operator]
+    positive, negative = mx.max(array.view(signed)), mx.max(array.view(unsigned))
+    return (positive < exponent) & (negative < (exponent | 1 << (8 * array.dtype.size - 1)))
+
+
+def is_finite(array: mx.array) -> bool:
+    """The same, evaluated. Arrays of integers are finite."""
+    return array.dtype not in EXPONENTS or not array.size or bool(all_finite(array).item())
 
 
 def check_finite(array: mx.array, name: str, stored: Callable[[], Iterable[mx.array]] | None = None) -> None:

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
+from ..files.safetensors import is_finite
 from ..model.cache import Cache, make_caches
 from ..model.fused import FusedModel
 from ..model.network import Exaone4ForCausalLM
@@ -108,7 +109,7 @@ class DraftModel:
         self._ids += missing
         self.processed_tokens = len(missing)
         before, logits = sample.state, fused.logits(hidden)[:, -1]
-        if not self._is_checked and not mx.isfinite(logits).all().item():  # the model would reject every draft
+        if not self._is_checked and not is_finite(logits):  # the model would reject every draft
             raise FloatingPointError(f"the draft model computes no drafts: {explain(self.model, history)}")
         self._is_checked = True
         drafts = [sample(logits)]

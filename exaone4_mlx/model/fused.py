@@ -26,6 +26,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
+from ..files.safetensors import all_finite, is_finite
 from .cache import Cache, new_caches
 from .context import AttentionContext
 from .kv import KVQuantization
@@ -248,7 +249,7 @@ class NonFiniteLogits(FloatingPointError):
 
 def checked(logits: mx.array) -> mx.array:
     """The logits, evaluated. Raises NonFiniteLogits."""
-    if not mx.isfinite(logits).all().item():
+    if not is_finite(logits):
         raise NonFiniteLogits
     return logits
 
@@ -264,7 +265,7 @@ class LogitsCheck:
         """Takes the logits [N, V] of a step. Call it before the next step is queued, and `read` after that."""
         self._rows.append(logits)
         if sum(map(len, self._rows)) >= CHECK_EVERY:
-            self._pending = mx.isfinite(mx.concatenate(self._rows)).all()
+            self._pending = all_finite(mx.concatenate(self._rows))
             mx.async_eval(self._pending)
             self._rows.clear()
 

@@ -12,7 +12,7 @@ from mlx.utils import tree_map
 
 from exaone4_mlx import CheckpointError, PromptCache, generate, load
 from exaone4_mlx.checkpoint.quantize import DEFAULTS, Quantization
-from exaone4_mlx.files.safetensors import is_finite
+from exaone4_mlx.files.safetensors import all_finite, is_finite
 from exaone4_mlx.generation.decode import Sampler, TokenStream, prefill
 from exaone4_mlx.generation.draft import DraftModel, PromptLookup
 from exaone4_mlx.generation.options import Sampling
@@ -131,11 +131,10 @@ def test_logits_of_every_token_are_checked_in_one_reduction_for_sixteen(
     speculative: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checks: list[int] = []
-    isfinite = mx.isfinite
 
     def counted(logits: mx.array) -> mx.array:
         checks.append(logits.shape[0])
-        return isfinite(logits)
+        return all_finite(logits)
 
     def stream(limit: int) -> Any:
         model: Any = Breaks(limit)
@@ -154,7 +153,8 @@ def test_logits_of_every_token_are_checked_in_one_reduction_for_sixteen(
     with pytest.raises(FloatingPointError):
         short.close()
     whole = stream(1000)
-    monkeypatch.setattr(mx, "isfinite", counted)
+    monkeypatch.setattr("exaone4_mlx.model.fused.all_finite", counted)
+    monkeypatch.setattr("exaone4_mlx.model.fused.is_finite", counted)
     for _ in range(48):
         next(whole)
     whole.close()
