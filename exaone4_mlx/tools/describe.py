@@ -50,8 +50,8 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
     """The schema of a function in OpenAI's format: its name, the first paragraph of its docstring, its parameters.
 
     Type hints may be str, int, float, bool, list, dict, Optional, Literal, Enum and combinations of them. The
-    description of a parameter comes from `Annotated[T, "description"]`, from the `Args:` section of the docstring or
-    from its `:param name:` lines. Raises ValueError, naming function and parameter, where that is not possible.
+    description of a parameter comes from `Annotated[T, "description"]` or from the docstring (`read_docstring`). Raises
+    ValueError, naming function and parameter, where that is not possible.
     """
     name = getattr(function, "__name__", "")
     if not name.isidentifier():
@@ -103,19 +103,24 @@ def parameters_of(function: Callable[..., Any], exact: bool = False) -> dict[str
 def read_docstring(text: str) -> tuple[str, dict[str, str]]:
     """The first paragraph of a docstring, on one line, and the description of each parameter.
 
-    The descriptions are an `Args:` (or `Arguments:`, `Parameters:`) section with lines `name: …` or `name (type): …`,
-    or lines `:param name: …`.
+    The descriptions are those of Google's style (a section `Args:`, `Arguments:` or `Parameters:` with lines `name: …`
+    or `name (type): …`), of NumPy's (a section that is underlined, with lines `name : type` above indented text), or of
+    lines `:param name: …`.
     """
-    summary = " ".join(re.split(r"\n\s*\n|\n\s*(?::param|Args:|Arguments:|Parameters:)", text, maxsplit=1)[0].split())
+    before, *numpy = re.split(r"^(\w[\w ]*?) *\n-{3,} *$", text, flags=re.MULTILINE)
+    summary = re.split(r"\n\s*\n|\n\s*(?::param|Args:|Arguments:|Parameters:)", before, maxsplit=1)[0]
+    found = re.findall(r"^\s*:param(?:\s+[^:]+)?\s+(\w+):\s*(.+(?:\n(?!\s*:)\s+.+)*)", text, re.MULTILINE)
+    if section := re.search(r"^(Args|Arguments|Parameters):\s*\n((?:[ \t]+.*\n?|\s*\n)+)", text, re.MULTILINE):
+        lines = re.findall(r"^(\s+)(\w+)(?: ?\([^)]*\))?:\s*(.*(?:\n\1\s+.+)*)", section[2], re.MULTILINE)
+        found += [(name, description) for _, name, description in lines]
+    for heading, body in zip(numpy[::2], numpy[1::2], strict=True):
+        if heading in ("Parameters", "Other Parameters"):
+            found += re.findall(r"^(\w[\w, ]*?) *(?::.*)?$((?:\n[ \t]*$|\n[ \t]+.*)*)", body, re.MULTILINE)
     descriptions: dict[str, str] = {}
-    for match in re.finditer(r"^\s*:param(?:\s+[^:]+)?\s+(\w+):\s*(.+(?:\n(?!\s*:)\s+.+)*)", text, re.MULTILINE):
-        descriptions[match[1]] = " ".join(match[2].split())
-    section = re.search(r"^(Args|Arguments|Parameters):\s*\n((?:[ \t]+.*\n?|\s*\n)+)", text, re.MULTILINE)
-    for match in re.finditer(
-        r"^(\s+)(\w+)(?: ?\([^)]*\))?:\s*(.*(?:\n\1\s+.+)*)", section[2] if section else "", re.MULTILINE
-    ):
-        descriptions.setdefault(match[2], " ".join(match[3].split()))
-    return summary, descriptions
+    for names, description in found:
+        for name in names.split(","):  # NumPy: "x, y : float"
+            descriptions.setdefault(name.strip(), " ".join(description.split()))
+    return " ".join(summary.split()), descriptions
 
 
 def _describe_parameter(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import inspect
 import re
 from typing import Annotated, Any, List, Literal, Optional  # noqa: UP035 (one of the spellings to be read)
 
@@ -140,6 +141,54 @@ def test_annotated_text_is_a_description_and_a_bare_list_is_a_list() -> None:
         "days": {"type": "integer", "default": 1},
         "names": {"type": "array", "default": []},
     }
+
+
+NUMPY = """Reserve a
+    table.
+
+    Parameters
+    ----------
+    name : str
+        Under which name.
+
+        It may be long: "Kim : Lee".
+    seats: int, optional
+        How many people come
+        to dinner.
+    since, until : {'6 pm', '9 pm'}, default '6 pm'
+        The hours.
+    undescribed
+    other : str
+
+    Other Parameters
+    ----------------
+    mood
+        How they feel.
+
+    Returns
+    -------
+    answer : str
+        "ok".
+
+    Notes
+    -----
+    name : no parameter
+        No.
+"""
+
+
+def test_docstrings_in_numpy_style_describe_their_parameters() -> None:
+    summary, descriptions = read_docstring(inspect.cleandoc(NUMPY))
+    assert summary == "Reserve a table."
+    assert {name: text for name, text in descriptions.items() if text} == {
+        "name": 'Under which name. It may be long: "Kim : Lee".',
+        "seats": "How many people come to dinner.",
+        "since": "The hours.",
+        "until": "The hours.",
+        "mood": "How they feel.",
+    }
+    assert read_docstring("Cook.\nParameters\n----------\nx : int\n    Eggs.") == ("Cook.", {"x": "Eggs."})
+    assert read_docstring("Plain.\n\nReturns\n-------\nx : int\n    Eggs.") == ("Plain.", {})
 
 
 class Thermometer:
