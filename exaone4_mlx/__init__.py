@@ -28,8 +28,9 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
         generate as generate,
         stream_generate as stream_generate,
     )
-    from .generation.options import Options as Options, ReplyOptions as ReplyOptions, Sampling as Sampling
+    from .generation.options import Options as Options, Sampling as Sampling
     from .generation.prompt_cache import PromptCache as PromptCache
+    from .generation.reply_options import ReplyOptions as ReplyOptions
     from .measure.fit import Fit as Fit, fit as fit
     from .model.config import Exaone4Config as Exaone4Config
     from .model.heads import (
@@ -60,7 +61,8 @@ _HOME = {
     "files.safetensors": ("CheckpointError",),
     "files.text": ("decode_text",),
     "generation.generate": ("Generation", "generate", "stream_generate"),
-    "generation.options": ("Options", "ReplyOptions", "Sampling"),
+    "generation.options": ("Options", "Sampling"),
+    "generation.reply_options": ("ReplyOptions",),
     "generation.prompt_cache": ("PromptCache",),
     "measure.fit": ("Fit", "fit"),
     "model.kv": ("KVQuantization",),

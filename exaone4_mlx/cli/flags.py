@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +116,9 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def add_reply_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """The flags of a conversation and its replies, without those of their output."""
-    parser.add_argument("--system-prompt", metavar="TEXT", help="the system prompt of the conversation")
+    system = parser.add_mutually_exclusive_group()
+    system.add_argument("--system-prompt", metavar="TEXT", help="the system prompt of the conversation")
+    system.add_argument("--system-prompt-file", type=Path, metavar="FILE", help="a text file that holds it")
     parser.add_argument(
         "--no-nfc",
         dest="nfc",
@@ -146,8 +149,10 @@ def add_draft_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
 
 
 def check_flags(options: argparse.Namespace) -> None:
-    """Ends the program with the usage if a flag lacks another flag that it needs."""
+    """Reads --system-prompt-file. Ends the program with the usage if a flag lacks another flag that it needs."""
     error = options.parser.error
+    if options.system_prompt_file:
+        options.system_prompt = without_line_end(read_text(options.system_prompt_file))
     try:
         check_draft_flags(options)
     except ValueError as problem:
@@ -198,6 +203,23 @@ def read_tools(options: argparse.Namespace) -> list[Callable[..., Any]]:
 
         schemas(tools)  # raises ValueError for two tools with one name
     return tools
+
+
+def read_text(path: Path | None) -> str:
+    """The text of a file, or of standard input. Errors name the source."""
+    from ..files.text import decode_text
+
+    source = "standard input" if path is None else str(path)
+    try:
+        data = sys.stdin.buffer.read() if path is None else path.read_bytes()
+    except OSError as error:
+        raise OSError(f"cannot read {source}: {error.strerror}") from error
+    return decode_text(data, source)
+
+
+def without_line_end(text: str) -> str:
+    """The text without the line end that closes a file or a pipe."""
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def with_flag_names(message: str, parser: argparse.ArgumentParser) -> str:

@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,17 +45,19 @@ DESCRIPTION = "Streams the reply to one prompt to standard output."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt = parser.add_argument_group("prompt")
     prompt.add_argument(
         "-p",
         "--prompt",
         help="the prompt, taken literally (--prompt=TEXT if it begins with a dash); - reads standard input",
     )
-    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a text file that holds the prompt")
+    prompt.add_argument(
+        "--prompt-file", type=Path, metavar="FILE", help="a text file that holds the prompt, or follows --prompt"
+    )
     prompt.add_argument(
         "--messages",
         metavar="FILE",
-        help="a JSON list of OpenAI-style messages, or a saved chat; - reads standard input",
+        help="OpenAI-style messages, as a JSON list or one in a line, or a saved chat; - reads standard input",
     )
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
     flags.add_option_flags(parser, "")
@@ -86,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
     from ..generation.request import check_answerable
 
     _check_flags(options)
-    given: Any = _read_messages(options) if options.messages else _read_prompt(options)
+    given: Any = _read_messages(options.messages) if options.messages else _read_prompt(options)
     _check_cache_file(options.prompt_cache_file)
     chosen, tools = Options(**flags.given_options(options)), flags.read_tools(options)
     files = loading.find_model(options)
@@ -121,10 +122,13 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check_flags(options: argparse.Namespace) -> None:
     error = options.parser.error
-    templated = (options.thinking, options.system_prompt, options.messages, options.tools, options.builtin_tools)
-    if options.raw and any(given not in (None, False) for given in templated):
+    is_text = options.prompt is not None or options.prompt_file is not None
+    if is_text + (options.messages is not None) != 1:
+        error("one of --prompt (with or without --prompt-file), --prompt-file and --messages is required")
+    templated = ("thinking", "system_prompt", "system_prompt_file", "messages", "tools", "builtin_tools")
+    if options.raw and any(getattr(options, name) not in (None, False) for name in templated):
         error(
-            "--raw uses no chat template: --thinking, --system-prompt, --messages, --tools and --builtin-tools have no "
+            "--raw uses no chat template: --thinking, a system prompt, --messages, --tools and --builtin-tools have no "
             "effect with it"
         )
     if options.thinking_budget is not None and not options.thinking:
@@ -140,41 +144,36 @@ def _check_flags(options: argparse.Namespace) -> None:
 
 
 def _read_prompt(options: argparse.Namespace) -> str:
-    """The prompt as given. The line end that closes a file or a pipe is not part of it."""
-    if options.prompt_file:
-        text = _read_text(options.prompt_file, str(options.prompt_file))
-    elif options.prompt == "-":
-        text = _read_text(None, "standard input")
-    else:  # the bytes that the shell passed, independent of the locale
+    """The prompt as given: an instruction, the text of a file, or the instruction and then the file."""
+    texts = []
+    if options.prompt == "-":
+        texts.append(flags.without_line_end(flags.read_text(None)))
+    elif options.prompt is not None:  # the bytes that the shell passed, independent of the locale
         try:
-            return os.fsencode(options.prompt).decode()
+            texts.append(os.fsencode(options.prompt).decode())
         except UnicodeDecodeError as error:
             raise ValueError("--prompt is not UTF-8 text") from error
-    return text.removesuffix("\n").removesuffix("\r")
+    if options.prompt_file:
+        texts.append(flags.without_line_end(flags.read_text(options.prompt_file)))
+    return "\n\n".join(texts)
 
 
-def _read_messages(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The messages of a JSON list, or of an object with `messages`, such as a saved chat."""
-    source = "standard input" if options.messages == "-" else options.messages
+def _read_messages(source: str) -> list[dict[str, Any]]:
+    """The messages of a JSON list, of JSON lines, or of an object with `messages`, such as a saved chat."""
+    name = "standard input" if source == "-" else source
+    text = flags.read_text(None if source == "-" else Path(source))
     try:
-        content = json.loads(_read_text(None if options.messages == "-" else Path(options.messages), source))
+        content = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{source} is not JSON: {error}") from error
-    messages = content.get("messages") if isinstance(content, dict) else content
-    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
-        raise ValueError(f'{source} must hold a list of messages: [{{"role": …, "content": …}}, …]')
-    return messages
-
-
-def _read_text(path: Path | None, source: str) -> str:
-    """A text file, or standard input without a path; errors name the `source`."""
-    from ..files.text import decode_text
-
-    try:
-        data = sys.stdin.buffer.read() if path is None else path.read_bytes()
-    except OSError as error:
-        raise OSError(f"cannot read {source}: {error.strerror}") from error
-    return decode_text(data, source)
+        try:
+            content = [json.loads(line) for line in text.split("\n") if line.strip()]
+        except ValueError:
+            raise ValueError(f"{name} is not JSON: {error}") from error
+    if isinstance(content, dict):
+        content = [content] if "role" in content else content.get("messages")
+    if not isinstance(content, list) or not content or not all(isinstance(message, dict) for message in content):
+        raise ValueError(f'{name} must hold a list of messages: [{{"role": …, "content": …}}, …]')
+    return content
 
 
 def _as_messages(given: str | list[dict[str, Any]], system_prompt: str | None) -> list[dict[str, Any]]:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..generation.generate import evaluate_weights, make_draft
-from ..generation.options import OPTION_NAMES, SAMPLING_FIELDS, Options, ReplyOptions, check
+from ..generation.options import OPTION_NAMES, SAMPLING_FIELDS, Options, check
 from ..generation.prompt_cache import PromptCache
+from ..generation.reply_options import ReplyOptions
 from ..generation.request import check_answerable, check_drafting, check_kv_size
 from ..generation.worker import Worker
 from ..model.kv import KVQuantization

@@ -20,7 +20,7 @@ from ..generation.draft import DraftModel
 from ..generation.generate import tool_constraint
 from ..generation.options import Options, check
 from ..generation.prompt_cache import PromptCache
-from ..generation.request import Request
+from ..generation.request import Request, render
 from ..generation.worker import Job, Worker
 from ..model.network import Exaone4ForCausalLM
 from ..text.message import Message
@@ -150,7 +150,7 @@ class History:
 
         def without(count: int) -> list[int]:
             seen = [*messages[:system], *messages[system + count :]]
-            return self._render(seen, tools, thinking=options.thinking, reply=True)
+            return render(self.tokenizer, seen, options, tools)
 
         ids, limit = without(dropped), self._prompt_limit(options)
         if len(ids) > limit and self.settings.overflow == "drop_oldest":
@@ -181,13 +181,6 @@ class History:
             self._constraint = tool_constraint(self.model.config, self.tokenizer, tools)
         return self._constraint
 
-    def _render(
-        self, messages: Sequence[Message], tools: tuple[Tool, ...], *, thinking: bool, reply: bool
-    ) -> list[int]:
-        return self.tokenizer.apply_chat_template(
-            messages, tools=tools or None, add_generation_prompt=reply, enable_thinking=thinking
-        )
-
     # --- the caches -----------------------------------------------------------
 
     def prepare(self, idle: bool = True) -> list[int]:
@@ -200,7 +193,12 @@ class History:
         messages = [*self._messages[:system], *self._messages[system + dropped :]]
         ids: list[int] = []
         if turn_starts(messages):
-            ids = self._render(messages, self._tools, thinking=False, reply=False)
+            ids = self.tokenizer.apply_chat_template(
+                messages,
+                tools=self._tools or None,
+                add_generation_prompt=False,
+                **(self.options.chat_template_args or {}),
+            )
         self.context_tokens = len(ids)
         if len(ids) >= self.max_kv_size:
             ids = []

@@ -174,7 +174,8 @@ class TurnState:
     def _reply(self) -> Generator[TurnEvent, None, tuple[Done, list[str]]]:
         """One reply of the model, appended to the history. Returns its `Done`, and the problems of its calls."""
         self._history.stop_settling()
-        partial = self._partial = PartialReply()
+        partial = self._partial = PartialReply(answer=self._options.prefill_response or "")
+        self._options = dataclasses.replace(self._options, prefill_response=None)  # of the first reply only
         with self._lock:
             generation = self.generation = self._next
         if self.cancelled.is_set():

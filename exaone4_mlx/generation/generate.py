@@ -23,9 +23,10 @@ from ..text.tokenizer import Tokenizer
 from ..tools.describe import Tool, schemas
 from .constrain import ToolConstraint
 from .draft import DraftModel
-from .options import Options, ReplyOptions, Sampling, check
+from .options import Options, Sampling, check
 from .prompt_cache import CheckpointPool, PromptCache
 from .reply_loop import ReplyLoop
+from .reply_options import ReplyOptions
 from .request import Prompt, Request
 from .worker import EventStream, Job, Worker
 

@@ -21,15 +21,15 @@ MEANT = {
     "the option of this name where the Chat is made": "max_kv_size kv draft_model prompt_cache "
     "overflow settle tool_timeout max_tool_rounds approve",
 }
-HINTS = {name: meant for meant, names in MEANT.items() for name in names.split()}
 
 
 def refuse_unknown(given: Collection[str], known: Collection[str]) -> None:
     """Raises TypeError for a name that is not known, with what may have been meant."""
+    hints = {name: meant for meant, names in MEANT.items() for name in names.split()}
     for name in given:
         if name in known:
             continue
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        meant = HINTS.get(name) or (close[0] if close else None)
+        meant = hints.get(name) or (close[0] if close else None)
         hint = f"did you mean {meant}?" if meant else f"the options are {', '.join(sorted(known))}"
         raise TypeError(f"there is no option {name!r}; {hint}")

@@ -1,7 +1,8 @@
 """The options of a reply: one flat list, from which command-line flags, settings and help texts are derived.
 
 Notes:
-- `Options` is the only list. `ReplyOptions` repeats its names and types for type checkers; a test compares the two.
+- `Options` is the only list. `ReplyOptions` (reply_options.py) repeats its names and types for type checkers; a test
+  compares the two.
 - `option(...)` puts the help text, the flags and more into the metadata of a field. Flags are spelled as in mlx-lm.
 - `sampling=Sampling(temperature=0)` means the same as `temperature=0`: `Sampling` is a group of the fields.
 - This module imports no MLX, so that `--help` costs nothing.
@@ -14,7 +15,7 @@ import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 from .names import refuse_unknown
 
@@ -113,6 +114,11 @@ LEAST = {
     "max_tokens": 1, "min_tokens": 0, "prefill_step_size": 1, "thinking_budget": 0, "num_draft_tokens": 1,
     "logprobs": 0,
 }  # fmt: skip
+#: Arguments of `apply_chat_template` that follow from the prompt and from other options.
+FIXED_ARGS = {
+    "messages", "tools", "add_generation_prompt", "continue_final_message", "enable_thinking", "tokenize", "padding",
+    "return_dict", "return_tensors",
+}  # fmt: skip
 SWITCHES = ("thinking", "constrain_tools", "stop_on_repetition", "prompt_lookup")
 
 
@@ -123,8 +129,9 @@ class Options(Sampling):
     `thinking` lets the model think first, for at most `thinking_budget` tokens; None sets no limit. `max_tokens`
     limits thought and answer together; None means 8,192. Before `min_tokens` tokens no stop token is sampled, and no
     stop string ends the answer. `stop` ends the answer before a text, and `extra_eos_token` ends the reply at a token,
-    given as its text or its id. `stop_on_repetition` ends a reply that only repeats itself. `constrain_tools` forces
-    tool calls to follow their schemas.
+    given as its text or its id. `prefill_response` is the beginning of the answer, which the reply continues.
+    `chat_template_args` are variables of the chat template. `stop_on_repetition` ends a reply that only repeats itself.
+    `constrain_tools` forces tool calls to follow their schemas.
     `progress(done, total)` is called during the prefill, in the thread that does the model's work.
 
     `prompt_lookup` drafts tokens that followed the same tokens before; the model checks them, so the reply is the
@@ -144,6 +151,18 @@ class Options(Sampling):
     )
     extra_eos_token: str | int | Sequence[str | int] | None = option(
         (), "end the reply at this token, too", str, "--extra-eos-token", group="", kept=False
+    )
+    prefill_response: str | None = option(
+        None, "TEXT begins the answer, and the reply continues it", str, "--prefill-response", group="", kept=False
+    )
+    chat_template_args: Mapping[str, Any] | None = option(
+        None,
+        'variables of the chat template: {"skip_think": false}',
+        dict,
+        "--chat-template-args",
+        "--chat-template-config",
+        group="",
+        kept=False,
     )
     stop_on_repetition: bool = option(
         True, "end a reply that only repeats itself (default: yes)", bool, "--stop-on-repetition", kept=False
@@ -179,6 +198,15 @@ class Options(Sampling):
             raise ValueError(f"stop strings must be texts of at least one character, not {list(self.stops)!r}")
         whole = all(type(token) in (str, int) and token != "" for token in self.extra_eos_tokens)
         check("extra_eos_token", self.extra_eos_token, whole, "the text or the id of a token, or several")
+        prefill, variables = self.prefill_response, self.chat_template_args or {}
+        is_text = isinstance(prefill, str) and prefill.strip() != ""
+        check("prefill_response", prefill, prefill is None or is_text, "the text that begins the answer")
+        if prefill is not None and self.thinking:
+            raise ValueError("prefill_response begins the answer, and a thought comes before it: use one of them")
+        named = isinstance(variables, Mapping) and all(isinstance(name, str) for name in variables)
+        check("chat_template_args", variables, named, "values by name")
+        if fixed := sorted(FIXED_ARGS & variables.keys()):
+            raise ValueError(f"chat_template_args sets variables of the chat template only, not {fixed[0]!r}")
         if self.min_tokens > self.reply_limit:
             raise ValueError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.reply_limit}")
 
@@ -223,36 +251,6 @@ class Options(Sampling):
 
 
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(Options))
-
-
-class ReplyOptions(TypedDict, total=False):
-    """The fields of `Options`, as keyword arguments: for `**options: Unpack[ReplyOptions]`."""
-
-    sampling: Sampling | None
-    temperature: float | None
-    top_p: float | None
-    top_k: int
-    min_p: float
-    presence_penalty: float
-    frequency_penalty: float
-    repetition_penalty: float
-    xtc_probability: float
-    xtc_threshold: float
-    seed: int | None
-    logit_bias: Mapping[int, float] | None
-    thinking: bool
-    thinking_budget: int | None
-    max_tokens: int | None
-    min_tokens: int
-    stop: str | Sequence[str] | None
-    extra_eos_token: str | int | Sequence[str | int] | None
-    stop_on_repetition: bool
-    constrain_tools: bool
-    prompt_lookup: bool
-    num_draft_tokens: int | None
-    logprobs: int | None
-    prefill_step_size: int
-    progress: PrefillProgress | None
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

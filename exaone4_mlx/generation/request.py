@@ -62,7 +62,7 @@ class Request:
         draft: Exaone4Config | None = None,
     ) -> Request:
         """A request for a reply to `prompt`: text, messages, or ids. Renders the chat template."""
-        ids = prompt_ids(tokenizer, prompt, thinking=options.thinking, tools=tools)
+        ids = prompt_ids(tokenizer, prompt, options=options, tools=tools)
         return cls(config, tokenizer, tuple(ids), options, max_kv_size, KVQuantization.coerce(kv, config), draft)
 
     def __post_init__(self) -> None:
@@ -137,9 +137,10 @@ class Request:
 
 
 def prompt_ids(
-    tokenizer: Tokenizer, prompt: Prompt, *, thinking: bool = False, tools: Sequence[Tool] | None = None
+    tokenizer: Tokenizer, prompt: Prompt, options: Options | None = None, tools: Sequence[Tool] | None = None
 ) -> list[int]:
     """The ids of a prompt in any of its three forms. Raises ValueError for an empty or malformed one."""
+    options = options or Options()
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ValueError("the prompt is empty")
@@ -152,10 +153,31 @@ def prompt_ids(
     if not items:
         raise ValueError("the prompt is empty")
     if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
-        return tokenizer.apply_chat_template(items, tools=tools, enable_thinking=thinking)
-    if thinking or tools:
+        ids = render(tokenizer, items, options, tools)
+        check_answerable(items)
+        return ids
+    if options.thinking or tools:
         raise ValueError("thinking and tools belong to the chat template; a prompt of token ids is used unchanged")
+    for name in ("prefill_response", "chat_template_args"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"{name} belongs to the chat template; a prompt of token ids is used unchanged")
     return items
+
+
+def render(
+    tokenizer: Tokenizer, messages: Sequence[Message], options: Options, tools: Sequence[Tool] | None
+) -> list[int]:
+    """The prompt of a reply to `messages`: it opens a turn of the assistant, and begins it with `prefill_response`."""
+    begun = options.prefill_response
+    if begun is not None:
+        messages = [*messages, {"role": "assistant", "content": begun}]
+    return tokenizer.apply_chat_template(
+        messages,
+        tools=tools or None,
+        enable_thinking=options.thinking,
+        continue_final_message=begun is not None,
+        **(options.chat_template_args or {}),
+    )
 
 
 def thought_limit(budget: int, max_tokens: int, wrap_up: int) -> int:
@@ -169,7 +191,10 @@ def thought_limit(budget: int, max_tokens: int, wrap_up: int) -> int:
 def check_answerable(messages: Sequence[Mapping[str, Any]]) -> None:
     """Raises ValueError for messages that do not end with a message of the user or a tool."""
     if not messages or messages[-1]["role"] not in ("user", "tool"):
-        raise ValueError("there is nothing to reply to: the last message is neither the user's nor a tool's")
+        raise ValueError(
+            "there is nothing to reply to: the last message is neither the user's nor a tool's; to continue an answer, "
+            "give its beginning as prefill_response"
+        )
 
 
 def check_kv_size(size: int, config: Exaone4Config) -> None:

@@ -201,16 +201,38 @@ def test_a_prompt_from_a_file_or_a_pipe_loses_its_last_line_end(
     assert prompt_given("-p", "-")[0]["content"] == "  안녕\n하세요"
 
 
+def test_an_instruction_and_a_file_are_one_prompt_and_a_file_may_hold_the_system_prompt(
+    prompt_given: Any, tmp_path: Path
+) -> None:
+    file, system = tmp_path / "poem.txt", tmp_path / "system.txt"
+    file.write_text("The sea.\n")
+    system.write_text("Be brief.\n")
+    given = prompt_given("-p", "Translate:", "--prompt-file", str(file), "--system-prompt-file", str(system))
+    assert given == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Translate:\n\nThe sea."},
+    ]
+
+
 @pytest.mark.usefixtures("demo_model")
 def test_messages_come_from_a_file_a_saved_chat_or_a_pipe(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "messages.json"
-    for content in (CLARA, {"messages": CLARA}):
-        file.write_text(json.dumps(content))
+    for content in (json.dumps(CLARA), json.dumps({"messages": CLARA}), "\n".join(map(json.dumps, CLARA)) + "\n\n"):
+        file.write_text(content)
         assert output(capsys, "--messages", str(file)) == "Your name is Clara.\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps(CLARA).encode())))
     assert output(capsys, "--messages", "-") == "Your name is Clara.\n"
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_a_begun_answer_is_continued(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the continuation is printed, as mlx-lm does."""
+    whole = output(capsys, "-p", "What is the capital of Korea?").strip()
+    begun = whole[: whole.index(" ", 8)]
+    reply = output(capsys, "-p", "What is the capital of Korea?", "--prefill-response", begun)
+    assert begun + reply.rstrip("\n") == whole
 
 
 # --- tools ------------------------------------------------------------------------------------------------------
@@ -371,6 +393,12 @@ def test_errors_are_one_line_and_come_before_the_weights_are_read(
         (["-p", "x", "--prompt-cache-file", str(tmp_path)], "is a folder; give the name of a file"),
         (["--messages", "/no/such/file"], "error: cannot read /no/such/file: No such file or directory"),
         (["--messages", str(ROOT / "README.md")], "README.md is not JSON"),
+        (["-p", "x", "--prefill-response", "So", "--thinking"], "error: --prefill-response begins the answer"),
+        (["-p", "x", "--raw", "--prefill-response", "So"], "error: --prefill-response belongs to the chat template"),
+        (["-p", "x", "--chat-template-args", '{"no_such": 1}'], "it has no option no_such"),
+        (["-p", "x", "--min-tokens", "9", "-m", "5"], "error: --min-tokens 9 exceeds --max-tokens 5"),
+        (["-p", "x", "--extra-eos-token", "two words"], "error: --extra-eos-token 'two words' is no token"),
+        (["-p", "x", "--system-prompt-file", "/no/such/file"], "error: cannot read /no/such/file"),
         (["--messages", messages("1", {"no": "messages"})], "must hold a list of messages"),
         (["--messages", messages("2", [])], "must hold a list of messages"),
         (["--messages", messages("3", CLARA[:2])], "there is nothing to reply to"),

@@ -10,7 +10,18 @@ import mlx.core as mx
 import pytest
 from conftest import in_a_thread, tiny_model, until
 
-from exaone4_mlx import Answer, Done, PromptCache, Reply, Sampling, Thinking, ToolCall, generate, stream_generate
+from exaone4_mlx import (
+    Answer,
+    Done,
+    Options,
+    PromptCache,
+    Reply,
+    Sampling,
+    Thinking,
+    ToolCall,
+    generate,
+    stream_generate,
+)
 from exaone4_mlx.generation.request import prompt_ids
 from exaone4_mlx.text.reply import LoopDetector
 
@@ -57,6 +68,23 @@ def test_tools_are_in_the_prompt(demo: Any) -> None:
     text = demo[1].decode(prompt_ids(demo[1], "Hello", tools=[measure_rain, ready]))
     assert '<tool>{"type": "function", "function": {"name": "count_birds", "parameters": {}}}</tool>' in text
     assert '"name": "measure_rain", "description": "Measure the rain.", "parameters": {"type": "object"' in text
+
+
+def test_a_begun_answer_is_continued_and_template_variables_are_passed_on(scripted: Any) -> None:
+    model, tokenizer = scripted("Seoul.")
+    messages = [{"role": "user", "content": "Capital?"}]
+    reply = generate(model, tokenizer, messages, prefill_response="The capital is")
+    assert reply.text == "Seoul."
+    begun = tokenizer.decode(prompt_ids(tokenizer, messages, Options(prefill_response="The capital is")))
+    assert begun == tokenizer.decode(prompt_ids(tokenizer, messages)) + "The capital is"
+    with pytest.raises(ValueError, match="to continue an answer, give its beginning as prefill_response"):
+        generate(model, tokenizer, [*messages, {"role": "assistant", "content": "The capital is"}])
+    variables = {"chat_template": "{{ messages[0].content }} {{ mood }}", "mood": "Calm."}
+    ids = prompt_ids(tokenizer, messages, Options(chat_template_args=variables))
+    assert tokenizer.decode(ids) == "Capital? Calm."
+    for option in ({"prefill_response": "So"}, {"chat_template_args": {}}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} belongs to the chat template"):
+            generate(model, tokenizer, [5, 6], **option)
 
 
 # --- ends ---------------------------------------------------------------------
@@ -275,7 +303,7 @@ def test_bytes_without_a_complete_character_do_not_extend_the_thought(scripted: 
 def test_the_model_continues_after_the_forced_end_of_its_thought(demo: Any) -> None:
     """The answer equals that of a cold start with the same tokens, forced ones included."""
     model, tokenizer = demo
-    ids = prompt_ids(tokenizer, "What is 348 + 275?", thinking=True)
+    ids = prompt_ids(tokenizer, "What is 348 + 275?", Options(thinking=True))
     cache = PromptCache(model, tokenizer)
     cut = generate(model, tokenizer, ids, sampling=GREEDY, thinking_budget=9, prompt_cache=cache)
     seen = cache.ids[: len(ids) + cut.thinking_tokens]
