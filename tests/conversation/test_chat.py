@@ -51,7 +51,7 @@ async def coroutine(call: Any) -> bool:
 
 def test_a_chat_keeps_the_beginning_of_an_answer_with_its_continuation(scripted: Any) -> None:
     chat = Chat(*scripted(f" roll: {call_text(max_num=6)}", "A 4."), tools=[roll_dice], settle=False)
-    assert chat.ask("Roll!", prefill_response="I").text == " roll: A 4.", "of the first reply only"
+    assert chat.ask("Roll!", prefill_response="I").text == "roll: A 4.", "of the first reply only"
     assert [message["content"] for message in chat.messages] == ["Roll!", "I roll:", 4, "A 4."]
 
 
