@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .conversion.evaluation import Evaluation as Evaluation
     from .files.safetensors import CheckpointError as CheckpointError
     from .files.text import decode_text as decode_text
+    from .generation.causal_lm import Exaone4ForCausalLM as Exaone4ForCausalLM, load as load
     from .generation.generate import (
         Generation as Generation,
         generate as generate,
@@ -33,14 +34,14 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .generation.reply_options import ReplyOptions as ReplyOptions
     from .measure.fit import Fit as Fit, fit as fit
     from .model.config import Exaone4Config as Exaone4Config
+    from .model.generation_config import GenerationConfig as GenerationConfig
     from .model.heads import (
         Exaone4ForQuestionAnswering as Exaone4ForQuestionAnswering,
         Exaone4ForSequenceClassification as Exaone4ForSequenceClassification,
         Exaone4ForTokenClassification as Exaone4ForTokenClassification,
     )
     from .model.kv import KVQuantization as KVQuantization
-    from .model.load import load as load
-    from .model.network import Exaone4ForCausalLM as Exaone4ForCausalLM, Exaone4Model as Exaone4Model
+    from .model.network import Exaone4Model as Exaone4Model
     from .text.events import Answer as Answer, Done as Done, Logprobs as Logprobs, Thinking as Thinking
     from .text.input_messages import check_messages as check_messages
     from .text.message import Reply as Reply
@@ -60,6 +61,7 @@ _HOME = {
     "conversion.evaluation": ("Evaluation",),
     "files.safetensors": ("CheckpointError",),
     "files.text": ("decode_text",),
+    "generation.causal_lm": ("Exaone4ForCausalLM", "load"),  # with the method `generate`
     "generation.generate": ("Generation", "generate", "stream_generate"),
     "generation.options": ("Options", "Sampling"),
     "generation.reply_options": ("ReplyOptions",),
@@ -67,9 +69,9 @@ _HOME = {
     "measure.fit": ("Fit", "fit"),
     "model.kv": ("KVQuantization",),
     "model.config": ("Exaone4Config",),
+    "model.generation_config": ("GenerationConfig",),
     "model.heads": ("Exaone4ForQuestionAnswering", "Exaone4ForSequenceClassification", "Exaone4ForTokenClassification"),
-    "model.load": ("load",),
-    "model.network": ("Exaone4ForCausalLM", "Exaone4Model"),
+    "model.network": ("Exaone4Model",),
     "text.events": ("Answer", "Done", "Logprobs", "Thinking"),
     "text.input_messages": ("check_messages",),
     "text.message": ("Reply",),

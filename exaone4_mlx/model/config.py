@@ -221,8 +221,7 @@ class Exaone4Config:
         A new base keeps the RoPE scaling, and a new scaling keeps the base. Raises ValueError for an unknown field, for
         changes that contradict each other, and for a window or a pattern that would have no effect.
         """
-        if unknown := sorted(set(changes) - set(NAMES)):
-            raise ValueError(f"a config has no {unknown[0]}")
+        keys.refuse_unknown(changes, NAMES)
         values = self.to_dict()
         if (
             "num_hidden_layers" not in changes
@@ -281,8 +280,7 @@ class Exaone4Config:
         if not path.is_file():
             hint = other_format(path.parent) if path.parent.is_dir() else ""
             raise FileNotFoundError(f"{path.parent} has no config.json: it is not a model folder{hint}")
-        if unknown := sorted(set(changes) - set(NAMES)):
-            raise ValueError(f"a config has no {unknown[0]}")
+        keys.refuse_unknown(changes, NAMES)
         try:
             config = cls.from_dict(read_json(path))
             return config.replace(**changes) if changes else config

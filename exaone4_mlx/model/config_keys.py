@@ -9,7 +9,7 @@ Notes:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from .rope import RopeParameters
@@ -22,6 +22,25 @@ FOREIGN_KEYS = (
     "logit_scale", "logits_scaling", "final_logit_softcapping", "attn_logit_softcapping", "text_config",
     "vision_config",
 )  # fmt: skip
+
+#: What to write in place of arguments of transformers' `from_pretrained` that are no fields of a config.
+MEANT = {
+    "torch_dtype": "set dtype",
+    "trust_remote_code": "leave it out: no code of a checkpoint is run",
+    "attn_implementation": "leave it out: attention has one implementation",
+    "quantization_config": "load(path, q_bits=4) and convert quantize",
+    "load_in_4bit": "load(path, q_bits=4) quantizes",
+    "load_in_8bit": "load(path, q_bits=8) quantizes",
+    "token": "set HF_TOKEN in the environment",
+    "cache_dir": "set HF_HOME in the environment",
+    "local_files_only": "set HF_HUB_OFFLINE=1 in the environment",
+}
+
+
+def refuse_unknown(given: Iterable[str], known: Collection[str]) -> None:
+    """Raises ValueError for a name that is no field of a config, with what to write in its place."""
+    for name in sorted(set(given) - set(known)):
+        raise ValueError(f"a config has no {name}" + (f"; {MEANT[name]}" if name in MEANT else ""))
 
 
 def check_architecture(values: Mapping[str, Any]) -> None:

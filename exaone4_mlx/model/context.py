@@ -21,8 +21,9 @@ from .cache import causal_mask, visible
 class AttentionContext:
     """The inputs of all layers beyond the hidden states, and the outputs that they append.
 
-    `positions` [B, L] are the positions of the new tokens; None counts on from the cached tokens. `length` is the
-    number of tokens of the whole sequence, if more of them will follow. `padding` [B, past + L] is false for padding.
+    `positions` are those of the new tokens [B, L], or of the first one of each row [B]; None counts on from the cached
+    tokens. `length` is the number of tokens of the whole sequence, if more of them will follow. `padding` [B, past + L]
+    is false for padding.
     Tokens attend only to tokens with the same number in `segments` [B, L]. `hidden_states` and `attentions` collect the
     outputs of the layers, unless they are None.
     """

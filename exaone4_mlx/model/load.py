@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ..files.folders import find_folder
 from ..text.tokenizer import Tokenizer
+from .generation_config import GenerationConfig
 from .network import Exaone4ForCausalLM
 from .pretrained import Progress, load_network
 
@@ -39,6 +40,7 @@ def load(
     model = load_network(
         Exaone4ForCausalLM, folder, dtype=dtype, q_bits=q_bits, q_group_size=q_group_size, progress=progress
     )
+    model.generation_config = GenerationConfig.from_folder(folder)
     model.fused()
     if warning := model.config.vocabulary_warning(tokenizer.vocab_size):
         warnings.warn(warning, stacklevel=2)

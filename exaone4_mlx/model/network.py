@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -180,6 +180,9 @@ class Exaone4ForCausalLM(Pretrained):
     `model(input_ids, cache=None)` takes ids [B, L] and returns logits [B, L, V]. With caches from
     `make_cache()` the ids continue what the caches hold. This is the protocol of mlx-lm's models.
     """
+
+    #: transformers' `generate`. generation/causal_lm.py defines it and puts it here.
+    generate: ClassVar[Callable[..., mx.array]]
 
     def __init__(self, config: Exaone4Config) -> None:
         super().__init__(config)

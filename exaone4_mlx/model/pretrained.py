@@ -27,6 +27,7 @@ from ..checkpoint.quantize import Quantization, quantization_keys
 from ..files.folders import atomic_file, find_folder, read_json
 from ..files.safetensors import Checkpoint, CheckpointError, check_finite, read_dtype
 from .config import Exaone4Config
+from .generation_config import GenerationConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -248,7 +249,13 @@ class Pretrained(nn.Module):
     def __init__(self, config: Exaone4Config) -> None:
         super().__init__()
         self.config = config
+        self.generation_config = GenerationConfig()  # the defaults of `generate`
         config.mark_in_use()
+
+    @property
+    def device(self) -> mx.Device:
+        """The device that MLX computes on: the default device of the process."""
+        return mx.default_device()
 
     @classmethod
     def from_pretrained(
@@ -257,20 +264,32 @@ class Pretrained(nn.Module):
         *,
         revision: str | None = None,
         dtype: mx.Dtype | str | None = None,
+        device_map: str | mx.Device | None = None,
         **changes: Any,
     ) -> Self:
         """The network of a checkpoint: a folder in Hugging Face or MLX format, a hub id, or "demo". No tokenizer.
 
         `dtype` (bfloat16, float16 or float32, as `mx.Dtype` or name) is the dtype of the floating-point weights; None
-        keeps the checkpoint's. `changes` replace fields of the config: `num_labels=3`. If the checkpoint has no weights
-        for the head, the head is new, and a warning says so.
+        or "auto" keeps the checkpoint's. `device_map` may be "auto" or the default device of MLX. `changes` replace
+        fields of the config: `num_labels=3`. If the checkpoint has no weights for the head, the head is new, and a
+        warning says so.
 
         Raises FileNotFoundError for a missing folder or file, and ValueError (CheckpointError for damaged weights) for
         a folder that is no EXAONE 4 checkpoint. Each error names the file.
         """
+        device = mx.default_device()
+        names = (None, "auto", "gpu", "mps") if device.type == mx.gpu else (None, "auto", "cpu")
+        if not (device_map == device if isinstance(device_map, mx.Device) else device_map in names):
+            raise ValueError(
+                f"device_map must be 'auto', not {device_map!r}: MLX computes on its default device, "
+                "which mx.set_default_device changes"
+            )
         folder = find_folder(path_or_repo, revision)
         config = Exaone4Config.from_file(folder / "config.json", **changes)
-        return load_network(cls, folder, config, backbone=cls.backbone, dtype=dtype)
+        dtype = None if dtype == "auto" else dtype
+        network = load_network(cls, folder, config, backbone=cls.backbone, dtype=dtype)
+        network.generation_config = GenerationConfig.from_folder(folder)
+        return network
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors into a folder, which is created if it does not exist.
