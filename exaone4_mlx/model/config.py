@@ -9,7 +9,6 @@ Notes:
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,18 +19,11 @@ from ..files.folders import atomic_file, find_folder, other_format, read_json
 from . import config_keys as keys
 from .rope import ORIGINAL, RopeParameters
 
-#: Keys that must be positive whole numbers.
-COUNTS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "max_position_embeddings",
-)  # fmt: skip
-PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 #: Fields about labels, training or outputs. They are written if they differ from the default.
 OPTIONAL = (
     "id2label", "label2id", "problem_type", "classifier_dropout", "output_hidden_states", "output_attentions",
     "return_dict",
 )  # fmt: skip
-SWITCHES = ("use_cache", "tie_word_embeddings", "output_hidden_states", "output_attentions", "return_dict")
 #: Fields that follow from each other. `dataclasses.replace` changes one and passes the old values of the others.
 LINKED = (
     "rope_theta", "rope_scaling", "rope_parameters", "num_hidden_layers", "sliding_window", "sliding_window_pattern",
@@ -105,8 +97,10 @@ class Exaone4Config:
         for name, before in zip(LINKED, self._linked or (), strict=False):
             if getattr(self, name) != before:
                 raise ValueError(f"other fields of a config follow from {name}: use config.replace({name}=…)")
-        self._set_sizes()
-        self._check_numbers()
+        self._set(**keys.read_sizes(self))
+        if isinstance(self.eos_token_id, Sequence):
+            self._set(eos_token_id=tuple(self.eos_token_id))
+        keys.check_values(self)
         rope: Any = self.rope_parameters
         if not isinstance(rope, RopeParameters):
             rope = keys.read_rope(rope, self.rope_scaling, self.rope_theta, self.max_position_embeddings)
@@ -124,60 +118,6 @@ class Exaone4Config:
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
             object.__setattr__(self, name, value)
-
-    def _set_sizes(self) -> None:
-        for name in ("hidden_size", "num_attention_heads"):
-            keys.check_count(name, getattr(self, name))
-        for name, value in (
-            ("intermediate_size", 4 * self.hidden_size),
-            ("num_key_value_heads", self.num_attention_heads),
-        ):
-            if getattr(self, name) is None:
-                self._set(**{name: value})
-        for name in COUNTS:
-            keys.check_count(name, getattr(self, name))
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads {self.num_key_value_heads}"
-            )
-        head_dim: Any = self.head_dim
-        if head_dim is None:
-            if self.hidden_size % self.num_attention_heads:
-                raise ValueError(
-                    f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                    f"{self.num_attention_heads}, and head_dim is absent"
-                )
-            self._set(head_dim=self.hidden_size // self.num_attention_heads)
-        keys.check_count("head_dim", self.head_dim)
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd, and RoPE rotates pairs")
-        if self.sliding_window is not None:
-            keys.check_count("sliding_window", self.sliding_window)
-
-    def _check_numbers(self) -> None:
-        if self.hidden_act != "silu":
-            raise ValueError(f"hidden_act {self.hidden_act!r} is not implemented; EXAONE 4 uses 'silu'")
-        for name in ("rms_norm_eps", "initializer_range"):
-            value = getattr(self, name)
-            if not keys.is_number(value) or not 0 <= value < math.inf or (name == "rms_norm_eps" and not value):
-                raise ValueError(f"{name} must be a positive number, not {value!r}")
-        for name in ("attention_dropout", "classifier_dropout"):
-            value = getattr(self, name)
-            if not keys.is_number(value) or not 0 <= value < 1:
-                raise ValueError(f"{name} must be a number from 0 to below 1, not {value!r}")
-        for name in SWITCHES:
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
-        if isinstance(self.eos_token_id, Sequence):
-            self._set(eos_token_id=tuple(self.eos_token_id))
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            ids = getattr(self, name)
-            for token in ids if name == "eos_token_id" and isinstance(ids, tuple) else (ids,):
-                if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
-                    raise ValueError(f"{name} must be a token id, not {ids!r}")
-        if self.problem_type not in (None, *PROBLEM_TYPES):
-            raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, not {self.problem_type!r}")
 
     def __repr__(self) -> str:
         kinds = ", ".join(

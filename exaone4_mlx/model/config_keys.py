@@ -9,6 +9,7 @@ Notes:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,13 @@ FOREIGN_KEYS = (
     "logit_scale", "logits_scaling", "final_logit_softcapping", "attn_logit_softcapping", "text_config",
     "vision_config",
 )  # fmt: skip
+#: Keys that must be positive whole numbers.
+COUNTS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "max_position_embeddings",
+)  # fmt: skip
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+SWITCHES = ("use_cache", "tie_word_embeddings", "output_hidden_states", "output_attentions", "return_dict")
 
 #: What to write in place of arguments of transformers' `from_pretrained` that are no fields of a config.
 MEANT = {
@@ -60,6 +68,60 @@ def check_count(name: str, value: Any) -> None:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def read_sizes(config: Any) -> dict[str, Any]:
+    """The sizes of a config, those that are absent from others. Raises ValueError for sizes that do not fit."""
+    sizes = {name: getattr(config, name) for name in (*COUNTS, "head_dim")}
+    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    check_count("hidden_size", hidden)
+    check_count("num_attention_heads", heads)
+    if sizes["intermediate_size"] is None:
+        sizes["intermediate_size"] = 4 * hidden
+    if sizes["num_key_value_heads"] is None:
+        sizes["num_key_value_heads"] = heads
+    for name in COUNTS:
+        check_count(name, sizes[name])
+    if heads % sizes["num_key_value_heads"]:
+        raise ValueError(
+            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {sizes['num_key_value_heads']}"
+        )
+    if sizes["head_dim"] is None:
+        if hidden % heads:
+            raise ValueError(
+                f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and head_dim is absent"
+            )
+        sizes["head_dim"] = hidden // heads
+    check_count("head_dim", sizes["head_dim"])
+    if sizes["head_dim"] % 2:
+        raise ValueError(f"head_dim {sizes['head_dim']} is odd, and RoPE rotates pairs")
+    if config.sliding_window is not None:
+        check_count("sliding_window", config.sliding_window)
+    return sizes
+
+
+def check_values(config: Any) -> None:
+    """Raises ValueError, naming the key, for a value of a config that is not a size and not allowed."""
+    if config.hidden_act != "silu":
+        raise ValueError(f"hidden_act {config.hidden_act!r} is not implemented; EXAONE 4 uses 'silu'")
+    for name in ("rms_norm_eps", "initializer_range"):
+        value = getattr(config, name)
+        if not is_number(value) or not 0 <= value < math.inf or (name == "rms_norm_eps" and not value):
+            raise ValueError(f"{name} must be a positive number, not {value!r}")
+    for name in ("attention_dropout", "classifier_dropout"):
+        value = getattr(config, name)
+        if not is_number(value) or not 0 <= value < 1:
+            raise ValueError(f"{name} must be a number from 0 to below 1, not {value!r}")
+    for name in SWITCHES:
+        if not isinstance(getattr(config, name), bool):
+            raise ValueError(f"{name} must be true or false, not {getattr(config, name)!r}")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = getattr(config, name)
+        for token in ids if name == "eos_token_id" and isinstance(ids, tuple) else (ids,):
+            if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
+                raise ValueError(f"{name} must be a token id, not {ids!r}")
+    if config.problem_type not in (None, *PROBLEM_TYPES):
+        raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, not {config.problem_type!r}")
 
 
 def read_rope(newer: Any, older: Any, theta: float | None, max_position_embeddings: int) -> RopeParameters:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +76,16 @@ class GenerationConfig:
     bos_token_id: int | None = None
     eos_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None
-
-    def __post_init__(self) -> None:
-        self._others: dict[str, Any] = {}  # settings of the file that are not offered
+    #: Settings of the file that are not offered.
+    others: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def with_options(self, options: Mapping[str, Any]) -> GenerationConfig:
         """The same with the options that are not None.
 
         Raises TypeError for an unknown option, and ValueError for one that is not offered, with what to use.
         """
-        names = {item.name for item in dataclasses.fields(self)}
-        for name, value in {**self._others, **options}.items():
+        names = {item.name for item in dataclasses.fields(self)} - {"others"}
+        for name, value in {**self.others, **options}.items():
             if name in names:
                 continue
             if name not in NOT_OFFERED:
@@ -106,6 +105,5 @@ class GenerationConfig:
         file = folder / "generation_config.json"
         values = read_json(file) if file.is_file() else {}
         names = [item.name for item in dataclasses.fields(cls)]
-        config = cls(**{name: values[name] for name in names if name in values})
-        config._others = {name: values[name] for name in NOT_OFFERED if name in values}
-        return config
+        others = {name: values[name] for name in NOT_OFFERED if name in values}
+        return cls(**{name: values[name] for name in names if name in values} | {"others": others})
