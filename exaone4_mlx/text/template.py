@@ -1,51 +1,66 @@
-"""A chat template from a checkpoint, run as untrusted code: in a sandbox, with a deadline.
+"""A chat template from a checkpoint, run as untrusted code: in a sandbox, with a limit of time and of memory.
 
 Notes:
 - The environment is that of transformers: loop controls, `trim_blocks`, `lstrip_blocks`, and a `tojson` with the
   argument `ensure_ascii` and without HTML escapes. EXAONE's template needs all of them.
-- The sandbox refuses attributes with underscores. It allows only the filters and methods that chat templates use.
-- A line trace of this thread watches the deadline, so that endless loops end. It cannot interrupt a single operation,
-  so the size of each operand is checked before the operation.
+- The sandbox allows only the filters, methods and types that chat templates use.
+- Python cannot interrupt a single operation, so none may be long. `_Hooks` puts a call of ours around every operation
+  whose cost depends on its operands. The call measures the operands before the operation, and charges what it makes
+  to `Meter`. What is charged is never returned: a template that frees its values is charged for them too.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
+from jinja2.runtime import BlockReference, LoopContext, Macro, TemplateReference, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace, pass_context
+from jinja2.visitor import NodeTransformer
+from markupsafe import Markup
 
-from .input_messages import MARKS
+from .meter import (
+    GROWTH,
+    LIST_ITERATOR,
+    MAX_BITS,
+    METER,
+    READING,
+    SCANNING,
+    Meter,
+    Overdue,
+    charge_text,
+    joined,
+    listed,
+    replaced,
+    size_of,
+    steps,
+    text_of,
+    tojson,
+)
 
+MAX_SOURCE = 200_000  # characters; EXAONE's template has under 10,000
 DEADLINE_SECONDS = 2.0  # CPU time of this thread
-MAX_SIZE = 10_000_000  # characters of one operand: far more than any prompt has
-MAX_BITS = 4096  # of a product of numbers
 
 FILTERS = set(
     "capitalize count d default e escape first float forceescape int items join last length list lower map reject "
     "rejectattr replace reverse safe select selectattr string title tojson trim upper".split()
 )
-GLOBALS = {"dict", "namespace", "range"}
-METHODS = {
-    str: set(
-        "capitalize count endswith find index isalnum isalpha isdigit isspace join lower lstrip partition "
-        "removeprefix removesuffix replace rfind rpartition rsplit rstrip split splitlines startswith strip title "
-        "upper".split()
-    ),
+WRITING = set("capitalize join lower partition removeprefix removesuffix replace split splitlines title upper".split())
+METHODS: dict[type, set[str]] = {
+    str: READING | SCANNING | WRITING,
     dict: {"get", "items", "keys", "values"},
     list: {"count", "index"},
     tuple: {"count", "index"},
+    LoopContext: {"changed", "cycle"},
 }
+DATA = (str, int, float, list, tuple, dict, Undefined, type(None))
+OWN = (BlockReference, LoopContext, Macro, Namespace, TemplateReference)
 
 
 class ChatTemplate:
@@ -76,167 +91,201 @@ class ChatTemplate:
 
         Raises ValueError, naming the template, for every error in it.
         """
+        before = METER.set(Meter(DEADLINE_SECONDS, size_of([variables, dict(options)], sys.maxsize)))
         try:
-            with _deadline(DEADLINE_SECONDS):
-                if self._compiled is None:
-                    environment = _Environment()
-                    self._variables = meta.find_undeclared_variables(environment.parse(self.source))
-                    self._compiled = environment.from_string(self.source)
-                if unknown := sorted(set(options) - self._variables):
-                    raise _Refusal(f"it has no option {', '.join(unknown)}")
-                return self._compiled.render(**variables, **options)
-        except _Overdue as error:
+            self._compiled = self._compiled or self._compile()
+            if unknown := sorted(set(options) - self._variables):
+                raise _Refusal(f"it has no option {', '.join(unknown)}")
+            return self._compiled.render(**variables, **options)
+        except Overdue as error:
             raise ValueError(f"{self._origin}: the chat template did not end within {DEADLINE_SECONDS:g} s") from error
-        except (SecurityError, MemoryError, RecursionError, OverflowError) as error:
-            raise ValueError(f"{self._origin}: the chat template was stopped: {_reason(error)}") from error
         except _Refusal as error:
-            raise ValueError(f"the chat template refuses this: {error}") from error
+            raise ValueError(f"the chat template refuses this: {str(error)[:2000]}") from error
         except Exception as error:
-            raise ValueError(f"{self._origin}: the chat template fails: {_reason(error)}") from error
+            stopped = isinstance(error, (SecurityError, MemoryError, RecursionError, OverflowError))
+            reason = f"{type(error).__name__}: {error}"[:500].removesuffix(": ")
+            raise ValueError(
+                f"{self._origin}: the chat template {'was stopped' if stopped else 'fails'}: {reason}"
+            ) from error
+        finally:
+            METER.reset(before)
 
-
-class _Overdue(BaseException):
-    """The deadline has passed. It is not an Exception, so that nothing inside a template can catch it."""
+    def _compile(self) -> jinja2.Template:
+        if len(self.source) > MAX_SOURCE:
+            raise SecurityError(f"it has {len(self.source)} characters; at most {MAX_SOURCE} are allowed")
+        environment, before = _Environment(), sys.gettrace()
+        sys.settrace(lambda frame, event, argument: METER.get().charge(0))  # the compiler has no hooks: at each call
+        try:
+            self._variables = meta.find_undeclared_variables(environment.parse(self.source))
+            return environment.from_string(self.source)
+        finally:
+            sys.settrace(before)
 
 
 class _Refusal(Exception):
     """raise_exception() in the template."""
 
 
+class _Hooks(NodeTransformer):
+    """Puts filters of ours around the operations that jinja2 compiles to plain Python."""
+
+    def generic_visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(node, (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends, nodes.EvalContextModifier)):
+            raise SecurityError(f"the statement {type(node).__name__.lower()} is not allowed")
+        node = super().generic_visit(node)
+        if isinstance(node, nodes.Output):
+            node.nodes = [_hook("text_of", child) for child in node.nodes]
+        elif isinstance(node, nodes.For):
+            node.iter = _hook("steps", node.iter)
+        elif isinstance(node, nodes.Concat):
+            node = _hook("_concat", nodes.List(node.nodes, lineno=node.lineno))
+        elif isinstance(node, (nodes.Compare, nodes.Operand)):
+            node.expr = _hook("_read", node.expr)
+        elif isinstance(node, nodes.Pair):
+            node.key = _hook("_read", node.key)
+        elif isinstance(node, nodes.Call) and node.dyn_args is not None:
+            node.dyn_args = _hook("list", node.dyn_args)
+        elif isinstance(node, (nodes.List, nodes.Dict)) or (isinstance(node, nodes.Tuple) and node.ctx == "load"):
+            node = _hook("_made", node)
+        elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
+            ends = (node.arg.start, node.arg.stop, node.arg.step)
+            node = _hook("_slice", node.node, *(nodes.Const(None) if end is None else end for end in ends))
+        return node
+
+
+def _hook(name: str, node: Any, *args: nodes.Expr) -> nodes.Expr:
+    constant = name == "_read" and isinstance(node, nodes.Const)
+    return node if constant else nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(["*", "**", "%", "+"])
+    intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
+    intercepted_unops = frozenset(["+", "-"])
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        self.filters = {name: made for name, made in self.filters.items() if name in FILTERS}
-        self.filters |= {"tojson": _tojson, "replace": _replace, "join": _join, "check_size": _check_size}
-        self.globals = {name: made for name, made in self.globals.items() if name in GLOBALS}
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], optimized=False)
+        self._plain = jinja2.Environment()
+        self._plain.filters |= {"tojson": tojson, "replace": replaced, "join": joined, "list": listed}
+        self.filters = {name: self._filter(name) for name in FILTERS}
+        hooks: list[Any] = [text_of, steps, _concat, _read, _made, _slice]
+        self.filters |= {hook.__name__: pass_context(hook) for hook in hooks}
+        self.tests = {name: self._test(name) for name in self.tests}
+        self.globals = {name: self.globals[name] for name in ("dict", "namespace", "range")}
         self.globals["raise_exception"] = _raise_exception
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        """The parsed template, with a size check around every operand that can be large."""
-        tree = super()._parse(source, name, filename)
-        for node in list(tree.find_all(nodes.Node)):
-            if isinstance(node, (nodes.Concat, nodes.Output)):
-                node.nodes = [_with_size_check(operand) for operand in node.nodes]
-            elif isinstance(node, (nodes.Compare, nodes.Operand)):
-                node.expr = _with_size_check(node.expr)
-            elif isinstance(node, nodes.Pair):
-                node.key = _with_size_check(node.key)
-            elif isinstance(node, nodes.Getitem):
-                node.arg = _with_size_check(node.arg)
-            elif isinstance(node, (nodes.Filter, nodes.Test)) and node.name != "check_size" and node.node is not None:
-                node.node = _with_size_check(node.node)
+        tree: nodes.Template = _Hooks().visit(super()._parse(source, name, filename))
         return tree
+
+    # The compiler computes no constants with these functions: they have `pass_context`.
+    def _filter(self, name: str) -> Any:
+        @pass_context
+        def run(context: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+            size = size_of(value) if name in GROWTH or isinstance(value, str) else 0
+            charge_text(name, size, args, kwargs)
+            if name == "int" and size > MAX_BITS:  # four bits of an integer for each character
+                raise SecurityError("a number this long is not allowed")
+            made = self._plain.call_filter(name, value, args, kwargs, context)
+            lazy = isinstance(made, Iterator) and not isinstance(made, (LIST_ITERATOR, *OWN))
+            return iter(listed(made)) if lazy else made  # `size_of` can measure what a list's iterator will return
+
+        return run
+
+    def _test(self, name: str) -> Any:
+        @pass_context
+        def run(context: Any, *args: Any, **kwargs: Any) -> Any:
+            METER.get().read(*(args, kwargs) if len(args) + len(kwargs) > 1 or isinstance(args[0], str) else ())
+            return self._plain.call_test(name, args[0], args[1:], kwargs, context)
+
+        return run
+
+    def concat(self, texts: Iterable[str]) -> str:
+        return joined(list(texts))
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return isinstance(obj, (*DATA, *OWN)) and super().is_safe_attribute(obj, attr, value)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
         raise SecurityError(f"access to attribute {attribute!r} of a {type(obj).__name__} is not allowed")
 
-    def wrap_str_format(self, value: Any) -> Any:
-        if super().wrap_str_format(value) is not None:
-            raise SecurityError("the method 'format' of a str is not allowed")
+    def wrap_str_format(self, value: Any) -> None:
+        """`call` refuses the method `format`."""
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        METER.get().charge(64, size_of(argument))
+        return super().getitem(obj, argument)
+
+    def call_unop(self, context: Any, operator: str, arg: Any) -> Any:
+        METER.get().charge(size_of(arg) if isinstance(arg, int) else 64)
+        return super().call_unop(context, operator, arg)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
-        if operator == "%" and not numbers:
-            raise SecurityError("formatting with % is not allowed")
-        if operator == "**" and not (numbers and abs(left) <= MAX_SIZE and abs(right) <= 16):
-            raise SecurityError("a power this large is not allowed")
-        if operator == "*" and numbers:
-            if sum(side.bit_length() for side in (left, right) if isinstance(side, int)) > MAX_BITS:
+        meter, sides = METER.get(), (left, right)
+        if all(isinstance(side, (int, float)) for side in sides):
+            meter.charge(100 + sum(map(size_of, sides)))
+            bits = [side.bit_length() if isinstance(side, int) else 0 for side in sides]
+            if operator == "**" and bits[0] * abs(right) > MAX_BITS:
+                raise SecurityError("a power this large is not allowed")
+            if operator == "*" and sum(bits) > MAX_BITS:
                 raise SecurityError("a product this large is not allowed")
+        elif operator == "%":
+            raise SecurityError("formatting with % is not allowed")
         elif operator == "*":
-            times, text = (left, right) if isinstance(left, int) else (right, left)
-            if not isinstance(text, str) or not isinstance(times, int) or times * len(text) > MAX_SIZE:
-                raise SecurityError("a repetition this large is not allowed")
-        elif operator == "+":
-            _check_size([left, right])
+            times, text = sides if isinstance(left, int) else (right, left)
+            if not isinstance(text, str) or not isinstance(times, int):
+                raise SecurityError("a repetition of this is not allowed")
+            meter.charge(times * size_of(text) if times > 0 else 64)
+        elif operator == "+" and all(isinstance(side, (str, list, tuple)) for side in sides):
+            each = 24 if any(isinstance(side, Markup) for side in sides) else 8
+            meter.charge(64 + each * (len(left) + len(right)))
+        elif not all(isinstance(side, DATA) for side in sides):
+            raise SecurityError(f"{operator} of a {type(left).__name__} and a {type(right).__name__} is not allowed")
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # jinja2's signature
-        _check_size([args, kwargs])
-        owner: Any = getattr(__obj, "__self__", None)
-        name = getattr(__obj, "__name__", "")
-        if isinstance(owner, (str, bytes, int, float, dict, list, tuple)):
-            allowed = next((names for kind, names in METHODS.items() if isinstance(owner, kind)), set())
-            if name not in allowed:
-                raise SecurityError(f"the method {name!r} of a {type(owner).__name__} is not allowed")
-            if isinstance(owner, str) and name == "replace":
-                return _replace(owner, *args, **kwargs)
-            if isinstance(owner, str) and name == "join":
-                return _join(args[0], owner)
-        return super().call(__context, __obj, *args, **kwargs)
+        meter = METER.get()
+        meter.charge(500 + 100 * (len(args) + len(kwargs)))
+        if isinstance(__obj, (*OWN, Undefined)):
+            if isinstance(__obj, LoopContext):  # of a recursive loop: its items have no other hook
+                args = tuple(steps(__context, values) for values in args)
+            return super().call(__context, __obj, *args, **kwargs)
+        owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", type(__obj).__name__)
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")}
+        meter.read(owner if isinstance(owner, (list, tuple)) else None, args, kwargs)
+        if any(__obj is known for known in __self.globals.values()):
+            meter.charge(140 * sum(len(arg) for arg in args if isinstance(arg, (dict, list, tuple))))
+            return __obj(*args, **kwargs)
+        if name not in next((names for kind, names in METHODS.items() if isinstance(owner, kind)), ()):
+            raise SecurityError(f"the method {name!r} of a {type(owner).__name__} is not allowed")
+        if isinstance(owner, str):
+            if name in ("join", "replace"):
+                return joined(args[0], owner) if name == "join" else replaced(owner, *args, **kwargs)
+            charge_text(name, size_of(owner), args, kwargs)
+            if name in ("split", "rsplit", "splitlines"):
+                separator = next((value for value in (*args, *kwargs.values()) if isinstance(value, str)), None)
+                meter.charge(64 * (owner.count(separator) if separator else len(owner)))
+        return __obj(*args, **kwargs)
 
 
-def _with_size_check(node: nodes.Expr) -> nodes.Expr:
-    constant = isinstance(node, (nodes.TemplateData, nodes.Const, nodes.Slice))
-    return node if constant else nodes.Filter(node, "check_size", [], [], None, None, lineno=node.lineno)
-
-
-@contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    """Raises _Overdue inside the block after `seconds` of CPU time, at the template's next line or the next call."""
-    end = time.thread_time() + seconds
-
-    def watch(frame: FrameType, event: str, argument: Any) -> Any:
-        if time.thread_time() > end:
-            raise _Overdue
-        return watch if frame.f_code.co_filename == "<template>" else None
-
-    before = sys.gettrace()
-    sys.settrace(watch)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    if indent is not None and not 0 <= indent <= 16:
-        raise SecurityError(f"an indent of {indent} is not allowed")
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
-    if ensure_ascii:  # except the marks: the tokenizer removes them later
-        text = re.sub(rf"[^\x00-\x7f{MARKS}]+", lambda match: json.dumps(match[0])[1:-1], text)
-    return text
-
-
-def _replace(text: Any, old: str, new: str, count: int = -1) -> str:
-    text = str(text)
-    if len(text) + text.count(old) * len(new) > MAX_SIZE:
-        raise SecurityError("a text this long is not allowed")
-    return text.replace(old, new, count)
-
-
-def _join(values: Iterable[Any], separator: str = "", attribute: str | None = None) -> str:
-    texts = [str(value if attribute is None else value[attribute]) for value in values]
-    if len(texts) * len(separator) + sum(map(len, texts)) > MAX_SIZE:
-        raise SecurityError("a text this long is not allowed")
-    return separator.join(texts)
-
-
-def _check_size(value: Any) -> Any:
-    """`value`. Raises SecurityError if it has more than MAX_SIZE characters and items."""
-    if _size(value, MAX_SIZE) > MAX_SIZE:
-        raise SecurityError(f"a value of more than {MAX_SIZE} characters is not allowed")
+def _read(context: Any, value: Any) -> Any:
+    METER.get().read(value)
     return value
 
 
-def _size(value: Any, limit: int) -> int:
-    """The approximate number of characters of `value`; counting stops above `limit`."""
-    if isinstance(value, (str, bytes)):
-        return len(value)
-    total = 1
-    if isinstance(value, (list, tuple, dict)):
-        for item in value if not isinstance(value, dict) else (*value.keys(), *value.values()):
-            total += _size(item, limit - total)
-            if total > limit:
-                break
-    return total
+def _concat(context: Any, values: list[Any]) -> str:
+    return joined(values)
+
+
+def _made(context: Any, value: Any) -> Any:
+    METER.get().charge(64 + 140 * len(value))
+    return value
+
+
+def _slice(context: Any, value: Any, *ends: Any) -> Any:
+    if isinstance(value, (str, list, tuple)):
+        METER.get().charge(64 + 8 * len(range(*slice(*ends).indices(len(value)))))
+    return value[slice(*ends)]
 
 
 def _raise_exception(message: str) -> None:
     raise _Refusal(message)
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
