@@ -19,6 +19,7 @@ import mlx.core as mx
 
 from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization
+from ..text.encoding import read_ids
 from ..text.input_messages import Message
 from ..text.tokenizer import Tokenizer
 from ..tools.describe import Tool
@@ -29,6 +30,7 @@ from .options import Options, check
 WRAP_UP = "\nI will answer now.\n</think>\n\n"
 ANSWER_PART, ANSWER_TOKENS = 4, 512  # the answer has a quarter of max_tokens, but at most 512, reserved
 
+#: Text, messages, or the ids of one row: a list, or an integer array [L] or [1, L] of MLX or NumPy.
 Prompt = str | Sequence[Message] | Sequence[int] | mx.array
 
 
@@ -147,12 +149,18 @@ def prompt_ids(
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, Mapping):
         raise ValueError("a message goes into a list of messages: [{'role': …, 'content': …}]")
-    if not isinstance(prompt, (Sequence, mx.array)):
+    if not isinstance(prompt, Sequence) and not hasattr(prompt, "tolist"):
         raise ValueError(f"the prompt must be text, a list of messages or token ids, not {type(prompt).__name__}")
-    items: Any = prompt.tolist() if isinstance(prompt, mx.array) else list(prompt)
+    items: Any = list(prompt) if isinstance(prompt, Sequence) else prompt.tolist()
+    items = items if isinstance(items, list) else [items]
+    rows = [item for item in items if isinstance(item, (list, tuple)) or getattr(item, "shape", None)]
+    if len(rows) > 1:
+        raise ValueError(f"the prompt has {len(rows)} rows; give one, or a batch to model.generate")
+    if len(rows) == len(items) == 1:  # [1, L]
+        items = list(rows[0])
     if not items:
         raise ValueError("the prompt is empty")
-    if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
+    if isinstance(items[0], (Mapping, str, bool, type(None))):
         ids = render(tokenizer, items, options, tools)
         check_answerable(items)
         return ids
@@ -161,7 +169,7 @@ def prompt_ids(
     for name in ("prefill_response", "chat_template_args"):
         if getattr(options, name) is not None:
             raise ValueError(f"{name} belongs to the chat template; a prompt of token ids is used unchanged")
-    return items
+    return read_ids(items)
 
 
 def render(

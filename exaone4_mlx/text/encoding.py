@@ -155,7 +155,7 @@ def read_ids(ids: Any) -> list[int]:
     read = []
     for id in listed:
         if isinstance(id, (list, tuple)) or getattr(id, "shape", None):
-            raise ValueError("decode takes the ids of one row, and these are several; use batch_decode, or ids[0]")
+            raise ValueError("these are several rows of ids, and one is needed: take ids[0], or batch_decode")
         try:
             read.append(operator.index(id.item() if hasattr(id, "item") else id))
         except TypeError:

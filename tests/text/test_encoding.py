@@ -49,7 +49,7 @@ def test_decode_takes_integers_of_any_kind(tokenizer: Tokenizer) -> None:
 def test_decode_refuses_what_is_not_one_row_of_ids(tokenizer: Tokenizer) -> None:
     for rows in ([[5, 6]], ([5], [6]), np.array([[5, 6]]), mx.array([[5, 6]]), [mx.array([5]), mx.array([6])]):
         with pytest.raises(
-            ValueError, match=r"the ids of one row, and these are several; use batch_decode, or ids\[0\]"
+            ValueError, match=r"these are several rows of ids, and one is needed: take ids\[0\], or batch_decode"
         ):
             tokenizer.decode(rows)
     for ids in ("Hello", [5.0], np.array([5.0]), mx.array([0.5]), None, ["5"]):
