@@ -131,7 +131,7 @@ class Sampler:
         self._sampling = sampling
         self._temperature = sampling.temperature
         self._key = mx.random.key(secrets.randbits(64) if sampling.seed is None else sampling.seed)
-        check_bias(sampling.logit_bias, vocab_size)
+        check_bias(sampling.logit_bias, vocab_size, stop_ids if min_tokens else ())
         self._bias: mx.array | None = None  # [V]
         if bias := sampling.logit_bias:
             self._bias = mx.zeros(vocab_size)
@@ -203,10 +203,14 @@ def _mask(ids: Collection[int], vocab_size: int) -> mx.array:
     return mx.array([id in ids for id in range(vocab_size)])
 
 
-def check_bias(bias: Mapping[int, float] | None, vocab_size: int) -> None:
-    """Raises ValueError if `bias` has the id of a token that does not exist."""
+def check_bias(bias: Mapping[int, float] | None, vocab_size: int, excluded: Collection[int] = ()) -> None:
+    """Raises ValueError if `bias` has the id of a token that does not exist, or leaves only tokens of `excluded`."""
     if wrong := [token for token in bias or () if not 0 <= token < vocab_size]:
         raise ValueError(f"logit_bias names token {wrong[0]}; there are tokens 0 to {vocab_size - 1}")
+    gone = {*excluded, *(token for token, value in (bias or {}).items() if value == -math.inf)}
+    if bias and all(token in gone for token in range(vocab_size)):
+        before = ", and stop tokens are excluded before min_tokens" if excluded else ""
+        raise ValueError(f"logit_bias excludes every token{before}; leave one of them above minus infinity")
 
 
 class TokenStream:

@@ -45,10 +45,20 @@ def option(default: Any, help: str, type: type, *flags: str, group: str = "sampl
 
 
 #: The fields of `Sampling` that are floats.
-NUMBERS = (
-    "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "xtc_probability",
-    "xtc_threshold",
-)  # fmt: skip
+#: Logits are float32, which ends at 3.4e38 and holds no normal number below 1.2e-38. Penalties are added up, and
+#: multiplied by counts.
+SMALLEST, LARGEST = 1.2e-38, 1e30
+#: name -> (least, most, in words) of the numbers of `Sampling`
+RANGES = {
+    "temperature": (SMALLEST, LARGEST, "0 or more (float32 takes 1.2e-38 to 1e30)"),
+    "top_p": (SMALLEST, 1, "above 0 and at most 1 (float32 takes 1.2e-38 and more)"),
+    "min_p": (0, 1, "from 0 to 1"),
+    "presence_penalty": (-LARGEST, LARGEST, "a finite number (float32 takes -1e30 to 1e30)"),
+    "frequency_penalty": (-LARGEST, LARGEST, "a finite number (float32 takes -1e30 to 1e30)"),
+    "repetition_penalty": (1 / LARGEST, LARGEST, "above 0 (float32 takes 1e-30 to 1e30)"),
+    "xtc_probability": (0, 1, "from 0 to 1"),
+    "xtc_threshold": (0, 0.5, "from 0 to 0.5"),
+}
 
 
 @dataclass(frozen=True)
@@ -82,21 +92,17 @@ class Sampling:
     )
 
     def __post_init__(self) -> None:
-        for name in NUMBERS:
-            value = getattr(self, name)
-            check(name, value, _is_number(value) or (value is None and name in ("temperature", "top_p")), "a number")
         bias = {} if self.logit_bias is None else self.logit_bias
         check("logit_bias", bias, isinstance(bias, Mapping) and all(map(_is_bias, bias.items())), "numbers by token id")
         if any(isinstance(token, str) for token in bias):
             object.__setattr__(self, "logit_bias", {int(token): value for token, value in bias.items()})
-        check("temperature", self.temperature, 0 <= (self.temperature or 0) < math.inf, "0 or more")
-        check("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
         check("top_k", self.top_k, isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 or more")
-        for name, most in (("min_p", 1), ("xtc_probability", 1), ("xtc_threshold", 0.5)):
-            check(name, getattr(self, name), 0 <= getattr(self, name) <= most, f"from 0 to {most}")
-        for name in ("presence_penalty", "frequency_penalty"):
-            check(name, getattr(self, name), math.isfinite(getattr(self, name)), "a finite number")
-        check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
+        for name, (least, most, words) in RANGES.items():
+            value = getattr(self, name)
+            if value is None and name in ("temperature", "top_p"):
+                continue
+            check(name, value, _is_number(value), "a number")
+            check(name, value, least <= value <= most or (name == "temperature" and value == 0), words)
         whole = isinstance(self.seed, int) and 0 <= self.seed < 2**64
         check("seed", self.seed, self.seed is None or whole, "a whole number from 0 to 2**64 - 1")
 
@@ -264,7 +270,7 @@ def _is_bias(item: tuple[object, object]) -> bool:
     """Whether a token id and a number; minus infinity excludes a token."""
     token, value = item
     is_id = type(token) is int or (isinstance(token, str) and token.isascii() and token.isdigit())
-    return is_id and _is_number(value) and value < math.inf  # type: ignore[operator]
+    return is_id and _is_number(value) and (abs(value) <= LARGEST or value == -math.inf)  # type: ignore[arg-type]
 
 
 def _is_number(value: object) -> bool:

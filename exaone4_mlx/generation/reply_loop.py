@@ -61,7 +61,7 @@ class ReplyLoop:
             self._thought_limit = max(0, limit)  # negative where the context is nearly full
         self._stop = StopStrings(request.options.stops)
         self._loops = LoopDetector()
-        self._stop_ids = model.config.stop_token_ids | self._tokenizer.stop_token_ids | request.extra_eos_ids
+        self._stop_ids = request.stop_ids
         self.counts = Counts(prompt_tokens=len(request.ids))
         self.prompt_progress: tuple[int, int] | None = None  # (done, total) in the prefill
         self.token_ids: list[int] = []  # of thought and answer

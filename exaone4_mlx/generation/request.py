@@ -84,12 +84,12 @@ class Request:
             check_kv_size(limit, config)
             if len(ids) >= limit:
                 raise ValueError(f"the prompt has {len(ids)} tokens, and max_kv_size {limit} must hold it and a reply")
-        check_bias(options.logit_bias, config.vocab_size)
+        stop_ids = self.stop_ids  # raises for a text that is no token
+        check_bias(options.logit_bias, config.vocab_size, stop_ids if options.min_tokens else ())
         if not options.min_tokens <= self.max_tokens:
             raise ValueError(
                 f"min_tokens {options.min_tokens} does not fit: the prompt leaves {self.max_tokens} tokens for a reply"
             )
-        _ = self.extra_eos_ids  # raises for a text that is no token
         check_drafting(config, options, self.draft)
         if options.thinking_budget is None:
             return
@@ -117,9 +117,9 @@ class Request:
         return [] if self.options.thinking_budget is None else self.tokenizer.encode(WRAP_UP)
 
     @cached_property
-    def extra_eos_ids(self) -> frozenset[int]:
-        """The ids of `extra_eos_token`."""
-        found = set()
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end the reply: those of the config, the tokenizer and `extra_eos_token`."""
+        found = {*self.config.stop_token_ids, *self.tokenizer.stop_token_ids}
         for token in self.options.extra_eos_tokens:
             ids = self.tokenizer.encode(token) if isinstance(token, str) and not token.isdecimal() else [int(token)]
             if len(ids) != 1 or not 0 <= ids[0] < self.config.vocab_size:

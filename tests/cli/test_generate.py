@@ -371,8 +371,8 @@ def test_errors_are_one_line_and_come_before_the_weights_are_read(
     for arguments, message in (
         (["-p", ""], "error: the prompt is empty"),
         (["-p", "word " * 9000], "but the model's context of 8192 must hold it and a reply"),
-        (["-p", "x", "--temp", "-1"], "must be 0 or more, not -1.0"),
-        (["-p", "x", "--top-p", "2"], "must be above 0 and at most 1, not 2.0"),
+        (["-p", "x", "--temp", "-1"], "must be 0 or more (float32 takes 1.2e-38 to 1e30), not -1.0"),
+        (["-p", "x", "--top-p", "2"], "must be above 0 and at most 1 (float32 takes 1.2e-38 and more), not 2.0"),
         (["-p", "x", "--stop", ""], "at least one character"),
         (["-p", "x", "--q-bits", "7"], "bits, not 7"),
         (["-p", "x", "--max-kv-size", "1"], "--max-kv-size must be a number of tokens from 2 to the model's 8192"),

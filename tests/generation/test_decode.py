@@ -269,7 +269,7 @@ def test_penalties_are_computed_in_float32() -> None:
     assert [draw(mx.array([[20.0, 20.0]], mx.bfloat16)).item() for _ in range(2)] == [0, 1]
 
 
-@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-45])
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-37])
 def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
     draw = Sampler(Sampling(temperature=temperature, top_p=1.0, seed=1), [], 4)
     assert {draw(mx.array([[2.0, 1.0, 8.0, -1.0]])).item() for _ in range(20)} == {2}
@@ -286,20 +286,20 @@ def test_default_values_are_those_that_lg_recommends() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1}, "temperature must be 0 or more, not -1"),
-        ({"temperature": math.nan}, "temperature must be 0 or more, not nan"),
-        ({"top_p": 0}, "top_p must be above 0 and at most 1, not 0"),
-        ({"top_p": 2}, "top_p must be above 0 and at most 1, not 2"),
+        ({"temperature": -1}, "temperature must be 0 or more .*, not -1"),
+        ({"temperature": math.nan}, "temperature must be 0 or more .*, not nan"),
+        ({"top_p": 0}, "top_p must be above 0 and at most 1 .*, not 0"),
+        ({"top_p": 2}, "top_p must be above 0 and at most 1 .*, not 2"),
         ({"top_k": -1}, "top_k must be a whole number, 0 or more, not -1"),
         ({"min_p": 1.5}, "min_p must be from 0 to 1, not 1.5"),
         ({"xtc_probability": 1.5}, "xtc_probability must be from 0 to 1, not 1.5"),
         ({"xtc_threshold": 0.6}, "xtc_threshold must be from 0 to 0.5, not 0.6"),
         ({"xtc_threshold": "x"}, "xtc_threshold must be a number, not 'x'"),
-        ({"presence_penalty": math.inf}, "presence_penalty must be a finite number, not inf"),
+        ({"presence_penalty": math.inf}, "presence_penalty must be a finite number .*, not inf"),
         ({"presence_penalty": 10**400}, "presence_penalty must be a number, not 1000"),
         ({"temperature": 10**400}, "temperature must be a number, not 1000"),
         ({"logit_bias": {1: 10**400}}, "logit_bias must be numbers by token id"),
-        ({"repetition_penalty": 0}, "repetition_penalty must be above 0, not 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be above 0 .*, not 0"),
         ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
         ({"logit_bias": {"a": 1}}, "logit_bias must be numbers by token id"),
         ({"seed": -1}, "seed must be a whole number from 0"),
@@ -314,3 +314,41 @@ def test_invalid_values_are_refused(options: dict[str, Any], message: str) -> No
 def test_a_bias_of_a_missing_token_is_refused() -> None:
     with pytest.raises(ValueError, match="logit_bias names token 6; there are tokens 0 to 5"):
         sampler(logit_bias={6: 1.0})
+
+
+def test_limits_of_sampling_are_those_of_float32() -> None:
+    """What float32 turns into 0 or infinity is refused by name; at the limits every token is a possible one."""
+    for name, values in {
+        "temperature": (1e-39, 5e-324, 1e39, 1e31),
+        "top_p": (1e-39, 5e-324),
+        "presence_penalty": (1e39, -1e39, 1e31),
+        "frequency_penalty": (1e39, -1e38),
+        "repetition_penalty": (1e39, 1e-39),
+        "logit_bias": ({3: 1e39}, {3: -1e39}, {3: 10**38}),
+    }.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"^{name} must be "):
+                Sampling(**{name: value})
+    logits = mx.array([[0.0, 50.0, -50.0, 8.0, -math.inf]])
+    for limits in (
+        {"temperature": 1.2e-38}, {"temperature": 1e30}, {"top_p": 1.2e-38}, {"top_p": 1.2e-38, "min_p": 5e-324},
+        {"presence_penalty": 1e30, "frequency_penalty": 1e30, "logit_bias": {3: -1e30, 1: -1e30}},
+        {"presence_penalty": -1e30, "frequency_penalty": -1e30, "logit_bias": {3: 1e30}, "repetition_penalty": 1e-30},
+        {"repetition_penalty": 1e30, "temperature": 1.2e-38}, {"repetition_penalty": 1e-30, "temperature": 1e30},
+        {"logit_bias": {0: -math.inf, 1: -math.inf, 3: -math.inf}, "temperature": 1.2e-38, "top_k": 3},
+    ):  # fmt: skip
+        sampler = Sampler(Sampling(**{"seed": 1, **limits}).resolved(True), [0, 1, 2], 5)  # type: ignore[arg-type]
+        for _ in range(8):
+            scores = sampler._penalized(logits)
+            assert not mx.isnan(scores).any() and mx.max(scores).item() < math.inf, limits
+            assert sampler(logits).item() != 4, limits
+
+
+def test_a_bias_that_excludes_every_token_is_refused() -> None:
+    everything = dict.fromkeys(range(61), -math.inf)
+    Sampler(Sampling(temperature=0, top_p=1, logit_bias=everything | {7: -1e30}), [5], 61)
+    with pytest.raises(ValueError, match="logit_bias excludes every token; leave one"):
+        Sampler(Sampling(temperature=0, top_p=1, logit_bias=everything), [5], 61)
+    all_but_a_stop = Sampling(temperature=0, top_p=1, logit_bias={id: -math.inf for id in range(61) if id != 2})
+    with pytest.raises(ValueError, match="excludes every token, and stop tokens are excluded before min_tokens"):
+        Sampler(all_but_a_stop, [5], 61, min_tokens=1, stop_ids=[2, 999])

@@ -104,7 +104,7 @@ def test_options_of_the_chat_are_not_options_of_a_turn(unread: Any) -> None:
         ({"thinking": 1}, "thinking must be true or false, not 1"),
         ({"constrain_tools": "no"}, "constrain_tools must be true or false, not 'no'"),
         ({"progress": 5}, r"progress must be a function \(done, total\), not 5"),
-        ({"temperature": -1}, "temperature must be 0 or more, not -1"),
+        ({"temperature": -1}, "temperature must be 0 or more .*, not -1"),
         ({"prefill_response": " "}, "prefill_response must be the text that begins the answer, not ' '"),
         ({"prefill_response": "So", "thinking": True}, "a thought comes before it: use one of them"),
         ({"chat_template_args": [1]}, r"chat_template_args must be values by name, not \[1\]"),
