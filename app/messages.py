@@ -90,11 +90,19 @@ def shown(messages: Sequence[Message], words: Words, coming: Sequence[Message] =
     """
     result: list[Message] = []
     everything = [*messages, *coming]
+    calls = 0  # whose results are shown with them
     for index, message in enumerate(everything):
         if message["role"] == "user":
             result += _user(message, words)
         elif message["role"] == "assistant":
             result += _reply(message, _results(everything, index), f"{index}", words, index >= len(messages))
+        if message["role"] != "tool":
+            calls = len(_objects(message.get("tool_calls")))
+        elif calls:
+            calls -= 1
+        else:  # of a text in tool-call tags that is no call, or of no call at all: the model reads it
+            failed, outcome = _outcome(message)
+            result.append(_panel(words("failed" if failed else "result"), _fenced(_pretty(outcome), "json")))
     if asking:
         choices = (("yes", "allow"), ("no", "deny"))
         options = [{"value": f"{value} {asking:d}", "label": words(key)} for value, key in choices]
@@ -159,13 +167,19 @@ def _call(call: Any, result: Message | None, key: str, words: Words, under_way: 
     if result is None:
         yield _panel(title, arguments, id=key, status="pending" if under_way else "done")
         return
-    content = result.get("content")
-    failed = bool(result.get("failed"))
-    outcome = content.get("error", content) if failed and isinstance(content, Mapping) else content
+    failed, outcome = _outcome(result)
     told = _code(_short(_line(outcome)))
     more: Message = {"duration": round(seconds, 2)} if (seconds := _number(result.get("seconds"))) else {}
     yield _panel(f"{title} → {words('failed')}: {told}" if failed else f"{title} → {told}", arguments, id=key, **more)
     yield _panel(words("failed" if failed else "result"), _fenced(_pretty(outcome), "json"), parent_id=key)
+
+
+def _outcome(result: Message) -> tuple[bool, Any]:
+    """Whether a call failed, and its result; of an error that is nothing else, the text."""
+    content, failed = result.get("content"), bool(result.get("failed"))
+    if failed and isinstance(content, Mapping) and content.keys() == {"error"}:
+        content = content["error"]
+    return failed, content
 
 
 def _panel(title: str, content: str, role: str = "assistant", **metadata: Any) -> Message:

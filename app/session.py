@@ -10,13 +10,14 @@ Notes:
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from exaone4_mlx import Chat, Done, ToolCall, Turn
+from exaone4_mlx import Chat, Done, ToolCall, Turn, check_messages
 
 from .files import Attachment, in_prompt
 from .messages import LiveReply, Message
@@ -112,6 +113,7 @@ class Session:
         `step_size` says how many prompt tokens are read between two looks at Stop, `measure` how many tokens
         messages have, and how many they may have.
         """
+        conversation.messages = as_read(conversation.messages)
         self.conversation, self.settings, self.keeps = conversation, settings, keeps
         self._tools = tuple(tools)
         self._chat_of, self._save, self._ended = chat_of, save, ended
@@ -422,9 +424,28 @@ def user_message(text: str, attachments: Sequence[tuple[Attachment, int]]) -> Me
     return message
 
 
+def as_read(messages: Sequence[Message]) -> list[Message]:
+    """The messages of a file as the model reads them.
+
+    The page shows `text` and `files` in place of the content. They are left out where the content is not made of them.
+    """
+    with contextlib.suppress(ValueError):  # what no model reads can still be shown
+        messages = check_messages(messages)
+    read = []
+    for message in messages:
+        try:
+            files = [(Attachment(file["name"], file["text"]), file["tokens"]) for file in message.get("files") or ()]
+            made = user_message(message["text"], files)["content"]
+        except (KeyError, TypeError, AttributeError):  # any JSON may be there
+            made = None
+        other = message["role"] != "user" or message["content"] != made
+        read.append({name: value for name, value in message.items() if not (other and name in ("text", "files"))})
+    return read
+
+
 def edited(message: Mapping[str, Any], text: str) -> Message:
     """A user's message with another text and the same files."""
-    files = [file for file in message.get("files") or () if "text" in file]  # an imported one may have a name only
+    files = message.get("files") or ()
     return user_message(text, [(Attachment(file["name"], file["text"]), file["tokens"]) for file in files])
 
 

@@ -257,6 +257,8 @@ def check(conversation: Conversation) -> None:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise ValueError(f"message {index} must be an object with a role of {', '.join(ROLES)}")
         role, content = message["role"], message.get("content")
+        if role == "system" and index:
+            raise ValueError(f"message {index}: a system message can only be the first")
         if not (isinstance(content, str) or role == "tool" or (role == "assistant" and content is None)):
             raise ValueError(f"message {index}: {role} content must be a string, not {type(content).__name__}")
     for name, right in {

@@ -109,12 +109,16 @@ def reply_message(reply: Reply) -> dict[str, Any]:
 def sections(messages: Sequence[Message], in_progress: bool = False) -> list[ViewSection]:
     """The parts of a conversation. A tool's result is in the section of its call."""
     found: list[ViewSection] = []
+    replied = False  # the last message that is no result is a reply, whose section has its results
     for place, message in enumerate(messages):
+        replied = message["role"] == "assistant" or (replied and message["role"] == "tool")
         text = str(message.get("content") or "").strip()
         if message["role"] == "system":
             found.append(ViewSection("system", "System prompt", text))
         elif message["role"] == "user":
             found.append(ViewSection("user", "You", text))
+        elif message["role"] == "tool" and not replied:  # of no call
+            found.append(ViewSection("note", "", result_text(message.get("content"), bool(message.get("failed")))))
         elif message["role"] == "assistant":
             if place and messages[place - 1]["role"] == "user":
                 found.append(ViewSection("reply", "Reply", ""))

@@ -53,8 +53,8 @@ def value_text(value: Any) -> str:
 
 
 def result_text(content: Any, failed: bool) -> str:
-    """The result of a tool on one line; for a failure, its message."""
-    if failed and isinstance(content, dict) and isinstance(content.get("error"), str):
+    """The result of a tool on one line; for a failure that is nothing else, its message."""
+    if failed and isinstance(content, dict) and content.keys() == {"error"} and isinstance(content["error"], str):
         return " ".join(clean(content["error"]).split())
     return value_text(content)
 

@@ -152,6 +152,7 @@ def test_times_may_end_with_z(store: Store):
         ({"messages": "a"}, "messages must be a list, not str"),
         ({"messages": ["a"]}, "message 0 must be an object with a role of system, user, assistant, tool"),
         ({"messages": [{"role": "wizard", "content": ""}]}, "message 0 must be an object with a role of"),
+        ({"messages": [{"role": "assistant", "content": ""}, {"role": "system", "content": ""}]}, "message 1: a system message can only be the first"),
         ({"messages": [{"role": "user", "content": None}]}, "message 0: user content must be a string, not NoneType"),
         ({"messages": [{"role": "user", "content": "", "stats": {1, 2}}]}, "it cannot be written as JSON: Object of type set"),
         ({"settings": {"a": object()}}, "it cannot be written as JSON: Object of type object"),

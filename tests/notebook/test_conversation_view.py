@@ -56,6 +56,7 @@ def conversation(text: str) -> dict[str, list[dict[str, Any]]]:
         "bare argument": [call("x", text), result],
         "result": [call("x", {"x": 1}), {**result, "content": {text: [text]}}],
         "failure": [call("x", {"x": 1}), {**result, "content": {"error": text}, "failed": True}],
+        "results of no reply": [{"role": "user", "content": "x"}, result, {**result, "content": text}],
         "result of no call": [A_THOUGHT, {**result, "content": {"error": text}, "failed": True}],
     }
 
