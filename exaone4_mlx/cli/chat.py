@@ -2,7 +2,7 @@
 
 Notes:
 - On a terminal replies are drawn as Markdown, and lines can be edited. Without one, a line of standard input is a turn,
-  and answers are printed as plain text. Both use the same loop.
+  and answers are printed as text, or as one JSON object for each turn. Both use the same loop.
 - Everything that needs no weights is checked before they are read.
 """
 
@@ -24,7 +24,7 @@ from ..terminal.commands import completions
 from ..terminal.repl import Repl
 from ..terminal.status import extras_text
 from . import flags, loading
-from .output import can_draw, results, results_alone
+from .output import can_draw, reply_json, results, results_alone, show_json
 
 if TYPE_CHECKING:
     from ..terminal.input import TerminalInput
@@ -52,6 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ask before a tool runs (default: ask for tools of FILE.py, not for the built-in tools)",
     )
     chat.add_argument("--no-markdown", action="store_true", help="print replies without Markdown formatting")
+    chat.add_argument(
+        "--no-history",
+        action="store_true",
+        help="keep typed lines in memory only, not in the history file (EXAONE4_MLX_HISTORY=FILE chooses another one)",
+    )
+    chat.add_argument(
+        "--commands", action="store_true", help="without a terminal: lines that begin with a slash are commands"
+    )
+    chat.add_argument("--json", action="store_true", help="without a terminal: print one JSON object for each turn")
     chat.add_argument("-v", "--verbose", action="store_true", help="print the model")
     flags.add_reply_flags(parser, prefill_step_size=STEP_SIZE)
 
@@ -60,6 +69,8 @@ def run(options: argparse.Namespace) -> int:
     """Loads the model and runs the conversation. Errors in flags and files are raised before that."""
     flags.check_flags(options)
     terminal = sys.stdin.isatty() and can_draw(sys.stdout)
+    if terminal and options.json:
+        options.parser.error("--json needs standard input or output that is no terminal")
     if terminal:
         signal.signal(signal.SIGTERM, _exit)
     with _kept_warnings() as kept, nullcontext() if terminal else results_alone():
@@ -103,10 +114,11 @@ def _repl(options: argparse.Namespace, terminal: bool) -> Repl:
     others = {"overflow": options.overflow, "system_prompt": options.system_prompt}
     given |= {name: value for name, value in others.items() if value is not None}
     chat = Chat(made.model, made.tokenizer, tools=tools, **made.settings, **({"overflow": "drop_oldest"} | given))
-    screen = _screen(terminal, not options.no_markdown, lambda text: len(files.tokenizer.encode(text)))
-    keys = _input(terminal, lambda text: completions(repl, text), screen.note)
+    screen = _screen(terminal, options, bool(tools), lambda text: len(files.tokenizer.encode(text)))
+    keys = _input(terminal, lambda text: completions(repl, text), screen.note, not options.no_history)
     unsaved = {name: value for name, value in given.items() if name in UNSAVED} | made.settings
-    repl = Repl(chat, screen, keys, asks=asks, unsaved=unsaved, debug=options.debug)
+    commands = terminal or options.commands
+    repl = Repl(chat, screen, keys, asks=asks, unsaved=unsaved, commands=commands, debug=options.debug)
     if options.load is not None:
         repl.load(options.load, **given)
     if terminal:
@@ -126,23 +138,34 @@ def _asking(tools: Iterable[Callable[..., Any]], ask: bool | None) -> set[str]:
     return {tool.__name__ for tool in asking}
 
 
-def _screen(terminal: bool, markdown: bool, count_tokens: Callable[[str], int]) -> Screen | PipeScreen:
+def _screen(
+    terminal: bool, options: argparse.Namespace, has_tools: bool, count_tokens: Callable[[str], int]
+) -> Screen | PipeScreen:
     if terminal:
         from ..terminal.screen import Screen
 
-        return Screen(count_tokens, markdown=markdown)
-    from ..terminal.pipe import PipeScreen
+        return Screen(count_tokens, markdown=not options.no_markdown)
+    from ..terminal.pipe import JsonScreen, PipeScreen
 
+    if options.json:
+        return JsonScreen(
+            lambda events: show_json({"model": options.model} | reply_json(events, False, has_tools)),
+            lambda error: show_json({"error": error}),
+            results(),
+        )
     return PipeScreen(results())
 
 
 def _input(
-    terminal: bool, complete: Callable[[str], Iterable[tuple[str, int]]], warn: Callable[[str], None]
+    terminal: bool,
+    complete: Callable[[str], Iterable[tuple[str, int]]],
+    warn: Callable[[str], None],
+    stores_history: bool,
 ) -> TerminalInput | PipeInput:
     if terminal:
         from ..terminal.input import TerminalInput
 
-        return TerminalInput(complete, warn)
+        return TerminalInput(complete, warn, stores_history)
     from ..terminal.pipe import PipeInput
 
     return PipeInput()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from ..text.format import ENDS, call_text, clean, shortened, size_text
+from ..text.format import ENDS, call_text, clean, count_text, shortened, size_text
 
 if TYPE_CHECKING:
     from ..text.events import Done
@@ -281,7 +281,7 @@ def reply_summary(done: Done) -> str:
     rate = f", {generated / done.decode_seconds:.1f} tokens/s" if generated and done.decode_seconds else ""
     ended = f", {ENDS[done.finish_reason]}" if done.finish_reason in ENDS else ""
     return (
-        f"[prompt {done.prompt_tokens} tokens{cached} in {done.prefill_seconds:.2f} s | "
-        f"reply {generated} tokens{thought}{drafted} in {done.decode_seconds:.2f} s{rate}{ended} | "
+        f"[prompt {count_text(done.prompt_tokens, 'token')}{cached} in {done.prefill_seconds:.2f} s | "
+        f"reply {count_text(generated, 'token')}{thought}{drafted} in {done.decode_seconds:.2f} s{rate}{ended} | "
         f"peak memory {size_text(done.peak_bytes)}]"
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..text.format import call_text, clean, result_text, size_text
+from ..text.format import call_text, clean, count_text, result_text, size_text
 from ..tools.call import ToolCall
 from ..tools.schema import shortened
 from .html import BLUE, FAINT, GREEN, GREY, RED, escaped, pretty, seconds_text, small_html
@@ -72,11 +72,10 @@ def chat_markdown(chat: Chat) -> str:
 
 def chat_text(chat: Chat) -> str:
     """The length of a conversation."""
-    turns = len(chat.turns)
-    dropped = f" · the model no longer sees the first {chat.dropped:,} messages" if chat.dropped else ""
+    seen = f" · the model no longer sees the first {count_text(chat.dropped, 'message')}" if chat.dropped else ""
     return (
-        f"{turns:,} turn{'s' * (turns != 1)} · {chat.context_tokens:,} of {chat.max_kv_size:,} tokens of the "
-        f"context{dropped}"
+        f"{count_text(len(chat.turns), 'turn')} · {chat.context_tokens:,} of {chat.max_kv_size:,} tokens of the "
+        f"context{seen}"
     )
 
 
@@ -88,7 +87,7 @@ def counts_text(counts: Reply | Done) -> str:
     cached = f", {counts.cached_tokens:,} of them cached" if counts.cached_tokens else ""
     drafted = f", {counts.accepted_tokens:,} of {counts.drafted_tokens:,} drafted ones accepted"
     return (
-        f"{generated:,} tokens{thought} in {seconds_text(counts.decode_seconds)}{rate}"
+        f"{count_text(generated, 'token')}{thought} in {seconds_text(counts.decode_seconds)}{rate}"
         f"{drafted if counts.drafted_tokens else ''} · prompt {counts.prompt_tokens:,} "
         f"tokens in {seconds_text(counts.prefill_seconds)}{cached} · peak memory {size_text(counts.peak_bytes)}"
     )
@@ -155,7 +154,7 @@ def _thought_title(stats: Mapping[str, Any], growing: bool) -> str:
     tokens, seconds = stats.get("thinking_tokens"), stats.get("thinking_seconds")
     if not tokens or seconds is None:
         return "Thinking …" if growing else "Thought"
-    return f"{'Thinking' if growing else 'Thought'} for {seconds_text(seconds)} · {tokens:,} tokens"
+    return f"{'Thinking' if growing else 'Thought'} for {seconds_text(seconds)} · {count_text(tokens, 'token')}"
 
 
 def _call_section(name: str, arguments: Any, result: Message | None, in_progress: bool) -> ViewSection:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..generation.options import Options
-from ..text.format import size_text
+from ..text.format import count_text, size_text
 from .status import context_text
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ def _budget(session: TerminalSession, rest: str) -> None:
         session.set_options(thinking_budget=None if rest == "off" else _whole(rest, "/budget", least=0))
     budget = session.chat.options.thinking_budget
     session.screen.note(
-        "thoughts have no limit of their own" if budget is None else f"a thought ends after {budget} tokens"
+        "thoughts have no limit of their own"
+        if budget is None
+        else f"a thought ends after {count_text(budget, 'token')}"
     )
 
 
@@ -175,7 +177,7 @@ def _retry(session: TerminalSession, rest: str) -> None:
 
 def _undo(session: TerminalSession, rest: str) -> None:
     first, *more = session.chat.undo().splitlines()
-    session.screen.note(f"removed: {first}" + (f" … and {len(more)} more lines" if more else ""))
+    session.screen.note(f"removed: {first}" + (f" … and {count_text(len(more), 'more line')}" if more else ""))
 
 
 def _edit(session: TerminalSession, rest: str) -> None:
@@ -185,7 +187,7 @@ def _edit(session: TerminalSession, rest: str) -> None:
         raise ValueError(f"there is no turn {number}: the conversation has {len(turns)}")
     session.editing = (number - 1, turns[number - 1])
     later = len(turns) - number
-    dropped = f" and drops {later} later turn{'s' * (later > 1)}" if later else ""
+    dropped = f" and drops {count_text(later, 'later turn')}" if later else ""
     session.screen.note(f"turn {number}: Enter sends it{dropped}; an empty line changes nothing")
 
 
@@ -231,17 +233,21 @@ def _thought(session: TerminalSession, rest: str) -> None:
 
 def _stats(session: TerminalSession, rest: str) -> None:
     chat, totals = session.chat, session.totals
-    turns, messages = len(chat.turns), len(chat.messages)
-    session.screen.note(f"{turns} turns, {messages} messages; {context_text(chat.context_tokens, chat.max_kv_size)}")
+    held = f"{count_text(len(chat.turns), 'turn')}, {count_text(len(chat.messages), 'message')}"
+    session.screen.note(f"{held}; {context_text(chat.context_tokens, chat.max_kv_size)}")
     if chat.dropped:
-        session.screen.note(f"the model no longer sees the first {chat.dropped} messages")
+        session.screen.note(f"the model no longer sees the first {count_text(chat.dropped, 'message')}")
     if totals is not None:
         generated = totals.thinking_tokens + totals.answer_tokens
         speed = f", {generated / totals.decode_seconds:.1f} tokens/s" if totals.decode_seconds else ""
-        session.screen.note(f"generated {generated:,} tokens ({totals.thinking_tokens:,} of them thought){speed}")
+        session.screen.note(
+            f"generated {count_text(generated, 'token')} ({totals.thinking_tokens:,} of them thought){speed}"
+        )
         read = totals.prompt_tokens - totals.cached_tokens
         rate = f", {read / totals.prefill_seconds:,.0f} tokens/s" if totals.prefill_seconds else ""
-        session.screen.note(f"prompts: {read:,} tokens processed{rate}, {totals.cached_tokens:,} from the cache")
+        session.screen.note(
+            f"prompts: {count_text(read, 'token')} processed{rate}, {totals.cached_tokens:,} from the cache"
+        )
         session.screen.note(f"peak memory during replies: {size_text(totals.peak_bytes)}")
 
 

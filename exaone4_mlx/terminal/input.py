@@ -18,13 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app_session
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input.typeahead import clear_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.output import Output, create_output
+from prompt_toolkit.output import Output
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from ..text.format import clean
@@ -56,20 +57,27 @@ def open_history(path: Path) -> History:
 
 
 class TerminalInput:
-    """Reads lines and answers. `complete(text)` yields completions of a line and the number of letters they replace."""
+    """Reads lines and answers. `complete(text)` yields completions of a line and the number of letters they replace.
 
-    def __init__(self, complete: Callable[[str], Iterable[tuple[str, int]]], warn: Callable[[str], None]) -> None:
-        try:
-            history = open_history(history_file())
-        except OSError as error:
-            warn(f"the history is not stored: {error}")
-            history = InMemoryHistory()
+    `stores` is whether typed lines are appended to the history file.
+    """
+
+    def __init__(
+        self, complete: Callable[[str], Iterable[tuple[str, int]]], warn: Callable[[str], None], stores: bool = True
+    ) -> None:
+        self._output = _cleaned(get_app_session().output)
+        history: History = InMemoryHistory()
+        if stores:
+            try:
+                history = open_history(history_file())
+            except OSError as error:
+                warn(f"the history is not stored: {error}")
         self._session: PromptSession[str] = PromptSession(
             history=history,
             multiline=True,
             completer=_Completer(complete),
             complete_while_typing=False,
-            output=_clean_output(),
+            output=self._output,
             complete_style=CompleteStyle.READLINE_LIKE,
             reserve_space_for_menu=0,
             enable_suspend=True,
@@ -84,7 +92,7 @@ class TerminalInput:
 
     def ask(self) -> str:
         """Asks whether the shown call may run: "yes", "no" or "always". The answer erases the question."""
-        question: PromptSession[str] = PromptSession(erase_when_done=True, output=_clean_output())
+        question: PromptSession[str] = PromptSession(erase_when_done=True, output=self._output)
         self._discard_typed(question)
         while True:
             try:
@@ -122,9 +130,8 @@ class TerminalInput:
             termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
 
-def _clean_output() -> Output:
-    """The terminal; names of files and texts of a saved chat cannot hold escape codes there."""
-    output = create_output()
+def _cleaned(output: Output) -> Output:
+    """The output, where names of files and texts of a saved chat cannot hold escape codes."""
     write = output.write
     output.write = lambda data: write(data if set(data) <= {"\r", "\n"} else clean(data))  # type: ignore[method-assign]
     return output

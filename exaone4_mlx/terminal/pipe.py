@@ -1,15 +1,16 @@
-"""A chat without a terminal: each line of standard input is a turn, and replies are printed as plain text.
+"""A chat without a terminal: each line of standard input is a turn, and replies are printed as text or as JSON.
 
 Notes:
 - Standard output holds the answers and nothing else, each ended by a line end. Thoughts, tools, counts and
   errors go to standard error.
+- An answer of several lines does not say where it ends: `JsonScreen` prints one object for each turn.
 - There is nobody to ask, so a tool that asks first does not run.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, TextIO
 
@@ -119,6 +120,30 @@ class PipeScreen:
     def _say(self, text: str) -> None:
         self._err.write(text)
         self._err.flush()
+
+
+class JsonScreen(PipeScreen):
+    """Hands the events of each turn to `show_reply`, and each error to `show_error`; both print one object."""
+
+    def __init__(
+        self, show_reply: Callable[[list[TurnEvent]], None], show_error: Callable[[str], None], out: TextIO
+    ) -> None:
+        super().__init__(out)
+        self._show_reply, self._show_error = show_reply, show_error
+        self._events: list[TurnEvent] = []
+
+    def show(self, event: TurnEvent) -> None:
+        from ..text.events import Done
+
+        self._events.append(event)
+        if isinstance(event, Done):
+            events, self._events = self._events, []
+            self._show_reply(events)
+
+    def error(self, text: str) -> None:
+        self._events = []
+        self._show_error(text)
+        super().error(text)
 
 
 class PipeInput:

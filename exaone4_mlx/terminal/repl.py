@@ -17,12 +17,17 @@ SECONDS_TO_LEAVE = 2.0  # maximum time between two Ctrl-C that exit
 
 
 class Repl(TerminalSession):
-    """A session that runs until the user exits. `warned` collects warnings until they can be shown."""
+    """A session that runs until the user exits. `warned` collects warnings until they can be shown.
 
-    def __init__(self, chat: Any, screen: Output, keys: Input, *, debug: bool = False, **settings: Any) -> None:
+    Without `commands` every line is a text: what a program pipes in may begin with a slash.
+    """
+
+    def __init__(
+        self, chat: Any, screen: Output, keys: Input, *, commands: bool = True, debug: bool = False, **settings: Any
+    ) -> None:
         super().__init__(chat, screen, keys, **settings)
         self.warned: list[str] = []
-        self._debug = debug
+        self._commands, self._debug = commands, debug
 
     def loop(self) -> int:
         """Runs until the end; returns 0, or 1 if something failed and there is no terminal to show it on."""
@@ -52,7 +57,7 @@ class Repl(TerminalSession):
 
     def _do(self, line: str) -> None:
         """Runs one line. Raises ValueError, before anything changes, for a line that cannot be run."""
-        command, text = read_line(line)
+        command, text = read_line(line) if self._commands else ("", line)
         editing, self.editing = self.editing, None
         if command:
             run_command(self, command, text)

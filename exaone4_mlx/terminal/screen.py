@@ -19,7 +19,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from ..text.events import Answer, Done, Thinking
-from ..text.format import call_text, cell_width, clean, result_text, shortened
+from ..text.format import call_text, cell_width, clean, count_text, result_text, shortened
 from ..text.message import TurnEvent
 from ..tools.call import ToolCall, ToolResult
 from .drawing import THEME, Line, Lines, LiveLines, TerminalConsole, block_content, lines_of
@@ -165,7 +165,7 @@ class Screen:
             return
         seconds, tokens = self._thought_ended - self._thought_began, self.count_tokens(self._thought)
         self._thought = ""
-        self._print(Text(f"▸ thought {seconds:.1f} s, {tokens:,} tokens; /thought shows it", style="dim"))
+        self._print(Text(f"▸ thought {seconds:.1f} s, {count_text(tokens, 'token')}; /thought shows it", style="dim"))
 
     def _show_answer(self, event: Answer) -> None:
         if event.problem:

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..text.format import count_text
 from .status import context_text, turn_text
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class TerminalSession:
         )
         self.saved_to, self._warned_of_context = path.resolve(), False
         turns = self.chat.turns
-        self.screen.note(f"{path}: {len(turns)} turns")
+        self.screen.note(f"{path}: {count_text(len(turns), 'turn')}")
         if turns:
             self.screen.note(f"> {turns[-1]}")
             answers = [message["content"] for message in self.chat.messages if message["role"] == "assistant"]
@@ -154,7 +155,8 @@ class TerminalSession:
         nearly_full = used > CONTEXT_WARNING * limit
         if self.chat.dropped > dropped_before:
             self.screen.note(
-                f"the context is full: the model no longer sees the first {self.chat.dropped} messages; "
+                f"the context is full: the model no longer sees the first "
+                f"{count_text(self.chat.dropped, 'message')}; "
                 "they stay in the conversation"
             )
         elif nearly_full and not self._warned_of_context:

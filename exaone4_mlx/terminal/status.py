@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..text.format import ENDS, time_text
+from ..text.format import ENDS, count_text, time_text
 
 if TYPE_CHECKING:
     from ..text.events import Done
@@ -24,7 +24,7 @@ def end_text(finish_reason: str) -> str | None:
 def turn_text(done: Done, first_token_seconds: float | None, context: str) -> str:
     """The counts and speeds of a turn."""
     generated = done.thinking_tokens + done.answer_tokens
-    reply = f"{generated:,} tokens"
+    reply = count_text(generated, "token")
     if generated > 1 and done.decode_seconds:
         reply += f", {generated / done.decode_seconds:.1f} tokens/s"
     if first_token_seconds is not None:

@@ -59,6 +59,11 @@ def result_text(content: Any, failed: bool) -> str:
     return value_text(content)
 
 
+def count_text(count: int, thing: str) -> str:
+    """`1 turn`, `1,200 tokens`."""
+    return f"{count:,} {thing}{'s' * (count != 1)}"
+
+
 def time_text(seconds: float) -> str:
     """`12 s`, `2 min 5 s`."""
     whole = round(seconds)

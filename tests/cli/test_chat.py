@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -39,10 +40,21 @@ def piped(lines: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_line_of_standard_input_is_a_turn() -> None:
-    ran = piped("What is the capital of Peru?\n/think on\nWhat is 348 + 275?\n")
+    ran = piped("What is the capital of Peru?\n/think on\nWhat is 348 + 275?\n", "--commands")
     assert ran.returncode == 0
     assert ran.stdout == "The capital of Peru is Lima.\n348 + 275 = 623.\n"
     assert "<think>" in ran.stderr and "\x1b" not in ran.stdout + ran.stderr
+
+
+def test_replies_of_a_pipe_are_json_objects_and_its_lines_are_texts() -> None:
+    ran = piped(
+        "Hello\n\n/undo\n" + "word " * 300 + "\nWhat is the capital of Peru?\n", "--json", "--max-kv-size", "200"
+    )
+    hello, undo, refused, peru = map(json.loads, ran.stdout.splitlines())
+    assert hello["text"].startswith("Hello!") and hello["finish_reason"] == "stop" and hello["model"] == "demo"
+    assert set(undo) == set(hello) and undo["text"], "/undo is a text"
+    assert list(refused) == ["error"] and "of 200 must hold it" in refused["error"] and ran.returncode == 1
+    assert peru["text"] == "The capital of Peru is Lima." and "tool_results" not in peru
 
 
 def test_flags_of_memory_and_drafts_reach_the_chat() -> None:
@@ -53,7 +65,7 @@ def test_flags_of_memory_and_drafts_reach_the_chat() -> None:
 
 
 def test_an_error_in_a_pipe_sets_the_exit_code_and_the_chat_continues() -> None:
-    ran = piped("/nonsense\nHello")
+    ran = piped("/nonsense\nHello", "--commands")
     assert ran.returncode == 1
     assert ran.stdout.startswith("Hello!")
     assert "error: there is no command /nonsense" in ran.stderr

@@ -142,9 +142,11 @@ def paths(folder: Path) -> dict[str, Callable[[str], Any]]:
         )
 
     def prompt(evil: str) -> None:
-        from exaone4_mlx.terminal.input import _clean_output
+        from prompt_toolkit.output import create_output
 
-        output = _clean_output()
+        from exaone4_mlx.terminal.input import _cleaned
+
+        output = _cleaned(create_output())
         output.write(evil)
         output.flush()
 

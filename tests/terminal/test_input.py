@@ -61,6 +61,13 @@ def test_the_history_is_kept_and_only_its_owner_can_read_it(tmp_path: Path, monk
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+def test_lines_can_stay_out_of_the_history_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with typing("secret\r", tmp_path / "history", monkeypatch):
+        line = TerminalInput(lambda text: [], pytest.fail, stores=False)
+        assert line.read("> ") == "secret"
+    assert "secret" not in (tmp_path / "history").read_text()
+
+
 def test_a_history_that_cannot_be_written_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EXAONE4_MLX_HISTORY", str(tmp_path / "file" / "history"))

@@ -16,6 +16,12 @@ def test_texts_are_sent_and_commands_are_not() -> None:
     assert any("/retry takes no argument" in line for line in notes.lines)
 
 
+def test_without_commands_every_line_is_a_text() -> None:
+    chat = ScriptedChat()
+    assert talk(chat, "/undo", "//a", "  ", '"""a"""', commands=False)[0] == 0
+    assert chat.sent == [("send", "/undo"), ("send", "//a"), ("send", '"""a"""')]
+
+
 def test_an_error_is_one_line_and_the_conversation_continues() -> None:
     chat = ScriptedChat(ValueError("full:\nundo() or edit() a turn, reset()"))
     code, _, notes = talk(chat, "Hello", "Again")

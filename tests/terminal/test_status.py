@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from chat_terminals import DONE
+from chat_terminals import DONE, ScriptedChat, talk
 
+from exaone4_mlx.cli.output import reply_summary
 from exaone4_mlx.model.kv import KVQuantization
 from exaone4_mlx.terminal.status import Progress, extras_text, turn_text
+from exaone4_mlx.text.events import Done
+from exaone4_mlx.text.format import count_text
 
 
 def test_the_summary_of_a_turn() -> None:
@@ -30,3 +33,13 @@ def test_progress_with_the_time_left() -> None:
     assert Progress(0.0, 0).text(1.0, 0, 10, "reading", "tokens") == "reading: 0 of 10 tokens"
     text = Progress(0.0, 0).text(25.0, 5 * 10**8, 2 * 10**9, "loading", "bytes")
     assert text == "loading: 0.50 of 2.00 GB, 1 min 15 s left"
+
+
+def test_one_is_singular() -> None:
+    assert [count_text(count, "turn") for count in (0, 1, 2, 1200)] == ["0 turns", "1 turn", "2 turns", "1,200 turns"]
+    one = Done("stop", 1, 0, 0, 1, 0.1, 0.1, 0.0, 0)
+    assert turn_text(
+        one, None, ""
+    ) == "[1 token | prompt 1 | ]" and "[prompt 1 token in 0.10 s | reply 1 token in" in reply_summary(one)
+    _, _, notes = talk(ScriptedChat(), "Hello", "/stats")
+    assert any(line.startswith("1 turn, 0 messages; ") for line in notes.lines), notes.lines
