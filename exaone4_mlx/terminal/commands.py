@@ -149,7 +149,7 @@ def _set(session: TerminalSession, rest: str) -> None:
     options, value = session.chat.options, value.strip()
     if not rest:
         values = {name: getattr(options, name) for name in SETTINGS} | vars(options.resolved(options.thinking))
-        session.screen.note(", ".join(f"{name} {_shown(values[name])}" for name in SETTINGS))
+        session.screen.note(", ".join(f"{n} {'default' if values[n] is None else values[n]}" for n in SETTINGS))
         return
     if name not in SETTINGS:
         raise ValueError(f"there is no setting {name!r}; the settings are {', '.join(SETTINGS)}")
@@ -162,10 +162,6 @@ def _set(session: TerminalSession, rest: str) -> None:
         raise ValueError(f"{name} must be {'a whole number' if kind is int else 'a number'}, not {value!r}") from None
     session.set_options(**{name: number})
     session.screen.note(f"{name}: {value}")
-
-
-def _shown(value: Any) -> str:
-    return "default" if value is None else f"{value}"
 
 
 # --- the conversation ----------------------------------------------------------
