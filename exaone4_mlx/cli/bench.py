@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..text.format import size_text
-from .flags import add_checkpoint_flags, add_kv_flags, kv_options
+from .flags import add_checkpoint_flags, add_kv_flags, add_q_bits_flag, kv_options
 from .output import log, progress_bar, show, show_json
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ HEADINGS = ("", "engine", "median", "lowest to highest", "ours / it", "lowest to
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="PATH", help="a folder, a hub id, or demo")
     add_checkpoint_flags(parser)
-    parser.add_argument("--q-bits", type=int, metavar="N", help="quantize while loading, in groups of 64")
+    add_q_bits_flag(parser, "quantize while loading, in groups of 64")
 
     measured = parser.add_argument_group("measurements", "lengths in tokens; several are separated by commas")
     measured.add_argument(
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured.add_argument(
         "-g",
         "--generation-tokens",
+        dest="decode_tokens",
         type=int,
         default=128,
         metavar="N",
@@ -111,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
     request = BenchRequest(
         options.model,
         prompt_tokens=options.prompt_tokens,
-        decode_tokens=options.generation_tokens,
+        decode_tokens=options.decode_tokens,
         depths=options.depths,
         repeat=options.repeat,
         peers=tuple(dict.fromkeys(options.peer)),

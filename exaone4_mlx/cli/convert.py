@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     bits = parser.add_argument_group("bits", "4 bits in groups of 64, unless the checkpoint is quantized already")
+    whether = bits.add_mutually_exclusive_group()
     quality = parser.add_argument_group("quality at the same size")
     trust = parser.add_argument_group("trust")
     trust.add_argument("--dry-run", action="store_true", help="show the plan of every tensor, and stop")
@@ -41,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rerun.add_argument("--resume", action="store_true", help="resume an interrupted run (the default does so too)")
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="the plan or the summary as one JSON object")
-    groups = {"": parser, "bits": bits, "quality": quality, "trust": trust, "rerun": rerun, "output": output}
+    groups = {"": parser, "bits": bits, "whether": whether, "quality": quality, "trust": trust, "rerun": rerun}
+    groups["output"] = output
     for option in dataclasses.fields(ConversionRequest):
         names = ("--" + option.name.replace("_", "-"), *option.metadata["names"])
         flags = sorted(names, key=lambda name: name.startswith("--"))  # short ones first

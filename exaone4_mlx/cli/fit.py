@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..text.format import size_text
-from .flags import add_checkpoint_flags, add_kv_flags, add_max_kv_size_flag, kv_options
+from .flags import add_checkpoint_flags, add_kv_flags, add_max_kv_size_flag, add_q_bits_flag, kv_options
 from .output import show, show_json
 
 if TYPE_CHECKING:
@@ -41,12 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GB",
         help="memory of the machine, of which Metal gives a model about three quarters (default: this machine)",
     )
-    parser.add_argument(
-        "--q-bits",
-        type=int,
-        metavar="N",
-        help="show only these bits per weight, in groups of 64, for a full-precision checkpoint",
-    )
+    add_q_bits_flag(parser, "show only these bits per weight, in groups of 64, for a full-precision checkpoint")
     add_kv_flags(parser)
     parser.add_argument("--draft-model", metavar="PATH", help="also count this draft model")
     parser.add_argument("--metal", action="store_true", help="count as on a Mac, on any machine")

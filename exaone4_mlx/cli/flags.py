@@ -14,8 +14,9 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..generation.options import OPTION_NAMES, Options
 from .output import log
@@ -32,6 +33,22 @@ KV_NAMES = ("kv_bits", "kv_bits_keys", "kv_bits_values", "kv_group_size", "kv_la
 Flags = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
+class CommandParser(argparse.ArgumentParser):
+    """Prints a usage error as two lines: how to call the command, and the error with what was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [flag for action in self._actions for flag in action.option_strings]
+        words = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            known, words = re.findall(r"[\w-]+", choice[2]), [choice[1]]
+        elif not message.startswith("unrecognized arguments"):
+            words = []
+        near = {word: get_close_matches(word, known, n=1) for word in words}
+        hint = "".join(f"; did you mean {found[0]}?" for found in near.values() if found)
+        command = " COMMAND" if self._subparsers else ""
+        self.exit(2, f"usage: {self.prog}{command} [options]; --help lists them\n{self.prog}: error: {message}{hint}\n")
+
+
 def add_checkpoint_flags(flags: Flags, dtype_help: str = "cast the weights (default: keep their type)") -> None:
     flags.add_argument("--revision", help="branch, tag or commit of a hub id")
     flags.add_argument("--dtype", choices=DTYPES, help=dtype_help)
@@ -43,9 +60,14 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--model", default=DEFAULT_MODEL, metavar="PATH", help='a folder, a hub id, or "demo" (default: %(default)s)'
     )
     add_checkpoint_flags(model, "cast the weights; float16 may be faster on M1 and M2, and an overflow is an error")
-    model.add_argument("--q-bits", type=int, metavar="N", help="quantize a full-precision checkpoint while it loads")
+    add_q_bits_flag(model, "quantize a full-precision checkpoint while it loads")
     model.add_argument(
-        "--q-group-size", type=int, default=64, metavar="N", help="weights per scale (default: %(default)s)"
+        "--q-group-size",
+        type=int,
+        choices=(32, 64, 128),
+        default=64,
+        metavar="N",
+        help="weights per scale (default: %(default)s)",
     )
     memory = parser.add_argument_group("memory")
     add_max_kv_size_flag(
@@ -55,6 +77,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_kv_flags(memory)
     add_ignore_memory_flag(memory)
+
+
+def add_q_bits_flag(flags: Flags, help: str) -> None:
+    flags.add_argument("--q-bits", type=int, choices=(2, 3, 4, 5, 6, 8), metavar="N", help=help)
 
 
 def add_max_kv_size_flag(flags: Flags, help: str) -> None:
@@ -225,10 +251,10 @@ def without_line_end(text: str) -> str:
 def with_flag_names(message: str, parser: argparse.ArgumentParser) -> str:
     """An error message of the package with the flags of a command in place of the names of Python arguments.
 
-    A name without an underscore may be an ordinary word: it is replaced only before "must be".
+    A name without an underscore may be an ordinary word: it is replaced only before "must be" and after "needs".
     """
     long = [(action.dest, flag) for action in parser._actions for flag in action.option_strings if flag[:2] == "--"]
     flags = dict(reversed(long))  # the first long flag of each option
 
-    names = re.compile(r"(?<![\w/.-])(?:[a-z]+(?:_[a-z]+)+(?![\w/.(])|[a-z]+(?= must be ))")
+    names = re.compile(r"(?<![\w/.-])(?:[a-z]+(?:_[a-z]+)+(?![\w/.(])|[a-z]+(?= must be )|(?<= needs )[a-z]+\b)")
     return names.sub(lambda match: flags.get(match[0], match[0]), message)

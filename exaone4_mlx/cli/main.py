@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from . import INTERRUPTED
-from .flags import with_flag_names
+from .flags import CommandParser, with_flag_names
 from .output import log, logged_warnings, on_ctrl_c, prepare_streams
 
 #: Each command is a module of this folder with DESCRIPTION, `add_arguments(parser)` and `run(options) -> exit code`.
@@ -68,7 +68,7 @@ def _interrupt() -> None:
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
     """The parser of all commands, with the flags of the chosen one."""
-    parser = argparse.ArgumentParser(prog="exaone4-mlx", description="EXAONE 4.0 on MLX.")
+    parser = CommandParser(prog="exaone4-mlx", description="EXAONE 4.0 on MLX.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, help in COMMANDS.items():

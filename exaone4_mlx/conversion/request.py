@@ -54,8 +54,8 @@ class ConversionRequest:
     dtype: mx.Dtype | str | None = _option(
         None, "", "cast the weights (default: keep theirs)", choices=("bfloat16", "float16", "float32")
     )
-    quantize: bool = _option(True, "bits", "default: yes", "-q")
-    dequantize: bool = _option(False, "bits", "convert a quantized checkpoint to full precision", "-d")
+    quantize: bool = _option(True, "whether", "default: yes", "-q")
+    dequantize: bool = _option(False, "whether", "convert a quantized checkpoint to full precision", "-d")
     q_bits: int | None = _option(None, "bits", "bits per weight (default: 4; 8 for mxfp8)", type=int, metavar="N")
     q_group_size: int | None = _option(
         None, "bits", "weights per scale (default: 64 for affine)", type=int, metavar="N"
@@ -107,13 +107,16 @@ class ConversionRequest:
             raise ValueError("dequantize and quantize=False exclude each other: give one of them")
         if self.recipe is not None:
             if self.recipe not in RECIPES:
-                raise ValueError(f"recipe {self.recipe!r} is unknown; there are {', '.join(RECIPES)}")
+                raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, not {self.recipe!r}")
             if self.q_bits is not None or self.q_mode is not None:
                 raise ValueError(f"the recipe {self.recipe} sets the bits: leave out q_bits and q_mode")
         if self.target_bpw is not None and self.recipe != "4bit-quality":
             raise ValueError("target_bpw needs the recipe 4bit-quality")
         if self.recipe is None:
-            _ = self.quantization  # raises for invalid bits
+            try:
+                _ = self.quantization
+            except ValueError as error:
+                raise ValueError(f"q_bits and q_group_size: {error}") from error
         if self.calibrate is not None and self.calibrate not in CALIBRATION_METHODS:
             raise ValueError(f"calibrate must be one of {', '.join(CALIBRATION_METHODS)}, not {self.calibrate!r}")
         if self.calibrate and (self.q_mode or self.recipe) in {*DEFAULTS} - {"affine"}:
@@ -122,12 +125,9 @@ class ConversionRequest:
                 "fits scales and biases"
             )
         if self.calibration_data is not None and self.calibrate is None:
-            raise ValueError(
-                "calibration_data must be given together with a calibration: calibrate must be one of "
-                + ", ".join(CALIBRATION_METHODS)
-            )
+            raise ValueError("calibration_data needs calibrate")
         if self.evaluation_data is not None and not self.evaluate:
-            raise ValueError("evaluation_data is for an evaluation: evaluate must be true")
+            raise ValueError("evaluation_data needs evaluate")
 
     @property
     def quantization(self) -> Quantization:

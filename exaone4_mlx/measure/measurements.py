@@ -51,16 +51,13 @@ class BenchRequest:
     kv: int | KVQuantization | None = None
 
     def __post_init__(self) -> None:
-        for name, flag, least in (("prompt_tokens", "-p", 1), ("depths", "-d", 0)):
-            if wrong := [value for value in getattr(self, name) if value < least]:
-                raise ValueError(f"{name} ({flag}) must be {least} or more, not {wrong[0]}")
-        for name, flag in (
-            ("decode_tokens", "-g"),
-            ("repeat", "--repeat"),
-            ("prefill_step_size", "--prefill-step-size"),
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} ({flag}) must be 1 or more, not {getattr(self, name)}")
+        counts: dict[str, tuple[int, ...]]
+        counts = {name: (getattr(self, name),) for name in ("decode_tokens", "repeat", "prefill_step_size")}
+        counts |= {"prompt_tokens": self.prompt_tokens, "depths": self.depths}
+        for name, values in counts.items():
+            least = 0 if name == "depths" else 1
+            if wrong := [value for value in values if value < least]:
+                raise ValueError(f"{name} must be {least} or more, not {wrong[0]}")
         read_dtype(self.dtype)
         for peer in self.peers:
             check_installed(peer)
@@ -71,7 +68,7 @@ class BenchRequest:
         if longest > config.max_position_embeddings:
             raise ValueError(
                 f"{longest} tokens are more than the model's context of {config.max_position_embeddings}: "
-                "ask for shorter prompts (-p) and depths (-d)"
+                "ask for shorter prompts and depths"
             )
         quantized = self.q_bits is not None or any(
             t.exact for t in open_checkpoint(folder, Exaone4ForCausalLM).source.tensors.values()

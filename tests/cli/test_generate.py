@@ -14,7 +14,6 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from commands import GENERATE, TerminalText, errors, output
-from conftest import ROOT
 
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.text.tokenizer import StreamDecoder
@@ -355,60 +354,3 @@ def test_drafts_do_not_change_the_reply(capsys: pytest.CaptureFixture[str], monk
             assert out == expected
             drafted = re.search(r"\(\d of [1-9] draft tokens accepted\)", err)
             assert drafted or (drafter, raw) == (["--prompt-lookup"], []), (drafter, raw)
-
-
-# --- refusals ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("demo_tokenizer", "no_weights")
-def test_errors_are_one_line_and_come_before_the_weights_are_read(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    def messages(name: str, content: Any) -> str:
-        (tmp_path / name).write_text(json.dumps(content))
-        return str(tmp_path / name)
-
-    for arguments, message in (
-        (["-p", ""], "error: the prompt is empty"),
-        (["-p", "word " * 9000], "but the model's context of 8192 must hold it and a reply"),
-        (["-p", "x", "--temp", "-1"], "must be 0 or more (float32 takes 1.2e-38 to 1e30), not -1.0"),
-        (["-p", "x", "--top-p", "2"], "must be above 0 and at most 1 (float32 takes 1.2e-38 and more), not 2.0"),
-        (["-p", "x", "--stop", ""], "at least one character"),
-        (["-p", "x", "--q-bits", "7"], "bits, not 7"),
-        (["-p", "x", "--max-kv-size", "1"], "--max-kv-size must be a number of tokens from 2 to the model's 8192"),
-        (["-p", "x", "--max-kv-size", "8193"], "--max-kv-size must be a number of tokens from 2 to the model's 8192"),
-        (["-p", "x", "--kv-bits", "8", "--kv-group-size", "128"], "must be 32 or 64 with head_dim 64"),
-        (["-p", "x", "--prompt-lookup", "--num-draft-tokens", "0"], "must be a whole number"),
-        (["-p", "x", "--draft-model", "/no/such/folder"], "there is no folder /no/such/folder"),
-        (["-p", "x", "--json", "--logprobs", "-1"], "must be a whole number of at least 0, not -1"),
-        (["-p", "x", "--max-tokens", "0"], "must be a whole number of at least 1, not 0"),
-        (["-p", "x", "--prefill-step-size", "0"], "must be a whole number of at least 1, not 0"),
-        (["--prompt-file", "/no/such/file"], "error: cannot read /no/such/file: No such file or directory"),
-        (["-p", "x", "--model", "/no/such/folder"], "there is no folder /no/such/folder"),
-        (["-p", "x", "--model", str(ROOT / "tests")], "has no config.json"),
-        (["-p", "x", "--tools", "/no/such/file.py"], "there is no file of tools /no/such/file.py"),
-        (["-p", "x", "--thinking", "--thinking-budget", "-1"], "must be a whole number"),
-        (["-p", "x", "--thinking", "--thinking-budget", "9", "-m", "5"], "5 is too small for a thinking budget"),
-        (["-p", "x", "--prompt-cache-file", "/no/such/folder/file"], "there is no folder /no/such/folder"),
-        (["-p", "x", "--prompt-cache-file", str(tmp_path)], "is a folder; give the name of a file"),
-        (["--messages", "/no/such/file"], "error: cannot read /no/such/file: No such file or directory"),
-        (["--messages", str(ROOT / "README.md")], "README.md is not JSON"),
-        (["-p", "x", "--prefill-response", "So", "--thinking"], "error: --prefill-response begins the answer"),
-        (["-p", "x", "--raw", "--prefill-response", "So"], "error: --prefill-response belongs to the chat template"),
-        (["-p", "x", "--chat-template-args", '{"no_such": 1}'], "it has no option no_such"),
-        (["-p", "x", "--min-tokens", "9", "-m", "5"], "error: --min-tokens 9 exceeds --max-tokens 5"),
-        (["-p", "x", "--extra-eos-token", "two words"], "error: --extra-eos-token 'two words' is no token"),
-        (["-p", "x", "--system-prompt-file", "/no/such/file"], "error: cannot read /no/such/file"),
-        (["--messages", messages("1", {"no": "messages"})], "must hold a list of messages"),
-        (["--messages", messages("2", [])], "must hold a list of messages"),
-        (["--messages", messages("3", CLARA[:2])], "there is nothing to reply to"),
-        (["--messages", messages("4", [{"role": "robot", "content": "x"}])], "'robot'"),
-        (
-            ["--messages", messages("5", [{"role": "developer", "content": "x"}, *CLARA]), "--system-prompt", "y"],
-            "and --system-prompt gives another one",
-        ),
-    ):
-        err = errors(capsys, *GENERATE, *arguments)
-        err = err.removeprefix("running /no/such/file.py for its tools\n")
-        assert message in err, arguments
-        assert err.startswith("error: ") and err.count("\n") == 1, arguments

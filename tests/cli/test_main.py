@@ -19,41 +19,6 @@ from exaone4_mlx.cli.main import COMMANDS, main
 HEAVY = ("transformers", "mlx_lm", "torch", "gradio", "huggingface_hub", "numpy")
 
 
-def test_wrong_usage_exits_with_2_and_shows_the_usage_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    for line in (
-        "",
-        "no-such-command",
-        "generate",
-        "generate -p x --no-such-flag",
-        "chat --no-such-flag",
-        "convert --hf-path x --no-such-flag",
-        "fit --model x --no-such-flag",
-        "generate -p x --temp warm",
-        "generate -p x --raw --thinking",
-        "generate -p x --raw --system-prompt y",
-        "generate -p x --raw --builtin-tools",
-        "generate -p x --thinking-budget 5",
-        "generate -p x --constrain-tools",
-        "generate -p x --messages y",
-        "generate -p x --json --jsonl",
-        "generate -p x --logprobs 2",
-        "generate -p x --logprobs 2 --json --hide-thinking",
-        "generate -p x --draft-model demo --prompt-lookup",
-        "generate -p x --num-draft-tokens 2",
-        "generate -p x --kv-bits 5",
-        "generate -p x --kv-layers all",
-        "chat --kv-group-size 32",
-        "convert",
-    ):
-        with pytest.raises(SystemExit) as exit:
-            main(line.split())
-        assert exit.value.code == 2, line
-        err = capsys.readouterr().err
-        command = line.split()[0] if line.split()[:1] and line.split()[0] in COMMANDS else ""
-        assert err.startswith(f"usage: exaone4-mlx {command}".rstrip()), line
-        assert "--no-such-flag" not in line or "unrecognized arguments: --no-such-flag" in err, line
-
-
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(ValueError, match="the prompt is empty"):
         main([*GENERATE, "-p", "", "--debug"])
@@ -105,13 +70,16 @@ def test_ctrl_c_keeps_the_partial_reply_and_exits_with_130(hf_folder: Path, edit
 
 
 SLOW_PROMPT = """
-import os, sys, time
+import os, signal, sys, time
 from exaone4_mlx.model import fused, layer
 fused.CHECK_SECONDS, call = 0, layer.Layer.__call__
 def slow(self, x, *rest):
     if x.shape[1] > 128:
         os.write(2, b"layer\\n")
-        time.sleep(SECONDS)
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end and signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
+            time.sleep(0.01)  # until the first Ctrl-C
+        time.sleep(SECONDS / 100)
     return call(self, x, *rest)
 layer.Layer.__call__ = slow
 sys.argv = ["exaone4-mlx", "generate", "--model", "demo", "-p", "Hello " * 400, "--json"]
@@ -139,16 +107,16 @@ def interrupted_prompt(seconds: float, presses: int = 1) -> tuple[int, str, str]
 
 
 def test_ctrl_c_ends_a_prompt_within_a_chunk_and_says_so() -> None:
-    code, out, err = interrupted_prompt(seconds=0.15)
+    code, out, err = interrupted_prompt(seconds=20)
     assert code == 130, err
     assert json.loads(out)["finish_reason"] == "cancelled"
     assert err.count("stopping") == 1
-    assert err.count("layer") < 4, "of the demo's layers"
+    assert err.count("layer") < 8, "of the demo's 8 layers"
     assert "Traceback" not in err
 
 
 def test_the_second_ctrl_c_ends_the_process_at_once() -> None:
-    code, out, err = interrupted_prompt(seconds=60, presses=2)
+    code, out, err = interrupted_prompt(seconds=2000, presses=2)
     assert (code, out) == (-signal.SIGINT, "")
     assert "Traceback" not in err
 

@@ -141,10 +141,10 @@ def test_all_of_it_on_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"prompt_tokens": (512, 0)}, r"prompt_tokens \(-p\) must be 1 or more, not 0"),
-        ({"depths": (-1,)}, r"depths \(-d\) must be 0 or more, not -1"),
-        ({"decode_tokens": 0}, r"decode_tokens \(-g\) must be 1 or more, not 0"),
-        ({"repeat": 0}, r"repeat \(--repeat\) must be 1 or more"),
+        ({"prompt_tokens": (512, 0)}, r"prompt_tokens must be 1 or more, not 0"),
+        ({"depths": (-1,)}, r"depths must be 0 or more, not -1"),
+        ({"decode_tokens": 0}, r"decode_tokens must be 1 or more, not 0"),
+        ({"repeat": 0}, r"repeat must be 1 or more"),
         ({"dtype": "int8"}, "dtype must be one of"),
         ({"peers": ("llama.cpp",)}, "there is no peer 'llama.cpp'; there are mlx-lm and transformers"),
     ],
