@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..generation.options import OPTION_NAMES, Options
+from ..text.input_messages import check_messages
 from .output import log
 
 if TYPE_CHECKING:
@@ -241,6 +242,20 @@ def read_text(path: Path | None) -> str:
     except OSError as error:
         raise OSError(f"cannot read {source}: {error.strerror}") from error
     return decode_text(data, source)
+
+
+def as_messages(given: str | list[dict[str, Any]], system_prompt: str | None) -> list[dict[str, Any]]:
+    """A prompt or messages as checked messages, the system prompt first."""
+    if isinstance(given, str):
+        if not given.strip():
+            raise ValueError("the prompt is empty")
+        given = [{"role": "user", "content": given}]
+    given = check_messages(given)
+    if system_prompt is None:
+        return given
+    if given[0]["role"] == "system":
+        raise ValueError("the messages begin with a system prompt, and --system-prompt gives another one")
+    return [{"role": "system", "content": system_prompt}, *given]
 
 
 def without_line_end(text: str) -> str:

@@ -12,12 +12,10 @@ import dataclasses
 import json
 import os
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..generation.options import Options
-from ..text.input_messages import check_messages
 from . import flags, loading
 from .output import (
     TextPrinter,
@@ -35,10 +33,8 @@ if TYPE_CHECKING:
     from ..conversation.turn import Turn
     from ..generation.generate import Generation
     from ..generation.prompt_cache import PromptCache
-    from ..generation.request import Request
     from ..text.events import Done
     from ..text.message import TurnEvent
-    from ..tools.describe import Tool
     from .loading import ReadyModel
 
 DESCRIPTION = "Streams the reply to one prompt to standard output."
@@ -58,6 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--messages",
         metavar="FILE",
         help="OpenAI-style messages, as a JSON list or one in a line, or a saved chat; - reads standard input",
+    )
+    prompt.add_argument(
+        "--batch",
+        metavar="FILE",
+        help="many prompts: JSON objects with prompt or messages, one in a line; or -",
+    )
+    prompt.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="the replies to --batch; what FILE holds already is kept"
     )
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
     flags.add_option_flags(parser, "")
@@ -79,14 +83,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    _check_flags(options)
     with results_alone():
-        return _run(options)
+        if options.batch is None:
+            return _run(options)
+        from . import batch
+
+        return batch.run(options)
 
 
 def _run(options: argparse.Namespace) -> int:
     from ..generation.request import check_answerable
 
-    _check_flags(options)
     given: Any = _read_messages(options.messages) if options.messages else _read_prompt(options)
     _check_cache_file(options.prompt_cache_file)
     chosen, tools = Options(**flags.given_options(options)), flags.read_tools(options)
@@ -94,7 +102,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.raw:
         request = files.request(files.tokenizer.encode(given), chosen)
     else:
-        given = _as_messages(given, options.system_prompt)
+        given = flags.as_messages(given, options.system_prompt)
         request = files.request(given, chosen, tools or None)
         check_answerable(given)
     loading.check_memory(files, options, len(request.ids) + request.max_tokens, len(request.ids))
@@ -102,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
     cache = _open_prompt_cache(options.prompt_cache_file, made)
     with progress_bar("reading the prompt", " tokens") as progress:
         request = dataclasses.replace(request, options=dataclasses.replace(chosen, progress=progress))
-        reply = _reply(made, given, tools, request, cache)
+        reply = made.reply(request, given, tools, cache)
         if options.verbose:
             log(f"{len(request.ids)} prompt tokens; {chosen.resolved(chosen.thinking)}")
         # In a thread: the signal handler may interrupt code that holds the locks of the reply.
@@ -123,8 +131,12 @@ def _run(options: argparse.Namespace) -> int:
 def _check_flags(options: argparse.Namespace) -> None:
     error = options.parser.error
     is_text = options.prompt is not None or options.prompt_file is not None
-    if is_text + (options.messages is not None) != 1:
-        error("one of --prompt (with or without --prompt-file), --prompt-file and --messages is required")
+    if is_text + (options.messages is not None) + (options.batch is not None) != 1:
+        error("one of --prompt (with or without --prompt-file), --prompt-file, --messages and --batch is required")
+    if (options.batch is None) != (options.output is None):
+        error("--batch and -o need each other")
+    if options.batch and (options.json or options.jsonl or options.prompt_cache_file):
+        error("--batch writes JSON objects to -o: it takes no --json, no --jsonl and no --prompt-cache-file")
     templated = ("thinking", "system_prompt", "system_prompt_file", "messages", "tools", "builtin_tools")
     if options.raw and any(getattr(options, name) not in (None, False) for name in templated):
         error(
@@ -133,8 +145,8 @@ def _check_flags(options: argparse.Namespace) -> None:
         )
     if options.thinking_budget is not None and not options.thinking:
         error("--thinking-budget needs --thinking")
-    if options.logprobs is not None and not (options.json or options.jsonl):
-        error("--logprobs needs --json or --jsonl")
+    if options.logprobs is not None and not (options.json or options.jsonl or options.batch):
+        error("--logprobs needs --json, --jsonl or --batch")
     if options.logprobs is not None and options.hide_thinking:
         error("--logprobs lists the tokens of the thought too: it cannot be combined with --hide-thinking")
     flags.check_flags(options)
@@ -176,19 +188,6 @@ def _read_messages(source: str) -> list[dict[str, Any]]:
     return content
 
 
-def _as_messages(given: str | list[dict[str, Any]], system_prompt: str | None) -> list[dict[str, Any]]:
-    if isinstance(given, str):
-        if not given.strip():
-            raise ValueError("the prompt is empty")
-        given = [{"role": "user", "content": given}]
-    given = check_messages(given)
-    if system_prompt is None:
-        return given
-    if given[0]["role"] == "system":
-        raise ValueError("the messages begin with a system prompt, and --system-prompt gives another one")
-    return [{"role": "system", "content": system_prompt}, *given]
-
-
 # --- the prompt cache -----------------------------------------------------------------------------------------
 
 
@@ -216,22 +215,6 @@ def _open_prompt_cache(path: Path | None, made: ReadyModel) -> PromptCache | Non
 
 
 # --- the reply ------------------------------------------------------------------------------------------------
-
-
-def _reply(
-    made: ReadyModel, messages: Any, tools: Sequence[Tool], request: Request, cache: PromptCache | None
-) -> Generation | Turn:
-    """The reply to print: of the model alone, or of a chat, which runs tools."""
-    if not tools:
-        from ..generation.generate import Generation, make_draft
-
-        return Generation(made.model, request, prompt_cache=cache, draft=make_draft(made.draft_model))
-    from ..conversation.chat import Chat
-
-    chat = Chat(
-        made.model, made.tokenizer, tools=tools, messages=messages, settle=False, prompt_cache=cache, **made.settings
-    )
-    return chat.reply(**vars(request.options))
 
 
 def _print_reply(reply: Generation | Turn, options: argparse.Namespace) -> Done:

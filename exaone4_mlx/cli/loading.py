@@ -25,7 +25,10 @@ from .output import log, progress_bar
 
 if TYPE_CHECKING:
     from ..checkpoint.quantize import Quantization
+    from ..conversation.turn import Turn
+    from ..generation.generate import Generation
     from ..generation.options import Options
+    from ..generation.prompt_cache import PromptCache
     from ..generation.request import Prompt, Request
     from ..measure.fit import Fit
     from ..measure.sizes import Sizes
@@ -100,6 +103,20 @@ class ReadyModel(NamedTuple):
     def settings(self) -> dict[str, Any]:
         """What a `Chat` needs besides model and tokenizer."""
         return {"kv": self.kv, "max_kv_size": self.max_kv_size, "draft_model": self.draft_model}
+
+    def reply(
+        self, request: Request, messages: Any, tools: Sequence[Tool], cache: PromptCache | None = None
+    ) -> Generation | Turn:
+        """A reply of the model alone to `request`, or with tools the turn of a chat of `messages`, which runs them."""
+        if not tools:
+            from ..generation.generate import Generation, make_draft
+
+            return Generation(self.model, request, prompt_cache=cache, draft=make_draft(self.draft_model))
+        from ..conversation.chat import Chat
+
+        given = {"tools": tools, "messages": messages, "settle": False, "prompt_cache": cache, **self.settings}
+        chat = Chat(self.model, self.tokenizer, **given)
+        return chat.reply(**vars(request.options))
 
 
 def find_model(options: argparse.Namespace) -> ModelFiles:

@@ -64,8 +64,12 @@ def show(text: str) -> None:
     print(text, file=results(), flush=True)
 
 
+def json_text(value: dict[str, Any]) -> str:
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+
+
 def show_json(value: dict[str, Any]) -> None:
-    show(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
+    show(json_text(value))
 
 
 def log(text: str) -> None:

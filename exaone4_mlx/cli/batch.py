@@ -1,0 +1,184 @@
+"""`exaone4-mlx generate --batch FILE.jsonl -o OUT.jsonl`: a reply to each line of a file, in order.
+
+Notes:
+- A line is an object with `prompt` or `messages`. It may have an `id`, a `system_prompt`, and options of the reply,
+  which override the flags.
+- The output has one object for each line: what `--json` prints, with `index`, `id` and `input`, or `error` in place of
+  the reply. `input` is a digest of the line and the flags.
+- Each object is written when its reply is complete. After an interruption the same command keeps the complete objects
+  and continues with the line after them.
+- `_replies` is the only part that depends on making one reply after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..generation.options import Options
+from . import INTERRUPTED, flags, loading
+from .output import json_text, log, on_ctrl_c, progress_bar, reply_json
+
+if TYPE_CHECKING:
+    from ..conversation.turn import Turn
+    from ..generation.generate import Generation
+    from ..generation.request import Request
+
+#: Keys of a line that are no options of a reply.
+KEYS = ("id", "prompt", "messages", "system_prompt")
+#: Flags that do not change the replies.
+IRRELEVANT = {"command", "batch", "output", "parser", "run", "debug", "verbose", "ignore_memory"}
+LONGEST_TRIED = 8  # lines that may be invalid before the check of the memory is left out
+
+
+def run(options: argparse.Namespace) -> int:
+    """Makes the replies that are missing in the output. The exit code is 1 if any line has an error."""
+    text = flags.read_text(None if options.batch == "-" else Path(options.batch))
+    lines = [line for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise ValueError("--batch has no lines")
+    chosen, tools = Options(**flags.given_options(options)), flags.read_tools(options)
+    digests = [_digest(line, options) for line in lines]
+    done = _kept(options.output, digests)
+    if missing := lines[len(done) :]:
+        files = loading.find_model(options)
+        _check_memory(files, options, chosen, tools, missing)
+        made = loading.load(files, options)
+
+        def ask(line: dict[str, Any]) -> Generation | Turn:
+            request, messages = _request(files, options, chosen, tools, line)
+            return made.reply(request, messages, tools)
+
+        with options.output.open("ab") as output, progress_bar("replies", " lines") as progress:
+            for index, reply in enumerate(_replies(missing, ask, options), start=len(done)):
+                output.write(json_text({"index": index, "input": digests[index]} | reply).encode() + b"\n")
+                output.flush()
+                done.append("error" in reply)
+                progress(len(done), len(lines))
+    errors = f", {sum(done)} with an error" if any(done) else ""
+    log(f"[{len(done)} of {len(lines)} replies{errors}, in {options.output}]")
+    return INTERRUPTED if len(done) < len(lines) else int(any(done))
+
+
+def _replies(
+    lines: Sequence[str], ask: Callable[[dict[str, Any]], Generation | Turn], options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """The object of each line, until Ctrl-C, which ends the reply in progress and drops it."""
+    from ..text.events import Thinking
+
+    stopped, current = threading.Event(), list[Any]()
+
+    def stop() -> None:  # in a thread: the signal handler may interrupt code that holds the locks of the reply
+        stopped.set()
+        for reply in current:
+            threading.Thread(target=reply.cancel, daemon=True).start()
+
+    has_tools = bool(options.tools or options.builtin_tools)
+    with on_ctrl_c(stop):
+        for line in lines:
+            given: dict[str, Any] = {}
+            try:
+                given = _parsed(line)
+                current[:] = [ask(given)]
+                events = list(current[0])
+                if stopped.is_set():
+                    return
+                events = [event for event in events if not (options.hide_thinking and isinstance(event, Thinking))]
+                has_logprobs = given.get("logprobs", options.logprobs) is not None
+                reply = {"model": options.model} | reply_json(events, has_logprobs, has_tools)
+            except Exception as error:
+                reply = {"error": " ".join(str(error).split()) or type(error).__name__}
+            yield {name: value for name, value in given.items() if name == "id"} | reply
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        given = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the line is not JSON: {error}") from error
+    if not isinstance(given, dict) or ("prompt" in given) == ("messages" in given):
+        raise ValueError("the line must be an object with prompt or messages")
+    if not isinstance(given.get("prompt", ""), str) or not isinstance(given.get("messages", []), list):
+        raise ValueError("prompt must be a text, and messages a list")
+    return given
+
+
+def _request(
+    files: loading.ModelFiles,
+    options: argparse.Namespace,
+    chosen: Options,
+    tools: Sequence[Callable[..., Any]],
+    line: dict[str, Any],
+) -> tuple[Request, Any]:
+    """The request of a line, and its messages. Raises ValueError and TypeError for what is wrong in it."""
+    own = Options.read({name: value for name, value in line.items() if name not in KEYS}, chosen, also=KEYS)
+    given: Any = line.get("prompt", line.get("messages"))
+    if options.raw:
+        if "prompt" not in line or "system_prompt" in line:
+            raise ValueError("--raw uses no chat template: a line has a prompt, and no messages and no system_prompt")
+        return files.request(files.tokenizer.encode(given), own), None
+    messages = flags.as_messages(given, line.get("system_prompt", options.system_prompt))
+    return files.request(messages, own, tools or None), messages
+
+
+def _check_memory(
+    files: loading.ModelFiles,
+    options: argparse.Namespace,
+    chosen: Options,
+    tools: Sequence[Callable[..., Any]],
+    lines: Sequence[str],
+) -> None:
+    """Checks the memory for the longest line without an error. Errors of lines belong into the output."""
+    for line in sorted(lines, key=len, reverse=True)[:LONGEST_TRIED]:
+        with contextlib.suppress(ValueError, TypeError):
+            request, _ = _request(files, options, chosen, tools, _parsed(line))
+            loading.check_memory(files, options, len(request.ids) + request.max_tokens, len(request.ids))
+            return
+
+
+# --- the output -----------------------------------------------------------------------------------------------
+
+
+def _digest(line: str, options: argparse.Namespace) -> str:
+    settings = {name: value for name, value in vars(options).items() if name not in IRRELEVANT}
+    text = json.dumps([line.strip(), settings], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _kept(path: Path, digests: Sequence[str]) -> list[bool]:
+    """Whether each object of an earlier output has an error. Removes an incomplete last line from the file.
+
+    Raises ValueError for a file that does not belong to these lines.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--output: there is no folder {path.parent}")
+    if not path.exists():
+        return []
+    if not path.is_file():
+        raise ValueError(f"--output: {path} is no file")
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    done = []
+    for index, line in enumerate(whole.splitlines()):
+        try:
+            found = json.loads(line)
+            belongs = found["index"] == index and found["input"] == digests[index]
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+            belongs = False
+        if not belongs:
+            raise ValueError(
+                f"--output: line {index + 1} of {path} belongs to another input, or to other flags; choose another file"
+            )
+        done.append("error" in found)
+    if len(whole) < len(data):
+        if not whole and not data.startswith(b'{"index": 0'[: len(data)]):
+            raise ValueError(f"--output: {path} is no output of --batch; choose another file")
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return done
