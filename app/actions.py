@@ -3,7 +3,8 @@
 Notes:
 - A method returns, or yields, new values by widget. Widgets that it does not name keep their values.
 - A mistake of the user is reported in a notice. The typed text is kept.
-- Following a reply only reads its state: closing the page does not end the reply.
+- Each page has one follower, `opened`, which draws what its tab shows. Actions change the state and draw nothing, so
+  that every tab of a conversation shows the same. Closing the page does not end a reply.
 """
 
 from __future__ import annotations
@@ -16,10 +17,8 @@ from typing import Any
 import gradio as gr
 
 from . import transcript
-from .files import read_file
+from .frames import frame, history
 from .i18n import EXAMPLES, Words, size_text
-from .markdown import typed
-from .messages import shown, turn_at
 from .models import memory_in_use
 from .session import Busy, View
 from .settings import SAMPLING, Settings, recommended
@@ -40,29 +39,64 @@ LISTED = 200  # conversations shown at once; a search finds the others
 class Actions:
     """The actions of one page description, for all tabs."""
 
-    def __init__(self, state: AppState, page: Page) -> None:
-        self.state, self.page = state, page
+    page: Page
+
+    def __init__(self, state: AppState) -> None:
+        """`page` is set once the widgets are made, because some of them call methods of this object."""
+        self.state = state
+        self._answers = 0  # of refusals and texts that went back to a page
 
     # --- the page -------------------------------------------------------------
 
     def opened(
         self, conversation: str, chosen: str, browser: str, width: float | None, request: gr.Request
     ) -> Iterator[Update]:
-        """The page was loaded: it shows the conversation of its address, and follows a reply that is under way."""
+        """The page was loaded: it gets the settings of the conversation of its address."""
         tab = self.state.tab(_key(request), conversation)
         tab.words, tab.narrow = Words(chosen or browser), (width or WIDE) < WIDE
         if chosen:
             yield labels(self.page, tab.words)
         yield {
             self.page.left: gr.Sidebar(open=not tab.narrow),
-            **self._conversation(tab),
+            **self._settings_of(tab),
             **self._list(tab),
             **self._models(tab),
-            self.page.chat: self._whole_chat(tab),
             self.page.language: chosen,
             self.page.appearance: request.query_params.get("__theme") or "",
         }
-        yield from self._follow(tab)
+
+    def followed(self, request: gr.Request) -> Iterator[dict[str, Any]]:
+        """Frames of what a tab shows, one after each change, until the tab is closed."""
+        key = _key(request)
+        tab = self._tab(request)
+        while self.state.has(key):
+            session, words, began = tab.session, tab.words, time.monotonic()
+            version = session.version
+            yield self._frame(key, tab)
+            cost = time.monotonic() - began
+            while self.state.has(key) and tab.session is session and tab.words is words:
+                if session.version != version or (session.running and time.monotonic() - began > IDLE_SECONDS):
+                    break
+                session.wait(version, IDLE_SECONDS)
+            time.sleep(max(FRAME_SECONDS, FRAME_SHARE * cost))  # the model wants the time
+
+    def _frame(self, key: str, tab: Tab) -> dict[str, Any]:
+        session = tab.session
+        view = session.view()
+        return frame(view, tab.words) | {
+            "tab": key,
+            "conversation": session.id,
+            "title": session.conversation.title,
+            "fresh": "" if view.messages else session.id,
+            "model": self._model_label,
+            "note": self._welcome_note(tab),
+            "status": status_html(view, tab.words, self._model_label, memory_in_use()),
+            "error": f"{tab.words('was_error')} {view.error}" if view.error else "",
+        }
+
+    def changed(self, request: gr.Request) -> Update:
+        """The page shows another conversation, another title, or the end of a reply: the list follows."""
+        return self._list(self._tab(request))
 
     def left(self, request: gr.Request) -> None:
         """The page was closed, or is loaded again."""
@@ -72,84 +106,77 @@ class Actions:
         tab = self._tab(request)
         tab.words = Words(chosen or browser)
         yield labels(self.page, tab.words)
-        yield {
-            **self._list(tab),
-            **self._frame(tab, tab.session.view()),
-            self.page.chat: self._whole_chat(tab),
-            self.page.kept_language: chosen,
-        }
+        yield {**self._list(tab), self.page.kept_language: chosen}
 
     # --- the chat -------------------------------------------------------------
 
-    def sent(self, request: gr.Request, box: dict[str, Any], *values: Any) -> Iterator[Update]:
-        tab = self._tab(request)
-        attached = [self._read(tab, path) for path in box.get("files") or ()]
-        if None in attached:
-            return  # it was said which one cannot be read
-
-        def begin(settings: Settings) -> None:
-            tab.session.send(box.get("text") or "", [file for file in attached if file], settings)
-
-        yield from self._turn(tab, begin, values, clears=True)
-
-    def example_chosen(self, event: gr.SelectData, request: gr.Request, *values: Any) -> Iterator[Update]:
-        """Sends an example with the settings that it needs."""
-        tab = self._tab(request)
-        text = event.value["text"]
-        known = {example[0]: example for examples in EXAMPLES.values() for example in examples}
-        _, thinking, tools = known[text]
-        given = dict(zip(SETTINGS, values, strict=True)) | {"thinking": thinking, "use_tools": tools}
-        yield {self.page.thinking: thinking, self.page.use_tools: tools}
-        yield from self._turn(tab, lambda settings: tab.session.send(text, [], settings), list(given.values()))
-
-    def retried(self, request: gr.Request, *values: Any) -> Iterator[Update]:
-        tab = self._tab(request)
-        yield from self._turn(tab, tab.session.retry, values)
-
-    def edited(self, event: gr.EditData, request: gr.Request, *values: Any) -> Iterator[Update]:
-        tab = self._tab(request)
+    def acted(self, event: gr.EventData, request: gr.Request, *values: Any) -> Update:
+        """Something that the user does in the conversation. A refusal goes back to the page, with its text."""
+        tab, given = self._tab(request), event._data
         session = tab.session
-        index = event.index if isinstance(event.index, int) else event.index[0]
-        turn = turn_at(shown(session.view().messages, tab.words), index)
-
-        def begin(settings: Settings) -> None:
-            if turn is not None:
-                session.edit(turn, typed(event.value), settings)
-
-        yield from self._turn(tab, begin, values)
-
-    def undone(self, request: gr.Request) -> Update:
-        tab = self._tab(request)
         try:
-            files = _files_of_last_turn(tab.session.view())
-            text = tab.session.undo()
+            if given.get("conversation") != session.id:
+                raise ValueError(tab.words("elsewhere"))
+            if given["what"] in ("retry", "edit", "undo") and given.get("revision") != session.revision:
+                raise ValueError(tab.words("stale"))
+            return self._act(tab, given, values)
+        except Busy:
+            error = tab.words("busy")
+        except Exception as problem:  # whatever it is, the page stays usable and the text is not lost
+            error = tab.words("not_sent", error=f"{problem}" or type(problem).__name__)
+        return self._answer(id=given.get("id"), error=error)
+
+    def _act(self, tab: Tab, given: dict[str, Any], values: Sequence[Any]) -> Update:
+        session, what = tab.session, given["what"]
+        if what == "stop":
+            session.stop()
+        elif what == "answer":
+            session.answer(given["allowed"] is True, int(given["call"]))
+        elif what == "undo":
+            files = _files_of_last_turn(session.view())
+            text = session.undo()
+            hint = tab.words("attach_again", names=", ".join(files)) if files else None
+            return self._answer(text=text, error=hint)
+        elif what == "retry":
+            session.retry(self._settings(tab, values))
+        elif what == "edit":
+            session.edit(int(given["turn"]), str(given["text"]), self._settings(tab, values))
+        elif what == "send":
+            attached = [self.state.attachment(str(path)) for path in given.get("files") or ()]
+            session.send(str(given["text"]), attached, self._settings(tab, values))
+        elif what == "example":
+            known = {example[0]: example for examples in EXAMPLES.values() for example in examples}
+            text, thinking, tools = known[given["text"]]
+            wanted = dict(zip(SETTINGS, values, strict=True)) | {"thinking": thinking, "use_tools": tools}
+            session.send(text, [], self._settings(tab, list(wanted.values())))
+            return {self.page.thinking: thinking, self.page.use_tools: tools}
+        else:
+            raise ValueError(f"there is no action {what!r}")
+        return self._answer(id=given.get("id"))
+
+    def _answer(self, **values: Any) -> Update:
+        self._answers += 1
+        return {self.page.chat: gr.update(answer={"number": self._answers, **values})}
+
+    def history(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Finished messages of the conversation that a tab shows, for the page's own script."""
+        words = Words(str(wanted.get("language")))
+        if not self.state.has(key := str(wanted["tab"])):
+            raise ValueError("this tab is closed")
+        tab = self.state.tab(key)
+        start = wanted.get("start")
+        known = [str(key) for key in wanted.get("known") or ()]
+        found = history(tab.session.view(), words, None if start is None else int(start), known)
+        return {"conversation": tab.session.id, **found}
+
+    def read(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """The number of tokens of an uploaded file, or why it cannot be read."""
+        try:
+            _, tokens = self.state.attachment(str(wanted["path"]))
+            view = self.state.tab(str(wanted["tab"])).session.view()
         except ValueError as error:
-            return self._refused(tab, error)
-        if files:
-            gr.Info(tab.words("attach_again", names=_plain(", ".join(files))))
-        return {**self._frame(tab, tab.session.view()), self.page.box: {"text": text, "files": []}}
-
-    def stopped(self, request: gr.Request) -> None:
-        self._tab(request).session.stop()
-
-    def answered(self, event: gr.SelectData, request: gr.Request) -> None:
-        """The user allows or refuses a tool call."""
-        word, _, call = str(event.value).partition(" ")
-        self._tab(request).session.answer(word == "yes", int(call))
-
-    def files_changed(self, box: dict[str, Any], request: gr.Request) -> Update:
-        """Shows the number of tokens of the attached files."""
-        tab = self._tab(request)
-        paths = (box or {}).get("files") or ()
-        read = [file for path in paths if (file := self._read(tab, path)) is not None]
-        view = tab.session.view()
-        if not read:
-            return {self.page.attached: gr.update(visible=False)}
-        names = ", ".join(tab.words("attached", name=file.name, tokens=f"{tokens:,}") for file, tokens in read)
-        total = view.context_tokens + sum(tokens for _, tokens in read)
-        limit = view.context_limit
-        text = tab.words("to_be_sent", names=names, total=f"{total:,}", limit=f"{limit:,}")
-        return {self.page.attached: gr.update(value=_plain(text), visible=True)}
+            return {"error": f"{error}"}
+        return {"tokens": tokens, "used": view.context_tokens, "limit": view.context_limit}
 
     # --- settings -------------------------------------------------------------
 
@@ -177,9 +204,9 @@ class Actions:
             return self._refused(tab, error)
         if tab.session.view().messages:
             self.state.show(tab, self.state.new_session(settings=settings))
-        return {**self._conversation(tab), **self._list(tab)}
+        return {**self._settings_of(tab), **self._list(tab)}
 
-    def chosen(self, conversation: str, request: gr.Request) -> Iterator[Update]:
+    def chosen(self, conversation: str, request: gr.Request) -> Update:
         """Opens a conversation of the list."""
         tab = self._tab(request)
         try:
@@ -187,8 +214,15 @@ class Actions:
         except (OSError, ValueError) as error:
             gr.Warning(tab.words("not_opened", error=_plain(str(error))))
         folded = {self.page.left: gr.Sidebar(open=False)} if tab.narrow else {}
-        yield {**self._conversation(tab), **self._list(tab), **folded}
-        yield from self._follow(tab)
+        return {**self._settings_of(tab), **self._list(tab), **folded}
+
+    def went_back(self, event: gr.EventData, request: gr.Request) -> Update:
+        """The browser's Back: to the conversation before, or to an empty one."""
+        if id := str(event._data["id"]):
+            return self.chosen(id, request)
+        tab = self._tab(request)
+        self.state.show(tab, self.state.new_session(settings=tab.session.settings))
+        return {**self._settings_of(tab), **self._list(tab)}
 
     def searched(self, query: str, request: gr.Request) -> Update:
         return self._list(self._tab(request), query)
@@ -213,7 +247,7 @@ class Actions:
             self.state.delete(tab.session.id)
         except (OSError, ValueError) as error:
             return {**self._refused(tab, error), **self.delete_kept()}
-        return {**self._conversation(tab), **self._list(tab, query), **self.delete_kept()}
+        return {**self._settings_of(tab), **self._list(tab, query), **self.delete_kept()}
 
     def exported_markdown(self, request: gr.Request) -> Update:
         return self._export(request, transcript.to_markdown, ".md")
@@ -232,7 +266,7 @@ class Actions:
             gr.Warning(tab.words("not_imported", error=_plain(str(error))))
             return self._nothing
         gr.Info(tab.words("imported", title=_plain(session.conversation.title)))
-        return {**self._conversation(tab), **self._list(tab)}
+        return {**self._settings_of(tab), **self._list(tab)}
 
     # --- models ---------------------------------------------------------------
 
@@ -264,7 +298,6 @@ class Actions:
         yield {
             self.page.needs: _plain(told),
             self.page.load: gr.update(interactive=True),
-            **self._frame(tab, tab.session.view()),
         }
 
     # --- inside ---------------------------------------------------------------
@@ -277,57 +310,12 @@ class Actions:
     @property
     def _nothing(self) -> Update:
         """No new value. (Gradio would take an empty mapping for a value.)"""
-        return {self.page.status: gr.skip()}
-
-    def _turn(
-        self, tab: Tab, begin: Callable[[Settings], None], values: Sequence[Any], clears: bool = False
-    ) -> Iterator[Update]:
-        """Begins a turn and follows it, or reports why it cannot begin."""
-        try:
-            begin(self._settings(tab, values))
-        except ValueError as error:
-            yield self._refused(tab, error)
-            return
-        cleared = gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
-        tab.files.clear()
-        yield {
-            **self._list(tab),
-            **self._frame(tab, tab.session.view()),
-            self.page.conversation: tab.session.id,
-            **({self.page.box: cleared, self.page.attached: gr.update(visible=False)} if clears else {}),
-        }
-        yield from self._follow(tab)
-
-    def _follow(self, tab: Tab) -> Iterator[Update]:
-        """Shows a reply while it is generated, until the tab shows another conversation."""
-        session = tab.session
-        view = session.view()
-        if not view.running:
-            return
-        yield {self.page.box: gr.MultimodalTextbox(submit_btn=False, stop_btn=True)}
-        while tab.session is session and view.running:
-            seen, began = session.version, time.monotonic()
-            view = session.view()
-            yield self._frame(tab, view)
-            cost = time.monotonic() - began  # of a long conversation it is much, and the model wants the time
-            session.wait(seen, IDLE_SECONDS)
-            time.sleep(max(FRAME_SECONDS, FRAME_SHARE * cost))
-        if tab.session is not session:
-            return
-        if view.error:
-            gr.Warning(f"{tab.words('was_error')} {_plain(view.error)}", duration=None)
-        yield {
-            **self._frame(tab, view),
-            **self._list(tab),
-            self.page.conversation: session.id,
-            self.page.box: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),
-        }
+        return {self.page.needs: gr.skip()}
 
     def _refused(self, tab: Tab, error: Exception) -> Update:
         busy = isinstance(error, Busy)
         gr.Warning(tab.words("busy") if busy else tab.words("not_sent", error=_plain(str(error))))
-        view = tab.session.view()
-        return self._nothing if view.running else self._frame(tab, view)
+        return self._nothing
 
     def _settings(self, tab: Tab, values: Sequence[Any]) -> Settings:
         """The settings of the widgets. Raises ValueError for an invalid one."""
@@ -338,12 +326,10 @@ class Actions:
             given |= {"temperature": None, "top_p": None}
         return tab.session.settings.updated(given)
 
-    def _frame(self, tab: Tab, view: View) -> Update:
-        status = status_html(view, tab.words, self._model_label, memory_in_use())
-        return {
-            self.page.chat: shown(view.messages, tab.words, view.coming, view.asking),
-            self.page.status: status,
-        }
+    def _welcome_note(self, tab: Tab) -> str:
+        """Which model answers; the demo is not EXAONE."""
+        label = self._model_label
+        return tab.words("welcome_demo") if label == "demo" else tab.words("welcome_model", name=label)
 
     @property
     def _model_label(self) -> str:
@@ -352,16 +338,11 @@ class Actions:
         except ValueError:
             return NO_MODEL
 
-    def _conversation(self, tab: Tab) -> Update:
-        """Everything that shows a conversation: its messages, and the settings that it has."""
-        view = tab.session.view()
+    def _settings_of(self, tab: Tab) -> Update:
+        """The settings of the conversation of a tab, and its title."""
         return {
-            **self._frame(tab, view),
             **self._widgets(tab.session.settings),
-            self.page.conversation: tab.session.id if view.messages else "",
             **self._title(tab, anew=True),
-            self.page.box: gr.MultimodalTextbox(submit_btn=not view.running, stop_btn=view.running),
-            self.page.attached: gr.update(visible=False),
             **self.delete_kept(),
         }
 
@@ -389,13 +370,6 @@ class Actions:
         """The title of the conversation, if it changed. The user may be typing another over an unchanged one."""
         before, tab.title = tab.title, tab.session.conversation.title
         return {self.page.title: tab.title} if anew or tab.title != before else {}
-
-    def _whole_chat(self, tab: Tab) -> gr.Chatbot:
-        """The chat with what an empty one shows, in the language of the tab."""
-        examples: Any = [{"text": text} for text, _, _ in EXAMPLES[tab.words.language]]
-        view = tab.session.view()
-        messages: Any = shown(view.messages, tab.words, view.coming, view.asking)
-        return gr.Chatbot(messages, examples=examples, placeholder=tab.words("welcome"))
 
     def _models(self, tab: Tab) -> Update:
         found = [(choice.label, choice.path) for choice in self.state.models()]
@@ -430,17 +404,6 @@ class Actions:
         if not needs.largest_context:
             return f"{text} {tab.words('too_large_anyway')}"
         return f"{text} {tab.words('too_large', context=f'{needs.largest_context:,}')}"
-
-    def _read(self, tab: Tab, path: str) -> Any:
-        """A dropped file and its number of tokens. A file that cannot be read gives a notice and None."""
-        if path not in tab.files:
-            try:
-                attachment = read_file(path)
-                tab.files[path] = attachment, len(self.state.loaded.tokenizer.encode(attachment.text))
-            except ValueError as error:
-                gr.Warning(_plain(str(error)))
-                return None
-        return tab.files[path]
 
     def _export(self, request: gr.Request, form: Callable[[Any], str], suffix: str) -> Update:
         tab = self._tab(request)

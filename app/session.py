@@ -11,6 +11,7 @@ Notes:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from .settings import Settings
 from .store import Conversation
 
 SAVE_SECONDS = 5.0
+REVISIONS = itertools.count(int(time.time() * 1000))  # none comes twice, not after a restart either
 TITLE_LENGTH = 48
 END_SECONDS = 10.0  # that is waited for a turn which was stopped
 
@@ -38,6 +40,7 @@ class View:
     """The visible state of a conversation at one moment. Times are in seconds."""
 
     messages: list[Message]
+    revision: int = 0  # of the messages
     coming: list[Message] = field(default_factory=list)
     running: bool = False
     asking: int = 0  # the number of the call that waits for the user's word; 0 for none
@@ -123,7 +126,7 @@ class Session:
         self._work: Work | None = None
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._version = 0
+        self._version, self._revision = 0, next(REVISIONS)
         self._last = View([])  # counts and error of the last turn
         self._unsaved: str | None = None
         self.used = time.monotonic()
@@ -135,6 +138,11 @@ class Session:
     @property
     def running(self) -> bool:
         return self._work is not None
+
+    @property
+    def revision(self) -> int:
+        """A number that changes with every change of the finished messages."""
+        return self._revision
 
     @property
     def version(self) -> int:
@@ -197,7 +205,7 @@ class Session:
             text = chat.undo()
             self._last = View([])
             self._keep(chat)
-            self._touch()
+            self._touch(revised=True)
             return str(messages[starts[-1]].get("text", text))
 
     def stop(self) -> None:
@@ -265,6 +273,7 @@ class Session:
             if work is None:
                 return View(
                     list(self.conversation.messages),
+                    self._revision,
                     counts=self._last.counts,
                     first_token_seconds=self._last.first_token_seconds,
                     error=self._last.error,
@@ -281,6 +290,7 @@ class Session:
                 tokens = reply.prompt_tokens + reply.thinking_tokens + reply.answer_tokens
             return View(
                 list(work.history),
+                self._revision,
                 coming,
                 running=True,
                 asking=work.asking,
@@ -346,7 +356,7 @@ class Session:
             self.conversation.title = title_of(history)
         self.conversation.settings = settings.as_dict()
         self._write()
-        self._touch()
+        self._touch(revised=True)
         threading.Thread(target=self._run, args=(self._work,), name="turn", daemon=True).start()
 
     def _run(self, work: Work) -> None:
@@ -366,7 +376,7 @@ class Session:
                 self._keep(self._chat)
             if work.lets_go:
                 self._chat = self._context = None
-            self._touch()
+            self._touch(revised=True)
         self._ended(self)
 
     def _take(self, work: Work, event: object) -> None:
@@ -407,9 +417,12 @@ class Session:
         except (OSError, ValueError) as error:
             self._unsaved = str(error)
 
-    def _touch(self) -> None:
+    def _touch(self, revised: bool = False) -> None:
+        """Says that the view changed; with `revised` also its finished messages."""
         with self._changed:
             self._version += 1
+            if revised:
+                self._revision = next(REVISIONS)
             self._changed.notify_all()
 
 

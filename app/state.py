@@ -14,10 +14,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import mlx.core as mx
 
 from exaone4_mlx import Chat, Exaone4ForCausalLM, Fit, KVQuantization, Tokenizer, fit
 
-from .files import Attachment
+from .files import Attachment, read_file
 from .i18n import Words
 from .messages import Message
 from .models import Choice, Draft, Loading, choices, memory_in_use, step_size
@@ -36,6 +37,8 @@ from .transcript import from_text
 
 GRACE_SECONDS = 10.0  # that a turn goes on without a tab that looks at it
 MAX_CACHES = 8  # conversations at rest that keep their caches
+SAMPLE = 20_000  # characters of a file by which its tokens are estimated
+MAX_ATTACHMENTS = 50  # files that are kept read
 MAX_OPEN = 200  # conversations of clients that never say good-bye
 LOOK_SECONDS = 0.2  # between two looks at how far a model is loaded
 UNLOAD_SECONDS = 60.0  # that a model waits for its replies to end before another takes its place
@@ -67,7 +70,7 @@ class Tab:
     narrow: bool = False  # a phone
     query: str = ""  # what the list is searched for
     title: str = ""  # of the conversation, as it was shown last
-    files: dict[str, tuple[Attachment, int]] = field(default_factory=dict)  # by path: what was read, and its tokens
+    listed: tuple[Any, ...] = ()  # the state of the conversation when the list was shown last
 
 
 class AppState:
@@ -100,6 +103,7 @@ class AppState:
         self._kv, self._drafting, self._draft = dict(kv or {}), dict(drafting or {}), draft
         self._ignores_memory = ignores_memory
         self._tabs: dict[str, Tab] = {}
+        self._attachments: dict[str, tuple[Attachment, int]] = {}  # by path
         self._sessions: dict[str, Session] = {}  # those that are open, by the conversation's id
         self._lock = threading.RLock()
         self._switching = threading.Lock()
@@ -142,6 +146,33 @@ class AppState:
             self._bound()
         return tab
 
+    def has(self, key: str) -> bool:
+        """Whether the tab of this key is open."""
+        return key in self._tabs
+
+    def attachment(self, path: str) -> tuple[Attachment, int]:
+        """An uploaded file and its number of tokens. Raises ValueError for one that cannot be read."""
+        place = Path(path).resolve()
+        if not place.is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()):
+            raise ValueError("only uploaded files can be attached")
+        if (known := self._attachments.get(path)) is None:
+            attachment = read_file(place)
+            known = self._attachments[path] = attachment, self._token_count(attachment)
+            while len(self._attachments) > MAX_ATTACHMENTS:
+                self._attachments.pop(next(iter(self._attachments)))
+        return known
+
+    def _token_count(self, attachment: Attachment) -> int:
+        """The number of tokens of a file. Raises ValueError for one that no conversation can hold."""
+        text, encode, limit = attachment.text, self.loaded.tokenizer.encode, self.loaded.context
+        if len(text) > SAMPLE:
+            estimate = len(encode(text[:SAMPLE])) * len(text) // SAMPLE
+            if estimate > 2 * limit:
+                raise ValueError(
+                    f"{attachment.name} has about {estimate:,} tokens, and a conversation holds {limit:,}; split it"
+                )
+        return len(encode(text))
+
     def leave(self, key: str) -> None:
         """A tab was closed, or is loaded again."""
         with self._lock:
@@ -156,7 +187,6 @@ class AppState:
         """Shows another conversation in a tab. The reply of the previous one goes on, unless no tab can show it."""
         with self._lock:
             before, tab.session = tab.session, self._sessions.setdefault(session.id, session)
-            tab.files = {}
         if before is not tab.session:
             if not before.keeps:
                 before.stop()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from .actions import Actions
 from .api import add_endpoints
-from .i18n import LANGUAGES, WORDS, translations
+from .files import ACCEPTED, MAX_FILE_BYTES
+from .frames import page_texts
+from .i18n import EXAMPLES, LANGUAGES, WORDS, translations
+from .render import highlighting_css
 from .settings import MAX_TOKENS, recommended
 from .state import AppState
 from .widgets import TEXTS, THEMES, Page
@@ -17,12 +21,6 @@ from .widgets import TEXTS, THEMES, Page
 OPENED = """(conversation, chosen, browser, width) => [
     new URLSearchParams(window.location.search).get("conversation") ?? "", chosen, document.documentElement.lang,
     window.innerWidth]"""
-SHOW_ADDRESS = """(conversation) => {
-    const address = new URL(window.location);
-    if (conversation) address.searchParams.set("conversation", conversation);
-    else address.searchParams.delete("conversation");
-    window.history.replaceState(null, "", address);
-}"""
 APPEARANCE = """(theme) => {
     const address = new URL(window.location);
     if (theme) address.searchParams.set("__theme", theme);
@@ -30,7 +28,7 @@ APPEARANCE = """(theme) => {
     window.location = address;
 }"""
 LANGUAGE = "(chosen, browser) => [chosen, document.documentElement.lang]"
-FILE_NAMES = "(box) => (box?.files ?? []).map((file) => file.path).join('\\n')"
+HERE = Path(__file__).parent
 DOWNLOAD = """(file) => {
     if (!file) return;
     const link = document.createElement("a");
@@ -40,20 +38,16 @@ DOWNLOAD = """(file) => {
     URL.revokeObjectURL(link.href);
 }"""
 
-LATEX: list[dict[str, str | bool]] = [
-    {"left": "$$", "right": "$$", "display": True},
-    {"left": r"\[", "right": r"\]", "display": True},
-    {"left": r"\(", "right": r"\)", "display": False},
-]
-#: Our texts, and one of Gradio's own: the bin above the chat deletes nothing.
-I18N = gr.I18n(**{code: {**texts, "chatbot.clear": texts["new_chat"]} for code, texts in translations().items()})
+I18N = gr.I18n(**translations())
 
 
 def build(state: AppState) -> gr.Blocks:
     """The page. `launch` it with `i18n=I18N` and what `server.launch_options` says."""
     with gr.Blocks(analytics_enabled=False, title="EXAONE", fill_height=True, delete_cache=(3600, 86400)) as page:
-        widgets = {**_conversations(), **_settings(state), **_chat(state), **_unseen()}
-        _connect(page, Page(**widgets), state)
+        do = Actions(state)
+        widgets = {**_conversations(), **_settings(state), **_chat(state, do), **_unseen()}
+        do.page = Page(**widgets)
+        _connect(page, do)
         add_endpoints(state)
     return page
 
@@ -90,33 +84,28 @@ def _conversations() -> dict[str, Any]:
     return made
 
 
-def _chat(state: AppState) -> dict[str, Any]:
+def _chat(state: AppState, do: Actions) -> dict[str, Any]:
     """The conversation in the middle."""
+
+    def history(wanted: dict[str, Any]) -> dict[str, Any]:  # a function, because Gradio marks it
+        return do.history(wanted)
+
+    def read(wanted: dict[str, Any]) -> dict[str, Any]:
+        return do.read(wanted)
+
     made: dict[str, Any] = {}
-    made["chat"] = gr.Chatbot(
-        show_label=False,
-        container=False,
-        scale=1,
-        height="65vh",
-        layout="bubble",
-        editable="user",
-        latex_delimiters=LATEX,
-        allow_tags=False,
-        buttons=["copy", "copy_all"],
-        feedback_options=None,
+    made["chat"] = gr.HTML(
+        None,
+        answer=None,
+        texts=page_texts(),
+        examples={code: [text for text, _, _ in found] for code, found in EXAMPLES.items()},
+        suffixes=sorted(ACCEPTED),
+        most_bytes=MAX_FILE_BYTES,
+        html_template=HERE.joinpath("chat.html").read_text(),
+        js_on_load=HERE.joinpath("chat.js").read_text(),
+        server_functions=[history, read],
+        apply_default_css=False,
         elem_id="chat",
-    )
-    made["status"] = gr.HTML(elem_id="status")
-    made["attached"] = gr.Markdown(visible=False, elem_id="attached")
-    made["box"] = gr.MultimodalTextbox(
-        **_text("box"),
-        show_label=False,
-        container=False,
-        autofocus=True,
-        file_count="multiple",
-        max_plain_text_length=10_000_000,  # what is pasted stays text
-        max_lines=12,
-        elem_id="box",
     )
     with gr.Row(elem_id="switches"):
         settings = state.settings
@@ -176,33 +165,24 @@ def _unseen() -> dict[str, Any]:
         "browser_language": gr.Textbox(visible=False),
         "kept_language": gr.BrowserState("", storage_key="exaone4_mlx language", secret="exaone4_mlx"),
         "width": gr.Number(visible=False),
-        "file_names": gr.Textbox(visible=False),
         "download": gr.JSON(visible=False),
     }
 
 
-def _connect(blocks: gr.Blocks, page: Page, state: AppState) -> None:
+def _connect(blocks: gr.Blocks, do: Actions) -> None:
     """Which action belongs to which widget."""
-    do = Actions(state, page)
+    page = do.page
     values = page.settings
     event: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     quick: dict[str, Any] = event | {"queue": False}
 
     unseen = [page.conversation, page.kept_language, page.browser_language, page.width]
-    blocks.load(do.opened, unseen, page.all, js=OPENED, **event)
+    blocks.load(do.opened, unseen, page.all, js=OPENED, **event).then(do.followed, None, [page.chat], **event)
+    lists = [page.listed, page.list_hint, page.title]
+    page.chat.changed(do.changed, None, lists, trigger_mode="always_last", **event)
     blocks.unload(do.left)
-    page.conversation.change(None, [page.conversation], None, js=SHOW_ADDRESS, **event)
 
-    page.box.submit(do.sent, [page.box, *values], page.all, **event)
-    page.box.stop(do.stopped, None, None, **quick)
-    page.box.change(None, [page.box], [page.file_names], js=FILE_NAMES, **event)
-    page.file_names.change(do.files_changed, [page.box], [page.attached], **event)
-    page.chat.example_select(do.example_chosen, values, page.all, **event)
-    page.chat.option_select(do.answered, None, None, **quick)
-    page.chat.retry(do.retried, values, page.all, **event)
-    page.chat.edit(do.edited, values, page.all, **event)
-    page.chat.undo(do.undone, None, page.all, **event)
-    page.chat.clear(do.new_chat, values, page.all, **event)
+    page.chat.act(do.acted, values, [page.chat, page.thinking, page.use_tools], trigger_mode="multiple", **quick)
 
     page.thinking.input(
         do.thinking_switched,
@@ -215,6 +195,7 @@ def _connect(blocks: gr.Blocks, page: Page, state: AppState) -> None:
     page.open_settings.click(do.settings_opened, None, [page.right], **event)
     page.new_chat.click(do.new_chat, values, page.all, **event)
     page.listed.input(do.chosen, [page.listed], page.all, **event)
+    page.chat.opened(do.went_back, None, page.all, **event)
     page.search.change(do.searched, [page.search], page.all, trigger_mode="always_last", **event)
     gr.on([page.rename.click, page.title.submit], do.renamed, [page.title, page.search], page.all, **event)
     page.delete.click(do.delete_asked, None, page.all, **event)
@@ -236,12 +217,9 @@ def _connect(blocks: gr.Blocks, page: Page, state: AppState) -> None:
     page.language.input(do.language_chosen, [page.language, page.browser_language], page.all, js=LANGUAGE, **event)
 
 
-CSS = """
-#chat { contain: paint }
-#chat :has(> .language-typed), #chat .language-typed { margin: 0; padding: 0; border: 0; background: none;
-    color: inherit; font: inherit; white-space: pre-wrap; overflow-wrap: anywhere }
-#chat :has(> pre > .language-typed) { margin: 0 }
-#chat :has(> pre > .language-typed) > button { display: none }
+CSS = (
+    f"{HERE.joinpath('chat.css').read_text()}\n{highlighting_css()}"
+    + """
 #conversations { max-height: 50vh; overflow-y: auto }
 #conversations label { width: 100%; border-color: transparent; background: none; box-shadow: none }
 #conversations label:hover { background: var(--background-fill-primary) }
@@ -252,15 +230,15 @@ CSS = """
     -webkit-line-clamp: 2; overflow: hidden }
 #status .status { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 2em;
     font-size: var(--text-sm) }
-#status, #attached { margin-block: -6px }
 #status meter { width: 7em; vertical-align: middle }
 #status .warning { flex-basis: 100%; font-weight: 600 }
-#attached p { font-size: var(--text-sm) }
+#switches { width: 100%; max-width: 46rem; margin-inline: auto }
 #switches { align-items: center }
 #thinking, #use-tools { flex: none; width: auto; margin: 0 }
 #open-settings { margin-left: auto }
 #settings-heading p { font-size: var(--text-xl); font-weight: 600 }
 """
+)
 
 
 def theme() -> gr.Theme:

@@ -25,10 +25,7 @@ class Page:
     """Every widget that is read or changed."""
 
     # the conversation
-    chat: gr.Chatbot
-    status: gr.HTML
-    box: gr.MultimodalTextbox
-    attached: gr.Markdown
+    chat: gr.HTML  # the conversation and the box: chat.js
     thinking: gr.Checkbox
     use_tools: gr.Checkbox
     open_settings: gr.Button
@@ -74,11 +71,10 @@ class Page:
     language: gr.Dropdown
     appearance: gr.Radio
     # not seen
-    conversation: gr.Textbox  # the id of the one that is shown
+    conversation: gr.Textbox  # the id in the address
     browser_language: gr.Textbox
     kept_language: gr.BrowserState
     width: gr.Number  # of the window
-    file_names: gr.Textbox
     download: gr.JSON
 
     @property
@@ -92,7 +88,6 @@ class Page:
 
 #: widget -> what of it -> the key of its text
 TEXTS = {
-    "box": {"placeholder": "say", "label": "say"},
     "thinking": {"label": "think"},
     "use_tools": {"label": "use_tools"},
     "open_settings": {"value": "settings"},

@@ -163,15 +163,15 @@ class Tab:
 
     @property
     def box(self) -> Locator:
-        return self.page.locator("#box textarea")
+        return self.page.locator("#chat .composer textarea")
 
     @property
     def send(self) -> Locator:
-        return self.page.get_by_test_id("submit-button")
+        return self.chat.locator(".send")
 
     @property
     def stop(self) -> Locator:
-        return self.page.locator("#box").get_by_role("button", name="Stop", exact=True)
+        return self.chat.locator(".stop")
 
     @property
     def status(self) -> Locator:
@@ -184,12 +184,12 @@ class Tab:
     @property
     def said(self) -> Locator:
         """The messages of the person."""
-        return self.chat.get_by_test_id("user")
+        return self.chat.locator(".said")
 
     @property
     def replies(self) -> Locator:
-        """The parts of replies: panels of thoughts and tools, and answers."""
-        return self.chat.get_by_test_id("bot")
+        """The messages of the model, each with its thought, its blocks and its calls."""
+        return self.chat.locator(".assistant .parts")
 
     def say(self, text: str) -> None:
         self.box.fill(text)
@@ -204,20 +204,42 @@ class Tab:
         self.done()
 
     def done(self) -> None:
-        """Waits for the end of a reply, and until Gradio knows of it: a click on Send is not heard before."""
-        expect(self.stop).to_have_count(0)
-        expect(self.send).to_be_visible()
-        expect(self.chat.locator("button:disabled")).to_have_count(0)
+        """Waits for the end of a reply, and until the page shows it as a finished message."""
+        expect(self.stop).to_be_hidden()
+        expect(self.chat.locator(".waiting")).to_have_count(0)
+        expect(self.chat.locator(".live .item")).to_have_count(0)
+        expect(self.chat.locator(".items .assistant").last).to_be_visible()
 
     def panel(self, title: str | re.Pattern[str]) -> Locator:
         """The title of a folded panel."""
-        return self.chat.get_by_role("button").filter(has_text=title)
+        return self.chat.locator("summary").filter(has_text=title)
 
     def act(self, name: str, which: int = -1) -> None:
-        """Clicks an icon under a message: Retry, Undo, Edit, Copy message."""
-        self.chat.get_by_role("button", name=name, exact=True).nth(which).click()
+        """Clicks an icon under a message: Copy, Edit, Retry, Undo."""
+        self.chat.locator(".actions").get_by_role("button", name=name, exact=True, include_hidden=True).nth(
+            which
+        ).click()
+
+    def edit(self, text: str) -> None:
+        """Replaces the text in the box of a message that is being edited, and sends it."""
+        self.chat.locator(".editing textarea").fill(text)
+        self.chat.locator(".editing .save").click()
+
+    @property
+    def files(self) -> Locator:
+        """The files of the next message, each with its tokens or with what is wrong."""
+        return self.chat.locator(".chip")
+
+    def attach(self, *files: Any) -> None:
+        """Chooses files for the next message."""
+        self.chat.locator("input[type=file]").set_input_files(list(files))
 
     # --- around it ------------------------------------------------------------
+
+    @property
+    def refusal(self) -> Locator:
+        """Why the message was not sent, above the box."""
+        return self.chat.locator(".notice")
 
     def notice(self, text: str | re.Pattern[str]) -> Locator:
         return self.page.get_by_test_id("toast-body").filter(has_text=text)

@@ -35,14 +35,14 @@ LONGEST_FILE = 400  # lines
 MOST_PARAMETERS = 12
 
 APP_ORDER = [
-    "i18n", "store", "transcript", "files", "settings", "markdown", "messages", "models", "session", "state", "status",
-    "widgets", "actions", "api", "ui", "server", "__main__",
+    "i18n", "store", "transcript", "files", "settings", "messages", "models", "session", "render", "frames", "state",
+    "status", "widgets", "actions", "api", "ui", "server", "__main__",
 ]  # fmt: skip
 #: The flags that all programs share, and what Markdown means.
 APP_SHARES = {
     ("__main__.py", "exaone4_mlx.cli.flags"),
     ("__main__.py", "exaone4_mlx.cli.program"),
-    ("markdown.py", "exaone4_mlx.text.markdown"),
+    ("render.py", "exaone4_mlx.text.markdown"),
 }
 WITH_GRADIO = {"widgets", "actions", "api", "ui", "server", "__main__"}
 #: Packages that are imported where they are used, so that a command pays for what it uses.
@@ -221,5 +221,5 @@ def test_app_files_import_in_order_and_few_import_gradio() -> None:
                 assert APP_ORDER.index(parts[1]) < APP_ORDER.index(file.stem), f"{file.stem} must come after {parts[1]}"
             assert parts[0] != "gradio" or file.stem in WITH_GRADIO, file
         assert "print(" not in file.read_text() or file.stem == "server"
-        if file.stem in ("messages", "markdown", "i18n", "store", "transcript", "files"):
+        if file.stem in ("messages", "render", "i18n", "store", "transcript", "files"):
             assert not any(parts[0] == "mlx" for parts in imports(file)), "pure Python, tested in milliseconds"

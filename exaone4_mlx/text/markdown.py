@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Container, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ EAST_ASIAN = re.compile(
 )
 #: `$x$` as pandoc reads it: nothing blank inside at the ends, no digit behind.
 DOLLARS = re.compile(r"(?<![\\$])\$(?![\s$])([^$\n]*?[^\s$\\])\$(?![\d$])")
+ENVIRONMENT = re.compile(r"\\begin(\{\w+\*?\})")
 FORMULAS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"))
 #: What `portable` looks at: an escaped character, the address of a page, or a run of marks.
 MARKS = re.compile(r"\\[!-/:-@[-`{-~]|(?i:https?://|ftp://|www\.)[^\s<*)\]`]+|\*+|_+|~+")
@@ -97,10 +98,11 @@ def markdown_parser(as_written: bool = False) -> MarkdownIt:
     return new_parser(as_written)
 
 
-def new_parser(as_written: bool = False) -> MarkdownIt:
+def new_parser(as_written: bool = False, formula_token: str = "text") -> MarkdownIt:
     """A parser of a model's Markdown: CommonMark with tables and `~~`, and with the rules of this file.
 
-    `as_written` is for a terminal, which has no links to click: all parts of a link are to be read.
+    `as_written` is for a terminal, which has no links to click: all parts of a link are to be read. `formula_token` is
+    the type of the tokens of formulas, for a renderer that draws them.
     """
     from markdown_it import MarkdownIt
 
@@ -111,7 +113,7 @@ def new_parser(as_written: bool = False) -> MarkdownIt:
         parser.normalizeLink = lambda url: url  # type: ignore[method-assign]  # no percent signs
     parser.inline.ruler.at("emphasis", _emphasis)
     parser.inline.ruler.at("strikethrough", _emphasis)
-    parser.inline.ruler.before("escape", "formula", _formula)
+    parser.inline.ruler.before("escape", "formula", partial(_formula, kind=formula_token))
     parser.core.ruler.push("line_ends", _line_ends)
     return parser
 
@@ -141,8 +143,8 @@ def _emphasis(state: StateInline, silent: bool) -> bool:
     return True
 
 
-def _formula(state: StateInline, silent: bool) -> bool:
-    """A rule of markdown-it: formulas are text, and so are their marks alone, which it would take for escapes."""
+def _formula(state: StateInline, silent: bool, kind: str) -> bool:
+    """A rule of markdown-it for formulas, and for their marks alone, which are text: it would take them for escapes."""
     text, start = state.src, state.pos
     end = start
     for begin, close in FORMULAS:
@@ -153,10 +155,14 @@ def _formula(state: StateInline, silent: bool) -> bool:
         end = start + 2
     elif end == start and (dollars := DOLLARS.match(text, start)):
         end = dollars.end()
+    elif end == start and (found := ENVIRONMENT.match(text, start)):
+        closing = rf"\end{found[1]}"
+        end = max(start, text.find(closing, found.end()) + len(closing))
+        end = end if end > found.end() else start
     if end == start or end > state.posMax:
         return False
     if not silent:
-        state.push("text", "", 0).content = text[start:end]
+        state.push(kind if end > start + 2 else "text", "", 0).content = text[start:end]
     state.pos = end
     return True
 

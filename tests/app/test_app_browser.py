@@ -30,8 +30,8 @@ RAMBLING = {"sampling": {"temperature": 2.0, "top_p": 1.0}}
 #: Clicks Stop, and returns the seconds until Send is there again.
 STOP = """async () => {
     const began = performance.now();
-    document.querySelector('#box button[aria-label="Stop"]').click();
-    while (!document.querySelector('#box [data-testid="submit-button"]')) await new Promise(requestAnimationFrame);
+    document.querySelector('#chat .stop').click();
+    while (document.querySelector('#chat .send').hidden) await new Promise(requestAnimationFrame);
     return (performance.now() - began) / 1000;
 }"""
 #: Notes the titles of a thought under way, while the thought itself is to be seen (`innerText` leaves out what is not).
@@ -196,12 +196,12 @@ def test_stop_is_quick_and_keeps_the_text_so_far(browser: Browser, endless: Serv
         latencies = []
         for turn in range(3):
             tab.say("Which one is bigger, 3.12 vs 3.9?")
-            expect(tab.replies).to_have_count(2 * turn + 2)
+            expect(tab.replies).to_have_count(turn + 2)
             expect(tab.replies.last).to_have_text(LONG_ENOUGH)
             so_far = (tab.replies.last.text_content() or "")[:40]
             latencies.append(tab.page.evaluate(STOP))
-            expect(tab.replies.nth(2 * turn + 1)).to_contain_text(so_far)
-            expect(tab.replies.last).to_have_text("Stopped.")
+            expect(tab.replies.nth(turn + 1)).to_contain_text(so_far)
+            expect(tab.replies.last).to_contain_text("Stopped.")
         record_property("stop_seconds", latencies)
         print("seconds from Stop to Send:", ", ".join(f"{seconds:.2f}" for seconds in latencies))
         assert min(latencies) < 1.5, f"stop takes {latencies} s"
@@ -226,8 +226,7 @@ def test_retry_undo_and_edit(tab: Tab, server: Server) -> None:
     expect(tab.said).to_have_text([SEOUL])
     tab.ask("What is the capital of Peru?")
     tab.act("Edit", which=0)
-    tab.chat.locator("textarea").fill("What is the capital of Italy?")
-    tab.act("Submit")
+    tab.edit("What is the capital of Italy?")
     expect(tab.said).to_have_text(["What is the capital of Italy?"])
     tab.done()
     expect(tab.replies).to_have_text(["The capital of Italy is Rome."])
@@ -238,10 +237,11 @@ def test_an_edit_sends_the_text_of_the_box(tab: Tab, server: Server) -> None:
     said = "Is 1 < 2 & 3 > 2, <b>really</b>? `a < b` &amp; ![x](y.png)"
     tab.ask(said)
     tab.act("Edit")
-    field = tab.chat.locator("textarea")
+    field = tab.chat.locator(".editing textarea")
+    expect(field).to_have_value(said)
     field.press("End")
     field.press_sequentially(" Yes?")
-    tab.act("Submit")
+    tab.chat.locator(".editing .save").click()
     wait_for(lambda: server.stored(tab)["messages"][0]["content"] == f"{said} Yes?", "what was typed is sent")
     tab.done()
 
@@ -289,23 +289,25 @@ def drop(tab: Tab, *files: FilePayload) -> None:
 def test_a_dropped_file_shows_its_tokens_before_it_is_sent(tab: Tab, server: Server) -> None:
     text = "The capital of Peru is Lima.\n" * 20
     drop(tab, {"name": "notes.md", "mimeType": "text/markdown", "buffer": text.encode()})
-    expect(tab.page.locator("#attached")).to_have_text(re.compile(r"notes\.md · \d+ tokens; .* of 8,192 tokens"))
+    expect(tab.files).to_have_text(re.compile(r"notes\.md · \d+ tokens"))
+    expect(tab.chat.locator(".sum")).to_have_text(re.compile(r"about [\d,]+ of 8,192 tokens"))
     tab.say(SEOUL)
-    expect(tab.said).to_have_count(2)  # a panel with the file, and what was typed
-    expect(tab.page.locator("#attached")).to_be_hidden()
+    expect(tab.files).to_have_count(0)
     tab.done()
     expect(tab.said.last).to_have_text(SEOUL)
     message = server.stored(tab)["messages"][0]
     assert (message["text"], message["files"][0]["name"], message["files"][0]["text"]) == (SEOUL, "notes.md", text)
     assert text.strip() in message["content"]
     tab.reload()
-    expect(tab.said.first).to_have_text(re.compile(r"notes\.md · \d+ tokens"))
+    expect(tab.panel(re.compile(r"notes\.md · \d+ tokens"))).to_be_visible()
 
 
 def test_an_unreadable_file_gives_a_notice_and_the_text_stays(tab: Tab) -> None:
     tab.box.fill(SEOUL)
     drop(tab, {"name": "broken.pdf", "mimeType": "application/pdf", "buffer": b"%PDF-1.7 and nothing more"})
-    expect(tab.notice("broken.pdf").first).to_be_visible()
+    expect(tab.files).to_contain_text("broken.pdf is damaged")
+    tab.send.click()
+    expect(tab.refusal).to_contain_text("broken.pdf is damaged")
     expect(tab.box).to_have_value(SEOUL)
 
 
@@ -314,11 +316,192 @@ def test_a_message_beyond_the_context_gives_a_notice_and_stays_in_the_box(browse
         expect(tab.status).to_contain_text("0 of 200 tokens")
         text = "Tell me the capital of Peru. " * 60
         tab.say(text)
-        expect(tab.notice("Not sent").first).to_be_visible()
+        expect(tab.refusal).to_contain_text("Not sent")
         expect(tab.box).to_have_value(text)
         expect(tab.said).to_have_count(0)
         tab.ask(SEOUL)
         expect(tab.replies.last).to_have_text("The capital of South Korea is Seoul.")
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(200)
+
+
+def test_a_file_without_text_is_refused_at_once_and_the_page_goes_on(tab: Tab, server: Server) -> None:
+    tab.box.fill(SEOUL)
+    tab.attach(FilePayload(name="photo.png", mimeType="image/png", buffer=PNG))
+    expect(tab.files).to_have_text(re.compile("photo.png holds no text"))
+    tab.box.press("Enter")
+    expect(tab.refusal).to_contain_text("photo.png")
+    expect(tab.box).to_have_value(SEOUL)
+    tab.chat.get_by_role("button", name="Remove this file").click()
+    tab.box.press("Enter")
+    tab.done()
+    expect(tab.replies.last).to_have_text("The capital of South Korea is Seoul.")
+    tab.attach(FilePayload(name="long.txt", mimeType="text/plain", buffer=b"The capital of Peru is Lima.\n" * 170_000))
+    expect(tab.files).to_have_text(re.compile(r"long.txt has about [\d,]+ tokens, and a conversation holds 8,192"))
+    tab.chat.get_by_role("button", name="Remove this file").click()
+    tab.ask("What is the capital of Peru?")
+
+
+# --- what a person types ---------------------------------------------------------
+
+
+def test_words_typed_right_after_enter_stay_and_quick_messages_are_all_sent(tab: Tab, server: Server) -> None:
+    countries = ["South Korea", "Italy", "Peru", "Japan", "Spain", "France"]
+    for country in countries:
+        tab.page.keyboard.type(f"What is the capital of {country}?")
+        tab.page.keyboard.press("Enter")
+    tab.page.keyboard.type("and then")
+    expect(tab.said).to_have_text([f"What is the capital of {country}?" for country in countries])
+    tab.done()
+    expect(tab.box).to_have_value("and then")
+    roles = [message["role"] for message in server.stored(tab)["messages"]]
+    assert roles == ["user", "assistant"] * len(countries)
+
+
+def test_a_message_that_waits_can_be_taken_back(browser: Browser, endless: Server) -> None:
+    with opened(browser, endless) as tab:
+        tab.say("Hello")
+        expect(tab.stop).to_be_visible()
+        tab.box.fill("And this?")
+        tab.box.press("Enter")
+        expect(tab.chat.locator(".waiting")).to_have_text(re.compile("And this?"))
+        tab.chat.get_by_role("button", name="Back into the box").click()
+        expect(tab.box).to_have_value("And this?")
+        tab.page.keyboard.press("Escape")
+        tab.done()
+        expect(tab.said).to_have_text(["Hello"])
+
+
+def test_a_draft_belongs_to_its_conversation_and_survives_a_reload(tab: Tab) -> None:
+    tab.ask(SEOUL)
+    tab.box.fill("여기까지 썼다")
+    tab.page.locator("#new-chat").click()
+    expect(tab.said).to_have_count(0)
+    expect(tab.box).to_have_value("")
+    tab.titles.filter(has_text=SEOUL).first.click()
+    expect(tab.box).to_have_value("여기까지 썼다")
+    tab.reload()
+    expect(tab.box).to_have_value("여기까지 썼다")
+
+
+def test_arrow_up_edits_the_last_message_and_copy_gives_its_source(browser: Browser, server: Server) -> None:
+    said, reply = "a < b & **c** `d`", "**엑사원(EXAONE)**은 1 < 2 &amp; `x`"
+    server.store(id_of(8), [{"role": "user", "content": said}, {"role": "assistant", "content": reply,
+                 "reasoning_content": "Hm", "finish_reason": "cancelled"}])  # fmt: skip
+    with opened(browser, server, id_of(8), permissions=["clipboard-read", "clipboard-write"]) as tab:
+        expect(tab.said).to_have_text([said])
+        for which, source in ((0, said), (1, reply)):
+            tab.act("Copy", which=which)
+            wait_for(lambda source=source: tab.page.evaluate("navigator.clipboard.readText()") == source, source)
+        tab.box.press("ArrowUp")
+        expect(tab.chat.locator(".editing textarea")).to_have_value(said)
+        tab.chat.locator(".editing textarea").press("Escape")
+        expect(tab.said).to_be_visible()
+
+
+def test_korean_marks_mean_what_their_writer_meant(browser: Browser, server: Server) -> None:
+    reply = '3~4시간, 10~20명. **엑사원(EXAONE)**은 **"중요"**합니다. **100%**입니다. List<String> <div>'
+    server.store(id_of(9), [GREETING[0], {"role": "assistant", "content": reply}])
+    with opened(browser, server, id_of(9)) as tab:
+        expect(tab.replies).to_have_text([reply.replace("**", "")])
+        expect(tab.replies.locator("strong")).to_have_text(["엑사원(EXAONE)", '"중요"', "100%"])
+        expect(tab.replies.locator("s, del")).to_have_count(0)
+
+
+def test_html_is_previewed_in_a_frame_without_network_or_page(browser: Browser, server: Server) -> None:
+    code = '<h1>hi</h1><script>document.title = "in"; try { parent.document.title = "out" } catch { document.body.append(" safe") }' \
+           'fetch("/config").catch(() => document.body.append(" offline"))</script>'  # fmt: skip
+    server.store(id_of(10), [GREETING[0], {"role": "assistant", "content": f"```html\n{code}\n```"}])
+    with opened(browser, server, id_of(10)) as tab:
+        tab.chat.get_by_role("button", name="Preview").click()
+        expect(tab.chat.frame_locator("iframe").locator("body")).to_have_text(re.compile(r"hi\s+safe offline"))
+        assert tab.page.title() != "out"
+
+
+def test_back_goes_to_the_conversation_before(tab: Tab) -> None:
+    tab.ask(SEOUL)
+    first = tab.conversation
+    tab.page.locator("#new-chat").click()
+    expect(tab.said).to_have_count(0)
+    tab.ask("What is the capital of Italy?")
+    expect(tab.page).to_have_title("What is the capital of Italy? · EXAONE")
+    tab.titles.filter(has_text=SEOUL).first.click()
+    expect(tab.said).to_have_text([SEOUL])
+    tab.page.go_back()
+    expect(tab.said).to_have_text(["What is the capital of Italy?"])
+    assert tab.conversation != first
+
+
+# --- two tabs of one conversation -------------------------------------------------
+
+
+def test_every_tab_of_a_conversation_shows_the_same_and_old_states_change_nothing(
+    browser: Browser, server: Server
+) -> None:
+    with opened(browser, server) as one:
+        one.ask(SEOUL)
+        with opened(browser, server, one.conversation) as other:
+            expect(other.said).to_have_text([SEOUL])
+            one.ask("What is the capital of Italy?")
+            expect(other.said).to_have_text([SEOUL, "What is the capital of Italy?"])
+            expect(other.replies.last).to_have_text("The capital of Italy is Rome.")
+            other.done()
+            other.context.set_offline(True)  # it does not learn what comes now
+            one.ask("What is the capital of Peru?")
+            stale = other.page.evaluate("document.querySelectorAll('#chat .said').length")
+            assert stale == 2
+            other.context.set_offline(False)
+            other.act("Undo")
+            expect(other.said).to_have_count(3)
+            assert len(server.stored(one)["messages"]) == 6, "Undo removed what this tab never showed"
+
+
+# --- long conversations --------------------------------------------------------------
+
+ANSWER = "Seoul is **the capital**.\n\n```python\nprint(1)\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
+
+
+def test_a_reply_costs_the_page_the_same_at_any_length(browser: Browser, server: Server) -> None:
+    """Main-thread time of a short reply after 200 turns, against one in an empty conversation."""
+
+    def costs(conversation: str) -> tuple[float, float]:
+        with opened(browser, server, conversation) as tab:
+            counters = tab.context.new_cdp_session(tab.page)
+            counters.send("Performance.setTimeDomain", {"timeDomain": "threadTicks"})
+            counters.send("Performance.enable")
+
+            def busy() -> float:
+                found = {one["name"]: one["value"] for one in counters.send("Performance.getMetrics")["metrics"]}
+                nodes.append(found["Nodes"])
+                return float(found["TaskDuration"])
+
+            nodes: list[float] = []
+            expect(tab.said).to_have_count(15 if conversation else 0)
+            tab.ask(SEOUL)  # reads the whole prompt
+            before = busy()
+            tab.ask(SEOUL)
+            return busy() - before, nodes[-1]
+
+    said = [{"role": "user", "content": SEOUL}, {"role": "assistant", "content": ANSWER}]
+    server.store(id_of(11), said * 200)
+    empty, long = [min(times) for times in zip(*[(costs("")[0], costs(id_of(11))[0]) for _ in range(3)], strict=True)]
+    print(f"seconds of the main thread for a reply: {empty:.3f} empty, {long:.3f} after 200 turns")
+    assert long < 2 * empty + 0.1
+
+
+def test_older_messages_come_when_the_user_scrolls_up(browser: Browser, server: Server) -> None:
+    turns = [[{"role": "user", "content": f"turn {n}"}, {"role": "assistant", "content": ANSWER}] for n in range(100)]
+    server.store(id_of(12), [message for turn in turns for message in turn])
+    with opened(browser, server, id_of(12)) as tab:
+        expect(tab.said).to_have_count(15)
+        expect(tab.said.last).to_be_in_viewport()
+        for count in (30, 45):
+            tab.chat.locator(".older").click()
+            expect(tab.said).to_have_count(count)
+        expect(tab.said.first).to_have_text("turn 55")
+        tab.chat.locator(".scroller").evaluate("(e) => e.scrollTo(0, 0)")
+        expect(tab.said.nth(50)).to_be_attached()
 
 
 # --- conversations -----------------------------------------------------------------
@@ -365,7 +548,7 @@ def test_a_reload_in_the_middle_of_a_reply_finds_it_going_on(browser: Browser, e
         wait_for(lambda: tokens(tab) > now, "it goes on")
         tab.stop.click()
         tab.done()
-        expect(tab.replies.last).to_have_text("Stopped.")
+        expect(tab.replies.last).to_contain_text("Stopped.")
 
 
 def test_a_restart_of_the_server_and_a_reload_bring_it_back(browser: Browser, tmp_path: Path) -> None:

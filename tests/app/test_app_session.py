@@ -719,7 +719,7 @@ def test_turn_that_ends_after_its_conversation_was_deleted_writes_nothing(
 
     monkeypatch.setattr(session_module, "END_SECONDS", 0.0)
     session = make(save=save)
-    scripted(ENDLESS, pause=0.2)
+    scripted(ENDLESS, pause=0.6)
     session.send("Count", [], PLAIN)
     session.delete(lambda: store.delete(session.id))
     assert session.running, "it took its time"

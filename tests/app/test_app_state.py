@@ -22,7 +22,6 @@ from conftest import roll_dice, run_all
 from scripted import ScriptedModel
 
 from app import state as state_module
-from app.files import Attachment
 from app.models import Choice, Draft, memory_in_use
 from app.session import Busy, Session
 from app.settings import Settings
@@ -188,11 +187,27 @@ def test_reply_goes_on_while_its_tab_shows_another_conversation(state: AppState,
     assert contents(tab.session) == ["Count", ENDLESS[:200]]
 
 
-def test_files_that_were_dropped_belong_to_the_conversation(state: AppState) -> None:
-    tab = state.tab("one")
-    tab.files["a"] = (Attachment("a", "text"), 1)
-    state.show(tab, state.new_session())
-    assert tab.files == {}
+def test_only_uploaded_files_are_attached_and_too_long_ones_are_refused_at_once(
+    state: AppState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))
+    (uploads / "a.txt").write_text("대한민국의 수도는 서울입니다.")
+    attachment, tokens = state.attachment(str(uploads / "a.txt"))
+    assert attachment.text.startswith("대한민국") and 0 < tokens < 40
+    (tmp_path / "secret.txt").write_text("x")
+    (uploads / "link.txt").symlink_to(tmp_path / "secret.txt")
+    for path in (tmp_path / "secret.txt", uploads / ".." / "secret.txt", uploads / "link.txt", Path("/etc/passwd")):
+        with pytest.raises(ValueError, match="only uploaded files"):
+            state.attachment(str(path))
+    (uploads / "long.txt").write_text("The capital of Peru is Lima.\n" * 170_000)  # 5 MB
+    encoded: list[int] = []
+    encode = state.loaded.tokenizer.encode
+    monkeypatch.setattr(state.loaded.tokenizer, "encode", lambda text: encoded.append(len(text)) or encode(text))
+    with pytest.raises(ValueError, match=r"long.txt has about [\d,]+ tokens, and a conversation holds 8,192"):
+        state.attachment(str(uploads / "long.txt"))
+    assert sum(encoded) < 100_000, "its tokens are estimated"
 
 
 def test_leaving_twice_or_never_having_been_there_is_fine(state: AppState) -> None:

@@ -1,0 +1,59 @@
+"""What the server sends to the conversation of a page: frames while something changes, and messages that it asks for.
+
+Notes:
+- A frame holds the reply under way and the revision of the finished messages, so that its size does not depend on the
+  length of the conversation. The page fetches finished messages when the revision changes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .i18n import WORDS, Words
+from .render import items
+from .session import View
+
+PAGE = 30  # messages that are sent at once
+#: The texts that the page itself shows.
+TEXTS = (
+    "say", "send", "stop", "attach", "latest", "conversation", "older", "copy", "copy_code", "edit", "retry", "undo",
+    "save", "cancel", "preview", "waits_for_you", "allow", "deny", "welcome", "welcome_local", "attached", "to_be_sent",
+    "take_back", "remove_file", "file_is_read", "file_too_large", "file_no_text",
+)  # fmt: skip
+
+
+def page_texts() -> dict[str, dict[str, str]]:
+    """Language -> key -> text."""
+    from .i18n import LANGUAGES
+
+    return {code: {key: WORDS[key][i] for key in TEXTS} for i, code in enumerate(LANGUAGES)}
+
+
+def frame(view: View, words: Words) -> dict[str, Any]:
+    """The state of a conversation at one moment, without its finished messages."""
+    everything = [*view.messages, *view.coming]
+    return {
+        "revision": view.revision,
+        "total": len(view.messages),
+        "running": view.running,
+        "asking": view.asking,
+        "language": words.language,
+        "live": items(everything, words, len(view.messages), live=True) if view.coming else [],
+    }
+
+
+def history(view: View, words: Words, start: int | None, known: list[str]) -> dict[str, Any]:
+    """The finished messages from `start` on, or the last ones; those whose keys are `known` only by their keys."""
+    messages = view.messages
+    first = max(0, len(messages) - PAGE) if start is None else max(0, min(start, len(messages)))
+    while first and messages[first]["role"] != "user":  # whole turns
+        first -= 1
+    shown = items(messages, words, first)
+    there = set(known)
+    return {
+        "revision": view.revision,
+        "total": len(messages),
+        "start": first,
+        "keys": [item["key"] for item in shown],
+        "items": [item for item in shown if item["key"] not in there],
+    }

@@ -1,0 +1,229 @@
+r"""Messages -> HTML for the page. What a model, a user or a tool says can put no element of its own into the page.
+
+Notes:
+- An item is a message as the page shows it: a list of parts, each a piece of HTML. While a reply is generated only its
+  last parts change, and the page replaces only those.
+- Markdown is that of the whole package (`new_parser`). Its HTML is text, and pictures are links.
+- Formulas become MathML, which browsers draw themselves. A formula that cannot be read is shown as its source.
+- Keys of items come from their content, so that the page fetches a message once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from html import escape
+from typing import Any
+from xml.etree import ElementTree
+
+from exaone4_mlx.text.markdown import new_parser
+
+from .i18n import Words
+from .messages import ENDS, call_text, number, objects, one_line, pretty, short, thought_title
+
+Item = dict[str, Any]
+Message = dict[str, Any]
+
+LONG = 20_000  # characters of code that is highlighted, and of a value in a panel
+HALF = re.compile("[\ud800-\udfff]")  # of a character, which cannot be sent to a browser
+CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f]")
+#: Environments of LaTeX under the name that latex2mathml knows.
+ENVIRONMENTS = {"aligned": "split", "alignedat": "split", "gathered": "matrix", "gather": "matrix", "gather*": "matrix"}
+FORMULA_ATTRIBUTES = {"display", "displaystyle", "scriptlevel", "mathvariant", "mathcolor", "stretchy", "fence", "form",
+    "accent", "accentunder", "columnalign", "columnspacing", "rowspacing", "columnlines", "rowlines", "linethickness",
+    "width", "height", "depth", "notation", "separator", "minsize", "maxsize", "lspace", "rspace"}  # fmt: skip
+
+
+def items(messages: Sequence[Message], words: Words, start: int = 0, *, live: bool = False) -> list[Item]:
+    """The messages from `start` on as the page shows them. With `live` they are of a reply under way.
+
+    Whatever a file says that `Store` reads can be shown.
+    """
+    turns = sum(message["role"] == "user" for message in messages[:start])
+    result = []
+    for index, message in enumerate(messages[start:], start):
+        if message["role"] == "user":
+            result.append(_item(message, index, user_parts(message, words), turn=turns))
+            turns += 1
+        elif message["role"] == "assistant":
+            results = tool_results(messages, index)
+            result.append(_item(message, index, list(reply_parts(message, results, words, live)), turn=turns - 1))
+    return result
+
+
+def _item(message: Message, index: int, parts: list[str], turn: int) -> Item:
+    parts = [HALF.sub("\ufffd", CONTROLS.sub("", part)) for part in parts]
+    source = HALF.sub("\ufffd", str(message.get("text", message.get("content")) or ""))
+    key = f"{index}-{zlib.crc32(json.dumps([parts, source]).encode()):x}"
+    return {"key": key, "role": message["role"], "turn": turn, "parts": parts, "source": source}
+
+
+def user_parts(message: Message, words: Words) -> list[str]:
+    """The files of a message, and its text exactly as it was typed."""
+    parts = []
+    for file in objects(message.get("files")):
+        title = words("attached", name=str(file.get("name")), tokens=f"{number(file.get('tokens')):,}")
+        parts.append(_panel("file", escape(title), _preformatted(str(file.get("text", "")))))
+    return [*parts, f'<div class="said">{escape(str(message.get("text", message.get("content")) or ""))}</div>']
+
+
+def reply_parts(message: Message, results: Sequence[Message], words: Words, live: bool = False) -> Iterator[str]:
+    """The thought, the answer block by block, the calls with their results, and how the reply ended."""
+    answer, calls = str(message.get("content") or "").strip(), objects(message.get("tool_calls"))
+    if thought := message.get("reasoning_content"):
+        growing = live and not answer and not calls
+        title = escape(thought_title(message.get("stats"), growing, words))
+        yield _panel("thought", title, "".join(blocks(str(thought).strip(), words)), is_open=growing, grows=growing)
+    yield from blocks(answer, words)
+    for place, call in enumerate(calls):
+        yield _call(call.get("function", call), results[place] if place < len(results) else None, words, live)
+    if (end := ENDS.get(str(message.get("finish_reason")))) is not None:
+        yield f'<p class="ended">{escape(words(end))}</p>'
+
+
+def tool_results(messages: Sequence[Message], index: int) -> list[Message]:
+    """The results that follow the reply at `index`."""
+    results = []
+    for message in messages[index + 1 :]:
+        if message["role"] != "tool":
+            break
+        results.append(message)
+    return results
+
+
+def _call(call: Any, result: Message | None, words: Words, live: bool) -> str:
+    """A call with its arguments and its result."""
+    name, given = (str(call.get("name")), call.get("arguments")) if isinstance(call, Mapping) else (str(call), None)
+    title = f"<code>{escape(call_text(name, given))}</code>"
+    inside = "" if given is None else _preformatted(pretty(given))
+    if result is None:
+        return _panel("call", title, inside, grows=live)
+    content, failed = result.get("content"), bool(result.get("failed"))
+    outcome = content.get("error", content) if failed and isinstance(content, Mapping) else content
+    label = words("failed" if failed else "result")
+    title += f" → {escape(label) + ': ' if failed else ''}<code>{escape(short(one_line(outcome)))}</code>"
+    if seconds := number(result.get("seconds")):
+        title += f' <span class="quiet">{escape(words.seconds(seconds))}</span>'
+    return _panel(
+        "call failed" if failed else "call", title, f"{inside}<h6>{escape(label)}</h6>{_preformatted(pretty(outcome))}"
+    )
+
+
+def _panel(kind: str, title: str, inside: str, is_open: bool = False, grows: bool = False) -> str:
+    state = (" open" if is_open else "") + (' data-grows=""' if grows else "")
+    return (
+        f'<details class="panel {kind}"{state}><summary>{title}</summary><div class="inside">{inside}</div></details>'
+    )
+
+
+def _preformatted(text: str) -> str:
+    cut = text if len(text) <= LONG else f"{text[:LONG]}…"
+    return f'<pre tabindex="0">{escape(cut)}</pre>' if cut else ""
+
+
+# --- Markdown --------------------------------------------------------------------
+
+
+def blocks(text: str, words: Words) -> Iterator[str]:
+    """The top-level blocks of Markdown as HTML."""
+    parser = _parser()
+    environment: dict[str, Any] = {"words": words}
+    block: list[Any] = []
+    depth = 0
+    for token in parser.parse(text, environment):
+        block.append(token)
+        depth += token.nesting
+        if not depth:
+            yield parser.renderer.render(block, parser.options, environment)
+            block = []
+
+
+@cache
+def _parser() -> Any:
+    parser: Any = new_parser(formula_token="formula")
+    for name, rule in {
+        "fence": _fence,
+        "code_block": _fence,
+        "formula": _formula,
+        "link_open": _link,
+        "table_open": lambda *_: '<div class="table" tabindex="0"><table>\n',
+        "table_close": lambda *_: "</table></div>\n",
+    }.items():
+        parser.renderer.rules[name] = rule
+    return parser
+
+
+def _fence(tokens: Any, index: int, _options: Any, environment: Mapping[str, Any]) -> str:
+    """A code block with its language, its highlighting and its buttons."""
+    words, token = environment["words"], tokens[index]
+    language = token.info.split()[0] if token.info.strip() else ""
+    buttons = f'<button type="button" data-do="copy-code">{escape(words("copy_code"))}</button>'
+    if language.lower() in ("html", "svg"):
+        buttons = f'<button type="button" data-do="preview">{escape(words("preview"))}</button>' + buttons
+    head = f'<div class="code-head"><span>{escape(language)}</span>{buttons}</div>'
+    return (
+        f'<div class="code">{head}<pre tabindex="0"><code>{_highlighted(token.content, language)}</code></pre></div>\n'
+    )
+
+
+def _highlighted(code: str, language: str) -> str:
+    """Code as HTML, with Pygments' classes where it knows the language."""
+    if language and len(code) <= LONG:
+        from pygments import highlight
+        from pygments.formatters import HtmlFormatter
+        from pygments.lexers import get_lexer_by_name
+        from pygments.util import ClassNotFound
+
+        try:
+            lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
+        except ClassNotFound:
+            pass
+        else:
+            return str(highlight(code, lexer, HtmlFormatter(nowrap=True)))
+    return escape(code)
+
+
+def highlighting_css() -> str:
+    """Pygments' colours, for the light and the dark theme."""
+    from pygments.formatters import HtmlFormatter
+
+    light, dark = (HtmlFormatter(style=style) for style in ("xcode", "github-dark"))
+    rules = [light.get_style_defs("#chat .code code"), dark.get_style_defs(".dark #chat .code code")]
+    colours = [line for rule in rules for line in rule.splitlines() if " code ." in line and "color" in line]
+    return "\n".join(re.sub(r"background-color: [^;}]*;?", "", line) for line in colours)
+
+
+def _link(tokens: Any, index: int, _options: Any, _environment: Any) -> str:
+    address = escape(str(tokens[index].attrGet("href") or ""))
+    return f'<a href="{address}" target="_blank" rel="noopener noreferrer nofollow">'
+
+
+def _formula(tokens: Any, index: int, _options: Any, _environment: Any) -> str:
+    source = tokens[index].content
+    return mathml(source)
+
+
+@cache
+def _closing() -> re.Pattern[str]:
+    return re.compile(r"^(\$\$|\\\[|\\\(|\$)(.*?)(\$\$|\\\]|\\\)|\$)$", re.DOTALL)
+
+
+def mathml(source: str) -> str:
+    r"""A formula with its delimiters (`\(x\)`, `$x$`, `\[x\]`, `$$x$$`, or an environment) as MathML."""
+    import latex2mathml.converter
+
+    parts = _closing().match(source)
+    latex, is_block = (parts[2], parts[1] in ("$$", r"\[")) if parts else (source, source.startswith(r"\begin"))
+    latex = re.sub(r"\\(begin|end)\{(\w+\*?)\}", lambda m: rf"\{m[1]}{{{ENVIRONMENTS.get(m[2], m[2])}}}", latex)
+    try:
+        made = latex2mathml.converter.convert(latex, display="block" if is_block else "inline")
+        tree = ElementTree.fromstring(made)
+    except Exception:  # of any kind: a model writes what it likes
+        return f'<code class="formula">{escape(source)}</code>'
+    for element in tree.iter():
+        for name in set(element.attrib) - FORMULA_ATTRIBUTES:
+            del element.attrib[name]
+    return ElementTree.tostring(tree, encoding="unicode").replace("ns0:", "").replace("xmlns:ns0", "xmlns")
