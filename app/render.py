@@ -44,6 +44,7 @@ def items(messages: Sequence[Message], words: Words, start: int = 0, *, live: bo
     """
     turns = sum(message["role"] == "user" for message in messages[:start])
     result = []
+    calls = 0  # whose results are shown with them
     for index, message in enumerate(messages[start:], start):
         if message["role"] == "user":
             result.append(_item(message, index, user_parts(message, words), turn=turns))
@@ -51,6 +52,9 @@ def items(messages: Sequence[Message], words: Words, start: int = 0, *, live: bo
         elif message["role"] == "assistant":
             results = tool_results(messages, index)
             result.append(_item(message, index, list(reply_parts(message, results, words, live)), turn=turns - 1))
+        elif message["role"] == "tool" and not calls:  # the result of no call: the model reads it, too
+            result.append(_item(message, index, [_result(message, words)], turn=turns - 1))
+        calls = calls - 1 if message["role"] == "tool" and calls else len(objects(message.get("tool_calls")))
     return result
 
 
@@ -58,7 +62,8 @@ def _item(message: Message, index: int, parts: list[str], turn: int) -> Item:
     parts = [HALF.sub("\ufffd", CONTROLS.sub("", part)) for part in parts]
     source = HALF.sub("\ufffd", str(message.get("text", message.get("content")) or ""))
     key = f"{index}-{zlib.crc32(json.dumps([parts, source]).encode()):x}"
-    return {"key": key, "role": message["role"], "turn": turn, "parts": parts, "source": source}
+    role = "user" if message["role"] == "user" else "assistant"
+    return {"key": key, "role": role, "turn": turn, "parts": parts, "source": source}
 
 
 def user_parts(message: Message, words: Words) -> list[str]:
@@ -101,8 +106,7 @@ def _call(call: Any, result: Message | None, words: Words, live: bool) -> str:
     inside = "" if given is None else _preformatted(pretty(given))
     if result is None:
         return _panel("call", title, inside, grows=live)
-    content, failed = result.get("content"), bool(result.get("failed"))
-    outcome = content.get("error", content) if failed and isinstance(content, Mapping) else content
+    failed, outcome = _outcome(result)
     label = words("failed" if failed else "result")
     title += f" → {escape(label) + ': ' if failed else ''}<code>{escape(short(one_line(outcome)))}</code>"
     if seconds := number(result.get("seconds")):
@@ -110,6 +114,20 @@ def _call(call: Any, result: Message | None, words: Words, live: bool) -> str:
     return _panel(
         "call failed" if failed else "call", title, f"{inside}<h6>{escape(label)}</h6>{_preformatted(pretty(outcome))}"
     )
+
+
+def _result(message: Message, words: Words) -> str:
+    """A result without its call."""
+    failed, outcome = _outcome(message)
+    return _panel("call", escape(words("failed" if failed else "result")), _preformatted(pretty(outcome)))
+
+
+def _outcome(result: Message) -> tuple[bool, Any]:
+    """Whether a call failed, and its result; of an error that is nothing else, the text."""
+    content, failed = result.get("content"), bool(result.get("failed"))
+    if failed and isinstance(content, Mapping) and content.keys() == {"error"}:
+        content = content["error"]
+    return failed, content
 
 
 def _panel(kind: str, title: str, inside: str, is_open: bool = False, grows: bool = False) -> str:
