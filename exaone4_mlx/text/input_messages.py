@@ -6,6 +6,7 @@ Notes:
 - A template renders results by place and reads no ids. So the results of a reply are put into the order of its calls.
 - A control string inside a message could end a turn or open another. `Guard.protect` puts a mark inside each one before
   the template is rendered. After rendering, the tokenizer removes the mark and encodes the string as ordinary text.
+  Letter case does not matter: a template may change it.
 - A past reply is the model's own text. It keeps the strings that the model writes (think, tool call), but no role.
 """
 

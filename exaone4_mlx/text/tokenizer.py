@@ -63,8 +63,11 @@ class Tokenizer(EncodesBatches):
         self._control_id = {token.content: id for id, token in control.items()}
         self.control_tokens = frozenset(self._control_id)
         self._special = frozenset(token.content for token in control.values() if token.special)
-        longest_first = sorted(self.control_tokens, key=len, reverse=True)
-        self._control_split = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+        any_control = "|".join(map(re.escape, sorted(self.control_tokens, key=len, reverse=True))) or "(?!)"
+        self._control_split = re.compile(f"({any_control})")
+        begins = re.escape("\0" + "".join({text[0] for text in self.control_tokens}))  # "\0": it may not be empty
+        #: A template may change the case of a message. The lookahead makes the search ten times faster.
+        self._control_like = re.compile(rf"(?=[{begins}])(?:{any_control})", re.IGNORECASE)
         eos = config.get("eos_token") or EOS
         self.eos_token = str(eos["content"] if isinstance(eos, Mapping) else eos)
         self.eos_token_id = backend.token_to_id(self.eos_token)
@@ -304,7 +307,7 @@ class Tokenizer(EncodesBatches):
     ) -> tuple[str, str]:
         """The prompt of one conversation, and the mark inside control strings that are not the template's."""
         checked = check_messages(messages)
-        guard = Guard.of(self._control_split, [checked, offered, options])
+        guard = Guard.of(self._control_like, [checked, offered, options])
         if self.nfc:
             checked = [message if message["role"] == "assistant" else composed(message) for message in checked]
             options = composed(options)

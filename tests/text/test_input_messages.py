@@ -300,6 +300,16 @@ def test_control_string_in_two_parts_of_a_message_stays_text(tokenizer: Tokenize
             assert control in tokenizer.decode(ids)
 
 
+def test_a_template_that_changes_the_case_makes_no_control_token(tokenizer: Tokenizer) -> None:
+    for filter in ("lower", "upper", "capitalize", "title"):
+        changing = Tokenizer(tokenizer._backend, {}, ChatTemplate(f"{{{{ messages[0].content | {filter} }}}}", "t"))
+        for control in sorted(tokenizer.control_tokens):
+            for text in (control, control.upper(), control.lower(), control.title(), control.swapcase()):
+                ids = changing.apply_chat_template([{"role": "user", "content": text}])
+                assert control_ids(changing, ids) == [], (filter, text)
+                assert changing.decode(ids).lower() == text.lower()
+
+
 def test_no_mark_is_left_in_a_prompt(tokenizer: Tokenizer) -> None:
     """Also if the template escapes its input, and in its own options."""
     escaping = Tokenizer(
