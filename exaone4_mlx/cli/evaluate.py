@@ -37,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
+        "--replies-only",
+        action="store_true",
+        help="count the last reply of each conversation only, and leave texts without one out",
+    )
+    parser.add_argument(
         "--dtype",
         choices=DTYPES,
         default="float32",
@@ -57,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
             data=options.data,
             dtype=options.dtype,
             max_tokens=options.max_tokens,
+            replies_only=options.replies_only,
             revision=options.revision,
             progress=progress,
             kv=KVQuantization.from_flags(**kv_options(options)),

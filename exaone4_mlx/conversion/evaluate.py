@@ -25,15 +25,15 @@ from ..model.pretrained import OpenCheckpoint, Progress, open_checkpoint
 from ..text.tokenizer import Tokenizer
 from .evaluation import Evaluation, TextResult, rows_of
 from .layerwise import LayerwiseModel
-from .texts import HELD_OUT, Passage, encode, read_passages, windows
+from .texts import HELD_OUT, Passage, encode_reply, read_passages, windows
 
 MAX_TOKENS = 512  # of one window
 BATCH_TOKENS = 1 << 15  # whose hidden states are in memory at a time
 POSITIONS = 64  # whose logits are in memory at a time
 
 
-#: The kind of a text, its number, and the token ids of a window of it.
-_Window = tuple[str, int, list[int]]
+#: The kind of a text, its number, the place of the first token that counts in a window of it, and the window's ids.
+_Window = tuple[str, int, int, list[int]]
 
 
 def evaluate(
@@ -43,6 +43,7 @@ def evaluate(
     data: str | Path | None = None,
     dtype: mx.Dtype | str = "float32",
     max_tokens: int = MAX_TOKENS,
+    replies_only: bool = False,
     revision: str | None = None,
     kv: KVQuantization | int | None = None,
     progress: Progress | None = None,
@@ -50,9 +51,10 @@ def evaluate(
     """Compares a converted model with its source checkpoint, on texts that neither was tuned on.
 
     `model` and `reference` are folders, hub ids or "demo". `data` is a file of texts (default: the package's held-out
-    texts). A longer text is read in windows of `max_tokens`, each without the ones before. `revision` is the
-    reference's. `kv` (8, 4 or a `KVQuantization`) quantizes the candidate's cache. `progress(done, total)` counts
-    blocks of both models.
+    texts). A longer text is read in windows of `max_tokens`, each without the ones before.
+    `replies_only` counts the tokens of the last reply of each conversation, and leaves texts without one out.
+    `revision` is the reference's. `kv` (8, 4 or a `KVQuantization`) quantizes the candidate's cache.
+    `progress(done, total)` counts blocks of both models.
 
     Raises FileNotFoundError and ValueError as `load` does, and ValueError for two models with different vocabularies.
     """
@@ -62,9 +64,9 @@ def evaluate(
     file = HELD_OUT if data is None else Path(data).expanduser()
     passages = read_passages(file)
     folders = find_folder(model), find_folder(reference, revision)
-    parts = _encode(passages, folders, max_tokens)
+    parts = _encode(passages, folders, max_tokens, replies_only)
     if not parts:
-        raise ValueError(f"no text of {file} has two tokens")
+        raise ValueError(f"no {'conversation' if replies_only else 'text'} of {file} has two tokens")
     candidate, original = (open_checkpoint(folder, Exaone4ForCausalLM) for folder in folders)
     _check_comparable(candidate, original, parts)
     kv = KVQuantization.coerce(kv, candidate.config)
@@ -83,7 +85,7 @@ def evaluate(
     return Evaluation(
         model=str(model),
         reference=str(reference),
-        data="held-out texts of exaone4_mlx" if file == HELD_OUT else file.name,
+        data=("held-out texts of exaone4_mlx" if file == HELD_OUT else file.name) + ", replies only" * replies_only,
         dtype=str(computed).removeprefix("mlx.core."),
         kv=str(kv or ""),
         documents=len(results),
@@ -97,15 +99,22 @@ def evaluate(
     )
 
 
-def _encode(passages: Sequence[Passage], folders: tuple[Path, Path], max_tokens: int) -> list[_Window]:
-    """The windows that have two tokens or more. Raises ValueError where the two tokenizers differ."""
+def _encode(
+    passages: Sequence[Passage], folders: tuple[Path, Path], max_tokens: int, replies_only: bool
+) -> list[_Window]:
+    """The windows with tokens that count. Raises ValueError where the two tokenizers differ."""
     tokenizers = [Tokenizer.from_pretrained(folder) for folder in folders]
     parts: list[_Window] = []
     for number, passage in enumerate(passages):
-        ids, reference_ids = (encode(passage, tokenizer) for tokenizer in tokenizers)
+        if replies_only and not passage.messages:
+            continue
+        (ids, reply), (reference_ids, _) = (encode_reply(passage, tokenizer) for tokenizer in tokenizers)
         if ids != reference_ids:
             raise ValueError(f"{folders[0]} and {folders[1]} have different tokenizers")
-        parts += [(passage.kind, number, window) for window in windows(ids, max_tokens) if len(window) > 1]
+        for place, window in enumerate(windows(ids, max_tokens)):
+            first = max(1, reply - place * max_tokens) if replies_only else 1
+            if len(window) > first:
+                parts.append((passage.kind, number, first, window))
     return parts
 
 
@@ -142,8 +151,8 @@ def _measure(
         states = candidate.hidden_states(sequences, counter, kv)
         seconds += time.perf_counter() - before
         heads = candidate.head(), reference.head()
-        for (kind, number, ids), *hidden in zip(batch, states, reference_states, strict=True):
-            _compare(results.setdefault(number, TextResult(kind)), ids, heads, hidden)
+        for (kind, number, first, ids), *hidden in zip(batch, states, reference_states, strict=True):
+            _compare(results.setdefault(number, TextResult(kind)), ids, first, heads, hidden)
         mx.clear_cache()
     return list(results.values()), seconds
 
@@ -158,11 +167,12 @@ def divergence(logits: mx.array, reference: mx.array) -> mx.array:
 def _compare(
     result: TextResult,
     ids: list[int],
+    first: int,
     heads: Sequence[Callable[[mx.array], mx.array]],
     states: Sequence[mx.array],
 ) -> None:
-    """Adds one window of a text to its result, from the head and the final hidden states [L, E] of each model."""
-    for start in range(0, len(ids) - 1, POSITIONS):
+    """Adds a window's tokens from `first` on to the result of its text, from the final hidden states [L, E]."""
+    for start in range(first - 1, len(ids) - 1, POSITIONS):
         stop = min(start + POSITIONS, len(ids) - 1)
         following = mx.array(ids[start + 1 : stop + 1])[:, None]
         q, p = (head(state[start:stop]) for head, state in zip(heads, states, strict=True))  # [positions, V]
@@ -185,9 +195,9 @@ def _batches(parts: Sequence[_Window]) -> list[list[_Window]]:
     batches: list[list[_Window]] = [[]]
     size = 0
     for part in parts:
-        if batches[-1] and size + len(part[2]) > BATCH_TOKENS:
+        if batches[-1] and size + len(part[-1]) > BATCH_TOKENS:
             batches.append([])
             size = 0
         batches[-1].append(part)
-        size += len(part[2])
+        size += len(part[-1])
     return batches

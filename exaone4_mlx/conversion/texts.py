@@ -63,17 +63,24 @@ def read_passages(path: Path) -> list[Passage]:
 
 
 def encode(passage: Passage, tokenizer: Tokenizer) -> list[int]:
-    """The token ids of a passage, at least one.
+    """The token ids of a passage, as `encode_reply` returns them."""
+    return encode_reply(passage, tokenizer)[0]
+
+
+def encode_reply(passage: Passage, tokenizer: Tokenizer) -> tuple[list[int], int]:
+    """The token ids of a passage, at least one, and how many are before its last reply: none, if it is a text.
 
     A conversation becomes the prompt for its last message, by the checkpoint's chat template (in thinking mode if the
     message has a thought), then the message as the model would write it, and the end of the turn.
 
     Raises ValueError for a passage without text, and for a template that refuses it.
     """
-    ids = _chat(passage, tokenizer) if passage.messages else tokenizer.encode_plain(passage.text or "")
+    if passage.messages:
+        return _chat(passage, tokenizer)
+    ids = tokenizer.encode_plain(passage.text or "")
     if not ids:
         raise ValueError(f"a passage of the kind {passage.kind!r} has no text")
-    return ids
+    return ids, 0
 
 
 def windows(ids: list[int], size: int) -> list[list[int]]:
@@ -141,11 +148,12 @@ def _passage(entry: Any) -> Passage:
     return Passage(kind, language, entry["text"])
 
 
-def _chat(passage: Passage, tokenizer: Tokenizer) -> list[int]:
-    """Prompt, thought, answer, calls, end of turn."""
+def _chat(passage: Passage, tokenizer: Tokenizer) -> tuple[list[int], int]:
+    """Prompt, thought, answer, calls, end of turn; and the length of the prompt."""
     *before, last = passage.messages or ()
     thought, answer = _thought_and_answer(last)
     ids = tokenizer.apply_chat_template(before, passage.tools, enable_thinking=bool(thought))
+    prompt_tokens = len(ids)
     if thought:
         ids += tokenizer.encode_plain(thought + "\n") + tokenizer.encode("</think>")
         answer = "\n\n" + answer
@@ -153,7 +161,7 @@ def _chat(passage: Passage, tokenizer: Tokenizer) -> list[int]:
         ids += tokenizer.encode_plain(answer + "\n" * bool(answer.strip())) + _calls(passage, calls, tokenizer)
     else:
         ids += tokenizer.encode_plain(answer)
-    return ids + tokenizer.encode(tokenizer.eos_token)
+    return ids + tokenizer.encode(tokenizer.eos_token), prompt_tokens
 
 
 def _thought_and_answer(message: Message) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .attention import AttentionMaps as AttentionMaps, attention_maps as attention_maps
     from .cache_state import CacheDrawing as CacheDrawing, draw_cache as draw_cache
+    from .figure import FigureView as FigureView, draw_figure as draw_figure
     from .live import display_stream as display_stream
     from .tokens import InspectedTokens as InspectedTokens, inspect_tokens as inspect_tokens
     from .tree import TokenTree as TokenTree, token_tree as token_tree
@@ -20,12 +21,14 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
 _MODULE_OF = {
     "AttentionMaps": "attention",
     "CacheDrawing": "cache_state",
+    "FigureView": "figure",
     "InspectedTokens": "tokens",
     "TokenTree": "tree",
     "attention_maps": "attention",
     "chat_widget": "widget",
     "display_stream": "live",
     "draw_cache": "cache_state",
+    "draw_figure": "figure",
     "inspect_tokens": "tokens",
     "token_tree": "tree",
 }

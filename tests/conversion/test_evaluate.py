@@ -78,6 +78,24 @@ def test_figures_follow_their_definition(texts: Path, quantized: Path) -> None:
     assert found.bits_per_weight == pytest.approx(4.511, abs=0.001)
 
 
+def test_replies_alone_can_be_counted(tmp_path: Path, quantized: Path, texts: Path) -> None:
+    """In windows of any size, the tokens of the last reply and its end count, each after the whole prompt or a part."""
+    said = "The capital of Peru is Lima."
+    messages = [{"role": "user", "content": "What is the capital of Peru?"}, {"role": "assistant", "content": said}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": messages}) + "\n" + json.dumps({"text": TEXTS[0]}))
+    model, tokenizer = load(quantized, dtype="float32")
+    prompt, reply = tokenizer.apply_chat_template(messages[:1]), tokenizer.encode(f"{said}[|endofturn|]")
+    row = evaluate(quantized, "demo", data=tmp_path / "chat.jsonl", replies_only=True).rows[0]
+    assert (row.documents, row.tokens) == (1, len(reply))
+    logs = log_probabilities(model(mx.array([prompt + reply]))[0])[len(prompt) - 1 :]
+    nll = -sum(log[token] for log, token in zip(logs, reply, strict=False))
+    assert row.perplexity == pytest.approx(math.exp(nll / len(reply)), rel=1e-3)
+    parts = evaluate(quantized, "demo", data=tmp_path / "chat.jsonl", replies_only=True, max_tokens=4)
+    assert len(reply) - 3 <= parts.rows[0].tokens < len(reply) and parts.data == "chat.jsonl, replies only"
+    with pytest.raises(ValueError, match=r"no conversation of .*texts.jsonl has two tokens"):
+        evaluate(quantized, "demo", data=texts, replies_only=True)
+
+
 def log_probabilities(logits: mx.array) -> list[list[float]]:
     found = []
     for row in logits.tolist():  # type: ignore[union-attr]
