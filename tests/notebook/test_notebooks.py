@@ -30,6 +30,7 @@ SHOWN = {
         "478 + 467 = 945.",
         "623 + 7 = 630.",
         "Your name is Mina.",
+        "all of them kept: True",
     ),
     "2_tools": (
         "get_weather gave",
@@ -39,7 +40,7 @@ SHOWN = {
         "3 rounds of calls",
         "8, 20, not 6",
     ),
-    "3_inside_the_model": ("16 layers see everything, no RoPE", "a local layer of demo sees 32"),
+    "3_inside_the_model": ("16 layers see everything, no RoPE", "a local layer of demo sees 32", "last position: "),
     "4_convert_and_measure": ("4bit-quality: 4.84 bits a weight", "4 bits: 348 + 275 = 623."),
     "5_long_context_and_speed": (
         "Your name is Mina.",
