@@ -8,6 +8,7 @@ import json
 import math
 import random
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,9 @@ from exaone4_mlx.generation.draft import DraftScheduler
 from exaone4_mlx.model.cache import KVCache, RotatingKVCache
 from exaone4_mlx.model.kv import KVQuantization
 from exaone4_mlx.text.template import ChatTemplate
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job: its children ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

@@ -97,13 +97,16 @@ def interrupted_prompt(seconds: float, presses: int = 1) -> tuple[int, str, str]
         assert running.stdout is not None
         assert running.stderr is not None
         err = ""
-        for waits_for in ("layer\n", "stopping\n")[:presses]:
-            while waits_for not in err:
-                line = running.stderr.readline()
-                assert line, err
-                err += line
-            running.send_signal(signal.SIGINT)
-        return running.wait(10), running.stdout.read(), err + running.stderr.read()
+        try:
+            for waits_for in ("layer\n", "stopping\n")[:presses]:
+                while waits_for not in err:
+                    line = running.stderr.readline()
+                    assert line, err
+                    err += line
+                running.send_signal(signal.SIGINT)
+            return running.wait(10), running.stdout.read(), err + running.stderr.read()
+        finally:
+            running.kill()
 
 
 def test_ctrl_c_ends_a_prompt_within_a_chunk_and_says_so() -> None:
