@@ -71,6 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="store the processed prompt in FILE, and reuse it for the next prompt that begins the same",
     )
+    form = parser.add_argument_group("format of the answer").add_mutually_exclusive_group()
+    form.add_argument("--json-schema", type=Path, metavar="FILE", help="JSON that follows the JSON schema in FILE")
+    form.add_argument("--grammar", type=Path, metavar="FILE", help="text of the grammar in FILE (llguidance's Lark)")
+    form.add_argument("--regex", metavar="PATTERN", help="text that matches the regular expression as a whole")
     flags.add_reply_flags(parser)
 
     output = parser.add_argument_group("output")
@@ -84,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     _check_flags(options)
+    options.response_format = _response_format(options)
     with results_alone():
         if options.batch is None:
             return _run(options)
@@ -126,6 +131,18 @@ def _run(options: argparse.Namespace) -> int:
     if done.finish_reason == "repetition":
         log("the reply repeated itself and was stopped; LG's advice for this case: --presence-penalty 1.5")
     return 130 if done.finish_reason == "cancelled" else 0
+
+
+def _response_format(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The `response_format` of --json-schema, --grammar or --regex."""
+    if options.json_schema:
+        try:
+            return {"type": "json_schema", "json_schema": {"schema": json.loads(flags.read_text(options.json_schema))}}
+        except ValueError as error:
+            raise ValueError(f"--json-schema: {options.json_schema} is not JSON: {error}") from error
+    if options.grammar:
+        return {"type": "grammar", "grammar": flags.read_text(options.grammar)}
+    return None if options.regex is None else {"type": "regex", "regex": options.regex}
 
 
 def _check_flags(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Tool schemas -> the tokens that are allowed next inside a tool call.
+"""Tool schemas -> the tokens that are allowed next inside a tool call. `GrammarConstraint` serves answers too.
 
 Notes:
 - A call is `<tool_call>{"name": NAME, "arguments": {...}}</tool_call>`. Its tags are single tokens, although they are
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from ..text.reply import CALL_END, CALL_START
+from ..text.reply import CALL_END, CALL_START, ReplyParser
 from ..text.tokenizer import Tokenizer
 from ..tools.describe import name_of
 from ..tools.schema import COMPOSING, normalized
@@ -32,47 +32,44 @@ if TYPE_CHECKING:
 
 #: The spacing of json.dumps, which is that of the calls in the model's prompt.
 SPACING = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-NEEDS_PACKAGE = "constrain_tools needs the package llguidance: pip install 'exaone4_mlx[constrain]'"
+NEEDS_PACKAGE = "a constrained reply needs the package llguidance: pip install 'exaone4_mlx[constrain]'"
 
 
-class ToolConstraint:
-    """Restricts the name and the arguments of a tool call to the schemas, from <tool_call> to </tool_call>.
+class GrammarConstraint:
+    """Restricts the tokens from `begin` until `end_id`. `vocab_size` is the model's; the tokenizer's may differ."""
 
-    `schemas` are OpenAI's tool objects, or only their function objects. `vocab_size` is the model's; the tokenizer's
-    may differ. Raises ValueError without tools, for a schema that cannot be enforced (with the name of the tool), and
-    for a tokenizer without the two tags. Raises RuntimeError if llguidance is not installed.
-    """
+    what = "the text"
 
-    def __init__(self, tokenizer: Tokenizer, schemas: Sequence[Mapping[str, Any]], vocab_size: int) -> None:
-        self.start_id = _control_id(tokenizer, CALL_START, vocab_size)
-        self.end_id = _control_id(tokenizer, CALL_END, vocab_size)
-        #: Whether the reply is inside a call.
+    def __init__(self, matcher: LLMatcher, end_id: int, vocab_size: int) -> None:
+        self.end_id = end_id
+        #: Whether the reply is inside the restricted text.
         self.active = False
-        self._vocab_size = vocab_size
+        self._matcher, self._vocab_size = matcher, vocab_size
         self._known_mask: bytes | None = None  # at this position
-        size = min(vocab_size, tokenizer.vocab_size)
-        forced = size == tokenizer.vocab_size and tokenizer.stop_token_ids <= tokenizer.control_ids
-        self._matcher = _compiled(_vocabulary(tokenizer, size), schemas, forced)
+
+    def begins(self, parser: ReplyParser) -> bool:
+        """Whether the restricted text begins after the text that `parser` has read."""
+        raise NotImplementedError
 
     def begin(self) -> None:
-        """Starts a call, after <tool_call> was sampled."""
+        """Starts the restricted text."""
         self.reset()
         self.active = True
 
     def allowed(self) -> mx.array:
-        """The allowed next tokens: booleans [vocab_size]. Raises RuntimeError outside a call."""
+        """The allowed next tokens: booleans [vocab_size]. Raises RuntimeError before `begin`."""
         mask = self._mask()
         padded: Any = memoryview(mask + bytes(self._vocab_size - len(mask)))
         return mx.array(padded) != 0
 
     def advance(self, token: int) -> None:
-        """Processes the sampled token. `active` is False after </tool_call>.
+        """Processes the sampled token. `active` is False after `end_id`.
 
         Raises ValueError for a token that is not allowed; the state does not change then.
         """
         mask = self._mask()
         if not (0 <= token < len(mask) and mask[token]):
-            raise ValueError(f"token {token} was not allowed here: a tool call must follow its schema")
+            raise ValueError(f"token {token} was not allowed here: {self.what} must follow its schema")
         if token == self.end_id:
             self.reset()
         else:
@@ -80,19 +77,39 @@ class ToolConstraint:
             self._matcher.consume_token(token)
 
     def reset(self) -> None:
-        """Prepares the next call. An incomplete call is dropped."""
+        """Prepares the next text. An incomplete one is dropped."""
         self.active, self._known_mask = False, None
         self._matcher.reset()
 
     def _mask(self) -> bytes:
         """The grammar's mask at this position: one byte per token, 0 if the token is not allowed."""
         if not self.active:
-            raise RuntimeError("there is no tool call in progress: call begin() first")
+            raise RuntimeError(f"there is no {self.what.split(maxsplit=1)[1]} in progress: call begin() first")
         if self._known_mask is None:
             self._known_mask = self._matcher.compute_logit_bias()
             if self._matcher.is_error():  # llguidance limits the work for one token
-                raise RuntimeError(f"the schema of the call cannot be enforced: {_reason(self._matcher.get_error())}")
+                raise RuntimeError(f"the schema cannot be enforced: {reason_of(self._matcher.get_error())}")
         return self._known_mask
+
+
+class ToolConstraint(GrammarConstraint):
+    """Restricts the name and the arguments of a tool call to the schemas, from <tool_call> to </tool_call>.
+
+    `schemas` are OpenAI's tool objects, or only their function objects. Raises ValueError without tools, for a schema
+    that cannot be enforced (with the name of the tool), and for a tokenizer without the two tags. Raises RuntimeError
+    if llguidance is not installed.
+    """
+
+    what = "a tool call"
+
+    def __init__(self, tokenizer: Tokenizer, schemas: Sequence[Mapping[str, Any]], vocab_size: int) -> None:
+        self.start_id = _control_id(tokenizer, CALL_START, vocab_size)
+        end_id = _control_id(tokenizer, CALL_END, vocab_size)
+        vocabulary = vocabulary_of(tokenizer, min(vocab_size, tokenizer.vocab_size), end_id)
+        super().__init__(_compiled(vocabulary, schemas, forces(tokenizer, vocab_size)), end_id, vocab_size)
+
+    def begins(self, parser: ReplyParser) -> bool:
+        return parser.opens_call
 
 
 def _control_id(tokenizer: Tokenizer, text: str, vocab_size: int) -> int:
@@ -105,14 +122,19 @@ def _control_id(tokenizer: Tokenizer, text: str, vocab_size: int) -> int:
 # The vocabulary as the grammar sees it
 
 
+def forces(tokenizer: Tokenizer, vocab_size: int) -> bool:
+    """Whether text without an alternative can have the tokenizer's own tokens: all of them must be allowed."""
+    return tokenizer.vocab_size <= vocab_size and tokenizer.stop_token_ids <= tokenizer.control_ids
+
+
 @functools.lru_cache(maxsize=4)
-def _vocabulary(tokenizer: Tokenizer, size: int) -> LLTokenizer:
+def vocabulary_of(tokenizer: Tokenizer, size: int, end_id: int) -> LLTokenizer:
     """The first `size` tokens in llguidance's form. 102,400 tokens take half a second, so the result is cached."""
     try:
         from llguidance import LLTokenizer, TokenizerWrapper
     except ImportError as error:
         raise RuntimeError(NEEDS_PACKAGE) from error
-    return LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, size)), slices=LLTokenizer.json_slices())
+    return LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, size, end_id)), slices=LLTokenizer.json_slices())
 
 
 class _Vocabulary:
@@ -120,11 +142,11 @@ class _Vocabulary:
 
     bos_token_id = None
 
-    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, size: int, end_id: int) -> None:
         self._tokenizer = copy.copy(tokenizer)
         self._tokenizer.nfc = False  # forced text is the grammar's
         special = tokenizer.control_ids | tokenizer.stop_token_ids
-        self.eos_token_id = tokenizer.encode(CALL_END)[0]
+        self.eos_token_id = end_id
         self.special_token_ids = [id for id in range(size) if id in special]
         # An id without a text has no bytes, and is never allowed.
         self.tokens = [tokenizer.token_bytes(id) if tokenizer.has_text(id) else b"" for id in range(size)]
@@ -151,12 +173,12 @@ def _compiled(vocabulary: LLTokenizer, schemas: Sequence[Mapping[str, Any]], for
         name, rule = _rule(number, schema)
         failed, reports = LLMatcher.validate_grammar_with_warnings(f"start: call_{number}\n{rule}", vocabulary)
         if failed or reports:
-            raise ValueError(f"the schema of tool {name!r} cannot be enforced: {_reason(reports[0])}")
+            raise ValueError(f"the schema of tool {name!r} cannot be enforced: {reason_of(reports[0])}")
         rules.append(rule)
     start = "start: " + " | ".join(f"call_{number}" for number in range(len(schemas)))
     matcher = LLMatcher(vocabulary, "\n".join([*rules, start]), log_level=0)
     if matcher.is_error():
-        raise ValueError(f"the schemas of the tools cannot be enforced: {_reason(matcher.get_error())}")
+        raise ValueError(f"the schemas of the tools cannot be enforced: {reason_of(matcher.get_error())}")
     return matcher
 
 
@@ -169,18 +191,18 @@ def _rule(number: int, schema: Mapping[str, Any]) -> tuple[str, str]:
     if not isinstance(name, str) or not name:
         raise ValueError(f"tool {number + 1} has no name")
     try:
-        arguments = _spaced(_arguments(function.get("parameters") or {}))
+        arguments = spaced(_arguments(function.get("parameters") or {}))
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"the schema of tool {name!r} cannot be enforced: {error}") from error
     lines = [
         f'call_{number}: "{{\\"name\\": " name_{number} ", \\"arguments\\": " arguments_{number} "}}"',
-        f"name_{number}: %json {_spaced({'const': name})}",
+        f"name_{number}: %json {spaced({'const': name})}",
         f"arguments_{number}: %json {arguments}",
     ]
     return name, "\n".join(lines) + "\n"
 
 
-def _spaced(schema: Mapping[str, Any]) -> str:
+def spaced(schema: Mapping[str, Any]) -> str:
     return json.dumps({**schema, "x-guidance": SPACING})
 
 
@@ -192,6 +214,10 @@ def _arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
     schema = {"type": "object", **given}
     if not schema.keys() & COMPOSING:
         schema.setdefault("properties", {})
+    return closed_at_every_depth(schema)
+
+
+def closed_at_every_depth(schema: dict[str, Any]) -> dict[str, Any]:
     # Closed parts of an allOf would exclude each other, at any depth.
     return schema if '"allOf"' in json.dumps(schema) else _closed(schema)
 
@@ -215,6 +241,6 @@ def _closed_part(key: str, value: Any, listed: bool) -> Any:
     return value
 
 
-def _reason(report: str) -> str:
+def reason_of(report: str) -> str:
     """The reason of a report, without the position in the generated grammar."""
     return report.splitlines()[0].rpartition("failed to compile JSON schema: ")[2]

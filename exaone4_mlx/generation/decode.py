@@ -25,7 +25,7 @@ import mlx.core as mx
 from ..model.cache import Cache
 from ..model.fused import FusedModel, LogitsCheck, checked, pauses
 from ..model.network import Exaone4ForCausalLM
-from .options import PREFILL_STEP_SIZE, Sampling
+from .options import PREFILL_STEP_SIZE, LogitsProcessor, Sampling
 from .truncation import Truncation
 
 #: Both forms of the model have the calls that decoding needs. `model.fused()` is the fast one.
@@ -124,6 +124,7 @@ class Sampler:
         min_tokens: int = 0,
         stop_ids: Collection[int] = (),
         line_end_ids: Collection[int] = (),
+        processors: Sequence[LogitsProcessor] = (),
     ) -> None:
         """`stop_ids` are not sampled among the first `min_tokens` tokens. XTC excludes neither these nor line ends."""
         if sampling.temperature is None or sampling.top_p is None:
@@ -145,6 +146,8 @@ class Sampler:
             self._in_prompt[mx.array(list(prompt_ids))] = True
         self._counts_before = self._counts  # before the last token
         self._length, self._min_tokens = 0, min_tokens  # tokens so far
+        self._processors = processors
+        self._tokens = self._tokens_before = mx.array(list(prompt_ids if processors else ()), mx.int32)
         self._is_stop = _mask(stop_ids, vocab_size) if min_tokens else None
         self._truncation: Truncation | None = None
         if sampling.top_k or sampling.top_p < 1 or sampling.min_p or sampling.xtc_probability:
@@ -152,7 +155,12 @@ class Sampler:
 
     def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
         """The next token, [1]. It is one of `allowed`, booleans [V], if they are given."""
-        logits = self._penalized(logits.astype(mx.float32))
+        logits = logits.astype(mx.float32)
+        for process in self._processors:
+            shape, logits = logits.shape, process(self._tokens, logits)
+            if not isinstance(logits, mx.array) or logits.shape != shape:
+                raise ValueError(f"a logits processor must return logits of shape {shape}")
+        logits = self._penalized(logits)
         if self._is_stop is not None and self._length < self._min_tokens:
             logits = mx.where(self._is_stop, -math.inf, logits)
         if allowed is not None:
@@ -170,6 +178,8 @@ class Sampler:
         self._counts_before, self._length = self._counts, self._length + 1
         if self._counts is not None:
             self._counts = self._counts.at[token].add(1.0)
+        if self._processors:
+            self._tokens_before, self._tokens = self._tokens, mx.concatenate([self._tokens, token.astype(mx.int32)])
         return token
 
     @property
@@ -186,6 +196,8 @@ class Sampler:
         self._counts, self._length = self._counts_before, self._length - 1 + len(forced)
         if self._counts is not None and forced:
             self._counts = self._counts.at[mx.array(list(forced))].add(1.0)
+        if self._processors:
+            self._tokens = mx.concatenate([self._tokens_before, mx.array(list(forced), mx.int32)])
 
     def _penalized(self, logits: mx.array) -> mx.array:
         s = self._sampling

@@ -21,7 +21,7 @@ from ..text.events import Done, ReplyEvent
 from ..text.message import Reply
 from ..text.tokenizer import Tokenizer
 from ..tools.describe import Tool, schemas
-from .constrain import ToolConstraint
+from .constrain import GrammarConstraint, ToolConstraint
 from .draft import DraftModel
 from .options import Options, Sampling, check
 from .prompt_cache import CheckpointPool, PromptCache
@@ -120,13 +120,13 @@ class Generation(EventStream[ReplyEvent]):
         request: Request,
         *,
         prompt_cache: PromptCache | None = None,
-        constraint: ToolConstraint | None = None,
+        constraint: GrammarConstraint | None = None,
         draft: DraftModel | None = None,
     ) -> None:
         cache = prompt_cache or PromptCache(model, request.tokenizer, CheckpointPool(max_count=0), request.kv)
         cache.check_model(model, request.kv)
         evaluate_weights(model, draft)
-        self._loop = ReplyLoop(model, request, cache, constraint, draft)
+        self._loop = ReplyLoop(model, request, cache, constraint or request.answer_constraint, draft)
         self._worker = Worker.of(model)
         self._job: Job[ReplyEvent] | None = None
         self._finish_reason: str | None = None

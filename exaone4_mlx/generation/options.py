@@ -17,10 +17,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .formats import read_format
 from .names import refuse_unknown
 
 #: (prompt tokens processed, all prompt tokens) -> None
 PrefillProgress = Callable[[int, int], None]
+#: (tokens [N], logits [1, V]) -> logits [1, V], as in mlx-lm
+LogitsProcessor = Callable[[Any, Any], Any]
 
 MAX_TOKENS = 8192  # of a reply, thought included: enough for a long thought, an end for a loop
 PREFILL_STEP_SIZE = 2048  # tokens; mlx-lm's default
@@ -136,8 +139,11 @@ class Options(Sampling):
     limits thought and answer together; None means 8,192. Before `min_tokens` tokens no stop token is sampled, and no
     stop string ends the answer. `stop` ends the answer before a text, and `extra_eos_token` ends the reply at a token,
     given as its text or its id. `prefill_response` is the beginning of the answer, which the reply continues.
-    `chat_template_args` are variables of the chat template. `stop_on_repetition` ends a reply that only repeats itself.
-    `constrain_tools` forces tool calls to follow their schemas.
+    `chat_template_args` are variables of the chat template. `response_format` (formats.py) forces the answer into a
+    format: OpenAI's json_object or json_schema, a grammar or a regex. `logits_processors` are functions of all tokens
+    [N] and the logits [1, V] that return logits, as in mlx-lm. They come first, and must keep no state.
+    `stop_on_repetition` ends a reply that only repeats itself. `constrain_tools` forces tool calls to follow their
+    schemas.
     `progress(done, total)` is called during the prefill, in the thread that does the model's work.
 
     `prompt_lookup` drafts tokens that followed the same tokens before; the model checks them, so the reply is the
@@ -170,6 +176,8 @@ class Options(Sampling):
         group="",
         kept=False,
     )
+    response_format: Any = option(None, "the format of the answer, as OpenAI writes it", object, kept=False)
+    logits_processors: Sequence[LogitsProcessor] = option((), "functions (tokens, logits)", object, kept=False)
     stop_on_repetition: bool = option(
         True, "end a reply that only repeats itself (default: yes)", bool, "--stop-on-repetition", kept=False
     )
@@ -213,6 +221,12 @@ class Options(Sampling):
         check("chat_template_args", variables, named, "values by name")
         if fixed := sorted(FIXED_ARGS & variables.keys()):
             raise ValueError(f"chat_template_args sets variables of the chat template only, not {fixed[0]!r}")
+        if self.response_format is not None and read_format(self.response_format) is not None:
+            for name in ("constrain_tools", "min_tokens", "prefill_response"):
+                if getattr(self, name) not in (False, 0, None):
+                    raise ValueError(f"response_format decides the whole answer: it cannot be combined with {name}")
+        functions = isinstance(self.logits_processors, Sequence) and all(map(callable, self.logits_processors))
+        check("logits_processors", self.logits_processors, functions, "a list of functions (tokens, logits)")
         if self.min_tokens > self.reply_limit:
             raise ValueError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.reply_limit}")
 

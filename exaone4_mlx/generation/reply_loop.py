@@ -27,7 +27,7 @@ from ..text.events import Done, Event, Logprobs, ReplyEvent, TokenLogprob
 from ..text.reply import LoopDetector, ReplyParser, StopStrings
 from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
-from .constrain import ToolConstraint
+from .constrain import GrammarConstraint
 from .decode import Sampler, TokenStream, TopLogprobs
 from .draft import LOOKUP_DRAFTS, MODEL_DRAFTS, DraftModel, PromptLookup
 from .prompt_cache import PromptCache
@@ -47,7 +47,7 @@ class ReplyLoop:
         model: Exaone4ForCausalLM,
         request: Request,
         cache: PromptCache,
-        constraint: ToolConstraint | None = None,
+        constraint: GrammarConstraint | None = None,
         draft: DraftModel | None = None,
     ) -> None:
         self._model, self._tokenizer = model, request.tokenizer
@@ -110,6 +110,7 @@ class ReplyLoop:
             min_tokens=self._options.min_tokens,
             stop_ids=self._stop_ids,
             line_end_ids=self._tokenizer.encode("\n"),
+            processors=self._options.logits_processors,
         )
         given = self._cache.fused, logits, self._cache.layers, sampler
         if self._draft is None and not self._options.prompt_lookup:
@@ -130,6 +131,7 @@ class ReplyLoop:
             self._constraint.reset()  # after a call that was cut off
         if self._thought_is_over(is_character_incomplete=False):
             yield from self._end_thought(stream)
+        self._constrain(stream)
         for token in stream:
             if self._cache.work is not work:
                 raise RuntimeError("other work used the prompt cache of this reply before it ended")
@@ -156,8 +158,9 @@ class ReplyLoop:
                 break
             if self._thought_is_over(decoder.pending):
                 yield from self._end_thought(stream)
-            elif self._constraint is not None:
-                self._constrain(self._constraint, stream, token)
+                self._constrain(stream)
+            else:
+                self._constrain(stream, token)
         self.counts.stop(self._parser.inside_thought)
         if self._cache.work is work:
             stream.close()  # removes drafts from the caches, unless other work has replaced them
@@ -187,11 +190,13 @@ class ReplyLoop:
         self.counts.add(len(self._wrap_up), inside_thought=True)
         yield from self._parser.feed(WRAP_UP)
 
-    def _constrain(self, constraint: ToolConstraint, stream: Stream, token: int) -> None:
-        """Restricts the next token if it is inside a tool call."""
-        if constraint.active:
+    def _constrain(self, stream: Stream, token: int | None = None) -> None:
+        """Restricts the token after `token`, if it is inside a tool call or an answer that has a format."""
+        if (constraint := self._constraint) is None:
+            return
+        if constraint.active and token is not None:
             constraint.advance(token)
-        elif self._parser.opens_call:
+        elif constraint.begins(self._parser):
             constraint.begin()
         if constraint.active:
             stream.restrict(constraint.allowed())

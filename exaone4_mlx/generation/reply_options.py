@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from .options import PrefillProgress, Sampling
+from .options import LogitsProcessor, PrefillProgress, Sampling
 
 
 class ReplyOptions(TypedDict, total=False):
@@ -31,6 +31,8 @@ class ReplyOptions(TypedDict, total=False):
     extra_eos_token: str | int | Sequence[str | int] | None
     prefill_response: str | None
     chat_template_args: Mapping[str, Any] | None
+    response_format: Any
+    logits_processors: Sequence[LogitsProcessor]
     stop_on_repetition: bool
     constrain_tools: bool
     prompt_lookup: bool

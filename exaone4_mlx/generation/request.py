@@ -23,7 +23,9 @@ from ..text.encoding import read_ids
 from ..text.input_messages import Message
 from ..text.tokenizer import Tokenizer
 from ..tools.describe import Tool
+from .answer import AnswerConstraint
 from .decode import check_bias
+from .formats import read_format
 from .options import Options, check
 
 #: The text that ends a thought whose budget is used up. Its last part is that of the template.
@@ -91,6 +93,7 @@ class Request:
                 f"min_tokens {options.min_tokens} does not fit: the prompt leaves {self.max_tokens} tokens for a reply"
             )
         check_drafting(config, options, self.draft)
+        _ = self.answer_constraint  # raises for a format that cannot be enforced
         if options.thinking_budget is None:
             return
         if not self.inside_thought:
@@ -126,6 +129,14 @@ class Request:
                 raise ValueError(f"extra_eos_token {token!r} is no token of this model")
             found |= set(ids)
         return frozenset(found)
+
+    @cached_property
+    def answer_constraint(self) -> AnswerConstraint | None:
+        """The constraint of `response_format`."""
+        found = None if self.options.response_format is None else read_format(self.options.response_format)
+        if found is None:
+            return None
+        return AnswerConstraint(self.tokenizer, *found, self.config.vocab_size)
 
     @property
     def limit(self) -> int:
@@ -176,6 +187,8 @@ def render(
     tokenizer: Tokenizer, messages: Sequence[Message], options: Options, tools: Sequence[Tool] | None
 ) -> list[int]:
     """The prompt of a reply to `messages`: it opens a turn of the assistant, and begins it with `prefill_response`."""
+    if tools and options.response_format is not None:
+        raise ValueError("response_format decides the whole answer: it leaves no calls to tools")
     begun = options.prefill_response
     if begun is not None:
         messages = [*messages, {"role": "assistant", "content": begun}]
@@ -218,6 +231,8 @@ def check_drafting(config: Exaone4Config, options: Options, draft: Exaone4Config
         if options.num_draft_tokens is not None:
             raise ValueError("num_draft_tokens limits drafts, and there is neither a draft model nor prompt_lookup")
         return
+    if options.logits_processors:
+        raise ValueError("logits_processors cannot be combined with drafts (draft_model, prompt_lookup)")
     if draft is not None and options.prompt_lookup:
         raise ValueError("there are a draft model and prompt_lookup; use one of them")
     if draft is not None and draft.vocab_size != config.vocab_size:

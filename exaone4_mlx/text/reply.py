@@ -42,6 +42,11 @@ class ReplyParser:
         """Whether the text so far ends with `<tool_call>`."""
         return self._call is not None and self._call.empty
 
+    @property
+    def line_ends_left(self) -> int:
+        """How many more line ends belong to the last `</think>`."""
+        return self._newlines
+
     def feed(self, text: str) -> list[Event]:
         self._held += text
         return join_events(self._read(final=False))

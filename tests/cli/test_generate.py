@@ -226,6 +226,19 @@ def test_messages_come_from_a_file_a_saved_chat_or_a_pipe(
 
 
 @pytest.mark.usefixtures("demo_model")
+def test_an_answer_follows_a_schema_a_grammar_or_a_regular_expression(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("llguidance")
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}')
+    grammar.write_text('start: "yes" | "no"\n')
+    assert json.loads(output(capsys, "-p", "Hello", "--json-schema", str(schema))).keys() == {"ok"}
+    assert output(capsys, "-p", "Hello", "--grammar", str(grammar)) in ("yes\n", "no\n")
+    assert re.fullmatch("[0-9]{3}\n", output(capsys, "-p", "Hello", "--regex", "[0-9]{3}"))
+
+
+@pytest.mark.usefixtures("demo_model")
 def test_a_begun_answer_is_continued(capsys: pytest.CaptureFixture[str]) -> None:
     """Only the continuation is printed, as mlx-lm does."""
     whole = output(capsys, "-p", "What is the capital of Korea?").strip()

@@ -1,0 +1,81 @@
+"""`response_format` -> the tokens that are allowed next in an answer.
+
+Notes:
+- The answer begins after the thought, and ends with the token that ends the turn.
+- Objects are closed, and the spacing of JSON is that of json.dumps, as in calls of tools (constrain.py).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ..text.reply import ReplyParser
+from ..text.tokenizer import Tokenizer
+from ..tools.schema import check_schema, normalized
+from .constrain import GrammarConstraint, closed_at_every_depth, forces, reason_of, spaced, vocabulary_of
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+
+class AnswerConstraint(GrammarConstraint):
+    """Restricts the whole answer to a format, from the end of the thought to the end of the turn.
+
+    `kind` and `content` are those of `read_format`. The line ends that follow a thought are allowed before the answer.
+    Raises ValueError for a format that cannot be enforced, and RuntimeError if llguidance is not installed.
+    """
+
+    what = "the answer"
+
+    def __init__(self, tokenizer: Tokenizer, kind: str, content: Any, vocab_size: int) -> None:
+        end_id = tokenizer.eos_token_id
+        if end_id is None or end_id >= vocab_size:
+            raise ValueError(f"response_format needs the token that ends a turn: {tokenizer.eos_token} is no token")
+        vocabulary = vocabulary_of(tokenizer, min(vocab_size, tokenizer.vocab_size), end_id)
+        super().__init__(_answer(vocabulary, kind, content, forces(tokenizer, vocab_size)), end_id, vocab_size)
+        ends = [tokenizer.encode(text) for text in ("\n", "\n\n")]
+        self._line_ends = {ids[0]: count for count, ids in enumerate(ends, start=1) if len(ids) == 1}
+        self._left = 0  # line ends that may still come before the answer
+
+    def begins(self, parser: ReplyParser) -> bool:
+        self._left = parser.line_ends_left
+        return not parser.inside_thought
+
+    def advance(self, token: int) -> None:
+        if 0 < self._line_ends.get(token, 0) <= self._left:
+            self._left -= self._line_ends[token]
+            self._known_mask = None
+            return
+        super().advance(token)
+        self._left = 0
+
+    def _mask(self) -> bytes:
+        mask = bytearray(super()._mask())
+        for token, count in self._line_ends.items():
+            if count <= self._left:
+                mask[token] = 1
+        return bytes(mask)
+
+
+def _answer(vocabulary: LLTokenizer, kind: str, content: Any, forced: bool) -> LLMatcher:
+    """The grammar of an answer. `kind` is "json_schema", "grammar" (llguidance's dialect of Lark) or "regex"."""
+    from llguidance import LLMatcher
+
+    options = f"%llguidance {json.dumps({'no_forcing': not forced})}\n"
+    try:
+        if kind == "json_schema":
+            schema = normalized(content)
+            check_schema(schema)
+            grammar = f"{options}start: %json {spaced(closed_at_every_depth(schema))}\n"
+        else:
+            grammar = LLMatcher.grammar_from_regex(content) if kind == "regex" else content
+        failed, reports = LLMatcher.validate_grammar_with_warnings(grammar, vocabulary)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the {kind} of response_format cannot be enforced: {error}") from error
+    if failed or (reports and kind == "json_schema"):
+        raise ValueError(f"the {kind} of response_format cannot be enforced: {reason_of(reports[0])}")
+    matcher = LLMatcher(vocabulary, grammar, log_level=0)
+    if matcher.is_error():
+        raise ValueError(f"the {kind} of response_format cannot be enforced: {reason_of(matcher.get_error())}")
+    return matcher
