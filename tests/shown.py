@@ -39,6 +39,32 @@ def summary(**changes: Any) -> ConversionSummary:
     return ConversionSummary(**(made | changes))
 
 
+#: Korean Markdown that parsers get wrong: tildes, particles, tags, products, a table, code and formulas.
+TORTURE = r"""### 물결표와 조사
+
+회의는 3~5시, 7~9시이고 10~20명이 3~4시간 걸립니다. 안녕~~ 반가워~~! ~~취소~~는 됩니다.
+**엑사원(EXAONE)**은 **"중요"**합니다. 값은 **100%**입니다. *가(나)*은, ***전부(all)***를, **`코드`**는.
+
+1. **[링크](https://ko.wikipedia.org/wiki/한국)**를 보세요.
+2. 2*3*4 = 24, 가로*세로*높이, x**2 + y**2, **넓이 = 가로*세로**
+   - List<String>, <div class="a">본문</div>, <details> &lt; &nbsp;
+
+| 항목 | 값 |
+|---|---:|
+| **온도(℃)**는 | 3~5 |
+| `~ **a)**은` | $x_1*y_1$ |
+
+> 인용 **"안"**에서도 3~5, 7~9.
+
+```python
+def f(x):  # 3~5 **가(나)**은
+    return x ** 2 if x < 3 else "<b>"
+```
+
+수식 \(a_1*b_1\)은 $$\sum_{i=1}^{n} x_i^2 \ne 3~5$$ 그리고 __init__은, snake_case는.
+"""
+
+
 class Page(HTMLParser):
     """The tags of a page with the names of their attributes, and its text."""
 

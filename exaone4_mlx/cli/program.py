@@ -30,6 +30,9 @@ def run(program: Callable[[], int]) -> NoReturn:
     """Runs the `program` of this process and ends with its exit code."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not in a background job, which ignores Ctrl-C
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from .output import prepare_streams
+
+    prepare_streams()
     try:
         code: object = program()
     except SystemExit as end:

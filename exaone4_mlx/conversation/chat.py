@@ -26,6 +26,7 @@ from ..generation.request import check_answerable, check_drafting, check_kv_size
 from ..generation.worker import Worker
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
+from ..text.format import count_text
 from ..text.input_messages import check_messages
 from ..text.message import Message, Reply, tool_messages
 from ..text.tokenizer import Tokenizer
@@ -138,7 +139,7 @@ class Chat(History):
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
-        return f"Chat({len(self.turns)} turns, {self.context_tokens} of {self.max_kv_size} tokens)"
+        return f"Chat({count_text(len(self.turns), 'turn')}, {self.context_tokens} of {self.max_kv_size} tokens)"
 
     # --- turns ----------------------------------------------------------------
 

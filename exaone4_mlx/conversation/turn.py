@@ -22,6 +22,7 @@ from ..generation.options import Options
 from ..generation.request import Request
 from ..generation.worker import EventStream
 from ..text.events import Done
+from ..text.format import count_text
 from ..text.message import Message, PartialReply, TurnEvent, tool_messages
 from ..tools.call import ToolCall, ToolResult
 from ..tools.describe import Tool
@@ -43,7 +44,7 @@ class Turn(EventStream[TurnEvent]):
 
     def __repr__(self) -> str:
         counts = self.so_far
-        tokens = "" if counts is None else f", {counts.thinking_tokens + counts.answer_tokens} tokens"
+        tokens = "" if counts is None else f", {count_text(counts.thinking_tokens + counts.answer_tokens, 'token')}"
         return f"Turn({self._state.phase}{tokens})"
 
     def __del__(self) -> None:

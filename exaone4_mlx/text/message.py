@@ -10,6 +10,7 @@ from typing import Any
 from ..tools.call import ToolCall, ToolResult
 from ..tools.schema import shortened
 from .events import Answer, Done, Event, Logprobs, Thinking
+from .format import count_text
 from .reply import VALUE_ONLY
 
 Message = dict[str, Any]
@@ -64,9 +65,9 @@ class Reply:
         return self.text
 
     def __repr__(self) -> str:
-        calls = f", {len(self.tool_calls)} tool calls" if self.tool_calls else ""
+        calls = f", {count_text(len(self.tool_calls), 'tool call')}" if self.tool_calls else ""
         tokens = self.thinking_tokens + self.answer_tokens
-        return f"Reply({shortened(self.text, 60)!r}{calls}, {tokens} tokens, {self.finish_reason!r})"
+        return f"Reply({shortened(self.text, 60)!r}{calls}, {count_text(tokens, 'token')}, {self.finish_reason!r})"
 
 
 @dataclass

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -19,6 +20,7 @@ pytest.importorskip("playwright", reason="the browser tests need the extra `brow
 
 from browser import CHROMIUM, Server, Tab, endless_model, launch, opened, wait_for  # noqa: E402
 from playwright.sync_api import Browser, FilePayload, expect, sync_playwright  # noqa: E402
+from shown import TORTURE  # noqa: E402
 
 if not Path(CHROMIUM).exists():
     pytest.skip("there is no chromium", allow_module_level=True)
@@ -782,6 +784,48 @@ def test_html_scripts_and_pictures_in_messages_are_inert(browser: Browser, serve
         expect(tab.said.last).to_contain_text('<script>alert("script")</script>')
         expect(tab.said.last).to_contain_text('<img src=x onerror=alert("image")>')
         expect(tab.page.locator("#conversations").locator(foreign)).to_have_count(0)
+
+
+def test_korean_markdown_means_what_its_writer_meant(browser: Browser, server: Server) -> None:
+    messages = [{"role": "user", "content": TORTURE}, {"role": "assistant", "content": TORTURE}]
+    server.store(id_of(16), messages, title="markdown")
+    with opened(browser, server, id_of(16)) as tab:
+        expect(tab.replies.locator("math")).to_have_count(3)
+        assert tab.said.inner_text() == TORTURE, "a user's message is shown as it was typed"
+        assert tab.said.locator("strong, em, del, math, li, td, h3").count() == 0
+        shown = tab.replies.inner_text()
+        for words in (
+            "회의는 3~5시, 7~9시이고 10~20명이 3~4시간 걸립니다. 안녕~~ 반가워~~! 취소는 됩니다.",
+            '엑사원(EXAONE)은 "중요"합니다. 값은 100%입니다. 가(나)은, 전부(all)를, 코드는.',
+            "2*3*4 = 24, 가로*세로*높이, x**2 + y**2, 넓이 = 가로*세로",
+            'List<String>, <div class="a">본문</div>, <details> &lt; &nbsp;',
+            'def f(x):  # 3~5 **가(나)**은\n    return x ** 2 if x < 3 else "<b>"',
+            "~ **a)**은",
+            "그리고 __init__은, snake_case는.",
+        ):
+            assert words in shown, shown
+        marked = {
+            tag: tab.replies.locator(tag).all_inner_texts() for tag in ("del", "strong", "em", "th, td", "blockquote")
+        }
+        assert marked == {
+            "del": ["취소"],
+            "strong": [
+                "엑사원(EXAONE)",
+                '"중요"',
+                "100%",
+                "전부(all)",
+                "코드",
+                "링크",
+                "넓이 = 가로*세로",
+                "온도(℃)",
+                '"안"',
+            ],
+            "em": ["가(나)", "전부(all)"],
+            "th, td": ["항목", "값", "온도(℃)는", "3~5", "~ **a)**은", marked["th, td"][-1]],
+            "blockquote": ['인용 "안"에서도 3~5, 7~9.'],
+        }
+        href = tab.replies.get_by_role("link").get_attribute("href")
+        assert unquote(href or "") == "https://ko.wikipedia.org/wiki/한국"
 
 
 def test_mathematics_and_code_are_typeset(browser: Browser, server: Server) -> None:

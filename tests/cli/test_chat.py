@@ -11,9 +11,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
+from shown import TORTURE
+
+from exaone4_mlx import Chat
 
 COMMAND = [sys.executable, "-m", "exaone4_mlx.chat", "--model", "demo", "--dtype", "float32", "--temp", "0"]
 
@@ -155,6 +159,28 @@ def test_thoughts_and_tools_in_a_real_terminal(tmux: Tmux) -> None:
     tmux.keys("C-d")
     tmux.wait_for(r"^code 0")
     tmux.wait_for(r"(^|\s)echo\b")  # printed by stty: the terminal echoes again
+
+
+@pytest.mark.heavy
+def test_korean_markdown_of_a_saved_chat_in_a_real_terminal(tmux: Tmux, tmp_path: Path, demo: Any) -> None:
+    said = "**이것은** 3~5시, 7~9시 <b>"
+    messages = [{"role": "user", "content": said}, {"role": "assistant", "content": TORTURE}]
+    Chat(*demo, messages=messages).save(tmp_path / "chat.json")
+    tmux.start("--load", str(tmp_path / "chat.json"))
+    text = "".join(tmux.screen().split())  # lines are broken at the width of the terminal
+    for line in (
+        f"> {said}",
+        "회의는 3~5시, 7~9시이고 10~20명이 3~4시간 걸립니다. 안녕~~ 반가워~~! 취소는 됩니다.",
+        '엑사원(EXAONE)은 "중요"합니다. 값은 100%입니다. 가(나)은, 전부(all)를, 코드는.',
+        " 1 링크 (https://ko.wikipedia.org/wiki/한국)를 보세요.",
+        " 2 2*3*4 = 24, 가로*세로*높이, x**2 + y**2, 넓이 = 가로*세로",
+        '    • List<String>, <div class="a">본문</div>, <details> &lt; &nbsp;',
+        " ~ **a)**은  $x_1*y_1$",
+        "def f(x):  # 3~5 **가(나)**은",
+        r"수식 \(a_1*b_1\)은 $$\sum_{i=1}^{n} x_i^2 \ne 3~5$$ 그리고 __init__은, snake_case는.",
+    ):
+        assert "".join(line.split()) in text, f"{line}\n{text}"
+    assert "\x1b[1m엑사원(EXAONE)\x1b[0m" in tmux.screen("-e"), "bold"
 
 
 @pytest.mark.heavy
