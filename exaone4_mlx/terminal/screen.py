@@ -50,7 +50,7 @@ class Screen:
         self._markdown, self._clock = markdown, clock
         self._live = LiveLines(self.console, self._live_lines)
         self._lock = threading.RLock()
-        self._errors = sys.stderr
+        self._streams = sys.stdout, sys.stderr
         self._dirty = self._silent = False
         self._last = ""  # "line" or "block": the last print in this reply
         self._clear()
@@ -96,7 +96,7 @@ class Screen:
             self._asked, self._silent = call, True
             self._print(Text(f"▸ {call_text(call)}", style="cyan"))
         try:
-            with redirect_stdout(self.console.file), redirect_stderr(self._errors):
+            with redirect_stdout(self._streams[0]), redirect_stderr(self._streams[1]):
                 yield
         finally:
             self._silent, self._dirty = False, True

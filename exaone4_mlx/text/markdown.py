@@ -149,8 +149,9 @@ def _formula(state: StateInline, silent: bool, kind: str) -> bool:
     end = start
     for begin, close in FORMULAS:
         if text.startswith(begin, start):
-            end = text.find(close, start + 2) + 2
-            end = end if end > start + 2 else start + 2
+            lasts = vars(state).setdefault("lasts", {})  # places of the last end marks, which are looked for once
+            last = lasts[close] if close in lasts else lasts.setdefault(close, text.rfind(close))
+            end = text.find(close, start + 2) + 2 if last >= start + 2 else start + 2
     if text.startswith((r"\)", r"\]"), start):
         end = start + 2
     elif end == start and (dollars := DOLLARS.match(text, start)):

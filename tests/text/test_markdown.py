@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 
 from markdown_it import MarkdownIt
 
@@ -75,3 +76,10 @@ def test_portable_gives_another_parser_the_same_meaning() -> None:
         portable(["a * b, snake_case, **굵게** 강조 `", "`x~y`", " \\* 1"])
         == "a * b, snake_case, **굵게** 강조 ``x~y` \\* 1"
     )
+
+
+def test_the_time_of_parsing_is_linear() -> None:
+    text = r"\(" * 60_000 + "**a*가" * 1_000
+    began = time.thread_time()
+    markdown_parser().render(text), portable([text])
+    assert time.thread_time() - began < 3, "it looks at the same text again and again"
