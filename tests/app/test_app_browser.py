@@ -805,10 +805,11 @@ def test_korean_markdown_means_what_its_writer_meant(browser: Browser, server: S
         ):
             assert words in shown, shown
         marked = {
-            tag: tab.replies.locator(tag).all_inner_texts() for tag in ("del", "strong", "em", "th, td", "blockquote")
+            tag: tab.replies.locator(tag).all_inner_texts()
+            for tag in ("del, s", "strong", "em", "th, td", "blockquote")
         }
         assert marked == {
-            "del": ["취소"],
+            "del, s": ["취소"],
             "strong": [
                 "엑사원(EXAONE)",
                 '"중요"',
