@@ -117,7 +117,7 @@ def _repl(options: argparse.Namespace, terminal: bool) -> Repl:
     screen = _screen(terminal, options, bool(tools), lambda text: len(files.tokenizer.encode(text)))
     keys = _input(terminal, lambda text: completions(repl, text), screen.note, not options.no_history)
     unsaved = {name: value for name, value in given.items() if name in UNSAVED} | made.settings
-    commands = terminal or options.commands
+    commands = sys.stdin.isatty() or options.commands
     repl = Repl(chat, screen, keys, asks=asks, unsaved=unsaved, commands=commands, debug=options.debug)
     if options.load is not None:
         repl.load(options.load, **given)

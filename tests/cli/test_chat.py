@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -59,6 +60,15 @@ def test_replies_of_a_pipe_are_json_objects_and_its_lines_are_texts() -> None:
     assert set(undo) == set(hello) and undo["text"], "/undo is a text"
     assert list(refused) == ["error"] and "of 200 must hold it" in refused["error"] and ran.returncode == 1
     assert peru["text"] == "The capital of Peru is Lima." and "tool_results" not in peru
+
+
+def test_a_person_at_a_dumb_terminal_has_commands() -> None:
+    master, slave = pty.openpty()
+    os.write(master, b"/stats\n\x04")
+    environment = {**os.environ, "TERM": "dumb"}
+    ran = subprocess.run(COMMAND, stdin=slave, capture_output=True, text=True, cwd=ROOT, timeout=120, env=environment)
+    os.close(master), os.close(slave)
+    assert ran.returncode == 0 and "0 turns, 0 messages" in ran.stderr and "\x1b" not in ran.stderr, ran
 
 
 def test_flags_of_memory_and_drafts_reach_the_chat() -> None:
