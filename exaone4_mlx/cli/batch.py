@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..generation.options import Options
 from . import INTERRUPTED, flags, loading
-from .output import json_text, log, on_ctrl_c, progress_bar, reply_json
+from .main import on_ctrl_c
+from .output import json_text, note, progress_bar, reply_json
 
 if TYPE_CHECKING:
     from ..conversation.turn import Turn
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
                 done.append("error" in reply)
                 progress(len(done), len(lines))
     errors = f", {sum(done)} with an error" if any(done) else ""
-    log(f"[{len(done)} of {len(lines)} replies{errors}, in {options.output}]")
+    note(f"[{len(done)} of {len(lines)} replies{errors}, in {options.output}]")
     return INTERRUPTED if len(done) < len(lines) else int(any(done))
 
 

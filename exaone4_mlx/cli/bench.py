@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..text.format import size_text
 from .flags import add_checkpoint_flags, add_kv_flags, add_q_bits_flag, kv_options
-from .output import log, progress_bar, show, show_json
+from .output import note, progress_bar, show, show_json
 
 if TYPE_CHECKING:
     from ..measure.bench import Bench, BenchRow, Conditions
@@ -133,7 +133,7 @@ def run(options: argparse.Namespace) -> int:
             show(line)
     if options.plot is not None:
         write_speed_plot(options.plot, found)
-        log(f"wrote {options.plot}")
+        note(f"wrote {options.plot}")
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..text.format import size_text
 from .evaluate import print_table
-from .output import log, progress_bar, show, show_json
+from .output import log, note, progress_bar, show, show_json
 
 if TYPE_CHECKING:
     from ..conversion.convert import ConversionSummary
@@ -61,8 +61,8 @@ def run(options: argparse.Namespace) -> int:
     values = {option.name: getattr(options, option.name) for option in dataclasses.fields(ConversionRequest)}
     request = ConversionRequest(**values)
     conversion = prepare(options.hf_path, options.mlx_path, request, options.revision, options.dry_run)
-    for note in conversion.notes:
-        log(f"note: {note}")
+    for remark in conversion.notes:
+        note(f"note: {remark}")
     if warning := _memory_warning(conversion):
         log(f"warning: {warning}")
     if options.dry_run:
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     try:
         with _stages() as progress:
-            summary = run_conversion(conversion, progress, notice=log)
+            summary = run_conversion(conversion, progress, notice=note)
     except KeyboardInterrupt:
         log(f"stopped; the same command resumes from {conversion.target}.partial")
         return 130
@@ -139,14 +139,14 @@ def _show_summary(summary: ConversionSummary, as_json: bool) -> None:
         print_table(summary.evaluation)
     if summary.page:
         show(summary.page)
-    log(f"try it: {shlex.join(['exaone4-mlx', 'generate', '--model', str(summary.path), '--prompt', 'Hello'])}")
+    note(f"try it: {shlex.join(['exaone4-mlx', 'generate', '--model', str(summary.path), '--prompt', 'Hello'])}")
 
 
 @contextmanager
 def _stages() -> Iterator[Callable[[int, int, str], None]]:
     """A function (done, total, stage) that draws one bar after the other, each with rate and time left."""
     with ExitStack() as stack:
-        current: list[Any] = [None, None]
+        current: list[Any] = [None, stack.enter_context(progress_bar("preparing", " steps"))]
 
         def report(done: int, total: int, stage: str) -> None:
             if stage != current[0]:

@@ -7,7 +7,7 @@ import dataclasses
 import time
 
 from ..text.format import size_text
-from .output import log, show, show_json
+from .output import note, show, show_json
 
 DESCRIPTION = "Prints versions, device and memory, and checks with the demo model that this machine computes correctly."
 
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         show_json({"machine": dataclasses.asdict(here), "checks": results, "ok": not failed})
     else:
         show(f"\n{failed} of {len(checks)} checks FAILED" if failed else f"\nall {len(checks)} checks passed")
-        log(
+        note(
             f"[{seconds:.1f} s] In an issue, paste all of the above and, if a command failed, the command with "
             "--debug and its output."
         )

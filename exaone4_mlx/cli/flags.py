@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..generation.options import OPTION_NAMES, Options
 from ..text.input_messages import check_messages
-from .output import log
+from .output import note
 
 if TYPE_CHECKING:
     from ..model.config import Exaone4Config
@@ -219,7 +219,7 @@ def read_tools(options: argparse.Namespace) -> list[Callable[..., Any]]:
         from ..tools.load import load_tools
 
         if options.tools.is_file():
-            log(f"running {options.tools} for its tools")
+            note(f"running {options.tools} for its tools")
         tools += load_tools(options.tools)
     if options.builtin_tools:
         from ..tools.builtin import BUILTIN_TOOLS

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..generation.options import Options
 from . import flags, loading
+from .main import on_ctrl_c
 from .output import (
     TextPrinter,
     event_json,
     log,
-    on_ctrl_c,
+    note,
     progress_bar,
     reply_json,
     reply_summary,
@@ -117,19 +118,19 @@ def _run(options: argparse.Namespace) -> int:
         request = dataclasses.replace(request, options=dataclasses.replace(chosen, progress=progress))
         reply = made.reply(request, given, tools, cache)
         if options.verbose:
-            log(f"{len(request.ids)} prompt tokens; {chosen.resolved(chosen.thinking)}")
+            note(f"{len(request.ids)} prompt tokens; {chosen.resolved(chosen.thinking)}")
         # In a thread: the signal handler may interrupt code that holds the locks of the reply.
         with on_ctrl_c(threading.Thread(target=reply.cancel, daemon=True).start):
             done = _print_reply(reply, options)
     if not options.json and not options.jsonl:
-        log(reply_summary(done))
+        note(reply_summary(done))
     if cache is not None:
         try:
             cache.save(options.prompt_cache_file)
         except OSError as error:
             log(f"warning: cannot write the prompt cache {options.prompt_cache_file}: {error.strerror}")
     if done.finish_reason == "repetition":
-        log("the reply repeated itself and was stopped; LG's advice for this case: --presence-penalty 1.5")
+        note("the reply repeated itself and was stopped; LG's advice for this case: --presence-penalty 1.5")
     return 130 if done.finish_reason == "cancelled" else 0
 
 

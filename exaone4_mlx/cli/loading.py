@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..text.format import size_text
 from .flags import read_kv
-from .output import log, progress_bar
+from .output import log, note, progress_bar
 
 if TYPE_CHECKING:
     from ..checkpoint.quantize import Quantization
@@ -136,14 +136,18 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
     try:
         if not options.ignore_memory and _needs_download(options.model, options.revision):
             _check_weights(read_sizes(options.model, options.revision), options)
-        folder = find_folder(options.model, options.revision)
+        with progress_bar("downloading", "B") as progress:
+            folder = find_folder(options.model, options.revision, progress=progress)
         config = Exaone4Config.from_file(folder / "config.json")
         tokenizer = Tokenizer.from_pretrained(folder, nfc=options.nfc)
     except DownloadError as error:
         raise DownloadError(f"{error}; --model demo needs no download") from error
     if options.max_kv_size is not None:
         check_kv_size(options.max_kv_size, config)
-    draft_folder = find_folder(options.draft_model) if options.draft_model else None
+    draft_folder = None
+    if options.draft_model:
+        with progress_bar("downloading the draft model", "B") as progress:
+            draft_folder = find_folder(options.draft_model, progress=progress)
     files = ModelFiles(folder, config, tokenizer, read_kv(config, options), options.max_kv_size, draft_folder)
     if draft := files.draft_sizes:
         check_draft(files.sizes, draft, tokenizer)
@@ -188,12 +192,12 @@ def load(files: ModelFiles, options: argparse.Namespace) -> ReadyModel:
     started = time.perf_counter()
     model = _load(files.folder, options, options.q_bits, options.q_group_size)
     if options.verbose:
-        log(
+        note(
             f"{files.folder}: {files.config.num_hidden_layers} layers, context {files.context} tokens, "
             f"loaded in {time.perf_counter() - started:.2f} s"
         )
     if options.q_bits is not None:
-        log(
+        note(
             f"quantized to {options.q_bits} bits while loading; this command stores the model with a smaller error: "
             f"{_convert_command(options)}"
         )

@@ -12,13 +12,18 @@ import argparse
 import importlib
 import os
 import platform
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from .. import __version__
 from . import INTERRUPTED
 from .flags import CommandParser, with_flag_names
-from .output import log, logged_warnings, on_ctrl_c, prepare_streams
+from .output import log, prepare_streams, set_quiet
 
 #: Each command is a module of this folder with DESCRIPTION, `add_arguments(parser)` and `run(options) -> exit code`.
 COMMANDS = {
@@ -40,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:  # reported by the parser of the command, with its usage
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    set_quiet(options.quiet)
     try:
         if message := _unsupported_platform():
             raise RuntimeError(message)
@@ -62,6 +68,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+@contextmanager
+def logged_warnings() -> Iterator[None]:
+    """Prints Python warnings as one line each, in all threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *rest, **more: log(f"warning: {message}")
+        yield
+
+
+@contextmanager
+def on_ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C calls `stop`, and says so. The second one ends the process, as the system does it."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with suppress(RuntimeError, OSError):  # the signal may arrive inside another write
+            log("\nstopping" if sys.stderr.isatty() else "stopping")
+        stop()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _interrupt() -> None:
     raise KeyboardInterrupt
 
@@ -77,6 +113,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
             module = importlib.import_module(f".{name}", __package__)
             command.description = module.DESCRIPTION
             module.add_arguments(command)
+            command.add_argument("--quiet", action="store_true", help="print no progress and no remarks")
             command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
             command.set_defaults(run=module.run, parser=command)
     return parser

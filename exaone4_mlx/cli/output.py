@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
 import math
 import os
 import re
-import signal
 import sys
 import threading
-import warnings
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -25,6 +23,9 @@ if TYPE_CHECKING:
 
 #: What a progress bar writes to move the cursor, and nothing else in one write.
 MOVES = re.compile(r"(?:\n|\x1b\[A)*")
+#: Seconds until a bar appears, and between two lines of progress where there is no terminal.
+BAR_SECONDS, LINE_SECONDS = 0.5, 10.0
+_quiet = False
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
 
 _own: TextIO | None = None  # the stream of results inside `results_alone`
@@ -73,57 +74,65 @@ def show_json(value: dict[str, Any]) -> None:
 
 
 def log(text: str) -> None:
-    """Prints a text that is not part of the result."""
+    """Prints an error, a warning or an answer to Ctrl-C."""
     print(text, file=sys.stderr, flush=True)
 
 
-@contextmanager
-def logged_warnings() -> Iterator[None]:
-    """Prints Python warnings as one line each, in all threads."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *rest, **more: log(f"warning: {message}")
-        yield
+def set_quiet(quiet: bool) -> None:
+    """Whether `note` and `progress_bar` print nothing."""
+    global _quiet
+    _quiet = quiet
+
+
+def note(text: str) -> None:
+    """Prints a remark, which --quiet hides."""
+    if not _quiet:
+        log(text)
 
 
 @contextmanager
 def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A function (done, total) that draws a bar with the time left, on a terminal and after half a second."""
-    if not can_draw(sys.stderr):
-        yield lambda done, total: None
+    """A function (done, total) that draws a bar with the time left. Without a terminal it prints a line now and then.
+
+    The bar appears after half a second, also before the first call.
+    """
+    if _quiet or not sys.stderr.isatty():
+        yield _progress_lines(what, unit)
         return
     from tqdm import tqdm
 
-    with tqdm(desc=what, unit=unit, unit_scale=True, delay=0.5, leave=False) as bar:
+    with tqdm(desc=what, unit=unit, unit_scale=unit == "B", delay=BAR_SECONDS, leave=False) as bar:
+        ended = threading.Event()
+
+        def refresh() -> None:
+            while not ended.wait(BAR_SECONDS):
+                bar.refresh()
 
         def report(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
             if done >= total:
+                ended.set()
                 bar.close()
 
-        yield report
+        threading.Thread(target=refresh, daemon=True).start()
+        try:
+            yield report
+        finally:
+            ended.set()
 
 
-@contextmanager
-def on_ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C calls `stop`, and says so. The second one ends the process, as the system does it."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
-        yield
-        return
+def _progress_lines(what: str, unit: str) -> Callable[[int, int], None]:
+    printed = time.monotonic()
 
-    def handle(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        with contextlib.suppress(RuntimeError, OSError):  # the signal may arrive inside another write
-            log("\nstopping" if sys.stderr.isatty() else "stopping")
-        stop()
+    def report(done: int, total: int) -> None:
+        nonlocal printed
+        if done < total and time.monotonic() - printed >= LINE_SECONDS:
+            printed = time.monotonic()
+            bytes = f"{size_text(done)} of {size_text(total)}"
+            note(f"{what}: {bytes if unit == 'B' else f'{done} of {total}{unit}'}")
 
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return report
 
 
 class CleanStream:
@@ -221,10 +230,10 @@ class TextPrinter:
         if isinstance(event, ToolResult):
             self.close()
             result = json.dumps(event.content, ensure_ascii=False)
-            log(f"[{event.call.name} {'failed' if event.failed else 'returned'}: {shortened(result, 200)}]")
+            note(f"[{event.call.name} {'failed' if event.failed else 'returned'}: {shortened(result, 200)}]")
         elif isinstance(event, ToolCall) and self._runs_calls:
             self.close()
-            log(f"[calls {shortened(call_text(event), 200)}]")
+            note(f"[calls {shortened(call_text(event), 200)}]")
         elif isinstance(event, ToolCall):
             call = json.dumps({"name": event.name, "arguments": event.arguments}, ensure_ascii=False)
             self._write(f"<tool_call>{call}</tool_call>")

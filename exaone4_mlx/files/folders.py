@@ -13,7 +13,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -26,9 +26,15 @@ BUILT_IN = {"demo": DEMO_FOLDER, "demo-draft": DEMO_FOLDER / "draft"}
 USEFUL_FILES = ("*.json", "*.jinja", "*model*.safetensors", "merges.txt", "README.md", "LICENSE*", "NOTICE*")
 
 
-def find_folder(path_or_repo: str | Path, revision: str | None = None, files: Sequence[str] = USEFUL_FILES) -> Path:
+def find_folder(
+    path_or_repo: str | Path,
+    revision: str | None = None,
+    files: Sequence[str] = USEFUL_FILES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
     """The local folder of a model: "demo", "demo-draft", a folder, or a hub id, whose `files` are downloaded if needed.
 
+    `progress(done, total)` counts the bytes of a download, in place of the bars of huggingface_hub.
     Raises FileNotFoundError if there is no such folder and no such repository can be downloaded.
     """
     if (built_in := BUILT_IN.get(str(path_or_repo))) is not None:
@@ -52,7 +58,7 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None, files: Se
         raise FileNotFoundError(f"there is no folder {folder}{near}")
     from .hub import download  # here: nearly no command needs it
 
-    return download(str(path_or_repo), revision, files)
+    return download(str(path_or_repo), revision, files, progress)
 
 
 def check_files(folder: Path) -> None:

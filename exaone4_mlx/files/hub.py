@@ -30,16 +30,19 @@ class DownloadError(FileNotFoundError):
     """A repository that is not in the cache and cannot be downloaded."""
 
 
-def download(repo: str, revision: str | None, files: Sequence[str]) -> Path:
+def download(
+    repo: str, revision: str | None, files: Sequence[str], progress: Callable[[int, int], None] | None = None
+) -> Path:
     """The folder of a repository in the cache of the hub, with the files that match `files`.
 
+    `progress(done, total)` counts bytes. The total grows while the files are found, and is above `done` until the end.
     Warns if the network fails and the cache has them all. Raises DownloadError, which names the cause.
     """
     from huggingface_hub import snapshot_download  # here: its import costs more than a demo reply
 
     get = partial(snapshot_download, repo, revision=revision, allow_patterns=list(files))
     try:
-        return Path(_until_ctrl_c(get, repo, revision))
+        return Path(_until_ctrl_c(get, repo, revision, progress))
     except Exception as error:  # connections fail in many classes
         reason = _reason(error, revision)
         try:
@@ -53,7 +56,9 @@ def download(repo: str, revision: str | None, files: Sequence[str]) -> Path:
         raise DownloadError(f"there is no folder {repo}, and it cannot be downloaded: {part}{reason}") from error
 
 
-def _until_ctrl_c(get: Callable[..., str], repo: str, revision: str | None) -> str:
+def _until_ctrl_c(
+    get: Callable[..., str], repo: str, revision: str | None, progress: Callable[[int, int], None] | None
+) -> str:
     """Downloads in a thread, until Ctrl-C."""
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import tqdm
@@ -61,10 +66,23 @@ def _until_ctrl_c(get: Callable[..., str], repo: str, revision: str | None) -> s
     constants.DOWNLOAD_CHUNK_SIZE = min(constants.DOWNLOAD_CHUNK_SIZE, CHUNK_BYTES)
     stopped, result = threading.Event(), Future[str]()
 
+    lock = threading.Lock()  # of `progress`
+
     class StoppableBar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            # huggingface_hub shows a second bar of the same bytes, and one of files
+            self.is_shown = options.get("unit") == "B" and not str(options.get("name")).endswith("transfer")
+            self.done = 0.0
+            options["disable"] = progress is not None or options.get("disable")  # None: without a terminal
+            super().__init__(*args, **options)  # type: ignore[no-untyped-call]
+
         def update(self, n: float | None = 1) -> bool | None:
             if stopped.is_set():
                 raise KeyboardInterrupt
+            self.done += n or 0
+            if progress and self.is_shown:
+                with lock:
+                    progress(int(self.done), max(int(self.total or 0), int(self.done) + 1))
             return super().update(n)
 
     def work() -> None:

@@ -73,6 +73,7 @@ SLOW_PROMPT = """
 import os, signal, sys, time
 from exaone4_mlx.model import fused, layer
 fused.CHECK_SECONDS, call = 0, layer.Layer.__call__
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 def slow(self, x, *rest):
     if x.shape[1] > 128:
         os.write(2, b"layer\\n")

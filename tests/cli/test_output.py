@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
-from commands import TerminalText
+from commands import GENERATE, TerminalText
+from conftest import until
 
+from exaone4_mlx.cli import output
+from exaone4_mlx.cli.main import main
 from exaone4_mlx.cli.output import progress_bar, show_json
 
 
-def test_progress_is_drawn_on_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    def drawn(screen: io.StringIO) -> str:
-        monkeypatch.setattr(sys, "stderr", screen)
-        with progress_bar("reading the prompt", " tokens") as progress:
-            progress(0, 100)
-            time.sleep(0.6)
-            progress(50, 100)
-            progress(60, 100)
-        return screen.getvalue()
+def test_a_bar_counts_whole_numbers_and_appears_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = TerminalText()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(output, "BAR_SECONDS", 0.05)
+    with progress_bar("reading the prompt", " tokens") as progress:
+        until(lambda: "reading the prompt: 0 tokens" in screen.getvalue())
+        progress(1500, 4000)
+        until(lambda: "1500/4000" in screen.getvalue())
+    ended = screen.getvalue()
+    time.sleep(0.15)
+    assert screen.getvalue() == ended, "a bar that has ended is not drawn again"
 
-    assert "reading the prompt" in drawn(TerminalText())
-    assert drawn(io.StringIO()) == ""
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def printed(what: str, unit: str) -> str:
+        with progress_bar(what, unit) as progress:
+            for done in (0, 2_500_000, 4_000_000):
+                progress(done, 4_000_000)
+        return capsys.readouterr().err
+
+    assert printed("loading", "B") == ""
+    monkeypatch.setattr(output, "LINE_SECONDS", 0)
+    assert printed("loading", "B") == "loading: 0 MB of 4 MB\nloading: 2 MB of 4 MB\n"
+    assert printed("evaluating", " blocks").splitlines()[1] == "evaluating: 2500000 of 4000000 blocks"
+    output.set_quiet(True)
+    assert printed("loading", "B") == ""
+    output.set_quiet(False)
+
+
+def test_quiet_prints_the_result_and_warnings_only(capsys: pytest.CaptureFixture[str], machine: Any) -> None:
+    ask = [*GENERATE, "-p", "Hello", "-m", "3", "--q-bits", "4", "--quiet"]
+    assert main(ask) == 0
+    out, err = capsys.readouterr()
+    assert out and err == ""
+    machine(1, 100)
+    assert main(ask) == 0
+    assert [line[:8] for line in capsys.readouterr().err.splitlines()] == ["warning:", "(6 MB wi"]
+    assert main(["generate", "--model", "dmeo", "-p", "x", "--quiet"]) == 1
+    assert "there is no folder dmeo" in capsys.readouterr().err
 
 
 def test_json_has_null_for_infinity_and_nan(capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,7 @@ FILES: dict[str, Any] = {
 MISUSED = (
     ("", "the following arguments are required: COMMAND"),
     ("genrate -p x", "; did you mean generate?"),
-    ("generate", "one of --prompt (with or without --prompt-file), --prompt-file and --messages is required"),
+    ("generate", "one of --prompt (with or without --prompt-file), --prompt-file, --messages and --batch is required"),
     ("generate -p x --modle demo", "unrecognized arguments: --modle demo; did you mean --model?"),
     ("generate -p x --temperature=1", "unrecognized arguments: --temperature=1; did you mean --temp?"),
     ("generate -p x --temp warm", "argument --temp: invalid float value: 'warm'"),
@@ -93,7 +93,7 @@ MISUSED = (
     ("generate -p x --raw --thinking", "--raw uses no chat template: --thinking, "),
     ("generate -p x --thinking-budget 5", "--thinking-budget needs --thinking"),
     ("generate -p x --constrain-tools", "--constrain-tools needs --tools or --builtin-tools"),
-    ("generate -p x --logprobs 2", "--logprobs needs --json or --jsonl"),
+    ("generate -p x --logprobs 2", "--logprobs needs --json, --jsonl or --batch"),
     ("generate -p x --draft-model demo --prompt-lookup", "--draft-model and --prompt-lookup exclude each other"),
     ("generate -p x --num-draft-tokens 2", "--num-draft-tokens needs --draft-model or --prompt-lookup"),
     ("chat --overflow x", "argument --overflow: invalid choice: 'x' (choose from "),

@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 
 from exaone4_mlx import Answer, Done, Thinking, ToolCall
-from exaone4_mlx.cli.main import main
-from exaone4_mlx.cli.output import TextPrinter, log, logged_warnings, prepare_streams, progress_bar
+from exaone4_mlx.cli.main import logged_warnings, main
+from exaone4_mlx.cli.output import TextPrinter, log, prepare_streams, progress_bar
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.terminal.pipe import PipeScreen
 from exaone4_mlx.terminal.screen import Screen
