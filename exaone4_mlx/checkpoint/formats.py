@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..files.folders import read_json
+from ..files.folders import read_json, shortened
 from ..files.safetensors import DTYPES, FLOAT_DTYPES, FLOATS, Checkpoint, CheckpointError, check_finite
 from .integer_layouts import AWQLayout, GPTQLayout, Int8Layout, PackedLayout
 from .layouts import Float8Layout, Layout, MLXLayout, StoredTensor
@@ -53,10 +53,22 @@ class Source:
         """
         self.tensors: dict[str, StoredTensor] = {}
         self._checkpoint = checkpoint
-        self._layout = _find_layout(checkpoint, config)
-        if self._layout:
-            described = map(self._layout.describe, self._layout.layers())
-            self.tensors = {tensor.name: tensor for tensor in described}
+        try:
+            self._layout = _find_layout(checkpoint, config)
+            if self._layout:
+                described = map(self._layout.describe, self._layout.layers())
+                self.tensors = {tensor.name: tensor for tensor in described}
+        except CheckpointError:
+            raise
+        except (
+            ValueError,
+            AttributeError,
+            TypeError,
+            KeyError,
+            ArithmeticError,
+        ) as error:  # most: a value of a wrong type
+            what = "" if isinstance(error, ValueError) else "the quantization in config.json is malformed: "
+            raise ValueError(shortened(f"{what}{error}")) from error
         self.format = self._layout.title if self._layout and self.tensors else "full precision"
         self._add_full_precision()
 
@@ -159,7 +171,7 @@ def _find_layout(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Layout | 
 
 def _read_dtype(config: Mapping[str, Any]) -> mx.Dtype:
     name = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
-    if name not in FLOAT_DTYPES:
+    if not isinstance(name, str) or name not in FLOAT_DTYPES:
         raise ValueError(f"config.json has dtype {name!r}, not one of {', '.join(FLOAT_DTYPES)}")
     return FLOAT_DTYPES[name]
 

@@ -36,13 +36,13 @@ class Quantization:
     mode: str = "affine"
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"quantization mode {self.mode!r} is unknown; there are {', '.join(MODES)}")
+        if not isinstance(self.mode, str) or self.mode not in MODES:
+            raise ValueError(f"quantization mode {self.mode!r:.99} is unknown; there are {', '.join(MODES)}")
         groups, bits = MODES[self.mode]
-        if self.bits not in bits:
-            raise ValueError(f"{self.mode} quantization has {_any_of(bits)} bits, not {self.bits!r}")
-        if self.group_size not in groups:
-            raise ValueError(f"{self.mode} quantization has groups of {_any_of(groups)}, not {self.group_size!r}")
+        if type(self.bits) is not int or self.bits not in bits:
+            raise ValueError(f"{self.mode} quantization has {_any_of(bits)} bits, not {self.bits!r:.99}")
+        if type(self.group_size) is not int or self.group_size not in groups:
+            raise ValueError(f"{self.mode} quantization has groups of {_any_of(groups)}, not {self.group_size!r:.99}")
 
     def applies_to(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether the tensor of this name and shape is stored quantized."""
@@ -79,7 +79,7 @@ def read_quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if not quantization:
         return None
     if not isinstance(quantization, dict):
-        raise ValueError(f"quantization must be an object, not {quantization!r}")
+        raise ValueError(f"quantization must be an object, not {quantization!r:.99}")
     for key in ("bits", "group_size"):
         if key not in quantization:
             raise ValueError(f"quantization lacks {key}")
@@ -115,7 +115,7 @@ def quantization_keys(layers: Mapping[str, Quantization | None]) -> dict[str, An
 def read_settings(settings: Mapping[str, Any]) -> Quantization:
     """Settings from a config.json. mlx-lm writes null for MLX's default."""
     mode = settings.get("mode") or "affine"
-    bits, group_size = DEFAULTS.get(mode, (0, 0))
+    bits, group_size = DEFAULTS.get(str(mode), (0, 0))
     return Quantization(settings.get("bits") or bits, settings.get("group_size") or group_size, mode)
 
 

@@ -102,6 +102,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def shortened(message: str) -> str:
+    """An error message without its middle if that is long: it may quote a name or a value of any length."""
+    return message if len(message) <= 600 else f"{message[:400]} … {message[-190:]}"
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write, which replaces `path` at the end of the block unless the block fails.

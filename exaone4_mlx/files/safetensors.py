@@ -19,7 +19,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .folders import other_format, read_json
+from .folders import other_format, read_json, shortened
 
 WHOLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
@@ -50,6 +50,9 @@ FLOAT_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.fl
 
 class CheckpointError(ValueError):
     """A damaged or incomplete checkpoint, or one of another architecture."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(message))
 
 
 @dataclass(frozen=True)
@@ -233,6 +236,6 @@ def read_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype | None:
     """A floating-point dtype from its name. None passes through. Raises ValueError for any other."""
     if dtype is None or dtype in FLOAT_DTYPES.values():
         return dtype  # type: ignore[return-value]
-    if dtype not in FLOAT_DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(FLOAT_DTYPES)}, not {dtype!r}")
-    return FLOAT_DTYPES[str(dtype)]
+    if not isinstance(dtype, str) or dtype not in FLOAT_DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(FLOAT_DTYPES)}, not {dtype!r:.99}")
+    return FLOAT_DTYPES[dtype]

@@ -24,13 +24,13 @@ from ..checkpoint.formats import Source
 from ..checkpoint.layouts import StoredTensor
 from ..checkpoint.quantize import Quantization, read_quantization, stored_settings
 from ..files.folders import BUILT_IN, find_folder, read_json
-from ..files.safetensors import INDEX_NAME, Checkpoint, read_dtype
+from ..files.safetensors import INDEX_NAME, Checkpoint, CheckpointError, read_dtype
 from ..generation.draft import DRAFT_STEP_SIZE, DRAFT_WINDOW
 from ..generation.options import PREFILL_STEP_SIZE
 from ..model.cache import RotatingKVCache
 from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization, grown_capacity
-from ..model.pretrained import EMBEDDING, HEAD
+from ..model.pretrained import EMBEDDING, HEAD, check_layers
 
 #: Files that hold weights or list them.
 WEIGHT_FILES = ("*.safetensors", INDEX_NAME, "*.bin", "*.pt", "*.pth", "*.gguf")
@@ -107,6 +107,10 @@ def read_sizes(path_or_repo: str | Path, revision: str | None = None) -> Sizes:
             raise
         return _sizes_from_config(folder / "config.json")
     source = Source(checkpoint, read_json(folder / "config.json"))
+    check_layers(source.tensors, config, folder)
+    for name, shape in weight_shapes(config).items():
+        if name in source.tensors and source.tensors[name].shape != shape:
+            raise CheckpointError(f"{source.file(name)}: {name} has shape {source.tensors[name].shape}, not {shape}")
     # `load` ignores these extra tensors.
     extra = ("rotary_emb.inv_freq", HEAD) if config.tie_word_embeddings else ("rotary_emb.inv_freq",)
     tensors = {name: tensor for name, tensor in source.tensors.items() if not name.endswith(extra)}
@@ -123,7 +127,7 @@ def _sizes_from_config(path: Path) -> Sizes:
     given = values.get("quantization") or values.get("quantization_config")
     if isinstance(given, Mapping) and "quant_method" in given:  # not MLX's
         method = given["quant_method"]
-        raise ValueError(f"{path}: config.json alone does not tell how large {method!r} weights are; get them, too")
+        raise ValueError(f"{path}: config.json alone does not tell how large {method!r:.99} weights are; get them, too")
     dtype = read_dtype(values.get("dtype") or values.get("torch_dtype")) or mx.bfloat16
     shapes = weight_shapes(config)
     quantization = read_quantization(values)

@@ -9,11 +9,10 @@ Notes:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from .rope import RopeParameters
+from .rope import RopeParameters, is_number
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
@@ -28,6 +27,14 @@ COUNTS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "max_position_embeddings",
 )  # fmt: skip
+#: The largest values of sizes, beyond any model: a config of a kilobyte can ask for terabytes. The tensors of a
+#: checkpoint are compared with its config before a network is built.
+MOST_SIZE = 2**24
+MOST = {
+    "num_hidden_layers": 10_000, "num_attention_heads": 2**14, "num_key_value_heads": 2**14, "head_dim": 2**14,
+    "max_position_embeddings": 2**31 - 1, "sliding_window": 2**31 - 1, "num_labels": 100_000,
+}  # fmt: skip
+MOST_TOKEN_ID = 2**31 - 1  # a missing token may be -1
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 SWITCHES = ("use_cache", "tie_word_embeddings", "output_hidden_states", "output_attentions", "return_dict")
 
@@ -64,10 +71,8 @@ def check_architecture(values: Mapping[str, Any]) -> None:
 def check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive whole number, not {value!r}")
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value > MOST.get(name, MOST_SIZE):
+        raise ValueError(f"{name} must be at most {MOST.get(name, MOST_SIZE)}, not {value!r}")
 
 
 def read_sizes(config: Any) -> dict[str, Any]:
@@ -106,7 +111,7 @@ def check_values(config: Any) -> None:
         raise ValueError(f"hidden_act {config.hidden_act!r} is not implemented; EXAONE 4 uses 'silu'")
     for name in ("rms_norm_eps", "initializer_range"):
         value = getattr(config, name)
-        if not is_number(value) or not 0 <= value < math.inf or (name == "rms_norm_eps" and not value):
+        if not is_number(value) or not 0 <= value < MOST_SIZE or (name == "rms_norm_eps" and not value):
             raise ValueError(f"{name} must be a positive number, not {value!r}")
     for name in ("attention_dropout", "classifier_dropout"):
         value = getattr(config, name)
@@ -118,7 +123,7 @@ def check_values(config: Any) -> None:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         ids = getattr(config, name)
         for token in ids if name == "eos_token_id" and isinstance(ids, tuple) else (ids,):
-            if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
+            if token is not None and (type(token) is not int or abs(token) > MOST_TOKEN_ID):
                 raise ValueError(f"{name} must be a token id, not {ids!r}")
     if config.problem_type not in (None, *PROBLEM_TYPES):
         raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, not {config.problem_type!r}")
@@ -165,8 +170,9 @@ def _types_from_pattern(pattern: Any, window: int | None, count: int) -> tuple[s
     if window is None or not pattern:
         return (GLOBAL,) * count
     if isinstance(pattern, int):
-        pattern = "L" * (pattern - 1) + "G"
-    types = [LOCAL if pattern[i % len(pattern)] == "L" else GLOBAL for i in range(count)]
+        types = [GLOBAL if i % pattern == pattern - 1 else LOCAL for i in range(count)]
+    else:
+        types = [LOCAL if pattern[i % len(pattern)] == "L" else GLOBAL for i in range(count)]
     # The documentation says that the final layer is global whatever the pattern. transformers' code
     # (5.23, configuration_exaone4.py) omits this rule. No released model shows the difference.
     types[-1] = GLOBAL
@@ -177,7 +183,7 @@ def shortest_pattern(layer_types: Sequence[str]) -> str:
     """The shortest string of L and G that gives these layers when it repeats."""
     letters = "".join("L" if kind == LOCAL else "G" for kind in layer_types)
     for length in range(1, len(letters)):
-        if (letters[:length] * len(letters))[: len(letters)] == letters:
+        if (letters[:length] * (len(letters) // length + 1))[: len(letters)] == letters:
             return letters[:length]
     return letters
 

@@ -39,6 +39,7 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 #: The prefixes of the names of the heads' weights.
 HEAD_PREFIXES = ("lm_head.", "score.", "qa_outputs.")
 ROTARY_FREQUENCIES = re.compile(r"((model|transformer)\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+LAYER = re.compile(r"(?:\w+\.)?layers\.(\d+)\.")
 Network = TypeVar("Network", bound=nn.Module)
 #: The modules with a checkpoint's weights, beside those of this folder.
 PLAIN = (nn.Linear, nn.Embedding, nn.RMSNorm, nn.Dropout)
@@ -95,6 +96,7 @@ def open_checkpoint(
         config = Exaone4Config.from_file(folder / "config.json")
     checkpoint = Checkpoint(folder)
     source = Source(checkpoint, read_json(folder / "config.json"))
+    check_layers(source.tensors, config, folder)
     wanted = named_parameters(kind(config))
     _drop_harmless(source, config, folder)
     new = {} if backbone is None else _adapt_names(source, backbone, wanted)
@@ -229,6 +231,16 @@ def _adapt_names(source: Source, backbone: str, wanted: Mapping[str, mx.array]) 
         elif name not in wanted:
             del source.tensors[name]
     return {name: wanted[name] for name in wanted if name.startswith(HEAD_PREFIXES) and name not in source.tensors}
+
+
+def check_layers(names: Iterable[str], config: Exaone4Config, folder: Path) -> None:
+    """Raises CheckpointError if the config asks for more layers than the tensors have: a layer takes time to build."""
+    found = {match[1] for name in names if (match := LAYER.match(name))}
+    if config.num_hidden_layers > len(found):
+        raise CheckpointError(
+            f"{folder}: num_hidden_layers is {config.num_hidden_layers} in config.json, and the weights have "
+            f"{len(found)} layers"
+        )
 
 
 def _check_names(found: Collection[str], wanted: Collection[str], folder: Path) -> None:

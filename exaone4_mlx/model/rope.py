@@ -32,6 +32,7 @@ KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "llama3": (("factor", "low_freq_factor", "high_freq_factor", ORIGINAL), ()),
 }
 LISTS = ("short_factor", "long_factor")
+LARGEST = 1e30  # of a factor or another number
 MSCALES = ("mscale", "mscale_all_dim")  # 0 means absent, as in transformers
 
 
@@ -132,8 +133,13 @@ def _checked(key: str, value: Any) -> Any:
     return int(value) if key == ORIGINAL else value
 
 
+def is_number(value: Any) -> bool:
+    """Whether a number that float32 holds, with room for products."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return is_number(value) and value >= 1 / LARGEST
 
 
 def _fill_dynamic(values: dict[str, Any], longest: int) -> None:

@@ -68,11 +68,8 @@ class Tokenizer(EncodesBatches):
         begins = re.escape("\0" + "".join({text[0] for text in self.control_tokens}))  # "\0": it may not be empty
         #: A template may change the case of a message. The lookahead makes the search ten times faster.
         self._control_like = re.compile(rf"(?=[{begins}])(?:{any_control})", re.IGNORECASE)
-        eos = config.get("eos_token") or EOS
-        self.eos_token = str(eos["content"] if isinstance(eos, Mapping) else eos)
+        self.eos_token, self.pad_token = _token(config, "eos_token") or EOS, _token(config, "pad_token")
         self.eos_token_id = backend.token_to_id(self.eos_token)
-        pad = config.get("pad_token")
-        self.pad_token = pad["content"] if isinstance(pad, Mapping) else pad
         self.padding_side = config.get("padding_side") or "right"
         #: Every id that ends a turn: the tokenizer's, and those of generation_config.json.
         self.stop_token_ids = frozenset(id for id in (*extra_stop_ids, self.eos_token_id) if id is not None)
@@ -111,7 +108,9 @@ class Tokenizer(EncodesBatches):
         files = (folder / "tokenizer_config.json", folder / "generation_config.json")
         config, generation = (read_json(file) if file.is_file() else {} for file in files)
         stop_ids = generation.get("eos_token_id")
-        stop_ids = stop_ids if isinstance(stop_ids, list) else [stop_ids] if isinstance(stop_ids, int) else []
+        stop_ids = stop_ids if isinstance(stop_ids, list) else [] if stop_ids is None else [stop_ids]
+        if wrong := [id for id in stop_ids if type(id) is not int]:
+            raise ValueError(f"{files[1]}: eos_token_id must be a token id or a list of them, not {wrong[0]!r:.99}")
         if padding_side is not None:
             config = {**config, "padding_side": padding_side}
         return cls(backend, config, ChatTemplate.find(folder, config), stop_ids, nfc)
@@ -372,6 +371,15 @@ class StreamDecoder:
     def close(self) -> str:
         """The end of the text: U+FFFD for an incomplete character."""
         return self._utf8.decode(b"", final=True)
+
+
+def _token(config: Mapping[str, Any], key: str) -> str | None:
+    """The text of a token in tokenizer_config.json, where it may be an object with its text as "content"."""
+    given = config.get(key)
+    text = given.get("content") if isinstance(given, Mapping) else given
+    if text is None or isinstance(text, str):
+        return text
+    raise ValueError(f"tokenizer_config.json: {key} must be the text of a token, not {given!r:.99}")
 
 
 def _encode(backend: tokenizers.Tokenizer, text: str) -> list[int]:
