@@ -201,7 +201,7 @@ class Batch:
         with metal_memory():
             for start in range(0, ids.shape[1], PREFILL_STEP_SIZE):
                 hidden = self._hidden(fused, ids[:, start : start + PREFILL_STEP_SIZE], cache)
-                mx.eval(hidden, [layer.state for layer in cache])
+                mx.eval(hidden, [layer.buffers for layer in cache])
             tokens = draw(samplers, fused.logits(hidden)[:, -1])
             for count in itertools.count(1):
                 following = draw(samplers, self._logits(fused, tokens[:, None], cache))

@@ -64,7 +64,7 @@ def prefill_chunks(
         chunk = mx.array(list(ids[start : start + step_size]))[None]  # [1, L]
         hidden = model.prefill(chunk, cache, whole_length, check and pauses(start, chunk.size, cache, check))
         if start + step_size < len(ids):
-            mx.eval([layer.state for layer in cache])
+            mx.eval([layer.buffers for layer in cache])
             mx.clear_cache()
         yield min(start + step_size, len(ids)), hidden
 

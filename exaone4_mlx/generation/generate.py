@@ -123,6 +123,10 @@ class Generation(EventStream[ReplyEvent]):
         constraint: GrammarConstraint | None = None,
         draft: DraftModel | None = None,
     ) -> None:
+        given: object = prompt_cache
+        if not isinstance(given, PromptCache | None):
+            kind = "a list of caches" if isinstance(given, list) else type(given).__name__
+            raise ValueError(f"prompt_cache must be a PromptCache, not {kind}")
         cache = prompt_cache or PromptCache(model, request.tokenizer, CheckpointPool(max_count=0), request.kv)
         cache.check_model(model, request.kv)
         evaluate_weights(model, draft)

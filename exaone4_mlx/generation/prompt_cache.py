@@ -290,7 +290,7 @@ class PromptCache:
 
     @property
     def _states(self) -> list[list[mx.array]]:
-        return [layer.state for layer in self.layers]
+        return [layer.buffers for layer in self.layers]
 
     def save(self, path: str | Path) -> None:
         """Writes the file, whole or not at all. Errors as for `write_cache`."""

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
 from .config import Exaone4Config
 from .kv import KVBuffer, KVQuantization, Stored, grown_capacity
+from .mlx_lm_caches import ForMlxLm, copy_rows
 
 
 def causal_mask(past: int, length: int, window: int | None = None) -> mx.array | str | None:
@@ -62,7 +64,7 @@ class Snapshot:
         return sum(array.nbytes for array in self.arrays)
 
 
-class KVCache:
+class KVCache(ForMlxLm):
     """All tokens of a global layer. The buffer grows beyond `max_length` tokens only if there are more tokens."""
 
     def __init__(self, max_length: int | None = None, kv: KVQuantization | None = None) -> None:
@@ -128,7 +130,7 @@ class KVCache:
         return self.rows.nbytes
 
     @property
-    def state(self) -> list[mx.array]:
+    def buffers(self) -> list[mx.array]:
         """The buffers, for evaluation; empty before the first token."""
         return self.rows.buffers
 
@@ -140,8 +142,25 @@ class KVCache:
         self.rewind(n)
         return n
 
+    def size(self) -> int:
+        return self.offset
 
-class RotatingKVCache:
+    def to_mlx_lm(self) -> Any:
+        """mlx-lm's `KVCache` with the same tokens. Raises ValueError if this one is quantized."""
+        from mlx_lm.models.cache import KVCache as Neighbour
+
+        self.check_plain()
+        made: Any = Neighbour()  # type: ignore[no-untyped-call]
+        copy_rows(made, self.rows, 0, self.offset)
+        made.offset = self.offset
+        return made
+
+    def to_quantized(self, group_size: int = 64, bits: int = 4) -> Any:
+        """For mlx-lm's `kv_bits`: mlx-lm's `QuantizedKVCache` with the same tokens."""
+        return self.to_mlx_lm().to_quantized(group_size, bits)
+
+
+class RotatingKVCache(ForMlxLm):
     """The last tokens of a local layer: `window` of them, and `rewind_capacity` more for `rewind`.
 
     `slack` rows are appended before the buffer is compacted. An example with window 3, rewind_capacity 2 and slack 2:
@@ -248,7 +267,7 @@ class RotatingKVCache:
         return self.rows.nbytes
 
     @property
-    def state(self) -> list[mx.array]:
+    def buffers(self) -> list[mx.array]:
         """The buffers, for evaluation; empty before the first token."""
         return self.rows.buffers
 
@@ -259,6 +278,21 @@ class RotatingKVCache:
         """mlx-lm's name for `rewind`; returns `n`."""
         self.rewind(n)
         return n
+
+    def size(self) -> int:
+        return min(self.offset, self.window)
+
+    def to_mlx_lm(self) -> Any:
+        """mlx-lm's `RotatingKVCache` with the same tokens. Raises ValueError if this one is quantized."""
+        from mlx_lm.models.cache import RotatingKVCache as Neighbour
+
+        self.check_plain()
+        made: Any = Neighbour(self.window)  # type: ignore[no-untyped-call]
+        rows = min(self.stop, self.size())
+        # A row that no later token attends to may be missing here. There, a full cache has all rows of the window.
+        copy_rows(made, self.rows, self.stop - rows, self.stop, self.size() - rows)
+        made.offset, made._idx = self.offset, self.size()
+        return made
 
 
 Cache = KVCache | RotatingKVCache

@@ -128,7 +128,7 @@ def pauses(start: int, length: int, cache: Sequence[Cache], check: Callable[[int
         nonlocal checked
         if layers % step:
             return
-        mx.eval(x, [layer.state for layer in cache[layers - step : layers]])
+        mx.eval(x, [layer.buffers for layer in cache[layers - step : layers]])
         if time.perf_counter() - checked >= CHECK_SECONDS:
             checked = time.perf_counter()
             check(start + length * layers // len(cache))

@@ -154,8 +154,8 @@ def _check_caches(config: Exaone4Config, caches: Sequence[Cache], batch: int) ->
             raise ValueError(f"past_key_values[{number}] is not a cache for layer {number} of this model; {make}")
         if cache.offset != caches[0].offset:
             raise ValueError(f"past_key_values hold {caches[0].offset} and {cache.offset} tokens; {make}")
-        if cache.state:
-            held, heads, _, width = cache.state[0].shape
+        if cache.buffers:
+            held, heads, _, width = cache.buffers[0].shape
             wanted, _ = cache.rows.layout(config.head_dim)["keys"]
             if (heads, width) != (config.num_key_value_heads, wanted):
                 raise ValueError(f"past_key_values[{number}] has {heads} key heads of {width}; {make}")

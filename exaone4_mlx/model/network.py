@@ -32,6 +32,7 @@ from .inputs import ForwardInputs, Inputs, read_inputs, read_kept, read_labels
 from .kv import KVQuantization
 from .layer import AttentionSpec, Layer, Mask, Pause, Rotation, run_layers
 from .losses import causal_lm_loss
+from .mlx_lm_caches import usable_caches
 from .outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
 from .pretrained import Pretrained
 
@@ -121,7 +122,7 @@ class Exaone4Model(Pretrained):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def __call__(self, input_ids: mx.array, cache: Sequence[Cache] | None = None) -> mx.array:
-        return self.norm(run_layers(self.layers, self.embed_tokens(input_ids), cache))
+        return self.norm(run_layers(self.layers, self.embed_tokens(input_ids), usable_caches(cache, self.config)))
 
     def prefill(
         self, input_ids: mx.array, cache: Sequence[Cache], whole_length: int, pause: Pause | None = None
@@ -178,7 +179,7 @@ class Exaone4ForCausalLM(Pretrained):
     """EXAONE 4 with its language-model head.
 
     `model(input_ids, cache=None)` takes ids [B, L] and returns logits [B, L, V]. With caches from
-    `make_cache()` the ids continue what the caches hold. This is the protocol of mlx-lm's models.
+    `make_cache()`, or mlx-lm's, the ids continue what the caches hold. This is the protocol of mlx-lm's models.
     """
 
     #: transformers' `generate`. generation/causal_lm.py defines it and puts it here.

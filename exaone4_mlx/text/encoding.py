@@ -7,8 +7,12 @@ Notes:
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import tokenizers
+
+from .template import ChatTemplate
 
 TENSORS = ("mlx", "np")
 SIDES = ("left", "right")
@@ -83,14 +87,39 @@ def encoding(
 
 
 class EncodesBatches:
-    """`tokenizer(texts)`, for a tokenizer with `encode`."""
+    """`tokenizer(texts)`, and what mlx-lm reads of a tokenizer."""
 
     #: Both may be set: the token that fills rows of a batch, or None, and the side, "left" or "right".
     pad_token: str | None
     padding_side: str
 
+    _backend: tokenizers.Tokenizer
+    _config: dict[str, Any]
+    stop_token_ids: frozenset[int]
+    _template: ChatTemplate | None
+
     def encode(self, text: str) -> list[int]:
         raise NotImplementedError
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the chat template."""
+        return None if self._template is None else self._template.source
+
+    @property
+    def bos_token(self) -> str | None:
+        """The token that begins a text in other models. EXAONE 4 has it and puts it nowhere."""
+        bos = self._config.get("bos_token")
+        return bos["content"] if isinstance(bos, Mapping) else bos
+
+    @property
+    def eos_token_ids(self) -> set[int]:
+        """mlx-lm's name for `stop_token_ids`."""
+        return set(self.stop_token_ids)
+
+    def get_vocab(self) -> dict[str, int]:
+        """The id of each token, as it is stored."""
+        return self._backend.get_vocab(with_added_tokens=True)
 
     @property
     def pad_token_id(self) -> int | None:

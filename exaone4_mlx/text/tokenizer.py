@@ -146,10 +146,11 @@ class Tokenizer(EncodesBatches):
     def __repr__(self) -> str:
         return f"Tokenizer({self.vocab_size} tokens, {len(self.control_tokens)} of them control tokens)"
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`. Control strings such as `[|user|]` become control tokens.
 
-        Raises ValueError for half characters (lone surrogates), which are not text.
+        EXAONE's tokenizer has no special tokens to add, whatever `add_special_tokens` is. Raises ValueError for half
+        characters (lone surrogates), which are not text.
         """
         return _encode(self._backend, composed(text) if self.nfc else text)
 

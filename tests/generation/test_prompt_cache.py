@@ -243,7 +243,7 @@ def test_a_checkpoint_is_a_copy_of_nbytes_bytes(key_heads: int, tokenizer: Token
     """A slice would keep the whole buffer alive, and so would an array that was assigned a whole slice."""
     cache = RotatingKVCache(window=50, rewind_capacity=10, slack=4000)
     cache.update(mx.zeros((1, key_heads, 3000, 64)), mx.zeros((1, key_heads, 3000, 64)))
-    mx.eval(cache.state)
+    mx.eval(cache.buffers)
     before = mx.get_active_memory()
     snapshot = cache.snapshot()
     mx.eval(snapshot.arrays)
@@ -251,7 +251,7 @@ def test_a_checkpoint_is_a_copy_of_nbytes_bytes(key_heads: int, tokenizer: Token
     assert abs(mx.get_active_memory() - before - snapshot.nbytes) < 10_000
     for _ in range(2):
         cache.update(mx.ones((1, key_heads, 1, 64)), mx.ones((1, key_heads, 1, 64)))
-        mx.eval(cache.state)
+        mx.eval(cache.buffers)
     assert mx.get_active_memory() - before < cache.nbytes / 2, "the next write copied the whole buffer"
     assert mx.max(snapshot.arrays[0]).item() == 0
 

@@ -232,7 +232,7 @@ def filled_bytes(
         for start in range(0, length, step):
             rows = mx.zeros((1, config.num_key_value_heads, min(step, length - start), config.head_dim), dtype)
             cache.update(rows, rows)
-        mx.eval(cache.state)
+        mx.eval(cache.buffers)
         total += cache.nbytes
     return total
 

@@ -137,7 +137,7 @@ def test_appending_a_token_writes_in_place() -> None:
     def peak_of_a_step(keep_a_view: bool) -> int:
         cache = KVCache(rows)
         cache.update(mx.zeros((1, 8, rows - 10, size)), mx.zeros((1, 8, rows - 10, size)))
-        mx.eval(cache.state)
+        mx.eval(cache.buffers)
         kept = []
         for _ in range(3):
             mx.reset_peak_memory()
@@ -148,7 +148,7 @@ def test_appending_a_token_writes_in_place() -> None:
                 kept.append(keys)
                 mx.eval(keys)
             del keys, values
-            mx.eval(cache.state)
+            mx.eval(cache.buffers)
         return mx.get_peak_memory() - before
 
     buffer_bytes = 8 * rows * size * 4

@@ -16,11 +16,11 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import distance, greedy_tokens, random_ids, tiny_model
+from conftest import distance, greedy_tokens, in_chunks, random_ids, small_caches, tiny_model
 from documented import rope_config
 from mlx.utils import tree_flatten, tree_unflatten
 
-from exaone4_mlx import Sampling, convert, generate, load
+from exaone4_mlx import KVQuantization, Sampling, convert, generate, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
 
 PROMPT = "Which one is bigger, 3.12 vs 3.9? What is the capital of France? " * 4  # several windows long
@@ -196,3 +196,121 @@ def wait_for(ask: Callable[[], bytes], server: subprocess.Popen[bytes]) -> bytes
             assert server.poll() is None, "the server ended"
             time.sleep(0.1)
     raise TimeoutError
+
+
+# --- mlx-lm's tools on our model object -----------------------------------------------------------------------------
+
+
+def their_caches(mlx_lm: Any, model: Any) -> list[Any]:
+    from mlx_lm.models.cache import KVCache, RotatingKVCache
+
+    return [KVCache() if layer.window is None else RotatingKVCache(layer.window) for layer in model.config.layers]
+
+
+def test_their_caches_give_our_logits(mlx_lm: Any) -> None:
+    """It was an AttributeError. Prompts of several windows, in chunks and token by token; also a mix of both kinds."""
+    for rope, cuts in (
+        ("default", [24]),
+        ("llama3", [9, 1, 1, 6, 1, 1, 5]),
+        ("dynamic", [9, 1, 14]),
+        ("yarn", [1] * 24),
+    ):
+        model = tiny_model(**rope_config(rope))
+        ids = random_ids(24)
+        expected = in_chunks(model, ids, cuts, model.make_cache())
+        mixed = [*their_caches(mlx_lm, model)[:2], *model.make_cache()[2:]]
+        for caches in (their_caches(mlx_lm, model), mixed):
+            assert distance(in_chunks(model, ids, cuts, caches), expected) < 1e-4, (rope, cuts)
+
+
+def test_a_prompt_cache_goes_through_their_file(mlx_lm: Any, tmp_path: Path) -> None:
+    """Theirs held our whole buffers, with rows beyond the text. Before, at, and beyond the window of 7, and rewound."""
+    from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache, trim_prompt_cache
+
+    model = small_caches(tiny_model(**rope_config("default")), reserve=2, slack=3)
+    ids, file = random_ids(40), str(tmp_path / "cache.safetensors")
+    for length, trimmed in ((1, 0), (6, 0), (7, 0), (8, 2), (20, 2), (25, 2), (33, 1)):
+        cache = model.make_cache()
+        in_chunks(model, ids[:, :length], [1] * length, cache)
+        assert trim_prompt_cache(cache, trimmed) == trimmed
+        save_prompt_cache(file, cache, {"model": "tiny"})
+        loaded, metadata = load_prompt_cache(file, return_metadata=True)
+        assert metadata == {"model": "tiny"} and loaded[0].offset == length - trimmed
+        rest = ids[:, length - trimmed :]
+        assert distance(model(rest, loaded), model(rest, cache)) < 1e-4, (length, trimmed)
+    cache = tiny_model(head_dim=32).make_cache(8)
+    with pytest.raises(ValueError, match=r"not serializable: quantized caches of exaone4_mlx \(PromptCache.save saves"):
+        save_prompt_cache(file, cache)
+
+
+def test_kv_bits_quantizes_our_caches(mlx_lm: Any) -> None:
+    """It was ignored without a word. The caches of local layers stay in full precision, as with kv=8."""
+    from mlx_lm.generate import generate_step
+
+    model = tiny_model(**rope_config("default", head_dim=32))
+    prompt = random_ids(30)[0]
+    for bits, start in ((8, 0), (4, 10)):
+        cache = model.make_cache()
+        options = {"kv_bits": bits, "kv_group_size": 32, "quantized_kv_start": start}
+        tokens = [token for token, _ in generate_step(prompt, model, max_tokens=6, prompt_cache=cache, **options)]
+        assert [type(layer).__name__ for layer in cache] == ["RotatingKVCache"] * 3 + ["QuantizedKVCache"]
+        assert cache[3].bits == bits and cache[3].offset >= 30
+        ours = model.make_cache(KVQuantization(bits, bits, 32, "global"))
+        assert [int(token) for token in tokens] == greedy_tokens_in(model, prompt.tolist(), ours, 6), bits
+    with pytest.raises(ValueError, match="mlx-lm's tools take caches in full precision"):
+        list(
+            generate_step(
+                prompt, model, max_tokens=2, prompt_cache=model.make_cache(KVQuantization(8, 8, 32)), **options
+            )
+        )
+
+
+def greedy_tokens_in(model: Any, prompt: list[int], cache: Any, count: int) -> list[int]:
+    """As mlx-lm does it: all but the last token of the prompt first."""
+    model(mx.array([prompt[:-1]]), cache)
+    tokens = [prompt[-1]]
+    for _ in range(count):
+        tokens.append(int(mx.argmax(model(mx.array([tokens[-1:]]), cache)[0, -1]).item()))
+    return tokens[1:]
+
+
+def test_their_batches_say_what_one_prompt_says(mlx_lm: Any) -> None:
+    """In our model with our tokenizer, which was an AttributeError each; prompts shorter and longer than a window."""
+    from mlx_lm.generate import BatchGenerator
+
+    model = tiny_model(**rope_config("default", eos_token_id=None))
+    prompts = [random_ids(length, seed=length)[0].tolist() for length in (3, 12, 30)]
+    batch = BatchGenerator(model, max_tokens=6)
+    order, found = batch.insert(prompts, [6] * 3), dict[int, list[int]]()
+    while responses := batch.next_generated():
+        for one in responses:
+            found.setdefault(one.uid, []).append(int(one.token))
+    assert [found[uid] for uid in order] == [greedy_tokens(model, prompt, 6) for prompt in prompts]
+    changing = tiny_model(**rope_config("dynamic"))
+    mixed = BatchGenerator(changing, max_tokens=6)
+    mixed.insert(prompts, [6] * 3)
+    with pytest.raises(ValueError, match="RoPE of type 'dynamic' depends on the length of a text, so mlx-lm cannot"):
+        mixed.next_generated()
+
+
+def test_their_generators_take_our_tokenizer(mlx_lm: Any, demo: Any) -> None:
+    model, tokenizer = demo
+    asked = [[{"role": "user", "content": text}] for text in ("Hello", "너가 얼마나 대단한지 설명해 봐")]
+    prompts = [tokenizer.apply_chat_template(one) for one in asked]
+    expected = [generate(model, tokenizer, one, temperature=0, max_tokens=6).text for one in asked]
+    assert mlx_lm.generate(model, tokenizer, prompts[1], max_tokens=6) == expected[1]
+    assert mlx_lm.batch_generate(model, tokenizer, prompts, max_tokens=6).texts == expected
+
+
+def test_other_caches_are_refused_by_name(mlx_lm: Any, unread: Any) -> None:
+    from mlx_lm.models.cache import ArraysCache
+
+    model = tiny_model()
+    with pytest.raises(ValueError, match=r"cache\[0\] is a ArraysCache, which a layer of attention cannot use"):
+        model(random_ids(3), [ArraysCache(2)] * 4)
+    with pytest.raises(ValueError, match="prompt_cache must be a PromptCache, not a list of caches"):
+        generate(*unread, [5, 6], prompt_cache=their_caches(mlx_lm, unread[0]))
+    with pytest.raises(ValueError, match=r"past_key_values\[0\] is not a cache for layer 0 of this model"):
+        model.forward(random_ids(3), past_key_values=their_caches(mlx_lm, model))
+    with pytest.raises(TypeError, match="there is no option 'kv_bits'; did you mean kv=8"):
+        generate(*unread, [5, 6], kv_bits=8)

@@ -173,7 +173,7 @@ def test_a_draft_model_that_computes_nan_is_named(unread: Any) -> None:
 def test_a_prompt_cache_with_nan_is_neither_saved_nor_read(unread: Any, tmp_path: Path, monkeypatch: Any) -> None:
     cache = PromptCache(*unread)
     cache.prefill([5, 6, 7])
-    cache.layers[1].state[0][..., 1, 0] = NAN
+    cache.layers[1].buffers[0][..., 1, 0] = NAN
     with pytest.raises(FloatingPointError, match="the prompt cache is not saved: its layer 1 keys holds NaN"):
         cache.save(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
