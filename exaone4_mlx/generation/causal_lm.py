@@ -13,7 +13,6 @@ Shapes: B rows, L tokens of the prompts, V vocabulary.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,12 +20,13 @@ import mlx.core as mx
 
 from ..model.cache import Cache
 from ..model.context import AttentionContext
-from ..model.fused import FusedModel
+from ..model.fused import FusedModel, LogitsCheck, NonFiniteLogits, checked
 from ..model.generation_config import GenerationConfig
 from ..model.inputs import check_everywhere, check_range, check_shape, read_integers
 from ..model.layer import run_layers
 from ..model.load import load as load
 from ..model.network import Exaone4ForCausalLM as Exaone4ForCausalLM
+from ..model.nonfinite import explain
 from .decode import CLEAR_EVERY, Sampler
 from .generate import evaluate_weights
 from .options import MAX_TOKENS, PREFILL_STEP_SIZE, Sampling
@@ -166,18 +166,12 @@ def generated(
     evaluate_weights(model)
     cut = min(pads)
     batch = Batch(model, [row[cut:] for row in rows], [pad - cut for pad in pads], sampling)
-    new: list[list[int]] = [[] for _ in rows]
-    job = Worker.of(model).submit(batch.tokens())
+    job = Worker.of(model).submit(batch.tokens(stops, count))
     try:
-        for tokens in job:
-            for row, token in zip(new, tokens, strict=True):
-                if not row or row[-1] not in stops:
-                    row.append(token)
-            if all(row[-1] in stops or len(row) >= count for row in new):
-                return new
+        steps = list(job)
     finally:
         job.close()
-    raise RuntimeError("the model ended before its tokens")
+    return [[token for token in row if token is not None] for row in zip(*steps, strict=True)]
 
 
 def draw(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
@@ -193,22 +187,38 @@ class Batch:
     def __init__(self, model: Exaone4ForCausalLM, rows: list[list[int]], pads: list[int], sampling: Sampling) -> None:
         self._model, self._rows, self._pads, self._sampling = model, rows, pads, sampling
 
-    def tokens(self) -> Iterator[list[int]]:
-        """The next token of each row, without end."""
+    def tokens(self, stops: frozenset[int], most: int) -> Iterator[list[int | None]]:
+        """The next token of each row, None after one of `stops`; at most `most` times.
+
+        Raises FloatingPointError if the model computes NaN or infinity.
+        """
         fused, cache = self._model.fused(), self._model.make_cache()
         samplers = [self._sampler(number) for number in range(len(self._rows))]
-        ids = mx.array(self._rows)
+        ids, check, ended = mx.array(self._rows), LogitsCheck(), [False] * len(self._rows)
         with metal_memory():
             for start in range(0, ids.shape[1], PREFILL_STEP_SIZE):
                 hidden = self._hidden(fused, ids[:, start : start + PREFILL_STEP_SIZE], cache)
                 mx.eval(hidden, [layer.buffers for layer in cache])
-            tokens = draw(samplers, fused.logits(hidden)[:, -1])
-            for count in itertools.count(1):
-                following = draw(samplers, self._logits(fused, tokens[:, None], cache))
-                yield tokens.tolist()  # type: ignore[misc]  # while the next ones are computed
-                tokens = following
-                if count % CLEAR_EVERY == 0:
-                    mx.clear_cache()
+            logits = fused.logits(hidden)[:, -1]
+            try:
+                tokens = draw(samplers, checked(logits))
+                for count in range(1, most + 1):
+                    check.add(logits)
+                    logits = self._logits(fused, tokens[:, None], cache)
+                    following = draw(samplers, logits)
+                    check.read()
+                    drawn: Any = tokens.tolist()  # while the next ones are computed
+                    yield [None if over else token for token, over in zip(drawn, ended, strict=True)]
+                    ended = [over or token in stops for token, over in zip(drawn, ended, strict=True)]
+                    if all(ended):
+                        break
+                    tokens = following
+                    if count % CLEAR_EVERY == 0:
+                        mx.clear_cache()
+                check.finish()
+            except NonFiniteLogits as error:
+                row, pad = self._rows[0], self._pads[0]
+                raise FloatingPointError(explain(self._model, row[pad:])) from error
 
     def _sampler(self, number: int) -> Sampler:
         """The sampler of a row: with a seed, the row's number added to it."""

@@ -84,11 +84,11 @@ def copy_rows(made: Any, rows: KVBuffer, start: int, stop: int, missing: int = 0
 
 def usable_caches(caches: Sequence[Any] | None, config: Exaone4Config) -> Sequence[Any] | None:
     """Caches for the layers of a model: ours as they are, mlx-lm's as `NeighbourCache`; others raise ValueError."""
-    if caches is None or len(caches) != len(config.layers) or all(isinstance(cache, ForMlxLm) for cache in caches):
+    if caches is None or len(caches) != len(config.layers) or all(hasattr(cache, "mask") for cache in caches):
         return caches
     usable: list[Any] = []
     for number, (cache, layer) in enumerate(zip(caches, config.layers, strict=True)):
-        if isinstance(cache, ForMlxLm):
+        if hasattr(cache, "mask"):
             usable.append(cache)
         elif hasattr(cache, "update_and_fetch") and hasattr(cache, "make_mask"):
             if isinstance(cache.offset, mx.array) and config.rope_parameters.depends_on_length:

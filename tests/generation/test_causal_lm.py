@@ -248,6 +248,28 @@ def test_any_thread_may_generate() -> None:
     assert found == [expected] * 3
 
 
+class BreaksAt:
+    """The head of a model, with NaN from call `when` on."""
+
+    def __init__(self, head: Any, when: int) -> None:
+        self.head, self.left = head, when
+
+    def __call__(self, x: mx.array) -> mx.array:
+        self.left -= 1
+        return self.head(x) * (float("nan") if self.left < 0 else 1)
+
+
+def test_numbers_that_are_none_end_in_an_error() -> None:
+    """In the prompt, and in a token after it."""
+    for given in (padded(), {"input_ids": IDS}):
+        model = tiny_model(**config_of(eos_token_id=None))
+        for when in (0, 2):
+            fused = model.fused(refresh=True)
+            fused.head = BreaksAt(fused.head, when)
+            with pytest.raises(FloatingPointError, match="the reply cannot be computed: the logits are NaN"):
+                model.generate(**given, max_new_tokens=3)
+
+
 # --- defaults and errors ------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +300,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"temperature": 0.6}, "temperature=0.6 has no effect without do_sample=True"),
     ({"top_p": 0.9, "do_sample": False}, "top_p=0.9 has no effect without do_sample=True"),
     ({"temperature": 0.0, "do_sample": True}, "temperature must be above 0 with do_sample=True"),
-    ({"top_p": 1.5, "do_sample": True}, "top_p must be above 0 and at most 1, not 1.5"),
+    ({"top_p": 1.5, "do_sample": True}, "top_p must be above 0 and at most 1.*, not 1.5"),
     ({"do_sample": "yes"}, "do_sample must be True or False, not 'yes'"),
     ({"max_new_tokens": 0}, "max_new_tokens must be a positive whole number, not 0"),
     ({"max_new_tokens": 2.5}, "max_new_tokens must be a positive whole number, not 2.5"),
