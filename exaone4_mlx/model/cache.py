@@ -23,7 +23,7 @@ import mlx.core as mx
 
 from .config import Exaone4Config
 from .kv import KVBuffer, KVQuantization, Stored, grown_capacity
-from .mlx_lm_caches import ForMlxLm, copy_rows
+from .mlx_lm_caches import ForMlxLm
 
 
 def causal_mask(past: int, length: int, window: int | None = None) -> mx.array | str | None:
@@ -141,19 +141,6 @@ class KVCache(ForMlxLm):
         """mlx-lm's name for `rewind`; returns `n`."""
         self.rewind(n)
         return n
-
-    def size(self) -> int:
-        return self.offset
-
-    def to_mlx_lm(self) -> Any:
-        """mlx-lm's `KVCache` with the same tokens. Raises ValueError if this one is quantized."""
-        from mlx_lm.models.cache import KVCache as Neighbour
-
-        self.check_plain()
-        made: Any = Neighbour()  # type: ignore[no-untyped-call]
-        copy_rows(made, self.rows, 0, self.offset)
-        made.offset = self.offset
-        return made
 
     def to_quantized(self, group_size: int = 64, bits: int = 4) -> Any:
         """For mlx-lm's `kv_bits`: mlx-lm's `QuantizedKVCache` with the same tokens."""
@@ -278,21 +265,6 @@ class RotatingKVCache(ForMlxLm):
         """mlx-lm's name for `rewind`; returns `n`."""
         self.rewind(n)
         return n
-
-    def size(self) -> int:
-        return min(self.offset, self.window)
-
-    def to_mlx_lm(self) -> Any:
-        """mlx-lm's `RotatingKVCache` with the same tokens. Raises ValueError if this one is quantized."""
-        from mlx_lm.models.cache import RotatingKVCache as Neighbour
-
-        self.check_plain()
-        made: Any = Neighbour(self.window)  # type: ignore[no-untyped-call]
-        rows = min(self.stop, self.size())
-        # A row that no later token attends to may be missing here. There, a full cache has all rows of the window.
-        copy_rows(made, self.rows, self.stop - rows, self.stop, self.size() - rows)
-        made.offset, made._idx = self.offset, self.size()
-        return made
 
 
 Cache = KVCache | RotatingKVCache

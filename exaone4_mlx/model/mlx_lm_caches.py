@@ -53,12 +53,27 @@ class ForMlxLm:
     rows: KVBuffer
 
     def to_mlx_lm(self) -> Any:
-        raise NotImplementedError
+        """mlx-lm's `KVCache` or `RotatingKVCache` with the same tokens. Raises ValueError if this one is quantized."""
+        from mlx_lm.models import cache as theirs
 
-    def check_plain(self) -> None:
-        """Raises ValueError for quantized rows."""
         if self.rows.kv is not None:
             raise ValueError("mlx-lm's tools take caches in full precision: model.make_cache() without kv")
+        window = getattr(self, "window", None)
+        made: Any = theirs.KVCache() if window is None else theirs.RotatingKVCache(window)  # type: ignore[no-untyped-call]
+        stop, size = getattr(self, "stop", self.offset), self.size()
+        start = max(0, stop - size)
+        if size:
+            # A row that no later token attends to may be missing here. There, a full cache has all rows of the window.
+            missing = [(0, 0), (0, 0), (size - (stop - start), 0), (0, 0)]
+            made.keys, made.values = (mx.pad(part, missing) for part in self.rows.views(start, stop))
+        made.offset = self.offset
+        if window is not None:
+            made._idx = size
+        return made
+
+    def size(self) -> int:
+        """The rows that the next token may attend to, itself not included."""
+        return min(self.offset, getattr(self, "window", self.offset))
 
     @property
     def state(self) -> Any:
@@ -73,13 +88,6 @@ class ForMlxLm:
         """One cache for a batch of texts."""
         made = [cache.to_mlx_lm() if isinstance(cache, ForMlxLm) else cache for cache in caches]
         return made[0].merge(made)
-
-
-def copy_rows(made: Any, rows: KVBuffer, start: int, stop: int, missing: int = 0) -> None:
-    """Gives a cache of mlx-lm the rows start:stop, behind `missing` zero rows."""
-    if stop > start:
-        parts = [mx.pad(part, [(0, 0), (0, 0), (missing, 0), (0, 0)]) for part in rows.views(start, stop)]
-        made.keys, made.values = parts
 
 
 def usable_caches(caches: Sequence[Any] | None, config: Exaone4Config) -> Sequence[Any] | None:
