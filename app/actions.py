@@ -49,7 +49,7 @@ class Actions:
     # --- the page -------------------------------------------------------------
 
     def opened(
-        self, conversation: str, chosen: str, browser: str, width: float | None, request: gr.Request
+        self, conversation: str, chosen: str, browser: str, width: float | None, theme: str, request: gr.Request
     ) -> Iterator[Update]:
         """The page was loaded: it gets the settings of the conversation of its address."""
         tab = self.state.tab(_key(request), conversation)
@@ -62,7 +62,7 @@ class Actions:
             **self._list(tab),
             **self._models(tab),
             self.page.language: chosen,
-            self.page.appearance: request.query_params.get("__theme") or "",
+            self.page.appearance: theme,
         }
 
     def followed(self, request: gr.Request) -> Iterator[dict[str, Any]]:
@@ -223,6 +223,9 @@ class Actions:
         tab = self._tab(request)
         self.state.show(tab, self.state.new_session(settings=tab.session.settings))
         return {**self._settings_of(tab), **self._list(tab)}
+
+    def search_opened(self) -> gr.Sidebar:
+        return gr.Sidebar(open=True)
 
     def searched(self, query: str, request: gr.Request) -> Update:
         return self._list(self._tab(request), query)

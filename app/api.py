@@ -10,11 +10,13 @@ Notes:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 import gradio as gr
 
 from .messages import Message
+from .render import tool_results
 from .session import Session, View
 from .settings import SAMPLING
 from .state import AppState
@@ -162,13 +164,17 @@ class Endpoints:
 def _reply(view: View, messages: list[Message]) -> dict[str, Any]:
     """The replies of a turn as one."""
     replies = [message for message in messages if message["role"] == "assistant"]
-    results = iter([message for message in messages if message["role"] == "tool"])
-    calls = [call["function"] for reply in replies for call in reply.get("tool_calls") or ()]
+    calls = [
+        {**call["function"], **_result(result)}
+        for index, message in enumerate(messages)
+        for call, result in zip_longest(message.get("tool_calls") or (), tool_results(messages, index))
+        if call is not None
+    ]
     stats = None if view.counts is None else {k: v for k, v in vars(view.counts).items() if k != "finish_reason"}
     return {
         "answer": _joined([reply.get("content") or "" for reply in replies]),
         "thinking": _joined([reply.get("reasoning_content", "") for reply in replies]),
-        "tool_calls": [{**call, **_result(next(results, None))} for call in calls],
+        "tool_calls": calls,
         "finish_reason": None if view.running or view.counts is None else view.counts.finish_reason,
         "stats": stats,
     }

@@ -469,8 +469,28 @@ box.addEventListener("keydown", (event) => {
 });
 sendButton.addEventListener("click", submit);
 document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && frame.running && !event.defaultPrevented) act("stop");
+    const command = event.metaKey || event.ctrlKey;
+    if (event.key === "Escape" && frame.running) act("stop");
+    else if (command && event.key.toLowerCase() === "k") {
+        trigger("search", {});
+        setTimeout(() => document.querySelector("#search :is(input, textarea)")?.focus(), 300); // after the list has opened
+    } else if (command && event.shiftKey && event.key.toLowerCase() === "o") document.querySelector("#new-chat")?.click();
+    else return;
+    event.preventDefault();
 });
+
+// --- light or dark ---------------------------------------------------------------
+
+const darkSystem = window.matchMedia("(prefers-color-scheme: dark)");
+
+function showTheme() {
+    const theme = localStorage.getItem("exaone4_mlx theme") ?? "";
+    document.body.classList.toggle("dark", theme ? theme === "dark" : darkSystem.matches);
+    document.body.style.background = "var(--body-background-fill)"; // Gradio sets that of the first theme
+}
+window.addEventListener("storage", showTheme);
+darkSystem.addEventListener("change", showTheme);
+showTheme();
 
 function label() {
     box.placeholder = words("say");

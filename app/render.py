@@ -162,6 +162,7 @@ def blocks(text: str, words: Words) -> Iterator[str]:
 @cache
 def _parser() -> Any:
     parser: Any = new_parser(formula_token="formula")
+    parser.disable("reference")  # the line of a definition would not be shown
     for name, rule in {
         "fence": _fence,
         "code_block": _fence,

@@ -18,14 +18,12 @@ from .state import AppState
 from .widgets import TEXTS, THEMES, Page
 
 #: Where the address of the page says which conversation it shows, so that it comes back when the page is loaded again.
-OPENED = """(conversation, chosen, browser, width) => [
+OPENED = """(conversation, chosen, browser, width, theme) => [
     new URLSearchParams(window.location.search).get("conversation") ?? "", chosen, document.documentElement.lang,
-    window.innerWidth]"""
+    window.innerWidth, localStorage.getItem("exaone4_mlx theme") ?? ""]"""
 APPEARANCE = """(theme) => {
-    const address = new URL(window.location);
-    if (theme) address.searchParams.set("__theme", theme);
-    else address.searchParams.delete("__theme");
-    window.location = address;
+    localStorage.setItem("exaone4_mlx theme", theme);
+    window.dispatchEvent(new Event("storage"));
 }"""
 LANGUAGE = "(chosen, browser) => [chosen, document.documentElement.lang]"
 HERE = Path(__file__).parent
@@ -176,7 +174,7 @@ def _connect(blocks: gr.Blocks, do: Actions) -> None:
     event: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     quick: dict[str, Any] = event | {"queue": False}
 
-    unseen = [page.conversation, page.kept_language, page.browser_language, page.width]
+    unseen = [page.conversation, page.kept_language, page.browser_language, page.width, page.appearance]
     blocks.load(do.opened, unseen, page.all, js=OPENED, **event).then(do.followed, None, [page.chat], **event)
     lists = [page.listed, page.list_hint, page.title]
     page.chat.changed(do.changed, None, lists, trigger_mode="always_last", **event)
@@ -195,6 +193,7 @@ def _connect(blocks: gr.Blocks, do: Actions) -> None:
     page.open_settings.click(do.settings_opened, None, [page.right], **event)
     page.new_chat.click(do.new_chat, values, page.all, **event)
     page.listed.input(do.chosen, [page.listed], page.all, **event)
+    page.chat.search(do.search_opened, None, [page.left], **event)
     page.chat.opened(do.went_back, None, page.all, **event)
     page.search.change(do.searched, [page.search], page.all, trigger_mode="always_last", **event)
     gr.on([page.rename.click, page.title.submit], do.renamed, [page.title, page.search], page.all, **event)

@@ -118,7 +118,7 @@ TEXTS = {
     "language": {"label": "language"},
     "appearance": {"label": "appearance"},
 }
-#: the key of its text -> what Gradio calls it in an address
+#: the key of its text -> its name
 THEMES = {"system_theme": "", "light": "light", "dark": "dark"}
 
 

@@ -847,6 +847,28 @@ def test_dark_where_the_system_is_dark(browser: Browser, server: Server) -> None
         assert brightness(dark, "body") < 0.2 < 0.8 < brightness(light, "body")
 
 
+def test_a_theme_that_was_chosen_comes_without_a_reload_and_stays(tab: Tab) -> None:
+    tab.box.fill("not sent yet")
+    tab.page.evaluate("window.same = true")
+    tab.settings()
+    tab.page.locator("#appearance").get_by_text("Dark", exact=True).click()
+    wait_for(lambda: brightness(tab, "body") < 0.3, "it is dark")
+    assert tab.page.evaluate("window.same") and tab.box.input_value() == "not sent yet"
+    tab.reload()
+    wait_for(lambda: brightness(tab, "body") < 0.3, "it is dark again")
+    expect(tab.box).to_have_value("not sent yet")
+
+
+def test_keys_search_and_begin_a_chat(tab: Tab) -> None:
+    tab.ask(SEOUL)
+    tab.page.keyboard.press("Control+Shift+O")
+    expect(tab.said).to_have_count(0)
+    tab.page.keyboard.press("Control+k")
+    expect(tab.page.locator("#search :is(input, textarea)")).to_be_focused()
+    tab.page.keyboard.type("nothing like that")
+    expect(tab.page.locator("#list-hint")).to_have_text("None found.")
+
+
 def test_a_phone_shows_the_chat_first(browser: Browser, server: Server) -> None:
     server.store(id_of(6), GREETING, title="another")
     with opened(browser, server, viewport=PHONE, has_touch=True, is_mobile=True) as tab:

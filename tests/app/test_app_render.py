@@ -402,6 +402,7 @@ def test_links_lead_to_pages_only_and_pictures_are_links() -> None:
     html = html_of(
         "[a](javascript:alert(1)) [b](https://x.example) ![c](https://x.example/y.png) [d](data:text/html,x) <ftp://e>"
     )
+    assert text_of(html_of('[x]: http://y "hidden"')) == '[x]: http://y "hidden"\n', "a definition is text"
     elements = Shown(html).check().elements
     addresses = [attributes["href"] for tag, attributes in elements if tag == "a"]
     assert addresses == ["https://x.example", "https://x.example/y.png", "ftp://e"]
