@@ -172,8 +172,9 @@ class Actions:
     def read(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """The number of tokens of an uploaded file, or why it cannot be read."""
         try:
-            _, tokens = self.state.attachment(str(wanted["path"]))
-            view = self.state.tab(str(wanted["tab"])).session.view()
+            tab = str(wanted["tab"])
+            _, tokens = self.state.attachment(str(wanted["path"]), lambda: not self.state.has(tab))
+            view = self.state.tab(tab).session.view()
         except ValueError as error:
             return {"error": f"{error}"}
         return {"tokens": tokens, "used": view.context_tokens, "limit": view.context_limit}

@@ -22,6 +22,7 @@ from .settings import SAMPLING
 from .state import AppState
 
 WAIT_SECONDS = 0.1
+MAX_MESSAGE = 1_000_000  # characters
 
 
 def add_endpoints(state: AppState) -> None:
@@ -62,6 +63,8 @@ class Endpoints:
         """
         session = self._session(request)
         with _errors_shown():
+            if not isinstance(message, str) or len(message) > MAX_MESSAGE:
+                raise ValueError(f"message must be a text of at most {MAX_MESSAGE:,} characters")
             settings = self._settings(session, options)
             session.send(message, [], settings)
         yield from self._follow(session)

@@ -3,24 +3,22 @@
 Notes:
 - The bytes of a file decide its type. The suffix gives only the language of the code fence, and identifies a damaged
   PDF.
-- The pages and characters of a PDF are limited: a small file may unpack to any size.
+- PDFs are read in a process of their own: see pdf.py.
 """
 
 from __future__ import annotations
 
-import io
-import logging
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from exaone4_mlx import decode_text
 
+from .pdf import read_pdf
+
 MAX_FILE_BYTES = 20_000_000
-MAX_PDF_PAGES = 2000
-MAX_PDF_CHARACTERS = 4_000_000
 MAX_NAME_LENGTH = 120  # characters
 
 #: suffix -> the language on the fence; "" where there is none
@@ -51,8 +49,10 @@ class Attachment:
     text: str
 
 
-def read_file(path: str | Path, name: str | None = None) -> Attachment:
+def read_file(path: str | Path, name: str | None = None, cancelled: Callable[[], bool] = lambda: False) -> Attachment:
     """The text of a file, lines ending in "\\n". `name` is what the file is called, if not as `path` is.
+
+    A PDF is not read further once `cancelled` returns True.
 
     Raises ValueError, naming the file, for what is missing, empty, too large, or neither text nor a PDF with text.
     """
@@ -60,7 +60,7 @@ def read_file(path: str | Path, name: str | None = None) -> Attachment:
     name = clean_name(path.name if name is None else name)
     data = _read_bytes(path, name)
     if data.startswith(b"%PDF-") or name.lower().endswith(".pdf"):
-        text = _pdf_text(data, name)
+        text = read_pdf(data, name, cancelled)
     else:
         try:
             text = decode_text(data, name)
@@ -113,46 +113,3 @@ def _read_bytes(path: Path, name: str) -> bytes:
     if not data:
         raise ValueError(f"{name} is empty")
     return data
-
-
-def _pdf_text(data: bytes, name: str) -> str:
-    """The text of a PDF's pages, with blank lines between them."""
-    try:
-        import pypdf
-    except ImportError as error:
-        raise ValueError(
-            f"{name} is a PDF, and reading those needs pypdf: pip install 'pypdf', or the extra '.[pdf]'"
-        ) from error
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)  # what it mends is of no interest in a terminal
-    locked = False
-    try:
-        reader = pypdf.PdfReader(io.BytesIO(data))
-        locked = reader.is_encrypted
-        locked = locked and not reader.decrypt("")  # many open without a password
-        page_count = 0 if locked else len(reader.pages)
-    except Exception as error:  # of any kind: whatever a damaged file makes pypdf stumble over
-        if not locked:
-            raise _damaged(name, error) from error
-    if locked:
-        raise ValueError(f"{name} is encrypted; save a copy without a password")
-    if page_count > MAX_PDF_PAGES:
-        raise ValueError(f"{name} has {page_count} pages, more than the {MAX_PDF_PAGES} that are read; split it")
-    pages: list[str] = []
-    characters = 0
-    for number in range(page_count):
-        try:
-            page = reader.pages[number].extract_text().strip()
-        except Exception as error:
-            raise _damaged(name, error) from error
-        characters += len(page)
-        if characters > MAX_PDF_CHARACTERS:
-            raise ValueError(f"{name} holds more than {MAX_PDF_CHARACTERS:,} characters of text; split it")
-        pages.append(page)
-    text = "\n\n".join(filter(None, pages))
-    if not text:
-        raise ValueError(f"{name} holds no text: a scan is pictures of pages, and needs text recognition first")
-    return text.replace("\0", "").encode("utf-8", "replace").decode()  # halves of characters occur
-
-
-def _damaged(name: str, error: Exception) -> ValueError:
-    return ValueError(f"{name} is damaged, or no PDF: {str(error) or type(error).__name__}")

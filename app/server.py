@@ -39,6 +39,8 @@ POLICY = (
     "object-src 'none'; form-action 'self'; frame-ancestors 'self'"
 )
 MAX_UPLOAD_BYTES = 64 * 2**20
+MAX_BODY_BYTES = 4_000_000  # of any other request: a whole conversation has less
+UPLOAD = "/upload"  # its files have a limit of their own
 PASSWORD_VARIABLE = "EXAONE4_MLX_PASSWORD"
 MIN_PASSWORD = 8  # characters
 
@@ -203,18 +205,35 @@ class _RequestGuard:
 
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        elif refusal := self._refusal(dict(scope["headers"])):
+        elif refusal := self._refusal(dict(scope["headers"]), scope["path"]):
             await send({"type": "http.response.start", "status": refusal[0], "headers": []})
             await send({"type": "http.response.body", "body": refusal[1]})
         else:
-            await self.app(scope, receive, with_policy)
+            await self.app(scope, self._limited(receive, scope["path"]), with_policy)
 
-    def _refusal(self, headers: dict[bytes, bytes]) -> tuple[int, bytes] | None:
+    def _limited(self, receive: Any, path: str) -> Any:
+        """Ends a body of unknown length at the limit."""
+        read = 0
+
+        async def limited() -> Any:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > MAX_BODY_BYTES and not path.endswith(UPLOAD):
+                raise ValueError(f"a request may have {MAX_BODY_BYTES:,} bytes")
+            return message
+
+        return limited
+
+    def _refusal(self, headers: dict[bytes, bytes], path: str) -> tuple[int, bytes] | None:
         host, origin = headers.get(b"host", b""), headers.get(b"origin")
         if not self.address.answers_to(host.decode("latin-1")):
             return 400, b"this computer does not answer to that name; start the app with --allowed-host NAME"
         if origin is not None and origin.split(b"://")[-1] != host:  # as the browser of another site's page says
             return 403, b"this page is not for other sites"
+        length = headers.get(b"content-length", b"0")
+        if not path.endswith(UPLOAD) and not (length.isdigit() and len(length) < 12 and int(length) <= MAX_BODY_BYTES):
+            return 413, f"a request may have {MAX_BODY_BYTES:,} bytes; drop large texts as files".encode()
         return None
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from exaone4_mlx import Chat, Done, ToolCall, Turn, check_messages
 
 from .files import Attachment, in_prompt
-from .messages import LiveReply, Message
+from .messages import LiveReply, Message, number, objects
 from .settings import Settings
 from .store import Conversation
 
@@ -355,9 +355,14 @@ class Session:
         if not self.conversation.title or (not self.conversation.named and len(_turn_starts(history)) == 1):
             self.conversation.title = title_of(history)
         self.conversation.settings = settings.as_dict()
-        self._write()
-        self._touch(revised=True)
-        threading.Thread(target=self._run, args=(self._work,), name="turn", daemon=True).start()
+        try:
+            self._write()
+            self._touch(revised=True)
+            threading.Thread(target=self._run, args=(self._work,), name="turn", daemon=True).start()
+        except BaseException:
+            self._work = None
+            turn.close()
+            raise
 
     def _run(self, work: Work) -> None:
         """Runs in the thread of a turn."""
@@ -367,16 +372,18 @@ class Session:
                 self._take(work, event)
                 if isinstance(event, Done):
                     counts = event
-        except Exception as problem:
+        except BaseException as problem:  # of any kind: the thread ends here, and the turn with it
             error = f"{problem}" or type(problem).__name__
         with self._lock:
             self._last = View([], counts=counts, first_token_seconds=work.first_token_seconds, error=error)
             self._work = None
-            if self._chat is not None:
-                self._keep(self._chat)
-            if work.lets_go:
-                self._chat = self._context = None
-            self._touch(revised=True)
+            try:
+                if self._chat is not None:
+                    self._keep(self._chat)
+            finally:
+                if work.lets_go:
+                    self._chat = self._context = None
+                self._touch(revised=True)
         self._ended(self)
 
     def _take(self, work: Work, event: object) -> None:
@@ -414,8 +421,8 @@ class Session:
         try:
             self._save(self)
             self._unsaved = None
-        except (OSError, ValueError) as error:
-            self._unsaved = str(error)
+        except Exception as error:  # of any kind: the turn goes on
+            self._unsaved = f"{error}" or type(error).__name__
 
     def _touch(self, revised: bool = False) -> None:
         """Says that the view changed; with `revised` also its finished messages."""
@@ -458,8 +465,10 @@ def as_read(messages: Sequence[Message]) -> list[Message]:
 
 def edited(message: Mapping[str, Any], text: str) -> Message:
     """A user's message with another text and the same files."""
-    files = message.get("files") or ()
-    return user_message(text, [(Attachment(file["name"], file["text"]), file["tokens"]) for file in files])
+    files = [file for file in objects(message.get("files")) if "text" in file]  # an imported one may have a name only
+    return user_message(
+        text, [(Attachment(str(file.get("name")), str(file["text"])), number(file.get("tokens"))) for file in files]
+    )
 
 
 def closed(messages: Sequence[Message]) -> list[Message]:
@@ -476,7 +485,8 @@ def title_of(messages: Sequence[Message]) -> str:
     for message in messages:
         if message["role"] == "user":
             said = str(message.get("text") or message["content"])
-            words = " ".join(said.split()) or ", ".join(file["name"] for file in message.get("files") or ())
+            files = objects(message.get("files"))
+            words = " ".join(said.split()) or ", ".join(str(file.get("name")) for file in files)
             return words if len(words) <= TITLE_LENGTH else words[: TITLE_LENGTH - 1] + "…"
     return ""
 
@@ -491,5 +501,5 @@ def _turn_starts(messages: Sequence[Message]) -> list[int]:
 def _missing_results(messages: Sequence[Message]) -> int:
     calls = 0
     for message in messages:
-        calls = calls - 1 if message["role"] == "tool" else len(message.get("tool_calls") or ())
+        calls = calls - 1 if message["role"] == "tool" else len(objects(message.get("tool_calls")))
     return max(calls, 0)

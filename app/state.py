@@ -150,13 +150,13 @@ class AppState:
         """Whether the tab of this key is open."""
         return key in self._tabs
 
-    def attachment(self, path: str) -> tuple[Attachment, int]:
-        """An uploaded file and its number of tokens. Raises ValueError for one that cannot be read."""
+    def attachment(self, path: str, cancelled: Callable[[], bool] = lambda: False) -> tuple[Attachment, int]:
+        """An uploaded file and its number of tokens. Raises ValueError if it cannot be read, or is `cancelled`."""
         place = Path(path).resolve()
         if not place.is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()):
             raise ValueError("only uploaded files can be attached")
         if (known := self._attachments.get(path)) is None:
-            attachment = read_file(place)
+            attachment = read_file(place, cancelled=cancelled)
             known = self._attachments[path] = attachment, self._token_count(attachment)
             while len(self._attachments) > MAX_ATTACHMENTS:
                 self._attachments.pop(next(iter(self._attachments)))

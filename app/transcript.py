@@ -89,7 +89,8 @@ def to_markdown(conversation: Conversation) -> str:
 def _message_lines(message: Message) -> Iterable[str]:
     yield _marker(message["role"], {name: message[name] for name in EXTRAS if name in message and name not in FIELDS})
     yield from (f"## {HEADINGS[message['role']]}", "")
-    if names := [one_line(file["name"]) for file in message.get("files") or () if _is_file(file)]:
+    files = message["files"] if isinstance(message.get("files"), list) else []
+    if names := [one_line(file["name"]) for file in files if _is_file(file)]:
         yield from (f"Files: {_shown(', '.join(names))}", "")
     for name in FIELDS:
         value = message.get(name)

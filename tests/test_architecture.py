@@ -29,13 +29,13 @@ ROOMS = [
     "",  # the files of the package itself: fronts and public names
 ]
 #: Bounds of size. MOST_LINES is set to what is there; it goes down, and up only with a feature.
-MOST_LINES = {"exaone4_mlx": 24_400, "tests": 28_800}
+MOST_LINES = {"exaone4_mlx": 24_700, "tests": 29_000}
 LONG_FILE, MOST_LONG_FILES = 300, 4  # lines
 LONGEST_FILE = 400  # lines
 MOST_PARAMETERS = 12
 
 APP_ORDER = [
-    "i18n", "store", "transcript", "files", "settings", "messages", "models", "session", "render", "frames", "state",
+    "i18n", "store", "transcript", "pdf", "files", "settings", "messages", "models", "session", "render", "frames", "state",
     "status", "widgets", "actions", "api", "ui", "server", "__main__",
 ]  # fmt: skip
 #: The flags that all programs share, and what Markdown means.
@@ -221,5 +221,5 @@ def test_app_files_import_in_order_and_few_import_gradio() -> None:
                 assert APP_ORDER.index(parts[1]) < APP_ORDER.index(file.stem), f"{file.stem} must come after {parts[1]}"
             assert parts[0] != "gradio" or file.stem in WITH_GRADIO, file
         assert "print(" not in file.read_text() or file.stem == "server"
-        if file.stem in ("messages", "render", "i18n", "store", "transcript", "files"):
+        if file.stem in ("messages", "render", "i18n", "store", "transcript", "pdf", "files"):
             assert not any(parts[0] == "mlx" for parts in imports(file)), "pure Python, tested in milliseconds"

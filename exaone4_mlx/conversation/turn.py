@@ -189,7 +189,9 @@ class TurnState:
                     break
                 partial.add(event)
                 yield event
-        except Exception:
+        except (GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException:
             reason = "error"
             raise
         finally:

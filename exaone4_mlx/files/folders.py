@@ -7,9 +7,11 @@ Notes:
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import threading
@@ -22,6 +24,8 @@ from typing import IO, Any
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 #: The models in the package: one to talk to, and its draft model.
 BUILT_IN = {"demo": DEMO_FOLDER, "demo-draft": DEMO_FOLDER / "draft"}
+MAX_TOKEN_ID = 10_000_000  # EXAONE's vocabulary has 102,400 tokens
+MAX_GROWTH = 1000  # of a text by a normalizer of a tokenizer
 #: The files of a model folder that are used here. No other file is downloaded.
 USEFUL_FILES = ("*.json", "*.jinja", "*model*.safetensors", "merges.txt", "README.md", "LICENSE*", "NOTICE*")
 
@@ -105,6 +109,24 @@ def read_json(path: Path) -> dict[str, Any]:
 def shortened(message: str) -> str:
     """An error message without its middle if that is long: it may quote a name or a value of any length."""
     return message if len(message) <= 600 else f"{message[:400]} … {message[-190:]}"
+
+
+def read_tokenizer(path: Path) -> bytes:
+    """The content of a tokenizer.json. Raises ValueError for values with which the tokenizers library ends the process.
+
+    Errors for other wrong content are of any type.
+    """
+    description, content = read_json(path), path.read_bytes()
+    model, normalizer = description["model"], json.dumps(description.get("normalizer"))
+    ids = [*model["vocab"].values(), *(token["id"] for token in description.get("added_tokens") or ())]
+    if (largest := max(ids, default=0)) > MAX_TOKEN_ID:
+        raise ValueError(f"its largest id is {largest}; at most {MAX_TOKEN_ID} is allowed")
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise ValueError("continuing_subword_prefix and end_of_word_suffix must be null in a byte-level tokenizer")
+    replacements = re.findall(r'"(?:content|prepend)": "((?:[^"\\]|\\.)+)"', normalizer)
+    if math.prod(map(len, replacements)) > MAX_GROWTH:
+        raise ValueError(f"its normalizer can make a text more than {MAX_GROWTH} times longer")
+    return content.removeprefix(codecs.BOM_UTF8)
 
 
 @contextmanager

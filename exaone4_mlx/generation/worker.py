@@ -92,8 +92,10 @@ class Job(Generic[T]):
         """Ends a job that waits in the queue; returns whether it did."""
         if not self._queue.remove(self):
             return False
-        _close(self._work)
-        self.end()
+        try:
+            _close(self._work)
+        finally:
+            self.end()
         return True
 
     def close(self, wait: bool = True) -> None:
@@ -129,7 +131,7 @@ class Job(Generic[T]):
             _close(self._work)
         except BaseException as error:
             if self.idle:  # no caller waits for its result, and the next job does not depend on it
-                with contextlib.suppress(Warning):  # warnings may be errors
+                with contextlib.suppress(Exception):  # warnings may be errors
                     warnings.warn(f"preparing the next turn failed: {error}", stacklevel=1)
             self._results.put(("error", error))
         self.end()

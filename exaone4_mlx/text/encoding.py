@@ -6,8 +6,9 @@ Notes:
 
 from __future__ import annotations
 
+import json
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import tokenizers
@@ -190,3 +191,17 @@ def read_ids(ids: Any) -> list[int]:
         except TypeError:
             raise ValueError(f"token ids must be whole numbers, not {id!r}") from None
     return read
+
+
+def without_tokens(tokenizer: str, ids: Set[int]) -> str:
+    """The tokenizer.json of a tokenizer without these added tokens.
+
+    Its model may know their text as a word (`ignore_merges`): that word gets a name which no text has.
+    """
+    description = json.loads(tokenizer)
+    model, ordinary = description["model"], description["added_tokens"]
+    words = {text for text, id in model["vocab"].items() if id in ids}
+    model["vocab"] = {f"\0{text}" if text in words else text: id for text, id in model["vocab"].items()}
+    model["merges"] = [pair for pair in model["merges"] if words.isdisjoint((*pair, "".join(pair)))]
+    ordinary = [token for token in ordinary if token["id"] not in ids]
+    return json.dumps(description | {"added_tokens": ordinary, "post_processor": None})

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-import re
-
-_WORDS = r"t(r(ue?)?)?|f(a(l(se?)?)?)?|n(u(ll?)?)?"
-_LITERAL_START = re.compile(rf"-?((0|[1-9]\d*)(\.|(\.\d+)?([eE][+-]?\d*)?)?)?|{_WORDS}")
-_LITERAL = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?|true|false|null")
+#: The states of a literal, by the character that comes. For a number: "-", "0", "1" (an integer), ".", "d" (decimals),
+#: "e", "+" (the sign of an exponent) and "x" (an exponent). For a word: its text so far.
+_INTEGER = {"0": "0"} | dict.fromkeys("123456789", "1")
+_NEXT: dict[str, dict[str, str]] = {
+    "": {"-": "-", **_INTEGER},
+    "-": _INTEGER,
+    "0": {".": ".", "e": "e", "E": "e"},
+    "1": dict.fromkeys("0123456789", "1") | {".": ".", "e": "e", "E": "e"},
+    ".": dict.fromkeys("0123456789", "d"),
+    "d": dict.fromkeys("0123456789", "d") | {"e": "e", "E": "e"},
+    "e": dict.fromkeys("0123456789", "x") | {"+": "+", "-": "+"},
+    "+": dict.fromkeys("0123456789", "x"),
+    "x": dict.fromkeys("0123456789", "x"),
+}
+for _word in ("true", "false", "null"):
+    for _end in range(len(_word)):
+        _NEXT.setdefault(_word[:_end], {})[_word[_end]] = _word[: _end + 1]
+_WHOLE = {"0", "1", "d", "x", "true", "false", "null"}
 
 
 class JsonPrefix:
@@ -18,7 +31,7 @@ class JsonPrefix:
         self._escape = 0  # 5 after a backslash, then the number of hexadecimal digits to read
         self._stack: list[str] = []  # open brackets
         self._expect = "value"  # or: "key", "colon", "comma", "first key", "first value", "end"
-        self._literal = ""  # a number or a word so far
+        self._literal = ""  # the state of a number or a word
         self._string_is_key = False
 
     def feed(self, text: str) -> None:
@@ -44,9 +57,9 @@ class JsonPrefix:
     def _read_outside(self, character: str) -> bool:
         if self._literal:
             if character not in ',]} \t\r\n:"[{':
-                self._literal += character
-                return _LITERAL_START.fullmatch(self._literal) is not None
-            if not _LITERAL.fullmatch(self._literal):
+                self._literal = _NEXT.get(self._literal, {}).get(character, "")
+                return bool(self._literal)
+            if self._literal not in _WHOLE:
                 return False
             self._literal, self._expect = "", self._after_value()
         if character in " \t\r\n":
@@ -70,8 +83,8 @@ class JsonPrefix:
         if character == "," and expect == "comma":
             self._expect = "key" if self._stack[-1] == "{" else "value"
             return True
-        if expect.endswith("value") and character in "-0123456789tfn":
-            self._literal = character
+        if expect.endswith("value") and character in _NEXT[""]:
+            self._literal = _NEXT[""][character]
             return True
         return False
 

@@ -8,26 +8,26 @@ Notes:
   control tokens.
 - macOS takes Hangul apart in file names (NFD): 서울 is five characters there, and many more tokens. Text is composed to
   NFC before it is encoded. What a template, a schema of a tool or the model itself wrote stays as it is.
-- Anyone can publish a checkpoint with a chat template. The template runs in a sandbox, with a deadline.
 - This module uses tokenizers and jinja2. It does not use transformers.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import tokenizers
 
-from ..files.folders import atomic_file, find_folder, read_json
+from ..files.folders import atomic_file, find_folder, read_json, read_tokenizer
 from ..tools.describe import Tool, schemas
-from .encoding import EncodesBatches, Encoding, read_ids
+from .encoding import EncodesBatches, Encoding, read_ids, without_tokens
 from .input_messages import Guard, Message, check_continued, check_messages, composed, is_begun_thought
 from .template import ChatTemplate
 
@@ -90,18 +90,15 @@ class Tokenizer(EncodesBatches):
         """The tokenizer of a folder, a hub id (nothing else is downloaded), or "demo", with its chat template.
 
         `padding_side` "left" is for batches that `model.generate` continues. `nfc=False` encodes decomposed characters
-        as they are. Raises FileNotFoundError if there is no
-        tokenizer.json, and ValueError if it is damaged or not byte-level. A missing template is an error only when a
-        prompt is rendered.
+        as they are. Raises FileNotFoundError if there is no tokenizer.json, and ValueError if it is damaged or not
+        byte-level. A missing template is an error only when a prompt is rendered.
         """
         folder = find_folder(path_or_repo, revision, TOKENIZER_FILES)
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise FileNotFoundError(f"{folder} has no tokenizer.json")
-        try:
-            backend = tokenizers.Tokenizer.from_buffer(file.read_bytes().removeprefix(codecs.BOM_UTF8))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise ValueError(f"{file} cannot be read as a tokenizer: {error}") from error
+        with _library_errors(f"{file} cannot be read as a tokenizer"):
+            backend = tokenizers.Tokenizer.from_buffer(read_tokenizer(file))
         byte_level = isinstance(backend.decoder, tokenizers.decoders.ByteLevel)
         if not byte_level or not isinstance(backend.model, tokenizers.models.BPE):
             raise ValueError(f"{file} is not the tokenizer of an EXAONE 4 model: it is not a byte-level one")
@@ -283,10 +280,13 @@ class Tokenizer(EncodesBatches):
         variables = {"add_generation_prompt": opens_turn, "enable_thinking": enable_thinking}
         offered = [] if tools is None else schemas(tools)
         several = isinstance(messages, Sequence) and len(messages) > 0 and isinstance(messages[0], (list, tuple))
-        rendered = [
-            self._render(template, conversation, offered, continue_final_message, variables, template_kwargs)
-            for conversation in (messages if several else [messages])
-        ]
+        try:
+            rendered = [
+                self._render(template, conversation, offered, continue_final_message, variables, template_kwargs)
+                for conversation in (messages if several else [messages])
+            ]
+        except RecursionError as error:
+            raise ValueError("the messages, tools or options are nested too deeply") from error
         if not tokenize:
             texts = [text.replace(mark, "") for text, mark in rendered]
             return texts if several else texts[0]
@@ -337,19 +337,8 @@ class Tokenizer(EncodesBatches):
 
     @functools.cached_property
     def _plain_backend(self) -> tokenizers.Tokenizer:
-        """The same tokenizer without control tokens. It is slow to create and rarely needed.
-
-        Its model may know a control string as a word (`ignore_merges`): that word gets a name which no text has.
-        """
-        description = json.loads(self._backend.to_str())
-        model, ordinary = description["model"], description["added_tokens"]
-        words = {text for text, id in model["vocab"].items() if id in self.control_ids}
-        model["vocab"] = {f"\0{text}" if text in words else text: id for text, id in model["vocab"].items()}
-        model["merges"] = [pair for pair in model["merges"] if words.isdisjoint((*pair, "".join(pair)))]
-        ordinary = [token for token in ordinary if token["id"] not in self.control_ids]
-        return tokenizers.Tokenizer.from_str(
-            json.dumps(description | {"added_tokens": ordinary, "post_processor": None})
-        )
+        """The same tokenizer without control tokens. It is slow to create and rarely needed."""
+        return tokenizers.Tokenizer.from_str(without_tokens(self._backend.to_str(), self.control_ids))
 
 
 class StreamDecoder:
@@ -388,7 +377,19 @@ def _encode(backend: tokenizers.Tokenizer, text: str) -> list[int]:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"the text has half a character (a lone surrogate) at position {error.start}") from error
-    return backend.encode(text, add_special_tokens=False).ids
+    with _library_errors("the tokenizer cannot encode this text"):
+        return backend.encode(text, add_special_tokens=False).ids
+
+
+@contextlib.contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+    """The tokenizers library raises plain Exception, and a BaseException after a panic. Both become ValueErrors."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ValueError(f"{what}: {str(error)[:500]}") from error
+        raise
 
 
 @functools.cache

@@ -38,7 +38,7 @@ def normalized(schema: Mapping[str, Any]) -> dict[str, Any]:
 
     Only type names change. Values (`enum`, `default`, ...) and a property with the name "type" do not.
     """
-    return {key: _normalized_value(key, value) for key, value in schema.items()}
+    return {key: _normalized_value(key, value) for key, value in schema.items() if key != "$schema"}
 
 
 def _normalized_value(key: str, value: Any) -> Any:
@@ -56,17 +56,9 @@ def _normalized_value(key: str, value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def validator(schema: Mapping[str, Any]) -> Any:
-    from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
-    from referencing import Registry
-
-    # With an empty registry, jsonschema does not download what a `$ref` names.
-    return Draft202012Validator(schema, registry=Registry())
-
-
 def check_schema(schema: dict[str, Any]) -> None:
     """Raises ValueError for an invalid schema, and for one that refers to something outside it."""
-    from jsonschema import Draft202012Validator, SchemaError
+    from jsonschema import Draft202012Validator, SchemaError  # type: ignore[import-untyped]
     from referencing import Registry
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012
@@ -76,6 +68,11 @@ def check_schema(schema: dict[str, Any]) -> None:
     except SchemaError as error:
         where = "".join(f" of {key!r}" for key in reversed(error.path))
         raise ValueError(f"{shortened(error.message)}{where}") from error
+    text = json.dumps(schema, default=repr)
+    if '"$schema"' in text:  # jsonschema would check that part by other rules, without a limit of time
+        raise ValueError("'$schema' may be at the top of the schema only")
+    if '"unevaluatedProperties"' in text and '"patternProperties"' in text:
+        raise ValueError("'unevaluatedProperties' together with 'patternProperties' is not supported")
     resolver = Registry[Any]().resolver_with_root(DRAFT202012.create_resource(schema))
     for reference in _references(schema):
         try:

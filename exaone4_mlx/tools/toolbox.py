@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .call import ToolCall, ToolResult
+from .check import CHECK_SECONDS, argument_errors
 from .describe import Tool, name_of, parameters_of, schemas, type_hints
-from .schema import COMPOSING, check_schema, format_error, format_type, format_value, normalized, shortened, validator
+from .schema import COMPOSING, check_schema, format_error, format_type, format_value, normalized, shortened
 from .values import coerce, parse_number, result_to_json, valid_text
 
 #: Seconds between two checks for cancellation while a tool runs.
@@ -138,8 +139,10 @@ class _RegisteredTool:
         from referencing.exceptions import Unresolvable
 
         try:
-            errors = sorted(validator(self.parameters).iter_errors(arguments), key=lambda error: len(error.path))
+            errors = sorted(argument_errors(self.parameters, arguments), key=lambda error: len(error.path))
             return list(dict.fromkeys(text for error in errors for text in format_error(error)))
+        except TimeoutError as error:
+            raise ToolError(f"the arguments of {self.name} take more than {CHECK_SECONDS:g} s to check") from error
         except Unresolvable as error:
             raise ToolError(f"the schema of {self.name} refers to something outside it: {error}") from error
         except RecursionError as error:

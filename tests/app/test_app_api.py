@@ -110,6 +110,7 @@ def test_tools_run_only_where_they_are_named(client: Any) -> None:
         ("Hi", {"wisdom": 1}, "there is no option 'wisdom'"),
         ("Hi", {"tools": ["rm"]}, "tools must be a list of these names: calculator"),
         ("Hi", {"temperature": -1}, "temperature must be 0 or more"),
+        ("x" * 1_000_001, {}, "message must be a text of at most 1,000,000 characters"),
         ("Hi", {"max_tokens": 2**70}, "max_tokens must be a whole number"),
         ("Hi", {"max_tokens": "many"}, "max_tokens must be a whole number"),
         ("Hi", {"thinking": "yes"}, "thinking must be true or false"),

@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import sys
+import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from app import files
+from app import pdf as pdf_module
 from app.files import ACCEPTED, MAX_FILE_BYTES, Attachment, clean_name, in_prompt, read_file
+from app.pdf import pdf_text
 
 KOREAN = "안녕하세요. 엑사원은 한국어를 잘합니다.\n오늘 회의는 3시에 시작합니다.\n"
 
@@ -222,7 +224,7 @@ def test_encryption_that_pypdf_cannot_undo_is_encryption(file: Any, pypdf: Any, 
 
     monkeypatch.setattr(pypdf.PdfReader, "decrypt", refuse)
     with pytest.raises(ValueError, match=r"locked\.pdf is encrypted"):
-        read_file(file(encrypted(pypdf, "user"), "locked.pdf"))
+        pdf_text(encrypted(pypdf, "user"), "locked.pdf")
 
 
 @pytest.mark.parametrize("data", [b"%PDF-1.4\nnothing follows", b"no PDF at all", pdf(["Hello"])[:120]])
@@ -234,7 +236,7 @@ def test_a_damaged_pdf_is_refused(file: Any, pypdf: Any, data: bytes) -> None:
 def test_a_damaged_page_is_refused(file: Any, pypdf: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(pypdf.PageObject, "extract_text", lambda _: {}["/Font"])
     with pytest.raises(ValueError, match=r"bad\.pdf is damaged, or no PDF: '/Font'"):
-        read_file(file(pdf(["Hello"]), "bad.pdf"))
+        pdf_text(pdf(["Hello"]), "bad.pdf")
 
 
 def test_a_scan_is_refused(file: Any, pypdf: Any) -> None:
@@ -243,24 +245,24 @@ def test_a_scan_is_refused(file: Any, pypdf: Any) -> None:
 
 
 def test_the_pages_of_a_pdf_are_bounded(file: Any, pypdf: Any, monkeypatch: Any) -> None:
-    assert files.MAX_PDF_PAGES == 2000
-    monkeypatch.setattr(files, "MAX_PDF_PAGES", 2)
-    assert read_file(file(pdf(["a", "b"]), "two.pdf")).text == "a\n\nb"
+    assert pdf_module.MAX_PDF_PAGES == 2000
+    monkeypatch.setattr(pdf_module, "MAX_PDF_PAGES", 2)
+    assert pdf_text(pdf(["a", "b"]), "two.pdf") == "a\n\nb"
     with pytest.raises(ValueError, match=r"long\.pdf has 3 pages, more than the 2 that are read; split it"):
-        read_file(file(pdf(["a", "b", "c"]), "long.pdf"))
+        pdf_text(pdf(["a", "b", "c"]), "long.pdf")
 
 
 def test_the_text_of_a_pdf_is_bounded(file: Any, pypdf: Any, monkeypatch: Any) -> None:
     read: list[int] = []
     monkeypatch.setattr(pypdf.PageObject, "extract_text", lambda _: read.append(1) or "x" * 3_000_000)
     with pytest.raises(ValueError, match=r"bomb\.pdf holds more than 4,000,000 characters of text; split it"):
-        read_file(file(pdf(["a"] * 50), "bomb.pdf"))
+        pdf_text(pdf(["a"] * 50), "bomb.pdf")
     assert len(read) == 2, "no page is read beyond the bound"
 
 
 def test_halves_of_characters_and_nulls_do_not_leave_a_pdf(file: Any, pypdf: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(pypdf.PageObject, "extract_text", lambda _: "a\ud800b\0c")
-    assert read_file(file(pdf(["a"]), "odd.pdf")).text == "a?bc"
+    assert pdf_text(pdf(["a"]), "odd.pdf") == "a?bc"
 
 
 def test_pypdf_does_not_write_on_the_terminal(file: Any, pypdf: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -268,14 +270,25 @@ def test_pypdf_does_not_write_on_the_terminal(file: Any, pypdf: Any, caplog: pyt
     logging.getLogger("pypdf").setLevel(logging.NOTSET)
     assert pypdf.PdfReader(io.BytesIO(damaged)).pages and caplog.records, "else there is nothing to keep quiet"
     caplog.clear()
-    assert read_file(file(damaged, "mended.pdf")).text == "Hello"
+    assert pdf_text(damaged, "mended.pdf") == "Hello"
     assert not caplog.records
+
+
+def test_the_reading_of_a_pdf_can_be_ended(file: Any, pypdf: Any, monkeypatch: Any) -> None:
+    slow = file(pdf(["a) Tj 0 1 Td (a" * 300_000]), "slow.pdf")  # pypdf reads it for a minute
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"reading slow\.pdf was cancelled"):
+        read_file(slow, cancelled=lambda: True)
+    monkeypatch.setattr(pdf_module, "PDF_SECONDS", 0.3)
+    with pytest.raises(ValueError, match=r"slow\.pdf takes more than 0\.3 s to read; split it"):
+        read_file(slow)
+    assert time.monotonic() - began < 20
 
 
 def test_without_pypdf_the_message_says_how_to_install_it(file: Any, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "pypdf", None)
     with pytest.raises(ValueError, match=r"one\.pdf is a PDF, and .* needs pypdf: pip install 'pypdf', .* '\.\[pdf\]'"):
-        read_file(file(pdf(["Hello"]), "one.pdf"))
+        pdf_text(pdf(["Hello"]), "one.pdf")
 
 
 # --- in a prompt --------------------------------------------------------------

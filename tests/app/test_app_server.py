@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -9,10 +10,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
 
+from app import server
 from app.__main__ import main, parser
 from app.server import Address, launch_options, password_of, upload_folder
 
@@ -24,6 +27,39 @@ with upload_folder(pathlib.Path(sys.argv[1])) as uploads:
     print(uploads, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+def test_a_body_above_the_limit_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_BODY_BYTES", 1000)
+    sent: list[Any] = []
+    taken = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal taken
+        for _ in range(5):
+            taken += len((await receive())["body"])
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"x" * 400, "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    def request(path: str, **headers: str) -> None:
+        nonlocal taken
+        taken = 0
+        named = [(b"host", b"127.0.0.1"), *((name.encode(), value.encode()) for name, value in headers.items())]
+        guard = server._RequestGuard(app, server.Address())
+        asyncio.run(guard({"type": "http", "path": path, "headers": named}, receive, send))
+
+    for length in ("1001", "-1", "9" * 5000, "x"):
+        request("/gradio_api/call/chat", **{"content-length": length})
+        assert sent[-2]["status"] == 413 and b"1,000 bytes" in sent[-1]["body"] and not taken
+    with pytest.raises(ValueError, match="may have 1,000 bytes"):
+        request("/gradio_api/call/chat")
+    assert taken == 800
+    request("/gradio_api/upload")
+    assert taken == 2000, "files have a limit of their own"
 
 
 def test_only_ip_addresses_and_the_given_names_are_answered() -> None:

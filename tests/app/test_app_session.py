@@ -83,6 +83,37 @@ def stopped_after(session: Session) -> float:
     return seconds
 
 
+class Panic(BaseException):
+    """As pyo3's: no Exception."""
+
+
+def test_no_error_of_any_kind_leaves_a_session_under_way(make: Any, scripted: Any, monkeypatch: Any) -> None:
+    def panic(*args: Any, **options: Any) -> Any:
+        raise Panic("the library has failed")
+
+    scripted("one", "two", "three", "four", "five")
+    ended: list[Session] = []
+    session = make(ended=ended.append)
+    with monkeypatch.context() as patch:
+        patch.setattr("exaone4_mlx.text.reply.ReplyParser.feed", panic)
+        assert say(session, "a").error == "the library has failed"
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "_save", lambda session: {}["missing"])
+        view = say(session, "b")
+        assert view.error is None and view.unsaved == "'missing'"
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "_save", panic)
+        with pytest.raises(Panic):
+            session.send("c", [], PLAIN)
+    assert not session.running
+    with monkeypatch.context() as patch:
+        patch.setattr(session_module.threading, "Thread", panic)
+        with pytest.raises(Panic):
+            session.send("c", [], PLAIN)
+    assert not session.running and len(ended) == 2
+    assert say(session, "d").error is None and session.is_saved
+
+
 # --- turns --------------------------------------------------------------------
 
 

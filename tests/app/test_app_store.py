@@ -19,7 +19,11 @@ import pytest
 from conftest import run_all
 
 from app import store as store_module
-from app.store import FORMAT, ID, Conversation, Store, one_line
+from app.i18n import Words
+from app.render import items
+from app.session import closed, edited, title_of
+from app.store import FORMAT, ID, Conversation, Store, check, one_line
+from app.transcript import to_markdown
 
 ROOT = Path(__file__).parents[2]
 UNKNOWN = "20261125-093015-1f2e3d4c"
@@ -241,6 +245,42 @@ def test_a_damaged_file_is_named_and_not_overwritten(store: Store, text: str, pr
     written = store.write(said("new", id=UNKNOWN, revision=3))
     assert (written.id != UNKNOWN, written.revision, path.read_bytes()) == (True, 1, data)
     assert store.read(written.id) == written
+
+
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    1e308,
+    "",
+    "x",
+    "\ud800",
+    [],
+    {},
+    [1],
+    [None],
+    [{"name": 1}],
+    [{"name": "n", "tokens": "x", "text": 5}],
+]
+ODD += [[{"function": 3}], [{"function": {"name": None}}], {"a": 1}]
+
+
+def test_fields_of_any_form_are_read_shown_exported_and_edited():
+    fields = "files text tool_calls stats reasoning_content finish_reason failed seconds tool_call_id metadata".split()
+    for field in fields:
+        for value in ODD:
+            messages = [
+                {"role": "user", "content": " ", field: value},
+                {"role": "assistant", "content": "b", field: value},
+                {"role": "tool", "content": {}, field: value},
+            ]
+            conversation = dataclasses.replace(Conversation.new(), messages=messages)
+            check(conversation)  # as of a file that is read
+            items(messages, Words("en"))
+            to_markdown(conversation)
+            title_of(messages)
+            closed(messages)
+            assert edited(messages[0], "new")["content"].endswith("new")
 
 
 def test_a_damaged_file_can_be_deleted(store: Store):

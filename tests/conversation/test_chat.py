@@ -521,6 +521,29 @@ def test_interrupt_at_a_bad_moment_leaves_a_chat_that_goes_on(
     assert reply(chat.send("b")).finish_reason == "stop"
 
 
+def test_no_error_of_any_kind_leaves_a_turn_in_progress(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        """As pyo3's: no Exception."""
+
+    def panic(*args: Any, **options: Any) -> Any:
+        raise Panic
+
+    answers: list[Any] = [panic, lambda call: True]
+    script = [call_text("roll_dice", max_num=6), call_text("roll_dice", max_num=6), "Well.", "Again.", "Better."]
+    chat = Chat(*scripted(*script), tools=[roll_dice], approve=lambda call: answers.pop(0)(call))
+    with pytest.raises(Panic):
+        list(chat.send("a"))
+    assert chat.messages[-1]["failed"] and chat.open_calls == ()
+    assert reply(chat.send("b")).text == "Well."
+    turn = chat.send("c")
+    with monkeypatch.context() as patch:
+        patch.setattr("exaone4_mlx.text.reply.ReplyParser.feed", panic)
+        with pytest.raises(Panic):
+            list(turn)
+    assert chat.messages[-1]["finish_reason"] == "error" and repr(turn).startswith("Turn(closed")
+    assert reply(chat.retry()).text == "Better."
+
+
 def test_cancel_ends_a_turn_that_waits_for_another_chat(scripted: Any) -> None:
     model, tokenizer = scripted("never")
     go = threading.Event()

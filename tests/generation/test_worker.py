@@ -88,6 +88,42 @@ def test_an_error_is_raised_to_the_consumer_of_the_results(worker: Worker) -> No
     assert worker.call(lambda: "continues") == "continues"
 
 
+class Panic(BaseException):
+    """As pyo3's: no Exception, and its text may fail."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+def test_no_error_ends_the_worker_or_leaves_a_job_waiting(worker: Worker) -> None:
+    def work() -> Iterator[int]:
+        yield 1
+        raise Panic
+
+    class Unclosable:
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> int:
+            return 1
+
+        def close(self) -> None:
+            raise Panic
+
+    worker.submit(work(), idle=True).wait()
+    job = worker.submit(work())
+    assert next(job) == 1
+    with pytest.raises(Panic):
+        next(job)
+    go = hold(worker)
+    waiting: Any = worker.submit(Unclosable())
+    with pytest.raises(Panic):
+        waiting.withdraw()
+    waiting.wait()
+    go.set()
+    assert worker.call(lambda: "continues") == "continues"
+
+
 def test_a_closed_job_ends_in_the_worker_thread(worker: Worker) -> None:
     ended: list[int] = []
 

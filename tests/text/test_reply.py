@@ -334,6 +334,24 @@ def test_a_long_call_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read <= sum(map(len, parts))
 
 
+def test_literals_of_json_are_read_in_linear_time() -> None:
+    for text in ("1", "1.5", "1e9"):
+        prefix = JsonPrefix()
+        prefix.feed(text + "0" * 100_000)  # minutes, if each digit makes it read the number again
+        assert prefix.valid, text
+    for text in "-0 -1.5e+3 0.5 10 1E5 true false null".split():
+        for end in range(len(text)):
+            prefix = JsonPrefix()
+            prefix.feed(text[: end + 1])
+            assert prefix.valid, text[: end + 1]
+        prefix.feed(" ")
+        assert prefix.valid, text
+    for text in ("01", "1.e5", "-x", "1e+-5", "tru ", "f0", "- ", "1. ", "1e ", "nulll", "+1", ".5"):
+        prefix = JsonPrefix()
+        prefix.feed(text)
+        assert not prefix.valid, text
+
+
 # --- stop strings -----------------------------------------------------------------
 
 

@@ -143,6 +143,42 @@ def test_truncation_and_padding_of_the_file_are_off(tokenizer: Tokenizer, hf_fol
     assert read.apply_chat_template(messages) == tokenizer.apply_chat_template(messages)
 
 
+FATAL = [  # a panic, which is a BaseException, or an abort of the process
+    ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "cannot be read as a tokenizer"),
+    ({"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x"}}, "cannot encode this text"),
+    ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}}, "cannot encode"),
+    ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}] * 5}}, "its normalizer can make"),
+    ({"model": {"continuing_subword_prefix": "x"}}, "continuing_subword_prefix"),
+    ({"model": {"vocab": {"a": 2**31}}}, "its largest id is 2147483648"),
+    ({"added_tokens": [{"id": 2**31, "content": "x", "special": True}]}, "its largest id is 2147483648"),
+    ({"model": 5}, "cannot be read as a tokenizer"),
+]  # fmt: skip
+
+
+def test_values_that_end_the_tokenizers_library_are_errors(hf_folder: Path) -> None:
+    file = hf_folder / "tokenizer.json"
+    original = json.loads(file.read_text(encoding="utf-8"))
+    for changes, message in FATAL:
+        merged = {
+            key: original[key] | value
+            if isinstance(original[key], dict) and key == "model" and isinstance(value, dict)
+            else value
+            for key, value in changes.items()
+        }
+        file.write_text(json.dumps(original | merged), encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            Tokenizer.from_pretrained(hf_folder).encode("Hello 한국 " + "a" * 40)
+
+
+def test_deeply_nested_messages_are_refused(tokenizer: Tokenizer) -> None:
+    for depth in (700, 100_000):
+        value: list[Any] = []
+        for _ in range(depth):
+            value = [value]
+        with pytest.raises(ValueError, match=r"nested too deeply|must be JSON values"):
+            tokenizer.apply_chat_template([{"role": "user", "content": "x"}], skip_think=value)
+
+
 def test_byte_order_marks_of_the_files_are_no_text(hf_folder: Path) -> None:
     expected = Tokenizer.from_pretrained(hf_folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):

@@ -12,7 +12,8 @@ import pytest
 from referencing.exceptions import Unresolvable
 
 from exaone4_mlx.tools.call import ToolCall
-from exaone4_mlx.tools.schema import normalized, validator
+from exaone4_mlx.tools.check import argument_errors
+from exaone4_mlx.tools.schema import normalized
 from exaone4_mlx.tools.toolbox import Toolbox, ToolError
 
 
@@ -87,7 +88,7 @@ def test_references_are_followed_inside_the_schema_and_never_into_the_network(mo
     with pytest.raises(ValueError, match="nothing is downloaded"):
         Toolbox([ready({"properties": {"x": {"$ref": "http://127.0.0.1:9/x.json"}}})])
     with pytest.raises(Unresolvable):
-        list(validator({"$ref": "http://127.0.0.1:9/x.json"}).iter_errors({}))
+        argument_errors({"$ref": "http://127.0.0.1:9/x.json"}, {})
     hidden = {"x": {"$id": "http://127.0.0.1:9/a", "$ref": "#/$defs/n"}}
     with pytest.raises(ToolError, match="refers to something outside it"):
         Toolbox([ready({"properties": hidden, "$defs": {"n": {}}})]).arguments(ToolCall("f", {"x": "one"}))
