@@ -16,7 +16,7 @@ from .session import View
 PAGE = 30  # messages that are sent at once
 #: The texts that the page itself shows.
 TEXTS = (
-    "say", "send", "stop", "attach", "latest", "conversation", "older", "copy", "copy_code", "edit", "retry", "undo",
+    "say", "send", "stop", "attach", "latest", "conversation", "older", "copy", "edit", "retry", "undo",
     "save", "cancel", "preview", "waits_for_you", "allow", "deny", "welcome", "welcome_local", "attached", "to_be_sent",
     "take_back", "remove_file", "file_is_read", "file_too_large", "file_no_text",
 )  # fmt: skip
