@@ -175,15 +175,15 @@ def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 
 def _check_memory(needs: Fit) -> None:
-    """Says it where the model will not fit. Raises MemoryError where not even its weights can."""
+    """Warns if the model will not fit. Raises MemoryError if its weights alone do not."""
     try:
         needs.check_weights()
     except MemoryError as error:
-        raise MemoryError(f"{error}; one of fewer bits takes less; --ignore-memory loads it all the same") from error
+        raise MemoryError(f"{error}; fewer bits take less; --ignore-memory loads it anyway") from error
     if not needs.fits:
         say(f"warning: this may take {needs.arithmetic}")
         fitting = f"--max-kv-size {needs.largest_context} fits; " if needs.largest_context > 1 else ""
-        say(f"({fitting}--kv-bits 8 and fewer bits of weights take less; --ignore-memory says nothing of it)")
+        say(f"({fitting}--kv-bits 8 and fewer bits of weights take less; --ignore-memory hides this warning)")
 
 
 def _data_folder() -> Path:

@@ -28,10 +28,10 @@ from .widgets import SETTINGS, Page, labels
 
 Update = dict[Any, Any]
 
-FRAME_SECONDS = 0.08  # between two looks at a reply
-FRAME_SHARE = 3  # times as long as a look takes, nothing is looked at
-IDLE_SECONDS = 0.25  # after which counts of seconds go on without news
-WIDE = 900  # pixels, from which on the list of conversations is open by itself
+FRAME_SECONDS = 0.08  # the least time between two frames
+FRAME_SHARE = 3  # the pause after a frame, in times of its own cost
+IDLE_SECONDS = 0.25  # until a frame without a change, for the counts of seconds
+WIDE = 900  # pixels of a page on which the list of conversations is open at first
 NO_MODEL = "…"
 LISTED = 200  # conversations shown at once; a search finds the others
 
@@ -44,7 +44,7 @@ class Actions:
     def __init__(self, state: AppState) -> None:
         """`page` is set once the widgets are made, because some of them call methods of this object."""
         self.state = state
-        self._answers = 0  # of refusals and texts that went back to a page
+        self._answers = 0  # number of refusals and texts that were returned to a page
 
     # --- the page -------------------------------------------------------------
 
@@ -111,7 +111,7 @@ class Actions:
     # --- the chat -------------------------------------------------------------
 
     def acted(self, event: gr.EventData, request: gr.Request, *values: Any) -> Update:
-        """Something that the user does in the conversation. A refusal goes back to the page, with its text."""
+        """An action of the user in the conversation. The page gets a refusal, with the text of the message."""
         tab, given = self._tab(request), event._data
         session = tab.session
         try:
@@ -292,15 +292,15 @@ class Actions:
                 progress = words("loading", name=path, done=size_text(done), total=size_text(total))
                 yield {self.page.needs: _plain(progress)}
             loaded = self.state.loaded
-            told = " ".join([words("loaded", name=loaded.choice.label), *notes(loaded.warnings, words)])
+            message = " ".join([words("loaded", name=loaded.choice.label), *notes(loaded.warnings, words)])
         except Busy:
-            told = words("loading_already")
+            message = words("loading_already")
         except Exception as error:  # a damaged checkpoint can fail in many ways
             key = "lost" if self._model_label == NO_MODEL else "not_loaded"
-            told = words(key, error=f"{error}" or type(error).__name__, name=before)
-            gr.Warning(_plain(told))
+            message = words(key, error=f"{error}" or type(error).__name__, name=before)
+            gr.Warning(_plain(message))
         yield {
-            self.page.needs: _plain(told),
+            self.page.needs: _plain(message),
             self.page.load: gr.update(interactive=True),
         }
 

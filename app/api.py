@@ -50,7 +50,7 @@ class Endpoints:
         self, request: gr.Request, message: str, options: dict[str, Any] | None = None
     ) -> Iterator[dict[str, Any]]:
         """
-        Says something in this client's conversation and streams the reply, each time all that came so far.
+        Sends a message in this client's conversation and streams the reply; each item is the whole reply so far.
 
         Parameters:
             message: what the user says

@@ -1,7 +1,7 @@
 // The conversation and the box below it. Gradio's gr.HTML runs this once, with `element`, `props`, `watch`, `trigger`,
 // `server` and `upload`.
 //
-// The server sends frames: which conversation and revision a tab shows, and the reply under way. Finished messages are
+// The server sends frames: which conversation and revision a tab shows, and the reply in progress. Finished messages are
 // fetched when the revision changes, and only those that the page does not have; older ones when the user scrolls up.
 // A frame that is lost does no harm: the next one holds the whole reply.
 
@@ -77,7 +77,7 @@ function changed(before) {
     grow();
 }
 
-/** Fetches the finished messages that the page does not have. The reply under way is replaced at the same moment. */
+/** Fetches the finished messages that the page does not have. The reply in progress is replaced at the same moment. */
 async function refresh() {
     if (fetching) return;
     fetching = true;

@@ -1,7 +1,7 @@
 """What the server sends to the conversation of a page: frames while something changes, and messages that it asks for.
 
 Notes:
-- A frame holds the reply under way and the revision of the finished messages, so that its size does not depend on the
+- A frame holds the reply in progress and the revision of the finished messages, so that its size does not depend on the
   length of the conversation. The page fetches finished messages when the revision changes.
 """
 
@@ -43,7 +43,7 @@ def frame(view: View, words: Words) -> dict[str, Any]:
 
 
 def history(view: View, words: Words, start: int | None, known: list[str]) -> dict[str, Any]:
-    """The finished messages from `start` on, or the last ones; those whose keys are `known` only by their keys."""
+    """The finished messages from `start` on, or the last ones. Of those in `known` it has the keys only."""
     messages = view.messages
     first = max(0, len(messages) - PAGE) if start is None else max(0, min(start, len(messages)))
     while first and messages[first]["role"] != "user":  # whole turns

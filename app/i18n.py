@@ -124,7 +124,7 @@ WORDS = {
         "Respuesta cortada: se alcanzó el límite de tokens (Ajustes, «Tokens por respuesta»).",
     ),
     "was_loop": (
-        "Ended: the reply went round in a loop. LG advises a presence penalty of 1.5, then Retry.",
+        "Ended: the reply repeated itself. LG advises a presence penalty of 1.5, then Retry.",
         "같은 내용이 반복되어 응답을 종료했습니다. LG는 이 경우 존재 페널티 1.5를 권장합니다. 설정한 뒤 다시 시도하세요.",
         "Terminada: la respuesta se repetía en bucle. LG aconseja una penalización de presencia de 1.5; ajústala y reintenta.",
     ),
@@ -179,7 +179,7 @@ WORDS = {
     ),
     "not_sent": ("Not sent: {error}", "보내지 못했습니다: {error}", "No se envió: {error}"),
     "busy": (
-        "A reply of this conversation is under way.",
+        "A reply of this conversation is in progress.",
         "이 대화에서 이미 응답을 생성하고 있습니다.",
         "Hay una respuesta en curso en esta conversación.",
     ),
@@ -187,13 +187,13 @@ WORDS = {
     "settings": ("Settings", "설정", "Ajustes"),
     "system": ("System prompt", "시스템 프롬프트", "Instrucciones del sistema"),
     "system_hint": (
-        "What EXAONE is told before the conversation",
+        "What EXAONE reads before the conversation",
         "대화 전에 EXAONE에게 알려 줄 내용",
         "Lo que se le dice a EXAONE antes de la conversación",
     ),
     "budget": ("Thinking budget", "추론 한도", "Límite del razonamiento"),
     "budget_hint": (
-        "Tokens after which a thought is ended and the answer comes; 0 sets no limit",
+        "Tokens after which the thought ends and the answer follows; 0 sets no limit",
         "이 토큰 수를 넘으면 생각을 끝내고 답합니다. 0이면 한도 없음",
         "Tokens tras los que se corta el razonamiento y llega la respuesta; 0: sin límite",
     ),

@@ -29,14 +29,14 @@ class ThoughtCounts(Protocol):
 
 
 class LiveReply:
-    """The messages of a turn under way, made from its events."""
+    """The messages of a turn in progress, made from its events."""
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
         self._before = (0, 0.0)  # tokens and seconds of thoughts in earlier rounds
 
     def add(self, event: object) -> None:
-        """Takes up an event of `Chat.send`; `Done` and unknown ones change nothing."""
+        """Adds an event of `Chat.send`. `Done` and unknown events change nothing."""
         if isinstance(event, ToolResult):
             message = {"role": "tool", "content": event.content, "failed": event.failed, "seconds": event.seconds}
             self._messages.append(message)
@@ -49,7 +49,7 @@ class LiveReply:
             self._reply.setdefault("tool_calls", []).append(call)
 
     def count(self, counts: ThoughtCounts | None) -> None:
-        """Takes up how much was thought until now."""
+        """Stores the tokens and seconds of the thought so far."""
         if counts is None or not self._messages or self._messages[-1]["role"] != "assistant":
             return
         tokens, seconds = self._before
@@ -62,7 +62,7 @@ class LiveReply:
 
     @property
     def messages(self) -> list[Message]:
-        """What came, in the form of a chat's history; a copy, to be read in another thread."""
+        """The messages so far, in the form of a chat's history: a copy, which another thread can read."""
         return [{**message, **_copied_calls(message)} for message in self._messages]
 
     @property

@@ -127,7 +127,7 @@ class Loading:
         return not self._thread.is_alive()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits for the end, at most `timeout` seconds. Returns whether it has come, well or not."""
+        """Waits for the end, at most `timeout` seconds. Returns whether loading has ended, also with an error."""
         self._thread.join(timeout)
         return self.finished
 
@@ -202,7 +202,7 @@ def _is_model(folder: Path) -> bool:
     try:
         str(folder).encode()  # a name that is no text cannot be sent to a browser
         return (
-            folder.suffix != ".partial"  # a conversion under way
+            folder.suffix != ".partial"  # a conversion in progress
             and folder.is_dir()
             and _read_config(folder).get("model_type") == "exaone4"
             and next(folder.glob("*.safetensors"), None) is not None

@@ -1,4 +1,4 @@
-r"""Messages -> HTML for the page. What a model, a user or a tool says can put no element of its own into the page.
+r"""Messages -> HTML for the page. Texts of a model, a user or a tool add no elements of their own to the page.
 
 Notes:
 - An item is a message as the page shows it: a list of parts, each a piece of HTML. While a reply is generated only its
@@ -38,9 +38,9 @@ FORMULA_ATTRIBUTES = {"display", "displaystyle", "scriptlevel", "mathvariant", "
 
 
 def items(messages: Sequence[Message], words: Words, start: int = 0, *, live: bool = False) -> list[Item]:
-    """The messages from `start` on as the page shows them. With `live` they are of a reply under way.
+    """The messages from `start` on as the page shows them. With `live` they are those of a reply in progress.
 
-    Whatever a file says that `Store` reads can be shown.
+    A file that `Store` reads may hold any values in their fields: all of them can be shown.
     """
     turns = sum(message["role"] == "user" for message in messages[:start])
     result = []
@@ -52,7 +52,7 @@ def items(messages: Sequence[Message], words: Words, start: int = 0, *, live: bo
         elif message["role"] == "assistant":
             results = tool_results(messages, index)
             result.append(_item(message, index, list(reply_parts(message, results, words, live)), turn=turns - 1))
-        elif message["role"] == "tool" and not calls:  # the result of no call: the model reads it, too
+        elif message["role"] == "tool" and not calls:  # a result without a call: the model reads it, too
             result.append(_item(message, index, [_result(message, words)], turn=turns - 1))
         calls = calls - 1 if message["role"] == "tool" and calls else len(objects(message.get("tool_calls")))
     return result
@@ -123,7 +123,7 @@ def _result(message: Message, words: Words) -> str:
 
 
 def _outcome(result: Message) -> tuple[bool, Any]:
-    """Whether a call failed, and its result; of an error that is nothing else, the text."""
+    """Whether a call failed, and its result. An error without other fields is its text."""
     content, failed = result.get("content"), bool(result.get("failed"))
     if failed and isinstance(content, Mapping) and content.keys() == {"error"}:
         content = content["error"]
@@ -240,7 +240,7 @@ def mathml(source: str) -> str:
     try:
         made = latex2mathml.converter.convert(latex, display="block" if is_block else "inline")
         tree = ElementTree.fromstring(made)
-    except Exception:  # of any kind: a model writes what it likes
+    except Exception:  # of any kind: a model can write any formula
         return f'<code class="formula">{escape(source)}</code>'
     for element in tree.iter():
         for name in set(element.attrib) - FORMULA_ATTRIBUTES:

@@ -181,7 +181,7 @@ def launch_options(address: Address) -> dict[str, Any]:
         "share": False,
         "run_history": False,
         "show_error": False,
-        "max_threads": 256,  # Gradio does as many things at once: every reply that is looked at is one
+        "max_threads": 256,  # Gradio's limit of calls at once: each tab that follows a reply takes one
         "max_file_size": MAX_UPLOAD_BYTES,
         "favicon_path": str(Path(__file__).with_name("icon.svg")),
         "footer_links": ["api", "gradio"],

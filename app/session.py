@@ -26,9 +26,9 @@ from .settings import Settings
 from .store import Conversation
 
 SAVE_SECONDS = 5.0
-REVISIONS = itertools.count(int(time.time() * 1000))  # none comes twice, not after a restart either
+REVISIONS = itertools.count(int(time.time() * 1000))  # unique, also after a restart
 TITLE_LENGTH = 48
-END_SECONDS = 10.0  # that is waited for a turn which was stopped
+END_SECONDS = 10.0  # the longest wait for a turn that was stopped
 
 
 class Busy(ValueError):
@@ -326,7 +326,7 @@ class Session:
     def _ready(self, settings: Settings) -> Chat:
         """The chat, with the options of the settings."""
         if self._work is not None:
-            raise Busy("a reply of this conversation is under way")
+            raise Busy("a reply of this conversation is in progress")
         self.used = time.monotonic()
         if self._chat is None:
             self._chat = self._chat_of(self)
@@ -421,7 +421,7 @@ class Session:
         try:
             self._save(self)
             self._unsaved = None
-        except Exception as error:  # of any kind: the turn goes on
+        except Exception as error:  # of any kind: the turn continues
             self._unsaved = f"{error}" or type(error).__name__
 
     def _touch(self, revised: bool = False) -> None:

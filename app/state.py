@@ -35,12 +35,12 @@ from .settings import PERMISSIONS, Settings
 from .store import Conversation, Store, one_line
 from .transcript import from_text
 
-GRACE_SECONDS = 10.0  # that a turn goes on without a tab that looks at it
+GRACE_SECONDS = 10.0  # that a turn continues without a tab that shows it
 MAX_CACHES = 8  # conversations at rest that keep their caches
 SAMPLE = 20_000  # characters of a file by which its tokens are estimated
 MAX_ATTACHMENTS = 50  # files that are kept read
-MAX_OPEN = 200  # conversations of clients that never say good-bye
-LOOK_SECONDS = 0.2  # between two looks at how far a model is loaded
+MAX_OPEN = 200  # conversations of clients that never disconnect
+LOOK_SECONDS = 0.2  # between two reports of the progress of loading
 UNLOAD_SECONDS = 60.0  # that a model waits for its replies to end before another takes its place
 
 
@@ -184,7 +184,7 @@ class AppState:
         timer.start()
 
     def show(self, tab: Tab, session: Session) -> None:
-        """Shows another conversation in a tab. The reply of the previous one goes on, unless no tab can show it."""
+        """Shows another conversation in a tab. The reply of the previous one continues, unless no tab can show it."""
         with self._lock:
             before, tab.session = tab.session, self._sessions.setdefault(session.id, session)
         if before is not tab.session:

@@ -146,7 +146,7 @@ class Store:
             self._put(dataclasses.replace(self.read(id), title=title, named=True))
 
     def delete(self, id: str) -> None:
-        """It is gone afterwards, also where it was before, or was damaged."""
+        """Removes the conversation. It may be damaged, or not exist."""
         path = self._path(id)
         with self._lock, _saying(f"{path} cannot be deleted"), contextlib.suppress(NotADirectoryError):
             path.unlink(missing_ok=True)
@@ -181,7 +181,7 @@ class Store:
                 yield
 
     def _put(self, conversation: Conversation) -> None:
-        """Writes the file, whole or not at all; what a killed program left half written goes."""
+        """Writes the file, whole or not at all. Removes incomplete files of a killed program."""
         data = to_json(conversation).encode()
         if len(data) > MAX_BYTES:
             raise ValueError(
@@ -249,7 +249,7 @@ def _load(path: Path, id: str) -> Conversation:
 
 
 def check(conversation: Conversation) -> None:
-    """Raises ValueError for a field that does not have its form. Of messages only what is read here is looked at."""
+    """Raises ValueError for a field without its form. Of messages it checks only the fields that are read here."""
     messages = conversation.messages
     if not isinstance(messages, list):
         raise ValueError(f"messages must be a list, not {type(messages).__name__}")

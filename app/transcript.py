@@ -112,7 +112,7 @@ def _message_lines(message: Message) -> Iterable[str]:
 
 
 def _summary(name: str, message: Message) -> str:
-    """The line under which a field is folded away; "" for what stands there plainly."""
+    """The line under which a field is folded; "" for a field that is not folded."""
     if name == "reasoning_content":
         return "Thought"
     return "What the model saw" if name == "content" and "text" in message else ""
@@ -292,7 +292,7 @@ def _check_heading(section: _Section) -> None:
 
 
 def _value(section: _Section, message: Message) -> Any:
-    """The value of a field: what stands between its comment and the next, without what is there for looks."""
+    """The value of a field: the text between its comment and the next, without its layout."""
     body = "\n".join(section.lines)
     if section.name == "tool_calls" or section.values.get("json"):
         if not (match := re.fullmatch(r"```json\n(.*)\n```", body.strip(), re.DOTALL)):

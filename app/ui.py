@@ -17,7 +17,7 @@ from .settings import MAX_TOKENS, recommended
 from .state import AppState
 from .widgets import TEXTS, THEMES, Page
 
-#: Where the address of the page says which conversation it shows, so that it comes back when the page is loaded again.
+#: The address of the page names its conversation, so that a reload shows it again.
 OPENED = """(conversation, chosen, browser, width, theme) => [
     new URLSearchParams(window.location.search).get("conversation") ?? "", chosen, document.documentElement.lang,
     window.innerWidth, localStorage.getItem("exaone4_mlx theme") ?? ""]"""
@@ -241,7 +241,7 @@ CSS = (
 
 
 def theme() -> gr.Theme:
-    """Quiet colours, and Gradio's own fonts, which come with it."""
+    """Quiet colours, and the fonts that Gradio includes."""
     weights = (400, 700)  # its file for 600 holds no Latin letters (6.31)
     made = gr.themes.Default(
         primary_hue="rose",

@@ -38,7 +38,7 @@ def contents(session: Session) -> list[Any]:
 
 
 def underway(session: Session, settings: Settings = PLAIN) -> Session:
-    """The session with a turn under way of which something has come."""
+    """The session with a turn in progress that has produced an event."""
     session.send("Count", [], settings)
     until(lambda: session.view().coming, "something of the reply came")
     return session

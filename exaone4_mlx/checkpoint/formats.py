@@ -139,7 +139,7 @@ class Source:
         if self._layout is None or tensor.exact is None:
             raise ValueError(f"MLX has no quantization with the values of {name} ({self.format})")
         parts = self._layout.parts(tensor)
-        if tensor.exact.mode != "affine":  # the scales are bytes, some of which mean NaN or infinity
+        if tensor.exact.mode != "affine":  # the scales are bytes, and some bytes mean NaN or infinity
             check_finite(tensor.exact.dequantized(parts), f"{self.file(name)}: {name}")
         return tensor.exact.named(name, parts)
 

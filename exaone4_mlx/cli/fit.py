@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory",
         type=float,
         metavar="GB",
-        help="memory of the machine, of which Metal gives a model about three quarters (default: this machine)",
+        help="memory of the machine; Metal gives a model about three quarters of it (default: this machine)",
     )
     add_q_bits_flag(parser, "show only these bits per weight, in groups of 64, for a full-precision checkpoint")
     add_kv_flags(parser)

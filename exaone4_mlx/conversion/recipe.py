@@ -38,13 +38,9 @@ def settings_of(
 
     `shapes` are the shapes of all weights by name. `group_size` is for the affine recipes (default: 64).
     `target_bpw` is for 4bit-quality: bits per weight of the whole result (default: QUALITY_BPW, or the least possible
-    value if that is more). `float_bits` are the bits of scales, biases and unquantized weights. Raises ValueError for
-    an unknown recipe, and for options that it does not have.
+    value if that is more). `float_bits` are the bits of scales, biases and unquantized weights. A `ConversionRequest`
+    has checked the recipe and its options. Raises ValueError for a group size or a target that is not possible.
     """
-    if recipe not in RECIPES:
-        raise ValueError(f"recipe {recipe!r} is unknown; there are {', '.join(RECIPES)}")
-    if target_bpw is not None and recipe != "4bit-quality":
-        raise ValueError(f"target_bpw needs the recipe 4bit-quality, not {recipe}")
     if recipe in DEFAULTS:
         bits, only_group_size = DEFAULTS[recipe]
         return uniform(Quantization(bits, only_group_size if group_size is None else group_size, recipe), shapes)

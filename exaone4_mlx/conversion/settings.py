@@ -108,7 +108,7 @@ def read_texts(request: ConversionRequest, tokenizer: Tokenizer, context: int) -
     """The windows of the calibration texts, as token ids. Reads the evaluation texts too.
 
     `context` limits the windows. Raises ValueError for texts that the template refuses, for a sentence in both files,
-    and for a single window, of which distillation could not hold one out.
+    and for a single window, because distillation holds one out.
     """
     calibration = read_passages(calibration_file(request)) if request.calibrate else []
     evaluation = read_passages(evaluation_file(request)) if request.evaluate else []

@@ -68,7 +68,7 @@ class Check:
 
 
 def examine() -> Iterator[Check]:
-    """Runs the checks one by one. What goes wrong in one is its result."""
+    """Runs the checks one by one. An exception of a check is its result."""
     demo = Demo()
     for name, check in CHECKS.items():
         try:
@@ -145,7 +145,7 @@ def _chunked(demo: Demo) -> Finding:
 def _rewound(demo: Demo) -> Finding:
     cache = demo.model.make_cache()
     prefill(demo.model, demo.ids[:70], cache)
-    for start in range(0, 45, 5):  # further than a window, and nothing of what comes then
+    for start in range(0, 45, 5):  # beyond a window, with other tokens than those that follow
         prefill(demo.model, demo.ids[start : start + 5], cache)
     for layer in cache:
         layer.rewind(45)
@@ -183,7 +183,7 @@ def _quantized(bits: int, dtype: mx.Dtype, demo: Demo) -> Finding:
 
 
 def _packed(bits: int, demo: Demo) -> Finding:
-    """Attention to a quantized cache as it is stored, beside that to what it stands for."""
+    """Attention to a quantized cache, compared with attention to its dequantized values."""
     key = mx.random.split(mx.random.key(bits), 3)
     keys, values = (QuantizedKV.of(mx.random.normal((1, 2, 100, 64), key=key[i]), 64, bits) for i in range(2))
     worst = 0.0
@@ -276,7 +276,7 @@ def _text(reply: Reply) -> str:
 
 
 def _same_text(text: str) -> Finding:
-    """Told in full only where it differs."""
+    """The finding names both texts where they differ."""
     wanted = f"{THOUGHT} {ANSWER}"
     return (True, "as stored", "") if text == wanted else (False, f"{text!r} instead of {wanted!r}", "")
 

@@ -94,7 +94,7 @@ def fit(
     kv: int | KVQuantization | None = None,
     draft_model: str | Path | None = None,
 ) -> Fit:
-    """What a model needs: a folder, a config.json, a hub id (of which only config.json is downloaded), or "demo".
+    """What a model needs: a folder, a config.json, a hub id (only its config.json is downloaded), or "demo".
 
     `max_kv_size` is in tokens; None means max_position_embeddings. `memory` is that of the machine in GB (1e9 bytes);
     Metal gives a model about three quarters of it. None means this machine. `dtype` and `q_bits` are those of `load`;

@@ -87,7 +87,7 @@ class Sizes:
 
 
 def read_sizes(path_or_repo: str | Path, revision: str | None = None) -> Sizes:
-    """The sizes of a folder, a config.json, a hub id (of which only config.json is downloaded), or "demo".
+    """The sizes of a folder, a config.json, a hub id (only its config.json is downloaded), or "demo".
 
     The shapes follow from the config for a folder without weight files, for a repository whose weights are not all in
     the cache of the hub, and for a config.json. Raises FileNotFoundError and ValueError as `fit` does.

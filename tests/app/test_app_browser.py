@@ -36,7 +36,7 @@ STOP = """async () => {
     while (document.querySelector('#chat .send').hidden) await new Promise(requestAnimationFrame);
     return (performance.now() - began) / 1000;
 }"""
-#: Notes the titles of a thought under way, while the thought itself is to be seen (`innerText` leaves out what is not).
+#: Notes the titles of a thought in progress, while the thought itself is to be seen (`innerText` leaves out what is not).
 WATCH = """() => {
     window.seen = [];
     setInterval(() => {

@@ -82,7 +82,7 @@ def test_what_will_not_fit_is_said_and_what_cannot_work_refused(
     assert main(command) == 130
     warning, helps, loads = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: this may take 2") and "and a model may have 100 MB here" in warning
-    assert re.fullmatch(r"\(--max-kv-size \d+ fits; --kv-bits 8 and .*; --ignore-memory says nothing of it\)", helps)
+    assert re.fullmatch(r"\(--max-kv-size \d+ fits; --kv-bits 8 and .*; --ignore-memory hides this warning\)", helps)
     assert loads == "loading demo"
     for quiet in (["--ignore-memory"], ["--max-kv-size", "500"]):
         assert main([*command, *quiet]) == 130

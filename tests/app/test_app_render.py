@@ -189,7 +189,7 @@ def test_of_two_calls_the_second_waits_while_the_first_has_its_result() -> None:
 @pytest.mark.parametrize(
     ("reason", "expected"),
     [
-        ("cancelled", "Stopped."), ("length", "Cut off:"), ("repetition", "went round in a loop"), ("error", "Failed"),
+        ("cancelled", "Stopped."), ("length", "Cut off:"), ("repetition", "repeated itself"), ("error", "Failed"),
         ("stop", None), ("tool_calls", None), (None, None), ("something", None), (["stop"], None),
     ],
 )  # fmt: skip

@@ -66,7 +66,7 @@ def make(unread: Any, store: Store) -> Iterator[Callable[..., Session]]:
     yield one
     for session in made:
         session.stop()
-        assert session.join(WAIT_SECONDS), "the turn of a test is still under way"
+        assert session.join(WAIT_SECONDS), "the turn of a test is still in progress"
 
 
 def said(session: Session) -> list[tuple[str, Any]]:
@@ -296,7 +296,7 @@ def test_while_a_turn_runs_nothing_else_begins(session: Session, scripted: Any, 
     scripted(ENDLESS, pause=0.002)
     session.send("Count", [], PLAIN)
     arguments = {"send": ("x", [], PLAIN), "retry": (PLAIN,), "edit": (0, "x", PLAIN), "undo": ()}[action]
-    with pytest.raises(Busy, match="under way"):
+    with pytest.raises(Busy, match="in progress"):
         getattr(session, action)(*arguments)
     stopped_after(session)
 
@@ -454,7 +454,7 @@ def test_an_answer_without_a_question_approves_nothing(session: Session, scripte
     scripted(call_text(max_num=6), "Done.", pause=0.005)
     session.send("Roll!", [], ASKING)
     session.answer(True)
-    until(lambda: session.view().asking, "the tool asks all the same")
+    until(lambda: session.view().asking, "the tool asks")
     session.answer(False)
     assert finished(session).messages[2]["failed"]
 
@@ -561,7 +561,7 @@ def test_the_view_shows_every_phase(make: Any, scripted: Any) -> None:
 
     reading = phase(lambda view: view.reading, "reading")
     assert reading.running and not reading.coming and not reading.asking and not reading.tool_runs
-    assert reading.context_tokens == reading.reading[1], "the prompt under way counts"
+    assert reading.context_tokens == reading.reading[1], "the prompt in progress counts"
     later = phase(lambda view: view.reading_left, "how long it will take")
     assert 0 < later.reading_left < WAIT_SECONDS
     asking = phase(lambda view: view.asking, "asking")

@@ -692,7 +692,7 @@ def test_a_caller_that_stops_iterating_ends_nothing(make: Any, held: Any, monkey
     assert next(following) == (7, 11)
     following.close()
     Held.go_on.set()
-    until(lambda: state._loaded is not None, "the model is loaded all the same")
+    until(lambda: state._loaded is not None, "the model is loaded")
     until(lambda: not state._switching.locked(), "another one can be loaded")
 
 

@@ -109,7 +109,7 @@ def test_random_damage_ends_in_one_line_and_bounded_memory(seed: int, folder: Pa
     assert found["peak_bytes"] < 1e9, "a folder of a few kilobytes needs little memory"
 
 
-MEMORY, SECONDS = 3 << 30, 5.0  # of addresses, most of which are MLX's; for one way of reading
+MEMORY, SECONDS = 3 << 30, 5.0  # of addresses, mostly MLX's; for one way of reading
 VALUES: list[Any] = [
     None, True, 0, 1, -1, 3, 2**16, 2**31, 2**63, 10**30, 10**400, -(10**400), -0.0, 1.5, 1e-320, 1e308, float("nan"),
     float("inf"), "", "LLLG", "L" * 5000, "1", "\x1b[2J", "\ud800", [], [[1]], ["a"], [None], [1.5], [2**31], {},

@@ -70,7 +70,7 @@ def test_load_names_the_weight_and_its_file(value: float, options: Any, message:
 
 
 def test_scales_of_quantized_weights_are_checked(hf_folder: Path, edit_json: Any) -> None:
-    """Scales are floats, or bytes some of which mean NaN or infinity."""
+    """Scales are floats, or bytes, and some bytes mean NaN or infinity."""
     tensors: Any = mx.load(str(hf_folder / "model.safetensors"))
     for mode, (bits, group_size) in DEFAULTS.items():
         setting = Quantization(bits, group_size, mode)
