@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import sys
 import time
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextvars import ContextVar
@@ -75,7 +76,7 @@ def charge_text(name: str, size: int, args: Sequence[Any], kwargs: Mapping[str, 
 
 
 def size_of(value: Any, limit: int | None = None) -> int:
-    """The bytes of the value and of everything in it, about; counting stops above `limit`.
+    """The bytes of the value and of everything in it, about; `sys.maxsize` for more than `limit`.
 
     What is in it twice counts twice, as in its text. Raises SecurityError for an integer that no text can show.
     """
@@ -99,7 +100,7 @@ def size_of(value: Any, limit: int | None = None) -> int:
     for item in items:
         total += size_of(item, limit - total)
         if total > limit:
-            break
+            return sys.maxsize
     return total
 
 
