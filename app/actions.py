@@ -29,7 +29,7 @@ from .widgets import SETTINGS, Page, labels
 Update = dict[Any, Any]
 
 FRAME_SECONDS = 0.08  # the least time between two frames
-FRAME_SHARE = 3  # the pause after a frame, in times of its own cost
+FRAME_SHARE = 3  # the pause after a frame, as a multiple of the time that it took
 IDLE_SECONDS = 0.25  # until a frame without a change, for the counts of seconds
 WIDE = 900  # pixels of a page on which the list of conversations is open at first
 NO_MODEL = "…"
@@ -122,7 +122,7 @@ class Actions:
             return self._act(tab, given, values)
         except Busy:
             error = tab.words("busy")
-        except Exception as problem:  # whatever it is, the page stays usable and the text is not lost
+        except Exception as problem:  # of any kind: the page stays usable and keeps the text
             error = tab.words("not_sent", error=f"{problem}" or type(problem).__name__)
         return self._answer(id=given.get("id"), error=error)
 

@@ -63,7 +63,7 @@ def pdf_text(data: bytes, name: str) -> str:
         raise ValueError(
             f"{name} is a PDF, and reading those needs pypdf: pip install 'pypdf', or the extra '.[pdf]'"
         ) from error
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)  # what it mends is of no interest in a terminal
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)  # no messages about repairs in the terminal
     locked = False
     try:
         reader = pypdf.PdfReader(io.BytesIO(data))
@@ -72,7 +72,7 @@ def pdf_text(data: bytes, name: str) -> str:
         page_count = 0 if locked else len(reader.pages)
     except MemoryError:
         raise
-    except Exception as error:  # of any kind: whatever a damaged file makes pypdf stumble over
+    except Exception as error:  # of any kind: pypdf raises many for damaged files
         if not locked:
             raise _damaged(name, error) from error
     if locked:

@@ -229,7 +229,7 @@ class _RequestGuard:
         host, origin = headers.get(b"host", b""), headers.get(b"origin")
         if not self.address.answers_to(host.decode("latin-1")):
             return 400, b"this computer does not answer to that name; start the app with --allowed-host NAME"
-        if origin is not None and origin.split(b"://")[-1] != host:  # as the browser of another site's page says
+        if origin is not None and origin.split(b"://")[-1] != host:  # the page of another site sends it
             return 403, b"this page is not for other sites"
         length = headers.get(b"content-length", b"0")
         if not path.endswith(UPLOAD) and not (length.isdigit() and len(length) < 12 and int(length) <= MAX_BODY_BYTES):

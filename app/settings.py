@@ -21,7 +21,8 @@ from .i18n import WORDS
 SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling) if field.name in WORDS)
 WHOLE = ("max_tokens", "thinking_budget", "top_k", "seed")
 MAX_TOKENS = 8192
-#: What may run, and without a question. It comes from the user or the command line, never from an imported file.
+#: The tools that may run, and whether the app asks before. The user or the command line sets them, never an imported
+#: file.
 PERMISSIONS = ("use_tools", "tools", "ask")
 
 

@@ -2,7 +2,7 @@
 
 Notes:
 - Exit codes: 0; 1 for an error, printed as one line; 2 for wrong usage; 130 for Ctrl-C, which keeps the partial reply.
-- The first Ctrl-C raises KeyboardInterrupt, or cancels a reply. The second one ends the process as the system does it.
+- The first Ctrl-C raises KeyboardInterrupt, or cancels a reply. The second one ends the process by the default action.
 - Only the module of the given command is imported, so that `--help` is fast.
 """
 
@@ -79,7 +79,7 @@ def logged_warnings() -> Iterator[None]:
 
 @contextmanager
 def on_ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C calls `stop`, and says so. The second one ends the process, as the system does it."""
+    """The first Ctrl-C calls `stop` and prints "stopping". The second one ends the process by the default action."""
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
         yield

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..text.events import Done
     from ..text.message import TurnEvent
 
-#: What a progress bar writes to move the cursor, and nothing else in one write.
+#: The text by which a progress bar moves the cursor, as one write.
 MOVES = re.compile(r"(?:\n|\x1b\[A)*")
 #: Seconds until a bar appears, and between two lines of progress where there is no terminal.
 BAR_SECONDS, LINE_SECONDS = 0.5, 10.0

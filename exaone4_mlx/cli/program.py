@@ -2,7 +2,7 @@
 
 Notes:
 - It is the entry point of `exaone4-mlx`, `python -m exaone4_mlx`, `python -m exaone4_mlx.COMMAND` and `python -m app`.
-- While the process starts, Ctrl-C ends it at once, as the system does it. There is no Python traceback.
+- While the process starts, Ctrl-C ends it at once by the default action. There is no Python traceback.
 """
 
 import contextlib

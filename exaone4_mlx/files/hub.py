@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 KEPT = ".kept"  # the suffix of incomplete files, in place of the hub's
-CHUNK_BYTES = 2**18  # between two looks for Ctrl-C; the 10 MB of huggingface_hub take a slow line minutes
+CHUNK_BYTES = 2**18  # between two checks for Ctrl-C; huggingface_hub reads 10 MB, which takes minutes on a slow line
 STOP_SECONDS = 0.5  # the longest wait for a download that is stopped
 
 

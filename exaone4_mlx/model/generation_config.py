@@ -1,4 +1,4 @@
-"""generation_config.json -> `GenerationConfig`: what `model.generate` does where its arguments do not say."""
+"""generation_config.json -> `GenerationConfig`: the defaults of the arguments of `model.generate`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from ..files.folders import read_json
 
-#: Settings of transformers that are not offered here, the values that ask for nothing, and what to use.
+#: Settings of transformers that are not offered here, their values without an effect, and what to use.
 NOT_OFFERED: dict[str, tuple[tuple[Any, ...], str]] = {
     "num_beams": ((1,), "beam search is not offered"),
     "num_beam_groups": ((1,), "beam search is not offered"),

@@ -134,7 +134,7 @@ def _checked(key: str, value: Any) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a number that float32 holds, with room for products."""
+    """Whether it is a number that float32 holds, also after multiplications."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 

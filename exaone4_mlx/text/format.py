@@ -53,7 +53,7 @@ def value_text(value: Any) -> str:
 
 
 def result_text(content: Any, failed: bool) -> str:
-    """The result of a tool on one line; for a failure that is nothing else, its message."""
+    """The result of a tool on one line. An error without other fields is its message."""
     if failed and isinstance(content, dict) and content.keys() == {"error"} and isinstance(content["error"], str):
         return " ".join(clean(content["error"]).split())
     return value_text(content)

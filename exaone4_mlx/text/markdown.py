@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EAST_ASIAN = re.compile(
     "[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff]"
 )
-#: `$x$` as pandoc reads it: nothing blank inside at the ends, no digit behind.
+#: `$x$` as pandoc reads it: no space after the first and before the last dollar sign, and no digit after the last.
 DOLLARS = re.compile(r"(?<![\\$])\$(?![\s$])([^$\n]*?[^\s$\\])\$(?![\d$])")
 ENVIRONMENT = re.compile(r"\\begin(\{\w+\*?\})")
 FORMULAS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"))
@@ -144,7 +144,7 @@ def _emphasis(state: StateInline, silent: bool) -> bool:
 
 
 def _formula(state: StateInline, silent: bool, kind: str) -> bool:
-    """A rule of markdown-it for formulas, and for their marks alone, which are text: it would take them for escapes."""
+    """A rule of markdown-it for formulas. A mark of a formula alone is text; markdown-it would read it as an escape."""
     text, start = state.src, state.pos
     end = start
     for begin, close in FORMULAS:

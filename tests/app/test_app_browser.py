@@ -36,7 +36,7 @@ STOP = """async () => {
     while (document.querySelector('#chat .send').hidden) await new Promise(requestAnimationFrame);
     return (performance.now() - began) / 1000;
 }"""
-#: Notes the titles of a thought in progress, while the thought itself is to be seen (`innerText` leaves out what is not).
+#: Records the titles of a thought in progress while its text is visible (`innerText` omits hidden text).
 WATCH = """() => {
     window.seen = [];
     setInterval(() => {
@@ -449,7 +449,7 @@ def test_every_tab_of_a_conversation_shows_the_same_and_old_states_change_nothin
             expect(other.said).to_have_text([SEOUL, "What is the capital of Italy?"])
             expect(other.replies.last).to_have_text("The capital of Italy is Rome.")
             other.done()
-            other.context.set_offline(True)  # it does not learn what comes now
+            other.context.set_offline(True)  # it gets no later frames
             one.ask("What is the capital of Peru?")
             stale = other.page.evaluate("document.querySelectorAll('#chat .said').length")
             assert stale == 2

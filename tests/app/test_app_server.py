@@ -1,4 +1,4 @@
-"""Where the server listens, whom it answers, and what it leaves on the disk."""
+"""The address of the server, the requests that it answers, and the files that it leaves."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_decomposed_text_is_composed_unless_the_flag_says_otherwise(capsys: pyte
 
 @pytest.mark.usefixtures("demo_model")
 def test_text_files_are_read_in_any_usual_encoding(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """A byte order mark is no part of the text: it was one more token, and made JSON unreadable."""
+    """A byte order mark is not part of the text."""
     prompt, messages = tmp_path / "prompt.txt", tmp_path / "messages.json"
     expected = json.loads(output(capsys, "-p", "안녕?", "--json", "-m", "3"))
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "cp949"):

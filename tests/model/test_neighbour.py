@@ -208,7 +208,7 @@ def their_caches(mlx_lm: Any, model: Any) -> list[Any]:
 
 
 def test_their_caches_give_our_logits(mlx_lm: Any) -> None:
-    """It was an AttributeError. Prompts of several windows, in chunks and token by token; also a mix of both kinds."""
+    """In prompts of several windows, in chunks and token by token; also in a mix of both kinds."""
     for rope, cuts in (
         ("default", [24]),
         ("llama3", [9, 1, 1, 6, 1, 1, 5]),
@@ -224,7 +224,7 @@ def test_their_caches_give_our_logits(mlx_lm: Any) -> None:
 
 
 def test_a_prompt_cache_goes_through_their_file(mlx_lm: Any, tmp_path: Path) -> None:
-    """Theirs held our whole buffers, with rows beyond the text. Before, at, and beyond the window of 7, and rewound."""
+    """The file holds the rows of the text only: before, at, and beyond the window of 7, and rewound."""
     from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache, trim_prompt_cache
 
     model = small_caches(tiny_model(**rope_config("default")), reserve=2, slack=3)
@@ -244,7 +244,7 @@ def test_a_prompt_cache_goes_through_their_file(mlx_lm: Any, tmp_path: Path) -> 
 
 
 def test_kv_bits_quantizes_our_caches(mlx_lm: Any) -> None:
-    """It was ignored without a word. The caches of local layers stay in full precision, as with kv=8."""
+    """The caches of local layers stay in full precision, as with kv=8."""
     from mlx_lm.generate import generate_step
 
     model = tiny_model(**rope_config("default", head_dim=32))
@@ -275,7 +275,7 @@ def greedy_tokens_in(model: Any, prompt: list[int], cache: Any, count: int) -> l
 
 
 def test_their_batches_say_what_one_prompt_says(mlx_lm: Any) -> None:
-    """In our model with our tokenizer, which was an AttributeError each; prompts shorter and longer than a window."""
+    """With our model and our tokenizer; the prompts are shorter and longer than a window."""
     from mlx_lm.generate import BatchGenerator
 
     model = tiny_model(**rope_config("default", eos_token_id=None))
