@@ -78,7 +78,7 @@ class Actions:
                 if session.version != version or (session.running and time.monotonic() - began > IDLE_SECONDS):
                     break
                 session.wait(version, IDLE_SECONDS)
-            time.sleep(max(FRAME_SECONDS, FRAME_SHARE * cost))  # the model wants the time
+            time.sleep(max(FRAME_SECONDS, FRAME_SHARE * cost))  # leaves time for the model
 
     def _frame(self, key: str, tab: Tab) -> dict[str, Any]:
         session = tab.session

@@ -5,7 +5,7 @@
 // fetched when the revision changes, and only those that the page does not have; older ones when the user scrolls up.
 // A frame that is lost does no harm: the next one holds the whole reply.
 
-const PAGE = 30; // messages that are fetched at once
+const PAGE = 30; // older messages that are fetched at once
 const find = (selector, within = element) => within.querySelector(selector);
 const make = (tag, options = {}, ...children) => {
     const made = Object.assign(document.createElement(tag), options);
@@ -92,7 +92,7 @@ async function refresh() {
 }
 
 async function load(start, keepsPlace) {
-    const wanted = { tab: frame.tab, conversation: frame.conversation, language: frame.language, start, page: PAGE };
+    const wanted = { tab: frame.tab, conversation: frame.conversation, language: frame.language, start };
     wanted.known = keepsPlace ? [...list.children].map((item) => item.dataset.key) : [];
     const answer = await server.history(wanted);
     if (!answer) throw new Error("the server does not answer");

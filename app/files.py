@@ -73,7 +73,7 @@ def read_file(path: str | Path, name: str | None = None, cancelled: Callable[[],
 
 
 def in_prompt(text: str, attachments: Sequence[Attachment]) -> str:
-    """What the model sees of a message: each file's name and fenced text, and last what the person wrote.
+    """The message as the model reads it: the name and the fenced text of each file, then the text of the user.
 
     A fence is longer than any run of backticks within, so that a file ends where it ends. Control strings such as
     "[|endofturn|]" stay as they are: in a message the tokenizer reads them as ordinary text.

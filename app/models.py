@@ -27,7 +27,7 @@ from exaone4_mlx import Chat, Done, Exaone4ForCausalLM, Tokenizer, fit, load
 MAX_CHOICES = 100
 STEPS = (32, 64, 128, 256, 512, 1024, 2048)
 STEP_SECONDS = 0.5
-EXIT_SECONDS = 2.0  # that the end of the process waits for a model half loaded
+EXIT_SECONDS = 2.0  # that the end of the process waits for a model that is being loaded
 
 ModelAndTokenizer = tuple[Exaone4ForCausalLM, Tokenizer]
 
@@ -58,7 +58,7 @@ class Choice:
 
 
 class ModelFolder(NamedTuple):
-    """`folder` is where the weights lie, None where that is not known yet."""
+    """`folder` holds the weights; None if it is not known yet."""
 
     name: str
     path: str
@@ -86,7 +86,7 @@ def memory_in_use() -> int:
 
 
 def step_size(model: Exaone4ForCausalLM, tokenizer: Tokenizer) -> int:
-    """Prompt tokens that this machine reads in about half a second: as many go between two looks at Stop.
+    """Prompt tokens that this machine reads in about half a second: the number between two checks for Stop.
 
     Measured with a short prompt, after another has warmed the model up.
     """
@@ -132,7 +132,7 @@ class Loading:
         return self.finished
 
     def result(self) -> ModelAndTokenizer:
-        """Waits, and hands over the model and its tokenizer, or raises the error that loading met: once."""
+        """Waits. Returns the model and its tokenizer once, or raises the error of the loading."""
         self._thread.join()
         loaded, self._loaded = self._loaded, None
         error, self._error = self._error, None
@@ -161,7 +161,7 @@ class Loading:
         self.done, self.total = done, total
 
     def _abandon(self) -> None:
-        """The process ends: nobody will want the model."""
+        """The process ends: the model is not needed."""
         self._abandoned = True
         self._thread.join(EXIT_SECONDS)
 
@@ -207,7 +207,7 @@ def _is_model(folder: Path) -> bool:
             and _read_config(folder).get("model_type") == "exaone4"
             and next(folder.glob("*.safetensors"), None) is not None
         )
-    except Exception:  # a stranger's folder can be wrong in any way
+    except Exception:  # any folder may be damaged in any way
         return False
 
 
@@ -237,7 +237,7 @@ def _identity(path: str) -> str:
 
 
 def _label(found: ModelFolder, name: str) -> str:
-    """The name, and how large the weights are where that is known."""
+    """The name, and the size of the weights if it is known."""
     if found.folder is None or (size := _weights_bytes(found.folder)) is None:
         return name
     facts = [f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"]
@@ -248,7 +248,7 @@ def _label(found: ModelFolder, name: str) -> str:
 
 
 def _weights_bytes(folder: Path) -> int | None:
-    """None for weights that are damaged or not all there."""
+    """None for weights that are damaged or incomplete."""
     try:
         return fit(folder).weights_bytes
     except Exception:

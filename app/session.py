@@ -43,7 +43,7 @@ class View:
     revision: int = 0  # of the messages
     coming: list[Message] = field(default_factory=list)
     running: bool = False
-    asking: int = 0  # the number of the call that waits for the user's word; 0 for none
+    asking: int = 0  # the number of the call that waits for the user's answer; 0 for none
     place: int = 0  # how many replies come before this one
     reading: tuple[int, int] | None = None  # prompt tokens read, of how many
     reading_left: float | None = None  # seconds
@@ -54,7 +54,7 @@ class View:
     context_limit: int = 0
     dropped: int = 0
     error: str | None = None
-    unsaved: str | None = None  # why what is shown is not on disk
+    unsaved: str | None = None  # why the conversation is not on disk
 
 
 class Work:
@@ -70,7 +70,7 @@ class Work:
         self.stopped = False
         self.asked = self.asking = 0  # how many calls were asked about, and which of them waits
         self.allowed: bool | None = None
-        self.lets_go = False  # of the caches, at its end
+        self.lets_go = False  # whether it releases the caches at its end
         self.saved = self.started
 
     def read(self, done: int, total: int) -> None:
@@ -425,7 +425,7 @@ class Session:
             self._unsaved = f"{error}" or type(error).__name__
 
     def _touch(self, revised: bool = False) -> None:
-        """Says that the view changed; with `revised` also its finished messages."""
+        """Notes a change of the view; with `revised` also of its finished messages."""
         with self._changed:
             self._version += 1
             if revised:

@@ -54,7 +54,7 @@ class LoadedModel:
     fit: Fit
     step_size: int = 512
     draft: Draft | None = None
-    warnings: tuple[str, ...] = ()  # what a user should know of it
+    warnings: tuple[str, ...] = ()  # of this model, for the user
 
     @property
     def context(self) -> int:
@@ -68,7 +68,7 @@ class Tab:
     session: Session
     words: Words
     narrow: bool = False  # a phone
-    query: str = ""  # what the list is searched for
+    query: str = ""  # the text of the search in the list
     title: str = ""  # of the conversation, as it was shown last
     listed: tuple[Any, ...] = ()  # the state of the conversation when the list was shown last
 

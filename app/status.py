@@ -19,7 +19,7 @@ def status_html(view: View, words: Words, model: str, memory_bytes: int) -> str:
 
 
 def notes(warnings: Iterable[str], words: Words) -> list[str]:
-    """What a person should know of a model."""
+    """The notes on a model for the user."""
     return [words("note", text=warning) for warning in warnings]
 
 

@@ -135,7 +135,7 @@ def _check_memory(
     tools: Sequence[Callable[..., Any]],
     lines: Sequence[str],
 ) -> None:
-    """Checks the memory for the longest line without an error. Errors of lines belong into the output."""
+    """Checks the memory for the longest line without an error. Errors of lines are part of the output."""
     for line in sorted(lines, key=len, reverse=True)[:LONGEST_TRIED]:
         with contextlib.suppress(ValueError, TypeError):
             request, _ = _request(files, options, chosen, tools, _parsed(line))

@@ -1,9 +1,9 @@
-"""What one render of a chat template may use (time, and the bytes of what it makes), and operations with that charge.
+"""The limits of one render of a chat template (CPU time, and bytes that it makes), and operations that charge them.
 
 Notes:
 - Operations are charged before they run. What is charged is never returned: a template that frees its values is
   charged for them too.
-- Sizes are estimates: what is charged can take a few times as many bytes, and no more.
+- Sizes are estimates: a value can take a few times the bytes that it is charged.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from jinja2.utils import Namespace
 
 from .input_messages import MARKS
 
-FREE_BYTES = 32_000_000  # what any render may make
-BYTES_PER_BYTE = 100  # what it may make more for each byte of its variables, as `size_of` counts them
+FREE_BYTES = 32_000_000  # that any render may make
+BYTES_PER_BYTE = 100  # that it may make in addition for each byte of its variables, as `size_of` counts them
 MAX_BITS = 16_384  # of an integer; Python prints 4300 digits
 
 READING = set("count endswith find index isalnum isalpha isdigit isspace rfind startswith".split())
@@ -39,7 +39,7 @@ class Overdue(BaseException):
 
 
 class Meter:
-    """What one render may still use: CPU time of this thread, and bytes that it makes."""
+    """The CPU time of this thread and the bytes that are left to one render."""
 
     def __init__(self, seconds: float, size: int) -> None:
         self._end = time.thread_time() + seconds

@@ -1,7 +1,7 @@
 """Arguments of a call and a JSON schema -> the errors, within a limit of time.
 
 Notes:
-- The schema may be anybody's, and the arguments are the model's. `allOf` in `allOf`, `anyOf` and `$ref` can take time
+- Neither the schema nor the arguments are trusted. `allOf` in `allOf`, `anyOf` and `$ref` can take time
   that grows exponentially, so the time is read at each keyword.
 - The search of a pattern can take years, and no thread can end it. It runs in a child process.
 - jsonschema compares each two items for `uniqueItems`. Here each item is read once.
