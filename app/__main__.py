@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _state(options: argparse.Namespace) -> AppState:
-    """Everything that the options ask for: the model is read last."""
+    """The state of the app for the options. It reads the model last."""
     from exaone4_mlx import BUILTIN_TOOLS, KVQuantization, Options, fit, load_tools
 
     tools: list[Any] = []
@@ -131,7 +131,7 @@ def _state(options: argparse.Namespace) -> AppState:
     kv = kv_options(options)
     drafting = _given(options, "num_draft_tokens", "prompt_lookup")
     check_draft_flags(options)
-    Options(**drafting)  # raises for what cannot be
+    Options(**drafting)  # raises for wrong values
     needs = fit(
         options.model,
         max_kv_size=options.max_kv_size,
@@ -170,7 +170,7 @@ def _state(options: argparse.Namespace) -> AppState:
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Of these options those that were given."""
+    """Those of the options that were given."""
     return {name: value for name in names if (value := getattr(options, name)) not in (None, False)}
 
 

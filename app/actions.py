@@ -3,8 +3,9 @@
 Notes:
 - A method returns, or yields, new values by widget. Widgets that it does not name keep their values.
 - A mistake of the user is reported in a notice. The typed text is kept.
-- Each page has one follower, `opened`, which draws what its tab shows. Actions change the state and draw nothing, so
-  that every tab of a conversation shows the same. Closing the page does not end a reply.
+- Each page has one follower, `followed`. It sends frames to the script of the page (chat.js), which draws the
+  conversation. Actions change the state, and every tab of a conversation gets the change. Closing the page does not
+  end a reply at once.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Endpoints:
         Sends a message in this client's conversation and streams the reply; each item is the whole reply so far.
 
         Parameters:
-            message: what the user says
+            message: the text of the user
             options: thinking (true or false), thinking_budget (tokens), tools (a list of names), system_prompt,
                 max_tokens, and temperature, top_p, top_k, min_p, presence_penalty, frequency_penalty,
                 repetition_penalty, seed; null for the defaults
@@ -83,10 +83,10 @@ class Endpoints:
 
     def undo(self, request: gr.Request) -> str:
         """
-        Takes the last turn of this client's conversation back.
+        Removes the last turn of this client's conversation.
 
         Returns:
-            what the user had said in it
+            the text of the user in it
         """
         with _errors_shown():
             return self._session(request).undo()
@@ -184,7 +184,7 @@ def _reply(view: View, messages: list[Message]) -> dict[str, Any]:
 
 
 def _joined(texts: list[str]) -> str:
-    """The texts of several rounds; that of one as it is."""
+    """The texts of several rounds as one. A single text does not change."""
     return texts[0] if len(texts) == 1 else "\n\n".join(text.strip() for text in texts if text.strip())
 
 

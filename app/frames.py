@@ -1,4 +1,4 @@
-"""What the server sends to the conversation of a page: frames while something changes, and messages that it asks for.
+"""The data of the conversation on a page: a frame after each change, and the finished messages that it requests.
 
 Notes:
 - A frame holds the reply in progress and the revision of the finished messages, so that its size does not depend on the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .i18n import WORDS, Words
+from .i18n import Words, translations
 from .render import items
 from .session import View
 
@@ -24,9 +24,7 @@ TEXTS = (
 
 def page_texts() -> dict[str, dict[str, str]]:
     """Language -> key -> text."""
-    from .i18n import LANGUAGES
-
-    return {code: {key: WORDS[key][i] for key in TEXTS} for i, code in enumerate(LANGUAGES)}
+    return {code: {key: texts[key] for key in TEXTS} for code, texts in translations().items()}
 
 
 def frame(view: View, words: Words) -> dict[str, Any]:

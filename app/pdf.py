@@ -1,7 +1,7 @@
-"""The text of a PDF, read in a process of its own, which a limit of time or memory, or the reader, can end.
+"""The text of a PDF. A child process reads it: limits of time and memory, and a closed tab, end the process.
 
 Notes:
-- A small PDF can unpack to any size, and a page can keep pypdf busy for any time: no thread can be ended.
+- A small PDF can unpack to any size, and pypdf can take any time for a page. A thread could not be ended.
 - The child process is this file: it imports pypdf, and nothing of the app.
 """
 

@@ -1,4 +1,4 @@
-"""The server of the page: where it listens, whom it answers, and what every answer carries.
+"""The server of the page: its address, the requests that it answers, and the headers of every answer.
 
 Notes:
 - It listens on this computer only, unless `--host` says otherwise. Then it needs a password.

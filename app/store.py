@@ -39,7 +39,7 @@ Message = dict[str, Any]
 
 @dataclass
 class Conversation:
-    """What was said, and how to go on with it. `messages` are OpenAI-style and kept as they are."""
+    """The messages of a conversation and its settings. `messages` are OpenAI-style and kept as they are."""
 
     id: str
     title: str = ""
@@ -76,7 +76,7 @@ class Store:
     """The conversations in a folder, from any thread; other programs may use the folder too."""
 
     def __init__(self, folder: Path) -> None:
-        """Touches nothing: the folder is made when there is something to write."""
+        """Changes nothing on the disk: the first write makes the folder."""
         self.folder = folder
         self._lock = threading.RLock()
         self._seen: dict[str, _Seen] = {}
@@ -157,7 +157,7 @@ class Store:
         return self.folder / f"{id}.json"
 
     def _look(self) -> None:
-        """Brings what is known of the files up to date."""
+        """Reads the files that changed."""
         names: tuple[str, ...] = ()
         nothing_there = contextlib.suppress(FileNotFoundError, NotADirectoryError)
         with _saying(f"conversations cannot be read from {self.folder}"), nothing_there:
@@ -172,7 +172,7 @@ class Store:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Time to look and write, in which no other thread or program writes."""
+        """A lock for reading and writing: no other thread or program writes meanwhile."""
         with self._lock, _saying(f"conversations cannot be written to {self.folder}"):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with (self.folder / ".lock").open("ab") as stream:

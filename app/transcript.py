@@ -77,7 +77,7 @@ EXTRAS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def to_markdown(conversation: Conversation) -> str:
-    """A page to read, which `from_text` reads without loss of what was said, thought and called."""
+    """Readable Markdown. `from_text` reads its messages, thoughts and calls without loss."""
     head = {name: getattr(conversation, name) for name in ("title", "named", "model", "created", "dropped", "settings")}
     about = " · ".join(filter(None, (conversation.created[:10], _shown(one_line(conversation.model)))))
     lines = [_marker("conversation", {"version": VERSION} | head), _title_line(conversation.title), "", about, ""]

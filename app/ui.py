@@ -231,8 +231,7 @@ CSS = (
     font-size: var(--text-sm) }
 #status meter { width: 7em; vertical-align: middle }
 #status .warning { flex-basis: 100%; font-weight: 600 }
-#switches { width: 100%; max-width: 46rem; margin-inline: auto }
-#switches { align-items: center }
+#switches { width: 100%; max-width: 46rem; margin-inline: auto; align-items: center }
 #thinking, #use-tools { flex: none; width: auto; margin: 0 }
 #open-settings { margin-left: auto }
 #settings-heading p { font-size: var(--text-xl); font-weight: 600 }
@@ -249,7 +248,7 @@ def theme() -> gr.Theme:
         font=(gr.themes.LocalFont("Source Sans Pro", weights), "ui-sans-serif", "system-ui", "sans-serif"),
         font_mono=(gr.themes.LocalFont("IBM Plex Mono", weights), "ui-monospace", "monospace"),
     )
-    return made.set(  # hints and the button as dark as reading needs (4.5:1 against what is behind)
+    return made.set(  # contrast of hints and of the button: at least 4.5:1
         block_info_text_color="*neutral_500",
         checkbox_border_color="*neutral_400",
         checkbox_border_color_dark="*neutral_500",

@@ -70,7 +70,7 @@ class Page:
     load: gr.Button
     language: gr.Dropdown
     appearance: gr.Radio
-    # not seen
+    # invisible
     conversation: gr.Textbox  # the id in the address
     browser_language: gr.Textbox
     kept_language: gr.BrowserState
