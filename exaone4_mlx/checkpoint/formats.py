@@ -144,7 +144,7 @@ class Source:
         return tensor.exact.named(name, parts)
 
     def close(self) -> None:
-        """Closes the open file and frees what was unpacked."""
+        """Closes the open file and releases the unpacked tensors."""
         if self._layout:
             self._layout.close()
         self._checkpoint.close()

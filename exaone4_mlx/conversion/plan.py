@@ -69,7 +69,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """All tensors of a conversion. `options` are what else determines the bytes of the result, as JSON values."""
+    """All tensors of a conversion. `options`, as JSON values, also determine the bytes of the result."""
 
     tensors: tuple[PlannedTensor, ...]
     options: Mapping[str, Any]

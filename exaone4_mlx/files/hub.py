@@ -5,7 +5,7 @@ Notes:
   main thread leaves it.
 - huggingface_hub (2.4) removes the incomplete file of a download that ends early. Another name keeps the file, and the
   next download continues it. Xet storage is an exception: it does not write a file from its start to its end.
-- A whole model in the cache is used whatever the network answers: an error, or a login page.
+- A whole model in the cache is used, also if the network answers with an error or a login page.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The bytes of a text file -> its text, for the command line, the data of a conversion and the app.
+"""The bytes of a text file -> its text, for the command line, the texts of a conversion, and the app.
 
 Notes:
 - Legacy encodings are not declared. Bytes that are not UTF-8 are Korean (cp949, and in it EUC-KR) if they decode
   without an error to Hangul that Western text cannot produce; otherwise they are Western (cp1252, latin-1).
-- A byte order mark is no part of the text: it would be a token of its own, and JSON does not allow it.
+- A byte order mark is not part of the text: it would be a token of its own, and JSON does not allow it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _is_korean(text: str) -> bool:
-    """Whether what was read as cp949 was meant so.
+    """Whether a text that was decoded as cp949 is Korean.
 
     Common syllables are two high bytes. In Western text those are two accented letters, which are rare together and
     then stand within a word ("AÇÃO"), or make Hanja ("GRÖß"). One accented letter before a plain one makes a

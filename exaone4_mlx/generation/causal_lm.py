@@ -1,8 +1,8 @@
 """`model.generate(input_ids, …)`: transformers' call, for token ids and batches.
 
 Notes:
-- Importing this module gives `Exaone4ForCausalLM` its method `generate`: generation is above the network, and the class
-  of the network knows nothing of it. The package takes the public names `Exaone4ForCausalLM` and `load` from here.
+- Importing this module gives `Exaone4ForCausalLM` its method `generate`: generation is above the network, and the
+  network does not import it. The package takes the public names `Exaone4ForCausalLM` and `load` from here.
 - It is greedy unless `do_sample` is true, as in transformers. Without max_new_tokens a row may have 8,192 new tokens.
 - A row of a batch gets the tokens that it gets alone: its positions count its own tokens, and padding is not attended
   to. Rows of different lengths whose RoPE depends on the length are generated one after the other.

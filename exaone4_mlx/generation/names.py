@@ -1,4 +1,4 @@
-"""Unknown names of options: what was probably meant."""
+"""Unknown names of options, and the names that were probably meant."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEANT = {
 
 
 def refuse_unknown(given: Collection[str], known: Collection[str]) -> None:
-    """Raises TypeError for a name that is not known, with what may have been meant."""
+    """Raises TypeError for a name that is not known, with the name that was probably meant."""
     hints = {name: meant for meant, names in MEANT.items() for name in names.split()}
     for name in given:
         if name in known:

@@ -26,7 +26,7 @@ from ..model.network import Exaone4ForCausalLM
 from ..text.message import Reply
 from ..text.tokenizer import Tokenizer
 
-#: (whether it is right, the figure, what passes)
+#: (whether the check passes, the figure, the limit)
 Finding = tuple[bool, str, str]
 
 #: Three times, so that its 115 tokens are several of the demo's windows of 32.
@@ -58,7 +58,7 @@ QUANTIZED_LIMITS = {mx.float32: 1e-4, mx.float16: 2e-2, mx.bfloat16: 1e-1}
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found: its figure and what passes, or the error that it raised."""
+    """The result of one check: its figure and limit, or the error that it raised."""
 
     name: str
     ok: bool
@@ -79,7 +79,7 @@ def examine() -> Iterator[Check]:
 
 
 class Demo:
-    """The demo model in float32, and what it says of TEXT."""
+    """The demo model in float32, and its logits for TEXT."""
 
     @cached_property
     def _loaded(self) -> tuple[Exaone4ForCausalLM, Tokenizer]:

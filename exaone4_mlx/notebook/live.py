@@ -5,7 +5,7 @@ Notes:
   is. While a prompt is read there are no events: then a thread draws.
 - Where no output can be updated (marimo, a script, a terminal), only the finished reply is shown, as the value of its
   cell.
-- The interrupt button cancels the reply, as `cancel()` does, instead of raising KeyboardInterrupt somewhere. The text
+- The interrupt button cancels the reply, as `cancel()` does, and raises no KeyboardInterrupt. The text
   so far is kept.
 - IPython is imported where it is used.
 """
