@@ -40,7 +40,7 @@ POLICY = (
 )
 MAX_UPLOAD_BYTES = 64 * 2**20
 MAX_BODY_BYTES = 4_000_000  # of any other request: a whole conversation has less
-UPLOAD = "/upload"  # its files have a limit of their own
+UPLOAD = "/gradio_api/upload"  # its files have a limit of their own
 PASSWORD_VARIABLE = "EXAONE4_MLX_PASSWORD"
 MIN_PASSWORD = 8  # characters
 
@@ -219,7 +219,7 @@ class _RequestGuard:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > MAX_BODY_BYTES and not path.endswith(UPLOAD):
+            if read > MAX_BODY_BYTES and path != UPLOAD:
                 raise ValueError(f"a request may have {MAX_BODY_BYTES:,} bytes")
             return message
 
@@ -232,7 +232,7 @@ class _RequestGuard:
         if origin is not None and origin.split(b"://")[-1] != host:  # the page of another site sends it
             return 403, b"this page is not for other sites"
         length = headers.get(b"content-length", b"0")
-        if not path.endswith(UPLOAD) and not (length.isdigit() and len(length) < 12 and int(length) <= MAX_BODY_BYTES):
+        if path != UPLOAD and not (length.isdigit() and len(length) < 12 and int(length) <= MAX_BODY_BYTES):
             return 413, f"a request may have {MAX_BODY_BYTES:,} bytes; drop large texts as files".encode()
         return None
 

@@ -178,7 +178,8 @@ def _kept(path: Path, digests: Sequence[str]) -> list[bool]:
             )
         done.append("error" in found)
     if len(whole) < len(data):
-        if not whole and not data.startswith(b'{"index": 0'[: len(data)]):
+        begun = f'{{"index": 0, "input": "{digests[0]}"'.encode()
+        if not whole and not data.startswith(begun[: len(data)]):
             raise ValueError(f"--output: {path} is no output of --batch; choose another file")
         with path.open("r+b") as file:
             file.truncate(len(whole))

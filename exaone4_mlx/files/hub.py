@@ -107,7 +107,7 @@ def _until_ctrl_c(
 
 def _continue_kept_files(repo: str, revision: str | None, bar: Any) -> None:
     """Completes the files that an earlier download left, and puts them where the hub looks for them."""
-    kept = {file.stem: file for file in _blobs(repo).glob("*" + KEPT)}
+    kept = {file.stem: file for file in _blobs(repo).glob("*" + KEPT) if file.is_file() and not file.is_symlink()}
     if not kept:
         return
     from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
@@ -119,7 +119,7 @@ def _continue_kept_files(repo: str, revision: str | None, bar: Any) -> None:
         if not name.endswith(".safetensors") or (about := get_hf_file_metadata(url)).etag not in kept:
             continue
         file = kept.pop(about.etag)
-        if about.xet_file_data is None:
+        if about.xet_file_data is None and file.stat().st_size <= (about.size or 0):
             with file.open("r+b") as stream:
                 start = stream.seek(0, os.SEEK_END)
                 http_get(

@@ -55,9 +55,10 @@ def test_a_body_above_the_limit_is_refused_before_it_is_read(monkeypatch: pytest
     for length in ("1001", "-1", "9" * 5000, "x"):
         request("/gradio_api/call/chat", **{"content-length": length})
         assert sent[-2]["status"] == 413 and b"1,000 bytes" in sent[-1]["body"] and not taken
-    with pytest.raises(ValueError, match="may have 1,000 bytes"):
-        request("/gradio_api/call/chat")
-    assert taken == 800
+    for path in ("/gradio_api/call/chat", "/gradio_api/call/upload"):
+        with pytest.raises(ValueError, match="may have 1,000 bytes"):
+            request(path)
+        assert taken == 800
     request("/gradio_api/upload")
     assert taken == 2000, "files have a limit of their own"
 

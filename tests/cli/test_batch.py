@@ -71,13 +71,24 @@ def test_a_batch_continues_after_its_last_whole_line(
     monkeypatch.setattr(ReadyModel, "reply", lambda *given: made.append(given) or reply(*given))
     main([*GENERATE, *asked])
     whole, data = read(asked), Path(asked[3]).read_bytes()
-    for length in (5, data.index(b"\n"), len(data) - 2, len(data)):
+    for length in (5, 30, data.index(b"\n"), len(data) - 2, len(data)):
         Path(asked[3]).write_bytes(data[:length])
         made.clear()
         assert main([*GENERATE, *asked]) == 1
         assert read(asked) == whole, length
         assert len(made) == 3 - sum("error" not in json.loads(line) for line in data[:length].split(b"\n")[:-1]), length
         assert Path(asked[3]).read_bytes().startswith(data[: data[:length].rfind(b"\n") + 1]), "finished lines stay"
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_half_characters_stop_no_batch(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exaone4_mlx.cli.batch.reply_json", lambda *_: {"arguments": "\ud800가"})
+    Path(asked[1]).write_text('{"id": "\\ud800", "prompt": "Hello"}\n{"prompt": "Hello"}')
+    assert main([*GENERATE, *asked]) == 0
+    assert [(reply.get("id"), reply["arguments"]) for reply in read(asked)] == [
+        ("\ud800", "\ud800가"),
+        (None, "\ud800가"),
+    ]
 
 
 @pytest.mark.usefixtures("demo_model")
@@ -101,7 +112,7 @@ def test_ctrl_c_keeps_the_lines_that_are_finished(asked: list[str], monkeypatch:
 @pytest.mark.usefixtures("demo_tokenizer", "no_weights")
 def test_an_output_of_another_batch_is_refused(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     out = Path(asked[3])
-    for content in ("notes\n", "notes", '{"index": 0, "input": "of other flags"}\n'):
+    for content in ("notes\n", "notes", '{"index": 0, "input": "of other flags"}\n', '{"index": 0, "total": 7}'):
         out.write_text(content)
         assert "choose another file" in errors(capsys, *GENERATE, *asked)
         assert out.read_text() == content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -73,8 +74,6 @@ def test_ctrl_c_ends_a_stalled_download_and_the_next_one_continues_it(hub: FileS
 
 
 def test_a_damaged_rest_of_a_download_is_not_used(hub: FileServer, tmp_path: Path) -> None:
-    import hashlib
-
     blobs = tmp_path / "hub" / "models--x--y" / "blobs"
     blobs.mkdir(parents=True)
     digest = hashlib.sha256(hub.files["model.safetensors"]).hexdigest()
@@ -84,6 +83,27 @@ def test_a_damaged_rest_of_a_download_is_not_used(hub: FileServer, tmp_path: Pat
     assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
     assert len(hub.ranges) == 1
     assert not any(blobs.glob("*" + hub_module.KEPT))
+
+
+def test_a_kept_file_that_cannot_be_continued_does_not_stop_a_download(hub: FileServer, tmp_path: Path) -> None:
+    blobs, precious = tmp_path / "hub" / "models--x--y" / "blobs", tmp_path / "precious"
+    blobs.mkdir(parents=True)
+    weights = hub.files["model.safetensors"]
+    file = blobs / (hashlib.sha256(weights).hexdigest() + hub_module.KEPT)
+    precious.write_bytes(b"of the user")
+    for kind in ("longer", "link", "folder"):
+        shutil.rmtree(tmp_path / "hub" / "models--x--y" / "snapshots", ignore_errors=True)
+        (blobs / file.stem).unlink(missing_ok=True)
+        if kind == "longer":
+            file.write_bytes(weights + b"more than there is")
+        elif kind == "link":
+            file.symlink_to(precious)
+        else:
+            file.unlink(missing_ok=True)
+            file.mkdir()
+        assert (find_folder("x/y") / "model.safetensors").read_bytes() == weights, kind
+        assert not hub.ranges, f"{kind}: nothing is continued"
+    assert precious.read_bytes() == b"of the user"
 
 
 def test_a_whole_model_in_the_cache_is_used_whatever_the_network_answers(
