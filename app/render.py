@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -19,7 +20,7 @@ from html import escape
 from typing import Any
 from xml.etree import ElementTree
 
-from exaone4_mlx.text.markdown import new_parser
+from exaone4_mlx.text.markdown import CODE_LANGUAGES, new_parser
 
 from .i18n import Words
 from .messages import ENDS, call_text, number, objects, one_line, pretty, short, thought_title
@@ -27,6 +28,7 @@ from .messages import ENDS, call_text, number, objects, one_line, pretty, short,
 Item = dict[str, Any]
 Message = dict[str, Any]
 
+HIGHLIGHT_SECONDS = 0.3  # for all code of a text
 LONG = 20_000  # characters of code that is highlighted, and of a value in a panel
 HALF = re.compile("[\ud800-\udfff]")  # of a character, which cannot be sent to a browser
 CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -148,7 +150,7 @@ def _preformatted(text: str) -> str:
 def blocks(text: str, words: Words) -> Iterator[str]:
     """The top-level blocks of Markdown as HTML."""
     parser = _parser()
-    environment: dict[str, Any] = {"words": words}
+    environment: dict[str, Any] = {"words": words, "deadline": time.thread_time() + HIGHLIGHT_SECONDS}
     block: list[Any] = []
     depth = 0
     for token in parser.parse(text, environment):
@@ -183,26 +185,24 @@ def _fence(tokens: Any, index: int, _options: Any, environment: Mapping[str, Any
     if language.lower() in ("html", "svg"):
         buttons = f'<button type="button" data-do="preview">{escape(words("preview"))}</button>' + buttons
     head = f'<div class="code-head"><span>{escape(language)}</span>{buttons}</div>'
-    return (
-        f'<div class="code">{head}<pre tabindex="0"><code>{_highlighted(token.content, language)}</code></pre></div>\n'
-    )
+    code = _highlighted(token.content, language, environment["deadline"])
+    return f'<div class="code">{head}<pre tabindex="0"><code>{code}</code></pre></div>\n'
 
 
-def _highlighted(code: str, language: str) -> str:
-    """Code as HTML, with Pygments' classes where it knows the language."""
-    if language and len(code) <= LONG:
-        from pygments import highlight
-        from pygments.formatters import HtmlFormatter
-        from pygments.lexers import get_lexer_by_name
-        from pygments.util import ClassNotFound
+def _highlighted(code: str, language: str, deadline: float) -> str:
+    """Code as HTML, with Pygments' classes where it is done before `deadline`, in CPU time of this thread."""
+    if language.lower() not in CODE_LANGUAGES or len(code) > LONG:
+        return escape(code)
+    from pygments import format
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import get_lexer_by_name
 
-        try:
-            lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
-        except ClassNotFound:
-            pass
-        else:
-            return str(highlight(code, lexer, HtmlFormatter(nowrap=True)))
-    return escape(code)
+    tokens = []
+    for token in get_lexer_by_name(language, stripnl=False, ensurenl=False).get_tokens(code):
+        if time.thread_time() > deadline:
+            return escape(code)
+        tokens.append(token)
+    return str(format(tokens, HtmlFormatter(nowrap=True)))
 
 
 def highlighting_css() -> str:

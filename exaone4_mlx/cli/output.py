@@ -66,9 +66,7 @@ def show(text: str) -> None:
 
 
 def json_text(value: dict[str, Any]) -> str:
-    """One line of JSON in ASCII and whole characters; half characters (lone surrogates) are JSON's escapes."""
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8", "backslashreplace").decode()
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace").decode()
 
 
 def show_json(value: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from ..text.format import clean
-from ..text.markdown import markdown_parser
+from ..text.markdown import CODE_LANGUAGES, markdown_parser
 from .markdown import FORMULA_ENDS
 
 Line = list[Segment]
@@ -124,7 +124,7 @@ class PlainCode(CodeBlock):
         yield Text(f"───{name}", style="dim")
         yield Syntax(
             str(self.text).rstrip(),
-            self.lexer_name,
+            self.lexer_name if self.lexer_name.lower() in CODE_LANGUAGES else "text",
             theme=self.theme,
             background_color="default",
             word_wrap=True,

@@ -30,6 +30,13 @@ EAST_ASIAN = re.compile(
 DOLLARS = re.compile(r"(?<![\\$])\$(?![\s$])([^$\n]*?[^\s$\\])\$(?![\d$])")
 ENVIRONMENT = re.compile(r"\\begin(\{\w+\*?\})")
 FORMULAS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"))
+#: Languages that are highlighted. For others, Pygments' lexer may never end: that of mcschema after `<!--`.
+CODE_LANGUAGES = frozenset(
+    "bash c c++ console cpp cs csharp css dart diff docker dockerfile go golang graphql haskell html ini "
+    "java javascript js json jsx julia kotlin latex lua make makefile markdown md matlab objective-c perl "
+    "php powershell protobuf py python python3 r rb ruby rs rust scala scss sh shell sql swift tex toml "
+    "ts tsx typescript xml yaml yml zsh".split()
+)
 #: What `portable` looks at: an escaped character, the address of a page, or a run of marks.
 MARKS = re.compile(r"\\[!-/:-@[-`{-~]|(?i:https?://|ftp://|www\.)[^\s<*)\]`]+|\*+|_+|~+")
 

@@ -381,6 +381,15 @@ def test_code_is_highlighted_and_copied_as_it_is() -> None:
     assert '<span class="k">def</span>' in html_of(f"```python\n{code}```")
 
 
+def test_no_language_of_code_stops_the_page() -> None:
+    """Pygments' lexer of mcschema never ends for the first, and that of C# takes quadratic time."""
+    began = time.thread_time()
+    for language, code in (("mcschema", "<!--" * 14), ("csharp", "a\n" * 6000)):
+        html = html_of(f"```{language}\n{code}\n```")
+        assert code in Shown(html).check().text and language in html
+    assert time.thread_time() - began < 3
+
+
 # --- what cannot be trusted ---------------------------------------------------------------
 
 HTML = ["<b>", "</b>", "<img src=x onerror=alert(1)>", "<script>alert(1)</script>", "<!-- x -->", "<think>", "&lt;b&gt;",

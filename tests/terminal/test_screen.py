@@ -54,6 +54,13 @@ def test_drawing_the_open_block_leaves_nothing_behind(terminal: Terminal) -> Non
     assert "Sorting 정렬" in drawn and "The end" in drawn and r"\[ a \\ b \]" in drawn
 
 
+def test_no_language_of_code_stops_the_screen(terminal: Terminal) -> None:
+    code = "<!--" * 14  # for which Pygments' lexer of mcschema never ends
+    began = time.thread_time()
+    drawn = shown([Answer(f"```mcschema\n{code}\n```"), DONE], terminal)
+    assert "─── mcschema" in drawn and code in drawn and time.thread_time() - began < 3
+
+
 def test_the_open_block_is_never_taller_than_the_screen() -> None:
     code = "```python\n" + "\n".join(f"line_{n} = {n}" for n in range(40)) + "\n```"
     for width in (20, 40, 100):
