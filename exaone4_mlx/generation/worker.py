@@ -17,7 +17,7 @@ import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
@@ -28,6 +28,8 @@ from .prompt_cache import CheckpointPool
 T = TypeVar("T")
 
 EXIT_SECONDS = 2.0  # the longest wait for the thread at the end of a model or of the process
+#: Waits end after this time and begin again. A signal that arrives just before a wait of Python does not end the wait.
+WAIT_SECONDS = 0.2
 
 
 class EventStream(Iterator[T], ABC):
@@ -75,7 +77,10 @@ class Job(Generic[T]):
         if self._ended.is_set() and self._results.empty():
             raise StopIteration
         self._queue.refuse_worker()
-        kind, value = self._results.get()
+        while True:
+            with contextlib.suppress(Empty):
+                kind, value = self._results.get(timeout=WAIT_SECONDS)
+                break
         if kind == "result":
             return value
         try:
@@ -111,7 +116,8 @@ class Job(Generic[T]):
     def wait(self) -> None:
         """Returns when the work has ended. Raises RuntimeError in the worker thread."""
         self._queue.refuse_worker()
-        self._ended.wait()
+        while not self._ended.wait(WAIT_SECONDS):
+            pass
 
     def cancel(self) -> None:
         """Cancels the work, if it can be cancelled."""
