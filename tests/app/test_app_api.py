@@ -157,6 +157,8 @@ def test_uploads_are_bounded_and_many_replies_can_be_watched() -> None:
     from app.server import Address, launch_options
 
     options = launch_options(Address())
+    guarded = launch_options(Address(password="written down"))
+    assert "auth" not in options and guarded["auth"]("anyone", "written down") and not guarded["auth"]("anyone", "x")
     assert options["max_file_size"] == 64 * 2**20
     assert options["max_threads"] > 200, "Gradio would do 40 things at once, and a reply that is looked at is one"
 

@@ -17,7 +17,7 @@ from conftest import ROOT
 
 from app import server
 from app.__main__ import main, parser
-from app.server import Address, launch_options, password_of, upload_folder
+from app.server import Address, password_of, upload_folder
 
 KILLED = """
 import os, sys, pathlib, signal
@@ -113,9 +113,7 @@ def test_a_password_comes_from_the_command_line_the_environment_or_the_terminal(
         given("--password", "written down", "--no-password")
     address = Address.checked("127.0.0.1", None, [], "written down")
     assert address.admits("written down") and not address.admits("written") and "written" not in repr(address)
-    options = launch_options(address)
-    assert options["auth"]("anyone", "written down") and not options["auth"]("anyone", "비밀번호")
-    assert "auth" not in launch_options(Address())
+    assert not address.admits("비밀번호")
 
 
 def test_dropped_files_of_a_killed_app_are_removed_and_those_of_a_running_one_stay(tmp_path: Path) -> None:

@@ -553,6 +553,7 @@ def test_another_model_takes_over_and_the_conversation_goes_on(state: AppState, 
     assert state.store.read(session.id).model == state.loaded.choice.label
 
 
+@pytest.mark.heavy
 def test_model_that_was_replaced_is_freed(make: Any, folder: Path) -> None:
     state = make(model=fresh("ok"))
     say(state.tab("one").session, "Hi")

@@ -146,6 +146,7 @@ def test_scales_are_float32_only_if_a_bias_needs_it(tmp_path: Path) -> None:
         assert equal(read, weight.weight)
 
 
+@pytest.mark.heavy
 def test_awq_is_read_as_mlx_lm_reads_it(tmp_path: Path) -> None:
     """An independent check of the order of the nibbles. mlx-lm rounds biases to float16."""
     transform = getattr(pytest.importorskip("mlx_lm.utils"), "_transform_awq_weights", None)

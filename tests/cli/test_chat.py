@@ -85,6 +85,7 @@ def test_an_error_in_a_pipe_sets_the_exit_code_and_the_chat_continues() -> None:
     assert "error: there is no command /nonsense" in ran.stderr
 
 
+@pytest.mark.heavy
 def test_tools_in_a_pipe_cannot_ask(tmp_path: Path) -> None:
     file = tmp_path / "dice.py"
     file.write_text(DICE.format(seconds=0))

@@ -109,6 +109,7 @@ def test_the_config_has_every_spelling(four_bit: Path) -> None:
     assert Exaone4Config.from_dict(config).layers == Exaone4Config.from_file(DEMO_FOLDER / "config.json").layers
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "options",
     [
@@ -215,6 +216,7 @@ def test_layers_may_have_different_bits(four_bit: Path, tmp_path: Path, edit_jso
     assert model.layers[1].mlp.down_proj.bits == 4
 
 
+@pytest.mark.heavy
 def test_a_failed_upload_is_repeated_by_the_same_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Path] = []
 

@@ -465,6 +465,7 @@ while True:
 """
 
 
+@pytest.mark.heavy
 def test_a_killed_process_leaves_a_whole_file_or_none(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_pretrained(DEMO_FOLDER)
     model, rng, found = small_model(), random.Random(1), set()

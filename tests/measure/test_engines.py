@@ -51,6 +51,7 @@ def test_ours_quantizes_caches(demo: tuple[Any, Any], tmp_path: Path, monkeypatc
     assert kinds[:2] == [kv, kv] and set(kinds[2:]) == {kv}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("q_bits", [None, 4])
 def test_mlx_lm_runs_the_same_weights(q_bits: int | None) -> None:
     from exaone4_mlx import load

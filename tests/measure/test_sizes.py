@@ -78,6 +78,7 @@ def test_scales_without_a_dtype_of_their_own_leave_it_to_the_norms(tmp_path: Pat
     assert used == (estimate if dtype == "bfloat16" else estimate * 31 / 32)
 
 
+@pytest.mark.heavy
 def test_an_mxfp4_embedding_is_bfloat16_beside_float16_norms(tmp_path: Path) -> None:
     """The two promote to float32: the caches are twice what either alone would have."""
     summary = convert("demo", tmp_path / "model", dtype="float16", q_mode="mxfp4", search=False)

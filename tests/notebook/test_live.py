@@ -220,6 +220,7 @@ def test_outside_of_jupyter_it_returns_the_finished_reply(kernel: Kernel, monkey
     assert pickle.loads(pickle.dumps(reply)) == reply
 
 
+@pytest.mark.heavy
 def test_the_progress_of_the_prompt_is_shown(demo: Any, kernel: Kernel, monkeypatch: Any) -> None:
     monkeypatch.setattr(live, "UPDATE_SECONDS", 0.001)
     monkeypatch.setattr(live, "DRAWING_SHARE", 0)

@@ -132,6 +132,7 @@ def test_the_history_is_output_that_needs_no_kernel(demo: Any, person: Any) -> N
     assert "0 turns" in user.widget._repr_html_() and "run this cell again" in user.widget._repr_html_()
 
 
+@pytest.mark.heavy
 def test_the_widget_shows_the_progress_of_the_prompt(demo: Any, person: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(live, "UPDATE_SECONDS", 0.001)
     user = person(Chat(*demo, max_tokens=2, prefill_step_size=64, settle=False))
