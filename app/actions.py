@@ -122,10 +122,11 @@ class Actions:
                 raise ValueError(tab.words("stale"))
             return self._act(tab, given, values)
         except Busy:
-            error = tab.words("busy")
+            refusal = {"error": tab.words("busy"), "busy": True}
         except Exception as problem:  # of any kind: the page stays usable and keeps the text
-            error = tab.words("not_sent", error=f"{problem}" or type(problem).__name__)
-        return self._answer(id=given.get("id"), error=error)
+            refusal = {"error": tab.words("not_sent", error=f"{problem}" or type(problem).__name__)}
+        edited = {"text": str(given["text"])} if given["what"] == "edit" else {}
+        return self._answer(id=given.get("id"), **refusal, **edited)
 
     def _act(self, tab: Tab, given: dict[str, Any], values: Sequence[Any]) -> Update:
         session, what = tab.session, given["what"]

@@ -21,6 +21,8 @@ let shown = { conversation: null, revision: null, start: 0, total: 0 };
 let fetching = false, follows = true, serial = 0;
 let files = []; // of the next message: {name, path, tokens, error}
 let outbox = []; // messages that wait for the end of a reply: {id, text, files, conversation, sent}
+const WAITING = "exaone4_mlx waiting"; // the texts of the outbox, which come back into the box after a reload
+let interrupted = JSON.parse(sessionStorage.getItem(WAITING) ?? "[]");
 
 const words = (key, values = {}) =>
     (props.texts[frame.language]?.[key] ?? key).replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
@@ -32,7 +34,12 @@ watch("value", () => {
     const before = frame;
     frame = props.value;
     if (frame.language !== before.language) label();
-    if (frame.conversation !== before.conversation) changed(before.conversation);
+    if (frame.conversation !== before.conversation) changed(before);
+    else if (before.fresh && !frame.fresh) {
+        // its first message is there: what was typed meanwhile is no longer the draft of a new conversation
+        localStorage.removeItem(draftKey(frame.conversation, frame.conversation));
+        keepDraft(frame.conversation);
+    }
     const names = (one) => `${one.conversation} ${one.title} ${one.running} ${one.revision}`;
     if (before.conversation !== null && names(frame) !== names(before)) trigger("changed", {});
     showAddress();
@@ -67,10 +74,15 @@ window.addEventListener("popstate", () => {
     if (id !== frame.conversation) trigger("opened", { id });
 });
 
-/** Another conversation: its draft comes into the box. */
+/** Another conversation: its draft comes into the box, after what waited there when the page was loaded again. */
 function changed(before) {
-    if (before !== null) keepDraft(before);
-    box.value = localStorage.getItem(draftKey(frame.conversation)) ?? "";
+    if (before.conversation !== null) keepDraft(before.conversation, before.fresh);
+    const waited = interrupted.filter((one) => one.conversation === frame.conversation);
+    interrupted = interrupted.filter((one) => !waited.includes(one));
+    const draft = localStorage.getItem(draftKey(frame.conversation));
+    box.value = [...waited.map((one) => one.text), ...(draft ? [draft] : [])].join("\n");
+    keepDraft(frame.conversation);
+    drawOutbox();
     follows = true;
     files = [];
     drawChips();
@@ -250,6 +262,7 @@ const actions = {
     stop: () => act("stop"),
     "drop-file": (button) => {
         files = files.filter((file) => file.name !== button.dataset.name);
+        say("");
         drawChips();
     },
     "take-back": (button) => {
@@ -302,14 +315,20 @@ function edit(item) {
     const close = () => {
         form.remove();
         find(".parts", item).hidden = false;
+        box.focus();
     };
     const save = () => {
+        if (!area.value.trim()) return area.focus();
         close();
         if (area.value !== item.source) act("edit", { turn: Number(item.dataset.turn), text: area.value });
     };
     const form = make("div", { className: "editing" }, area, button("save", save), button("cancel", close));
     area.onkeydown = (event) => {
-        if (event.key === "Escape") close();
+        if (isComposed(event)) return;
+        if (event.key === "Escape") {
+            event.stopPropagation(); // a reply under way goes on
+            close();
+        }
         if (event.key === "Enter" && (event.metaKey || event.ctrlKey)) save();
     };
     find(".parts", item).hidden = true;
@@ -320,9 +339,12 @@ function edit(item) {
 
 // --- the box ---------------------------------------------------------------------
 
-const draftKey = (conversation) => `exaone4_mlx draft ${conversation === frame.fresh ? "" : conversation}`;
-const keepDraft = (conversation) => {
-    const key = draftKey(conversation);
+/** Whether the key belongs to an input method: Enter ends a syllable or chooses a Hanja. Safari says it by the code alone. */
+const isComposed = (event) => event.isComposing || event.keyCode === 229;
+
+const draftKey = (conversation, fresh = frame.fresh) => `exaone4_mlx draft ${conversation === fresh ? "" : conversation}`;
+const keepDraft = (conversation, fresh) => {
+    const key = draftKey(conversation, fresh);
     box.value ? localStorage.setItem(key, box.value) : localStorage.removeItem(key);
 };
 
@@ -365,9 +387,15 @@ watch("answer", () => {
     if (!answer) return;
     if (answer.text !== undefined) box.value = box.value ? `${answer.text}\n${box.value}` : answer.text;
     const sent = outbox.find((one) => one.id === answer.id);
+    if (sent && answer.busy) {
+        sent.sent = false; // it was sent before the frame of the reply under way came: it waits in its place
+        setTimeout(pump, 200);
+        return drawOutbox();
+    }
     outbox = outbox.filter((one) => one !== sent);
     if (sent && answer.error) putBack(sent);
     say(answer.error ?? "");
+    keepDraft(frame.conversation);
     drawOutbox();
     grow();
 });
@@ -375,6 +403,7 @@ watch("answer", () => {
 function putBack(message) {
     box.value = box.value ? `${message.text}\n${box.value}` : message.text;
     files = [...message.names, ...files];
+    keepDraft(frame.conversation);
     drawChips();
     grow();
     box.focus();
@@ -386,6 +415,8 @@ function say(text) {
 }
 
 function drawOutbox() {
+    const texts = [...interrupted, ...outbox].map(({ text, conversation }) => ({ text, conversation }));
+    sessionStorage.setItem(WAITING, JSON.stringify(texts));
     const waiting = outbox.filter((one) => !one.sent && one.conversation === frame.conversation);
     outboxList.replaceChildren(
         ...waiting.map((one) => {
@@ -455,7 +486,7 @@ box.addEventListener("input", () => {
     keepDraft(frame.conversation);
 });
 box.addEventListener("keydown", (event) => {
-    if (event.isComposing) return; // Enter ends a Korean syllable first
+    if (isComposed(event)) return;
     if (event.key === "Enter" && !event.shiftKey) {
         event.preventDefault();
         submit();
@@ -469,6 +500,7 @@ box.addEventListener("keydown", (event) => {
 });
 sendButton.addEventListener("click", submit);
 document.addEventListener("keydown", (event) => {
+    if (isComposed(event)) return;
     const command = event.metaKey || event.ctrlKey;
     if (event.key === "Escape" && frame.running) act("stop");
     else if (command && event.key.toLowerCase() === "k") {
