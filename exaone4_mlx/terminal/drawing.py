@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderResult
 from rich.control import Control
 from rich.live import Live
-from rich.markdown import CodeBlock, Heading, Markdown
+from rich.markdown import CodeBlock, Heading, Markdown, TableElement
 from rich.segment import ControlType, Segment
 from rich.syntax import Syntax
+from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
 
@@ -132,10 +133,27 @@ class PlainCode(CodeBlock):
         yield Text("───", style="dim")
 
 
+class WholeTable(TableElement):
+    """A table whose cells break long words, which rich would cut."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for table in super().__rich_console__(console, options):
+            if isinstance(table, Table):
+                for column in table.columns:
+                    column.overflow = "fold"
+            yield table
+
+
 class ReplyMarkdown(Markdown):
     """A block with the parser that app and notebooks share. Links show their address."""
 
-    elements = {**Markdown.elements, "heading_open": PlainHeading, "fence": PlainCode, "code_block": PlainCode}  # noqa: RUF012
+    elements = {  # noqa: RUF012
+        **Markdown.elements,
+        "heading_open": PlainHeading,
+        "fence": PlainCode,
+        "code_block": PlainCode,
+        "table_open": WholeTable,
+    }
 
     def __init__(self, block: str) -> None:
         super().__init__("", code_theme="ansi_dark", hyperlinks=False)
