@@ -113,7 +113,7 @@ class Actions:
 
     def acted(self, event: gr.EventData, request: gr.Request, *values: Any) -> Update:
         """An action of the user in the conversation. The page gets a refusal, with the text of the message."""
-        tab, given = self._tab(request), event._data
+        tab, given = self._tab(request), event._data if isinstance(event._data, dict) else {}
         session = tab.session
         try:
             if given.get("conversation") != session.id:
