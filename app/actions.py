@@ -125,7 +125,7 @@ class Actions:
             refusal = {"error": tab.words("busy"), "busy": True}
         except Exception as problem:  # of any kind: the page stays usable and keeps the text
             refusal = {"error": tab.words("not_sent", error=f"{problem}" or type(problem).__name__)}
-        edited = {"text": str(given["text"])} if given["what"] == "edit" else {}
+        edited = {"text": str(given["text"])} if given.get("what") == "edit" else {}
         return self._answer(id=given.get("id"), **refusal, **edited)
 
     def _act(self, tab: Tab, given: dict[str, Any], values: Sequence[Any]) -> Update:
