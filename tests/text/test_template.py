@@ -146,9 +146,13 @@ BOMBS = [
 ]  # fmt: skip
 
 CHILD = """
-import json, resource, sys, time
+import json, pathlib, resource, sys, time
 from exaone4_mlx.text import template
-resident = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+status = pathlib.Path("/proc/self/status")
+def resident():
+    if status.exists():  # Linux counts the peak of the parent process in ru_maxrss, too
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 template.DEADLINE_SECONDS = float(sys.argv[1])
 start = resident()
 for source in json.load(sys.stdin):
