@@ -398,6 +398,7 @@ watch("answer", () => {
     keepDraft(frame.conversation);
     drawOutbox();
     grow();
+    pump(); // the frame of the end may have come before this answer
 });
 
 function putBack(message) {
