@@ -141,6 +141,8 @@ class Tab:
         """Waits until the server has filled the page."""
         expect(self.box).to_be_visible()
         expect(self.status.locator("meter")).to_be_visible()
+        if self.conversation:  # a frame comes before the messages
+            expect(self.chat.locator(".items .item").first).to_be_attached()
         return self
 
     def close(self) -> None:

@@ -593,6 +593,7 @@ def test_conversations_are_renamed_searched_and_deleted(browser: Browser, tmp_pa
         expect(field).to_have_value("What is the capital of Italy?")
         for title in ("../../x", "<img src=x onerror=alert(1)>", "로마 이야기"):
             field.fill(title)
+            expect(field).to_have_value(title)
             tab.page.locator("#rename").click()
             expect(tab.titles.filter(has_text=title)).to_have_count(1)
         assert sorted(file.name for file in tmp_path.rglob("*.json")) == sorted(
