@@ -142,8 +142,7 @@ class Sampler:
             self._counts = mx.zeros(vocab_size)
         self._in_prompt: mx.array | None = None  # [V], booleans
         if sampling.repetition_penalty != 1:
-            self._in_prompt = mx.zeros(vocab_size, mx.bool_)
-            self._in_prompt[mx.array(list(prompt_ids))] = True
+            self._in_prompt = _mask(set(prompt_ids), vocab_size)
         self._counts_before = self._counts  # before the last token
         self._length, self._min_tokens = 0, min_tokens  # tokens so far
         self._processors = processors
@@ -212,7 +211,9 @@ class Sampler:
 
 def _mask(ids: Collection[int], vocab_size: int) -> mx.array:
     """Booleans [V], true at `ids`."""
-    return mx.array([id in ids for id in range(vocab_size)])
+    mask = mx.zeros(vocab_size, mx.bool_)
+    mask[mx.array([id for id in ids if id < vocab_size], mx.int32)] = True
+    return mask
 
 
 def check_bias(bias: Mapping[int, float] | None, vocab_size: int, excluded: Collection[int] = ()) -> None:
