@@ -46,12 +46,11 @@ def history(view: View, words: Words, start: int | None, known: list[str]) -> di
     first = max(0, len(messages) - PAGE) if start is None else max(0, min(start, len(messages)))
     while first and messages[first]["role"] != "user":  # whole turns
         first -= 1
-    shown = items(messages, words, first)
-    there = set(known)
+    shown = items(messages, words, first, known=set(known))
     return {
         "revision": view.revision,
         "total": len(messages),
         "start": first,
         "keys": [item["key"] for item in shown],
-        "items": [item for item in shown if item["key"] not in there],
+        "items": [item for item in shown if "parts" in item],
     }

@@ -78,9 +78,9 @@ class LiveReply:
 def call_text(name: str, arguments: Any) -> str:
     """A call as one line of Python: `roll_dice(max_num=6)`."""
     if isinstance(arguments, Mapping):
-        inside = ", ".join(f"{key}={one_line(value)}" for key, value in arguments.items())
+        inside = ", ".join(f"{key}={json_line(value)}" for key, value in arguments.items())
     else:
-        inside = "" if arguments is None else one_line(arguments)
+        inside = "" if arguments is None else json_line(arguments)
     return f"{short(name)}({short(inside)})"
 
 
@@ -115,7 +115,7 @@ def pretty(value: Any) -> str:
         return repr(value)
 
 
-def one_line(value: Any) -> str:
+def json_line(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):

@@ -10,11 +10,10 @@ Notes:
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from html import escape
 from typing import Any
@@ -23,7 +22,7 @@ from xml.etree import ElementTree
 from exaone4_mlx.text.markdown import CODE_LANGUAGES, new_parser
 
 from .i18n import Words
-from .messages import ENDS, call_text, number, objects, one_line, pretty, short, thought_title
+from .messages import ENDS, call_text, json_line, number, objects, pretty, short, thought_title
 
 Item = dict[str, Any]
 Message = dict[str, Any]
@@ -32,6 +31,7 @@ HIGHLIGHT_SECONDS = 0.3  # for all code of a text
 LONG = 20_000  # characters of code that is highlighted, and of a value in a panel
 HALF = re.compile("[\ud800-\udfff]")  # of a character, which cannot be sent to a browser
 CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f]")
+FORMULA = re.compile(r"^(\$\$|\\\[|\\\(|\$)(.*?)(\$\$|\\\]|\\\)|\$)$", re.DOTALL)  # its delimiters and its text
 #: Environments of LaTeX under the name that latex2mathml knows.
 ENVIRONMENTS = {"aligned": "split", "alignedat": "split", "gathered": "matrix", "gather": "matrix", "gather*": "matrix"}
 FORMULA_ATTRIBUTES = {"display", "displaystyle", "scriptlevel", "mathvariant", "mathcolor", "stretchy", "fence", "form",
@@ -39,33 +39,42 @@ FORMULA_ATTRIBUTES = {"display", "displaystyle", "scriptlevel", "mathvariant", "
     "width", "height", "depth", "notation", "separator", "minsize", "maxsize", "lspace", "rspace"}  # fmt: skip
 
 
-def items(messages: Sequence[Message], words: Words, start: int = 0, *, live: bool = False) -> list[Item]:
+def items(
+    messages: Sequence[Message], words: Words, start: int = 0, *, live: bool = False, known: Collection[str] = ()
+) -> list[Item]:
     """The messages from `start` on as the page shows them. With `live` they are those of a reply in progress.
 
-    A file that `Store` reads may hold any values in their fields: all of them can be shown.
+    Items whose keys are `known` are not rendered: they have their key only. A file that `Store` reads may hold any
+    values in their fields: all of them can be shown.
     """
-    turns = sum(message["role"] == "user" for message in messages[:start])
-    result = []
+    turn = sum(message["role"] == "user" for message in messages[:start]) - 1
+    result: list[Item] = []
     calls = 0  # whose results are shown with them
     for index, message in enumerate(messages[start:], start):
-        if message["role"] == "user":
-            result.append(_item(message, index, user_parts(message, words), turn=turns))
-            turns += 1
-        elif message["role"] == "assistant":
-            results = tool_results(messages, index)
-            result.append(_item(message, index, list(reply_parts(message, results, words, live)), turn=turns - 1))
-        elif message["role"] == "tool" and not calls:  # a result without a call: the model reads it, too
-            result.append(_item(message, index, [_result(message, words)], turn=turns - 1))
-        calls = calls - 1 if message["role"] == "tool" and calls else len(objects(message.get("tool_calls")))
+        role, results = message["role"], tool_results(messages, index)
+        turn += role == "user"
+        if role in ("user", "assistant") or (role == "tool" and not calls):
+            content = repr([message, results, live, words.language])
+            key = f"{index}-{zlib.crc32(content.encode('utf-8', 'surrogatepass')):x}"
+            result.append({"key": key} if key in known else _item(message, results, words, live, key, turn))
+        calls = calls - 1 if role == "tool" and calls else len(objects(message.get("tool_calls")))
     return result
 
 
-def _item(message: Message, index: int, parts: list[str], turn: int) -> Item:
-    parts = [HALF.sub("\ufffd", CONTROLS.sub("", part)) for part in parts]
-    source = HALF.sub("\ufffd", str(message.get("text", message.get("content")) or ""))
-    key = f"{index}-{zlib.crc32(json.dumps([parts, source]).encode()):x}"
-    role = "user" if message["role"] == "user" else "assistant"
-    return {"key": key, "role": role, "turn": turn, "parts": parts, "source": source}
+def _item(message: Message, results: Sequence[Message], words: Words, live: bool, key: str, turn: int) -> Item:
+    if message["role"] == "user":
+        parts = user_parts(message, words)
+    elif message["role"] == "assistant":
+        parts = list(reply_parts(message, results, words, live))
+    else:
+        parts = [_result(message, words)]  # a result without a call: the model reads it, too
+    return {
+        "key": key,
+        "role": "user" if message["role"] == "user" else "assistant",
+        "turn": turn,
+        "parts": [HALF.sub("\ufffd", CONTROLS.sub("", part)) for part in parts],
+        "source": HALF.sub("\ufffd", str(message.get("text", message.get("content")) or "")),
+    }
 
 
 def user_parts(message: Message, words: Words) -> list[str]:
@@ -110,7 +119,7 @@ def _call(call: Any, result: Message | None, words: Words, live: bool) -> str:
         return _panel("call", title, inside, grows=live)
     failed, outcome = _outcome(result)
     label = words("failed" if failed else "result")
-    title += f" → {escape(label) + ': ' if failed else ''}<code>{escape(short(one_line(outcome)))}</code>"
+    title += f" → {escape(label) + ': ' if failed else ''}<code>{escape(short(json_line(outcome)))}</code>"
     if seconds := number(result.get("seconds")):
         title += f' <span class="quiet">{escape(words.seconds(seconds))}</span>'
     return _panel(
@@ -221,20 +230,14 @@ def _link(tokens: Any, index: int, _options: Any, _environment: Any) -> str:
 
 
 def _formula(tokens: Any, index: int, _options: Any, _environment: Any) -> str:
-    source = tokens[index].content
-    return mathml(source)
-
-
-@cache
-def _closing() -> re.Pattern[str]:
-    return re.compile(r"^(\$\$|\\\[|\\\(|\$)(.*?)(\$\$|\\\]|\\\)|\$)$", re.DOTALL)
+    return mathml(tokens[index].content)
 
 
 def mathml(source: str) -> str:
     r"""A formula with its delimiters (`\(x\)`, `$x$`, `\[x\]`, `$$x$$`, or an environment) as MathML."""
     import latex2mathml.converter
 
-    parts = _closing().match(source)
+    parts = FORMULA.match(source)
     latex, is_block = (parts[2], parts[1] in ("$$", r"\[")) if parts else (source, source.startswith(r"\begin"))
     latex = re.sub(r"\\(begin|end)\{(\w+\*?)\}", lambda m: rf"\{m[1]}{{{ENVIRONMENTS.get(m[2], m[2])}}}", latex)
     try:
