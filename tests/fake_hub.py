@@ -22,7 +22,34 @@ class Repo:
     commits: list[str] = field(default_factory=list)
 
 
-class FakeHub:
+class LoopbackServer:
+    """Answers requests on loopback, by `handle`, until `close`."""
+
+    def __init__(self) -> None:
+        handle = self.handle
+
+        class Handler(BaseHTTPRequestHandler):
+            do_GET = do_HEAD = do_POST = do_PUT = lambda request: handle(request)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def handle(self, request: BaseHTTPRequestHandler) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class FakeHub(LoopbackServer):
     """The user is mina. `answers` maps the beginning of a path to an error status.
 
     Requests for a path that begins with `break_off` get no answer.
@@ -34,32 +61,10 @@ class FakeHub:
         self.requests: list[str] = []
         self.answers: dict[str, int] = {}
         self.break_off: str | None = None
-        hub = self
+        super().__init__()
 
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                hub._answer(self, b"")
-
-            def do_POST(self) -> None:
-                hub._answer(self, _body(self))
-
-            def do_PUT(self) -> None:
-                hub._answer(self, _body(self))
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def _answer(self, request: BaseHTTPRequestHandler, body: bytes) -> None:
+    def handle(self, request: BaseHTTPRequestHandler) -> None:
+        body = _body(request)
         path = request.path.partition("?")[0]
         self.requests.append(f"{request.command} {path}")
         if self.break_off and path.startswith(self.break_off):
@@ -163,7 +168,7 @@ def _body(request: BaseHTTPRequestHandler) -> bytes:
     return b"".join(parts)
 
 
-class FileServer:
+class FileServer(LoopbackServer):
     """A hub that serves the `files` of every repository. `answer`, if it is set, is the answer to all requests.
 
     After `stall_after` bytes of a file it sends nothing more until `close`. `ranges` are the requested ones.
@@ -174,31 +179,13 @@ class FileServer:
         self.answer: tuple[int, str, bytes] | None = None  # status, content type, body
         self.stall_after: int | None = None
         self.stalled, self._closed = threading.Event(), threading.Event()
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def do_HEAD(self) -> None:
-                hub._serve(self)
-
-            def do_GET(self) -> None:
-                hub._serve(self)
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
+        super().__init__()
 
     def close(self) -> None:
         self._closed.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().close()
 
-    def _serve(self, request: BaseHTTPRequestHandler) -> None:
+    def handle(self, request: BaseHTTPRequestHandler) -> None:
         path = request.path.partition("?")[0]
         if self.answer is not None:
             missing = {"X-Error-Code": "RepoNotFound"} if self.answer[0] == 404 else {}
