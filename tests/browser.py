@@ -264,6 +264,7 @@ class Tab:
     def unfold(self, id: str) -> None:
         """Opens an accordion."""
         self.page.locator(f"#{id} > button").click()
+        self.page.wait_for_timeout(500)  # Gradio creates the fields now, and sets their values a little later
 
     def number(self, id: str) -> Locator:
         """The number beside a slider, or a field of one."""
