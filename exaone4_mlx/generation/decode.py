@@ -211,9 +211,7 @@ class Sampler:
 
 def _mask(ids: Collection[int], vocab_size: int) -> mx.array:
     """Booleans [V], true at `ids`."""
-    mask = mx.zeros(vocab_size, mx.bool_)
-    mask[mx.array([id for id in ids if id < vocab_size], mx.int32)] = True
-    return mask
+    return mx.zeros(vocab_size).at[mx.array([id for id in ids if id < vocab_size], mx.int32)].add(1.0) > 0
 
 
 def check_bias(bias: Mapping[int, float] | None, vocab_size: int, excluded: Collection[int] = ()) -> None:
