@@ -3,14 +3,10 @@
 Notes:
 - A method returns, or yields, new values by widget. Widgets that it does not name keep their values.
 - A mistake of the user is reported in a notice. The typed text is kept.
-- Each page has one follower, `followed`. It sends frames to the script of the page (chat.js), which draws the
-  conversation. Actions change the state, and every tab of a conversation gets the change. Closing the page does not
-  end a reply at once.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,34 +14,20 @@ from typing import Any
 import gradio as gr
 
 from . import transcript
-from .frames import frame, history
-from .i18n import EXAMPLES, Words, size_text
-from .models import memory_in_use
-from .session import Busy, View
+from .chat_actions import NO_MODEL, ChatActions, Update, is_recommended, key_of
+from .i18n import Words, size_text
+from .session import Busy
 from .settings import SAMPLING, Settings, recommended
-from .state import AppState, Tab
-from .status import notes, status_html
-from .widgets import SETTINGS, Page, labels
+from .state import Tab
+from .status import notes
+from .widgets import SETTINGS, labels
 
-Update = dict[Any, Any]
-
-FRAME_SECONDS = 0.08  # the least time between two frames
-FRAME_SHARE = 3  # the pause after a frame, as a multiple of the time that it took
-IDLE_SECONDS = 0.25  # until a frame without a change, for the counts of seconds
 WIDE = 900  # pixels of a page on which the list of conversations is open at first
-NO_MODEL = "…"
 LISTED = 200  # conversations shown at once; a search finds the others
 
 
-class Actions:
+class Actions(ChatActions):
     """The actions of one page description, for all tabs."""
-
-    page: Page
-
-    def __init__(self, state: AppState) -> None:
-        """`page` is set once the widgets are made, because some of them call methods of this object."""
-        self.state = state
-        self._answers = 0  # number of refusals and texts that were returned to a page
 
     # --- the page -------------------------------------------------------------
 
@@ -53,7 +35,7 @@ class Actions:
         self, conversation: str, chosen: str, browser: str, width: float | None, theme: str, request: gr.Request
     ) -> Iterator[Update]:
         """The page was loaded: it gets the settings of the conversation of its address."""
-        tab = self.state.tab(_key(request), conversation)
+        tab = self.state.tab(key_of(request), conversation)
         tab.words, tab.narrow = Words(chosen or browser), (width or WIDE) < WIDE
         if chosen:
             yield labels(self.page, tab.words)
@@ -66,120 +48,19 @@ class Actions:
             self.page.appearance: theme,
         }
 
-    def followed(self, request: gr.Request) -> Iterator[dict[str, Any]]:
-        """Frames of what a tab shows, one after each change, until the tab is closed."""
-        key = _key(request)
-        tab = self._tab(request)
-        while self.state.has(key):
-            session, words, began = tab.session, tab.words, time.monotonic()
-            version = session.version
-            yield self._frame(key, tab)
-            cost = time.monotonic() - began
-            while self.state.has(key) and tab.session is session and tab.words is words:
-                if session.version != version or (session.running and time.monotonic() - began > IDLE_SECONDS):
-                    break
-                session.wait(version, IDLE_SECONDS)
-            time.sleep(max(FRAME_SECONDS, FRAME_SHARE * cost))  # leaves time for the model
-
-    def _frame(self, key: str, tab: Tab) -> dict[str, Any]:
-        session = tab.session
-        view = session.view()
-        return frame(view, tab.words) | {
-            "tab": key,
-            "conversation": session.id,
-            "title": session.conversation.title,
-            "fresh": "" if view.messages else session.id,
-            "model": self._model_label,
-            "note": self._welcome_note(tab),
-            "status": status_html(view, tab.words, self._model_label, memory_in_use()),
-            "error": f"{tab.words('was_error')} {view.error}" if view.error else "",
-        }
-
     def changed(self, request: gr.Request) -> Update:
         """The page shows another conversation, another title, or the end of a reply: the list follows."""
         return self._list(self._tab(request))
 
     def left(self, request: gr.Request) -> None:
         """The page was closed, or is loaded again."""
-        self.state.leave(_key(request))
+        self.state.leave(key_of(request))
 
     def language_chosen(self, chosen: str, browser: str, request: gr.Request) -> Iterator[Update]:
         tab = self._tab(request)
         tab.words = Words(chosen or browser)
         yield labels(self.page, tab.words)
         yield {**self._list(tab), self.page.kept_language: chosen}
-
-    # --- the chat -------------------------------------------------------------
-
-    def acted(self, event: gr.EventData, request: gr.Request, *values: Any) -> Update:
-        """An action of the user in the conversation. The page gets a refusal, with the text of the message."""
-        tab, given = self._tab(request), event._data if isinstance(event._data, dict) else {}
-        session = tab.session
-        try:
-            if given.get("conversation") != session.id:
-                raise ValueError(tab.words("elsewhere"))
-            if given["what"] in ("retry", "edit", "undo") and given.get("revision") != session.revision:
-                raise ValueError(tab.words("stale"))
-            return self._act(tab, given, values)
-        except Busy:
-            refusal = {"error": tab.words("busy"), "busy": True}
-        except Exception as problem:  # of any kind: the page stays usable and keeps the text
-            refusal = {"error": tab.words("not_sent", error=f"{problem}" or type(problem).__name__)}
-        edited = {"text": str(given["text"])} if given.get("what") == "edit" else {}
-        return self._answer(id=given.get("id"), **refusal, **edited)
-
-    def _act(self, tab: Tab, given: dict[str, Any], values: Sequence[Any]) -> Update:
-        session, what = tab.session, given["what"]
-        if what == "stop":
-            session.stop()
-        elif what == "answer":
-            session.answer(given["allowed"] is True, int(given["call"]))
-        elif what == "undo":
-            files = _files_of_last_turn(session.view())
-            text = session.undo()
-            hint = tab.words("attach_again", names=", ".join(files)) if files else None
-            return self._answer(text=text, error=hint)
-        elif what == "retry":
-            session.retry(self._settings(tab, values))
-        elif what == "edit":
-            session.edit(int(given["turn"]), str(given["text"]), self._settings(tab, values))
-        elif what == "send":
-            attached = [self.state.attachment(str(path)) for path in given.get("files") or ()]
-            session.send(str(given["text"]), attached, self._settings(tab, values))
-        elif what == "example":
-            known = {example[0]: example for examples in EXAMPLES.values() for example in examples}
-            text, thinking, tools = known[given["text"]]
-            wanted = dict(zip(SETTINGS, values, strict=True)) | {"thinking": thinking, "use_tools": tools}
-            session.send(text, [], self._settings(tab, list(wanted.values())))
-            return {self.page.thinking: thinking, self.page.use_tools: tools}
-        else:
-            raise ValueError(f"there is no action {what!r}")
-        return self._answer(id=given.get("id"))
-
-    def _answer(self, **values: Any) -> Update:
-        self._answers += 1
-        return {self.page.chat: gr.update(answer={"number": self._answers, **values})}
-
-    def history(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Finished messages of the conversation that a tab shows, for the page's own script."""
-        words = Words(str(wanted.get("language")))
-        if not self.state.has(key := str(wanted["tab"])):
-            raise ValueError("this tab is closed")
-        tab = self.state.tab(key)
-        start = wanted.get("start")
-        known = [str(key) for key in wanted.get("known") or ()]
-        found = history(tab.session.view(), words, None if start is None else int(start), known)
-        return {"conversation": tab.session.id, **found}
-
-    def read(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """The number of tokens of an uploaded file, or why it cannot be read."""
-        try:
-            tab = str(wanted["tab"])
-            _, tokens = self.state.attachment(str(wanted["path"]), lambda: not self.state.has(tab))
-            view = self.state.tab(tab).session.view()
-        except ValueError as error:
-            return {"error": f"{error}"}
-        return {"tokens": tokens, "used": view.context_tokens, "limit": view.context_limit}
 
     # --- settings -------------------------------------------------------------
 
@@ -188,7 +69,7 @@ class Actions:
 
     def thinking_switched(self, thinking: bool, temperature: float, top_p: float) -> Update:
         """The recommended sampling of the mode, unless the user set other values."""
-        if not _is_recommended(temperature, top_p, not thinking):
+        if not is_recommended(temperature, top_p, not thinking):
             return {self.page.temperature: gr.skip()}
         temperature, top_p = recommended(thinking)
         return {self.page.temperature: temperature, self.page.top_p: top_p}
@@ -308,11 +189,6 @@ class Actions:
 
     # --- inside ---------------------------------------------------------------
 
-    def _tab(self, request: gr.Request) -> Tab:
-        """The tab that a request comes from; after a restart of the app, the conversation of its address."""
-        language = (request.headers.get("accept-language") or "").split(",")[0]
-        return self.state.tab(_key(request), str(request.query_params.get("conversation", "")), language=language)
-
     @property
     def _nothing(self) -> Update:
         """No new value. (Gradio would take an empty mapping for a value.)"""
@@ -322,27 +198,6 @@ class Actions:
         busy = isinstance(error, Busy)
         gr.Warning(tab.words("busy") if busy else tab.words("not_sent", error=_plain(str(error))))
         return self._nothing
-
-    def _settings(self, tab: Tab, values: Sequence[Any]) -> Settings:
-        """The settings of the widgets. Raises ValueError for an invalid one."""
-        given = dict(zip(SETTINGS, values, strict=True))
-        if given["seed"] in ("", None):
-            given["seed"] = None
-        if _is_recommended(given["temperature"], given["top_p"], given["thinking"]):
-            given |= {"temperature": None, "top_p": None}
-        return tab.session.settings.updated(given)
-
-    def _welcome_note(self, tab: Tab) -> str:
-        """Which model answers; the demo is not EXAONE."""
-        label = self._model_label
-        return tab.words("welcome_demo") if label == "demo" else tab.words("welcome_model", name=label)
-
-    @property
-    def _model_label(self) -> str:
-        try:
-            return self.state.loaded.choice.label
-        except ValueError:
-            return NO_MODEL
 
     def _settings_of(self, tab: Tab) -> Update:
         """The settings of the conversation of a tab, and its title."""
@@ -419,22 +274,6 @@ class Actions:
             return {self.page.download: None}
         name = transcript.file_name(conversation.title, suffix)
         return {self.page.download: {"name": name, "text": form(conversation)}}
-
-
-def _key(request: gr.Request) -> str:
-    if not request.session_hash:
-        raise gr.Error("a request needs a session_hash", print_exception=False)
-    return request.session_hash
-
-
-def _files_of_last_turn(view: View) -> list[str]:
-    last = next((message for message in reversed(view.messages) if message["role"] == "user"), {})
-    return [str(file["name"]) for file in last.get("files") or ()]
-
-
-def _is_recommended(temperature: float, top_p: float, thinking: bool) -> bool:
-    wanted = recommended(thinking)
-    return abs(temperature - wanted[0]) < 1e-6 and abs(top_p - wanted[1]) < 1e-6
 
 
 def _whole(context: float | None) -> int | None:

@@ -17,9 +17,10 @@ import gradio as gr
 
 from .messages import Message
 from .render import tool_results
-from .session import Session, View
+from .session import Session
 from .settings import SAMPLING
 from .state import AppState
+from .work import View
 
 WAIT_SECONDS = 0.1
 MAX_MESSAGE = 1_000_000  # characters

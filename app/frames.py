@@ -11,7 +11,7 @@ from typing import Any
 
 from .i18n import Words, translations
 from .render import items
-from .session import View
+from .work import View
 
 PAGE = 30  # messages that are sent at once
 #: The texts that the page itself shows.

@@ -10,88 +10,28 @@ Notes:
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from exaone4_mlx import Chat, Done, ToolCall, Turn, check_messages
+from exaone4_mlx import Chat, Done, ToolCall, Turn
 
-from .files import Attachment, in_prompt
-from .messages import LiveReply, Message, number, objects
+from .files import Attachment
+from .messages import Message
 from .settings import Settings
 from .store import Conversation
+from .turns import as_read, closed, edited, missing_results, title_of, turn_starts, user_message
+from .work import View, Work
 
 SAVE_SECONDS = 5.0
 REVISIONS = itertools.count(int(time.time() * 1000))  # unique, also after a restart
-TITLE_LENGTH = 48
 END_SECONDS = 10.0  # the longest wait for a turn that was stopped
 
 
 class Busy(ValueError):
     """This conversation has a running turn."""
-
-
-@dataclass(frozen=True)
-class View:
-    """The visible state of a conversation at one moment. Times are in seconds."""
-
-    messages: list[Message]
-    revision: int = 0  # of the messages
-    coming: list[Message] = field(default_factory=list)
-    running: bool = False
-    asking: int = 0  # the number of the call that waits for the user's answer; 0 for none
-    place: int = 0  # how many replies come before this one
-    reading: tuple[int, int] | None = None  # prompt tokens read, of how many
-    reading_left: float | None = None  # seconds
-    tool_runs: bool = False
-    counts: Done | None = None
-    first_token_seconds: float | None = None
-    context_tokens: int = 0
-    context_limit: int = 0
-    dropped: int = 0
-    error: str | None = None
-    unsaved: str | None = None  # why the conversation is not on disk
-
-
-class Work:
-    """A running turn."""
-
-    def __init__(self, turn: Turn, history: Sequence[Message]) -> None:
-        self.turn, self.history = turn, list(history)
-        self.live = LiveReply()
-        self.started = time.monotonic()
-        self.first_token_seconds: float | None = None
-        self.reading: tuple[int, int] | None = None
-        self.reading_began: tuple[float, int] | None = None
-        self.stopped = False
-        self.asked = self.asking = 0  # how many calls were asked about, and which of them waits
-        self.allowed: bool | None = None
-        self.lets_go = False  # whether it releases the caches at its end
-        self.saved = self.started
-
-    def read(self, done: int, total: int) -> None:
-        """Progress of the prefill."""
-        if self.reading_began is None:
-            self.reading_began = (time.monotonic(), done)
-        self.reading = (done, total) if done < total else None
-        if done >= total:
-            self.reading_began = None  # the next round reads its own
-
-    @property
-    def word(self) -> bool | None:
-        """Whether the waiting call may run; None until the user answers."""
-        return False if self.stopped else self.allowed
-
-    @property
-    def reading_left(self) -> float | None:
-        if self.reading is None or self.reading_began is None:
-            return None
-        (done, total), (began, first) = self.reading, self.reading_began
-        return (total - done) * (time.monotonic() - began) / (done - first) if done > first else None
 
 
 class Session:
@@ -182,13 +122,13 @@ class Session:
         with self._lock:
             chat = self._ready(settings)
             turn = chat.retry(**self._options(settings))
-            self._begin(turn, chat.messages[: _turn_starts(chat.messages)[-1] + 1], settings)
+            self._begin(turn, chat.messages[: turn_starts(chat.messages)[-1] + 1], settings)
 
     def edit(self, number: int, text: str, settings: Settings) -> None:
         """Replaces the text of a turn, counted from 0. Its files stay."""
         with self._lock:
             chat = self._ready(settings)
-            starts = _turn_starts(chat.messages)
+            starts = turn_starts(chat.messages)
             if not 0 <= number < len(starts):
                 raise ValueError(f"there is no turn {number}")
             before = chat.messages[starts[number]]
@@ -201,7 +141,7 @@ class Session:
         with self._lock:
             chat = self._ready(self.settings)
             messages = chat.messages
-            starts = _turn_starts(messages)
+            starts = turn_starts(messages)
             text = chat.undo()
             self._last = View([])
             self._keep(chat)
@@ -297,7 +237,7 @@ class Session:
                 place=work.turn.place,
                 reading=work.reading,
                 reading_left=work.reading_left,
-                tool_runs=reply is None and _missing_results(coming) > 0 and not work.asking,
+                tool_runs=reply is None and missing_results(coming) > 0 and not work.asking,
                 counts=counts,
                 first_token_seconds=work.first_token_seconds,
                 context_tokens=tokens,
@@ -352,7 +292,7 @@ class Session:
     def _begin(self, turn: Turn, history: Sequence[Message], settings: Settings) -> None:
         self.settings = settings
         self._work = Work(turn, history)
-        if not self.conversation.title or (not self.conversation.named and len(_turn_starts(history)) == 1):
+        if not self.conversation.title or (not self.conversation.named and len(turn_starts(history)) == 1):
             self.conversation.title = title_of(history)
         self.conversation.settings = settings.as_dict()
         try:
@@ -431,75 +371,3 @@ class Session:
             if revised:
                 self._revision = next(REVISIONS)
             self._changed.notify_all()
-
-
-def user_message(text: str, attachments: Sequence[tuple[Attachment, int]]) -> Message:
-    """A user's message: the text that the model sees, and beside it the typed text and the files."""
-    message: Message = {"role": "user", "content": in_prompt(text, [attachment for attachment, _ in attachments])}
-    if attachments:
-        message["text"] = text
-        message["files"] = [
-            {"name": attachment.name, "tokens": tokens, "text": attachment.text} for attachment, tokens in attachments
-        ]
-    return message
-
-
-def as_read(messages: Sequence[Message]) -> list[Message]:
-    """The messages of a file as the model reads them.
-
-    The page shows `text` and `files` in place of the content. They are left out where the content is not made of them.
-    """
-    with contextlib.suppress(ValueError):  # what no model reads can still be shown
-        messages = check_messages(messages)
-    read = []
-    for message in messages:
-        try:
-            files = [(Attachment(file["name"], file["text"]), file["tokens"]) for file in message.get("files") or ()]
-            made = user_message(message["text"], files)["content"]
-        except (KeyError, TypeError, AttributeError):  # any JSON may be there
-            made = None
-        other = message["role"] != "user" or message["content"] != made
-        read.append({name: value for name, value in message.items() if not (other and name in ("text", "files"))})
-    return read
-
-
-def edited(message: Mapping[str, Any], text: str) -> Message:
-    """A user's message with another text and the same files."""
-    files = [file for file in objects(message.get("files")) if "text" in file]  # an imported one may have a name only
-    return user_message(
-        text, [(Attachment(str(file.get("name")), str(file["text"])), number(file.get("tokens"))) for file in files]
-    )
-
-
-def closed(messages: Sequence[Message]) -> list[Message]:
-    """The messages of an unfinished reply as if it were cut here: every call gets a result."""
-    messages = [dict(message) for message in messages]
-    if messages and messages[-1]["role"] == "assistant":
-        messages[-1]["finish_reason"] = "cancelled"
-    refused = {"role": "tool", "content": {"error": "not run: the reply was cut off"}, "failed": True}
-    return [*messages, *[refused] * _missing_results(messages)]
-
-
-def title_of(messages: Sequence[Message]) -> str:
-    """The automatic title of a conversation: the beginning of its first turn."""
-    for message in messages:
-        if message["role"] == "user":
-            said = str(message.get("text") or message["content"])
-            files = objects(message.get("files"))
-            words = " ".join(said.split()) or ", ".join(str(file.get("name")) for file in files)
-            return words if len(words) <= TITLE_LENGTH else words[: TITLE_LENGTH - 1] + "…"
-    return ""
-
-
-def _turn_starts(messages: Sequence[Message]) -> list[int]:
-    starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
-    if not starts:
-        raise ValueError("the conversation has no turns yet")
-    return starts
-
-
-def _missing_results(messages: Sequence[Message]) -> int:
-    calls = 0
-    for message in messages:
-        calls = calls - 1 if message["role"] == "tool" else len(objects(message.get("tool_calls")))
-    return max(calls, 0)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 
 from .i18n import Words, size_text
-from .session import View
+from .work import View
 
 NEARLY_FULL = 0.8  # of the context
 

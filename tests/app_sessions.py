@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from app.session import Session, View
+from app.session import Session
 from app.settings import Settings
+from app.work import View
 
 PLAIN = Settings()
 ENDLESS = "one two three four five six seven eight nine ten " * 400

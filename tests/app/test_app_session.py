@@ -15,9 +15,11 @@ from conftest import call_text, roll_dice, run_all
 
 from app import session as session_module
 from app.files import Attachment
-from app.session import Busy, Session, View, closed, title_of, user_message
+from app.session import Busy, Session
 from app.settings import Settings
 from app.store import Conversation, Store
+from app.turns import closed, title_of, user_message
+from app.work import View
 from exaone4_mlx import BUILTIN_TOOLS, Chat, Sampling
 
 TOOLS = Settings(use_tools=True, ask=False)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from app.i18n import LANGUAGES, Words
-from app.session import View
 from app.status import notes, status_html
+from app.work import View
 from exaone4_mlx import Done
 
 EN = Words("en")

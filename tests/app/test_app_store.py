@@ -21,9 +21,9 @@ from conftest import run_all
 from app import store as store_module
 from app.i18n import Words
 from app.render import items
-from app.session import closed, edited, title_of
 from app.store import FORMAT, ID, Conversation, Store, check, one_line
 from app.transcript import to_markdown
+from app.turns import closed, edited, title_of
 
 ROOT = Path(__file__).parents[2]
 UNKNOWN = "20261125-093015-1f2e3d4c"

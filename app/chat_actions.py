@@ -1,0 +1,187 @@
+"""The actions of the user in the conversation, and the frames that the page draws.
+
+Notes:
+- Each page has one follower, `followed`. It sends frames to the script of the page (chat.js), which draws the
+  conversation. Actions change the state, and every tab of a conversation gets the change. Closing the page does not
+  end a reply at once.
+- What cannot be done is an answer to the page, with the text that the user typed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gradio as gr
+
+from .frames import frame, history
+from .i18n import EXAMPLES, Words
+from .models import memory_in_use
+from .session import Busy
+from .settings import Settings, recommended
+from .state import AppState, Tab
+from .status import status_html
+from .widgets import SETTINGS, Page
+from .work import View
+
+Update = dict[Any, Any]
+
+FRAME_SECONDS = 0.08  # the least time between two frames
+FRAME_SHARE = 3  # the pause after a frame, as a multiple of the time that it took
+IDLE_SECONDS = 0.25  # until a frame without a change, for the counts of seconds
+NO_MODEL = "…"
+
+
+class ChatActions:
+    """The actions in the conversation, for all tabs of one page description."""
+
+    page: Page
+
+    def __init__(self, state: AppState) -> None:
+        """`page` is set once the widgets are made, because some of them call methods of this object."""
+        self.state = state
+        self._answers = 0  # number of refusals and texts that were returned to a page
+
+    def followed(self, request: gr.Request) -> Iterator[dict[str, Any]]:
+        """Frames of what a tab shows, one after each change, until the tab is closed."""
+        key = key_of(request)
+        tab = self._tab(request)
+        while self.state.has(key):
+            session, words, began = tab.session, tab.words, time.monotonic()
+            version = session.version
+            yield self._frame(key, tab)
+            cost = time.monotonic() - began
+            while self.state.has(key) and tab.session is session and tab.words is words:
+                if session.version != version or (session.running and time.monotonic() - began > IDLE_SECONDS):
+                    break
+                session.wait(version, IDLE_SECONDS)
+            time.sleep(max(FRAME_SECONDS, FRAME_SHARE * cost))  # leaves time for the model
+
+    def _frame(self, key: str, tab: Tab) -> dict[str, Any]:
+        session = tab.session
+        view = session.view()
+        return frame(view, tab.words) | {
+            "tab": key,
+            "conversation": session.id,
+            "title": session.conversation.title,
+            "fresh": "" if view.messages else session.id,
+            "model": self._model_label,
+            "note": self._welcome_note(tab),
+            "status": status_html(view, tab.words, self._model_label, memory_in_use()),
+            "error": f"{tab.words('was_error')} {view.error}" if view.error else "",
+        }
+
+    def acted(self, event: gr.EventData, request: gr.Request, *values: Any) -> Update:
+        """An action of the user in the conversation. The page gets a refusal, with the text of the message."""
+        tab, given = self._tab(request), event._data if isinstance(event._data, dict) else {}
+        session = tab.session
+        try:
+            if given.get("conversation") != session.id:
+                raise ValueError(tab.words("elsewhere"))
+            if given["what"] in ("retry", "edit", "undo") and given.get("revision") != session.revision:
+                raise ValueError(tab.words("stale"))
+            return self._act(tab, given, values)
+        except Busy:
+            refusal = {"error": tab.words("busy"), "busy": True}
+        except Exception as problem:  # of any kind: the page stays usable and keeps the text
+            refusal = {"error": tab.words("not_sent", error=f"{problem}" or type(problem).__name__)}
+        edited = {"text": str(given["text"])} if given.get("what") == "edit" else {}
+        return self._answer(id=given.get("id"), **refusal, **edited)
+
+    def _act(self, tab: Tab, given: dict[str, Any], values: Sequence[Any]) -> Update:
+        session, what = tab.session, given["what"]
+        if what == "stop":
+            session.stop()
+        elif what == "answer":
+            session.answer(given["allowed"] is True, int(given["call"]))
+        elif what == "undo":
+            files = _files_of_last_turn(session.view())
+            text = session.undo()
+            hint = tab.words("attach_again", names=", ".join(files)) if files else None
+            return self._answer(text=text, error=hint)
+        elif what == "retry":
+            session.retry(self._settings(tab, values))
+        elif what == "edit":
+            session.edit(int(given["turn"]), str(given["text"]), self._settings(tab, values))
+        elif what == "send":
+            attached = [self.state.attachment(str(path)) for path in given.get("files") or ()]
+            session.send(str(given["text"]), attached, self._settings(tab, values))
+        elif what == "example":
+            known = {example[0]: example for examples in EXAMPLES.values() for example in examples}
+            text, thinking, tools = known[given["text"]]
+            wanted = dict(zip(SETTINGS, values, strict=True)) | {"thinking": thinking, "use_tools": tools}
+            session.send(text, [], self._settings(tab, list(wanted.values())))
+            return {self.page.thinking: thinking, self.page.use_tools: tools}
+        else:
+            raise ValueError(f"there is no action {what!r}")
+        return self._answer(id=given.get("id"))
+
+    def _answer(self, **values: Any) -> Update:
+        self._answers += 1
+        return {self.page.chat: gr.update(answer={"number": self._answers, **values})}
+
+    def history(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Finished messages of the conversation that a tab shows, for the page's own script."""
+        words = Words(str(wanted.get("language")))
+        if not self.state.has(key := str(wanted["tab"])):
+            raise ValueError("this tab is closed")
+        tab = self.state.tab(key)
+        start = wanted.get("start")
+        known = [str(key) for key in wanted.get("known") or ()]
+        found = history(tab.session.view(), words, None if start is None else int(start), known)
+        return {"conversation": tab.session.id, **found}
+
+    def read(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """The number of tokens of an uploaded file, or why it cannot be read."""
+        try:
+            tab = str(wanted["tab"])
+            _, tokens = self.state.attachment(str(wanted["path"]), lambda: not self.state.has(tab))
+            view = self.state.tab(tab).session.view()
+        except ValueError as error:
+            return {"error": f"{error}"}
+        return {"tokens": tokens, "used": view.context_tokens, "limit": view.context_limit}
+
+    # --- inside ---------------------------------------------------------------
+
+    def _tab(self, request: gr.Request) -> Tab:
+        """The tab that a request comes from; after a restart of the app, the conversation of its address."""
+        language = (request.headers.get("accept-language") or "").split(",")[0]
+        return self.state.tab(key_of(request), str(request.query_params.get("conversation", "")), language=language)
+
+    def _settings(self, tab: Tab, values: Sequence[Any]) -> Settings:
+        """The settings of the widgets. Raises ValueError for an invalid one."""
+        given = dict(zip(SETTINGS, values, strict=True))
+        if given["seed"] in ("", None):
+            given["seed"] = None
+        if is_recommended(given["temperature"], given["top_p"], given["thinking"]):
+            given |= {"temperature": None, "top_p": None}
+        return tab.session.settings.updated(given)
+
+    def _welcome_note(self, tab: Tab) -> str:
+        """Which model answers; the demo is not EXAONE."""
+        label = self._model_label
+        return tab.words("welcome_demo") if label == "demo" else tab.words("welcome_model", name=label)
+
+    @property
+    def _model_label(self) -> str:
+        try:
+            return self.state.loaded.choice.label
+        except ValueError:
+            return NO_MODEL
+
+
+def key_of(request: gr.Request) -> str:
+    if not request.session_hash:
+        raise gr.Error("a request needs a session_hash", print_exception=False)
+    return request.session_hash
+
+
+def _files_of_last_turn(view: View) -> list[str]:
+    last = next((message for message in reversed(view.messages) if message["role"] == "user"), {})
+    return [str(file["name"]) for file in last.get("files") or ()]
+
+
+def is_recommended(temperature: float, top_p: float, thinking: bool) -> bool:
+    wanted = recommended(thinking)
+    return abs(temperature - wanted[0]) < 1e-6 and abs(top_p - wanted[1]) < 1e-6

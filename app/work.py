@@ -1,0 +1,70 @@
+"""A running turn, and the view that the tabs of a conversation show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from exaone4_mlx import Done, Turn
+
+from .messages import LiveReply, Message
+
+
+@dataclass(frozen=True)
+class View:
+    """The visible state of a conversation at one moment. Times are in seconds."""
+
+    messages: list[Message]
+    revision: int = 0  # of the messages
+    coming: list[Message] = field(default_factory=list)
+    running: bool = False
+    asking: int = 0  # the number of the call that waits for the user's answer; 0 for none
+    place: int = 0  # how many replies come before this one
+    reading: tuple[int, int] | None = None  # prompt tokens read, of how many
+    reading_left: float | None = None  # seconds
+    tool_runs: bool = False
+    counts: Done | None = None
+    first_token_seconds: float | None = None
+    context_tokens: int = 0
+    context_limit: int = 0
+    dropped: int = 0
+    error: str | None = None
+    unsaved: str | None = None  # why the conversation is not on disk
+
+
+class Work:
+    """A running turn."""
+
+    def __init__(self, turn: Turn, history: Sequence[Message]) -> None:
+        self.turn, self.history = turn, list(history)
+        self.live = LiveReply()
+        self.started = time.monotonic()
+        self.first_token_seconds: float | None = None
+        self.reading: tuple[int, int] | None = None
+        self.reading_began: tuple[float, int] | None = None
+        self.stopped = False
+        self.asked = self.asking = 0  # how many calls were asked about, and which of them waits
+        self.allowed: bool | None = None
+        self.lets_go = False  # whether it releases the caches at its end
+        self.saved = self.started
+
+    def read(self, done: int, total: int) -> None:
+        """Progress of the prefill."""
+        if self.reading_began is None:
+            self.reading_began = (time.monotonic(), done)
+        self.reading = (done, total) if done < total else None
+        if done >= total:
+            self.reading_began = None  # the next round reads its own
+
+    @property
+    def word(self) -> bool | None:
+        """Whether the waiting call may run; None until the user answers."""
+        return False if self.stopped else self.allowed
+
+    @property
+    def reading_left(self) -> float | None:
+        if self.reading is None or self.reading_began is None:
+            return None
+        (done, total), (began, first) = self.reading, self.reading_began
+        return (total - done) * (time.monotonic() - began) / (done - first) if done > first else None
