@@ -1,6 +1,6 @@
 """JupyterLab in a server of its own, and a notebook in Chromium: what tests drive, and `python tests/jupyter.py` shows.
 
-The command takes the pictures of the README, notebooks/screenshots/*.png, anew from the demo model.
+The command takes the pictures of the documentation, docs/pictures/notebooks/*.png, anew from the demo model.
 
 Notes:
 - Nothing of the user's Jupyter is read or written, no token is asked for, and nothing leaves this computer.
@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from browser import HERE, PATIENCE, ROOT, START_SECONDS, _free_port, launch
 from playwright.sync_api import Browser, Locator, expect, sync_playwright
 
-PICTURES = ROOT / "notebooks" / "screenshots"
+PICTURES = ROOT / "docs" / "pictures" / "notebooks"
 #: The question whether to fetch news from jupyter.org.
 NO_NEWS = ("@jupyterlab/apputils-extension/notification.jupyterlab-settings", {"fetchNews": "false"})
 #: Notes, at every change of an output: how many outputs there are, and how long the text is.

@@ -1,4 +1,4 @@
-"""Measures the README's table of the quality loss of 4 bits: `python tests/quality.py`.
+"""Measures the table of docs/convert-and-measure.md of the quality loss of 4 bits: `python tests/quality.py`.
 
 Each method converts the demo with the package's calibration texts, and the held-out texts measure the loss. MLX's CPU
 backend multiplies 25 times faster with LD_PRELOAD of Debian's libopenblas.so.0.

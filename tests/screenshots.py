@@ -1,4 +1,4 @@
-"""`python tests/screenshots.py`: the pictures of the README, app/screenshots/*.png, taken anew from the demo model."""
+"""`python tests/screenshots.py`: the pictures of the README, docs/pictures/*.png, taken anew from the demo model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from browser import ROOT, Server, Tab, launch, opened
 from playwright.sync_api import Browser, expect, sync_playwright
 
-FOLDER = ROOT / "app" / "screenshots"
+FOLDER = ROOT / "docs" / "pictures"
 PHONE = {"width": 390, "height": 844}
 
 

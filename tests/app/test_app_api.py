@@ -240,5 +240,5 @@ def _settled(state: Any) -> None:
 def test_screenshots_exist_for_the_readme() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     for picture in ("light", "dark", "phone", "korean", "tools"):
-        assert (Path(__file__).parents[2] / f"app/screenshots/{picture}.png").is_file(), picture
-    assert "app/screenshots/light.png" in readme
+        assert (Path(__file__).parents[2] / f"docs/pictures/{picture}.png").is_file(), picture
+    assert "docs/pictures/light.png" in readme

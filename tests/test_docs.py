@@ -1,0 +1,106 @@
+"""README.md and docs/ agree with the code: their Python runs, their flags exist, their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import exaone4_mlx
+from exaone4_mlx.cli import main as cli
+
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {file.stem: file.read_text(encoding="utf-8") for file in FILES}
+EVERYTHING = "\n".join(PAGES.values())
+SNIPPETS = re.findall(r"```python\n(.*?)```", EVERYTHING, re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore:.*new here")  # as the text beside it says
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippets_run_and_print_what_they_say(snippet: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(snippet, "docs", "exec"), {})
+    out = capsys.readouterr().out
+    assert out
+    for line in re.findall(r"^# (.+)$", snippet, re.MULTILINE):
+        assert line in out
+
+
+def test_the_documented_model_is_covered_as_it_says() -> None:
+    """Every test of the table exists. A name without a file is in the file that was named last."""
+    table = PAGES["documented-model"].partition("| documented | covered by |")[2].partition("\n\n")[0]
+    file = ""
+    cited = re.findall(r"`(?:(test_\w+\.py)::)?(test_\w+)`", table)
+    assert len(cited) > 40
+    for named, test in cited:
+        file = named or file
+        [path] = (ROOT / "tests").rglob(file)
+        assert f"def {test}(" in path.read_text(), f"{file} has no {test}"
+
+
+def test_every_documented_name_has_a_place(shared: Path) -> None:
+    """Each argument and key of the documentation that the project answers to."""
+    page = (shared / "research" / "transformers-exaone4-docs.txt").read_text()
+    table = PAGES["documented-model"]
+    signatures = " ".join(re.findall(r"source >\((.*)", page))
+    parameters = set(re.findall(r"(\w+)\s*(?:=|: typing)", signatures)) | set(
+        re.findall(r"^- +(\w+) \(", page, re.MULTILINE)
+    )
+    keys = set(re.findall(r"(\w+) \((?:float|int|str|List\[float\]), ?optional", page))
+    assert len(parameters | keys) > 40
+    missing = {name for name in (parameters | keys) - {"config", "kwargs"} if f"`{name}`" not in table}
+    assert not missing, missing
+
+
+def test_flags_that_it_names_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    known = set()
+    for command in ("generate", "chat", "convert", "evaluate", "fit", "bench", "doctor"):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    from app.__main__ import parser
+
+    known |= set(re.findall(r"--[\w-]+", parser().format_help()))
+    for name, page in PAGES.items():
+        if name == "measurements":  # commands of other programs
+            continue
+        ours = "\n".join(
+            line for line in page.splitlines() if not re.search(r"jupyter |uv venv|mkdocs |--no-index", line)
+        )
+        assert not set(re.findall(r"(?<![\w-])--[a-z][\w-]+", ours)) - known, name
+
+
+def test_public_names_are_documented() -> None:
+    for name in exaone4_mlx.__all__:
+        assert name in EVERYTHING or name.startswith("__"), f"{name} is public, and the documentation does not name it"
+
+
+def test_tree_names_every_room() -> None:
+    tree = PAGES["how-it-works"].partition("pyproject.toml  LICENSE")[2].partition("```")[0]
+    for room in (ROOT / "exaone4_mlx").iterdir():
+        if (room / "__init__.py").exists():
+            assert f" {room.name}/" in tree, f"{room.name}/ has no place in the tree of docs/how-it-works.md"
+
+
+def test_the_readme_is_short() -> None:
+    assert len(PAGES["README"].splitlines()) <= 120
+
+
+def test_links_and_pictures_exist() -> None:
+    """Links to files, and to headings as MkDocs and GitHub name them. Pages in docs/ link nothing outside of it."""
+    for file in [*FILES, ROOT / "CONTRIBUTING.md"]:
+        for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", file.read_text(), flags=re.DOTALL)):
+            if link.startswith(("https://", "http://", "mailto:")):
+                continue
+            path, _, anchor = link.partition("#")
+            target = (file.parent / path).resolve() if path else file
+            assert target.exists(), f"{file.name}: {link}"
+            assert file.parent == ROOT or target.is_relative_to(ROOT / "docs"), f"{file.name}: {link} leaves docs/"
+            if anchor:
+                assert anchor in _anchors(target.read_text()), f"{file.name}: {link}"
+
+
+def _anchors(page: str) -> set[str]:
+    heads = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", head.lower()).strip()) for head in heads}
