@@ -15,33 +15,23 @@ from typing import Any
 
 import gradio as gr
 
+from .common import Shared, Update, key_of
 from .frames import frame, history
 from .i18n import EXAMPLES, Words
 from .models import memory_in_use
 from .session import Busy
-from .settings import Settings, recommended
-from .state import AppState, Tab
+from .state import Tab
 from .status import status_html
-from .widgets import SETTINGS, Page
+from .widgets import SETTINGS
 from .work import View
-
-Update = dict[Any, Any]
 
 FRAME_SECONDS = 0.08  # the least time between two frames
 FRAME_SHARE = 3  # the pause after a frame, as a multiple of the time that it took
 IDLE_SECONDS = 0.25  # until a frame without a change, for the counts of seconds
-NO_MODEL = "…"
 
 
-class ChatActions:
+class ChatActions(Shared):
     """The actions in the conversation, for all tabs of one page description."""
-
-    page: Page
-
-    def __init__(self, state: AppState) -> None:
-        """`page` is set once the widgets are made, because some of them call methods of this object."""
-        self.state = state
-        self._answers = 0  # number of refusals and texts that were returned to a page
 
     def followed(self, request: gr.Request) -> Iterator[dict[str, Any]]:
         """Frames of what a tab shows, one after each change, until the tab is closed."""
@@ -144,44 +134,12 @@ class ChatActions:
 
     # --- inside ---------------------------------------------------------------
 
-    def _tab(self, request: gr.Request) -> Tab:
-        """The tab that a request comes from; after a restart of the app, the conversation of its address."""
-        language = (request.headers.get("accept-language") or "").split(",")[0]
-        return self.state.tab(key_of(request), str(request.query_params.get("conversation", "")), language=language)
-
-    def _settings(self, tab: Tab, values: Sequence[Any]) -> Settings:
-        """The settings of the widgets. Raises ValueError for an invalid one."""
-        given = dict(zip(SETTINGS, values, strict=True))
-        if given["seed"] in ("", None):
-            given["seed"] = None
-        if is_recommended(given["temperature"], given["top_p"], given["thinking"]):
-            given |= {"temperature": None, "top_p": None}
-        return tab.session.settings.updated(given)
-
     def _welcome_note(self, tab: Tab) -> str:
         """Which model answers; the demo is not EXAONE."""
         label = self._model_label
         return tab.words("welcome_demo") if label == "demo" else tab.words("welcome_model", name=label)
 
-    @property
-    def _model_label(self) -> str:
-        try:
-            return self.state.loaded.choice.label
-        except ValueError:
-            return NO_MODEL
-
-
-def key_of(request: gr.Request) -> str:
-    if not request.session_hash:
-        raise gr.Error("a request needs a session_hash", print_exception=False)
-    return request.session_hash
-
 
 def _files_of_last_turn(view: View) -> list[str]:
     last = next((message for message in reversed(view.messages) if message["role"] == "user"), {})
     return [str(file["name"]) for file in last.get("files") or ()]
-
-
-def is_recommended(temperature: float, top_p: float, thinking: bool) -> bool:
-    wanted = recommended(thinking)
-    return abs(temperature - wanted[0]) < 1e-6 and abs(top_p - wanted[1]) < 1e-6

@@ -1,0 +1,98 @@
+"""What all actions of the page share: the tab of a request, its settings, and notices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from .session import Busy
+from .settings import Settings, recommended
+from .state import AppState, Tab
+from .widgets import SETTINGS, Page
+
+Update = dict[Any, Any]
+
+NO_MODEL = "…"
+
+
+class Shared:
+    """The page and the state, and what more than one group of actions needs."""
+
+    page: Page
+
+    def __init__(self, state: AppState) -> None:
+        """`page` is set once the widgets are made, because some of them call methods of this object."""
+        self.state = state
+        self._answers = 0  # number of refusals and texts that were returned to a page
+
+    def delete_kept(self) -> Update:
+        return {self.page.delete: gr.update(visible=True), self.page.delete_row: gr.update(visible=False)}
+
+    # --- inside ---------------------------------------------------------------
+
+    def _tab(self, request: gr.Request) -> Tab:
+        """The tab that a request comes from; after a restart of the app, the conversation of its address."""
+        language = (request.headers.get("accept-language") or "").split(",")[0]
+        return self.state.tab(key_of(request), str(request.query_params.get("conversation", "")), language=language)
+
+    def _settings(self, tab: Tab, values: Sequence[Any]) -> Settings:
+        """The settings of the widgets. Raises ValueError for an invalid one."""
+        given = dict(zip(SETTINGS, values, strict=True))
+        if given["seed"] in ("", None):
+            given["seed"] = None
+        if is_recommended(given["temperature"], given["top_p"], given["thinking"]):
+            given |= {"temperature": None, "top_p": None}
+        return tab.session.settings.updated(given)
+
+    @property
+    def _model_label(self) -> str:
+        try:
+            return self.state.loaded.choice.label
+        except ValueError:
+            return NO_MODEL
+
+    @property
+    def _nothing(self) -> Update:
+        """No new value. (Gradio would take an empty mapping for a value.)"""
+        return {self.page.needs: gr.skip()}
+
+    def _refused(self, tab: Tab, error: Exception) -> Update:
+        busy = isinstance(error, Busy)
+        gr.Warning(tab.words("busy") if busy else tab.words("not_sent", error=plain(str(error))))
+        return self._nothing
+
+    def _settings_of(self, tab: Tab) -> Update:
+        """The settings of the conversation of a tab, and its title."""
+        return {
+            **self._widgets(tab.session.settings),
+            **self._title(tab, anew=True),
+            **self.delete_kept(),
+        }
+
+    def _widgets(self, settings: Settings, only: Sequence[str] = SETTINGS) -> Update:
+        values = settings.values()
+        values["tools"] = [name for name in self.state.tool_names if settings.tools is None or name in settings.tools]
+        return {getattr(self.page, name): values[name] for name in only}
+
+    def _title(self, tab: Tab, anew: bool = False) -> Update:
+        """The title of the conversation, if it changed. The user may be typing another over an unchanged one."""
+        before, tab.title = tab.title, tab.session.conversation.title
+        return {self.page.title: tab.title} if anew or tab.title != before else {}
+
+
+def key_of(request: gr.Request) -> str:
+    if not request.session_hash:
+        raise gr.Error("a request needs a session_hash", print_exception=False)
+    return request.session_hash
+
+
+def is_recommended(temperature: float, top_p: float, thinking: bool) -> bool:
+    wanted = recommended(thinking)
+    return abs(temperature - wanted[0]) < 1e-6 and abs(top_p - wanted[1]) < 1e-6
+
+
+def plain(text: str) -> str:
+    """`text` with the special characters of HTML and Markdown escaped."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
