@@ -121,9 +121,10 @@ def _state(options: argparse.Namespace) -> AppState:
     tools += [tool for tool in BUILTIN_TOOLS if tool.__name__ not in names]
     folder = options.data_dir or _data_folder()
 
+    from .engine import ChatEngine, LoadedModel
     from .models import Draft, Loading, choices, step_size
     from .settings import Settings
-    from .state import AppState, LoadedModel
+    from .state import AppState
     from .store import Store
 
     if options.max_kv_size == 1:
@@ -155,11 +156,8 @@ def _state(options: argparse.Namespace) -> AppState:
     folders = options.models or [Path.cwd()]
     choice = choices(options.model, folders)[0]
     settings = Settings(system=options.system_prompt, thinking=options.thinking, ask=bool(options.tools))
-    return AppState(
+    engine = ChatEngine(
         LoadedModel(choice, model, tokenizer, needs, step, draft, tuple(loading.warnings)),
-        Store(folder / "conversations"),
-        tools=tools,
-        settings=settings,
         folders=folders,
         given=options.model,
         kv=kv,
@@ -167,6 +165,7 @@ def _state(options: argparse.Namespace) -> AppState:
         draft=draft,
         ignores_memory=options.ignore_memory,
     )
+    return AppState(engine, Store(folder / "conversations"), tools=tools, settings=settings)
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class Endpoints:
         """
         view = self._session(request).view()
         with _errors_shown():
-            loaded = self._state.loaded
+            loaded = self._state.engine.loaded
         return {
             "model": loaded.choice.label,
             "context_limit": loaded.context,

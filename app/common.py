@@ -48,10 +48,7 @@ class Shared:
 
     @property
     def _model_label(self) -> str:
-        try:
-            return self.state.loaded.choice.label
-        except ValueError:
-            return NO_MODEL
+        return self.state.engine.label or NO_MODEL
 
     @property
     def _nothing(self) -> Update:

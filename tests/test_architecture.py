@@ -35,8 +35,8 @@ LONGEST_FILE = 400  # lines
 MOST_PARAMETERS = 12
 
 APP_ORDER = [
-    "i18n", "store", "transcript", "pdf", "files", "settings", "messages", "turns", "models", "work", "session", "render", "frames", "state",
-    "status", "widgets", "common", "chat_actions", "listing", "actions", "api", "ui", "server", "__main__",
+    "i18n", "store", "transcript", "pdf", "files", "settings", "messages", "turns", "models", "work", "session", "render", "frames", "engine", "state",
+    "status", "widgets", "common", "chat_actions", "listing", "model_actions", "actions", "api", "ui", "server", "__main__",
 ]  # fmt: skip
 #: The flags that all programs share, and what Markdown means.
 APP_SHARES = {
@@ -44,7 +44,18 @@ APP_SHARES = {
     ("__main__.py", "exaone4_mlx.cli.program"),
     ("render.py", "exaone4_mlx.text.markdown"),
 }
-WITH_GRADIO = {"widgets", "common", "chat_actions", "listing", "actions", "api", "ui", "server", "__main__"}
+WITH_GRADIO = {
+    "widgets",
+    "common",
+    "chat_actions",
+    "listing",
+    "model_actions",
+    "actions",
+    "api",
+    "ui",
+    "server",
+    "__main__",
+}
 #: Packages that are imported where they are used, so that a command pays for what it uses.
 AT_CALL_ONLY = {
     "transformers", "mlx_lm", "huggingface_hub", "tqdm", "jsonschema", "referencing", "llguidance", "rich", "prompt_toolkit",

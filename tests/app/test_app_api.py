@@ -24,13 +24,14 @@ ENDPOINTS = {"/chat", "/retry", "/undo", "/clear", "/stop", "/messages", "/state
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from app.engine import ChatEngine, LoadedModel
     from app.models import Choice
-    from app.state import AppState, LoadedModel
+    from app.state import AppState
     from app.store import Store
 
     model, tokenizer = load("demo")
     loaded = LoadedModel(Choice("demo", "demo"), model, tokenizer, fit("demo"))
-    return AppState(loaded, Store(tmp_path_factory.mktemp("data")), tools=BUILTIN_TOOLS)
+    return AppState(ChatEngine(loaded), Store(tmp_path_factory.mktemp("data")), tools=BUILTIN_TOOLS)
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def test_logic_of_the_app_needs_no_gradio() -> None:
     code = (
         "import sys; sys.modules['gradio'] = None\n"
         "import app.i18n, app.store, app.transcript, app.files, app.settings, app.messages, app.models, app.session, "
-        "app.state, app.status"
+        "app.engine, app.state, app.status"
     )
     assert run(code=code) == (0, "")
 

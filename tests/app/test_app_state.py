@@ -21,11 +21,12 @@ from app_sessions import ENDLESS, PLAIN, WAIT_SECONDS, contents, finished, say, 
 from conftest import roll_dice, run_all
 from scripted import ScriptedModel
 
-from app import state as state_module
+from app import engine as engine_module, state as state_module
+from app.engine import ChatEngine, LoadedModel
 from app.models import Choice, Draft, memory_in_use
 from app.session import Busy, Session
 from app.settings import Settings
-from app.state import AppState, LoadedModel
+from app.state import AppState
 from app.store import Conversation, Store
 from app.transcript import to_json, to_markdown
 from exaone4_mlx import KVQuantization, Tokenizer, fit
@@ -33,6 +34,7 @@ from exaone4_mlx.files.folders import DEMO_FOLDER
 
 UNKNOWN = "20261125-093015-1f2e3d4c"
 GRACE = 0.15
+ENGINE = ("folders", "given", "kv", "drafting", "draft", "ignores_memory")
 
 
 @pytest.fixture
@@ -44,7 +46,8 @@ def make(unread: Any, scripted: Any, tmp_path: Path, monkeypatch: Any) -> Iterat
 
     def one(model: Any = unread, **options: Any) -> AppState:
         loaded = LoadedModel(Choice("unread", "unread"), *model, fit("demo"))
-        state = AppState(loaded, Store(tmp_path / "data"), **({"tools": [roll_dice]} | options))
+        engine = ChatEngine(loaded, **{name: options.pop(name) for name in list(options) if name in ENGINE})
+        state = AppState(engine, Store(tmp_path / "data"), **({"tools": [roll_dice]} | options))
         made.append(state)
         return state
 
@@ -203,8 +206,8 @@ def test_only_uploaded_files_are_attached_and_too_long_ones_are_refused_at_once(
             state.attachment(str(path))
     (uploads / "long.txt").write_text("The capital of Peru is Lima.\n" * 170_000)  # 5 MB
     encoded: list[int] = []
-    encode = state.loaded.tokenizer.encode
-    monkeypatch.setattr(state.loaded.tokenizer, "encode", lambda text: encoded.append(len(text)) or encode(text))
+    encode = state.engine.loaded.tokenizer.encode
+    monkeypatch.setattr(state.engine.loaded.tokenizer, "encode", lambda text: encoded.append(len(text)) or encode(text))
     with pytest.raises(ValueError, match=r"long.txt has about [\d,]+ tokens, and a conversation holds 8,192"):
         state.attachment(str(uploads / "long.txt"))
     assert sum(encoded) < 100_000, "its tokens are estimated"
@@ -423,7 +426,7 @@ def test_model_is_noted_in_the_conversation(state: AppState) -> None:
 
 
 def test_resting_caches_are_bounded_in_number(state: AppState, monkeypatch: Any) -> None:
-    monkeypatch.setattr(state_module, "MAX_CACHES", 3)
+    monkeypatch.setattr(engine_module, "MAX_CACHES", 3)
     sessions = [state.tab(f"{number}").session for number in range(5)]
     for session in [*sessions, sessions[2]]:
         say(session, "Hi")
@@ -436,11 +439,11 @@ def test_resting_caches_are_bounded_in_number(state: AppState, monkeypatch: Any)
 
 def with_room(state: AppState, conversations: float, tokens: int) -> None:
     """The machine's memory is such that caches of so many conversations with so many tokens in all have room."""
-    needs = state.loaded.fit
+    needs = state.engine.loaded.fit
     row = needs.global_cache_bytes / needs.max_kv_size
     room = conversations * (needs.local_window_bytes + needs.local_reserve_bytes) + tokens * row
     needs = dataclasses.replace(needs, memory_bytes=int(needs.weights_bytes + 2 * room))  # half is for caches
-    state._use(dataclasses.replace(state.loaded, fit=needs))
+    state.engine._use(dataclasses.replace(state.engine.loaded, fit=needs))
 
 
 def test_resting_caches_are_bounded_in_bytes(state: AppState) -> None:
@@ -490,7 +493,7 @@ def folder(tmp_path: Path) -> Path:
 def tight(monkeypatch: Any) -> None:
     """A machine with room for one model."""
     monkeypatch.setattr(
-        state_module, "fit", lambda path, **options: dataclasses.replace(fit(path, **options), memory_bytes=1)
+        engine_module, "fit", lambda path, **options: dataclasses.replace(fit(path, **options), memory_bytes=1)
     )
 
 
@@ -516,9 +519,9 @@ class Held:
 
 @pytest.fixture
 def held(monkeypatch: Any) -> Iterator[type[Held]]:
-    monkeypatch.setattr(state_module, "Loading", Held)
-    monkeypatch.setattr(state_module, "step_size", lambda *args: 512)
-    monkeypatch.setattr(state_module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(engine_module, "Loading", Held)
+    monkeypatch.setattr(engine_module, "step_size", lambda *args: 512)
+    monkeypatch.setattr(engine_module, "LOOK_SECONDS", 0.01)
     Held.go_on, Held.fails, Held.looked, Held.loads = threading.Event(), (), None, fresh("ok", seed=1)
     yield Held
     Held.go_on.set()
@@ -531,7 +534,7 @@ def switching(state: AppState, path: str = "demo", context: int | None = None) -
 
     def work() -> None:
         try:
-            outcome.extend(state.switch(path, context))
+            outcome.extend(state.engine.switch(path, context))
         except Exception as error:
             outcome.append(error)
 
@@ -543,49 +546,49 @@ def switching(state: AppState, path: str = "demo", context: int | None = None) -
 def test_another_model_takes_over_and_the_conversation_goes_on(state: AppState, folder: Path) -> None:
     session = state.tab("one").session
     say(session, "My name is Clara.")
-    before = weakref.ref(state.loaded.model)
-    far = list(state.switch(str(folder)))
+    before = weakref.ref(state.engine.loaded.model)
+    far = list(state.engine.switch(str(folder)))
     assert all(0 <= done <= total for done, total in far)
-    assert state.loaded.model is not before() and state.loaded.choice.path == str(folder)
+    assert state.engine.loaded.model is not before() and state.engine.loaded.choice.path == str(folder)
     assert not session.has_caches, "caches belong to a model"
     say(session, "What is my name?")
-    assert len(contents(session)) == 4 and session._chat.model is state.loaded.model
-    assert state.store.read(session.id).model == state.loaded.choice.label
+    assert len(contents(session)) == 4 and session._chat.model is state.engine.loaded.model
+    assert state.store.read(session.id).model == state.engine.loaded.choice.label
 
 
 @pytest.mark.heavy
 def test_model_that_was_replaced_is_freed(make: Any, folder: Path) -> None:
     state = make(model=fresh("ok"))
     say(state.tab("one").session, "Hi")
-    before = weakref.ref(state.loaded.model)
-    list(state.switch(str(folder)))
+    before = weakref.ref(state.engine.loaded.model)
+    list(state.engine.switch(str(folder)))
     until(lambda: gc.collect() is not None and before() is None, "the old model is gone")
 
 
 @pytest.mark.parametrize("path", ["no such folder", "/etc/passwd", ""])
 def test_path_of_no_model_changes_nothing(state: AppState, path: str) -> None:
-    before = state.loaded
+    before = state.engine.loaded
     with pytest.raises((FileNotFoundError, ValueError)):
-        list(state.switch(path))
-    assert state.loaded is before
+        list(state.engine.switch(path))
+    assert state.engine.loaded is before
     assert say(state.tab("one").session, "Hi").error is None
 
 
 @pytest.mark.parametrize("context", [0, -5, 1_000_000])
 def test_context_without_meaning_changes_nothing(state: AppState, context: int) -> None:
-    before = state.loaded
+    before = state.engine.loaded
     with pytest.raises(ValueError, match="max_kv_size"):
-        list(state.switch("demo", context))
-    assert state.loaded is before
+        list(state.engine.switch("demo", context))
+    assert state.engine.loaded is before
 
 
 def test_damaged_weights_leave_the_model_in_use(state: AppState, folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    before = state.loaded
+    before = state.engine.loaded
     with pytest.raises(ValueError, match=r"model\.safetensors"):
-        list(state.switch(str(folder)))
-    assert state.loaded is before
+        list(state.engine.switch(str(folder)))
+    assert state.engine.loaded is before
     assert say(state.tab("one").session, "Hi").messages[-1]["content"] == "ok"
 
 
@@ -593,27 +596,27 @@ def test_without_room_for_both_the_old_model_goes_first(make: Any, held: Any, sc
     tight(monkeypatch)
     state = make(model=fresh(ENDLESS, pause=0.005))
     session = underway(state.tab("one").session)
-    model, alive = weakref.ref(state.loaded.model), []
+    model, alive = weakref.ref(state.engine.loaded.model), []
     Held.looked = lambda: alive.append(gc.collect() is not None and model() is not None)
     Held.go_on.set()
-    list(state.switch("demo"))
+    list(state.engine.switch("demo"))
     assert alive == [False], "while the new one was read, the old one still took its memory"
     assert not session.running and session.view().messages[-1]["finish_reason"] == "cancelled"
     scripted("ok", repeat=True)
     say(session, "Go on")
-    assert session._chat.model is state.loaded.model
+    assert session._chat.model is state.engine.loaded.model
 
 
 def test_old_model_is_loaded_again_when_the_other_fails(make: Any, held: Any, monkeypatch: Any) -> None:
     tight(monkeypatch)
     state = make()
-    state._used = ("demo", state.loaded.fit)
+    state.engine._used = ("demo", state.engine.loaded.fit)
     say(state.tab("one").session, "Hi")
     Held.fails = (str(DEMO_FOLDER),)
     Held.go_on.set()
     with pytest.raises(ValueError, match="is damaged"):
-        list(state.switch(str(DEMO_FOLDER)))
-    assert state.loaded.choice.path == "demo"
+        list(state.engine.switch(str(DEMO_FOLDER)))
+    assert state.engine.loaded.choice.path == "demo"
     assert len(say(state.tab("one").session, "Still there?").messages) == 4
 
 
@@ -625,12 +628,12 @@ def test_where_nothing_can_be_loaded_any_more_that_is_said_and_can_be_mended(
     Held.fails = ("unread", str(DEMO_FOLDER))
     Held.go_on.set()
     with pytest.raises(ValueError, match=r"is damaged; and unread cannot be loaded again: unread is damaged"):
-        list(state.switch(str(DEMO_FOLDER)))
+        list(state.engine.switch(str(DEMO_FOLDER)))
     session = state.tab("one").session
     assert session.view().messages == []
     with pytest.raises(ValueError, match="no model is loaded; choose one"):
         session.send("Hi", [], PLAIN)
-    list(state.switch("demo"))
+    list(state.engine.switch("demo"))
     assert say(session, "Hi").messages[-1]["content"] == "ok"
 
 
@@ -641,21 +644,21 @@ def test_other_tabs_go_on_while_a_model_is_loaded_beside(state: AppState, held: 
     assert say(session, "Hi").messages[-1]["content"] == "ok"
     Held.go_on.set()
     thread.join(WAIT_SECONDS)
-    assert state.loaded.choice.path == "demo"
+    assert state.engine.loaded.choice.path == "demo"
     assert len(say(session, "And now?").messages) == 4
 
 
 def test_reply_under_way_ends_on_the_model_it_began_with(make: Any, held: Any, scripted: Any) -> None:
     state = make(model=fresh(ENDLESS[:200], pause=0.002))
     session = underway(state.tab("one").session)
-    before = weakref.ref(state.loaded.model)
+    before = weakref.ref(state.engine.loaded.model)
     Held.go_on.set()
-    list(state.switch("demo"))
+    list(state.engine.switch("demo"))
     assert session.running, "both had room"
     assert finished(session).messages[-1]["content"] == ENDLESS[:200]
     scripted("ok", repeat=True)
     say(session, "Go on")
-    assert session._chat.model is state.loaded.model
+    assert session._chat.model is state.engine.loaded.model
     until(lambda: gc.collect() is not None and before() is None, "the old model is gone")
 
 
@@ -665,7 +668,7 @@ def test_without_room_other_tabs_have_to_wait(make: Any, held: Any, monkeypatch:
     session = state.tab("one").session
     say(session, "Hi")
     thread, _ = switching(state)
-    until(lambda: state._loaded is None, "the old model is gone")
+    until(lambda: state.engine._loaded is None, "the old model is gone")
     for one in (session, state.tab("two").session):
         with pytest.raises(ValueError, match="a model is being loaded; try again when it is ready"):
             one.send("Hi", [], PLAIN)
@@ -679,30 +682,30 @@ def test_one_model_is_loaded_at_a_time(state: AppState, held: Any) -> None:
     thread, outcome = switching(state)
     until(lambda: (7, 11) in outcome, "the first is being loaded")
     with pytest.raises(Busy, match="another model is being loaded"):
-        list(state.switch("demo"))
+        list(state.engine.switch("demo"))
     Held.go_on.set()
     thread.join(WAIT_SECONDS)
-    list(state.switch("demo"))
+    list(state.engine.switch("demo"))
 
 
 def test_a_caller_that_stops_iterating_ends_nothing(make: Any, held: Any, monkeypatch: Any) -> None:
     """A page that is closed while a model is loaded must not leave the app without one."""
     tight(monkeypatch)
     state = make()
-    following = state.switch("demo")
+    following = state.engine.switch("demo")
     assert next(following) == (7, 11)
     following.close()
     Held.go_on.set()
-    until(lambda: state._loaded is not None, "the model is loaded")
-    until(lambda: not state._switching.locked(), "another one can be loaded")
+    until(lambda: state.engine._loaded is not None, "the model is loaded")
+    until(lambda: not state.engine._switching.locked(), "another one can be loaded")
 
 
 def test_same_path_changes_the_context_only(make: Any, unread: Any) -> None:
-    state = AppState(LoadedModel(Choice("demo", "demo"), *unread, fit("demo")), make().store)
+    state = AppState(ChatEngine(LoadedModel(Choice("demo", "demo"), *unread, fit("demo"))), make().store)
     session = state.tab("one").session
     say(session, "Hi")
-    assert list(state.switch("demo", 1000)) == []
-    assert state.loaded.model is unread[0] and state.loaded.context == 1000
+    assert list(state.engine.switch("demo", 1000)) == []
+    assert state.engine.loaded.model is unread[0] and state.engine.loaded.context == 1000
     assert session.view().context_limit == 1000
     with pytest.raises(ValueError, match="the context of 1000"):
         session.send("word " * 400, [], PLAIN)
@@ -719,26 +722,26 @@ def test_caches_and_drafts_are_as_the_app_was_started_with(make: Any, kv_model: 
     state = make(
         kv_model, kv={"kv_bits": 8, "kv_layers": "all"}, drafting={"prompt_lookup": True, "num_draft_tokens": 3}
     )
-    chat = state._chat(state.new_session())
+    chat = state.engine.chat(state.new_session())
     assert (chat.options.prompt_lookup, chat.options.num_draft_tokens) == (True, 3)
     assert (chat._cache.kv.key_bits, chat._cache.kv.layers) == (8, "all")
-    assert state.needs("demo", 3000) == fit("demo", max_kv_size=3000, kv=KVQuantization(8, 8, layers="all"))
+    assert state.engine.needs("demo", 3000) == fit("demo", max_kv_size=3000, kv=KVQuantization(8, 8, layers="all"))
 
 
 def test_a_draft_model_is_for_models_of_its_tokenizer(make: Any, held: Any, folder: Path, unread: Any) -> None:
     """The others go without it, and that is said; and so are other warnings of a model."""
     held.go_on.set()
     state = make(draft=Draft("demo", *unread), drafting={"num_draft_tokens": 2})
-    list(state.switch(str(DEMO_FOLDER)))
-    assert state.loaded.draft is not None and state.loaded.warnings == ()
-    assert state._chat(state.new_session())._draft.model is unread[0]
-    assert state.needs("demo", 3000) == fit("demo", max_kv_size=3000, draft_model="demo")
+    list(state.engine.switch(str(DEMO_FOLDER)))
+    assert state.engine.loaded.draft is not None and state.engine.loaded.warnings == ()
+    assert state.engine.chat(state.new_session())._draft.model is unread[0]
+    assert state.engine.needs("demo", 3000) == fit("demo", max_kv_size=3000, draft_model="demo")
     held.loads = unread[0], load_tokenizer_of_other_words(folder)
-    list(state.switch(str(folder)))
+    list(state.engine.switch(str(folder)))
     expected = ("the draft model demo has another tokenizer, so this model goes without one",)
-    assert state.loaded.draft is None and state.loaded.warnings == expected
-    assert state._chat(state.new_session())._draft is None
-    assert state.needs(str(folder), 3000).draft_bytes == 0
+    assert state.engine.loaded.draft is None and state.engine.loaded.warnings == expected
+    assert state.engine.chat(state.new_session())._draft is None
+    assert state.engine.needs(str(folder), 3000).draft_bytes == 0
 
 
 def load_tokenizer_of_other_words(folder: Path) -> Any:
@@ -756,13 +759,15 @@ def test_weights_beyond_the_memory_are_not_loaded(make: Any, held: Any, monkeypa
     state = make()
     monkeypatch.setattr("exaone4_mlx.measure.fit.physical_memory", lambda: 8_000_000)
     with pytest.raises(MemoryError, match="the weights have 11 MB, and this machine has 8 MB of memory"):
-        list(state.switch(str(DEMO_FOLDER)))
-    assert state.loaded.choice.path == "unread"
-    list(make(ignores_memory=True).switch(str(DEMO_FOLDER)))
+        list(state.engine.switch(str(DEMO_FOLDER)))
+    assert state.engine.loaded.choice.path == "unread"
+    list(make(ignores_memory=True).engine.switch(str(DEMO_FOLDER)))
 
 
 def test_long_conversation_is_seen_from_its_newest_turns_only(make: Any, unread: Any) -> None:
-    state = AppState(LoadedModel(Choice("demo", "demo"), *unread, fit("demo", max_kv_size=400)), make().store)
+    state = AppState(
+        ChatEngine(LoadedModel(Choice("demo", "demo"), *unread, fit("demo", max_kv_size=400))), make().store
+    )
     session = state.tab("one").session
     for _ in range(4):
         view = say(session, "word " * 40)
@@ -775,12 +780,14 @@ def test_long_conversation_is_seen_from_its_newest_turns_only(make: Any, unread:
 
 
 def test_larger_context_shows_the_model_everything_again(make: Any, unread: Any) -> None:
-    state = AppState(LoadedModel(Choice("demo", "demo"), *unread, fit("demo", max_kv_size=400)), make().store)
+    state = AppState(
+        ChatEngine(LoadedModel(Choice("demo", "demo"), *unread, fit("demo", max_kv_size=400))), make().store
+    )
     session = state.tab("one").session
     for _ in range(4):
         view = say(session, "word " * 40)
     assert view.dropped > 0
-    list(state.switch("demo", 8192))
+    list(state.engine.switch("demo", 8192))
     assert say(session, "Hi").dropped == 0
 
 
@@ -800,7 +807,7 @@ def test_file_that_no_template_takes_can_be_looked_at(state: AppState) -> None:
 def test_concurrent_actions_do_not_deadlock(make: Any, scripted: Any, monkeypatch: Any) -> None:
     """Eight threads run random actions of tabs for a while. Then the state is consistent."""
     monkeypatch.setattr(state_module, "GRACE_SECONDS", 0.01)
-    monkeypatch.setattr(state_module, "MAX_CACHES", 2)
+    monkeypatch.setattr(engine_module, "MAX_CACHES", 2)
     monkeypatch.setattr(state_module, "MAX_OPEN", 2)
     scripted("one two three four", pause=0.001, repeat=True)
     state = make()
@@ -815,8 +822,8 @@ def test_concurrent_actions_do_not_deadlock(make: Any, scripted: Any, monkeypatc
         def result(self) -> Any:
             return second
 
-    monkeypatch.setattr(state_module, "Loading", Quick)
-    monkeypatch.setattr(state_module, "step_size", lambda *args: 64)
+    monkeypatch.setattr(engine_module, "Loading", Quick)
+    monkeypatch.setattr(engine_module, "step_size", lambda *args: 64)
     faulthandler.dump_traceback_later(60, exit=True)  # a deadlock shows where
     ends = time.monotonic() + 1.0
     errors: list[BaseException] = []
@@ -879,7 +886,7 @@ def one_step(state: AppState, rng: random.Random) -> str:
         elif step == "leave":
             state.leave(f"{number}")
         elif step == "switch":
-            list(state.switch("demo", rng.choice([None, 4000])))
+            list(state.engine.switch("demo", rng.choice([None, 4000])))
     except (ValueError, OSError):
         pass  # busy, nothing to retry, deleted meanwhile: the page shows it
     return step
