@@ -1,7 +1,7 @@
 """The actions of the user in the conversation, and the frames that the page draws.
 
 Notes:
-- Each page has one follower, `followed`. It sends frames to the script of the page (chat.js), which draws the
+- Each page has one follower, `followed`. It sends frames to the script of the page (page/*.js), which draws the
   conversation. Actions change the state, and every tab of a conversation gets the change. Closing the page does not
   end a reply at once.
 - What cannot be done is an answer to the page, with the text that the user typed.

@@ -9,22 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .i18n import Words, translations
+from .i18n import Words
 from .render import items
 from .work import View
 
 PAGE = 30  # messages that are sent at once
-#: The texts that the page itself shows.
-TEXTS = (
-    "say", "send", "stop", "attach", "latest", "conversation", "older", "copy", "edit", "retry", "undo",
-    "save", "cancel", "preview", "waits_for_you", "allow", "deny", "welcome", "welcome_local", "attached", "to_be_sent",
-    "take_back", "remove_file", "file_is_read", "file_too_large", "file_no_text",
-)  # fmt: skip
-
-
-def page_texts() -> dict[str, dict[str, str]]:
-    """Language -> key -> text."""
-    return {code: {key: texts[key] for key in TEXTS} for code, texts in translations().items()}
 
 
 def frame(view: View, words: Words) -> dict[str, Any]:

@@ -165,7 +165,8 @@ def launch_options(address: Address) -> dict[str, Any]:
     """The server options that do not depend on the place where it listens."""
     from starlette.middleware import Middleware
 
-    from .ui import CSS, I18N, theme
+    from .theme import styles, theme
+    from .ui import I18N
 
     password: dict[str, Any] = {}
     if address.password:
@@ -176,7 +177,7 @@ def launch_options(address: Address) -> dict[str, Any]:
     return {
         "i18n": I18N,
         "theme": theme(),
-        "css": CSS,
+        "css": styles(),
         "pwa": True,
         "share": False,
         "run_history": False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -10,11 +9,10 @@ import gradio as gr
 from .actions import Actions
 from .api import add_endpoints
 from .files import ACCEPTED, MAX_FILE_BYTES
-from .frames import page_texts
 from .i18n import EXAMPLES, LANGUAGES, WORDS, translations
-from .render import highlighting_css
 from .settings import MAX_TOKENS, recommended
 from .state import AppState
+from .theme import page_template, script
 from .widgets import TEXTS, THEMES, Page
 
 #: The address of the page names its conversation, so that a reload shows it again.
@@ -26,7 +24,6 @@ APPEARANCE = """(theme) => {
     window.dispatchEvent(new Event("storage"));
 }"""
 LANGUAGE = "(chosen, browser) => [chosen, document.documentElement.lang]"
-HERE = Path(__file__).parent
 DOWNLOAD = """(file) => {
     if (!file) return;
     const link = document.createElement("a");
@@ -95,15 +92,16 @@ def _chat(state: AppState, do: Actions) -> dict[str, Any]:
     made["chat"] = gr.HTML(
         None,
         answer=None,
-        texts=page_texts(),
+        texts=translations(),
         examples={code: [text for text, _, _ in found] for code, found in EXAMPLES.items()},
         suffixes=sorted(ACCEPTED),
         most_bytes=MAX_FILE_BYTES,
-        html_template=HERE.joinpath("chat.html").read_text(),
-        js_on_load=HERE.joinpath("chat.js").read_text(),
+        html_template=page_template(),
+        js_on_load=script(),
         server_functions=[history, read],
         apply_default_css=False,
         elem_id="chat",
+        elem_classes="own",
     )
     with gr.Row(elem_id="switches"):
         settings = state.settings
@@ -147,7 +145,7 @@ def _settings(state: AppState) -> dict[str, Any]:
         made["load"] = gr.Button(**_text("load"), size="sm", elem_id="load")
         themes = [(I18N(key), value) for key, value in THEMES.items()]
         made["appearance"] = gr.Radio(themes, value="", **_text("appearance"), elem_id="appearance")
-        languages = [(WORDS["automatic"][0], ""), *((name, code) for code, name in LANGUAGES.items())]
+        languages = [(WORDS["automatic"]["en"], ""), *((name, code) for code, name in LANGUAGES.items())]
         made["language"] = gr.Dropdown(languages, value="", **_text("language"), elem_id="language")
     return made
 
@@ -214,46 +212,3 @@ def _connect(blocks: gr.Blocks, do: Actions) -> None:
     page.load.click(do.model_chosen, [page.model, page.context], page.all, **event)
     page.appearance.input(None, [page.appearance], None, js=APPEARANCE, **event)
     page.language.input(do.language_chosen, [page.language, page.browser_language], page.all, js=LANGUAGE, **event)
-
-
-CSS = (
-    f"{HERE.joinpath('chat.css').read_text()}\n{highlighting_css()}"
-    + """
-#conversations { max-height: 50vh; overflow-y: auto }
-#conversations label { width: 100%; border-color: transparent; background: none; box-shadow: none }
-#conversations label:hover { background: var(--background-fill-primary) }
-#conversations label:has(:checked) { background: var(--color-accent-soft); font-weight: 600 }
-#conversations label:has(:focus-visible) { outline: 2px solid var(--color-accent); outline-offset: -2px }
-#conversations input { position: absolute; opacity: 0 }
-#conversations span { margin: 0; overflow-wrap: anywhere; display: -webkit-box; -webkit-box-orient: vertical;
-    -webkit-line-clamp: 2; overflow: hidden }
-#status .status { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 2em;
-    font-size: var(--text-sm) }
-#status meter { width: 7em; vertical-align: middle }
-#status .warning { flex-basis: 100%; font-weight: 600 }
-#switches { width: 100%; max-width: 46rem; margin-inline: auto; align-items: center }
-#thinking, #use-tools { flex: none; width: auto; margin: 0 }
-#open-settings { margin-left: auto }
-#settings-heading p { font-size: var(--text-xl); font-weight: 600 }
-"""
-)
-
-
-def theme() -> gr.Theme:
-    """Quiet colours, and the fonts that Gradio includes."""
-    weights = (400, 700)  # its file for 600 holds no Latin letters (6.31)
-    made = gr.themes.Default(
-        primary_hue="rose",
-        neutral_hue="slate",
-        font=(gr.themes.LocalFont("Source Sans Pro", weights), "ui-sans-serif", "system-ui", "sans-serif"),
-        font_mono=(gr.themes.LocalFont("IBM Plex Mono", weights), "ui-monospace", "monospace"),
-    )
-    return made.set(  # contrast of hints and of the button: at least 4.5:1
-        block_info_text_color="*neutral_500",
-        checkbox_border_color="*neutral_400",
-        checkbox_border_color_dark="*neutral_500",
-        input_placeholder_color="*neutral_500",
-        input_placeholder_color_dark="*neutral_400",
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-    )

@@ -25,7 +25,7 @@ class Page:
     """Every widget that is read or changed."""
 
     # the conversation
-    chat: gr.HTML  # the conversation and the box: chat.js
+    chat: gr.HTML  # the conversation and the box: page/*.js
     thinking: gr.Checkbox
     use_tools: gr.Checkbox
     open_settings: gr.Button

@@ -36,7 +36,7 @@ MOST_PARAMETERS = 12
 
 APP_ORDER = [
     "i18n", "store", "transcript", "pdf", "files", "settings", "messages", "turns", "models", "work", "session", "render", "frames", "engine", "state",
-    "status", "widgets", "common", "chat_actions", "listing", "model_actions", "actions", "api", "ui", "server", "__main__",
+    "status", "theme", "widgets", "common", "chat_actions", "listing", "model_actions", "actions", "api", "ui", "server", "__main__",
 ]  # fmt: skip
 #: The flags that all programs share, and what Markdown means.
 APP_SHARES = {
@@ -44,18 +44,7 @@ APP_SHARES = {
     ("__main__.py", "exaone4_mlx.cli.program"),
     ("render.py", "exaone4_mlx.text.markdown"),
 }
-WITH_GRADIO = {
-    "widgets",
-    "common",
-    "chat_actions",
-    "listing",
-    "model_actions",
-    "actions",
-    "api",
-    "ui",
-    "server",
-    "__main__",
-}
+WITH_GRADIO = set(APP_ORDER[APP_ORDER.index("theme") :])
 #: Packages that are imported where they are used, so that a command pays for what it uses.
 AT_CALL_ONLY = {
     "transformers", "mlx_lm", "huggingface_hub", "tqdm", "jsonschema", "referencing", "llguidance", "rich", "prompt_toolkit",
@@ -221,6 +210,14 @@ def test_app_uses_public_names_only() -> None:
                     continue
                 assert node.module == "exaone4_mlx", f"{file.name} imports from {node.module}"
                 assert {alias.name for alias in node.names} <= set(exaone4_mlx.__all__), file
+
+
+def test_files_of_the_page_are_joined_and_short() -> None:
+    from app.theme import HERE, SCRIPT, STYLES
+
+    names = {"chat.html", *(f"{name}.js" for name in SCRIPT), *(f"{name}.css" for name in STYLES)}
+    assert {file.name for file in HERE.iterdir()} == names, "a file of app/page/ is not joined"
+    assert max(lines_of(file) for file in HERE.iterdir()) <= 350
 
 
 def test_app_files_import_in_order_and_few_import_gradio() -> None:

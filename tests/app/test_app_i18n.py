@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import string
 
 import pytest
 from conftest import ROOT
 
-from app.i18n import EXAMPLES, LANGUAGES, WORDS, Words, size_text, translations
+from app.i18n import EXAMPLES, HERE, LANGUAGES, WORDS, Words, size_text, translations
 from app.settings import SAMPLING
 
 SOURCES = [file for file in (ROOT / "app").glob("*.py") if file.stem != "i18n"]
@@ -22,9 +23,16 @@ def placeholders(text: str) -> set[str]:
 @pytest.mark.parametrize("key", WORDS)
 def test_every_language_has_every_text_with_the_same_placeholders(key: str) -> None:
     texts = WORDS[key]
-    assert len(texts) == len(LANGUAGES)
-    assert all(text.strip() for text in texts)
-    assert len({frozenset(placeholders(text)) for text in texts}) == 1, texts
+    assert list(texts) == list(LANGUAGES)
+    assert all(text.strip() for text in texts.values())
+    assert len({frozenset(placeholders(text)) for text in texts.values()}) == 1, texts
+
+
+def test_no_key_is_there_twice() -> None:
+    keys = [
+        key for file in HERE.glob("words/*.json") for key, _ in json.loads(file.read_text(), object_pairs_hook=list)
+    ]
+    assert len(keys) == len(set(keys)) == len(WORDS)
 
 
 def test_every_text_is_used_and_every_text_that_is_used_exists() -> None:
@@ -34,15 +42,19 @@ def test_every_text_is_used_and_every_text_that_is_used_exists() -> None:
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    own = {"seconds", "minutes"}  # of Words.seconds itself
-    assert set(WORDS) - own <= strings, f"nobody says {sorted(set(WORDS) - own - strings)}"
-    asked = {key for file in SOURCES for key in re.findall(r'words\(\s*"(\w+)"', file.read_text())}
+    strings |= {"seconds", "minutes"}  # of Words.seconds itself
+    scripts = "".join(file.read_text() for file in HERE.glob("page/*.js"))
+    strings |= set(re.findall(r'"(\w+)"', scripts))
+    assert set(WORDS) <= strings, f"nobody says {sorted(set(WORDS) - strings)}"
+    sources = scripts + "".join(file.read_text() for file in SOURCES)
+    asked = set(re.findall(r'words\(\s*"(\w+)"', sources))
     assert asked <= set(WORDS), f"there is no text {sorted(asked - set(WORDS))}"
 
 
 def test_korean_is_korean() -> None:
     same = {"top_p", "min_p", "automatic"}  # names
-    for key, (_, korean, _) in WORDS.items():
+    for key, texts in WORDS.items():
+        korean = texts["ko"]
         assert key in same or re.search("[가-힣]", korean) or not re.sub(r"{\w+}|[^\w]", "", korean), (key, korean)
 
 
@@ -101,5 +113,5 @@ def test_every_setting_has_a_label() -> None:
 
 
 def test_translations_are_those_of_the_table() -> None:
-    assert translations()["ko"]["new_chat"] == WORDS["new_chat"][1]
+    assert translations()["ko"]["new_chat"] == WORDS["new_chat"]["ko"]
     assert set(translations()) == set(EXAMPLES) == set(LANGUAGES)

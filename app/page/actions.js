@@ -1,0 +1,94 @@
+// What the buttons in the conversation do. A button names its action in `data-do`.
+
+const act = (what, more = {}) =>
+    trigger("act", { what, conversation: frame.conversation, revision: shown.revision, ...more });
+
+const actions = {
+    copy: (button, item) => copy(item.source, button),
+    "copy-code": (button) => copy(find("code", button.closest(".code")).textContent.replace(/\n$/, ""), button),
+    preview: (button) => preview(button.closest(".code")),
+    edit: (button, item) => edit(item),
+    retry: (button, item) => act("retry", { turn: Number(item.dataset.turn) }),
+    undo: () => act("undo"),
+    answer: (button) => act("answer", { allowed: button.dataset.word === "yes", call: frame.asking }),
+    example: (button) => act("example", { text: button.textContent }),
+    older: () => older(),
+    stop: () => act("stop"),
+    "drop-file": (button) => {
+        files = files.filter((file) => file.name !== button.dataset.name);
+        say("");
+        drawChips();
+    },
+    "take-back": (button) => {
+        const taken = outbox.find((one) => `${one.id}` === button.dataset.id);
+        outbox = outbox.filter((one) => one !== taken);
+        if (taken) putBack(taken);
+        drawOutbox();
+    },
+    attach: () => picker.click(),
+    save: (button, item) => find(".editing", item).save(),
+    cancel: (button, item) => find(".editing", item).close(),
+};
+
+element.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-do]");
+    if (button) actions[button.dataset.do]?.(button, button.closest(".item"));
+    const summary = event.target.closest("summary");
+    if (summary) summary.parentElement.dataset.touched = "yes";
+});
+
+async function copy(text, button) {
+    try {
+        await navigator.clipboard.writeText(text);
+    } catch {
+        const area = make("textarea", { value: text });
+        document.body.append(area);
+        area.select();
+        document.execCommand("copy");
+        area.remove();
+    }
+    button.classList.add("done");
+    setTimeout(() => button.classList.remove("done"), 1200);
+}
+
+/** The document of a code block in a frame without network, scripts' origin or access to this page. */
+function preview(code) {
+    const there = find("iframe", code);
+    if (there) return there.remove();
+    const policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:";
+    const source = `<meta http-equiv="Content-Security-Policy" content="${policy}">${find("code", code).textContent}`;
+    const made = make("iframe", { srcdoc: source, title: words("preview") });
+    made.setAttribute("sandbox", "allow-scripts");
+    code.append(made);
+}
+
+/** The text of a message in a box of its own. */
+function edit(item) {
+    if (find(".editing", item)) return;
+    const area = make("textarea", { className: "field", value: item.source });
+    area.setAttribute("aria-label", words("edit"));
+    const close = () => {
+        form.remove();
+        find(".parts", item).hidden = false;
+        box.focus();
+    };
+    const save = () => {
+        if (!area.value.trim()) return area.focus();
+        close();
+        if (area.value !== item.source) act("edit", { turn: Number(item.dataset.turn), text: area.value });
+    };
+    const form = make("div", { className: "editing" }, area, button("save", { text: words("save"), look: "primary" }), button("cancel", { text: words("cancel"), look: "secondary" }));
+    Object.assign(form, { save, close });
+    area.onkeydown = (event) => {
+        if (isComposed(event)) return;
+        if (event.key === "Escape") {
+            event.stopPropagation(); // a reply under way goes on
+            close();
+        }
+        if (event.key === "Enter" && (event.metaKey || event.ctrlKey)) save();
+    };
+    find(".parts", item).hidden = true;
+    item.insertBefore(form, find(".actions", item));
+    area.style.height = `${Math.min(area.scrollHeight + 4, window.innerHeight / 2)}px`;
+    area.focus();
+}

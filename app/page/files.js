@@ -1,0 +1,53 @@
+// Files of the next message.
+
+function drawChips() {
+    chips.replaceChildren(
+        ...files.map((file) => {
+            const text = file.error ?? (file.tokens === undefined ? `${file.name} …` : words("attached", { name: file.name, tokens: file.tokens.toLocaleString("en") }));
+            const drop = button("drop-file", { text: "×", label: words("remove_file"), look: "close", name: file.name });
+            return make("div", { className: file.error ? "chip bad" : "chip" }, make("span", { textContent: text }), drop);
+        }),
+    );
+    const read = files.filter((file) => file.tokens !== undefined);
+    const total = read.reduce((sum, file) => sum + file.tokens, read[0]?.used);
+    const number = (count) => count.toLocaleString("en");
+    find(".sum").textContent = read.length ? words("to_be_sent", { total: number(total), limit: number(read[0].limit) }) : "";
+    grow();
+}
+
+async function attach(chosen) {
+    for (const file of chosen) {
+        const entry = { name: file.name };
+        files = [...files.filter((one) => one.name !== file.name), entry];
+        const known = props.suffixes.includes(file.name.slice(file.name.lastIndexOf(".")).toLowerCase());
+        if (file.size > props.most_bytes) entry.error = words("file_too_large", { name: file.name, size: props.most_bytes / 1e6 });
+        else if (!known && /^(image|audio|video)\//.test(file.type)) entry.error = words("file_no_text", { name: file.name });
+        drawChips();
+        if (entry.error) continue;
+        try {
+            const { path } = await upload(file);
+            const read = await server.read({ path, tab: frame.tab });
+            Object.assign(entry, { path }, read);
+        } catch (problem) {
+            entry.error = `${file.name}: ${problem.message ?? problem}`;
+        }
+        drawChips();
+    }
+}
+
+picker.addEventListener("change", () => {
+    attach([...picker.files]);
+    picker.value = "";
+});
+for (const kind of ["dragover", "drop"])
+    element.addEventListener(kind, (event) => {
+        if (!event.dataTransfer?.types.includes("Files")) return;
+        event.preventDefault();
+        if (kind === "drop") attach([...event.dataTransfer.files]);
+    });
+box.addEventListener("paste", (event) => {
+    if (event.clipboardData.files.length) {
+        event.preventDefault();
+        attach([...event.clipboardData.files]);
+    }
+});

@@ -1,0 +1,61 @@
+// What a frame changes: the reply in progress, the status, the address and the title of the page.
+
+watch("value", () => {
+    if (!props.value) return;
+    const before = frame;
+    frame = props.value;
+    if (frame.language !== before.language) label();
+    if (frame.conversation !== before.conversation) changed(before);
+    else if (before.fresh && !frame.fresh) {
+        // its first message is there: what was typed meanwhile is no longer the draft of a new conversation
+        localStorage.removeItem(draftKey(frame.conversation, frame.conversation));
+        keepDraft(frame.conversation);
+    }
+    const names = (one) => `${one.conversation} ${one.title} ${one.running} ${one.revision}`;
+    if (before.conversation !== null && names(frame) !== names(before)) trigger("changed", {});
+    showAddress();
+    if (frame.status !== before.status) find("#status").innerHTML = frame.status;
+    if (before.running && !frame.running && frame.error) say(frame.error);
+    draw(liveList, frame.live);
+    askPanel();
+    const running = frame.running;
+    sendButton.hidden = running;
+    stopButton.hidden = !running;
+    scroller.setAttribute("aria-busy", running);
+    welcome.hidden = frame.total > 0 || frame.live.length > 0;
+    if (welcome.hidden === false) drawWelcome();
+    keepBottom();
+    if (frame.revision !== shown.revision || frame.conversation !== shown.conversation) refresh();
+    if (!running) pump();
+});
+
+/** The address and the title of the page are those of the conversation; Back goes to the one before. */
+function showAddress() {
+    document.title = frame.title ? `${frame.title} · EXAONE` : "EXAONE";
+    const id = frame.total ? frame.conversation : "";
+    const address = new URL(window.location), old = address.searchParams.get("conversation") ?? "";
+    if (id === old) return;
+    id ? address.searchParams.set("conversation", id) : address.searchParams.delete("conversation");
+    const moves = old && shown.conversation !== null && frame.conversation !== shown.conversation;
+    window.history[moves ? "pushState" : "replaceState"](null, "", address);
+}
+
+window.addEventListener("popstate", () => {
+    const id = new URL(window.location).searchParams.get("conversation") ?? "";
+    if (id !== frame.conversation) trigger("opened", { id });
+});
+
+/** Another conversation: its draft comes into the box, after what waited there when the page was loaded again. */
+function changed(before) {
+    if (before.conversation !== null) keepDraft(before.conversation, before.fresh);
+    const waited = interrupted.filter((one) => one.conversation === frame.conversation);
+    interrupted = interrupted.filter((one) => !waited.includes(one));
+    const draft = localStorage.getItem(draftKey(frame.conversation));
+    box.value = [...waited.map((one) => one.text), ...(draft ? [draft] : [])].join("\n");
+    keepDraft(frame.conversation);
+    drawOutbox();
+    follows = true;
+    files = [];
+    drawChips();
+    grow();
+}

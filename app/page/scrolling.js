@@ -1,0 +1,17 @@
+// The end of the conversation stays in view while the user is there.
+
+function keepBottom() {
+    if (follows) scroller.scrollTop = scroller.scrollHeight;
+    latest.hidden = follows;
+}
+
+scroller.addEventListener("scroll", () => {
+    follows = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 48;
+    latest.hidden = follows;
+    if (scroller.scrollTop < 400 && shown.start > 0 && !fetching && !follows) older();
+});
+latest.addEventListener("click", () => {
+    follows = true;
+    keepBottom();
+});
+new ResizeObserver(keepBottom).observe(list);

@@ -1,0 +1,41 @@
+// The conversation and the box below it. Gradio's gr.HTML runs the files of the script as one, in the order of `SCRIPT` in
+// theme.py, with `element`, `props`, `watch`, `trigger`, `server` and `upload`. They share one scope.
+//
+// The server sends frames: which conversation and revision a tab shows, and the reply in progress. Finished messages are
+// fetched when the revision changes, and only those that the page does not have; older ones when the user scrolls up.
+// A frame that is lost does no harm: the next one holds the whole reply.
+
+const PAGE = 30; // older messages that are fetched at once
+const find = (selector, within = element) => within.querySelector(selector);
+const make = (tag, options = {}, ...children) => {
+    const made = Object.assign(document.createElement(tag), options);
+    made.append(...children);
+    return made;
+};
+/**
+ * A button whose action is `actions[name]`. It shows `text`; without one it shows the picture of its class, and `label` is its
+ * name. `look` are more classes. What else is given becomes its data.
+ */
+function button(name, { text = "", label = text, look = "", ...data }) {
+    const made = make("button", { type: "button", className: `${name} ${look}`, textContent: text });
+    if (label !== text) {
+        made.title = label;
+        made.setAttribute("aria-label", label);
+    }
+    Object.assign(made.dataset, { do: name, ...data });
+    return made;
+}
+const scroller = find(".scroller"), list = find(".items"), liveList = find(".live"), welcome = find(".welcome");
+const box = find("textarea"), sendButton = find(".send"), stopButton = find(".stop"), chips = find(".chips");
+const outboxList = find(".outbox"), notice = find(".notice"), latest = find(".latest"), picker = find("input[type=file]");
+
+let frame = { conversation: null, revision: null, running: false, asking: 0, live: [], language: "en" };
+let shown = { conversation: null, revision: null, start: 0, total: 0 };
+let fetching = false, follows = true, serial = 0;
+let files = []; // of the next message: {name, path, tokens, error}
+let outbox = []; // messages that wait for the end of a reply: {id, text, files, conversation, sent}
+const WAITING = "exaone4_mlx waiting"; // the texts of the outbox, which come back into the box after a reload
+let interrupted = JSON.parse(sessionStorage.getItem(WAITING) ?? "[]");
+
+const words = (key, values = {}) =>
+    (props.texts[frame.language]?.[key] ?? key).replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);

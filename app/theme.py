@@ -1,0 +1,61 @@
+"""The looks of the page: the files of page/, joined, and Gradio's theme.
+
+Notes:
+- base.css is the design system. Its buttons, fields and focus ring hold for every gr.HTML with the class `own`.
+- The files of the script share one scope, in the order of `SCRIPT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import gradio as gr
+
+from .render import highlighting_css
+
+HERE = Path(__file__).parent / "page"
+SCRIPT = (
+    "start", "frames", "conversation", "asking", "welcome", "scrolling", "actions", "composer", "files", "keys",
+    "appearance", "labels",
+)  # fmt: skip
+STYLES = ("base", "chat", "message", "composer", "conversations", "widgets")
+
+
+def page_template() -> str:
+    """The elements of the conversation and the box."""
+    return _joined(["chat.html"])
+
+
+def script() -> str:
+    """The script of the conversation and the box."""
+    return _joined(f"{name}.js" for name in SCRIPT)
+
+
+def styles() -> str:
+    """All rules of the page."""
+    return f"{_joined(f'{name}.css' for name in STYLES)}\n{highlighting_css()}"
+
+
+def _joined(names: Iterable[str]) -> str:
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in names)
+
+
+def theme() -> gr.Theme:
+    """Quiet colours, and the fonts that Gradio includes."""
+    weights = (400, 700)  # its file for 600 holds no Latin letters (6.31)
+    made = gr.themes.Default(
+        primary_hue="rose",
+        neutral_hue="slate",
+        font=(gr.themes.LocalFont("Source Sans Pro", weights), "ui-sans-serif", "system-ui", "sans-serif"),
+        font_mono=(gr.themes.LocalFont("IBM Plex Mono", weights), "ui-monospace", "monospace"),
+    )
+    return made.set(  # contrast of hints and of the button: at least 4.5:1
+        block_info_text_color="*neutral_500",
+        checkbox_border_color="*neutral_400",
+        checkbox_border_color_dark="*neutral_500",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+    )
