@@ -2,7 +2,7 @@
 PYTHON := $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 TEST := $(PYTHON) -m pytest
 
-.PHONY: help test lint format oracle heavy browser ci
+.PHONY: help test lint format oracle heavy browser docs ci
 help:
 	@echo "make test       the default tests (two minutes)"
 	@echo "make test-ROOM  the tests of one folder: $(sort $(notdir $(patsubst %/,%,$(filter-out %/goldens/ %/__pycache__/,$(wildcard tests/*/)))))"
@@ -10,6 +10,7 @@ help:
 	@echo "make oracle     against transformers, live (needs torch)"
 	@echo "make heavy      what takes over two seconds: full size, killed processes, tmux"
 	@echo "make browser    the desktop chat and JupyterLab in Chromium"
+	@echo "make docs       the documentation, in build/site"
 	@echo "make ci         all that CI does, in a new environment"
 
 test:
@@ -29,6 +30,9 @@ format:
 
 oracle heavy browser:
 	$(TEST) -n 0 -m $@
+
+docs:
+	$(PYTHON) -m mkdocs build --strict
 
 ci:
 	bash .ci/run

@@ -9,11 +9,15 @@ import pytest
 from conftest import ROOT
 
 import exaone4_mlx
+from exaone4_mlx import fit
 from exaone4_mlx.cli import main as cli
 
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = {file.stem: file.read_text(encoding="utf-8") for file in FILES}
 EVERYTHING = "\n".join(PAGES.values())
+OF_OTHER_PROGRAMS = set(
+    "--version --seed --python --no-index --find-links --local-dir --to --execute --output-dir --strict".split()
+) | {"--CoalesceStreamsPreprocessor"}
 SNIPPETS = re.findall(r"```python\n(.*?)```", EVERYTHING, re.DOTALL)
 
 
@@ -62,13 +66,9 @@ def test_flags_that_it_names_exist(capsys: pytest.CaptureFixture[str]) -> None:
     from app.__main__ import parser
 
     known |= set(re.findall(r"--[\w-]+", parser().format_help()))
-    for name, page in PAGES.items():
-        if name == "measurements":  # commands of other programs
-            continue
-        ours = "\n".join(
-            line for line in page.splitlines() if not re.search(r"jupyter |uv venv|mkdocs |--no-index", line)
-        )
-        assert not set(re.findall(r"(?<![\w-])--[a-z][\w-]+", ours)) - known, name
+    for name in PAGES.keys() - {"measurements"}:  # that page has commands of other programs
+        named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", PAGES[name]))
+        assert named <= known | OF_OTHER_PROGRAMS, f"{name}: {named - known - OF_OTHER_PROGRAMS}"
 
 
 def test_public_names_are_documented() -> None:
@@ -81,6 +81,19 @@ def test_tree_names_every_room() -> None:
     for room in (ROOT / "exaone4_mlx").iterdir():
         if (room / "__init__.py").exists():
             assert f" {room.name}/" in tree, f"{room.name}/ has no place in the tree of docs/how-it-works.md"
+
+
+def test_the_contexts_that_fit_are_those_of_fit(shared: Path) -> None:
+    """Rows of docs/which-model.md: the memory, then the tokens for 16, 8 and 4 bits, and for 4 bits with `--kv-bits 8`."""
+    for size in ("1.2B", "32B"):
+        config = shared / "configs" / f"EXAONE-4.0-{size}.config.json"
+        table = PAGES["which-model"].partition(f"**EXAONE 4.0 {size}**")[2].partition("\n\n|")[2].partition("\n\n")[0]
+        for memory, *cells in re.findall(
+            r"^\| (\d+) GB[^|]*\| ([\d,–]+) \| ([\d,–]+) \| ([\d,–]+) \|(?: ([\d,–]+) \|)?", table, re.M
+        ):
+            for cell, options in zip(cells, ({}, {"q_bits": 8}, {"q_bits": 4}, {"q_bits": 4, "kv": 8}), strict=True):
+                largest = fit(config, memory=int(memory), metal=True, **options).largest_context
+                assert cell in ("", f"{largest:,}" if largest else "–"), (size, memory, options, largest)
 
 
 def test_the_readme_is_short() -> None:
