@@ -20,10 +20,11 @@ from typing import Any
 
 from .engine import ChatEngine, end
 from .files import Attachment, read_file
+from .forms import one_line
 from .i18n import Words
 from .session import Session
 from .settings import PERMISSIONS, Settings
-from .store import Conversation, Store, one_line
+from .store import Conversation, Store
 from .transcript import from_text
 
 GRACE_SECONDS = 10.0  # that a turn continues without a tab that shows it

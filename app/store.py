@@ -4,7 +4,7 @@ Notes:
 - A write is atomic, and never overwrites a file that the writer has not read. If another program changed the file, or
   the file is damaged, it stays, and the conversation goes to a new file.
 - After the user named a conversation, only `rename` changes its title. It makes no new revision, so that a reply that
-  runs meanwhile loses neither its text nor the title.
+  runs meanwhile loses neither its text nor the title. The same holds for `pin`.
 - File names come from ids, never from titles. An id is checked before any access to the disk.
 - A lone surrogate (half a character) is written as a JSON escape, so that every file is valid UTF-8.
 """
@@ -14,24 +14,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import re
 import reprlib
 import secrets
 import stat
 import threading
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from .forms import folded, is_time, json_text, moment, one_line, parse_json
+from .trash import Trash
+
 FORMAT, VERSION = "exaone4_mlx conversation", 1
 ROLES = ("system", "user", "assistant", "tool")
 MAX_BYTES = 64 * 2**20  # of a file; what is larger is not read
-MAX_TITLE = 120  # characters
 ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
 
 Message = dict[str, Any]
@@ -44,6 +44,7 @@ class Conversation:
     id: str
     title: str = ""
     named: bool = False  # the title is the user's own
+    pinned: bool = False  # it is above the others in the list
     created: str = ""
     updated: str = ""
     revision: int = 0  # that was read or written; 0 was never on disk
@@ -67,6 +68,7 @@ class ConversationSummary:
     title: str
     updated: str
     turns: int
+    pinned: bool = False
 
 
 Summaries = list[ConversationSummary]  # inside Store, `list` is its method
@@ -78,15 +80,16 @@ class Store:
     def __init__(self, folder: Path) -> None:
         """Changes nothing on the disk: the first write makes the folder."""
         self.folder = folder
+        self.trash = Trash(folder / "trash")
         self._lock = threading.RLock()
         self._seen: dict[str, _Seen] = {}
 
     def list(self, query: str = "") -> Summaries:
-        """The conversations with all words of `query` in their title or in what was said, newest first.
+        """The conversations with all words of `query` in their title or in what was said, pinned and newest first.
 
         A file is read again only when it has changed. Raises OSError for a folder that cannot be read.
         """
-        words = _folded(query).split()
+        words = folded(query).split()
         with self._lock:
             self._look()
             found = [
@@ -94,7 +97,7 @@ class Store:
                 for seen in self._seen.values()
                 if seen.summary is not None and all(word in seen.text for word in words)
             ]
-        return sorted(found, key=lambda summary: (_moment(summary.updated), summary.id), reverse=True)
+        return sorted(found, key=lambda one: (one.pinned, moment(one.updated), one.id), reverse=True)
 
     @property
     def damaged(self) -> dict[str, str]:
@@ -126,6 +129,8 @@ class Store:
             try:
                 there = _load(path, conversation.id)
                 known = there.revision == conversation.revision > 0
+                if known:
+                    written.pinned = there.pinned
                 if known and there.named:
                     written.title, written.named = there.title, True
             except FileNotFoundError:
@@ -141,15 +146,37 @@ class Store:
         """Gives it a title of the user's: one line, cut to 120 characters. Raises ValueError for an empty one."""
         if not (title := one_line(title)):
             raise ValueError("a conversation needs a title that is not empty")
-        self.read(id)  # where there is none, no folder is made
-        with self._writing():
-            self._put(dataclasses.replace(self.read(id), title=title, named=True))
+        self._amend(id, title=title, named=True)
+
+    def pin(self, id: str, pinned: bool) -> None:
+        """Keeps it above the others in the list, or no longer."""
+        self._amend(id, pinned=pinned)
 
     def delete(self, id: str) -> None:
-        """Removes the conversation. It may be damaged, or not exist."""
+        """Moves the conversation into the trash. It may be damaged, or not exist."""
         path = self._path(id)
-        with self._lock, _saying(f"{path} cannot be deleted"), contextlib.suppress(NotADirectoryError):
-            path.unlink(missing_ok=True)
+        nothing_there = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with self._lock, _saying(f"{path} cannot be deleted"), nothing_there:
+            self.trash.put(path)
+        self.trash.empty()
+
+    def restore(self, id: str) -> str:
+        """Takes a conversation back out of the trash. Returns its id, which is new if another has taken the old one.
+
+        Raises FileNotFoundError if the trash does not hold it.
+        """
+        path, deleted = self._path(id), self.trash.last(id)
+        with self._writing():
+            if path.exists():
+                path = self._path(_new_id())
+            deleted.rename(path)
+        return path.stem
+
+    def _amend(self, id: str, **changes: Any) -> None:
+        """Changes fields without a new revision, so that a reply that runs meanwhile keeps its file."""
+        self.read(id)  # where there is none, no folder is made
+        with self._writing():
+            self._put(dataclasses.replace(self.read(id), **changes))
 
     def _path(self, id: str) -> Path:
         if not ID.fullmatch(str(id)):
@@ -225,7 +252,11 @@ def _see(path: Path, id: str, stamp: tuple[int, ...]) -> _Seen:
     said = [message for message in conversation.messages if message["role"] in ("user", "assistant")]
     text = "\n".join([conversation.title, *(message.get("content") or "" for message in said)])
     turns = sum(message["role"] == "user" for message in said)
-    return _Seen(stamp, ConversationSummary(id, conversation.title, conversation.updated, turns), _folded(text))
+    return _Seen(
+        stamp,
+        ConversationSummary(id, conversation.title, conversation.updated, turns, conversation.pinned),
+        folded(text),
+    )
 
 
 def _load(path: Path, id: str) -> Conversation:
@@ -264,6 +295,7 @@ def check(conversation: Conversation) -> None:
     for name, right in {
         "title": isinstance(conversation.title, str),
         "named": isinstance(conversation.named, bool),
+        "pinned": isinstance(conversation.pinned, bool),
         "created": is_time(conversation.created),
         "updated": is_time(conversation.updated),
         "revision": type(conversation.revision) is int and conversation.revision >= 0,
@@ -280,54 +312,12 @@ def to_json(conversation: Conversation) -> str:
     return json_text({"format": FORMAT, "version": VERSION, **vars(conversation)}, indent=1)
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
-    """`value` as JSON that can be encoded, with half characters as escapes. Raises ValueError for other values."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, indent=indent)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply for JSON") from error
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"it cannot be written as JSON: {error}") from error
-    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def parse_json(data: str | bytes) -> Any:
-    """Raises ValueError saying in one line why it is not JSON."""
-    try:
-        return json.loads(data)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"it is not JSON: {error}") from error
-
-
-def one_line(text: str, limit: int = MAX_TITLE) -> str:
-    """`text` as a title: without control characters and line breaks, and cut."""
-    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())[:limit].strip()
-
-
-def is_time(text: Any) -> bool:
-    """Whether it is a time as files have it: ISO 8601, with its offset from UTC."""
-    with contextlib.suppress(ValueError):
-        return isinstance(text, str) and _moment(text).tzinfo is not None
-    return False
-
-
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 does not know the Z
-
-
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
 def _new_id() -> str:
     return f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
-
-
-def _folded(text: str) -> str:
-    """`text` as it is compared: macOS hands over Korean syllables in pieces, and they are composed here."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
 @contextlib.contextmanager

@@ -20,19 +20,8 @@ from typing import Any
 
 from exaone4_mlx import check_messages, decode_text
 
-from .store import (
-    FORMAT,
-    MAX_BYTES,
-    ROLES,
-    VERSION,
-    Conversation,
-    Message,
-    is_time,
-    json_text,
-    one_line,
-    parse_json,
-    to_json,
-)
+from .forms import is_time, json_text, one_line, parse_json
+from .store import FORMAT, MAX_BYTES, ROLES, VERSION, Conversation, Message, to_json
 
 __all__ = ["file_name", "from_text", "to_json", "to_markdown"]
 

@@ -35,7 +35,7 @@ LONGEST_FILE = 400  # lines
 MOST_PARAMETERS = 12
 
 APP_ORDER = [
-    "i18n", "store", "transcript", "pdf", "files", "settings", "messages", "turns", "models", "work", "session", "render", "frames", "engine", "state",
+    "i18n", "forms", "trash", "store", "search", "transcript", "pdf", "files", "settings", "messages", "turns", "models", "work", "session", "render", "frames", "engine", "state",
     "status", "theme", "widgets", "common", "chat_actions", "listing", "model_actions", "actions", "api", "ui", "server", "__main__",
 ]  # fmt: skip
 #: The flags that all programs share, and what Markdown means.
@@ -229,5 +229,7 @@ def test_app_files_import_in_order_and_few_import_gradio() -> None:
                 assert APP_ORDER.index(parts[1]) < APP_ORDER.index(file.stem), f"{file.stem} must come after {parts[1]}"
             assert parts[0] != "gradio" or file.stem in WITH_GRADIO, file
         assert "print(" not in file.read_text() or file.stem == "server"
-        if file.stem in ("messages", "render", "i18n", "store", "transcript", "pdf", "files"):
+        if file.stem in (
+            "messages", "render", "i18n", "forms", "trash", "store", "search", "transcript", "pdf", "files",
+        ):  # fmt: skip
             assert not any(parts[0] == "mlx" for parts in imports(file)), "pure Python, tested in milliseconds"

@@ -19,9 +19,10 @@ import pytest
 from conftest import run_all
 
 from app import store as store_module
+from app.forms import one_line
 from app.i18n import Words
 from app.render import items
-from app.store import FORMAT, ID, Conversation, Store, check, one_line
+from app.store import FORMAT, ID, Conversation, Store, check
 from app.transcript import to_markdown
 from app.turns import closed, edited, title_of
 
@@ -89,7 +90,7 @@ def test_a_file_is_readable_json_in_the_documented_order(store: Store):
     text = file_of(store, conversation).read_text(encoding="utf-8")
     assert text.startswith('{\n "format": "exaone4_mlx conversation",\n "version": 1,\n "id": ')
     assert "안녕?" in text
-    names = "format version id title named created updated revision model settings dropped messages"
+    names = "format version id title named pinned created updated revision model settings dropped messages"
     assert " ".join(json.loads(text)) == names
 
 
@@ -569,6 +570,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(store: Store, monkeypa
 
 def test_a_conversation_that_cannot_be_deleted_says_so(store: Store):
     (store.folder / f"{UNKNOWN}.json").mkdir(parents=True)
+    (store.folder / "trash").write_text("a file where the folder should be")
     with pytest.raises(OSError, match=f"^{store.folder}/{UNKNOWN}.json cannot be deleted: "):
         store.delete(UNKNOWN)
 
