@@ -1,7 +1,6 @@
 """The list of available models, and loading one of them in the background.
 
 Notes:
-- Listing models never fails: folders that cannot be read are left out. Only loading reports errors.
 - A model is loaded in its own thread, which clears its streams before it ends: MLX's CPU backend (0.32) may abort the
   process otherwise. `load` evaluates every array, so that other threads can use them.
 - `Loading` returns its result once and keeps no reference, so that the model can be freed.
@@ -10,21 +9,19 @@ Notes:
 from __future__ import annotations
 
 import atexit
-import json
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-import exaone4_mlx
-from exaone4_mlx import Chat, Done, Exaone4ForCausalLM, Tokenizer, fit, load
+from exaone4_mlx import Chat, Done, Exaone4ForCausalLM, Tokenizer, load
+from exaone4_mlx.measure.library import LocalModel, find_models
 
-MAX_CHOICES = 100
 STEPS = (32, 64, 128, 256, 512, 1024, 2048)
 STEP_SECONDS = 0.5
 EXIT_SECONDS = 2.0  # that the end of the process waits for a model that is being loaded
@@ -57,27 +54,11 @@ class Choice:
     path: str
 
 
-class ModelFolder(NamedTuple):
-    """`folder` holds the weights; None if it is not known yet."""
-
-    name: str
-    path: str
-    folder: Path | None
-
-
 def choices(given: str, folders: Sequence[Path] = ()) -> list[Choice]:
-    """The models at hand, each once: `given`, "demo", those in `folders` and one level below, those in the hub's cache.
-
-    A folder counts if it has EXAONE 4's config.json and weights, a repository if all of it is there.
-    """
-    cached = sorted(_in_the_hub_cache())
-    models = sorted(found for folder in folders for found in _in_folder(Path(folder).expanduser()))
-    unique: dict[str, ModelFolder] = {}
-    for found in (_given(given, cached), ModelFolder("demo", "demo", None), *models, *cached):
-        unique.setdefault(_identity(found.path), found)
-    chosen = list(unique.values())[:MAX_CHOICES]
-    names = Counter(found.name for found in chosen)
-    return [Choice(_label(found, found.name if names[found.name] == 1 else found.path), found.path) for found in chosen]
+    """The models at hand, as `find_models` lists them, with the size of their weights and their bits."""
+    found = find_models(given, folders)
+    names = Counter(model.name for model in found)
+    return [Choice(_label(model, model.name if names[model.name] == 1 else model.path), model.path) for model in found]
 
 
 def memory_in_use() -> int:
@@ -176,85 +157,9 @@ def _warnings(model: Exaone4ForCausalLM, tokenizer: Tokenizer) -> Iterator[str]:
         )
 
 
-def _given(path: str, cached: Sequence[ModelFolder]) -> ModelFolder:
-    folder = Path(path).expanduser()
-    try:
-        if path != "demo" and folder.is_dir():
-            return ModelFolder(folder.resolve().name, path, folder.resolve())
-    except OSError:
-        pass
-    return next((found for found in cached if found.path == path), ModelFolder(path, path, None))
-
-
-def _in_folder(folder: Path) -> Iterator[ModelFolder]:
-    """The folder itself and those in it, where they are models. Paths are absolute: "demo" is a name of its own."""
-    try:
-        folders = [folder, *folder.iterdir()]
-    except OSError:
-        return
-    for one in folders:
-        if _is_model(one):
-            one = one.resolve()
-            yield ModelFolder(one.name, str(one), one)
-
-
-def _is_model(folder: Path) -> bool:
-    try:
-        str(folder).encode()  # a name that is no text cannot be sent to a browser
-        return (
-            folder.suffix != ".partial"  # a conversion in progress
-            and folder.is_dir()
-            and _read_config(folder).get("model_type") == "exaone4"
-            and next(folder.glob("*.safetensors"), None) is not None
-        )
-    except Exception:  # any folder may be damaged in any way
-        return False
-
-
-def _in_the_hub_cache() -> Iterator[ModelFolder]:
-    """Repositories whose main revision is complete, which is what `load` takes without a network."""
-    try:
-        from huggingface_hub import scan_cache_dir  # here: its import costs more than a demo reply
-
-        repositories = scan_cache_dir().repos
-    except Exception:  # there is no cache, or it is damaged in one of many ways
-        return
-    for repository in repositories:
-        for revision in repository.revisions:
-            folder = revision.snapshot_path
-            whole = _is_model(folder) and _weights_bytes(folder) is not None and (folder / "tokenizer.json").is_file()
-            if repository.repo_type == "model" and "main" in revision.refs and whole:
-                yield ModelFolder(repository.repo_id, repository.repo_id, folder)
-
-
-def _identity(path: str) -> str:
-    """The same for two spellings of a model."""
-    folder = Path(exaone4_mlx.__file__).with_name("demo") if path == "demo" else Path(path).expanduser()
-    try:
-        return str(folder.resolve()) if folder.is_dir() else path
-    except OSError:
-        return path
-
-
-def _label(found: ModelFolder, name: str) -> str:
+def _label(model: LocalModel, name: str) -> str:
     """The name, and the size of the weights if it is known."""
-    if found.folder is None or (size := _weights_bytes(found.folder)) is None:
+    if (size := model.weights_bytes) is None:
         return name
     facts = [f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"]
-    quantization = _read_config(found.folder).get("quantization")
-    if isinstance(quantization, dict) and isinstance(quantization.get("bits"), int):
-        facts.append(f"{quantization['bits']} bits")
-    return f"{name} ({', '.join(facts)})"
-
-
-def _weights_bytes(folder: Path) -> int | None:
-    """None for weights that are damaged or incomplete."""
-    try:
-        return fit(folder).weights_bytes
-    except Exception:
-        return None
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    config = json.loads((folder / "config.json").read_bytes())
-    return config if isinstance(config, dict) else {}
+    return f"{name} ({', '.join(facts + [f'{model.bits} bits'] * bool(model.bits))})"

@@ -283,6 +283,29 @@ def hf_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A hub with an empty cache, without a token and without proxies, also for child processes."""
+    from fake_hub import FileServer
+    from huggingface_hub import constants
+
+    files = {
+        "config.json": (DEMO_FOLDER / "config.json").read_bytes(),
+        "model.safetensors": random.Random(0).randbytes(10**6),
+    }
+    hub = FileServer(files)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    address = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("HF_TOKEN", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
 def edit_json() -> Callable[..., None]:
     """edit_json(file, key=value, …) changes a JSON file; a value of None removes the key."""
 

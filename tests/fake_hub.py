@@ -171,11 +171,13 @@ def _body(request: BaseHTTPRequestHandler) -> bytes:
 class FileServer(LoopbackServer):
     """A hub that serves the `files` of every repository. `answer`, if it is set, is the answer to all requests.
 
-    After `stall_after` bytes of a file it sends nothing more until `close`. `ranges` are the requested ones.
+    After `stall_after` bytes of a file it sends nothing more until `close`. `ranges` are the requested ones. A search
+    finds `listed`, and `searches` are the requested ones.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:
-        self.files, self.ranges = files, list[str]()
+        self.files, self.ranges, self.searches = files, list[str](), list[str]()
+        self.listed: list[dict[str, Any]] = []
         self.answer: tuple[int, str, bytes] | None = None  # status, content type, body
         self.stall_after: int | None = None
         self.stalled, self._closed = threading.Event(), threading.Event()
@@ -190,10 +192,16 @@ class FileServer(LoopbackServer):
         if self.answer is not None:
             missing = {"X-Error-Code": "RepoNotFound"} if self.answer[0] == 404 else {}
             return self._send(request, *self.answer, missing)
+        if path == "/api/models":
+            self.searches.append(request.path.partition("?")[2])
+            return self._send(request, 200, "application/json", json.dumps(self.listed).encode())
         if path.startswith("/api/models/"):
             info: Any = {"id": "x/y", "sha": "f" * 40, "siblings": [{"rfilename": name} for name in self.files]}
             if "/tree/" in path:
-                info = [{"type": "file", "oid": "0" * 40, "size": len(d), "path": n} for n, d in self.files.items()]
+                info = [
+                    {"type": "file", "oid": hashlib.sha256(data).hexdigest(), "size": len(data), "path": name}
+                    for name, data in self.files.items()
+                ]
             return self._send(request, 200, "application/json", json.dumps(info).encode())
         data = self.files.get(path.rsplit("/", 1)[-1])
         if data is None:

@@ -38,11 +38,12 @@ APP_ORDER = [
     "i18n", "forms", "trash", "store", "search", "transcript", "pdf", "files", "settings", "messages", "turns", "models", "work", "session", "render", "frames", "engine", "state",
     "status", "theme", "widgets", "common", "chat_actions", "listing", "model_actions", "actions", "api", "ui", "server", "__main__",
 ]  # fmt: skip
-#: The flags that all programs share, and what Markdown means.
+#: The flags that all programs share, what Markdown means, and the models at hand.
 APP_SHARES = {
     ("__main__.py", "exaone4_mlx.cli.flags"),
     ("__main__.py", "exaone4_mlx.cli.program"),
     ("render.py", "exaone4_mlx.text.markdown"),
+    ("models.py", "exaone4_mlx.measure.library"),
 }
 WITH_GRADIO = set(APP_ORDER[APP_ORDER.index("theme") :])
 #: Packages that are imported where they are used, so that a command pays for what it uses.

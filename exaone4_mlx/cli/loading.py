@@ -125,7 +125,7 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
     Raises ValueError for a draft model with another tokenizer, and for caches that cannot be quantized as requested.
     """
     from ..files.folders import find_folder
-    from ..files.hub import DownloadError
+    from ..files.hub_errors import DownloadError
     from ..generation.options import Options
     from ..generation.request import check_drafting, check_kv_size
     from ..measure.fit import check_draft

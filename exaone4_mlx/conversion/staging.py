@@ -120,6 +120,26 @@ def staging_path(target: Path) -> Path:
     return target.with_name(target.name + ".partial")
 
 
+def remove_result(folder: Path) -> int:
+    """Removes a folder that a conversion made, and returns the bytes freed.
+
+    Raises FileNotFoundError if there is none, FileExistsError if it holds a file that no conversion wrote, or if a
+    conversion that writes it is running.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    if foreign := _foreign(folder):
+        raise FileExistsError(f"{folder} holds {foreign}, which no conversion wrote, so it is not removed")
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(lock, folder, folder)
+        freed = sum(file.stat().st_size for file in folder.iterdir())
+        shutil.rmtree(folder)
+    finally:
+        os.close(lock)
+    return freed
+
+
 def _foreign(folder: Path) -> str | None:
     """The name of a file or folder that no conversion wrote, or None."""
     for entry in sorted(folder.iterdir()):

@@ -10,9 +10,7 @@ Notes:
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,13 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-KEPT = ".kept"  # the suffix of incomplete files, in place of the hub's
-CHUNK_BYTES = 2**18  # between two checks for Ctrl-C; huggingface_hub reads 10 MB, which takes minutes on a slow line
+from .hub_errors import DownloadError, reason_of
+from .resumable import KEPT, blobs_of, continue_kept_files, set_chunk_size
+
 STOP_SECONDS = 0.5  # the longest wait for a download that is stopped
-
-
-class DownloadError(FileNotFoundError):
-    """A repository that is not in the cache and cannot be downloaded."""
 
 
 def download(
@@ -44,7 +39,7 @@ def download(
     try:
         return Path(_until_ctrl_c(get, repo, revision, progress))
     except Exception as error:  # connections fail in many classes
-        reason = _reason(error, revision)
+        reason, cause, detail = reason_of(error, revision)
         try:
             cached = Path(get(local_files_only=True))
         except Exception:
@@ -53,17 +48,18 @@ def download(
             warnings.warn(f"{repo} is loaded from the cache, because {reason}", stacklevel=2)
             return cached
         part = "" if cached is None else "only a part of it is in the cache, and "
-        raise DownloadError(f"there is no folder {repo}, and it cannot be downloaded: {part}{reason}") from error
+        raise DownloadError(
+            f"there is no folder {repo}, and it cannot be downloaded: {part}{reason}", cause, detail
+        ) from error
 
 
 def _until_ctrl_c(
     get: Callable[..., str], repo: str, revision: str | None, progress: Callable[[int, int], None] | None
 ) -> str:
     """Downloads in a thread, until Ctrl-C."""
-    from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import tqdm
 
-    constants.DOWNLOAD_CHUNK_SIZE = min(constants.DOWNLOAD_CHUNK_SIZE, CHUNK_BYTES)
+    set_chunk_size()
     stopped, result = threading.Event(), Future[str]()
 
     lock = threading.Lock()  # of `progress`
@@ -87,71 +83,22 @@ def _until_ctrl_c(
 
     def work() -> None:
         try:
-            _continue_kept_files(repo, revision, StoppableBar)
+            continue_kept_files(repo, revision, StoppableBar)
             result.set_result(get(tqdm_class=StoppableBar))
         except BaseException as error:
             result.set_exception(error)
 
-    incomplete = set(_blobs(repo).glob("*.incomplete"))  # of others
+    incomplete = set(blobs_of(repo).glob("*.incomplete"))  # of others
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
         return result.result()
     except KeyboardInterrupt:
-        for file in set(_blobs(repo).glob("*.incomplete")) - incomplete:
+        for file in set(blobs_of(repo).glob("*.incomplete")) - incomplete:
             file.replace(file.with_name(file.name.partition(".")[0] + KEPT))
         stopped.set()
         thread.join(STOP_SECONDS)
         raise KeyboardInterrupt("the same command continues the download") from None
-
-
-def _continue_kept_files(repo: str, revision: str | None, bar: Any) -> None:
-    """Completes the files that an earlier download left, and puts them where the hub looks for them."""
-    kept = {file.stem: file for file in _blobs(repo).glob("*" + KEPT) if file.is_file() and not file.is_symlink()}
-    if not kept:
-        return
-    from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils._headers import build_hf_headers
-
-    for name in HfApi().list_repo_files(repo, revision=revision):
-        url = hf_hub_url(repo, name, revision=revision)
-        if not name.endswith(".safetensors") or (about := get_hf_file_metadata(url)).etag not in kept:
-            continue
-        file = kept.pop(about.etag)
-        if about.xet_file_data is None and file.stat().st_size <= (about.size or 0):
-            with file.open("r+b") as stream:
-                start = stream.seek(0, os.SEEK_END)
-                http_get(
-                    url,
-                    stream,
-                    resume_size=start,
-                    headers=build_hf_headers(),
-                    expected_size=about.size,
-                    displayed_filename=name,
-                    tqdm_class=bar,
-                )
-            if _sha256(file) == about.etag:
-                file.replace(file.with_suffix(""))
-                continue
-        file.unlink()
-    for file in kept.values():  # of another revision
-        file.unlink()
-
-
-def _blobs(repo: str) -> Path:
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="model"), "blobs")
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while part := stream.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _is_whole(folder: Path, files: Sequence[str]) -> bool:
@@ -165,40 +112,3 @@ def _is_whole(folder: Path, files: Sequence[str]) -> bool:
         return all((folder / name).is_file() for name in index["weight_map"].values())
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return False
-
-
-def _reason(error: BaseException, revision: str | None) -> str:
-    """Why a download fails, and what to do."""
-    from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import (
-        FileMetadataError,
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status == 401 and get_token() is not None:
-        variable = next((name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if os.environ.get(name)), None)
-        held = (
-            f"in {variable}: unset it, or set a valid one" if variable else "that `hf auth login` stored: log in again"
-        )
-        return f"the hub refuses the token {held}"
-    if isinstance(error, GatedRepoError):
-        return "it needs a login: accept its terms on the hub and set HF_TOKEN"
-    if isinstance(error, RevisionNotFoundError):
-        return f"it has no revision {revision}"
-    if isinstance(error, RepositoryNotFoundError):
-        return "there is no model of this name on the hub, or it is private and needs HF_TOKEN"
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    if isinstance(error, (json.JSONDecodeError, FileMetadataError)):
-        return "the answer is not the hub's: the network may show a login page"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    scheme = constants.ENDPOINT.partition(":")[0]
-    proxies = (f"{scheme}_proxy", f"{scheme.upper()}_PROXY", "all_proxy", "ALL_PROXY")
-    proxy = next((name for name in proxies if os.environ.get(name)), None)
-    return reason if status or proxy is None else f"{reason} (through the proxy in {proxy})"

@@ -16,16 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import mlx.core as mx
 import pytest
 from conftest import ROOT, in_a_thread
+from huggingface_hub import constants
 from mlx.utils import tree_flatten
 
 from app import models
 from app.models import Choice, Loading, choices, memory_in_use
 from exaone4_mlx import CheckpointError, convert, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
+from exaone4_mlx.measure import library
 
 REPO = "LGAI-EXAONE/EXAONE-4.0-1.2B"
 DEMO = Choice("demo", "demo")
@@ -36,8 +37,7 @@ def hub(tmp_path: Path, monkeypatch: Any) -> Path:
     """An empty hub cache."""
     cache = tmp_path / "hub"
     cache.mkdir()
-    scan = huggingface_hub.scan_cache_dir
-    monkeypatch.setattr(huggingface_hub, "scan_cache_dir", lambda: scan(cache))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     return cache
 
 
@@ -111,8 +111,8 @@ def test_a_label_tells_the_size_of_the_weights_and_their_bits(tmp_path: Path) ->
 
 
 def test_gigabytes_have_a_decimal(shelf: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(models, "_weights_bytes", lambda _: 1_340_000_000)
-    assert [choice.label for choice in choices("demo", [shelf])] == ["demo", "large (1.3 GB)", "small (1.3 GB)"]
+    monkeypatch.setattr(library, "_facts", lambda _: (1_340_000_000, None, False))
+    assert [choice.label for choice in choices("demo", [shelf])][1:] == ["large (1.3 GB)", "small (1.3 GB)"]
 
 
 def test_a_given_folder_is_called_by_its_name(hf_folder: Path, monkeypatch: Any) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,31 +14,11 @@ from commands import PROGRAM
 from conftest import ROOT, until
 from fake_hub import FileServer
 
-from exaone4_mlx.files import hub as hub_module
+from exaone4_mlx.files import resumable
 from exaone4_mlx.files.folders import DEMO_FOLDER, USEFUL_FILES, find_folder
-from exaone4_mlx.files.hub import DownloadError
+from exaone4_mlx.files.hub_errors import DownloadError
 
 LOGIN_PAGE = (200, "text/html", b"<html>log in</html>")
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FileServer]:
-    """A hub with an empty cache, without a token and without proxies."""
-    from huggingface_hub import constants
-
-    files = {
-        "config.json": (DEMO_FOLDER / "config.json").read_bytes(),
-        "model.safetensors": random.Random(0).randbytes(10**6),
-    }
-    hub = FileServer(files)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    address = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    for name in ("HF_TOKEN", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    yield hub
-    hub.close()
 
 
 def cache(folder: Path) -> Path:
@@ -77,19 +55,19 @@ def test_a_damaged_rest_of_a_download_is_not_used(hub: FileServer, tmp_path: Pat
     blobs = tmp_path / "hub" / "models--x--y" / "blobs"
     blobs.mkdir(parents=True)
     digest = hashlib.sha256(hub.files["model.safetensors"]).hexdigest()
-    (blobs / (digest + hub_module.KEPT)).write_bytes(b"other bytes")
-    (blobs / ("0" * 64 + hub_module.KEPT)).write_bytes(b"of another revision")
+    (blobs / (digest + resumable.KEPT)).write_bytes(b"other bytes")
+    (blobs / ("0" * 64 + resumable.KEPT)).write_bytes(b"of another revision")
     folder = find_folder("x/y")
     assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
     assert len(hub.ranges) == 1
-    assert not any(blobs.glob("*" + hub_module.KEPT))
+    assert not any(blobs.glob("*" + resumable.KEPT))
 
 
 def test_a_kept_file_that_cannot_be_continued_does_not_stop_a_download(hub: FileServer, tmp_path: Path) -> None:
     blobs, precious = tmp_path / "hub" / "models--x--y" / "blobs", tmp_path / "precious"
     blobs.mkdir(parents=True)
     weights = hub.files["model.safetensors"]
-    file = blobs / (hashlib.sha256(weights).hexdigest() + hub_module.KEPT)
+    file = blobs / (hashlib.sha256(weights).hexdigest() + resumable.KEPT)
     precious.write_bytes(b"of the user")
     for kind in ("longer", "link", "folder"):
         shutil.rmtree(tmp_path / "hub" / "models--x--y" / "snapshots", ignore_errors=True)
