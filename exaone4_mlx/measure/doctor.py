@@ -9,10 +9,10 @@ Notes:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -26,6 +26,7 @@ from ..model.network import Exaone4ForCausalLM
 from ..text.message import Reply
 from ..text.tokenizer import Tokenizer
 
+T = TypeVar("T")
 #: (whether the check passes, the figure, the limit)
 Finding = tuple[bool, str, str]
 
@@ -68,11 +69,15 @@ class Check:
 
 
 def examine() -> Iterator[Check]:
-    """Runs the checks one by one. An exception of a check is its result."""
-    demo = Demo()
-    for name, check in CHECKS.items():
+    """Runs the checks of this machine one by one."""
+    yield from run_checks(CHECKS, Demo())
+
+
+def run_checks(checks: Mapping[str, Callable[[T], Finding]], subject: T) -> Iterator[Check]:
+    """Runs `checks` on `subject` one by one. An exception of a check is its result."""
+    for name, check in checks.items():
         try:
-            ok, figure, limit = check(demo)
+            ok, figure, limit = check(subject)
             yield Check(name, ok, figure, limit)
         except Exception as error:
             yield Check(name, False, error=f"{type(error).__name__}: {error}")
@@ -103,7 +108,7 @@ class Demo:
         return self.model(mx.array([self.ids]))[0]
 
     def compared(self, logits: mx.array, others: mx.array, limit: float = SAME_LIMIT) -> Finding:
-        return _within(distance(logits, others), ROUNDED_LIMIT if self.rounds else limit)
+        return within(distance(logits, others), ROUNDED_LIMIT if self.rounds else limit)
 
     @property
     def rounds(self) -> bool:
@@ -124,7 +129,7 @@ class Demo:
 
 
 def _products(demo: Demo) -> Finding:
-    return _within(demo.product_error, ROUNDED_PRODUCT_LIMIT)
+    return within(demo.product_error, ROUNDED_PRODUCT_LIMIT)
 
 
 def _stored(demo: Demo) -> Finding:
@@ -179,7 +184,7 @@ def _quantized(bits: int, dtype: mx.Dtype, demo: Demo) -> Finding:
         wanted = x.astype(mx.float32) @ weight.T
         worst = max(worst, relative_distance(product, wanted))
     rounded = dtype == mx.float32 and demo.rounds
-    return _within(worst, ROUNDED_PRODUCT_LIMIT if rounded else QUANTIZED_LIMITS[dtype])
+    return within(worst, ROUNDED_PRODUCT_LIMIT if rounded else QUANTIZED_LIMITS[dtype])
 
 
 def _packed(bits: int, demo: Demo) -> Finding:
@@ -191,7 +196,7 @@ def _packed(bits: int, demo: Demo) -> Finding:
         queries = mx.random.normal((1, 4, length, 64), key=key[2])
         wanted = attend(queries, keys.dequantized(), values.dequantized(), mask, 0.125)
         worst = max(worst, relative_distance(attend(queries, keys, values, mask, 0.125), wanted))
-    return _within(worst, ROUNDED_PRODUCT_LIMIT if demo.rounds else QUANTIZED_LIMITS[mx.float32])
+    return within(worst, ROUNDED_PRODUCT_LIMIT if demo.rounds else QUANTIZED_LIMITS[mx.float32])
 
 
 def _reply(demo: Demo) -> Finding:
@@ -281,5 +286,5 @@ def _same_text(text: str) -> Finding:
     return (True, "as stored", "") if text == wanted else (False, f"{text!r} instead of {wanted!r}", "")
 
 
-def _within(figure: float, limit: float) -> Finding:
+def within(figure: float, limit: float) -> Finding:
     return figure <= limit, f"{figure:.2g}", f"{limit:g}"

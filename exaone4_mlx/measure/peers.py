@@ -142,6 +142,16 @@ class Transformers:
     def command(self, prompt: str) -> None:
         return None
 
+    def logits(self, prompts: Sequence[Sequence[int]], kept: int) -> list[mx.array]:
+        """The logits of the last `kept` tokens of each prompt, [kept, V] each."""
+        found = []
+        for ids in prompts:
+            tensors = self._as_tensors({"input_ids": [list(ids)]}, tensor_type="pt")
+            found.append(
+                mx.array(self._model(**tensors, logits_to_keep=kept, use_cache=False).logits[0].detach().numpy())
+            )
+        return found
+
     def _times(self, ids: Sequence[int], count: int) -> list[float]:
         """Seconds from the call until the prompt is processed, and until each token."""
         tensors = self._as_tensors({"input_ids": [list(ids)]}, tensor_type="pt")

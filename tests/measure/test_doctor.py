@@ -130,7 +130,7 @@ def test_another_reply_is_told_in_full(only: Any, monkeypatch: pytest.MonkeyPatc
 
 
 def test_nan_has_failed() -> None:
-    assert not doctor._within(doctor.distance(mx.array([1.0, float("nan")]), mx.array([1.0, 1.0])), 1e-2)[0]
+    assert not doctor.within(doctor.distance(mx.array([1.0, float("nan")]), mx.array([1.0, 1.0])), 1e-2)[0]
 
 
 def test_a_check_that_raises_has_failed_and_the_others_run(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
