@@ -3,7 +3,7 @@ r"""Messages -> HTML for the page. Texts of a model, a user or a tool add no ele
 Notes:
 - An item is a message as the page shows it: a list of parts, each a piece of HTML. While a reply is generated only its
   last parts change, and the page replaces only those.
-- Markdown is that of the whole package (`new_parser`). Its HTML is text, and pictures are links.
+- Markdown is that of the whole package (`new_parser`). Its HTML is text, and pictures are links: none is fetched.
 - Formulas become MathML, which browsers draw themselves. A formula that cannot be read is shown as its source.
 - Keys of items come from their content, so that the page fetches a message once.
 """
@@ -33,7 +33,19 @@ HALF = re.compile("[\ud800-\udfff]")  # of a character, which cannot be sent to 
 CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f]")
 FORMULA = re.compile(r"^(\$\$|\\\[|\\\(|\$)(.*?)(\$\$|\\\]|\\\)|\$)$", re.DOTALL)  # its delimiters and its text
 #: Environments of LaTeX under the name that latex2mathml knows.
-ENVIRONMENTS = {"aligned": "split", "alignedat": "split", "gathered": "matrix", "gather": "matrix", "gather*": "matrix"}
+ENVIRONMENTS = {
+    name: known
+    for known, names in {
+        "split": "aligned alignedat alignat alignat* flalign flalign* eqnarray eqnarray*",
+        "matrix": "gathered gather gather*",
+        "cases": "dcases rcases",
+    }.items()
+    for name in names.split()
+}
+#: What belongs to the page of a LaTeX document: numbers of equations, and the columns that `alignat` counts.
+UNSEEN = re.compile(
+    r"\\label\{[^{}]*\}|\\(?:nonumber|notag|limits|nolimits)(?![A-Za-z])|(?<=at\})\{\d+\}|(?<=at\*\})\{\d+\}"
+)
 FORMULA_ATTRIBUTES = {"display", "displaystyle", "scriptlevel", "mathvariant", "mathcolor", "stretchy", "fence", "form",
     "accent", "accentunder", "columnalign", "columnspacing", "rowspacing", "columnlines", "rowlines", "linethickness",
     "width", "height", "depth", "notation", "separator", "minsize", "maxsize", "lspace", "rspace"}  # fmt: skip
@@ -159,7 +171,11 @@ def _preformatted(text: str) -> str:
 def blocks(text: str, words: Words) -> Iterator[str]:
     """The top-level blocks of Markdown as HTML."""
     parser = _parser()
-    environment: dict[str, Any] = {"words": words, "deadline": time.thread_time() + HIGHLIGHT_SECONDS}
+    environment: dict[str, Any] = {
+        "words": words,
+        "deadline": time.thread_time() + HIGHLIGHT_SECONDS,
+        "docId": f"{zlib.crc32(text.encode('utf-8', 'surrogatepass')):x}",  # of its footnotes
+    }
     block: list[Any] = []
     depth = 0
     for token in parser.parse(text, environment):
@@ -174,11 +190,13 @@ def blocks(text: str, words: Words) -> Iterator[str]:
 def _parser() -> Any:
     parser: Any = new_parser(formula_token="formula")
     parser.disable("reference")  # the line of a definition would not be shown
+    parser.enable("image")
     for name, rule in {
         "fence": _fence,
         "code_block": _fence,
         "formula": _formula,
         "link_open": _link,
+        "image": _picture,
         "table_open": lambda *_: '<div class="table" tabindex="0"><table>\n',
         "table_close": lambda *_: "</table></div>\n",
     }.items():
@@ -229,6 +247,13 @@ def _link(tokens: Any, index: int, _options: Any, _environment: Any) -> str:
     return f'<a href="{address}" target="_blank" rel="noopener noreferrer nofollow">'
 
 
+def _picture(tokens: Any, index: int, _options: Any, _environment: Any) -> str:
+    """A link: a page that fetched pictures would say to their server who reads this."""
+    address = str(tokens[index].attrGet("src") or "")
+    link = f'<a href="{escape(address)}" target="_blank" rel="noopener noreferrer nofollow">'
+    return f"{link}🖼 {escape(tokens[index].content or address)}</a>"
+
+
 def _formula(tokens: Any, index: int, _options: Any, _environment: Any) -> str:
     return mathml(tokens[index].content)
 
@@ -239,6 +264,7 @@ def mathml(source: str) -> str:
 
     parts = FORMULA.match(source)
     latex, is_block = (parts[2], parts[1] in ("$$", r"\[")) if parts else (source, source.startswith(r"\begin"))
+    latex = UNSEEN.sub("", latex)
     latex = re.sub(r"\\(begin|end)\{(\w+\*?)\}", lambda m: rf"\{m[1]}{{{ENVIRONMENTS.get(m[2], m[2])}}}", latex)
     try:
         made = latex2mathml.converter.convert(latex, display="block" if is_block else "inline")

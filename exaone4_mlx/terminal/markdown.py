@@ -5,7 +5,7 @@ Notes:
 - Each line is parsed after a context, not after the whole open block. So the time is linear in the number of lines.
   Inside a list item or a quotation the context is long, but only a line that may end it is parsed.
 - The items of a loose list are blocks of their own if their numbers are consecutive, so that each keeps its number.
-- Formulas between `\[` and `\]` or `$$` and `$$` are blocks too: Markdown would remove their backslashes.
+- Formulas of several lines are blocks too: Markdown would remove their backslashes.
 - No line is lost: the blocks, joined by empty lines, are the text except for the number of empty lines.
 """
 
@@ -15,9 +15,8 @@ import re
 
 from markdown_it.rules_block import StateBlock
 
-from ..text.markdown import new_parser
+from ..text.markdown import formula_end, new_parser
 
-FORMULA_ENDS = {r"\[": r"\]", "$$": "$$"}
 QUOTED = re.compile(" {0,3}>")
 NEVER = re.compile("(?!)")
 TEXT = "x"  # a line that begins a paragraph, or continues the block before it if that block allows text
@@ -117,9 +116,9 @@ class LineStream:
 def _formula(state: StateBlock, first: int, end: int, silent: bool) -> bool:
     """A rule of markdown-it: a formula at the top level, from its first line to the line of its end mark."""
     line = state.getLines(first, first + 1, 0, False).strip()
-    mark = FORMULA_ENDS.get(line[:2])
-    if mark is None or silent:
-        return mark is not None
+    mark = formula_end(line)
+    if not mark or silent:
+        return bool(mark)
     if state.level:
         return False  # part of a list or a quotation
     after = first + 1
@@ -134,4 +133,4 @@ def _formula(state: StateBlock, first: int, end: int, silent: bool) -> bool:
 
 PARSER = new_parser(as_written=True)
 PARSER.core.ruler.disable("inline")
-PARSER.block.ruler.before("table", "formula", _formula, {"alt": ["paragraph", "reference", "blockquote", "list"]})
+PARSER.block.ruler.at("formula", _formula, {"alt": ["paragraph", "reference", "blockquote", "list"]})

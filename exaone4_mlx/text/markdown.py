@@ -6,6 +6,8 @@ Notes:
 - A single tilde is text (`3~5시`): GitHub's Markdown strikes out what is between two of them.
 - Between two letters or digits `*` is a product (`2*3*4`) and `**` beside a digit a power (`x**2`).
 - HTML, entities and pictures are text, formulas keep their backslashes, and a line end is a line end.
+- A formula may have empty lines: a block rule groups its lines. `$5 and $6` are two prices.
+- A footnote that nothing refers to is shown with the others. The boxes of a task list are the characters ☐ and ☑.
 - `portable` writes the same decisions into the source, for a program that has its own parser.
 """
 
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
+    from markdown_it.rules_block import StateBlock
     from markdown_it.rules_core import StateCore
     from markdown_it.rules_inline import StateInline
 
@@ -26,10 +29,13 @@ if TYPE_CHECKING:
 EAST_ASIAN = re.compile(
     "[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff]"
 )
-#: `$x$` as pandoc reads it: no space after the first and before the last dollar sign, and no digit after the last.
-DOLLARS = re.compile(r"(?<![\\$])\$(?![\s$])([^$\n]*?[^\s$\\])\$(?![\d$])")
+#: `$x$` as pandoc reads it: no space after the first and before the last dollar sign, and no digit after the last. A
+#: Latin letter before the first or after the last one means prices (`US$5`) or variables of a shell (`$A:$B`).
+DOLLARS = re.compile(r"(?<![\\$A-Za-z])\$(?![\s$])([^$\n]*?[^\s$\\])\$(?![\dA-Za-z$])")
 ENVIRONMENT = re.compile(r"\\begin(\{\w+\*?\})")
 FORMULAS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"))
+NOTE = re.compile(r"\[\^[^\]\s]{1,99}\]")  # of a footnote
+TASK = re.compile(r"\[([ xX])\](?=\s)")
 #: Languages that are highlighted. For others, Pygments' lexer may never end: that of mcschema after `<!--`.
 CODE_LANGUAGES = frozenset(
     "bash c c++ console cpp cs csharp css dart diff docker dockerfile go golang graphql haskell html ini "
@@ -121,7 +127,16 @@ def new_parser(as_written: bool = False, formula_token: str = "text") -> Markdow
     parser.inline.ruler.at("emphasis", _emphasis)
     parser.inline.ruler.at("strikethrough", _emphasis)
     parser.inline.ruler.before("escape", "formula", partial(_formula, kind=formula_token))
+    paragraphs = ["paragraph", "reference", "blockquote", "list"]  # which a formula can end
+    parser.block.ruler.before("table", "formula", _formula_block, {"alt": paragraphs})
     parser.core.ruler.push("line_ends", _line_ends)
+    parser.core.ruler.push("task_boxes", _task_boxes)
+    if not as_written:
+        from mdit_py_plugins.footnote import footnote_plugin
+
+        parser.use(footnote_plugin, inline=False)
+        parser.inline.ruler.at("footnote_ref", _footnote)
+        parser.core.ruler.before("footnote_tail", "lone_footnotes", _lone_footnotes)
     return parser
 
 
@@ -150,28 +165,59 @@ def _emphasis(state: StateInline, silent: bool) -> bool:
     return True
 
 
+def formula_end(line: str) -> str:
+    r"""The mark that ends a formula of several lines which begins with `line`: `\]`, `$$` or `\end{align}`; else ""."""
+    if line.startswith((r"\[", "$$")):
+        return "$$" if line[0] == "$" else r"\]"
+    return rf"\end{found[1]}" if (found := ENVIRONMENT.match(line)) else ""
+
+
 def _formula(state: StateInline, silent: bool, kind: str) -> bool:
     """A rule of markdown-it for formulas. A mark of a formula alone is text; markdown-it would read it as an escape."""
     text, start = state.src, state.pos
     end = start
     for begin, close in FORMULAS:
         if text.startswith(begin, start):
-            lasts = vars(state).setdefault("lasts", {})  # places of the last end marks, which are looked for once
-            last = lasts[close] if close in lasts else lasts.setdefault(close, text.rfind(close))
-            end = text.find(close, start + 2) + 2 if last >= start + 2 else start + 2
+            end = max(_after(state, close, start + 2), start + 2)
     if text.startswith((r"\)", r"\]"), start):
         end = start + 2
     elif end == start and (dollars := DOLLARS.match(text, start)):
         end = dollars.end()
     elif end == start and (found := ENVIRONMENT.match(text, start)):
-        closing = rf"\end{found[1]}"
-        end = max(start, text.find(closing, found.end()) + len(closing))
-        end = end if end > found.end() else start
+        end = max(_after(state, rf"\end{found[1]}", found.end()), start)
     if end == start or end > state.posMax:
         return False
     if not silent:
         state.push(kind if end > start + 2 else "text", "", 0).content = text[start:end]
     state.pos = end
+    return True
+
+
+def _after(state: StateInline | StateBlock, mark: str, start: int) -> int:
+    """The place behind the next `mark`, or 0. The last one of a text is looked for once: the time is linear."""
+    lasts = vars(state).setdefault("lasts", {})
+    last = lasts[mark] if mark in lasts else lasts.setdefault(mark, state.src.rfind(mark))
+    return state.src.find(mark, start) + len(mark) if last >= start else 0
+
+
+def _formula_block(state: StateBlock, first: int, end: int, silent: bool) -> bool:
+    """A block rule of markdown-it: the lines of a formula are one paragraph, whatever they look like."""
+    line = state.getLines(first, first + 1, state.blkIndent, False).lstrip()
+    start = state.bMarks[first] + state.tShift[first]
+    mark = formula_end(line)
+    after = _after(state, mark, start + 2) if mark and state.sCount[first] - state.blkIndent < 4 else 0
+    last = first
+    while last + 1 < end and state.eMarks[last] < after:
+        last += 1
+    if not after or state.eMarks[last] < after or last == first:
+        return False
+    if not silent:
+        state.push("paragraph_open", "p", 1).map = [first, last + 1]
+        inline = state.push("inline", "", 0)
+        inline.content = state.getLines(first, last + 1, state.blkIndent, False).strip()
+        inline.map, inline.children = [first, last + 1], []
+        state.push("paragraph_close", "p", -1)
+        state.line = last + 1
     return True
 
 
@@ -181,6 +227,30 @@ def _line_ends(state: StateCore) -> None:
         for token in block.children or ():
             if token.type == "softbreak":
                 token.type, token.tag = "hardbreak", "br"
+
+
+def _task_boxes(state: StateCore) -> None:
+    """A rule of markdown-it: `[ ]` and `[x]` at the start of a list item are boxes."""
+    for place, token in enumerate(state.tokens):
+        texts = token.children if token.type == "inline" and place > 1 else None
+        if texts and state.tokens[place - 2].type == "list_item_open" and (box := TASK.match(texts[0].content)):
+            texts[0].content = ("☐" if box[1] == " " else "☑") + texts[0].content[3:]
+            state.tokens[place - 2].attrSet("class", "task")
+
+
+def _footnote(state: StateInline, silent: bool) -> bool:
+    """The rule of the plugin, which looks for the end of a note without a bound."""
+    from mdit_py_plugins.footnote.index import footnote_ref
+
+    return bool(NOTE.match(state.src, state.pos)) and footnote_ref(state, silent)
+
+
+def _lone_footnotes(state: StateCore) -> None:
+    """A rule of markdown-it: notes without a reference are listed, too."""
+    notes = state.env.get("footnotes", {"refs": {}, "list": {}})
+    for label in [name for name, number in notes["refs"].items() if number < 0]:
+        notes["refs"][label] = len(notes["list"])
+        notes["list"][len(notes["list"])] = {"label": label[1:], "count": 0}
 
 
 def _commonmark(before: str, run: str, after: str) -> tuple[bool, bool]:

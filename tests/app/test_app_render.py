@@ -24,9 +24,9 @@ SENTENCE = {"role": "user", "content": "Roll!"}
 #: The elements that the page may hold, apart from those of formulas.
 ELEMENTS = {
     "article", "details", "summary", "div", "span", "pre", "code", "button", "p", "br", "hr", "a", "em", "strong", "s", "ul", "ol",
-    "li", "blockquote", "table", "thead", "tbody", "tr", "th", "td", "h1", "h2", "h3", "h4", "h5", "h6",
+    "li", "blockquote", "table", "thead", "tbody", "tr", "th", "td", "h1", "h2", "h3", "h4", "h5", "h6", "sup", "section",
 }  # fmt: skip
-ATTRIBUTES = {"class", "open", "tabindex", "type", "href", "target", "rel", "start", "style"} | {
+ATTRIBUTES = {"class", "open", "tabindex", "type", "href", "target", "rel", "start", "style", "id"} | {
     "data-do",
     "data-grows",
 }
@@ -359,6 +359,9 @@ def test_korean_marks_mean_what_their_writer_meant() -> None:
     [
         (r"So $x^2$ and \(y\), for $5 or $6.", 2, "for $5 or $6."), ("$$\na\n$$", 1, ""), (r"\[ \frac{1}{2} \]", 1, ""),
         (r"\begin{equation} a = b \end{equation}", 1, ""), (r"$$\begin{aligned} a&=b\\ c&=d \end{aligned}$$", 1, ""),
+        (r"$$\begin{alignat}{2} a &= b & c &= d \end{alignat}$$", 1, ""), (r"\begin{eqnarray} a &=& b \end{eqnarray}", 1, ""),
+        (r"\[ f = \begin{dcases} 1 & \text{참} \\ 0 \end{dcases} \]", 1, ""), ("\\begin{align*}\na &= b \\\\\n\n&= c\n\\end{align*}", 1, ""),
+        (r"$\begin{pmatrix} 1 & 2 \end{pmatrix}$", 1, ""), (r"\begin{equation} x \label{eq:1} \nonumber \end{equation}", 1, ""),
         (r"$\bad{$", 0, r"$\bad{$"), (r"\(", 0, r"\("), (r"`$x$`", 0, "$x$"), (r"a \$5", 0, "a $5"),
     ],
 )  # fmt: skip
@@ -366,6 +369,20 @@ def test_formulas_become_mathml(text: str, formulas: int, plain: str) -> None:
     html = html_of(text)
     assert html.count("<math") == formulas and plain in Shown(html).check().text
     assert "ns0" not in html and "&amp;amp;" not in html
+
+
+def test_what_belongs_to_the_page_of_a_document_is_not_in_a_formula() -> None:
+    text = Shown(html_of(r"\begin{alignat*}{2} x &= 1 \label{eq:1} \\ y &= 3 \notag \end{alignat*}")).text
+    assert "eq" not in text and "\\" not in text and "2" not in text
+
+
+def test_pictures_are_links_and_footnotes_lead_to_their_own_message() -> None:
+    html = html_of("![그림](https://x.example/a.png) ![](https://x.example/b.png) 각주[^1]\n\n[^1]: 하나")
+    assert "🖼 그림 🖼 https://x.example/b.png 각주[1]" in Shown(html).check().text and "<img" not in html
+    addresses = [address for _, given in Shown(html).elements if (address := given.get("href") or "").startswith("#")]
+    ids = {given.get("id") for _, given in Shown(html).elements}
+    assert len(addresses) == 2 and {address[1:] for address in addresses} <= ids
+    assert addresses[0] not in html_of("다른 각주[^1]\n\n[^1]: 하나"), "two messages have different footnotes"
 
 
 def test_a_formula_brings_no_address() -> None:

@@ -8,7 +8,7 @@ import time
 
 from markdown_it import MarkdownIt
 
-from exaone4_mlx.text.markdown import markdown_parser, portable
+from exaone4_mlx.text.markdown import markdown_parser, new_parser, portable
 
 MEANINGS = {
     # field/04: single tildes are text
@@ -37,7 +37,16 @@ MEANINGS = {
     r"\(x_1*y\) \[a\_b\] $$c*d$$ $e_1*f$ \( \*g": r"\(x_1*y\) \[a\_b\] $$c*d$$ $e_1*f$ \( *g",
     "<div> List<String> &lt; ![가](http://a.b)": '&lt;div&gt; List&lt;String&gt; &amp;lt; !<a href="http://a.b">가</a>',
     "첫 줄\n둘째 줄": "첫 줄<br />\n둘째 줄",
+    # prices are no formulas
+    "가격은 $5이고 $6입니다. $5 and $6, US$5~US$7, $A:$B": "가격은 $5이고 $6입니다. $5 and $6, US$5~US$7, $A:$B",
 }
+#: Formulas whose lines look like other Markdown, or are empty.
+FORMULAS = (
+    "\\[\na\n\n= b\n- c\n\\]",
+    "$$\n> a\n\n# b\n$$",
+    "\\begin{equation}\na = b\n\n\\end{equation}",
+    "\\begin{align*}\na &= b \\\\\n---\n| c |\n\\end{align*}",
+)
 
 
 def test_marks_mean_what_their_writer_meant() -> None:
@@ -80,6 +89,28 @@ def test_portable_gives_another_parser_the_same_meaning() -> None:
 
 def test_the_time_of_parsing_is_linear() -> None:
     text = r"\(" * 60_000 + "**a*가" * 1_000
+    notes = "[^1]: a\n\n" + "[^1" * 5_000 + r"\begin{a}" * 5_000 + "[" * 5_000
     began = time.thread_time()
-    markdown_parser().render(text), portable([text])
+    markdown_parser().render(text), portable([text]), markdown_parser().render(notes)
     assert time.thread_time() - began < 3, "it looks at the same text again and again"
+
+
+def test_the_lines_of_a_formula_are_one_paragraph() -> None:
+    parser = new_parser(formula_token="formula")
+    for formula in FORMULAS:
+        for text in (formula, f"앞\n{formula}\n뒤", f"- 앞\n\n  {formula.replace(chr(10), chr(10) + '  ')}\n- 뒤"):
+            inline = [child for token in parser.parse(text) for child in token.children or ()]
+            assert [child.content for child in inline if child.type == "formula"] == [formula], text
+    assert "<h1>" in markdown_parser().render("\\[\n# not closed"), "what does not end is no formula"
+
+
+def test_footnotes_and_task_boxes() -> None:
+    html = markdown_parser().render("각주[^a]는 **[^b]**.\n\n[^b]: 둘\n[^a]: 하나 **(주)**는\n[^c]: 홀로")
+    assert re.findall(r'<li id="fn(\d)" class="footnote-item"><p>(.*?) <a', html) == [
+        ("1", "하나 <strong>(주)</strong>는"),
+        ("2", "둘"),
+        ("3", "홀로"),  # no text is lost
+    ]
+    boxes = markdown_parser().render("- [ ] 하나\n- [x] **둘**\n- [X](http://a.b) [ ]")
+    assert re.findall(r"<li.*?>(.*)</li>", boxes)[:2] == ["☐ 하나", "☑ <strong>둘</strong>"]
+    assert boxes.count("☐") + boxes.count("☑") == 2
