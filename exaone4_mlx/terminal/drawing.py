@@ -22,8 +22,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from ..text.format import clean
-from ..text.markdown import CODE_LANGUAGES, markdown_parser
-from .markdown import FORMULA_ENDS
+from ..text.markdown import CODE_LANGUAGES, formula_end, markdown_parser
 
 Line = list[Segment]
 
@@ -103,7 +102,7 @@ def _stripped(line: Line) -> Line:
 
 def block_content(block: str) -> RenderableType:
     """A block of Markdown; a formula stays as it is."""
-    if block.strip()[:2] in FORMULA_ENDS:
+    if formula_end(block.strip()):
         return Text(block, style="italic")
     return ReplyMarkdown(block)
 
