@@ -200,8 +200,8 @@ class Lines:
     def ask(self) -> str:
         return self._next(self.answers.pop(0))
 
-    def quiet(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def quiet(self) -> AbstractContextManager[Callable[[], object]]:
+        return nullcontext(lambda: None)
 
     @staticmethod
     def _next(value: Any) -> str:

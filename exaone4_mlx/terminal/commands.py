@@ -253,7 +253,8 @@ def _help(session: TerminalSession, rest: str) -> None:
         session.screen.note(f"{f'{name} {command.usage}':{width}}  {command.help}")
     session.screen.note(
         'Alt-Enter, a backslash at the end or an opening """ continue the text in the next line. //… sends a text that '
-        "begins with a slash. Ctrl-C stops a reply and keeps it. Ctrl-C twice at an empty line, or Ctrl-D, exits."
+        "begins with a slash. Ctrl-C stops a reply and keeps it; a second one while it stops ends the program. "
+        "Ctrl-C twice at an empty line, or Ctrl-D, exits."
     )
 
 

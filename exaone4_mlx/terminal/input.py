@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -103,23 +104,24 @@ class TerminalInput:
                 return answer
 
     @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Hides text that is typed during a reply; it appears in the next line."""
+    def quiet(self) -> Iterator[Callable[[], object]]:
+        """Hides text that is typed during a reply; it appears in the next line. Yields what restores the terminal."""
         try:
             import termios
 
             number = sys.stdin.fileno()
             before = termios.tcgetattr(number)
         except (ImportError, OSError, ValueError):
-            yield
+            yield lambda: None
             return
+        restore = partial(termios.tcsetattr, number, termios.TCSANOW, before)
         quiet = [*before]
         quiet[3] = before[3] & ~termios.ECHO
         try:
             termios.tcsetattr(number, termios.TCSANOW, quiet)
-            yield
+            yield restore
         finally:
-            termios.tcsetattr(number, termios.TCSANOW, before)
+            restore()
 
     @staticmethod
     def _discard_typed(session: PromptSession[str]) -> None:

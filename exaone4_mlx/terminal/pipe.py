@@ -170,5 +170,5 @@ class PipeInput:
     def ask(self) -> str:
         return "no"
 
-    def quiet(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def quiet(self) -> AbstractContextManager[Callable[[], object]]:
+        return nullcontext(lambda: None)

@@ -2,7 +2,7 @@
 
 Notes:
 - Ctrl-C during a reply cancels it, and the partial reply is kept. `Chat.cancel` runs in its own thread, because a
-  signal handler may interrupt code that holds the locks of the chat.
+  signal handler may interrupt code that holds the locks of the chat. Ctrl-C while the reply stops ends the process.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Input(Protocol):
 
     def read(self, prompt: str, default: str = "") -> str: ...
     def ask(self) -> str: ...
-    def quiet(self) -> AbstractContextManager[None]: ...
+    def quiet(self) -> AbstractContextManager[Callable[[], object]]: ...
 
 
 class TerminalSession:
@@ -95,16 +95,12 @@ class TerminalSession:
         first_token_seconds: float | None = None
         done: Done | None = None
         turn = begin({"progress": self.screen.progress})
-        with self.keys.quiet(), self._ctrl_c_cancels(), self.screen.reply():
-            try:
-                for event in turn:
-                    if first_token_seconds is None and not is_done(event):
-                        first_token_seconds = self.clock() - began
-                    self.screen.show(event)
-                    done = event if is_done(event) else None
-            except KeyboardInterrupt:
-                turn.close()
-                self.screen.note("[stopped]")
+        with self.keys.quiet() as restore, self._ctrl_c_cancels(restore), self.screen.reply():
+            for event in turn:
+                if first_token_seconds is None and not is_done(event):
+                    first_token_seconds = self.clock() - began
+                self.screen.show(event)
+                done = event if is_done(event) else None
         if done is not None:
             context = context_text(self.chat.context_tokens, self.chat.max_kv_size)
             self.screen.summary(turn_text(done, first_token_seconds, context))
@@ -168,18 +164,23 @@ class TerminalSession:
         self._warned_of_context = nearly_full
 
     @contextmanager
-    def _ctrl_c_cancels(self) -> Iterator[None]:
+    def _ctrl_c_cancels(self, restore: Callable[[], object]) -> Iterator[None]:
         """The first Ctrl-C cancels the turn, which then ends regularly.
 
-        The second one raises KeyboardInterrupt. Without a terminal it ends the process.
+        The second one ends the process by the default action, also if the turn does not end.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
+        def end(signal_number: int, frame: Any) -> None:
+            restore()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
+
         def cancel(signal_number: int, frame: Any) -> None:
-            signal.signal(signal.SIGINT, signal.default_int_handler if self.screen.can_ask else signal.SIG_DFL)
-            self.screen.status("stopping …")
+            signal.signal(signal.SIGINT, end if self.screen.can_ask else signal.SIG_DFL)
+            self.screen.status("stopping … (Ctrl-C again ends the program)")
             threading.Thread(target=self.chat.cancel, daemon=True).start()
 
         before = signal.signal(signal.SIGINT, cancel)

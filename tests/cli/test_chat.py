@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +73,40 @@ def test_a_person_at_a_dumb_terminal_has_commands() -> None:
     ran = subprocess.run(COMMAND, stdin=slave, capture_output=True, text=True, cwd=ROOT, timeout=120, env=environment)
     os.close(master), os.close(slave)
     assert ran.returncode == 0 and "0 turns, 0 messages" in ran.stderr and "\x1b" not in ran.stderr, ran
+
+
+UNSTOPPABLE = f"""
+import os, sys, threading
+from exaone4_mlx.generation.generate import Generation
+Generation.cancel = lambda self: None
+Generation.__next__ = lambda self: os.write(1, b"waiting") and threading.Event().wait()
+sys.argv = {["exaone4-mlx", "chat", *COMMAND[3:]]}
+from exaone4_mlx.cli.program import run_program
+run_program()
+"""
+
+
+def test_the_second_ctrl_c_ends_a_chat_and_restores_the_terminal(tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    environment = {**os.environ, "TERM": "xterm", "EXAONE4_MLX_HISTORY": str(tmp_path / "history")}
+    command = [sys.executable, "-c", UNSTOPPABLE]
+    options: Any = {"stdin": slave, "stdout": slave, "stderr": slave}
+    options["preexec_fn"] = lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+    shown = b""
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **options) as running:
+        try:
+            for awaited, typed in ((b"1m>", b"Hello\r"), (b"waiting", b"\x03"), (b"stopping", b"\x03")):
+                while awaited not in shown:
+                    assert select.select([master], [], [], 60)[0], shown
+                    shown += os.read(master, 4096)
+                os.write(master, typed)
+            assert running.wait(10) == -signal.SIGINT, shown
+        finally:
+            running.kill()
+    assert termios.tcgetattr(slave) == before, "typed text is shown"
+    os.close(master), os.close(slave)
+    assert b"Traceback" not in shown and b"again ends the program" in shown
 
 
 def test_flags_of_memory_and_drafts_reach_the_chat() -> None:
