@@ -136,18 +136,14 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
     try:
         if not options.ignore_memory and _needs_download(options.model, options.revision):
             _check_weights(read_sizes(options.model, options.revision), options)
-        with progress_bar("downloading", "B") as progress:
-            folder = find_folder(options.model, options.revision, progress=progress)
+        folder = find_folder(options.model, options.revision)
         config = Exaone4Config.from_file(folder / "config.json")
         tokenizer = Tokenizer.from_pretrained(folder, nfc=options.nfc)
     except DownloadError as error:
         raise DownloadError(f"{error}; --model demo needs no download") from error
     if options.max_kv_size is not None:
         check_kv_size(options.max_kv_size, config)
-    draft_folder = None
-    if options.draft_model:
-        with progress_bar("downloading the draft model", "B") as progress:
-            draft_folder = find_folder(options.draft_model, progress=progress)
+    draft_folder = find_folder(options.draft_model) if options.draft_model else None
     files = ModelFiles(folder, config, tokenizer, read_kv(config, options), options.max_kv_size, draft_folder)
     if draft := files.draft_sizes:
         check_draft(files.sizes, draft, tokenizer)

@@ -17,13 +17,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from .. import __version__
 from . import INTERRUPTED
 from .flags import CommandParser, with_flag_names
-from .output import log, prepare_streams, set_quiet
+from .output import log, prepare_streams, progress_bar, set_quiet
 
 #: Each command is a module of this folder with DESCRIPTION, `add_arguments(parser)` and `run(options) -> exit code`.
 COMMANDS = {
@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if message := _unsupported_platform():
             raise RuntimeError(message)
-        with on_ctrl_c(_interrupt), logged_warnings():
+        from ..files.folders import downloads_shown_by
+
+        with on_ctrl_c(_interrupt), logged_warnings(), downloads_shown_by(_download_bar):
             code: int = options.run(options)
             return code
     except KeyboardInterrupt as interrupt:
@@ -96,6 +98,10 @@ def on_ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _download_bar(repo: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    return progress_bar(f"downloading {repo}", "B")
 
 
 def _interrupt() -> None:

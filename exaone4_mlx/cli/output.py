@@ -26,6 +26,7 @@ MOVES = re.compile(r"(?:\n|\x1b\[A)*")
 #: Seconds until a bar appears, and between two lines of progress where there is no terminal.
 BAR_SECONDS, LINE_SECONDS = 0.5, 10.0
 _quiet = False
+_bars: list[Any] = []  # open ones; the last one is drawn
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
 
 _own: TextIO | None = None  # the stream of results inside `results_alone`
@@ -94,19 +95,23 @@ def note(text: str) -> None:
 def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A function (done, total) that draws a bar with the time left. Without a terminal it prints a line now and then.
 
-    The bar appears after half a second, also before the first call.
+    The bar appears after half a second, also before the first call. It replaces an open one until it ends.
     """
     if _quiet or not sys.stderr.isatty():
         yield _progress_lines(what, unit)
         return
     from tqdm import tqdm
 
-    with tqdm(desc=what, unit=unit, unit_scale=unit == "B", delay=BAR_SECONDS, leave=False) as bar:
+    with tqdm(desc=what, unit=unit, unit_scale=unit == "B", delay=BAR_SECONDS, leave=False, position=0) as bar:
+        for other in _bars:
+            other.clear()
+        _bars.append(bar)
         ended = threading.Event()
 
         def refresh() -> None:
             while not ended.wait(BAR_SECONDS):
-                bar.refresh()
+                if any(bar is last for last in _bars[-1:]):
+                    bar.refresh()
 
         def report(done: int, total: int) -> None:
             bar.total = total
@@ -120,6 +125,7 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             yield report
         finally:
             ended.set()
+            _bars.pop()
 
 
 def _progress_lines(what: str, unit: str) -> Callable[[int, int], None]:

@@ -16,7 +16,8 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
@@ -29,16 +30,23 @@ MAX_GROWTH = 1000  # of a text by a normalizer of a tokenizer
 #: The files of a model folder that are used here. No other file is downloaded.
 USEFUL_FILES = ("*.json", "*.jinja", "*model*.safetensors", "merges.txt", "README.md", "LICENSE*", "NOTICE*")
 
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+_bar: ContextVar[Bar | None] = ContextVar("bar", default=None)
 
-def find_folder(
-    path_or_repo: str | Path,
-    revision: str | None = None,
-    files: Sequence[str] = USEFUL_FILES,
-    progress: Callable[[int, int], None] | None = None,
-) -> Path:
+
+@contextmanager
+def downloads_shown_by(bar: Bar) -> Iterator[None]:
+    """Replaces the bars of huggingface_hub, in this thread. `bar(repo)` yields a function (done, total) of bytes."""
+    before = _bar.set(bar)
+    try:
+        yield
+    finally:
+        _bar.reset(before)
+
+
+def find_folder(path_or_repo: str | Path, revision: str | None = None, files: Sequence[str] = USEFUL_FILES) -> Path:
     """The local folder of a model: "demo", "demo-draft", a folder, or a hub id, whose `files` are downloaded if needed.
 
-    `progress(done, total)` counts the bytes of a download, in place of the bars of huggingface_hub.
     Raises FileNotFoundError if there is no such folder and no such repository can be downloaded.
     """
     if (built_in := BUILT_IN.get(str(path_or_repo))) is not None:
@@ -62,7 +70,9 @@ def find_folder(
         raise FileNotFoundError(f"there is no folder {folder}{near}")
     from .hub import download  # here: nearly no command needs it
 
-    return download(str(path_or_repo), revision, files, progress)
+    bar = _bar.get()
+    with bar(str(path_or_repo)) if bar else nullcontext() as progress:
+        return download(str(path_or_repo), revision, files, progress)
 
 
 def check_files(folder: Path) -> None:

@@ -26,6 +26,13 @@ def test_a_bar_counts_whole_numbers_and_appears_before_the_first_step(monkeypatc
         until(lambda: "reading the prompt: 0 tokens" in screen.getvalue())
         progress(1500, 4000)
         until(lambda: "1500/4000" in screen.getvalue())
+        with progress_bar("downloading x/y", "B") as inner:
+            inner(1, 2)
+            until(lambda: "downloading x/y:  50%" in screen.getvalue())
+            before = screen.getvalue().count("reading")
+            time.sleep(0.15)
+            assert screen.getvalue().count("reading") == before, "one bar at a time"
+        until(lambda: screen.getvalue().count("reading") > before)
     ended = screen.getvalue()
     time.sleep(0.15)
     assert screen.getvalue() == ended, "a bar that has ended is not drawn again"

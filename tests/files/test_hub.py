@@ -7,13 +7,16 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from commands import PROGRAM
+from commands import PROGRAM, TerminalText
 from conftest import ROOT, until
 from fake_hub import FileServer
 
+from exaone4_mlx.cli import output
+from exaone4_mlx.cli.main import main
 from exaone4_mlx.files import resumable
 from exaone4_mlx.files.folders import DEMO_FOLDER, USEFUL_FILES, find_folder
 from exaone4_mlx.files.hub_errors import DownloadError
@@ -49,6 +52,25 @@ def test_ctrl_c_ends_a_stalled_download_and_the_next_one_continues_it(hub: FileS
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == hub.files
     assert [int(asked[len("bytes=") : -1]) > 500_000 for asked in hub.ranges] == [True]
     assert [file.name for file in blobs.iterdir() if "." in file.name] == []
+
+
+def test_every_command_shows_a_download_as_its_own_bar(
+    hub: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "BAR_SECONDS", 0)
+    for command in (
+        ["convert", "--hf-path", "x/y", "--mlx-path", str(tmp_path / "new")],
+        ["bench", "--model", "x/y"],
+        ["evaluate", "--model", "x/y", "--reference", "demo"],
+        ["fit", "--model", "x/y"],
+    ):
+        shutil.rmtree(tmp_path / "hub", ignore_errors=True)
+        screen = TerminalText()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", screen)
+            main(command)
+        shown = screen.getvalue()
+        assert "downloading x/y" in shown and "Fetching" not in shown and "config.json:" not in shown, (command, shown)
 
 
 def test_a_damaged_rest_of_a_download_is_not_used(hub: FileServer, tmp_path: Path) -> None:
