@@ -51,11 +51,6 @@ class Words:
         return self("seconds", count=f"{seconds:.{digits}f}")
 
 
-def size_text(count: int) -> str:
-    """`834 MB`, `1.30 GB`."""
-    return f"{count / 1e9:.2f} GB" if count >= 999.5e6 else f"{count / 1e6:.0f} MB"
-
-
 def translations() -> dict[str, dict[str, str]]:
     """Language -> key -> text."""
     return {code: {key: texts[code] for key, texts in WORDS.items()} for code in LANGUAGES}

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import gradio as gr
 
+from exaone4_mlx.text.format import size_text
+
 from .common import NO_MODEL, Shared, Update, plain
-from .i18n import size_text
 from .session import Busy
 from .state import Tab
 from .status import notes

@@ -19,6 +19,7 @@ from html import escape
 from typing import Any
 from xml.etree import ElementTree
 
+from exaone4_mlx.files.text import HALF
 from exaone4_mlx.text.markdown import CODE_LANGUAGES, new_parser
 
 from .i18n import Words
@@ -29,7 +30,6 @@ Message = dict[str, Any]
 
 HIGHLIGHT_SECONDS = 0.3  # for all code of a text
 LONG = 20_000  # characters of code that is highlighted, and of a value in a panel
-HALF = re.compile("[\ud800-\udfff]")  # of a character, which cannot be sent to a browser
 CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f]")
 FORMULA = re.compile(r"^(\$\$|\\\[|\\\(|\$)(.*?)(\$\$|\\\]|\\\)|\$)$", re.DOTALL)  # its delimiters and its text
 #: Environments of LaTeX under the name that latex2mathml knows.

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from .i18n import Words, size_text
+from exaone4_mlx.text.format import size_text
+
+from .i18n import Words
 from .work import View
 
 NEARLY_FULL = 0.8  # of the context

@@ -26,7 +26,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .forms import folded, is_time, json_text, moment, one_line, parse_json
+from exaone4_mlx.files.text import json_text, parse_json
+
+from .forms import folded, is_time, moment, one_line
 from .trash import Trash
 
 FORMAT, VERSION = "exaone4_mlx conversation", 1

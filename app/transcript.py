@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from exaone4_mlx import check_messages, decode_text
+from exaone4_mlx.files.text import json_text, parse_json
 
-from .forms import is_time, json_text, one_line, parse_json
+from .forms import is_time, one_line
 from .store import FORMAT, MAX_BYTES, ROLES, VERSION, Conversation, Message, to_json
 
 __all__ = ["file_name", "from_text", "to_json", "to_markdown"]

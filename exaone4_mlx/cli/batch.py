@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files.text import json_text
 from ..generation.options import Options
 from . import INTERRUPTED, flags, loading
 from .main import on_ctrl_c
-from .output import json_text, note, progress_bar, reply_json
+from .output import note, progress_bar, reply_json
 
 if TYPE_CHECKING:
     from ..conversation.turn import Turn

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import math
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from ..files.text import json_text
 from ..text.format import ENDS, call_text, clean, count_text, shortened, size_text
 
 if TYPE_CHECKING:
@@ -64,10 +64,6 @@ def results_alone() -> Iterator[None]:
 def show(text: str) -> None:
     """Prints a part of the result."""
     print(text, file=results(), flush=True)
-
-
-def json_text(value: dict[str, Any]) -> str:
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace").decode()
 
 
 def show_json(value: dict[str, Any]) -> None:
@@ -191,15 +187,6 @@ def prepare_streams() -> None:
             stream.reconfigure(encoding="utf-8", errors="replace")
     os.environ.setdefault("PYTHON_COLORS", "0")  # of tracebacks and argparse: they are escape codes too
     sys.stdout, sys.stderr = clean_stream(sys.stdout), clean_stream(sys.stderr)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they become null."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # --- replies ----------------------------------------------------------------------------------------------------

@@ -1,20 +1,62 @@
-"""The bytes of a text file -> its text, for the command line, the texts of a conversion, and the app.
+"""Bytes of a text file -> its text; JSON values -> text, and text -> JSON values.
 
 Notes:
 - Legacy encodings are not declared. Bytes that are not UTF-8 are Korean (cp949, and in it EUC-KR) if they decode
   without an error to Hangul that Western text cannot produce; otherwise they are Western (cp1252, latin-1).
 - A byte order mark is not part of the text: it would be a token of its own, and JSON does not allow it.
+- Values that a model, a tool or a user gives are nested at most 100 deep. So no later step exceeds Python's recursion.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections import Counter
+from typing import Any
 
 BOMS_16 = (b"\xff\xfe", b"\xfe\xff")
 HARMLESS_CONTROLS = frozenset("\t\n\v\f\r\b\x1b")  # overstriking, and the colours of terminals, occur in text
 ONE_LETTER_IN_A_WORD = re.compile(r"(?<=[A-Za-z])[^\x00-\x7f](?=[A-Za-z])")
+
+HALF = re.compile("[\ud800-\udfff]")  # half a character, which UTF-8 cannot hold
+MAX_DEPTH = 100  # of JSON values that are not our own
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON, with half characters as escapes, and null for infinity and NaN. Raises ValueError for others."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, indent=indent)
+        if "NaN" in text or "Infinity" in text:
+            text = json.dumps(json.loads(text, parse_constant=lambda name: None), ensure_ascii=False, indent=indent)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply for JSON") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"it cannot be written as JSON: {error}") from error
+    return HALF.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def parse_json(data: str | bytes, **options: Any) -> Any:
+    """The value, with `options` of json.loads. Raises ValueError, which says in one line why it is not JSON."""
+    try:
+        value = json.loads(data, **options)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"it is not JSON: {error}") from error
+    check_depth(value)
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Raises ValueError for a JSON value that is nested more than 100 deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        parents = [one for one in level if isinstance(one, (dict, list, tuple))]
+        if not parents:
+            return
+        level = [child for one in parents for child in (one.values() if isinstance(one, dict) else one)]
+    raise ValueError(f"it is nested too deeply: more than {MAX_DEPTH} levels")
 
 
 def decode_text(data: bytes, name: str = "the file") -> str:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import html
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ..files.text import HALF
 
 BLUE, ORANGE, GREEN, RED = "#56b4e9", "#e69f00", "#009e73", "#d55e00"  # Okabe and Ito's; black is readable on each
 GREY = "rgba(127,127,127,.4)"  # of lines and frames
 FAINT = "rgba(127,127,127,.12)"  # of backgrounds
 MAX_PRETTY = 20_000  # characters of a value in full
-HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate, which cannot be encoded as UTF-8
 BLANKS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 

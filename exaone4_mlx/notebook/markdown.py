@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 
+from ..files.text import HALF
 from ..text.format import clean
 from ..text.markdown import markdown_parser, portable
-from .html import HALF, escaped
+from .html import escaped
 
 #: What can begin a tag, an entity, a picture or the URL of a script in Markdown that passes HTML on.
 ACTIVE = re.compile(r"<(?=[A-Za-z/!?])|&(?=[#A-Za-z])|!(?=\[)|(?:script|data)(?=\s*\\?:)", re.IGNORECASE)

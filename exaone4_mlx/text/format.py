@@ -72,9 +72,9 @@ def time_text(seconds: float) -> str:
 
 def size_text(count: int) -> str:
     """A number of bytes in kB, MB or GB, each a power of 1,000."""
-    if 0 < count < 1e6:
+    if 0 < count < 999.5e3:
         return f"{count / 1e3:,.0f} kB"
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    return f"{count / 1e9:.2f} GB" if count >= 999.5e6 else f"{count / 1e6:.0f} MB"
 
 
 def cell_width(text: str) -> int:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..files.text import parse_json
 from ..tools.call import ToolCall
 from .events import Answer, Event, Thinking
 from .json_prefix import JsonPrefix
@@ -157,10 +158,10 @@ class _CallBody:
 def read_calls(body: str) -> tuple[list[ToolCall], str | None]:
     """The calls in the body of one tag (an object, or an array of objects), or no call and the reason."""
     try:
-        value = json.loads(body, strict=False, parse_constant=_refuse_constant)
+        value = parse_json(body, strict=False, parse_constant=_refuse_constant)
         json.dumps(value, ensure_ascii=False).encode()  # fails for half a character (a lone surrogate)
-    except (ValueError, RecursionError) as error:
-        return [], f"not JSON: {error}"
+    except ValueError as error:
+        return [], str(error)
     items = value if isinstance(value, list) else [value]
     calls = []
     for item in items:
@@ -184,8 +185,8 @@ def _refuse_constant(name: str) -> None:
 def _parse_object(arguments: str) -> Any:
     """The object in a JSON string (OpenAI's form). Any other string is itself the value."""
     try:
-        value = json.loads(arguments, strict=False)
-    except (ValueError, RecursionError):
+        value = parse_json(arguments, strict=False)
+    except ValueError:
         return arguments
     return value if isinstance(value, dict) else arguments
 

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence, Set, ValuesView
 from typing import Annotated, Any, Literal, Union
 
+from ..files.text import check_depth
 from .schema import format_value
 
 
@@ -76,6 +77,7 @@ def result_to_json(value: Any) -> Any:
     try:
         content = _to_json(value)
         json.dumps(content)  # Python refuses to write very long integers
+        check_depth(content)
     except RecursionError as error:
         raise ValueError("the result is nested too deeply, or contains itself") from error
     return content
