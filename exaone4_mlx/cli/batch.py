@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files.text import json_text
+from ..files.text import json_text, parse_json
 from ..generation.options import Options
 from . import INTERRUPTED, flags, loading
 from .main import on_ctrl_c
@@ -100,10 +100,7 @@ def _replies(
 
 
 def _parsed(line: str) -> dict[str, Any]:
-    try:
-        given = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the line is not JSON: {error}") from error
+    given = parse_json(line, "the line")
     if not isinstance(given, dict) or ("prompt" in given) == ("messages" in given):
         raise ValueError("the line must be an object with prompt or messages")
     if not isinstance(given.get("prompt", ""), str) or not isinstance(given.get("messages", []), list):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ..files.text import parse_json
 from ..generation.options import OPTION_NAMES, Options
 from ..text.input_messages import check_messages
 from .output import note
@@ -133,9 +133,9 @@ def add_option_flags(flags: Flags, group: str, **defaults: Any) -> None:
 def _json_object(text: str) -> dict[str, Any]:
     """The type of a flag that takes an object in JSON."""
     try:
-        value = json.loads(text)
+        value = parse_json(text, repr(text))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+        raise argparse.ArgumentTypeError(str(error)) from error
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} must be an object in JSON")
     return value

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files.text import parse_json
 from ..generation.options import Options
 from . import flags, loading
 from .main import on_ctrl_c
@@ -137,10 +137,8 @@ def _run(options: argparse.Namespace) -> int:
 def _response_format(options: argparse.Namespace) -> dict[str, Any] | None:
     """The `response_format` of --json-schema, --grammar or --regex."""
     if options.json_schema:
-        try:
-            return {"type": "json_schema", "json_schema": {"schema": json.loads(flags.read_text(options.json_schema))}}
-        except ValueError as error:
-            raise ValueError(f"--json-schema: {options.json_schema} is not JSON: {error}") from error
+        schema = parse_json(flags.read_text(options.json_schema), f"--json-schema: {options.json_schema}")
+        return {"type": "json_schema", "json_schema": {"schema": schema}}
     if options.grammar:
         return {"type": "grammar", "grammar": flags.read_text(options.grammar)}
     return None if options.regex is None else {"type": "regex", "regex": options.regex}
@@ -193,12 +191,12 @@ def _read_messages(source: str) -> list[dict[str, Any]]:
     name = "standard input" if source == "-" else source
     text = flags.read_text(None if source == "-" else Path(source))
     try:
-        content = json.loads(text)
+        content = parse_json(text, name)
     except ValueError as error:
         try:
-            content = [json.loads(line) for line in text.split("\n") if line.strip()]
+            content = [parse_json(line) for line in text.split("\n") if line.strip()]
         except ValueError:
-            raise ValueError(f"{name} is not JSON: {error}") from error
+            raise error from None
     if isinstance(content, dict):
         content = [content] if "role" in content else content.get("messages")
     if not isinstance(content, list) or not content or not all(isinstance(message, dict) for message in content):

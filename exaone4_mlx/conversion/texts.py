@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files.text import decode_text
+from ..files.text import decode_text, parse_json
 from ..text.input_messages import Message, check_messages
 from ..text.tokenizer import Tokenizer
 from ..tools.describe import schemas
@@ -116,9 +116,10 @@ def overlap(a: Iterable[Passage], b: Iterable[Passage]) -> list[str]:
 def _lines(content: str, path: Path) -> Iterator[Passage]:
     for number, line in enumerate(content.split("\n"), start=1):  # not splitlines(): JSON may hold U+2028
         if line.strip():
+            value = parse_json(line, f"{path}, line {number}")
             try:
-                yield _passage(json.loads(line))
-            except (ValueError, RecursionError) as error:
+                yield _passage(value)
+            except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
 
 

@@ -36,19 +36,19 @@ def json_text(value: Any, indent: int | None = None) -> str:
     return HALF.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def parse_json(data: str | bytes, **options: Any) -> Any:
-    """The value, with `options` of json.loads. Raises ValueError, which says in one line why it is not JSON."""
+def parse_json(data: str | bytes, name: str = "it", **options: Any) -> Any:
+    """The value, with `options` of json.loads. Raises ValueError, which says in one line why `name` is not JSON."""
     try:
         value = json.loads(data, **options)
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise ValueError(f"{name} is nested too deeply") from error
     except ValueError as error:
-        raise ValueError(f"it is not JSON: {error}") from error
-    check_depth(value)
+        raise ValueError(f"{name} is not JSON: {error}") from error
+    check_depth(value, name)
     return value
 
 
-def check_depth(value: Any) -> None:
+def check_depth(value: Any, name: str = "it") -> None:
     """Raises ValueError for a JSON value that is nested more than 100 deep."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
@@ -56,7 +56,7 @@ def check_depth(value: Any) -> None:
         if not parents:
             return
         level = [child for one in parents for child in (one.values() if isinstance(one, dict) else one)]
-    raise ValueError(f"it is nested too deeply: more than {MAX_DEPTH} levels")
+    raise ValueError(f"{name} is nested too deeply: more than {MAX_DEPTH} levels")
 
 
 def decode_text(data: bytes, name: str = "the file") -> str:

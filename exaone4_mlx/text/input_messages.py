@@ -21,8 +21,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..files.text import check_depth
-
 Message = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -199,7 +197,6 @@ class Guard:
         """Raises ValueError for content that is not JSON."""
         try:
             text = json.dumps(content, ensure_ascii=False)
-            check_depth(content)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"messages and tools must be JSON values: {error}") from error
         free = [mark for mark in MARKS if mark not in text]

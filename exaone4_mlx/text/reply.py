@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..files.text import parse_json
+from ..files.text import HALF, parse_json
 from ..tools.call import ToolCall
 from .events import Answer, Event, Thinking
 from .json_prefix import JsonPrefix
@@ -159,9 +159,10 @@ def read_calls(body: str) -> tuple[list[ToolCall], str | None]:
     """The calls in the body of one tag (an object, or an array of objects), or no call and the reason."""
     try:
         value = parse_json(body, strict=False, parse_constant=_refuse_constant)
-        json.dumps(value, ensure_ascii=False).encode()  # fails for half a character (a lone surrogate)
+        if HALF.search(json.dumps(value, ensure_ascii=False)):
+            raise ValueError("it is not JSON: it holds half a character")
     except ValueError as error:
-        return [], str(error)
+        return [], str(error).removeprefix("it is ")
     items = value if isinstance(value, list) else [value]
     calls = []
     for item in items:

@@ -10,7 +10,7 @@ import string
 import pytest
 from conftest import ROOT
 
-from app.i18n import EXAMPLES, HERE, LANGUAGES, WORDS, Words, size_text, translations
+from app.i18n import EXAMPLES, HERE, LANGUAGES, WORDS, Words, translations
 from app.settings import SAMPLING
 
 SOURCES = [file for file in (ROOT / "app").glob("*.py") if file.stem != "i18n"]
@@ -76,20 +76,6 @@ def test_seconds_are_rounded(seconds: float, expected: str) -> None:
 
 def test_minutes_and_seconds_are_those_of_the_language() -> None:
     assert Words("ko").seconds(125.0) == "2분 5초"
-
-
-@pytest.mark.parametrize(
-    ("count", "expected"),
-    [
-        (0, "0 MB"),
-        (834_000_000, "834 MB"),
-        (999_400_000, "999 MB"),
-        (999_600_000, "1.00 GB"),
-        (1_300_000_000, "1.30 GB"),
-    ],
-)
-def test_sizes(count: int, expected: str) -> None:
-    assert size_text(count) == expected
 
 
 def test_no_example_is_there_twice() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import subprocess
 import sys
 import time
@@ -15,7 +13,7 @@ from conftest import until
 
 from exaone4_mlx.cli import output
 from exaone4_mlx.cli.main import main
-from exaone4_mlx.cli.output import progress_bar, show_json
+from exaone4_mlx.cli.output import progress_bar
 
 
 def test_a_bar_counts_whole_numbers_and_appears_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,11 +64,6 @@ def test_quiet_prints_the_result_and_warnings_only(capsys: pytest.CaptureFixture
     assert [line[:8] for line in capsys.readouterr().err.splitlines()] == ["warning:", "(6 MB wi"]
     assert main(["generate", "--model", "dmeo", "-p", "x", "--quiet"]) == 1
     assert "there is no folder dmeo" in capsys.readouterr().err
-
-
-def test_json_has_null_for_infinity_and_nan(capsys: pytest.CaptureFixture[str]) -> None:
-    show_json({"a": [math.inf, 1.5], "b": {"c": math.nan}})
-    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": {"c": None}}
 
 
 def test_standard_output_can_be_reserved_for_results() -> None:

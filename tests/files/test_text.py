@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 
 from exaone4_mlx import decode_text
+from exaone4_mlx.files.text import json_text, parse_json
 
 KOREAN = "안녕하세요. 엑사원은 한국어를 잘합니다.\n오늘 회의는 3시에 시작합니다.\n"
 SPANISH = "El niño comió una piña en la mañana.\n¿Cuándo llegará Ángel? ¡Qué lástima!\n"
@@ -49,6 +53,29 @@ def test_unusual_bytes_are_text() -> None:
         (b"one\r\ntwo\rthree", "one\r\ntwo\rthree"),
     ):
         assert decode_text(data) == text
+
+
+def test_json_of_others_has_a_limit_of_depth_and_one_line_of_error() -> None:
+    deep = "[" * 101 + "]" * 101
+    assert parse_json(deep[1:-1].encode()) is not None
+    for text in (deep, '{"a":' * 600 + "1" + "}" * 600, "[" * 200_000):
+        with pytest.raises(ValueError, match=r"^it is nested too deeply"):
+            parse_json(text)
+    with pytest.raises(ValueError, match=r"^it is not JSON: Expecting value"):
+        parse_json("")
+
+
+def test_json_holds_no_half_characters_no_infinity_and_no_objects() -> None:
+    value: object = {"a": [math.inf, -math.inf, 1.5, math.nan], "NaN": "Infinity", "\ud800": "한\udc80"}
+    text = json_text(value)
+    assert text.encode() and "한" in text
+    assert json.loads(text) == {"a": [None, None, 1.5, None], "NaN": "Infinity", "\ud800": "한\udc80"}
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(ValueError, match=r"^it is nested too deeply for JSON$"):
+        json_text(value)
+    with pytest.raises(ValueError, match=r"^it cannot be written as JSON: "):
+        json_text({"a": object()})
 
 
 def test_bytes_that_are_no_text_are_refused() -> None:
