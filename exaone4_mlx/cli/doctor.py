@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files.text import json_text
 from ..text.format import size_text
-from .output import json_text, note, show, show_json
+from .output import note, show, show_json
 
 if TYPE_CHECKING:
     from ..measure.doctor import Check

@@ -489,7 +489,7 @@ def test_a_long_file_is_refused(monkeypatch: Any):
 
 def test_what_is_nested_too_deeply_to_be_written_is_refused():
     for depth in (99, 1_100):
-        with pytest.raises(ValueError, match="^the text cannot be imported: it is nested too deeply"):
+        with pytest.raises(ValueError, match=r"^the text cannot be imported: it is nested too deeply"):
             from_text('[{"role": "tool", "content": ' + "[" * depth + "]" * depth + "}]")
     assert to_json(from_text('[{"role": "tool", "content": ' + "[" * 98 + "]" * 98 + "}]"))
 
