@@ -198,7 +198,6 @@ class ChatEngine:
         return Chat(
             loaded.model,
             loaded.tokenizer,
-            messages=session.conversation.messages,
             overflow="drop_oldest",
             max_kv_size=min(loaded.context, loaded.model.config.max_position_embeddings),
             kv=KVQuantization.read(loaded.model.config, **self._kv),

@@ -6,8 +6,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from .branches import Message
 from .forms import folded
-from .store import Message
 
 BEFORE, LENGTH = 30, 120  # characters of a snippet before its first found word, and in all
 

@@ -10,6 +10,7 @@ Notes:
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 import time
@@ -18,11 +19,12 @@ from typing import Any
 
 from exaone4_mlx import Chat, Done, ToolCall, Turn
 
+from .branches import Message, Tree
 from .files import Attachment
-from .messages import Message
+from .forms import one_line
 from .settings import Settings
 from .store import Conversation
-from .turns import as_read, closed, edited, missing_results, title_of, turn_starts, user_message
+from .turns import as_read, closed, edited, title_of, turn_starts, user_message
 from .work import View, Work
 
 SAVE_SECONDS = 5.0
@@ -49,18 +51,20 @@ class Session:
         ended: Callable[[Session], None],
         step_size: Callable[[], int],
         measure: Callable[[Sequence[Message]], tuple[int, int]],
+        label: Callable[[], str] = str,
     ) -> None:
         """`tools` are the available tools; `keeps` says whether the conversation is written.
 
         `chat_of` makes the chat, `save` writes the conversation, `ended` is called at the end of a turn,
         `step_size` says how many prompt tokens are read between two looks at Stop, `measure` how many tokens
-        messages have, and how many they may have.
+        messages have, and how many they may have, `label` what the model is called.
         """
         conversation.messages = as_read(conversation.messages)
+        conversation.branches = [one | {"messages": as_read(one["messages"])} for one in conversation.branches]
         self.conversation, self.settings, self.keeps = conversation, settings, keeps
         self._tools = tuple(tools)
         self._chat_of, self._save, self._ended = chat_of, save, ended
-        self._step_size, self._measure = step_size, measure
+        self._step_size, self._measure, self._label = step_size, measure, label
         self._context: tuple[int, int] | None = None  # tokens used, and the limit, as long as there is no chat
         self._chat: Chat | None = None
         self._work: Work | None = None
@@ -68,6 +72,7 @@ class Session:
         self._changed = threading.Condition(self._lock)
         self._version, self._revision = 0, next(REVISIONS)
         self._last = View([])  # counts and error of the last turn
+        self._redo: list[Tree] = []  # what `undo` took back, the last one at the end
         self._unsaved: str | None = None
         self.used = time.monotonic()
 
@@ -114,39 +119,49 @@ class Session:
             chat = self._ready(settings)
             message = user_message(text, attachments)
             turn = chat.send(message, **self._options(settings))
-            self.conversation.messages = [*chat.messages, message]
-            self._begin(turn, self.conversation.messages, settings)
+            tree = self.conversation.tree
+            self._begin(turn, chat, tree.begun("send", len(tree.messages)), [message], settings)
 
-    def retry(self, settings: Settings) -> None:
-        """Generates another reply to the last turn."""
+    def retry(self, settings: Settings, number: int | None = None) -> None:
+        """Generates another reply to a turn, counted from 0, or to the last. The old reply becomes a branch."""
         with self._lock:
-            chat = self._ready(settings)
-            turn = chat.retry(**self._options(settings))
-            self._begin(turn, chat.messages[: turn_starts(chat.messages)[-1] + 1], settings)
+            chat, tree = self._ready(settings), self.conversation.tree
+            number, at = _turn(tree.messages, number)
+            turn = chat.edit(number, tree.messages[at], **self._options(settings))
+            self._begin(turn, chat, tree.begun("retry", at + 1), [], settings)
 
     def edit(self, number: int, text: str, settings: Settings) -> None:
-        """Replaces the text of a turn, counted from 0. Its files stay."""
+        """Sends another text in place of a turn, counted from 0. Its files stay, and the old turn becomes a branch."""
         with self._lock:
-            chat = self._ready(settings)
-            starts = turn_starts(chat.messages)
-            if not 0 <= number < len(starts):
-                raise ValueError(f"there is no turn {number}")
-            before = chat.messages[starts[number]]
-            message = edited(before, text)
+            chat, tree = self._ready(settings), self.conversation.tree
+            number, at = _turn(tree.messages, number)
+            message = edited(tree.messages[at], text)
             turn = chat.edit(number, message, **self._options(settings))
-            self._begin(turn, [*chat.messages[: starts[number]], message], settings)
+            self._begin(turn, chat, tree.begun("edit", at), [message], settings)
+
+    def switch(self, at: int, place: int) -> None:
+        """Shows another branch at position `at`, counted after the system prompt. Raises ValueError without it."""
+        with self._lock:
+            self._show(self.conversation.tree.switched(at, place))
+            self._redo = []
 
     def undo(self) -> str:
-        """Removes the last turn, and returns the text that the user typed."""
+        """Takes back the last action. Returns the text that the user typed, if a message is taken back."""
         with self._lock:
-            chat = self._ready(self.settings)
-            messages = chat.messages
-            starts = turn_starts(messages)
-            text = chat.undo()
-            self._last = View([])
-            self._keep(chat)
-            self._touch(revised=True)
-            return str(messages[starts[-1]].get("text", text))
+            tree = self.conversation.tree
+            before = tree.undone()
+            self._show(before)
+            self._redo.append(tree)
+            removed = tree.messages[len(before.messages) :][:1] if _what(tree) == "send" else []
+            return "".join(str(message.get("text", message["content"])) for message in removed)
+
+    def redo(self) -> None:
+        """Takes back an `undo` that no other action followed."""
+        with self._lock:
+            if not self._redo:
+                raise ValueError("there is nothing to redo")
+            self._show(self._redo[-1])
+            self._redo.pop()
 
     def stop(self) -> None:
         """Stops the running turn. The reply so far is kept."""
@@ -207,43 +222,21 @@ class Session:
     def view(self) -> View:
         """The present view."""
         with self._lock:
-            chat, work = self._chat, self._work
+            chat, work, conversation = self._chat, self._work, self.conversation
+            seen = self._last if work is None else work.view()
             tokens, limit = self._tokens()
-            dropped = self.conversation.dropped if chat is None else chat.dropped
-            if work is None:
-                return View(
-                    list(self.conversation.messages),
-                    self._revision,
-                    counts=self._last.counts,
-                    first_token_seconds=self._last.first_token_seconds,
-                    error=self._last.error,
-                    context_tokens=tokens,
-                    context_limit=limit,
-                    dropped=dropped,
-                    unsaved=self._unsaved,
-                )
-            counts = work.turn.so_far
-            work.live.count(counts)
-            coming = work.live.messages
-            reply = work.turn.reply_so_far
-            if reply is not None:
-                tokens = reply.prompt_tokens + reply.thinking_tokens + reply.answer_tokens
-            return View(
-                list(work.history),
-                self._revision,
-                coming,
-                running=True,
-                asking=work.asking,
-                place=work.turn.place,
-                reading=work.reading,
-                reading_left=work.reading_left,
-                tool_runs=reply is None and missing_results(coming) > 0 and not work.asking,
-                counts=counts,
-                first_token_seconds=work.first_token_seconds,
-                context_tokens=tokens,
+            tree = conversation.tree if work is None else work.tree
+            return dataclasses.replace(
+                seen,
+                messages=list(conversation.messages) if work is None else seen.messages,
+                revision=self._revision,
+                context_tokens=seen.context_tokens or tokens,
                 context_limit=limit,
-                dropped=dropped,
+                dropped=conversation.dropped if chat is None else chat.dropped,
                 unsaved=self._unsaved,
+                forks=tree.forks,
+                undo=_what(tree),
+                redo=_what(self._redo[-1]) if self._redo else "",
             )
 
     def wait(self, version: int, timeout: float) -> None:
@@ -265,12 +258,13 @@ class Session:
 
     def _ready(self, settings: Settings) -> Chat:
         """The chat, with the options of the settings."""
-        if self._work is not None:
-            raise Busy("a reply of this conversation is in progress")
-        self.used = time.monotonic()
-        if self._chat is None:
-            self._chat = self._chat_of(self)
-        chat = self._chat
+        self._rest()
+        if (chat := self._chat) is None:
+            chat = self._chat_of(self)
+            chat.set_messages(self.conversation.messages)
+            if chat.context_tokens > chat.prompt_limit:  # else a larger context shows the model everything again
+                chat.set_messages(self.conversation.messages, self.conversation.dropped)
+            self._chat = chat
         system = settings.system.strip() or None
         if chat.system_prompt != system:
             chat.system_prompt = system
@@ -279,6 +273,25 @@ class Session:
             chat.tools = tools
         chat.approve = self._approve if settings.ask else None
         return chat
+
+    def _rest(self) -> None:
+        """Raises `Busy` while a turn runs."""
+        if self._work is not None:
+            raise Busy("a reply of this conversation is in progress")
+        self.used = time.monotonic()
+
+    def _show(self, tree: Tree) -> None:
+        """Shows another state of the conversation. The caches keep what is the same at its beginning."""
+        self._rest()
+        self.conversation.show(tree)
+        self._last, self._context = View([]), None
+        if self._chat is not None:
+            try:
+                self._chat.set_messages(self.conversation.messages, tree.dropped)
+            except ValueError:  # of a file that a person wrote; it is said once something is sent
+                self._chat = None
+        self._write()
+        self._touch(revised=True)
 
     def _options(self, settings: Settings) -> dict[str, Any]:
         return settings.options() | {"prefill_step_size": self._step_size(), "progress": self._read}
@@ -289,20 +302,35 @@ class Session:
                 self._work.read(done, total)
                 self._touch()
 
-    def _begin(self, turn: Turn, history: Sequence[Message], settings: Settings) -> None:
-        self.settings = settings
-        self._work = Work(turn, history)
-        if not self.conversation.title or (not self.conversation.named and len(turn_starts(history)) == 1):
-            self.conversation.title = title_of(history)
-        self.conversation.settings = settings.as_dict()
+    def _begin(self, turn: Turn, chat: Chat, tree: Tree, said: Sequence[Message], settings: Settings) -> None:
+        """Runs a turn after the messages of `tree` and what the user `said`."""
+        tools = [tool.__name__ for tool in self._tools if settings.allows(tool.__name__)]
+        values = settings.values() | {"system": one_line(settings.system), "tools": tools}
+        made = {"model": self._label(), "settings": {name: values[name] for name in values if name != "sampling"}}
+        work = self._work = Work(turn, chat, tree, said, made)
+        self.settings, self.conversation.settings, self._redo = settings, settings.as_dict(), []
         try:
+            self._grow(work, [])
             self._write()
             self._touch(revised=True)
-            threading.Thread(target=self._run, args=(self._work,), name="turn", daemon=True).start()
+            threading.Thread(target=self._run, args=(work,), name="turn", daemon=True).start()
         except BaseException:
             self._work = None
+            self.conversation.show(tree.undone(), work.system)
             turn.close()
             raise
+
+    def _grow(self, work: Work, reply: Sequence[Message]) -> None:
+        """Adds what is said, and what there is of the reply. Until then a retry leaves the old reply in its place."""
+        if not (work.said or reply):
+            return
+        made = [one | {"made": work.made} if one["role"] == "assistant" else one for one in reply]
+        messages = [*work.tree.messages, *work.said, *made]
+        dropped = work.chat.dropped if reply else work.tree.dropped
+        conversation = self.conversation
+        conversation.show(dataclasses.replace(work.tree, messages=messages, dropped=dropped), work.system)
+        if not conversation.title or (not conversation.named and len(turn_starts(messages)) == 1):
+            conversation.title = title_of(messages)
 
     def _run(self, work: Work) -> None:
         """Runs in the thread of a turn."""
@@ -318,13 +346,23 @@ class Session:
             self._last = View([], counts=counts, first_token_seconds=work.first_token_seconds, error=error)
             self._work = None
             try:
-                if self._chat is not None:
-                    self._keep(self._chat)
+                self._keep(work, "cancelled" if error is None else "error")
             finally:
                 if work.lets_go:
                     self._chat = self._context = None
                 self._touch(revised=True)
         self._ended(self)
+
+    def _keep(self, work: Work, reason: str) -> None:
+        """Takes the replies of a turn that has ended, and writes the conversation."""
+        if (messages := work.chat.messages) != work.before:
+            self._grow(work, messages[len(work.history) :])
+        elif work.said:  # the chat has taken the turn back, because nothing came of it
+            self._grow(work, [{"role": "assistant", "content": "", "finish_reason": reason}])
+            work.chat.set_messages(self.conversation.messages, self.conversation.dropped)
+        else:
+            self.conversation.show(work.tree.undone(), work.system)
+        self._write()
 
     def _take(self, work: Work, event: object) -> None:
         with self._lock:
@@ -334,7 +372,7 @@ class Session:
             work.live.add(event)
             if time.monotonic() - work.saved > SAVE_SECONDS:
                 work.saved = time.monotonic()
-                self.conversation.messages = [*work.history, *closed(work.live.messages)]
+                self._grow(work, closed(work.live.messages))
                 self._write()
             self._touch()
 
@@ -351,11 +389,6 @@ class Session:
             self._touch()
             return work.word is True
 
-    def _keep(self, chat: Chat) -> None:
-        """Copies the chat's history into the conversation, and writes it."""
-        self.conversation.messages, self.conversation.dropped = chat.messages, chat.dropped
-        self._write()
-
     def _write(self) -> None:
         """Writes the conversation, or notes why it cannot. Memory still has it."""
         try:
@@ -371,3 +404,17 @@ class Session:
             if revised:
                 self._revision = next(REVISIONS)
             self._changed.notify_all()
+
+
+def _turn(messages: Sequence[Message], number: int | None) -> tuple[int, int]:
+    """The number of a turn, of the last one for None, and the position of its message."""
+    starts = turn_starts(messages)
+    number = len(starts) - 1 if number is None else number
+    if not 0 <= number < len(starts):
+        raise ValueError(f"there is no turn {number}")
+    return number, starts[number]
+
+
+def _what(tree: Tree) -> str:
+    """The last action, as one of `branches.ACTIONS`."""
+    return "" if (step := tree.last_step) is None else str(step["what"])

@@ -159,6 +159,7 @@ class AppState:
             tools=self.tools,
             keeps=keeps,
             chat_of=self.engine.chat,
+            label=lambda: self.engine.label,
             save=self._write,
             ended=self._ended,
             step_size=lambda: self.engine.step_size,

@@ -7,6 +7,7 @@ Notes:
   runs meanwhile loses neither its text nor the title. The same holds for `pin`.
 - File names come from ids, never from titles. An id is checked before any access to the disk.
 - A lone surrogate (half a character) is written as a JSON escape, so that every file is valid UTF-8.
+- Version 2 of the format has branches and steps. Files of version 1 have none.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import reprlib
 import secrets
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,15 +29,14 @@ from typing import Any
 
 from exaone4_mlx.files.text import json_text, parse_json
 
+from .branches import Branch, Message, Step, Tree, check_branches
 from .forms import folded, is_time, moment, one_line
 from .trash import Trash
 
-FORMAT, VERSION = "exaone4_mlx conversation", 1
+FORMAT, VERSION = "exaone4_mlx conversation", 2
 ROLES = ("system", "user", "assistant", "tool")
 MAX_BYTES = 64 * 2**20  # of a file; what is larger is not read
 ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
-
-Message = dict[str, Any]
 
 
 @dataclass
@@ -54,6 +54,23 @@ class Conversation:
     settings: dict[str, Any] = field(default_factory=dict)
     dropped: int = 0  # messages after the system prompt that the model no longer sees
     messages: list[Message] = field(default_factory=list)
+    branches: list[Branch] = field(default_factory=list)  # beside the messages
+    steps: list[Step] = field(default_factory=list)  # that Undo takes back
+
+    @property
+    def tree(self) -> Tree:
+        """The messages after the system prompt, with their branches."""
+        return Tree(self.messages[self._system :], self.dropped, self.branches, self.steps)
+
+    def show(self, tree: Tree, system: Sequence[Message] | None = None) -> None:
+        """Takes the messages and the branches of a tree; `system` is the system prompt, if there is another."""
+        system = self.messages[: self._system] if system is None else system
+        self.messages, self.dropped = [*system, *tree.messages], tree.dropped
+        self.branches, self.steps = tree.branches, tree.steps
+
+    @property
+    def _system(self) -> int:
+        return int(bool(self.messages) and self.messages[0]["role"] == "system")
 
     @classmethod
     def new(cls, model: str = "", settings: dict[str, Any] | None = None) -> Conversation:
@@ -251,9 +268,10 @@ def _see(path: Path, id: str, stamp: tuple[int, ...]) -> _Seen:
         return _Seen((), problem=f"it cannot be read: {error.strerror or error}")
     except ValueError as error:
         return _Seen(stamp, problem=str(error))
-    said = [message for message in conversation.messages if message["role"] in ("user", "assistant")]
+    beside = (message for branch in conversation.branches for message in branch["messages"])
+    said = [one for one in (*conversation.messages, *beside) if one["role"] in ("user", "assistant")]
     text = "\n".join([conversation.title, *(message.get("content") or "" for message in said)])
-    turns = sum(message["role"] == "user" for message in said)
+    turns = sum(message["role"] == "user" for message in conversation.messages)
     return _Seen(
         stamp,
         ConversationSummary(id, conversation.title, conversation.updated, turns, conversation.pinned),
@@ -271,8 +289,7 @@ def _load(path: Path, id: str) -> Conversation:
     content = parse_json(path.read_bytes())
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT!r}")
-    if content.get("version") != VERSION:
-        raise ValueError(f"it has version {reprlib.repr(content.get('version'))}, and this program reads {VERSION}")
+    check_version(content)
     if "messages" not in content:
         raise ValueError("it has no messages")
     names = {item.name for item in dataclasses.fields(Conversation)}
@@ -286,14 +303,9 @@ def check(conversation: Conversation) -> None:
     messages = conversation.messages
     if not isinstance(messages, list):
         raise ValueError(f"messages must be a list, not {type(messages).__name__}")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise ValueError(f"message {index} must be an object with a role of {', '.join(ROLES)}")
-        role, content = message["role"], message.get("content")
-        if role == "system" and index:
-            raise ValueError(f"message {index}: a system message can only be the first")
-        if not (isinstance(content, str) or role == "tool" or (role == "assistant" and content is None)):
-            raise ValueError(f"message {index}: {role} content must be a string, not {type(content).__name__}")
+    _check_messages(messages, "message", system=1)
+    system = int(bool(messages) and messages[0]["role"] == "system")
+    check_branches(len(messages) - system, conversation.branches, conversation.steps, _check_messages)
     for name, right in {
         "title": isinstance(conversation.title, str),
         "named": isinstance(conversation.named, bool),
@@ -307,6 +319,24 @@ def check(conversation: Conversation) -> None:
     }.items():
         if not right:
             raise ValueError(f"{name} cannot be {reprlib.repr(getattr(conversation, name))}")
+
+
+def _check_messages(messages: list[Message], name: str, system: int = 0) -> None:
+    """Raises ValueError for a message without its form; only the first `system` messages can be a system prompt."""
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise ValueError(f"{name} {index} must be an object with a role of {', '.join(ROLES)}")
+        role, content = message["role"], message.get("content")
+        if role == "system" and index >= system:
+            raise ValueError(f"{name} {index}: a system message can only be the first")
+        if not (isinstance(content, str) or role == "tool" or (role == "assistant" and content is None)):
+            raise ValueError(f"{name} {index}: {role} content must be a string, not {type(content).__name__}")
+
+
+def check_version(content: Mapping[str, Any]) -> None:
+    """Raises ValueError for a file of a later version."""
+    if (version := content.get("version")) not in range(1, VERSION + 1):
+        raise ValueError(f"it has version {reprlib.repr(version)}, and this program reads up to {VERSION}")
 
 
 def to_json(conversation: Conversation) -> str:

@@ -6,6 +6,7 @@ Notes:
 - A field is the text up to the next comment, so that an edit by hand has an effect. A line of text that looks like such
   a comment gets a backslash. A lone surrogate becomes an entity, for example &#xd800;.
 - An open code block of a cut reply is closed; otherwise the rest of the page is shown as code.
+- Markdown holds the messages that are shown, and says how many branches are beside them. JSON holds the branches.
 - Texts keep their exact line breaks, unless an editor changed those of the whole file.
 """
 
@@ -21,8 +22,9 @@ from typing import Any
 from exaone4_mlx import check_messages, decode_text
 from exaone4_mlx.files.text import json_text, parse_json
 
+from .branches import Message
 from .forms import is_time, one_line
-from .store import FORMAT, MAX_BYTES, ROLES, VERSION, Conversation, Message, to_json
+from .store import FORMAT, MAX_BYTES, ROLES, Conversation, check, check_version, to_json
 
 __all__ = ["file_name", "from_text", "to_json", "to_markdown"]
 
@@ -53,6 +55,7 @@ EXTRAS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "tool_call_id": ("a string", lambda value: isinstance(value, str)),
     "finish_reason": ("a string", lambda value: isinstance(value, str)),
     "stats": ("an object", lambda value: isinstance(value, dict)),
+    "made": ("an object", lambda value: isinstance(value, dict)),
     "text": ("a string", lambda value: isinstance(value, str)),
     "files": (
         "a list of objects with name and tokens",
@@ -70,7 +73,10 @@ def to_markdown(conversation: Conversation) -> str:
     """Readable Markdown. `from_text` reads its messages, thoughts and calls without loss."""
     head = {name: getattr(conversation, name) for name in ("title", "named", "model", "created", "dropped", "settings")}
     about = " · ".join(filter(None, (conversation.created[:10], _shown(one_line(conversation.model)))))
-    lines = [_marker("conversation", {"version": VERSION} | head), _title_line(conversation.title), "", about, ""]
+    lines = [_marker("conversation", {"version": 1} | head), _title_line(conversation.title), "", about, ""]
+    if beside := len(conversation.branches):
+        more = f"{beside} other branch" + ("es are" if beside > 1 else " is")
+        lines += [f"{more} not shown here. An export as JSON has all of them.", ""]
     for message in conversation.messages:
         lines += _message_lines(message)
     return "\n".join([*lines, _marker("end"), ""])
@@ -182,7 +188,9 @@ def from_text(text: str | bytes, name: str = "") -> Conversation:
 
 
 def _conversation(content: dict[str, Any]) -> Conversation:
-    if content.get("format") in (FORMAT, CHAT_FORMAT) and content.get("version") != 1:
+    if content.get("format") == FORMAT:
+        check_version(content)
+    elif content.get("format") == CHAT_FORMAT and content.get("version") != 1:
         raise ValueError(f"it has version {reprlib.repr(content.get('version'))}, and this program reads 1")
     if "messages" not in content:
         raise ValueError("it has no messages")
@@ -197,6 +205,14 @@ def _conversation(content: dict[str, Any]) -> Conversation:
     conversation.title = conversation.title or _first_words(messages)
     conversation.created = content["created"] if is_time(content.get("created")) else conversation.created
     conversation.dropped, conversation.messages = dropped, messages
+    if content.get("format") == FORMAT:
+        conversation.branches, conversation.steps = content.get("branches", []), content.get("steps", [])
+        check(conversation)
+        for number, branch in enumerate(conversation.branches):
+            try:
+                conversation.branches[number] = branch | {"messages": _messages(branch["messages"])}
+            except ValueError as error:
+                raise ValueError(f"branch {number}, {error}") from error
     return conversation
 
 

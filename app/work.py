@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from exaone4_mlx import Done, Turn
+from exaone4_mlx import Chat, Done, Turn
 
+from .branches import Tree
 from .messages import LiveReply, Message
+from .turns import missing_results
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,19 @@ class View:
     dropped: int = 0
     error: str | None = None
     unsaved: str | None = None  # why the conversation is not on disk
+    forks: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # of the `Tree`
+    undo: str = ""  # the action that Undo takes back, one of `branches.ACTIONS`
+    redo: str = ""
 
 
 class Work:
-    """A running turn."""
+    """A running turn. `tree` is what was there before, `said` what the user says now, `made` how replies are made."""
 
-    def __init__(self, turn: Turn, history: Sequence[Message]) -> None:
-        self.turn, self.history = turn, list(history)
+    def __init__(self, turn: Turn, chat: Chat, tree: Tree, said: Sequence[Message], made: Mapping[str, Any]) -> None:
+        self.turn, self.chat, self.tree, self.said, self.made = turn, chat, tree, list(said), made
+        self.before = chat.messages
+        self.system = self.before[: int(chat.system_prompt is not None)]
+        self.history = [*self.system, *tree.messages, *said]
         self.live = LiveReply()
         self.started = time.monotonic()
         self.first_token_seconds: float | None = None
@@ -68,3 +77,22 @@ class Work:
             return None
         (done, total), (began, first) = self.reading, self.reading_began
         return (total - done) * (time.monotonic() - began) / (done - first) if done > first else None
+
+    def view(self) -> View:
+        """What is seen of the turn itself."""
+        counts = self.turn.so_far
+        self.live.count(counts)
+        coming, reply = self.live.messages, self.turn.reply_so_far
+        return View(
+            list(self.history),
+            coming=coming,
+            running=True,
+            asking=self.asking,
+            place=self.turn.place,
+            reading=self.reading,
+            reading_left=self.reading_left,
+            tool_runs=reply is None and missing_results(coming) > 0 and not self.asking,
+            counts=counts,
+            first_token_seconds=self.first_token_seconds,
+            context_tokens=0 if reply is None else reply.prompt_tokens + reply.thinking_tokens + reply.answer_tokens,
+        )

@@ -23,6 +23,7 @@ from ..generation.prompt_cache import PromptCache
 from ..generation.request import Request, render
 from ..generation.worker import Job, Worker
 from ..model.network import Exaone4ForCausalLM
+from ..text.input_messages import check_messages
 from ..text.message import Message
 from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
@@ -215,6 +216,17 @@ class History:
                 self._settling = None
 
     # --- changes --------------------------------------------------------------
+
+    def set_messages(self, messages: Sequence[Mapping[str, Any]], dropped: int = 0) -> None:
+        """Replaces the history, for instance by another branch. The caches keep what is the same at the beginning.
+
+        The model does not see the first `dropped` messages after the system prompt. Raises ValueError for messages
+        that are no history, and RuntimeError while a turn is in progress.
+        """
+        if self.turn_state is not None:
+            raise RuntimeError("a turn of this chat is in progress: cancel() it or wait for its end")
+        self._messages, self.dropped = check_messages(messages) if messages else [], dropped
+        self.prepare()
 
     def append(self, *messages: Message) -> None:
         self._messages = [*self._messages, *messages]

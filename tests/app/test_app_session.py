@@ -55,7 +55,7 @@ def make(unread: Any, store: Store) -> Iterator[Callable[..., Session]]:
     ) -> Session:
         parts: dict[str, Any] = {
             "keeps": True,
-            "chat_of": lambda session: Chat(*model, messages=session.conversation.messages, overflow="drop_oldest"),
+            "chat_of": lambda session: Chat(*model, overflow="drop_oldest"),
             "save": save,
             "ended": lambda session: None,
             "step_size": lambda: step,
@@ -137,21 +137,136 @@ def test_what_was_said_follows_what_was_said_before(session: Session, scripted: 
     ]  # fmt: skip
 
 
-def test_retry_replaces_the_reply(session: Session, scripted: Any) -> None:
-    scripted("Heads.", "Tails.")
+def talked(session: Session) -> str:
+    return " ".join(str(content) for _, content in said(session))
+
+
+def test_retry_gives_another_reply_and_keeps_the_first(session: Session, scripted: Any, store: Store) -> None:
+    scripted("Heads.", "Tails.", "Edge.", "Four.", "Heads again.")
     say(session, "Toss a coin")
     session.retry(PLAIN)
-    finished(session)
-    assert said(session) == [("user", "Toss a coin"), ("assistant", "Tails.")]
+    assert finished(session).forks == {1: (1, 2)} and talked(session) == "Toss a coin Tails."
+    session.switch(1, 0)
+    assert talked(session) == "Toss a coin Heads."
+    say(session, "Again")
+    say(session, "What is 2 + 2?")
+    session.retry(PLAIN, 0)
+    assert finished(session).forks == {1: (2, 3)} and talked(session) == "Toss a coin Heads again."
+    session.switch(1, 0)
+    assert talked(session) == "Toss a coin Heads. Again Edge. What is 2 + 2? Four.", "with all its later turns"
+    assert store.read(session.id).tree == session.conversation.tree
 
 
-def test_an_edit_replaces_the_turn_and_removes_the_later_ones(session: Session, scripted: Any) -> None:
-    scripted("one", "two", "three")
+def test_an_edit_of_an_early_message_loses_nothing(make: Any, scripted: Any, store: Store) -> None:
+    session = make()
+    scripted("one", "two", "three", "four")
     for text in ("first", "second"):
         say(session, text)
     session.edit(0, "other", PLAIN)
+    assert finished(session).forks == {0: (1, 2)} and talked(session) == "other three"
+    again = make(store.read(session.id))  # after a restart
+    again.switch(0, 0)
+    assert talked(again) == "first one second two" and again.view().undo == "switch"
+    say(again, "third")
+    assert talked(again) == "first one second two third four"
+    assert [one.turns for one in store.list("three")] == [3], "a search finds what another branch says"
+
+
+def test_undo_takes_back_the_last_action_and_redo_brings_it_again(session: Session, scripted: Any) -> None:
+    scripted("one", "two", "three", "four", "five")
+    for text in ("first", "second"):
+        say(session, text)
+    session.retry(PLAIN)
     finished(session)
-    assert said(session) == [("user", "other"), ("assistant", "three")]
+    session.edit(0, "other", PLAIN)
+    finished(session)
+    session.switch(0, 0)
+    found = []
+    while session.view().undo:
+        found.append((session.view().undo, talked(session), session.undo()))
+    assert found == [
+        ("switch", "first one second three", ""),
+        ("edit", "other four", ""),
+        ("retry", "first one second three", ""),
+        ("send", "first one second two", "second"),
+        ("send", "first one", "first"),
+    ]
+    assert not session.view().forks and session.view().redo == "send"
+    for _ in found:
+        session.redo()
+    assert talked(session) == "first one second three" and session.view().redo == ""
+    session.undo()
+    assert session.view().redo == "switch"
+    say(session, "new")
+    assert session.view().redo == "", "another action followed"
+    with pytest.raises(ValueError, match="nothing to redo"):
+        session.redo()
+
+
+def test_an_edit_that_is_stopped_at_once_keeps_the_words_and_the_old_turn(make: Any, scripted: Any) -> None:
+    session = make(step=16)
+    scripted("I see.", "ok")
+    say(session, "word " * 600)
+    session.release()
+    session.edit(0, "other " * 600, PLAIN)
+    until(lambda: session.view().reading, "the prompt is being read")
+    stopped_after(session)
+    view = session.view()
+    assert [message["content"] for message in view.messages] == ["other " * 600, ""]
+    assert view.messages[1]["finish_reason"] == "cancelled" and view.forks == {0: (1, 2)}
+    session.switch(0, 0)
+    assert talked(session) == "word " * 600 + " I see."
+    assert say(session, "Go on").messages[-1]["content"] == "ok"
+
+
+def test_of_another_branch_only_what_differs_is_read(session: Session, scripted: Any) -> None:
+    model, tokenizer = scripted("one", "two", "three", "four", "five")
+    say(session, "first " * 50)
+    say(session, "second " * 20)
+    chat: Any = session._chat
+    session.retry(PLAIN)
+    counts = finished(session).counts
+    assert counts is not None and counts.prompt_tokens - counts.cached_tokens < 10, "a retry reads no message again"
+    session.edit(1, "other " * 20, PLAIN)
+    counts = finished(session).counts
+    new = len(tokenizer.encode("other " * 20))
+    assert counts is not None and new <= counts.prompt_tokens - counts.cached_tokens < new + 12, "the first turn stays"
+    session.switch(2, 0)
+    assert session._chat is chat
+    chat.settle()
+    counts = say(session, "third").counts
+    assert counts is not None and counts.prompt_tokens - counts.cached_tokens < 20, "the rest was read in idle time"
+    assert tokenizer.decode(model.script.seen).count("second") == 20, "the model sees the branch that is shown"
+
+
+def test_each_branch_has_its_own_count_of_what_the_model_no_longer_sees(make: Any, scripted: Any, unread: Any) -> None:
+    session = make(chat_of=lambda session: Chat(*unread, overflow="drop_oldest", max_kv_size=300))
+    scripted("one", "two", "three", "four", "five")
+    short = Settings(max_tokens=20)
+    for number in range(3):
+        say(session, f"word {number} " * 30, short)
+    dropped = session.view().dropped
+    assert dropped == session.conversation.dropped > 0
+    session.edit(0, "Hello", short)
+    assert finished(session).dropped == 0
+    session.switch(0, 0)
+    assert session.view().dropped == dropped
+    session.release()
+    assert session.view().dropped == dropped
+    assert session._ready(short).dropped == dropped, "a chat that is made again sees the same"
+
+
+def test_a_reply_keeps_how_it_was_made(make: Any, scripted: Any, store: Store) -> None:
+    session = make(label=lambda: "demo")
+    scripted("Heads.", "Tails.")
+    say(session, "Toss a coin", Settings(system="Be brief."))
+    session.retry(Settings(sampling=Sampling(temperature=1.5), max_tokens=50))
+    finished(session)
+    made = [message["made"] for message in session.view().messages if message["role"] == "assistant"]
+    made += [store.read(session.id).branches[0]["messages"][0]["made"]]
+    assert [one["model"] for one in made] == ["demo", "demo"]
+    assert [one["settings"]["temperature"] for one in made] == [1.5, PLAIN.values()["temperature"]]
+    assert [one["settings"]["system"] for one in made] == ["", "Be brief."]
 
 
 def test_files_of_an_edited_turn_stay(session: Session, scripted: Any) -> None:

@@ -88,9 +88,11 @@ def test_what_is_written_is_read_back(store: Store):
 def test_a_file_is_readable_json_in_the_documented_order(store: Store):
     conversation = store.write(said("안녕?", title="인사"))
     text = file_of(store, conversation).read_text(encoding="utf-8")
-    assert text.startswith('{\n "format": "exaone4_mlx conversation",\n "version": 1,\n "id": ')
+    assert text.startswith('{\n "format": "exaone4_mlx conversation",\n "version": 2,\n "id": ')
     assert "안녕?" in text
-    names = "format version id title named pinned created updated revision model settings dropped messages"
+    names = (
+        "format version id title named pinned created updated revision model settings dropped messages branches steps"
+    )
     assert " ".join(json.loads(text)) == names
 
 
@@ -218,7 +220,7 @@ DAMAGED = {
     good()[:-20]: "it is not JSON",
     "[]": "its format is not 'exaone4_mlx conversation'",
     good(format="exaone4_mlx chat"): "its format is not 'exaone4_mlx conversation'",
-    good(version=2): "it has version 2, and this program reads 1",
+    good(version=3): "it has version 3, and this program reads up to 2",
     json.dumps({"format": FORMAT, "version": 1}): "it has no messages",
     good(messages={}): "messages must be a list, not dict",
     good(messages=[{"role": "user"}]): "message 0: user content must be a string, not NoneType",
