@@ -327,6 +327,26 @@ def test_undo_and_retry_need_a_turn(demo: Any) -> None:
             act(Chat(*demo))
 
 
+def test_other_messages_take_the_place_of_the_history_and_what_is_the_same_stays_read(scripted: Any) -> None:
+    chat = Chat(*scripted("one", "two", "three"))
+    reply(chat.send("first " * 30))
+    before = chat.messages
+    reply(chat.send("second " * 30))
+    chat.set_messages([*before, {"role": "user", "content": "Hm"}, {"role": "assistant", "content": "ok"}])
+    assert chat.turns == ["first " * 30, "Hm"] and chat.dropped == 0
+    done = list(chat.send("third"))[-1]
+    assert done.prompt_tokens - done.cached_tokens < 40 < done.cached_tokens
+    with pytest.raises(ValueError, match="message 0 has the unknown role"):
+        chat.set_messages([{"role": "none", "content": ""}])
+    turn = chat.send("fourth")
+    next(turn)
+    with pytest.raises(RuntimeError, match="a turn of this chat is in progress"):
+        chat.set_messages([])
+    turn.close()
+    chat.set_messages([])
+    assert chat.messages == [] and chat.context_tokens == 0
+
+
 # --- replies that are cut -----------------------------------------------------
 
 
