@@ -328,7 +328,7 @@ def test_undo_and_retry_need_a_turn(demo: Any) -> None:
 
 
 def test_other_messages_take_the_place_of_the_history_and_what_is_the_same_stays_read(scripted: Any) -> None:
-    chat = Chat(*scripted("one", "two", "three"))
+    chat = Chat(*scripted("one", "two", "three", "four"))
     reply(chat.send("first " * 30))
     before = chat.messages
     reply(chat.send("second " * 30))
