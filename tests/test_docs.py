@@ -61,7 +61,7 @@ def test_flags_that_it_names_exist(capsys: pytest.CaptureFixture[str]) -> None:
     known = set()
     for command in ("generate", "chat", "convert", "evaluate", "fit", "bench", "doctor"):
         with pytest.raises(SystemExit):
-            cli.main([command, "--help"])
+            cli.main([command, "--help-all"])
         known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     from app.__main__ import parser
 

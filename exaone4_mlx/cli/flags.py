@@ -37,6 +37,15 @@ Flags = argparse.ArgumentParser | argparse._ArgumentGroup
 class CommandParser(argparse.ArgumentParser):
     """Prints a usage error as two lines: how to call the command, and the error with what was probably meant."""
 
+    command = ""  # whose short help is printed
+
+    def format_help(self) -> str:
+        if not self.command:
+            return super().format_help()
+        from .help import short_help
+
+        return short_help(self, self.command)
+
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
         words = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
@@ -48,6 +57,14 @@ class CommandParser(argparse.ArgumentParser):
         hint = "".join(f"; did you mean {found[0]}?" for found in near.values() if found)
         command = " COMMAND" if self._subparsers else ""
         self.exit(2, f"usage: {self.prog}{command} [options]; --help lists them\n{self.prog}: error: {message}{hint}\n")
+
+
+class HelpAll(argparse.Action):
+    """`--help-all` prints the help of argparse, and `--help` that of `help.short_help`."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        parser._print_message(argparse.ArgumentParser.format_help(parser), sys.stdout)
+        parser.exit()
 
 
 def add_checkpoint_flags(flags: Flags, dtype_help: str = "cast the weights (default: keep their type)") -> None:

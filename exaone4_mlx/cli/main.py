@@ -22,7 +22,7 @@ from typing import Any
 
 from .. import __version__
 from . import INTERRUPTED
-from .flags import CommandParser, with_flag_names
+from .flags import CommandParser, HelpAll, with_flag_names
 from .output import log, prepare_streams, progress_bar, set_quiet
 
 #: Each command is a module of this folder with DESCRIPTION, `add_arguments(parser)` and `run(options) -> exit code`.
@@ -117,10 +117,11 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help)
         if name == chosen:
             module = importlib.import_module(f".{name}", __package__)
-            command.description = module.DESCRIPTION
+            command.command, command.description = name, module.DESCRIPTION
             module.add_arguments(command)
             command.add_argument("--quiet", action="store_true", help="print no progress and no remarks")
             command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+            command.add_argument("--help-all", action=HelpAll, nargs=0, help="show all options and exit")
             command.set_defaults(run=module.run, parser=command)
     return parser
 

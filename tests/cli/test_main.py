@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -187,6 +188,27 @@ def test_imports_and_a_whole_reply_import_nothing_heavy() -> None:
         script = f"import sys; {code}; print([name for name in {HEAVY} if name in sys.modules])"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
         assert done.stdout.splitlines()[-1] == "[]", code
+
+
+def test_help_fits_a_screen_and_help_all_has_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        for flag in ("--help", "--help-all"):
+            with pytest.raises(SystemExit) as exit:
+                main([command, flag])
+            assert exit.value.code == 0
+        short, _, long = capsys.readouterr().out.partition("all options.\n")
+        assert len(short.splitlines()) <= 24, command
+        assert max(map(len, short.splitlines())) <= 80, command
+        assert len(re.findall(rf"^  exaone4-mlx {command}", short, re.MULTILINE)) == 2, command
+        assert set(re.findall(r"--[\w-]+", short)) <= set(re.findall(r"--[\w-]+", long)), command
+
+
+def test_each_command_is_a_module_too() -> None:
+    for command in COMMANDS:
+        done = subprocess.run(
+            [sys.executable, "-m", f"exaone4_mlx.{command}", "--help"], capture_output=True, text=True
+        )
+        assert done.stdout.startswith(f"usage: exaone4-mlx {command}"), done.stderr
 
 
 def test_help_imports_neither_mlx_nor_the_other_commands() -> None:

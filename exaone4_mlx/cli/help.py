@@ -1,0 +1,70 @@
+"""`--help` of each command on one screen: its common flags and two examples. `--help-all` has all flags."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+
+WIDTH = 80
+#: Command -> its common flags in order, and two examples.
+COMMON = {
+    "generate": (
+        "--prompt --prompt-file --system-prompt --thinking --tools --max-tokens --temp --model --q-bits --json",
+        "exaone4-mlx generate --model demo --thinking --prompt 'What is 17 * 23?'",
+        "exaone4-mlx generate --q-bits 4 --prompt 'Summarize:' --prompt-file report.txt",
+    ),
+    "chat": (
+        "--system-prompt --thinking --tools --builtin-tools --temp --load --model --q-bits",
+        "exaone4-mlx chat --model demo --builtin-tools",
+        "exaone4-mlx chat --q-bits 4 --system-prompt 'Answer in Korean.'",
+    ),
+    "convert": (
+        "--hf-path --mlx-path --q-bits --recipe --calibrate --dry-run --evaluate",
+        "exaone4-mlx convert --hf-path LGAI-EXAONE/EXAONE-4.0-1.2B --verify",
+        "exaone4-mlx convert --hf-path demo --mlx-path demo-4bit --verify --evaluate",
+    ),
+    "evaluate": (
+        "--model --reference --data --replies-only --max-tokens --dtype --json",
+        "exaone4-mlx evaluate --model mlx_model --reference LGAI-EXAONE/EXAONE-4.0-1.2B",
+        "exaone4-mlx evaluate --model demo --reference demo --kv-bits 8",
+    ),
+    "fit": (
+        "--model --max-kv-size --memory --metal --q-bits --kv-bits --json",
+        "exaone4-mlx fit --model LGAI-EXAONE/EXAONE-4.0-32B --memory 48 --metal",
+        "exaone4-mlx fit --model demo --max-kv-size 4096",
+    ),
+    "bench": (
+        "--model --peer -p -g -d --repeat --format",
+        "exaone4-mlx bench --model demo --peer mlx-lm",
+        "exaone4-mlx bench --model mlx_model -p 512,4096 -g 128 -d 0,8192",
+    ),
+    "doctor": (
+        "--model --reference --output --json",
+        "exaone4-mlx doctor",
+        "exaone4-mlx doctor --model mlx_model --output report.json",
+    ),
+}
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Names the value of an option once, and leaves out the flag that turns it off."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = ", ".join(name for name in action.option_strings if not name.startswith("--no-"))
+        value = "" if action.nargs == 0 else self._format_args(action, action.dest.upper())
+        return f"{names} {value}".rstrip()
+
+
+def short_help(parser: argparse.ArgumentParser, command: str) -> str:
+    """The common flags of `command`, its examples, and where the rest is."""
+    flags, *examples = COMMON[command]
+    known = {flag: action for action in parser._actions for flag in action.option_strings}
+    formatter = _Formatter(parser.prog, width=WIDTH, max_help_position=26)
+    formatter.add_usage(f"{parser.prog} [options]", (), ())
+    formatter.add_text(textwrap.fill(parser.description or "", WIDTH))
+    formatter.start_section("options")
+    formatter.add_arguments([known[flag] for flag in flags.split()])
+    formatter.end_section()
+    formatter.add_text("\n".join(["examples:", *(f"  {example}" for example in examples)]))
+    formatter.add_text("--help-all lists all options.")
+    return formatter.format_help()
