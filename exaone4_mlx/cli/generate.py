@@ -99,8 +99,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from ..generation.request import check_answerable
-
     given: Any = _read_messages(options.messages) if options.messages else _read_prompt(options)
     _check_cache_file(options.prompt_cache_file)
     chosen, tools = Options(**flags.given_options(options)), flags.read_tools(options)
@@ -110,7 +108,6 @@ def _run(options: argparse.Namespace) -> int:
     else:
         given = flags.as_messages(given, options.system_prompt)
         request = files.request(given, chosen, tools or None)
-        check_answerable(given)
     loading.check_memory(files, options, len(request.ids) + request.max_tokens, len(request.ids))
     made = loading.load(files, options)
     cache = _open_prompt_cache(options.prompt_cache_file, made)
@@ -153,13 +150,23 @@ def _check_flags(options: argparse.Namespace) -> None:
         error("--batch and -o need each other")
     if options.batch and (options.json or options.jsonl or options.prompt_cache_file):
         error("--batch writes JSON objects to -o: it takes no --json, no --jsonl and no --prompt-cache-file")
-    templated = ("thinking", "system_prompt", "system_prompt_file", "messages", "tools", "builtin_tools")
+    templated = (
+        "thinking",
+        "system_prompt",
+        "system_prompt_file",
+        "messages",
+        "continue_final_message",
+        "tools",
+        "builtin_tools",
+    )
     if options.raw and any(getattr(options, name) not in (None, False) for name in templated):
         error(
             "--raw uses no chat template: --thinking, a system prompt, --messages, --tools and --builtin-tools have no "
             "effect with it"
         )
-    if options.thinking_budget is not None and not options.thinking:
+    if options.continue_final_message and not (options.messages or options.batch):
+        error("--continue continues the last message of --messages or --batch; --prefill-response begins a reply")
+    if options.thinking_budget is not None and not (options.thinking or options.continue_final_message):
         error("--thinking-budget needs --thinking")
     if options.logprobs is not None and not (options.json or options.jsonl or options.batch):
         error("--logprobs needs --json, --jsonl or --batch")

@@ -116,7 +116,8 @@ class ReadyModel(NamedTuple):
 
         given = {"tools": tools, "messages": messages, "settle": False, "prompt_cache": cache, **self.settings}
         chat = Chat(self.model, self.tokenizer, **given)
-        return chat.reply(**vars(request.options))
+        begin = chat.continue_reply if request.options.continue_final_message else chat.reply
+        return begin(**vars(request.options))
 
 
 def find_model(options: argparse.Namespace) -> ModelFiles:

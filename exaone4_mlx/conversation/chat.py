@@ -33,6 +33,7 @@ from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
 from ..tools.describe import Tool
 from ..tools.toolbox import Toolbox
+from .begun import BegunReply, begun_reply
 from .chat_file import cache_path, check_place, read_chat, saved_options, write_chat
 from .history import ChatSettings, History, turn_starts
 from .turn import Turn, TurnState
@@ -189,6 +190,27 @@ class Chat(History):
         last = self._turn_index(-1)
         return self._begin(self._messages[: last + 1], options, replaces=True)
 
+    def continue_reply(self, text: str | Message | None = None, **options: Unpack[TurnOptions]) -> Turn:
+        """Continues the last reply: one that was cut or stopped, or one that ended by itself.
+
+        The events are those of the new part. In `messages` both parts are one message, with the sums of their counts.
+        `text` replaces the answer first; a message of the assistant can replace the thought, too. A reply in memory is
+        continued from its own tokens: greedily it is the reply that was not cut, and with a seed its random numbers go
+        on. `max_tokens` and `min_tokens` count the new tokens. Whether the reply has a thought does not change. A reply
+        that was cut inside a tool call is continued from before it.
+
+        Raises ValueError if there is no such reply, if it ended with calls of tools, and for an empty text.
+        """
+        self._end_abandoned_turn()
+        before, begun = begun_reply(self.tokenizer, self._messages, self.written, text)
+        if options.get("prefill_response") is not None:
+            raise ValueError("prefill_response begins a new reply: to change the last one, give its text")
+        if begun.is_empty:  # cut before it had a text
+            return self._begin(before, options, replaces=True)
+        if options.get("thinking") not in (None, begun.thinking):
+            raise ValueError(f"this reply was begun with thinking={begun.thinking}: retry() makes another one")
+        return self._begin(before, {**options, "thinking": begun.thinking}, replaces=True, begun=begun)
+
     def edit(self, turn: int, text: str | Message, **options: Unpack[TurnOptions]) -> Turn:
         """Sends `text` in place of a turn, counted from 0 (-1 is the last); the turns after it are removed."""
         message = _user_message(text)
@@ -248,12 +270,18 @@ class Chat(History):
                 return
         raise RuntimeError("a turn of this chat is in progress: cancel() it or wait for its end")
 
-    def _begin(self, messages: list[Message], options: Mapping[str, Any], replaces: bool = False) -> Turn:
+    def _begin(
+        self,
+        messages: list[Message],
+        options: Mapping[str, Any],
+        replaces: bool = False,
+        begun: BegunReply | None = None,
+    ) -> Turn:
         """A checked turn; it changes the chat only once it is iterated."""
         toolbox, tools = self._toolbox, self._tools
         if (given := options.get("tools")) is not None:
             toolbox, tools = Toolbox(given), tuple(given)
-        return Turn(TurnState(self, messages, toolbox, tools, self._options(options), replaces))
+        return Turn(TurnState(self, messages, toolbox, tools, self._options(options), replaces, begun))
 
     def _options(self, given: Mapping[str, Any]) -> Options:
         """The options of a turn: those given, and else those of the chat."""

@@ -2,7 +2,8 @@
 
 Notes:
 - After each reply, and while tools run, the caches are brought into the form that the next prompt has (EXAONE's
-  template erases thoughts from the history), in idle time.
+  template erases thoughts from the history), in idle time. A reply that was cut stays in them as the model wrote it:
+  to continue it, the model reads one token.
 - `messages` keeps everything. `dropped` messages after the system prompt are left out of the prompt.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
 from ..tools.describe import Tool
 from ..tools.toolbox import Toolbox
+from .begun import BegunReply, WrittenReply, is_cut, last_reply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,7 @@ class History:
         self._lock = threading.RLock()
         self._settling: Job[Any] | None = None
         self.turn_state: Any = None  # the turn in progress
+        self.written: WrittenReply | None = None  # the last reply of the model
         self.dropped = 0  # messages after the system prompt that the model does not see any more
         self.context_tokens = 0  # of the history, as the next prompt will hold it
 
@@ -140,26 +144,36 @@ class History:
 
     # --- prompts --------------------------------------------------------------
 
-    def request(self, messages: Sequence[Message], tools: tuple[Tool, ...], options: Options) -> tuple[Request, int]:
+    def request(
+        self,
+        messages: Sequence[Message],
+        tools: tuple[Tool, ...],
+        options: Options,
+        begun: BegunReply | None = None,
+    ) -> tuple[Request, int]:
         """The request for a reply to `messages`, and how many of the oldest messages it leaves out.
 
-        Raises ValueError if the prompt is too long.
+        `begun` is the part of the reply that exists already. Raises ValueError if the prompt is too long.
         """
         system = self._system_length
         starts = turn_starts(messages)
         dropped = self.dropped if system + self.dropped in starts else 0
 
-        def without(count: int) -> list[int]:
-            seen = [*messages[:system], *messages[system + count :]]
-            return render(self.tokenizer, seen, options, tools)
+        written = begun.ids if begun else ()
+        if begun and not written:
+            messages, options = [*messages, begun.message], dataclasses.replace(options, continue_final_message=True)
 
-        ids, limit = without(dropped), self._prompt_limit(options)
+        def without(count: int) -> tuple[list[int], int]:
+            seen = [*messages[:system], *messages[system + count :]]
+            return render(self.tokenizer, seen, options, tools, written)
+
+        (ids, count), limit = without(dropped), self._prompt_limit(options)
         if len(ids) > limit and self.settings.overflow == "drop_oldest":
             # Down to three quarters of the limit: after dropping, the model reads the rest again.
             later = [start - system for start in starts if start > system + dropped] or [dropped]
-            fitting = bisect.bisect_left(later, True, key=lambda count: len(without(count)) <= limit * 3 // 4)
+            fitting = bisect.bisect_left(later, True, key=lambda count: len(without(count)[0]) <= limit * 3 // 4)
             dropped = later[min(fitting, len(later) - 1)]
-            ids = without(dropped)
+            ids, count = without(dropped)
         if len(ids) >= self.max_kv_size:
             what, advice = "conversation has", "undo() or edit() a turn, reset(), or set overflow='drop_oldest'"
             if self.settings.overflow == "drop_oldest":
@@ -170,7 +184,7 @@ class History:
             )
         draft = self._draft.model.config if self._draft else None
         config, kv = self.model.config, self._cache.kv
-        return Request(config, self.tokenizer, tuple(ids), options, self.max_kv_size, kv, draft), dropped
+        return Request(config, self.tokenizer, tuple(ids), options, self.max_kv_size, kv, draft, count), dropped
 
     def constraint(self, tools: tuple[Tool, ...], options: Options) -> ToolConstraint | None:
         """The constraint for calls of `tools`, if the options ask for it; made once for the chat's own tools."""
@@ -187,7 +201,7 @@ class History:
     def prepare(self, idle: bool = True) -> list[int]:
         """Submits idle work that reads the history in the form that the next prompt will begin with.
 
-        Returns its ids, if the context holds them. With `idle=False` it submits nothing.
+        Returns its ids, if the context holds them and the last reply was not cut. With `idle=False` it submits nothing.
         """
         system = self._system_length
         dropped = self.dropped if system + self.dropped < len(self._messages) else 0
@@ -201,7 +215,8 @@ class History:
                 **(self.options.chat_template_args or {}),
             )
         self.context_tokens = len(ids)
-        if len(ids) >= self.max_kv_size:
+        last = last_reply(self._messages)
+        if len(ids) >= self.max_kv_size or (last is not None and is_cut(self._messages[last])):
             ids = []
         with self._lock:
             self.stop_settling()

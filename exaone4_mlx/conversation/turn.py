@@ -27,6 +27,7 @@ from ..text.message import Message, PartialReply, TurnEvent, tool_messages
 from ..tools.call import ToolCall, ToolResult
 from ..tools.describe import Tool
 from ..tools.toolbox import Toolbox, ToolError
+from .begun import BegunReply, WrittenReply
 from .history import History
 
 
@@ -95,7 +96,8 @@ class Turn(EventStream[TurnEvent]):
 class TurnState:
     """A turn in progress: what it replies to, the partial reply, and the counts. Any thread may read and cancel it.
 
-    A turn that `replaces` another keeps the old reply until something of the new one exists.
+    A turn that `replaces` another keeps the old reply until something of the new one exists. With `begun`, its first
+    reply continues that one, and both are one message.
     """
 
     def __init__(
@@ -106,12 +108,14 @@ class TurnState:
         tools: tuple[Tool, ...],
         options: Options,
         replaces: bool = False,
+        begun: BegunReply | None = None,
     ) -> None:
+        self._begun = begun
         self._history, self._messages, self._toolbox, self._tools = history, messages, toolbox, tools
         self._options, self._replaces = options, replaces
         self._before = history._messages
         self._request: Request | None
-        self._request, self._dropped = history.request(messages, tools, options)
+        self._request, self._dropped = history.request(messages, tools, options, begun)
         self._next = self._generation(self._request)
         self._partial: PartialReply | None = None  # of the reply in progress
         self.phase = "not begun"  # "in progress", "closed", or a finish reason
@@ -175,7 +179,8 @@ class TurnState:
     def _reply(self) -> Generator[TurnEvent, None, tuple[Done, list[str]]]:
         """One reply of the model, appended to the history. Returns its `Done`, and the problems of its calls."""
         self._history.stop_settling()
-        partial = self._partial = PartialReply(answer=self._options.prefill_response or "")
+        prefill = self._options.prefill_response or ""
+        partial = self._partial = self._begun.partial() if self._begun else PartialReply(answer=prefill)
         self._options = dataclasses.replace(self._options, prefill_response=None)  # of the first reply only
         with self._lock:
             generation = self.generation = self._next
@@ -201,7 +206,7 @@ class TurnState:
                 with self._lock:
                     self.generation = None
                 self.token_ids += generation.token_ids
-                self._keep(partial, done, reason)
+                self._keep(partial, done, reason, generation.token_ids)
         assert done is not None
         return done, partial.problems
 
@@ -214,15 +219,21 @@ class TurnState:
             draft=self._history._draft,
         )
 
-    def _keep(self, partial: PartialReply, done: Done | None, reason: str) -> None:
+    def _keep(self, partial: PartialReply, done: Done | None, reason: str, ids: tuple[int, ...] = ()) -> None:
         """Appends a reply to the history. An empty one does not replace an old reply."""
         stats = {} if done is None else {"stats": dataclasses.asdict(done)}
         reason = reason if done is None else done.finish_reason
-        if self._replaces and partial.is_empty and reason in ("cancelled", "error"):
+        begun, self._begun = self._begun, None
+        is_new = partial != begun.partial() or begun.is_edited if begun else not partial.is_empty
+        if self._replaces and not is_new and reason in ("cancelled", "error"):
             self._history._messages, self._partial = self._before, None
             return
         self._replaces = False
-        self._history.append(partial.message(finish_reason=reason, **stats))
+        message = partial.message(finish_reason=reason, **stats)
+        message = begun.joined(message) if begun else message
+        self._history.append(message)
+        if (request := self._request) is not None:
+            self._history.written = WrittenReply(message, (*request.begun_ids, *ids), request.inside_thought)
         self._partial = None
         if partial.calls and reason != "tool_calls":
             refused = {"error": "not run: the reply was cut off"}

@@ -8,6 +8,7 @@ Notes:
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..text.reply import ReplyParser
@@ -41,6 +42,17 @@ class AnswerConstraint(GrammarConstraint):
     def begins(self, parser: ReplyParser) -> bool:
         self._left = parser.line_ends_left
         return not parser.inside_thought
+
+    def resume(self, parser: ReplyParser, begun: Sequence[int]) -> None:
+        if parser.inside_thought or not begun:
+            return
+        self.begin()
+        self._left = 2
+        try:
+            for token in begun:
+                self.advance(token)
+        except ValueError as error:
+            raise ValueError("the begun answer does not follow the format of response_format") from error
 
     def advance(self, token: int) -> None:
         if 0 < self._line_ends.get(token, 0) <= self._left:

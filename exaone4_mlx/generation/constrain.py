@@ -51,6 +51,9 @@ class GrammarConstraint:
         """Whether the restricted text begins after the text that `parser` has read."""
         raise NotImplementedError
 
+    def resume(self, parser: ReplyParser, begun: Sequence[int]) -> None:
+        """Processes the tokens of a begun answer, after which the reply goes on. `parser` has read the begun reply."""
+
     def begin(self) -> None:
         """Starts the restricted text."""
         self.reset()

@@ -125,13 +125,22 @@ class Sampler:
         stop_ids: Collection[int] = (),
         line_end_ids: Collection[int] = (),
         processors: Sequence[LogitsProcessor] = (),
+        begun: int = 0,
     ) -> None:
-        """`stop_ids` are not sampled among the first `min_tokens` tokens. XTC excludes neither these nor line ends."""
+        """`stop_ids` are not sampled among the first `min_tokens` tokens. XTC excludes neither these nor line ends.
+
+        The last `begun` of the `prompt_ids` are the beginning of the reply: penalties count them, and a seed gives the
+        random numbers that follow theirs.
+        """
         if sampling.temperature is None or sampling.top_p is None:
             raise ValueError("temperature and top_p must be set; call Sampling.resolved first")
         self._sampling = sampling
         self._temperature = sampling.temperature
         self._key = mx.random.key(secrets.randbits(64) if sampling.seed is None else sampling.seed)
+        if sampling.seed is not None and self._temperature:
+            for _ in range(begun):
+                self._key = mx.random.split(self._key)[0]
+                mx.eval(self._key)
         check_bias(sampling.logit_bias, vocab_size, stop_ids if min_tokens else ())
         self._bias: mx.array | None = None  # [V]
         if bias := sampling.logit_bias:
@@ -140,6 +149,8 @@ class Sampler:
         self._counts: mx.array | None = None  # [V], how often each token was generated
         if sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1:
             self._counts = mx.zeros(vocab_size)
+            if begun:
+                self._counts = self._counts.at[mx.array(list(prompt_ids[-begun:]))].add(1.0)
         self._in_prompt: mx.array | None = None  # [V], booleans
         if sampling.repetition_penalty != 1:
             self._in_prompt = _mask(set(prompt_ids), vocab_size)

@@ -128,7 +128,7 @@ FIXED_ARGS = {
     "messages", "tools", "add_generation_prompt", "continue_final_message", "enable_thinking", "tokenize", "padding",
     "return_dict", "return_tensors",
 }  # fmt: skip
-SWITCHES = ("thinking", "constrain_tools", "stop_on_repetition", "prompt_lookup")
+SWITCHES = ("thinking", "continue_final_message", "constrain_tools", "stop_on_repetition", "prompt_lookup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +139,8 @@ class Options(Sampling):
     limits thought and answer together; None means 8,192. Before `min_tokens` tokens no stop token is sampled, and no
     stop string ends the answer. `stop` ends the answer before a text, and `extra_eos_token` ends the reply at a token,
     given as its text or its id. `prefill_response` is the beginning of the answer, which the reply continues.
+    `continue_final_message` continues the last message, an assistant's: `max_tokens` and `min_tokens` count the new
+    tokens; penalties, stop strings, `thinking_budget` and `seed` go on as in one reply.
     `chat_template_args` are variables of the chat template. `response_format` (formats.py) forces the answer into a
     format: OpenAI's json_object or json_schema, a grammar or a regex. `logits_processors` are functions of all tokens
     [N] and the logits [1, V] that return logits, as in mlx-lm. They come first, and must keep no state.
@@ -167,15 +169,13 @@ class Options(Sampling):
     prefill_response: str | None = option(
         None, "TEXT begins the answer, and the reply continues it", str, "--prefill-response", group="", kept=False
     )
-    chat_template_args: Mapping[str, Any] | None = option(
-        None,
-        'variables of the chat template: {"skip_think": false}',
-        dict,
-        "--chat-template-args",
-        "--chat-template-config",
-        group="",
-        kept=False,
+    continue_final_message: bool = option(
+        False, "continue the last message, the assistant's", bool, "--continue", group="", kept=False
     )
+    chat_template_args: Mapping[str, Any] | None = option(
+        None, 'variables of the chat template: {"skip_think": false}', dict, "--chat-template-args",
+        "--chat-template-config", group="", kept=False,
+    )  # fmt: skip
     response_format: Any = option(None, "the format of the answer, as OpenAI writes it", object, kept=False)
     logits_processors: Sequence[LogitsProcessor] = option((), "functions (tokens, logits)", object, kept=False)
     stop_on_repetition: bool = option(
@@ -217,13 +217,15 @@ class Options(Sampling):
         check("prefill_response", prefill, prefill is None or is_text, "the text that begins the answer")
         if prefill is not None and self.thinking:
             raise ValueError("prefill_response begins the answer, and a thought comes before it: use one of them")
+        if prefill is not None and self.continue_final_message:
+            raise ValueError("prefill_response begins a new reply, and continue_final_message continues one: use one")
         named = isinstance(variables, Mapping) and all(isinstance(name, str) for name in variables)
         check("chat_template_args", variables, named, "values by name")
         if fixed := sorted(FIXED_ARGS & variables.keys()):
             raise ValueError(f"chat_template_args sets variables of the chat template only, not {fixed[0]!r}")
         if self.response_format is not None and read_format(self.response_format) is not None:
-            for name in ("constrain_tools", "min_tokens", "prefill_response"):
-                if getattr(self, name) not in (False, 0, None):
+            for name in ("constrain_tools", "min_tokens"):
+                if getattr(self, name) not in (False, 0):
                     raise ValueError(f"response_format decides the whole answer: it cannot be combined with {name}")
         functions = isinstance(self.logits_processors, Sequence) and all(map(callable, self.logits_processors))
         check("logits_processors", self.logits_processors, functions, "a list of functions (tokens, logits)")

@@ -24,7 +24,7 @@ from ..model.fused import NonFiniteLogits
 from ..model.network import Exaone4ForCausalLM
 from ..model.nonfinite import explain
 from ..text.events import Done, Event, Logprobs, ReplyEvent, TokenLogprob
-from ..text.reply import LoopDetector, ReplyParser, StopStrings
+from ..text.reply import LoopDetector, StopStrings
 from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
 from .constrain import GrammarConstraint
@@ -53,14 +53,16 @@ class ReplyLoop:
         self._model, self._tokenizer = model, request.tokenizer
         self._ids, self._options = list(request.ids), request.options
         self._cache, self._constraint, self._draft = cache, constraint, draft
-        self._parser = ReplyParser(request.inside_thought)
+        self._begun = request.begun
+        self._parser, self._begun_answer, begun_answer = request.begun_reply()
         self.sampling = request.options.resolved(thinking=request.inside_thought)
         self._max_tokens, self._wrap_up = request.max_tokens, request.wrap_up
         if request.options.thinking_budget is not None:
-            limit = thought_limit(request.options.thinking_budget, self._max_tokens, len(self._wrap_up))
+            budget = request.options.thinking_budget - request.begun_thought
+            limit = thought_limit(budget, self._max_tokens, len(self._wrap_up))
             self._thought_limit = max(0, limit)  # negative where the context is nearly full
-        self._stop = StopStrings(request.options.stops)
-        self._loops = LoopDetector()
+        self._stop = StopStrings(request.options.stops, begun_answer)
+        self._loops = LoopDetector(request.begun_ids)
         self._stop_ids = request.stop_ids
         self.counts = Counts(prompt_tokens=len(request.ids))
         self.prompt_progress: tuple[int, int] | None = None  # (done, total) in the prefill
@@ -111,6 +113,7 @@ class ReplyLoop:
             stop_ids=self._stop_ids,
             line_end_ids=self._tokenizer.encode("\n"),
             processors=self._options.logits_processors,
+            begun=self._begun,
         )
         given = self._cache.fused, logits, self._cache.layers, sampler
         if self._draft is None and not self._options.prompt_lookup:
@@ -129,6 +132,7 @@ class ReplyLoop:
         work = self._cache.work
         if self._constraint is not None:
             self._constraint.reset()  # after a call that was cut off
+            self._constraint.resume(self._parser, self._begun_answer)
         if self._thought_is_over(is_character_incomplete=False):
             yield from self._end_thought(stream)
         self._constrain(stream)
@@ -194,8 +198,9 @@ class ReplyLoop:
         """Restricts the token after `token`, if it is inside a tool call or an answer that has a format."""
         if (constraint := self._constraint) is None:
             return
-        if constraint.active and token is not None:
-            constraint.advance(token)
+        if constraint.active:
+            if token is not None:
+                constraint.advance(token)
         elif constraint.begins(self._parser):
             constraint.begin()
         if constraint.active:

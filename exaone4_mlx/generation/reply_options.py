@@ -30,6 +30,7 @@ class ReplyOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     extra_eos_token: str | int | Sequence[str | int] | None
     prefill_response: str | None
+    continue_final_message: bool
     chat_template_args: Mapping[str, Any] | None
     response_format: Any
     logits_processors: Sequence[LogitsProcessor]

@@ -4,6 +4,8 @@ Notes:
 - `Request` raises for everything that a caller can get wrong, before anything is computed.
 - Whether the reply begins inside a thought is read from the prompt, not from an option.
 - The chat template is rendered once; everything after that uses the ids.
+- A reply may be begun: the last tokens of the prompt are its first ones. It goes on as the same reply, with the same
+  state of its thought, its penalties and its seeded random numbers.
 - A thought whose budget is used up ends with one fixed sentence and the tokens with which the model ends a thought. A
   part of `max_tokens` is reserved for the answer, so that an answer always follows.
 """
@@ -20,7 +22,8 @@ import mlx.core as mx
 from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization
 from ..text.encoding import read_ids
-from ..text.input_messages import Message
+from ..text.input_messages import Message, check_messages
+from ..text.reply import ReplyParser
 from ..text.tokenizer import Tokenizer
 from ..tools.describe import Tool
 from .answer import AnswerConstraint
@@ -41,7 +44,8 @@ class Request:
     """A reply to make: the ids of the prompt, its options and its limits. Needs a config, and no weights.
 
     `max_kv_size` limits prompt and reply together; None means the model's context. `kv` says how caches are stored.
-    `draft` is the config of a draft model. Raises ValueError for what no reply can be made to.
+    `draft` is the config of a draft model. The last `begun` of the ids are the beginning of the reply. Raises
+    ValueError for what no reply can be made to.
     """
 
     config: Exaone4Config
@@ -51,6 +55,7 @@ class Request:
     max_kv_size: int | None = None
     kv: KVQuantization | None = None
     draft: Exaone4Config | None = None
+    begun: int = 0
 
     @classmethod
     def render(
@@ -66,8 +71,9 @@ class Request:
         draft: Exaone4Config | None = None,
     ) -> Request:
         """A request for a reply to `prompt`: text, messages, or ids. Renders the chat template."""
-        ids = prompt_ids(tokenizer, prompt, options=options, tools=tools)
-        return cls(config, tokenizer, tuple(ids), options, max_kv_size, KVQuantization.coerce(kv, config), draft)
+        ids, begun = prompt_ids(tokenizer, prompt, options=options, tools=tools)
+        stored = KVQuantization.coerce(kv, config)
+        return cls(config, tokenizer, tuple(ids), options, max_kv_size, stored, draft, begun)
 
     def __post_init__(self) -> None:
         ids, config, options = self.ids, self.config, self.options
@@ -109,10 +115,32 @@ class Request:
 
     @cached_property
     def inside_thought(self) -> bool:
-        """Whether the last think mark of the prompt opens a thought."""
+        """Whether the reply begins inside a thought: the last think mark before it opens one."""
         marks = {self.tokenizer.think_start_id, self.tokenizer.think_end_id} - {None}
-        last = next((id for id in reversed(self.ids) if id in marks), None)
+        before = self.ids[: len(self.ids) - self.begun]
+        last = next((id for id in reversed(before) if id in marks), None)
         return last is not None and last == self.tokenizer.think_start_id
+
+    @property
+    def begun_ids(self) -> tuple[int, ...]:
+        """The tokens of the reply that the prompt ends with."""
+        return self.ids[len(self.ids) - self.begun :]
+
+    @property
+    def begun_thought(self) -> int:
+        """How many of `begun_ids` belong to the thought, with the token that ends it."""
+        if not self.inside_thought:
+            return 0
+        end = self.tokenizer.think_end_id
+        return next((count for count, id in enumerate(self.begun_ids, start=1) if id == end), self.begun)
+
+    def begun_reply(self) -> tuple[ReplyParser, tuple[int, ...], str]:
+        """A parser for what follows the begun reply, and the answer in it as tokens and text. Calls in it are text."""
+        ids, count = self.begun_ids, self.begun_thought
+        inside = self.inside_thought and self.tokenizer.think_end_id not in ids
+        decoder = self.tokenizer.stream_decoder()
+        text = "".join(map(decoder.feed, ids if inside else ids[count:]))
+        return ReplyParser(inside, text, thought_before=count > 0), ids[count:], "" if inside else text
 
     @cached_property
     def wrap_up(self) -> list[int]:
@@ -151,8 +179,11 @@ class Request:
 
 def prompt_ids(
     tokenizer: Tokenizer, prompt: Prompt, options: Options | None = None, tools: Sequence[Tool] | None = None
-) -> list[int]:
-    """The ids of a prompt in any of its three forms. Raises ValueError for an empty or malformed one."""
+) -> tuple[list[int], int]:
+    """The ids of a prompt in any of its three forms, and how many of the last ones are a begun reply.
+
+    Raises ValueError for an empty or malformed one.
+    """
     options = options or Options()
     if isinstance(prompt, str):
         if not prompt.strip():
@@ -172,33 +203,50 @@ def prompt_ids(
     if not items:
         raise ValueError("the prompt is empty")
     if isinstance(items[0], (Mapping, str, bool, type(None))):
-        ids = render(tokenizer, items, options, tools)
-        check_answerable(items)
-        return ids
+        ids, begun = render(tokenizer, items, options, tools)
+        if not options.continue_final_message:
+            check_answerable(items)
+        return ids, begun
     if options.thinking or tools:
         raise ValueError("thinking and tools belong to the chat template; a prompt of token ids is used unchanged")
-    for name in ("prefill_response", "chat_template_args"):
-        if getattr(options, name) is not None:
+    for name in ("prefill_response", "continue_final_message", "chat_template_args"):
+        if getattr(options, name) not in (None, False):
             raise ValueError(f"{name} belongs to the chat template; a prompt of token ids is used unchanged")
-    return read_ids(items)
+    return read_ids(items), 0
 
 
 def render(
-    tokenizer: Tokenizer, messages: Sequence[Message], options: Options, tools: Sequence[Tool] | None
-) -> list[int]:
-    """The prompt of a reply to `messages`: it opens a turn of the assistant, and begins it with `prefill_response`."""
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    options: Options,
+    tools: Sequence[Tool] | None,
+    written: Sequence[int] = (),
+) -> tuple[list[int], int]:
+    """The prompt of a reply to `messages`, and the number of tokens at its end that are a begun reply.
+
+    It opens a turn of the assistant. The reply is begun by tokens that the model has `written`, by `prefill_response`,
+    or, with `continue_final_message`, by the last message; whether it has a thought then follows from this message.
+    """
     if tools and options.response_format is not None:
         raise ValueError("response_format decides the whole answer: it leaves no calls to tools")
-    begun = options.prefill_response
-    if begun is not None:
-        messages = [*messages, {"role": "assistant", "content": begun}]
-    return tokenizer.apply_chat_template(
-        messages,
-        tools=tools or None,
-        enable_thinking=options.thinking,
-        continue_final_message=begun is not None,
-        **(options.chat_template_args or {}),
-    )
+    variables, offered = options.chat_template_args or {}, tools or None
+    if options.prefill_response is not None:
+        messages = [*messages, {"role": "assistant", "content": options.prefill_response}]
+    elif not options.continue_final_message:
+        ids = tokenizer.apply_chat_template(messages, offered, enable_thinking=options.thinking, **variables)
+        return [*ids, *written], len(written)
+    *before, last = check_messages(messages)
+    if last["role"] != "assistant" or last.get("tool_calls"):
+        is_call = "an assistant's with tool calls" if last.get("tool_calls") else f"that of the {last['role']}"
+        raise ValueError(
+            f"continue_final_message continues the text of an assistant, and the last message is {is_call}"
+        )
+    has_thought = bool(last.get("reasoning_content"))
+    if options.thinking and not has_thought:
+        raise ValueError("thinking belongs to a new reply, and the reply that is continued has no thought")
+    if not (last["content"] or has_thought):
+        raise ValueError("the last message is empty: there is nothing to continue")
+    return tokenizer.begun_prompt([*before, last], offered, has_thought, **variables)
 
 
 def thought_limit(budget: int, max_tokens: int, wrap_up: int) -> int:
@@ -213,8 +261,8 @@ def check_answerable(messages: Sequence[Mapping[str, Any]]) -> None:
     """Raises ValueError for messages that do not end with a message of the user or a tool."""
     if not messages or messages[-1]["role"] not in ("user", "tool"):
         raise ValueError(
-            "there is nothing to reply to: the last message is neither the user's nor a tool's; to continue an answer, "
-            "give its beginning as prefill_response"
+            "there is nothing to reply to: the last message is neither the user's nor a tool's; "
+            "continue_final_message=True continues it"
         )
 
 

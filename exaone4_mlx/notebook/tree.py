@@ -74,7 +74,7 @@ def token_tree(
     check_count("depth", depth, 1, 64)  # the number of tokens that the cache of a local layer can take back
     if (nodes := sum(width**level for level in range(1, depth + 1))) > TREE_NODES:
         raise ValueError(f"a tree of depth {depth} and width {width} has {nodes:,} nodes; at most {TREE_NODES:,}")
-    ids = prompt_ids(tokenizer, prompt, Options(thinking=thinking))
+    ids, _ = prompt_ids(tokenizer, prompt, Options(thinking=thinking))
     check_ids(model.config, ids, more=depth)
     ends = model.config.stop_token_ids | tokenizer.stop_token_ids
     caches = model.make_cache()

@@ -62,12 +62,13 @@ class ChatWidget:
             rows=3,
             layout=w.Layout(flex="1 1 auto", width="auto", height="auto"),
         )
-        self.send, self.stop, self.retry, self.undo, self.clear = (
+        self.send, self.stop, self.retry, self.go_on, self.undo, self.clear = (
             w.Button(description=name, tooltip=tooltip, icon=icon, layout=w.Layout(width="auto"))
             for name, tooltip, icon in (
                 ("Send", "Send the text", "paper-plane"),
                 ("Stop", "End the reply and keep its text", "stop"),
                 ("Retry", "Generate the last reply again", "refresh"),
+                ("Continue", "Go on with the last reply", "forward"),
                 ("Undo", "Remove the last turn and edit its text", "undo"),
                 ("Clear", "Delete the conversation", "trash"),
             )
@@ -75,6 +76,7 @@ class ChatWidget:
         self.send.on_click(lambda _: self._send())
         self.stop.on_click(lambda _: self.chat.cancel())
         self.retry.on_click(lambda _: self._retry())
+        self.go_on.on_click(lambda _: self._continue())
         self.undo.on_click(lambda _: self._undo())
         self.clear.on_click(lambda _: self._clear())
         self.thinking = w.Checkbox(
@@ -89,7 +91,7 @@ class ChatWidget:
             [
                 w.HBox([self.text, w.VBox([self.send, self.stop])]),
                 w.HBox([*switches], layout=w.Layout(flex_flow="row wrap", grid_gap="0 1.2em")),
-                w.HBox([self.retry, self.undo, self.clear]),
+                w.HBox([self.retry, self.go_on, self.undo, self.clear]),
             ]
         )
         self._show(chat.messages)
@@ -109,6 +111,11 @@ class ChatWidget:
             messages = self.chat.messages
             last = max(place for place, message in enumerate(messages) if message["role"] == "user")
             self._begin(self.chat.retry(**self._options), messages[: last + 1])
+
+    def _continue(self) -> None:
+        with self._errors_shown():
+            options = {name: value for name, value in self._options.items() if name != "thinking"}
+            self._begin(self.chat.continue_reply(**options), self.chat.messages)
 
     def _undo(self) -> None:
         with self._errors_shown():
@@ -171,6 +178,7 @@ class ChatWidget:
             (self.send, self._busy),
             (self.stop, not self._busy),
             (self.retry, self._busy or empty),
+            (self.go_on, self._busy or empty),
             (self.undo, self._busy or empty),
             (self.clear, self._busy or empty),
         ):

@@ -167,10 +167,6 @@ def _set(session: TerminalSession, rest: str) -> None:
 # --- the conversation ----------------------------------------------------------
 
 
-def _retry(session: TerminalSession, rest: str) -> None:
-    session.take_turn(lambda options: session.chat.retry(**options))
-
-
 def _undo(session: TerminalSession, rest: str) -> None:
     first, *more = session.chat.undo().splitlines()
     session.screen.note(f"removed: {first}" + (f" … and {count_text(len(more), 'more line')}" if more else ""))
@@ -285,7 +281,10 @@ COMMANDS = {
     "/tools": Command("[on|off|NAME…]", "the tools that the model can call", _tools, ON_OFF),
     "/system": Command("[TEXT|off]", "the system prompt", _system, ("off",)),
     "/set": Command("[NAME VALUE]", "temperature, presence_penalty, max_tokens, seed, …", _set, tuple(SETTINGS)),
-    "/retry": Command("", "generate the last reply again", _retry),
+    "/retry": Command("", "generate the last reply again", lambda session, _: session.take_turn(session.chat.retry)),
+    "/continue": Command(
+        "", "go on with the last reply", lambda session, _: session.take_turn(session.chat.continue_reply)
+    ),
     "/undo": Command("", "remove the last turn", _undo),
     "/edit": Command("[N]", "edit a turn and send it again", _edit),
     "/save": Command("FILE [caches]", "write the conversation to a file", _save),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from functools import partial
 from typing import Any
 
 from .commands import Leave, read_line, run_command
@@ -65,9 +66,9 @@ class Repl(TerminalSession):
             if editing is not None:
                 self.screen.note("nothing was changed")
         elif editing is not None:
-            self.take_turn(lambda options: self.chat.edit(editing[0], text, **options))
+            self.take_turn(partial(self.chat.edit, editing[0], text))
         else:
-            self.take_turn(lambda options: self.chat.send(text, **options))
+            self.take_turn(partial(self.chat.send, text))
 
     def _show_error(self, error: Exception) -> None:
         if self._debug:

@@ -89,12 +89,12 @@ class TerminalSession:
         """Changes options of the chat. Raises ValueError for a value out of range."""
         self.chat.options = dataclasses.replace(self.chat.options, **changes)
 
-    def take_turn(self, begin: Callable[[dict[str, Any]], Turn]) -> None:
-        """Shows the turn that `begin(options)` starts."""
+    def take_turn(self, begin: Callable[..., Turn]) -> None:
+        """Shows the turn that `begin(**options)` starts."""
         dropped_before, began = self.chat.dropped, self.clock()
         first_token_seconds: float | None = None
         done: Done | None = None
-        turn = begin({"progress": self.screen.progress})
+        turn = begin(progress=self.screen.progress)
         with self.keys.quiet() as restore, self._ctrl_c_cancels(restore), self.screen.reply():
             for event in turn:
                 if first_token_seconds is None and not is_done(event):

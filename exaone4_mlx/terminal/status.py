@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 #: What the user can do about the end of a reply.
 ADVICE = {
-    "length": " (/set max_tokens N changes the limit)",
+    "length": " (/continue goes on; /set max_tokens N changes the limit)",
     "repetition": "; LG's advice: /set presence_penalty 1.5, then /retry",
 }
 

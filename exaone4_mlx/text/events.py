@@ -78,6 +78,11 @@ class Done:
         }
         return Done(later.finish_reason, **sums, peak_bytes=max(self.peak_bytes, later.peak_bytes))
 
+    def joined(self, later: Done) -> Done:
+        """Two parts of one reply as one. The prompt is that of the first part; `later` has it and the first part."""
+        whole = self + later
+        return dataclasses.replace(whole, prompt_tokens=self.prompt_tokens, cached_tokens=self.cached_tokens)
+
 
 #: What the reply parser returns.
 Event = Thinking | Answer | ToolCall

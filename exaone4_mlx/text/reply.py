@@ -30,13 +30,21 @@ VALUE_ONLY = "a value only, which names no tool"
 
 
 class ReplyParser:
-    """Reads a reply in pieces. `feed(text)` and, at the end, `close()` return the events that are complete."""
+    """Reads a reply in pieces. `feed(text)` and, at the end, `close()` return the events that are complete.
 
-    def __init__(self, inside_thought: bool) -> None:
+    `begun` is the known text of the thought or answer before the first piece; `thought_before`: the answer is after a
+    thought. A line end at the end of a begun thought is held back, and returned with what follows it.
+    """
+
+    def __init__(self, inside_thought: bool, begun: str = "", thought_before: bool = False) -> None:
         self.inside_thought = inside_thought
         self._held = ""  # text whose meaning is not clear yet
-        self._newlines = 0  # how many more newlines may belong to the last </think>
+        self.line_ends_left = 0  # how many more line ends may belong to the last </think>
         self._call: _CallBody | None = None
+        if inside_thought and begun.endswith("\n"):
+            self._held = "\n"
+        elif not inside_thought and thought_before and not begun.strip("\n"):
+            self.line_ends_left = max(0, 2 - len(begun))
 
     @property
     def opens_call(self) -> bool:
@@ -44,9 +52,9 @@ class ReplyParser:
         return self._call is not None and self._call.empty
 
     @property
-    def line_ends_left(self) -> int:
-        """How many more line ends belong to the last `</think>`."""
-        return self._newlines
+    def inside_call(self) -> bool:
+        """Whether a `<tool_call>` has begun and not ended."""
+        return self._call is not None
 
     def feed(self, text: str) -> list[Event]:
         self._held += text
@@ -70,7 +78,7 @@ class ReplyParser:
     def _read_thought(self, final: bool) -> Iterator[Event]:
         text, tag, rest = self._held.partition(THINK_END)
         if tag:
-            self.inside_thought, self._newlines, self._held = False, 2, rest
+            self.inside_thought, self.line_ends_left, self._held = False, 2, rest
             text = text.removesuffix("\n")
         else:
             kept = 0 if final else open_end(text, "\n" + THINK_END, THINK_END)
@@ -79,11 +87,11 @@ class ReplyParser:
             yield Thinking(text)
 
     def _read_answer(self, final: bool) -> Iterator[Event]:
-        while self._newlines and self._held:
+        while self.line_ends_left and self._held:
             if self._held[0] != "\n":
-                self._newlines = 0
+                self.line_ends_left = 0
             else:
-                self._newlines, self._held = self._newlines - 1, self._held[1:]
+                self.line_ends_left, self._held = self.line_ends_left - 1, self._held[1:]
         text, tag, rest = self._held.partition(CALL_START)
         if tag:
             self._call, self._held = _CallBody(), rest
@@ -216,11 +224,12 @@ def join_events(events: Iterator[Event]) -> list[Event]:
 
 
 class StopStrings:
-    """Ends an answer before a stop string. Text that may be the beginning of a stop string is held back."""
+    """Ends an answer before a stop string. Text that may be the beginning of one is held back, and so is `begun`'s."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], begun: str = "") -> None:
         self._stops = stops
-        self._held = ""
+        self._held = begun[len(begun) - open_end(begun, *(stop[:-1] for stop in stops)) :] if stops else ""
+        self._known = len(self._held)  # characters held that are no part of the events
         self.found = False
         self.is_active = True  # whether it searches; before min_tokens it does not
 
@@ -231,14 +240,19 @@ class StopStrings:
             if not self._stops or not isinstance(event, Answer) or event.problem:
                 yield from self.close()
                 yield event
-            elif text := self._cut(event.text):
+            elif text := self._new(self._cut(event.text)):
                 yield Answer(text)
 
     def close(self) -> Iterator[Event]:
         """The text that was held back. Call it when no more text follows."""
-        held, self._held = self._held, ""
+        held, self._held = self._new(self._held), ""
         if held and not self.found:
             yield Answer(held)
+
+    def _new(self, text: str) -> str:
+        """The text without the part that was known before the first event."""
+        known, self._known = self._known, max(0, self._known - len(text))
+        return text[known:]
 
     def _cut(self, text: str) -> str:
         text = self._held + text
@@ -260,8 +274,8 @@ class LoopDetector:
     COPIES, TOKENS, LONGEST_BLOCK = 8, 512, 512
     EVERY, SAMPLE = 32, 16
 
-    def __init__(self) -> None:
-        self._ids = array("i")
+    def __init__(self, begun: Sequence[int] = ()) -> None:
+        self._ids = array("i", begun)
 
     def add(self, token: int) -> bool:
         """Adds a token. Returns whether the tokens so far end in a loop."""

@@ -239,12 +239,18 @@ def test_an_answer_follows_a_schema_a_grammar_or_a_regular_expression(
 
 
 @pytest.mark.usefixtures("demo_model")
-def test_a_begun_answer_is_continued(capsys: pytest.CaptureFixture[str]) -> None:
-    """Only the continuation is printed, as mlx-lm does."""
+def test_a_begun_answer_is_continued(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """By --prefill-response or as the last message. Only the continuation is printed, as mlx-lm does."""
     whole = output(capsys, "-p", "What is the capital of Korea?").strip()
     begun = whole[: whole.index(" ", 8)]
     reply = output(capsys, "-p", "What is the capital of Korea?", "--prefill-response", begun)
     assert begun + reply.rstrip("\n") == whole
+    file = tmp_path / "talk.json"
+    asked = {"role": "user", "content": "What is the capital of Korea?"}
+    file.write_text(json.dumps([asked, {"role": "assistant", "content": begun}]))
+    assert begun + output(capsys, "--messages", str(file), "--continue").rstrip("\n") == whole
+    tools = output(capsys, "--messages", str(file), "--continue", "--builtin-tools", "--json")
+    assert json.loads(tools)["text"], "with tools, too"
 
 
 # --- tools ------------------------------------------------------------------------------------------------------

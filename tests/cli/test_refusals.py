@@ -80,6 +80,10 @@ FILES: dict[str, Any] = {
 
 #: (a command line, the error). The usage comes before it.
 MISUSED = (
+    (
+        "generate -p x --continue",
+        "--continue continues the last message of --messages or --batch; --prefill-response begins a reply",
+    ),
     ("", "the following arguments are required: COMMAND"),
     ("genrate -p x", "; did you mean generate?"),
     ("generate", "one of --prompt (with or without --prompt-file), --prompt-file, --messages and --batch is required"),

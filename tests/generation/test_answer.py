@@ -100,10 +100,25 @@ def test_formats_that_cannot_be_enforced_are_refused_before_work(unread: Any) ->
     ):
         with pytest.raises(ValueError, match=message):
             Options(response_format=given)
-    for name, value in (("min_tokens", 1), ("prefill_response", "So"), ("constrain_tools", True)):
+    for name, value in (("min_tokens", 1), ("constrain_tools", True)):
         with pytest.raises(ValueError, match=f"it cannot be combined with {name}"):
             Options(response_format=FORMAT, **{name: value})
     assert Options(response_format={"type": "text"}, min_tokens=1).min_tokens == 1
+
+
+def test_a_begun_answer_follows_the_format(demo: Any) -> None:
+    """A reply in JSON that max_tokens cut goes on within its schema."""
+    schema = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 9}}, "required": ["city"]}
+    chat = Chat(*demo, temperature=0, response_format={"type": "json_schema", "json_schema": {"schema": schema}})
+    whole = chat.ask("Capital of Peru?").text
+    chat.reset()
+    chat.ask("Capital of Peru?", max_tokens=3)
+    list(chat.continue_reply())
+    assert chat.messages[-1]["content"] == whole and json.loads(whole).keys() == {"city"}
+    begun = chat.ask("Capital of Peru?", prefill_response='{"city": "Q').text
+    assert "city" not in begun and json.loads('{"city": "Q' + begun)["city"].startswith("Q")
+    with pytest.raises(ValueError, match="the begun answer does not follow the format of response_format"):
+        chat.ask("Capital of Peru?", prefill_response="Lima")
 
 
 def test_logits_processors_see_all_tokens_and_come_first(unread: Any) -> None:

@@ -65,7 +65,7 @@ def test_tools_are_in_the_prompt(demo: Any) -> None:
         return 0.0
 
     ready = {"type": "function", "function": {"name": "count_birds", "parameters": {}}}
-    text = demo[1].decode(prompt_ids(demo[1], "Hello", tools=[measure_rain, ready]))
+    text = demo[1].decode(prompt_ids(demo[1], "Hello", tools=[measure_rain, ready])[0])
     assert '<tool>{"type": "function", "function": {"name": "count_birds", "parameters": {}}}</tool>' in text
     assert '"name": "measure_rain", "description": "Measure the rain.", "parameters": {"type": "object"' in text
 
@@ -75,14 +75,31 @@ def test_a_begun_answer_is_continued_and_template_variables_are_passed_on(script
     messages = [{"role": "user", "content": "Capital?"}]
     reply = generate(model, tokenizer, messages, prefill_response="The capital is")
     assert reply.text == "Seoul."
-    begun = tokenizer.decode(prompt_ids(tokenizer, messages, Options(prefill_response="The capital is")))
-    assert begun == tokenizer.decode(prompt_ids(tokenizer, messages)) + "The capital is"
-    with pytest.raises(ValueError, match="to continue an answer, give its beginning as prefill_response"):
+    begun = tokenizer.decode(prompt_ids(tokenizer, messages, Options(prefill_response="The capital is"))[0])
+    assert begun == tokenizer.decode(prompt_ids(tokenizer, messages)[0]) + "The capital is"
+    with pytest.raises(ValueError, match="continue_final_message=True continues it"):
         generate(model, tokenizer, [*messages, {"role": "assistant", "content": "The capital is"}])
+    said = {"role": "assistant", "content": "The capital is"}
+    scripted("Seoul.", "It is\n</think>\n\nSeoul.", " Seoul.")
+    assert generate(model, tokenizer, [*messages, said], continue_final_message=True).text == "Seoul."
+    thought = {"role": "assistant", "content": "", "reasoning_content": "Capital:"}
+    reply = generate(model, tokenizer, [*messages, thought], continue_final_message=True)
+    assert (reply.thinking, reply.text) == ("It is", "Seoul.")
+    both = {"role": "assistant", "content": "The capital is", "reasoning_content": "Hm"}
+    assert generate(model, tokenizer, [*messages, both], continue_final_message=True).text == " Seoul."
+    for last, options, message in (
+        (messages[0], {}, "the last message is that of the user"),
+        (said | {"content": ""}, {}, "the last message is empty"),
+        (said | {"tool_calls": [{"name": "f"}]}, {}, "an assistant's with tool calls"),
+        (said, {"thinking": True}, "the reply that is continued has no thought"),
+        (said, {"prefill_response": "So"}, "use one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generate(model, tokenizer, [*messages, last], continue_final_message=True, **options)
     variables = {"chat_template": "{{ messages[0].content }} {{ mood }}", "mood": "Calm."}
-    ids = prompt_ids(tokenizer, messages, Options(chat_template_args=variables))
+    ids, _ = prompt_ids(tokenizer, messages, Options(chat_template_args=variables))
     assert tokenizer.decode(ids) == "Capital? Calm."
-    for option in ({"prefill_response": "So"}, {"chat_template_args": {}}):
+    for option in ({"prefill_response": "So"}, {"continue_final_message": True}, {"chat_template_args": {}}):
         with pytest.raises(ValueError, match=f"{next(iter(option))} belongs to the chat template"):
             generate(model, tokenizer, [5, 6], **option)
 
@@ -181,7 +198,7 @@ def test_cancel_during_the_prompt_ends_at_the_next_chunk(demo: Any) -> None:
 def test_done_has_counts_and_times(demo: Any) -> None:
     done = list(stream_generate(*demo, "Hello", sampling=GREEDY, max_tokens=20))[-1]
     assert isinstance(done, Done)
-    assert done.prompt_tokens == len(prompt_ids(demo[1], "Hello"))
+    assert done.prompt_tokens == len(prompt_ids(demo[1], "Hello")[0])
     assert done.cached_tokens == 0
     assert done.prefill_seconds > 0 < done.decode_seconds
     assert done.peak_bytes > 1_000_000
@@ -303,7 +320,7 @@ def test_bytes_without_a_complete_character_do_not_extend_the_thought(scripted: 
 def test_the_model_continues_after_the_forced_end_of_its_thought(demo: Any) -> None:
     """The answer equals that of a cold start with the same tokens, forced ones included."""
     model, tokenizer = demo
-    ids = prompt_ids(tokenizer, "What is 348 + 275?", Options(thinking=True))
+    ids, _ = prompt_ids(tokenizer, "What is 348 + 275?", Options(thinking=True))
     cache = PromptCache(model, tokenizer)
     cut = generate(model, tokenizer, ids, sampling=GREEDY, thinking_budget=9, prompt_cache=cache)
     seen = cache.ids[: len(ids) + cut.thinking_tokens]

@@ -26,8 +26,8 @@ def test_ids_of_a_prompt_come_in_any_form(unread: tuple[Any, Any]) -> None:
     forms: list[Any] = [ids, tuple(ids), [ids], (ids,), [np.int64(id) for id in ids], [mx.array(ids)]]
     forms += [np.array(ids), np.array([ids], np.int32), mx.array(ids), mx.array([ids]), mx.array(ids, mx.uint32)]
     for form in forms:
-        assert prompt_ids(tokenizer, form) == ids, form
-    assert prompt_ids(tokenizer, tokenizer("Hello", return_tensors="mlx").input_ids) == tokenizer.encode("Hello")
+        assert prompt_ids(tokenizer, form) == (ids, 0), form
+    assert prompt_ids(tokenizer, tokenizer("Hello", return_tensors="mlx").input_ids)[0] == tokenizer.encode("Hello")
     for form, message in (
         ([ids, ids], "the prompt has 2 rows; give one, or a batch to model.generate"),
         (mx.array([ids, ids]), "the prompt has 2 rows"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from exaone4_mlx import Chat, Sampling
+from exaone4_mlx import Chat, Options, Sampling
 from exaone4_mlx.conversation.turn import TurnState
 from exaone4_mlx.notebook import (
     attention_maps,
@@ -107,6 +107,14 @@ def test_the_widget_sends_retries_undoes_and_clears(demo: Any, person: Any) -> N
     user.click("Retry")
     user.done()
     assert len(chat.turns) == 1 and user.seen.count("is Seoul.") == 1
+    chat.options = Options(temperature=0, max_tokens=3)
+    user.click("Retry")
+    user.done()
+    assert "Seoul" not in user.seen
+    chat.options = Options(temperature=0)
+    user.click("Continue")
+    user.done()
+    assert len(chat.messages) == 2 and user.seen.count("is Seoul.") == 1
     user.click("Undo")
     assert chat.messages == [] and user.text.value == "What is the capital of South Korea?" and "Seoul" not in user.seen
     user.click("Send")

@@ -134,6 +134,16 @@ def test_a_conversation_with_the_demo(chat: Chat, tmp_path: Path) -> None:
     assert notes.lines[-2] == "> What is 348 + 275?" and "623" in notes.lines[-1]
 
 
+def test_a_reply_that_was_cut_goes_on(chat: Chat) -> None:
+    _, _, notes = talk(
+        chat, "/continue", "/set max_tokens 4", "What is the capital of Italy?", "/set max_tokens 50", "/continue"
+    )
+    assert any("no reply to continue" in line for line in notes.lines)
+    first, rest = answers(notes)
+    assert chat.messages[-1]["content"] == first + rest and "Rome" in first + rest
+    assert len(chat.messages) == 2 and chat.messages[-1]["finish_reason"] == "stop"
+
+
 def test_saving_overwrites_no_other_file(chat: Chat, tmp_path: Path) -> None:
     file = tmp_path / "letter.txt"
     file.write_text("dear")

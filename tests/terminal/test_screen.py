@@ -187,7 +187,7 @@ def test_an_invalid_call_is_shown_with_the_reason(terminal: Terminal) -> None:
 
 
 def test_an_early_end_is_shown_with_advice() -> None:
-    advice = {"length": "/set max_tokens", "repetition": "/set presence_penalty 1.5", "cancelled": "[stopped]"}
+    advice = {"length": "/continue goes on", "repetition": "/set presence_penalty 1.5", "cancelled": "[stopped]"}
     for reason, text in advice.items():
         events = [Answer("half"), Done(reason, 1, 0, 0, 1, 0, 0, 0, 0)]
         assert text in " ".join(shown(events, Terminal(60, 12)).split()), reason
