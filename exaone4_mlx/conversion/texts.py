@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.text import decode_text, parse_json
-from ..text.input_messages import Message, check_messages
+from ..text.input_messages import Message, check_messages, split_thought
 from ..text.tokenizer import Tokenizer
 from ..tools.describe import schemas
 
@@ -168,9 +168,8 @@ def _chat(passage: Passage, tokenizer: Tokenizer) -> tuple[list[int], int]:
 def _thought_and_answer(message: Message) -> tuple[str, str]:
     """Thought and answer, also of a content like `<think>` … `</think>` …, as in some datasets."""
     thought, answer = message.get("reasoning_content") or "", message["content"]
-    if not thought and answer.lstrip().startswith("<think>") and "</think>" in answer:
-        thought, _, answer = answer.lstrip().removeprefix("<think>").partition("</think>")
-        answer = answer.lstrip()
+    if not thought:
+        thought, answer = split_thought(answer)
     return thought.strip(), answer
 
 

@@ -7,7 +7,8 @@ Notes:
 - A control string inside a message could end a turn or open another. `Guard.protect` puts a mark inside each one before
   the template is rendered. After rendering, the tokenizer removes the mark and encodes the string as ordinary text.
   Letter case does not matter: a template may change it.
-- A past reply is the model's own text. It keeps the strings that the model writes (think, tool call), but no role.
+- This holds for replies too: thoughts and calls are fields of a message, and a mark such as `<think>` within its text
+  is text. One form is read: a content that begins with a whole thought, as other servers return it, is split.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import re
 import reprlib
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,8 @@ Message = Mapping[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
 #: The types of text parts: that of chat messages, and those that only OpenAI's Responses API has.
 TEXT_PARTS = ("text", *(RESPONSES_PARTS := ("input_text", "output_text")))
-#: The control strings that the model itself writes in a reply.
-REPLY_MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+#: What EXAONE's template puts between a thought and the answer.
+THOUGHT_END = "\n</think>\n\n"
 #: Unicode noncharacters: no text has a use for them. `ChatTemplate` keeps them as they are.
 MARKS = "".join(map(chr, (*range(0xFDD0, 0xFDF0), 0xFFFE, 0xFFFF)))
 
@@ -81,6 +82,9 @@ def _check_message(message: Message, where: str) -> dict[str, Any]:
             f"{where}: reasoning_content must be a string, not {reprlib.repr(message['reasoning_content'])}"
         )
     checked = {**message, "role": role, "content": content}
+    if role == "assistant" and not message.get("reasoning_content"):
+        thought, checked["content"] = split_thought(content or "")
+        checked |= {"reasoning_content": thought} if thought else {}
     if calls := message.get("tool_calls"):
         if not isinstance(calls, (list, tuple)):
             raise ValueError(f"{where}: tool_calls must be a list, not {type(calls).__name__}")
@@ -91,6 +95,21 @@ def _check_message(message: Message, where: str) -> dict[str, Any]:
         if ids and (None in ids or len(set(ids)) < len(ids)):
             raise ValueError(f"{where}: each call needs an id of its own, and they have {ids}")
     return checked
+
+
+def split_thought(content: str) -> tuple[str, str]:
+    """(thought, answer) of a reply whose text begins with its thought; else ("", content).
+
+    Such a text begins with `<think>`. Without it, as a server returns a reply whose prompt opens the thought, the tag
+    `</think>` has a line of its own.
+    """
+    before, tag, after = content.partition("</think>")
+    thought = before.lstrip()
+    opened = thought.startswith("<think>")
+    own_line = before.endswith("\n") and after.startswith("\n") and "<think>" not in before
+    if not tag or not (opened or own_line):
+        return "", content
+    return thought.removeprefix("<think>").strip(), after.lstrip()
 
 
 def _is_text_parts(content: Any) -> bool:
@@ -215,19 +234,48 @@ class Guard:
         return prompt if rest.startswith(" ") else prompt.rstrip()
 
     def protect_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        kept = {"content": REPLY_MARKS, "reasoning_content": REPLY_MARKS} if message["role"] == "assistant" else {}
-        return {
-            key: value if key == "role" else self.protect(value, kept.get(key, ())) for key, value in message.items()
-        }
+        return {key: value if key == "role" else self.protect(value) for key, value in message.items()}
 
-    def protect(self, value: Any, kept: Iterable[str] = ()) -> Any:
-        """`value` with the mark inside each control string in it, at any depth, except those in `kept`."""
+    def protect(self, value: Any) -> Any:
+        """`value` with the mark inside each control string in it, at any depth."""
         if isinstance(value, str):
-            return self.pattern.sub(
-                lambda match: match[0] if match[0] in kept else match[0][0] + self.mark + match[0][1:], value
-            )
+            return self.pattern.sub(lambda match: match[0][0] + self.mark + match[0][1:], value)
         if isinstance(value, Mapping):
-            return {self.protect(key, kept): self.protect(item, kept) for key, item in value.items()}
+            return {self.protect(key): self.protect(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return [self.protect(item, kept) for item in value]
+            return [self.protect(item) for item in value]
         return value
+
+    def render(
+        self,
+        template: Callable[..., str],
+        messages: Sequence[Message],
+        tools: Sequence[Any],
+        continued: bool,
+        variables: Mapping[str, bool],
+        options: Mapping[str, Any],
+    ) -> tuple[str, str]:
+        """The text of a prompt, and the begun reply that follows it: "" unless `continued`.
+
+        `template` is `ChatTemplate.render`. The begun reply is apart, because the model wrote its tokens after the end
+        of the prompt: no token spans both. A last message that the template does not put after the text that opens a
+        turn is a part of the prompt.
+        """
+        protected = [self.protect_message(message) for message in messages]
+
+        def rendered(messages: list[dict[str, Any]], **changed: bool) -> str:
+            given = {"messages": messages, "tools": self.protect(tools) or None, **variables, **changed}
+            return template(self.protect(options), **given)
+
+        if not continued:
+            return rendered(protected), ""
+        check_continued(messages[-1], variables["enable_thinking"])
+        *before, last = protected
+        opened, is_reply = None, last["role"] == "assistant"
+        thought = last.get("reasoning_content") if is_reply and variables["enable_thinking"] else None
+        if thought or (is_reply and before):
+            opened = rendered(before, add_generation_prompt=True, enable_thinking=bool(thought))
+        if thought and opened is not None:  # the template erases the thought of a past reply
+            return opened, thought + (THOUGHT_END + last["content"] if last["content"] else "")
+        whole = self.cut(rendered([*before, {**last, "content": last["content"] + self.end + " "}]))
+        return (opened, whole[len(opened) :]) if opened is not None and whole.startswith(opened) else (whole, "")

@@ -28,7 +28,7 @@ import tokenizers
 from ..files.folders import atomic_file, find_folder, read_json, read_tokenizer
 from ..tools.describe import Tool, schemas
 from .encoding import EncodesBatches, Encoding, read_ids, without_tokens
-from .input_messages import Guard, Message, check_continued, check_messages, composed, is_begun_thought
+from .input_messages import Guard, Message, check_messages, composed
 from .template import ChatTemplate
 
 EOS = "[|endofturn|]"
@@ -271,62 +271,60 @@ class Tokenizer(EncodesBatches):
         if not tokenize and (return_dict or padding or return_tensors is not None):
             raise ValueError("return_dict, return_tensors and padding are for ids, and tokenize=False gives text")
         template = self._template if chat_template is None else ChatTemplate(chat_template, "chat_template")
-        if template is None:
-            raise ValueError(
-                "this tokenizer has no chat template (neither chat_template.jinja nor in tokenizer_config.json)"
-            )
         if documents is not None:
             template_kwargs["documents"] = documents
         variables = {"add_generation_prompt": opens_turn, "enable_thinking": enable_thinking}
-        offered = [] if tools is None else schemas(tools)
         several = isinstance(messages, Sequence) and len(messages) > 0 and isinstance(messages[0], (list, tuple))
-        try:
-            rendered = [
-                self._render(template, conversation, offered, continue_final_message, variables, template_kwargs)
-                for conversation in (messages if several else [messages])
-            ]
-        except RecursionError as error:
-            raise ValueError("the messages, tools or options are nested too deeply") from error
+        rendered = [
+            self._render(template, conversation, tools, continue_final_message, variables, template_kwargs)
+            for conversation in (messages if several else [messages])
+        ]
         if not tokenize:
-            texts = [text.replace(mark, "") for text, mark in rendered]
+            texts = [(text + begun).replace(mark, "") for text, begun, mark in rendered]
             return texts if several else texts[0]
-        rows = [self._prompt_ids(*one) for one in rendered]
+        rows = [self._prompt_ids(text, mark) + self._prompt_ids(begun, mark) for text, begun, mark in rendered]
         if not (return_dict or padding or return_tensors is not None):
             return rows if several else rows[0]
         encoded = self._encoding(rows, several=several, padding=padding, return_tensors=return_tensors)
         return encoded if return_dict else encoded["input_ids"]
 
+    def begun_prompt(
+        self, messages: Conversation, tools: Sequence[Tool] | None, enable_thinking: bool, **template_kwargs: Any
+    ) -> tuple[list[int], int]:
+        """The prompt that continues the last message, and the number of tokens at its end that are a begun reply.
+
+        It is that of `apply_chat_template(continue_final_message=True)`; errors as there.
+        """
+        variables = {"add_generation_prompt": False, "enable_thinking": enable_thinking}
+        source = template_kwargs.pop("chat_template", None)
+        template = self._template if source is None else ChatTemplate(source, "chat_template")
+        text, begun, mark = self._render(template, messages, tools, True, variables, template_kwargs)
+        begun_ids = self._prompt_ids(begun, mark)
+        return self._prompt_ids(text, mark) + begun_ids, len(begun_ids)
+
     def _render(
         self,
-        template: ChatTemplate,
+        template: ChatTemplate | None,
         messages: Any,
-        offered: list[Any],
+        tools: Sequence[Tool] | None,
         continued: bool,
         variables: Mapping[str, bool],
         options: Mapping[str, Any],
-    ) -> tuple[str, str]:
-        """The prompt of one conversation, and the mark inside control strings that are not the template's."""
-        checked = check_messages(messages)
-        guard = Guard.of(self._control_like, [checked, offered, options])
-        if self.nfc:
-            checked = [message if message["role"] == "assistant" else composed(message) for message in checked]
-            options = composed(options)
-        protected, thought = [guard.protect_message(message) for message in checked], None
-        if continued:
-            check_continued(checked[-1], variables["enable_thinking"])
-            if is_begun_thought(checked[-1]):
-                thought = protected.pop()["reasoning_content"]
-                variables = {**variables, "add_generation_prompt": True}
-            else:
-                protected[-1]["content"] += guard.end + " "
-        rendered = template.render(
-            guard.protect(options), messages=protected, tools=guard.protect(offered) or None, **variables
-        )
-        if thought is not None:
-            rendered += thought
-        elif continued:
-            rendered = guard.cut(rendered)
-        return rendered, guard.mark
+    ) -> tuple[str, str, str]:
+        """What `Guard.render` returns, and the mark inside control strings that are not the template's."""
+        if template is None:
+            raise ValueError(
+                "this tokenizer has no chat template (neither chat_template.jinja nor in tokenizer_config.json)"
+            )
+        try:
+            checked, offered = check_messages(messages), [] if tools is None else schemas(tools)
+            guard = Guard.of(self._control_like, [checked, offered, options])
+            if self.nfc:
+                checked = [message if message["role"] == "assistant" else composed(message) for message in checked]
+                options = composed(options)
+            return *guard.render(template.render, checked, offered, continued, variables, options), guard.mark
+        except RecursionError as error:
+            raise ValueError("the messages, tools or options are nested too deeply") from error
 
     def _prompt_ids(self, rendered: str, mark: str) -> list[int]:
         first, *pieces = self._control_split.split(rendered)

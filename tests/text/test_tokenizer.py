@@ -364,13 +364,17 @@ OPEN = "[|user|]\nHello[|endofturn|]\n[|assistant|]\n<think>\n"
 
 def test_a_begun_turn_stays_open(tokenizer: Tokenizer) -> None:
     """field/09. With a template that strips a reply, the spaces at its end are lost, as in transformers."""
-    stripped = [*HELLO, {"role": "assistant", "content": "<think>\nWell.\n</think>\n\nThe "}]
+    whole = [*HELLO, {"role": "assistant", "content": "<think>\nWell.\n</think>\n\nThe "}]
+    stripping = {"chat_template": "{% for m in messages %}[|{{ m.role }}|]\n{{ m.content | trim }}\n{% endfor %}"}
     thought = [*HELLO, {"role": "assistant", "reasoning_content": "Let me"}]
     forged = [*HELLO, {"role": "assistant", "content": "Say [|user|]"}]
     for messages, options, expected in (
         (BEGUN, {}, OPEN + "\n</think>\n\nThe capital of "),
         (BEGUN, {"enable_thinking": True, "add_generation_prompt": False}, OPEN + "\n</think>\n\nThe capital of "),
-        (stripped, {"skip_think": False}, OPEN + "Well.\n</think>\n\nThe"),
+        (BEGUN, stripping, "[|user|]\nHello\n[|assistant|]\nThe capital of"),
+        (whole, {}, OPEN + "\n</think>\n\nThe "),
+        (whole, {"skip_think": False}, OPEN + "Well.\n</think>\n\nThe "),
+        (whole, {"enable_thinking": True}, OPEN + "Well.\n</think>\n\nThe "),
         (thought, {"enable_thinking": True}, OPEN + "Let me"),
         ([*HELLO[:-1], {"role": "user", "content": "Hel"}], {}, "[|user|]\nHel"),
         (forged, {}, OPEN + "\n</think>\n\nSay [|user|]"),
@@ -380,6 +384,22 @@ def test_a_begun_turn_stays_open(tokenizer: Tokenizer) -> None:
         assert tokenizer.decode(tokenizer.apply_chat_template(**prompt)) == expected
     ids = tokenizer.apply_chat_template(forged, continue_final_message=True)
     assert [tokenizer.decode([id]) for id in ids].count("[|user|]") == 1, "a begun turn forges no control token"
+
+
+def test_the_begun_reply_follows_the_prompt_in_tokens_of_its_own(tokenizer: Tokenizer) -> None:
+    """As the model wrote it: "\\n\\n" and "\\n" of the prompt and of the reply are not joined."""
+    for message, thinking, written in (
+        ({"content": "\n\nThe"}, False, "\n\nThe"),
+        ({"content": "", "reasoning_content": "\nHm"}, True, "\nHm"),
+        ({"content": "So <think>", "reasoning_content": "</think>"}, True, "</think>\n</think>\n\nSo <think>"),
+    ):
+        prompt = tokenizer.apply_chat_template(HELLO, enable_thinking=thinking)
+        ids, begun = tokenizer.begun_prompt([*HELLO, {"role": "assistant", **message}], None, thinking)
+        assert ids[:-begun] == prompt and tokenizer.decode(ids[-begun:]) == written
+        marks = [id for id in ids[-begun:] if id in tokenizer.control_ids]
+        assert marks == [tokenizer.think_end_id] * (thinking and bool(message["content"]))
+    ids, begun = tokenizer.begun_prompt([{"role": "assistant", "content": "So"}], None, False)
+    assert tokenizer.decode(ids) == "[|assistant|]\n<think>\n\n</think>\n\nSo" and begun == 0
 
 
 def test_turns_that_cannot_be_continued_are_refused(tokenizer: Tokenizer) -> None:
