@@ -211,9 +211,15 @@ def _fence(tokens: Any, index: int, _options: Any, environment: Mapping[str, Any
     buttons = f'<button type="button" data-do="copy-code">{escape(words("copy_code"))}</button>'
     if language.lower() in ("html", "svg"):
         buttons = f'<button type="button" data-do="preview">{escape(words("preview"))}</button>' + buttons
+    kind = "code mermaid" if language.lower() == "mermaid" else "code"
+    if kind != "code":  # the page draws it
+        buttons = (
+            f'<button type="button" class="show-code" data-do="show-code">{escape(words("show_code"))}</button>'
+            + buttons
+        )
     head = f'<div class="code-head"><span>{escape(language)}</span>{buttons}</div>'
     code = _highlighted(token.content, language, environment["deadline"])
-    return f'<div class="code">{head}<pre tabindex="0"><code>{code}</code></pre></div>\n'
+    return f'<div class="{kind}">{head}<pre tabindex="0"><code>{code}</code></pre></div>\n'
 
 
 def _highlighted(code: str, language: str, deadline: float) -> str:

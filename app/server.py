@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
-    "object-src 'none'; form-action 'self'; frame-ancestors 'self'"
+    "frame-src 'none'; object-src 'none'; form-action 'self'; frame-ancestors 'self'"
 )
 MAX_UPLOAD_BYTES = 64 * 2**20
 MAX_BODY_BYTES = 4_000_000  # of any other request: a whole conversation has less

@@ -17,7 +17,7 @@ from .render import highlighting_css
 HERE = Path(__file__).parent / "page"
 SCRIPT = (
     "start", "frames", "conversation", "asking", "welcome", "scrolling", "actions", "composer", "files", "keys",
-    "appearance", "labels",
+    "diagrams", "appearance", "labels",
 )  # fmt: skip
 STYLES = ("base", "chat", "message", "composer", "conversations", "widgets")
 
@@ -35,6 +35,11 @@ def script() -> str:
 def styles() -> str:
     """All rules of the page."""
     return f"{_joined(f'{name}.css' for name in STYLES)}\n{highlighting_css()}"
+
+
+def diagram_engine() -> str:
+    """The script of Mermaid (MIT), without mind maps and architecture diagrams. Pages with a diagram fetch it."""
+    return (HERE.parent / "vendor" / "mermaid.tiny.js").read_text(encoding="utf-8")
 
 
 def _joined(names: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from .files import ACCEPTED, MAX_FILE_BYTES
 from .i18n import EXAMPLES, LANGUAGES, WORDS, translations
 from .settings import MAX_TOKENS, recommended
 from .state import AppState
-from .theme import page_template, script
+from .theme import diagram_engine, page_template, script
 from .widgets import TEXTS, THEMES, Page
 
 #: The address of the page names its conversation, so that a reload shows it again.
@@ -88,6 +88,9 @@ def _chat(state: AppState, do: Actions) -> dict[str, Any]:
     def read(wanted: dict[str, Any]) -> dict[str, Any]:
         return do.read(wanted)
 
+    def diagrams(_: Any) -> str:
+        return diagram_engine()
+
     made: dict[str, Any] = {}
     made["chat"] = gr.HTML(
         None,
@@ -98,7 +101,7 @@ def _chat(state: AppState, do: Actions) -> dict[str, Any]:
         most_bytes=MAX_FILE_BYTES,
         html_template=page_template(),
         js_on_load=script(),
-        server_functions=[history, read],
+        server_functions=[history, read, diagrams],
         apply_default_css=False,
         elem_id="chat",
         elem_classes="own",

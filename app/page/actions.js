@@ -6,6 +6,7 @@ const act = (what, more = {}) =>
 const actions = {
     copy: (button, item) => copy(item.source, button),
     "copy-code": (button) => copy(find("code", button.closest(".code")).textContent.replace(/\n$/, ""), button),
+    "show-code": (button) => button.closest(".code").classList.toggle("drawn"),
     preview: (button) => preview(button.closest(".code")),
     edit: (button, item) => edit(item),
     retry: (button, item) => act("retry", { turn: Number(item.dataset.turn) }),
@@ -33,6 +34,11 @@ const actions = {
 element.addEventListener("click", (event) => {
     const button = event.target.closest("[data-do]");
     if (button) actions[button.dataset.do]?.(button, button.closest(".item"));
+    const note = event.target.closest('a[href^="#"]'); // a footnote: the address of the page stays
+    if (note) {
+        event.preventDefault();
+        find(`[id="${CSS.escape(note.hash.slice(1))}"]`)?.scrollIntoView({ block: "center" });
+    }
     const summary = event.target.closest("summary");
     if (summary) summary.parentElement.dataset.touched = "yes";
 });
@@ -56,7 +62,7 @@ function preview(code) {
     const there = find("iframe", code);
     if (there) return there.remove();
     const policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:";
-    const source = `<meta http-equiv="Content-Security-Policy" content="${policy}">${find("code", code).textContent}`;
+    const source = `<!doctype html><meta http-equiv="Content-Security-Policy" content="${policy}">${find("code", code).textContent}`;
     const made = make("iframe", { srcdoc: source, title: words("preview") });
     made.setAttribute("sandbox", "allow-scripts");
     code.append(made);

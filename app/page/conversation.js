@@ -28,6 +28,7 @@ async function load(start, keepsPlace) {
     shown = { ...answer, items: null, keys: null };
     find(".older").hidden = answer.start === 0;
     markLast();
+    drawDiagrams();
     welcome.hidden = answer.total > 0 || frame.live.length > 0;
     if (follows) keepBottom();
     else scroller.scrollTop = scroller.scrollHeight - height;

@@ -1,0 +1,139 @@
+"""How the page looks: what Markdown becomes in a browser, its parts at several widths, and what axe-core finds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+pytestmark = pytest.mark.browser
+pytest.importorskip("gradio", reason="the app needs the extra `app`")
+pytest.importorskip("playwright", reason="the browser tests need the extra `browser`")
+
+from browser import CHROMIUM, Server, Tab, launch, opened  # noqa: E402
+from playwright.sync_api import Browser, expect, sync_playwright  # noqa: E402
+from shown import TORTURE  # noqa: E402
+
+if not Path(CHROMIUM).exists():
+    pytest.skip("there is no chromium", allow_module_level=True)
+
+PHONE = {"width": 390, "height": 844}
+#: What a reply can hold beside the torture text.
+MORE = r"""
+각주[^1]도 있고.
+
+- [x] 끝난 일
+- [ ] 할 일
+
+\begin{align}
+a &= b + c \\
+
+  &= \begin{cases} 1 & x > 0 \\ 0 & \text{그 외} \end{cases}
+\end{align}
+
+| 아주 긴 열 이름 하나 | 아주 긴 열 이름 둘 | 아주 긴 열 이름 셋 | 아주 긴 열 이름 넷 |
+|---|---|---|---|
+| 가나다라마바사 | 값 | 값 | 긴 문장이 들어 있는 칸입니다 |
+
+```mermaid
+flowchart LR
+  A[사용자] -->|질문| B{모델}
+```
+
+```mermaid
+this is no diagram
+```
+
+```html
+<h1>안녕</h1>
+```
+
+[^1]: 첫째 각주 **(주)**는.
+"""
+REPLY = {"role": "assistant", "content": TORTURE + MORE, "reasoning_content": "먼저 **생각(thought)**을.", "finish_reason": "stop"}  # fmt: skip
+CALL = {"type": "function", "function": {"name": "roll_dice", "arguments": {"max_num": 6}}}
+EVERYTHING = [
+    {"role": "user", "content": "3~5시에 **엑사원(EXAONE)**은?"},
+    REPLY | {"stats": {"thinking_tokens": 23, "thinking_seconds": 1.2}},
+    {"role": "user", "content": "주사위를 굴려 줘"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": {"error": "고장"}, "failed": True, "seconds": 0.2},
+    {"role": "assistant", "content": "굴리지 못했습니다.", "finish_reason": "length"},
+]
+ID = "20261125-090000-00000001"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright, launch(playwright) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("look")) as server:
+        server.store(ID, EVERYTHING, title="한국어 시험")
+        yield server
+
+
+def visible_code(tab: Tab) -> list[str]:
+    return tab.chat.locator(".code pre:visible").all_inner_texts()
+
+
+def test_a_diagram_is_a_picture_and_what_is_none_stays_code(browser: Browser, server: Server) -> None:
+    with opened(browser, server, ID, color_scheme="dark") as tab:
+        picture = tab.chat.locator(".diagram img")
+        expect(picture).to_have_count(1)
+        expect(picture).to_have_js_property("complete", True)
+        assert picture.evaluate("(e) => e.naturalWidth") > 100
+        assert not [code for code in visible_code(tab) if "flowchart" in code]
+        assert [code for code in visible_code(tab) if "no diagram" in code]
+        tab.chat.get_by_role("button", name="Code", exact=True).click()
+        assert [code for code in visible_code(tab) if "flowchart" in code]
+        dark = picture.get_attribute("src")
+        tab.page.evaluate(
+            "localStorage.setItem('exaone4_mlx theme', 'light'); window.dispatchEvent(new Event('storage'))"
+        )
+        expect(picture).not_to_have_attribute("src", dark or "")
+
+
+def test_a_preview_of_html_reaches_no_server(browser: Browser, server: Server) -> None:
+    """Neither a picture, a script, a form, a link nor a frame that moves on."""
+    asked: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as elsewhere:
+        Thread(target=elsewhere.serve_forever, daemon=True).start()
+        there = f"http://127.0.0.1:{elsewhere.server_port}"
+        html = f'''<a href="{there}/link">밖으로</a><img src="{there}/picture"><link rel="stylesheet" href="{there}/style">
+            <script>
+            document.body.append("스크립트");
+            fetch("{there}/fetch").catch(() => document.body.append(" 막힘"));
+            setTimeout(() => {{ open("{there}/open"); location = "{there}/moved"; }}, 1500);
+            </script>'''
+        server.store(f"{ID[:-1]}2", [EVERYTHING[0], {"role": "assistant", "content": f"```html\n{html}\n```"}])
+        with opened(browser, server, f"{ID[:-1]}2") as tab:
+            tab.chat.get_by_role("button", name="Preview").click()
+            frame = tab.chat.frame_locator(".code > iframe")
+            expect(frame.locator("body")).to_have_text(re.compile("스크립트 막힘"))
+            frame.get_by_role("link").click()
+            tab.page.wait_for_timeout(2000)
+            assert tab.conversation, "the page itself is still there"
+            tab.requests.clear()  # those that the policy has stopped are listed, too
+        elsewhere.shutdown()
+    assert not asked
+
+
+def test_footnotes_and_task_boxes_of_a_reply(browser: Browser, server: Server) -> None:
+    with opened(browser, server, ID) as tab:
+        expect(tab.chat.locator("li.task")).to_have_text([re.compile("☑ 끝난 일"), re.compile("☐ 할 일")])
+        tab.chat.locator(".footnote-ref a").click()
+        expect(tab.chat.locator(".footnote-item")).to_be_in_viewport()
+        assert tab.conversation == ID
