@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 from ..text.reply import ReplyParser
 from ..text.tokenizer import Tokenizer
 from ..tools.schema import check_schema, normalized
-from .constrain import GrammarConstraint, closed_at_every_depth, forces, reason_of, spaced, vocabulary_of
+from .constrain import (
+    GrammarConstraint,
+    closed_at_every_depth,
+    compile_problem,
+    forces,
+    reason_of,
+    spaced,
+    vocabulary_of,
+)
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -82,6 +90,8 @@ def _answer(vocabulary: LLTokenizer, kind: str, content: Any, forced: bool) -> L
             grammar = f"{options}start: %json {spaced(closed_at_every_depth(schema))}\n"
         else:
             grammar = LLMatcher.grammar_from_regex(content) if kind == "regex" else content
+        if reason := compile_problem(grammar):
+            raise ValueError(reason)
         failed, reports = LLMatcher.validate_grammar_with_warnings(grammar, vocabulary)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the {kind} of response_format cannot be enforced: {error}") from error

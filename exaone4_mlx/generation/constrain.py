@@ -10,6 +10,7 @@ Notes:
 - Schemas are closed: an object may have the listed properties only, unless its schema says otherwise. JSON Schema
   itself allows more properties, and a model that may invent arguments does so.
 - A schema is refused, with the name of its tool, if a part of it cannot be enforced.
+- A few lines of a grammar can take llguidance minutes or overflow its stack, so a child process compiles it first.
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from ..files.folders import shortened
 from ..text.reply import CALL_END, CALL_START, ReplyParser
 from ..text.tokenizer import Tokenizer
 from ..tools.describe import name_of
@@ -32,6 +38,24 @@ if TYPE_CHECKING:
 
 #: The spacing of json.dumps, which is that of the calls in the model's prompt.
 SPACING = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+#: CPU time and memory in which the child process must compile a grammar for a vocabulary of single bytes.
+COMPILE_SECONDS, COMPILE_BYTES = 2, 2**31
+COMPILE = """
+import resource, sys, threading
+sys.path.insert(0, sys.argv[1])
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+class Bytes:
+    bos_token_id, eos_token_id, special_token_ids = None, 256, [256]
+    tokens = [bytes([i]) for i in range(256)] + [b"end"]
+    __call__ = lambda self, text: list(text)
+vocabulary, grammar = LLTokenizer(TokenizerWrapper(Bytes())), sys.stdin.read()
+for limit, value in ((resource.RLIMIT_CPU, int(sys.argv[2])), (resource.RLIMIT_AS, int(sys.argv[3]))):
+    try: resource.setrlimit(limit, (value, value))
+    except (ValueError, OSError): pass  # macOS has no limit of memory
+threading.stack_size(2**21)  # smaller than that of any thread that compiles it afterwards
+thread = threading.Thread(target=lambda: LLMatcher(vocabulary, grammar, log_level=0).compute_logit_bias())
+thread.start(), thread.join()
+"""
 NEEDS_PACKAGE = "a constrained reply needs the package llguidance: pip install 'exaone4_mlx[constrain]'"
 
 
@@ -171,15 +195,19 @@ def _compiled(vocabulary: LLTokenizer, schemas: Sequence[Mapping[str, Any]], for
 
     if not schemas:
         raise ValueError("there are no tools to constrain calls to")
-    rules = [f"%llguidance {json.dumps({'no_forcing': not forced})}"]
-    for number, schema in enumerate(schemas):
-        name, rule = _rule(number, schema)
+    rules = [_rule(number, schema) for number, schema in enumerate(schemas)]
+    options = f"%llguidance {json.dumps({'no_forcing': not forced})}"
+    start = "start: " + " | ".join(f"call_{number}" for number in range(len(schemas)))
+    grammar = "\n".join([options, *(rule for _, rule in rules), start])
+    if reason := compile_problem(grammar):
+        alone = enumerate(rules)
+        costly = (f"tool {name!r}" for n, (name, rule) in alone if compile_problem(f"start: call_{n}\n{rule}"))
+        raise ValueError(f"the schema of {next(costly, 'all tools')} cannot be enforced: {reason}")
+    for number, (name, rule) in enumerate(rules):
         failed, reports = LLMatcher.validate_grammar_with_warnings(f"start: call_{number}\n{rule}", vocabulary)
         if failed or reports:
             raise ValueError(f"the schema of tool {name!r} cannot be enforced: {reason_of(reports[0])}")
-        rules.append(rule)
-    start = "start: " + " | ".join(f"call_{number}" for number in range(len(schemas)))
-    matcher = LLMatcher(vocabulary, "\n".join([*rules, start]), log_level=0)
+    matcher = LLMatcher(vocabulary, grammar, log_level=0)
     if matcher.is_error():
         raise ValueError(f"the schemas of the tools cannot be enforced: {reason_of(matcher.get_error())}")
     return matcher
@@ -244,6 +272,19 @@ def _closed_part(key: str, value: Any, listed: bool) -> Any:
     return value
 
 
+@functools.lru_cache(maxsize=64)
+def compile_problem(grammar: str) -> str:
+    """Why a grammar costs too much to compile, or ""."""
+    import llguidance
+
+    limits = (str(Path(llguidance.__file__).parents[1]), str(COMPILE_SECONDS), str(COMPILE_BYTES))
+    command = [sys.executable, "-I", "-S", "-c", COMPILE, *limits]
+    code = subprocess.run(command, input=grammar.encode(), stderr=subprocess.DEVNULL).returncode
+    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"it takes more than {COMPILE_SECONDS} s to compile"
+    return "it is too large to compile" if code else ""
+
+
 def reason_of(report: str) -> str:
     """The reason of a report, without the position in the generated grammar."""
-    return report.splitlines()[0].rpartition("failed to compile JSON schema: ")[2]
+    return shortened(report.splitlines()[0].rpartition("failed to compile JSON schema: ")[2])

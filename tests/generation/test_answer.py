@@ -13,6 +13,7 @@ import pytest
 from conftest import Always, random_ids, roll_dice, tiny_model
 
 from exaone4_mlx import Chat, Options, Sampling, Tokenizer, generate
+from exaone4_mlx.generation import constrain
 from exaone4_mlx.generation.answer import AnswerConstraint
 from exaone4_mlx.generation.decode import Sampler, TokenStream, prefill
 from exaone4_mlx.generation.formats import read_format
@@ -55,6 +56,23 @@ def test_random_answers_follow_their_formats(tokenizer: Tokenizer) -> None:
             "[0-9]{3}-[가-나]{2}", sampled(tokenizer, {"type": "regex", "regex": "[0-9]{3}-[가-나]{2}"}, rng)
         )
         assert re.fullmatch("yes|no, [a-c]{1,3}", sampled(tokenizer, {"type": "grammar", "grammar": grammar}, rng))
+
+
+def test_a_grammar_that_costs_too_much_is_refused(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constrain, "COMPILE_SECONDS", 1)
+    rules = "\n".join(f'r{n}: "a" r{n + 1} | "b" r{n + 1}' for n in range(20_000))
+    for format, reason in (
+        ({"type": "regex", "regex": "(" * 50_000 + "a" + ")" * 50_000}, r"regex parse error:$"),
+        ({"type": "grammar", "grammar": f'start: r0\n{rules}\nr20000: "x"'}, "it is too large to compile"),
+        ({"type": "json_schema", "json_schema": {"schema": {"multipleOf": 10**6 + 3}}}, "it takes more than 1 s"),
+    ):
+        found = read_format(format)
+        assert found is not None
+        with pytest.raises(
+            ValueError, match=f"^the {found[0]} of response_format cannot be enforced: .*{reason}"
+        ) as caught:
+            AnswerConstraint(tokenizer, *found, tokenizer.vocab_size)
+        assert len(str(caught.value)) < 700
 
 
 @pytest.mark.parametrize("thinking", [False, True])

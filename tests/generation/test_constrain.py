@@ -14,6 +14,7 @@ from conftest import in_a_thread, tiny_model
 
 from exaone4_mlx import Tokenizer
 from exaone4_mlx.files.folders import DEMO_FOLDER
+from exaone4_mlx.generation import constrain
 from exaone4_mlx.generation.constrain import ToolConstraint
 from exaone4_mlx.text.reply import read_calls
 from exaone4_mlx.tools.schema import normalized
@@ -420,6 +421,14 @@ def test_an_unenforceable_schema_is_refused_with_the_name_of_its_tool(
 ) -> None:
     with pytest.raises(ValueError, match=f"the schema of tool 'bad' cannot be enforced: .*{reason}"):
         constraint(tokenizer, tool("good"), tool("bad", {"x": schema}))
+
+
+def test_a_schema_that_costs_too_much_is_refused_with_the_name_of_its_tool(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constrain, "compile_problem", lambda grammar: "1000003" in grammar and "it is large")
+    with pytest.raises(ValueError, match=r"^the schema of tool 'bad' cannot be enforced: it is large$"):
+        constraint(tokenizer, tool("good"), tool("bad", {"x": {"multipleOf": 1_000_003}}))
 
 
 @pytest.mark.parametrize("parameters", [{"type": "string"}, {"type": ["object", "null"]}, [1], "x"])
