@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import json
 import threading
@@ -41,6 +42,11 @@ LONGEST_TRIED = 8  # lines that may be invalid before the check of the memory is
 
 def run(options: argparse.Namespace) -> int:
     """Makes the replies that are missing in the output. The exit code is 1 if any line has an error."""
+    with _locked(options.output):
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     text = flags.read_text(None if options.batch == "-" else Path(options.batch))
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
@@ -148,6 +154,28 @@ def _digest(line: str, options: argparse.Namespace) -> str:
     settings = {name: value for name, value in vars(options).items() if name not in IRRELEVANT}
     text = json.dumps([line.strip(), settings], sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Raises ValueError if another run writes this output. Leaves no empty file."""
+    if not path.parent.is_dir() or (path.exists() and not path.is_file()):
+        yield  # `_kept` refuses it
+        return
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"--output: another run writes {path}; choose another file, or wait for its end"
+            ) from error
+        except OSError:  # some network folders have no locks
+            pass
+        try:
+            yield
+        finally:
+            if not path.stat().st_size:
+                path.unlink()
 
 
 def _kept(path: Path, digests: Sequence[str]) -> list[bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 from pathlib import Path
@@ -110,6 +111,16 @@ def test_ctrl_c_keeps_the_lines_that_are_finished(asked: list[str], monkeypatch:
 
 
 @pytest.mark.usefixtures("demo_tokenizer", "no_weights")
+def test_an_output_that_another_run_writes_is_refused(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(asked[3])
+    with path.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert f"--output: another run writes {path}; choose" in errors(capsys, *GENERATE, *asked)
+        assert path.exists()
+    assert "there is no folder nowhere" in errors(capsys, *GENERATE, *asked, "--model", "nowhere")
+    assert not path.exists(), "a run that fails leaves no empty file"
+
+
 def test_an_output_of_another_batch_is_refused(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     out = Path(asked[3])
     for content in ("notes\n", "notes", '{"index": 0, "input": "of other flags"}\n', '{"index": 0, "total": 7}'):
