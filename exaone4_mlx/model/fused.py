@@ -6,19 +6,23 @@ Notes:
   that the model takes no more memory.
 - For a few tokens, everything between two attentions is one compiled function, whose weights are constants. That saves
   most of Python's time per token, which limits a small model on a fast machine. Prompts take the plain call.
+- Several conversations can take a step together. Only attention runs row by row, in the caches of each row. So nothing
+  is padded or copied, and a row gets the logits that it would get alone. Only the products round as those of several
+  tokens do.
 - Each thread compiles its own functions. MLX (0.32) keeps compiled graphs per thread and frees only those of the thread
   that called a function last. In other threads they would outlive the model, and a new function at the same address
   would get the old graph, with the old weights.
 - It keeps array objects of its own. An in-place write into a module's weight (`w *= 2`) does not reach it.
 
-Shapes: B batch, L new tokens, H query heads, K key heads, D head size, E hidden size, V vocabulary.
+Shapes: B batch, L new tokens, T the tokens of all rows, H query heads, K key heads, D head size, E hidden size,
+V vocabulary.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -32,7 +36,7 @@ from .context import AttentionContext
 from .kv import KVQuantization
 from .layer import Layer, Mask, Pause, Projection, attend, beside, check_depth, head_norm, run_layers
 
-#: Up to this many tokens per row, `FusedModel.__call__` runs compiled functions: one token and the guesses behind it.
+#: Up to this many tokens per row, a step runs compiled functions: one token and the guesses behind it.
 MAX_COMPILED_LENGTH = 17
 #: A prefill can be stopped after this many tokens, or after this time, whichever is longer.
 CHECK_TOKENS, CHECK_SECONDS = 128, 0.3
@@ -40,6 +44,9 @@ CHECK_TOKENS, CHECK_SECONDS = 128, 0.3
 CHECK_EVERY = 16  # tokens whose logits are checked at once
 
 Parameters = list[tuple[str, mx.array]]
+Row = tuple[mx.array, Sequence[Cache]]  # the new ids of a conversation [B, L], and its caches
+Shapes = Sequence[tuple[int, ...]]  # (B, L) of each row
+Functions = tuple[Callable[..., Any], list[Callable[..., Any]], Callable[..., mx.array]]
 
 
 class FusedModel:
@@ -74,24 +81,52 @@ class FusedModel:
 
     def __call__(self, ids: mx.array, cache: Sequence[Cache]) -> mx.array:
         """Logits [B, L, V] for ids [B, L], which continue what `cache` holds."""
-        batch, length = ids.shape
-        if length > MAX_COMPILED_LENGTH or not self._rope_is_static:
+        if ids.shape[1] > MAX_COMPILED_LENGTH or not self._rope_is_static:
             return self.head(self.norm(run_layers(self.layers, self.embed(ids), cache)))
-        check_depth(cache, len(self.layers))
-        before, between, after = self._functions()
-        masks: dict[int | None, Mask] = {}  # by window; a single token attends to all rows that its cache returns
-        if length > 1:
-            masks = {window: cache[i].mask(length) for window, i in self._layer_of_window.items()}
-        positions = mx.array([cache[0].offset] * batch)
-        x = self.embed(ids)
-        queries, keys, values = before(x, positions)
-        for layer, past, step in zip(self.layers, cache, between, strict=False):  # all layers but the last
-            spec = layer.spec
-            attended = attend(queries, *past.update(keys, values), masks.get(spec.window), spec.scale)
-            x, queries, keys, values = step(x, attended, positions)
-        spec = self.layers[-1].spec
-        attended = attend(queries, *cache[-1].update(keys, values), masks.get(spec.window), spec.scale)
-        return self.head(self.norm(after(x, attended)))
+        return self.together([(ids, cache)])[0]
+
+    def together(self, rows: Sequence[Row]) -> list[mx.array]:
+        """The same for several conversations at once: the logits [B, L, V] of each row.
+
+        All tokens go through each projection together. Attention runs row by row, in the caches of each row. Rows with
+        dynamic or longrope RoPE run one after the other.
+        """
+        if not self._rope_is_static:
+            return [self(*row) for row in rows]
+        for _, cache in rows:
+            check_depth(cache, len(self.layers))
+        shapes = [ids.shape for ids, _ in rows]
+        starts = [(cache[0].offset, *shape) for (_, cache), shape in zip(rows, shapes, strict=True)]
+        positions = mx.array([past + i for past, batch, length in starts for _ in range(batch) for i in range(length)])
+        masks = [self._masks(cache, length) for (_, cache), (_, length) in zip(rows, shapes, strict=True)]
+        tokens = [ids if len(ids) == 1 else ids.reshape(1, -1) for ids, _ in rows]
+        x = self.embed(tokens[0] if len(rows) == 1 else mx.concatenate(tokens, axis=1))  # 1 T E
+        before, between, after = self._functions(all(length <= MAX_COMPILED_LENGTH for _, length in shapes))
+        x, *qkv = before(x, positions, shapes)  # the queries of each row, then the keys of each row, then the values
+        columns: Iterator[tuple[Cache, ...]] = zip(*(cache for _, cache in rows), strict=True)
+        count = len(rows)
+        for layer, pasts, step in zip(self.layers, columns, [*between, None], strict=True):
+            window, scale = layer.spec.window, layer.spec.scale
+            if count == 1:  # no loop: this runs for every layer of every token
+                queries, keys, values = qkv
+                attended = [attend(queries, *pasts[0].update(keys, values), masks[0].get(window), scale)]
+            else:
+                attended = [
+                    attend(qkv[i], *past.update(qkv[count + i], qkv[2 * count + i]), masks[i].get(window), scale)
+                    for i, past in enumerate(pasts)
+                ]
+            if step is not None:
+                x, *qkv = step(x, positions, *attended)
+        logits = self.head(self.norm(after(x, *attended)))  # 1 T V
+        if count == 1:
+            return [logits if len(rows[0][0]) == 1 else logits.reshape(*shapes[0], -1)]
+        ends = list(accumulate(batch * length for batch, length in shapes))
+        parts = mx.split(logits, ends[:-1], axis=1)
+        return [part.reshape(*shape, -1) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _masks(self, cache: Sequence[Cache], length: int) -> dict[int | None, Mask]:
+        """The masks of `length` new tokens, by window. A single token attends to all rows that its cache returns."""
+        return {} if length == 1 else {window: cache[i].mask(length) for window, i in self._layer_of_window.items()}
 
     def prefill(self, ids: mx.array, cache: Sequence[Cache], whole_length: int, pause: Pause | None = None) -> mx.array:
         """A chunk of a prompt [B, L] -> the last token's final hidden state [B, 1, E]; see `Exaone4Model.prefill`."""
@@ -105,12 +140,14 @@ class FusedModel:
     def make_cache(self, kv: KVQuantization | int | None = None) -> list[Cache]:
         return new_caches(self.config, kv)
 
-    def _functions(self) -> tuple[Callable[..., Any], list[Callable[..., Any]], Callable[..., mx.array]]:
-        """The compiled functions of this thread: before the first attention, between two, and after the last."""
+    def _functions(self, are_compiled: bool) -> Functions:
+        """The functions of `between_attentions`. The compiled ones are those of this thread."""
+        if not are_compiled:
+            return between_attentions(self.layers, lambda function: function)
         try:
             return self._threads.functions
         except AttributeError:
-            self._threads.functions = compiled(self.layers)
+            self._threads.functions = between_attentions(self.layers, mx.compile)
             return self._threads.functions
 
 
@@ -136,17 +173,56 @@ def pauses(start: int, length: int, cache: Sequence[Cache], check: Callable[[int
     return pause
 
 
-def compiled(
-    layers: Sequence[Layer],
-) -> tuple[Callable[..., Any], list[Callable[..., Any]], Callable[..., mx.array]]:
+def between_attentions(layers: Sequence[Layer], compiled: Callable[..., Any]) -> Functions:
+    """The functions before the first attention, between two attentions, and after the last one.
+
+    Between the functions the tokens of all rows are one row, [1, T, E]. Inside, each token is a batch row of length 1,
+    [T, 1, E], because RoPE takes one position for each batch row.
+    """
+
+    def first(x: mx.array, positions: mx.array, shapes: Shapes) -> tuple[mx.array, ...]:
+        return x, *by_row(layers[0].before(swapped(x), positions), shapes)
+
     def between(layer: Layer, following: Layer) -> Callable[..., Any]:
-        def step(x: mx.array, attended: mx.array, positions: mx.array) -> tuple[mx.array, ...]:
-            x = layer.after(x, attended)
-            return x, *following.before(x, positions)
+        def step(x: mx.array, positions: mx.array, *attended: mx.array) -> tuple[mx.array, ...]:
+            x = layer.after(swapped(x), by_token(attended))
+            shapes = [(out.shape[0], out.shape[2]) for out in attended]
+            return swapped(x), *by_row(following.before(x, positions), shapes)
 
-        return mx.compile(step)
+        return compiled(step)
 
-    return mx.compile(layers[0].before), [between(*pair) for pair in pairwise(layers)], mx.compile(layers[-1].after)
+    def last(x: mx.array, *attended: mx.array) -> mx.array:
+        return swapped(layers[-1].after(swapped(x), by_token(attended)))
+
+    return compiled(first), [between(*pair) for pair in pairwise(layers)], compiled(last)
+
+
+def swapped(x: mx.array) -> mx.array:
+    """[1, T, E] -> [T, 1, E], or back. For one token it is `x` itself."""
+    return x.reshape(x.shape[1], x.shape[0], x.shape[2])
+
+
+def by_row(projections: Sequence[mx.array], shapes: Shapes) -> tuple[mx.array, ...]:
+    """Queries, keys and values of all tokens, each [T, H, 1, D] -> those of each row, [B, H, L, D]."""
+    ends = list(accumulate(batch * length for batch, length in shapes))
+
+    def split(x: mx.array) -> list[mx.array]:
+        parts = mx.split(x, ends[:-1]) if len(ends) > 1 else [x]
+        return [
+            part if length == 1 else part.reshape(batch, length, *x.shape[1::2]).transpose(0, 2, 1, 3)
+            for part, (batch, length) in zip(parts, shapes, strict=True)
+        ]
+
+    return tuple(part for x in projections for part in split(x))
+
+
+def by_token(attended: Sequence[mx.array]) -> mx.array:
+    """The outputs of attention of each row, [B, H, L, D] -> those of all tokens, [T, H, 1, D]."""
+    parts = [
+        out if out.shape[2] == 1 else out.transpose(0, 2, 1, 3).reshape(-1, out.shape[1], 1, out.shape[3])
+        for out in attended
+    ]
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
 
 def fuse(block: Any) -> Layer:
