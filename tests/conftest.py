@@ -23,8 +23,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, Tokenizer, convert, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.generation.decode import TokenStream, prefill
+from exaone4_mlx.generation.decode import TokenStream
 from exaone4_mlx.generation.draft import DraftScheduler
+from exaone4_mlx.generation.prompt_cache import prefill
 from exaone4_mlx.model.cache import KVCache, RotatingKVCache
 from exaone4_mlx.model.kv import KVQuantization
 from exaone4_mlx.text.template import ChatTemplate

@@ -20,14 +20,14 @@ import mlx.core as mx
 
 from ..model.cache import Cache
 from ..model.context import AttentionContext
-from ..model.fused import FusedModel, LogitsCheck, NonFiniteLogits, checked
+from ..model.fused import FusedModel
 from ..model.generation_config import GenerationConfig
 from ..model.inputs import check_everywhere, check_range, check_shape, read_integers
 from ..model.layer import run_layers
 from ..model.load import load as load
 from ..model.network import Exaone4ForCausalLM as Exaone4ForCausalLM
 from ..model.nonfinite import explain
-from .decode import CLEAR_EVERY, Sampler
+from .decode import CLEAR_EVERY, LogitsCheck, NonFiniteLogits, Sampler, checked
 from .generate import evaluate_weights
 from .options import MAX_TOKENS, PREFILL_STEP_SIZE, Sampling
 from .reply_loop import metal_memory

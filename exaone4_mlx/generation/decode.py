@@ -1,8 +1,7 @@
-"""Prompt ids -> an endless stream of ids: prefill, sampling, decoding.
+"""The logits after a prompt -> an endless stream of ids: sampling, decoding.
 
 Notes:
 - The stream never ends by itself. The caller handles stop tokens, limits and text.
-- The prompt is processed in chunks, which limits memory and lets the caller report progress.
 - The stream runs one step ahead: the next token is sampled on the device while the caller handles the last one. The
   caches hold only tokens that were handed out, so a caller can stop, restrict or force after any token.
 - Penalties, temperature and probabilities are computed in float32, because close values become equal in bfloat16.
@@ -17,21 +16,23 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
 
+from ..files.safetensors import all_finite, is_finite
 from ..model.cache import Cache
-from ..model.fused import FusedModel, LogitsCheck, checked, pauses
+from ..model.fused import FusedModel
 from ..model.network import Exaone4ForCausalLM
-from .options import PREFILL_STEP_SIZE, LogitsProcessor, Sampling
+from .options import LogitsProcessor, Sampling
 from .truncation import Truncation
 
 #: Both forms of the model have the calls that decoding needs. `model.fused()` is the fast one.
 Model = Exaone4ForCausalLM | FusedModel
 
 CLEAR_EVERY = 256  # tokens between two releases of freed buffers
+CHECK_EVERY = 16  # tokens whose logits are checked at once
 
 TopLogprobs = tuple[mx.array, ...]
 
@@ -45,47 +46,6 @@ class Sample(Protocol):
         """Forgets the last sampled token, and counts the tokens `forced` in its place."""
 
     state: Any  # assign an earlier value to go back to it
-
-
-def prefill_chunks(
-    model: Model,
-    ids: Sequence[int],
-    cache: list[Cache],
-    step_size: int = PREFILL_STEP_SIZE,
-    check: Callable[[int], None] | None = None,
-) -> Iterator[tuple[int, mx.array]]:
-    """Processes `ids` into `cache`, `step_size` tokens at a time. `check` is called as `pauses` says.
-
-    After each chunk it yields the number of processed tokens and the hidden state of the last one, [1, 1, E]. Each
-    chunk is evaluated before the next one starts, but for the last chunk.
-    """
-    whole_length = cache[0].offset + len(ids)
-    for start in range(0, len(ids), step_size):
-        chunk = mx.array(list(ids[start : start + step_size]))[None]  # [1, L]
-        hidden = model.prefill(chunk, cache, whole_length, check and pauses(start, chunk.size, cache, check))
-        if start + step_size < len(ids):
-            mx.eval([layer.buffers for layer in cache])
-            mx.clear_cache()
-        yield min(start + step_size, len(ids)), hidden
-
-
-def prefill(model: Model, ids: Sequence[int], cache: list[Cache], step_size: int = PREFILL_STEP_SIZE) -> mx.array:
-    """Processes `ids` into `cache`. Returns the logits after the last token, [1, V]. Raises NonFiniteLogits."""
-    for _, last in prefill_chunks(model, ids, cache, step_size):
-        hidden = last
-    return checked(model.logits(hidden)[:, -1])
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """The length of the longest common prefix of two sequences."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def to_ints(tokens: list[mx.array]) -> list[int]:
@@ -235,6 +195,46 @@ def check_bias(bias: Mapping[int, float] | None, vocab_size: int, excluded: Coll
         raise ValueError(f"logit_bias excludes every token{before}; leave one of them above minus infinity")
 
 
+class NonFiniteLogits(FloatingPointError):
+    """Logits that are NaN or infinite. `nonfinite.py` explains them."""
+
+
+def checked(logits: mx.array) -> mx.array:
+    """The logits, evaluated. Raises NonFiniteLogits."""
+    if not is_finite(logits):
+        raise NonFiniteLogits
+    return logits
+
+
+class LogitsCheck:
+    """Checks the logits of all tokens that are handed out, those of CHECK_EVERY tokens in one reduction."""
+
+    def __init__(self) -> None:
+        self._rows: list[mx.array] = []
+        self._pending: mx.array | None = None
+
+    def add(self, logits: mx.array) -> None:
+        """Takes the logits [N, V] of a step. Call it before the next step is queued, and `read` after that."""
+        self._rows.append(logits)
+        if sum(map(len, self._rows)) >= CHECK_EVERY:
+            self._pending = all_finite(mx.concatenate(self._rows))
+            mx.async_eval(self._pending)
+            self._rows.clear()
+
+    def read(self) -> None:
+        """Raises NonFiniteLogits if a check is due and fails."""
+        if self._pending is not None and not self._pending.item():
+            raise NonFiniteLogits
+        self._pending = None
+
+    def finish(self) -> None:
+        """Checks the rest. Raises NonFiniteLogits."""
+        self.read()
+        if self._rows:
+            checked(mx.concatenate(self._rows))
+            self._rows.clear()
+
+
 class TokenStream:
     """The endless tokens after a prefill: `next()` hands out one int.
 
@@ -284,7 +284,7 @@ class TokenStream:
     def force(self, ids: Sequence[int]) -> None:
         """Continues after `ids` in place of the next token. They are not handed out."""
         self._sample.replace_last(ids)
-        self._logits = prefill(self._model, ids, self._cache)
+        self._logits = checked(self._model(mx.array(list(ids))[None], self._cache)[:, -1])
         self._sample_next()
 
     def _sample_next(self, allowed: mx.array | None = None) -> None:

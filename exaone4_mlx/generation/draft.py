@@ -24,7 +24,8 @@ from ..model.cache import Cache, make_caches
 from ..model.fused import FusedModel
 from ..model.network import Exaone4ForCausalLM
 from ..model.nonfinite import explain
-from .decode import Sample, common_prefix, prefill_chunks, to_ints
+from .decode import Sample, to_ints
+from .prompt_cache import common_prefix, prefill_chunks
 
 DRAFT_WINDOW = 4096  # tokens that a draft model attends to, in every layer
 DRAFT_STEP_SIZE = 512  # tokens of one prefill chunk of a draft model

@@ -6,12 +6,14 @@ Notes:
   checkpoints where a new turn begins and where a prompt ends, and the caches go back to the best checkpoint.
 - A checkpoint of a global layer is a number, because its rows are only appended. Windows are copied. A
   `CheckpointPool` limits the number and the size of the checkpoints of all conversations that share it.
+- A prompt is processed in chunks, which limits memory and lets the caller report progress.
 - `settle` processes a history in small chunks, in idle time, so that the next prompt has only new tokens.
 - `cache_file.py` saves and loads. It refuses the file of another model; a damaged file gives a cold start.
 """
 
 from __future__ import annotations
 
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -21,18 +23,84 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..files.safetensors import CheckpointError
-from ..model.cache import RotatingKVCache, Snapshot
-from ..model.fused import FusedModel, checked
+from ..model.cache import Cache, RotatingKVCache, Snapshot
+from ..model.fused import FusedModel
 from ..model.kv import KVQuantization
+from ..model.layer import Pause
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
 from .cache_file import CacheContent, read_cache, write_cache
-from .decode import common_prefix, prefill_chunks
+from .decode import Model, checked
 from .options import PREFILL_STEP_SIZE, PrefillProgress
 
 MAX_CHECKPOINTS = 16  # of all conversations that share a pool
 MAX_CHECKPOINT_BYTES = 2 << 30  # of all of them together; one checkpoint of the 32B has 0.8 GB in bfloat16
+#: A prefill can be stopped after this many tokens, or after this time, whichever is longer.
+CHECK_TOKENS, CHECK_SECONDS = 128, 0.3
 SETTLE_STEP_SIZE = 128  # tokens; a new prompt waits for one such chunk at most
+
+
+def prefill_chunks(
+    model: Model,
+    ids: Sequence[int],
+    cache: list[Cache],
+    step_size: int = PREFILL_STEP_SIZE,
+    check: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, mx.array]]:
+    """Processes `ids` into `cache`, `step_size` tokens at a time. `check` is called as `pauses` says.
+
+    After each chunk it yields the number of processed tokens and the hidden state of the last one, [1, 1, E]. Each
+    chunk is evaluated before the next one starts, but for the last chunk.
+    """
+    whole_length = cache[0].offset + len(ids)
+    for start in range(0, len(ids), step_size):
+        chunk = mx.array(list(ids[start : start + step_size]))[None]  # [1, L]
+        hidden = model.prefill(chunk, cache, whole_length, check and pauses(start, chunk.size, cache, check))
+        if start + step_size < len(ids):
+            mx.eval([layer.buffers for layer in cache])
+            mx.clear_cache()
+        yield min(start + step_size, len(ids)), hidden
+
+
+def pauses(start: int, length: int, cache: Sequence[Cache], check: Callable[[int], None]) -> Pause | None:
+    """Evaluates a chunk of `length` tokens in parts of a few layers, each as much work as CHECK_TOKENS tokens.
+
+    Calls `check(done)` between them, where `done` is `start` and the work since then in tokens. An exception of it
+    leaves the chunk in some layers of `cache` only. Chunks of fewer tokens would round differently.
+    """
+    if length <= CHECK_TOKENS:
+        return None
+    step, checked = max(1, CHECK_TOKENS * len(cache) // length), time.perf_counter()
+
+    def pause(layers: int, x: mx.array) -> None:
+        nonlocal checked
+        if layers % step:
+            return
+        mx.eval(x, [layer.buffers for layer in cache[layers - step : layers]])
+        if time.perf_counter() - checked >= CHECK_SECONDS:
+            checked = time.perf_counter()
+            check(start + length * layers // len(cache))
+
+    return pause
+
+
+def prefill(model: Model, ids: Sequence[int], cache: list[Cache], step_size: int = PREFILL_STEP_SIZE) -> mx.array:
+    """Processes `ids` into `cache`. Returns the logits after the last token, [1, V]. Raises NonFiniteLogits."""
+    for _, last in prefill_chunks(model, ids, cache, step_size):
+        hidden = last
+    return checked(model.logits(hidden)[:, -1])
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """The length of the longest common prefix of two sequences."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 @dataclass(frozen=True, eq=False)

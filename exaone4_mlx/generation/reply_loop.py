@@ -20,7 +20,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..model.fused import NonFiniteLogits
 from ..model.network import Exaone4ForCausalLM
 from ..model.nonfinite import explain
 from ..text.events import Done, Event, Logprobs, ReplyEvent, TokenLogprob
@@ -28,7 +27,7 @@ from ..text.reply import LoopDetector, StopStrings
 from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
 from .constrain import GrammarConstraint
-from .decode import Sampler, TokenStream, TopLogprobs
+from .decode import NonFiniteLogits, Sampler, TokenStream, TopLogprobs
 from .draft import LOOKUP_DRAFTS, MODEL_DRAFTS, DraftModel, PromptLookup
 from .prompt_cache import PromptCache
 from .request import WRAP_UP, Request, thought_limit

@@ -20,9 +20,9 @@ from typing import Any
 import mlx.core as mx
 
 from ..model.cache import Cache, RotatingKVCache
-from ..model.fused import LogitsCheck
-from .decode import CLEAR_EVERY, Model, Sample, TopLogprobs, common_prefix, prefill, to_ints, top_logprobs
+from .decode import CLEAR_EVERY, LogitsCheck, Model, Sample, TopLogprobs, to_ints, top_logprobs
 from .draft import TAIL, Drafter
+from .prompt_cache import common_prefix, prefill
 
 
 @dataclass

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from ..generation.decode import prefill
 from ..generation.generate import generate
 from ..generation.options import Sampling
+from ..generation.prompt_cache import prefill
 from ..model.kv import QuantizedKV
 from ..model.layer import attend
 from ..model.load import load

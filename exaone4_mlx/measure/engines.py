@@ -22,9 +22,9 @@ from mlx.utils import tree_flatten
 
 from ..checkpoint.quantize import Quantization
 from ..conversation.chat import Chat
-from ..generation.decode import Sampler, TokenStream, prefill
+from ..generation.decode import Sampler, TokenStream
 from ..generation.options import Sampling
-from ..generation.prompt_cache import PromptCache
+from ..generation.prompt_cache import PromptCache, prefill
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer

@@ -19,8 +19,8 @@ import mlx.core as mx
 from ..conversion.convert import convert
 from ..conversion.evaluate import evaluate
 from ..conversion.texts import HELD_OUT, encode, read_passages
-from ..generation.decode import prefill
 from ..generation.generate import generate
+from ..generation.prompt_cache import prefill
 from ..model.cache import Cache
 from ..model.load import load
 from ..model.network import Exaone4ForCausalLM

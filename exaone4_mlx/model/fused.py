@@ -21,7 +21,6 @@ V vocabulary.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
@@ -30,7 +29,6 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
-from ..files.safetensors import all_finite, is_finite
 from .cache import Cache, new_caches
 from .context import AttentionContext
 from .kv import KVQuantization
@@ -38,10 +36,6 @@ from .layer import Layer, Mask, Pause, Projection, attend, beside, check_depth, 
 
 #: Up to this many tokens per row, a step runs compiled functions: one token and the guesses behind it.
 MAX_COMPILED_LENGTH = 17
-#: A prefill can be stopped after this many tokens, or after this time, whichever is longer.
-CHECK_TOKENS, CHECK_SECONDS = 128, 0.3
-
-CHECK_EVERY = 16  # tokens whose logits are checked at once
 
 Parameters = list[tuple[str, mx.array]]
 Row = tuple[mx.array, Sequence[Cache]]  # the new ids of a conversation [B, L], and its caches
@@ -149,28 +143,6 @@ class FusedModel:
         except AttributeError:
             self._threads.functions = between_attentions(self.layers, mx.compile)
             return self._threads.functions
-
-
-def pauses(start: int, length: int, cache: Sequence[Cache], check: Callable[[int], None]) -> Pause | None:
-    """Evaluates a chunk of `length` tokens in parts of a few layers, each as much work as CHECK_TOKENS tokens.
-
-    Calls `check(done)` between them, where `done` is `start` and the work since then in tokens. An exception of it
-    leaves the chunk in some layers of `cache` only. Chunks of fewer tokens would round differently.
-    """
-    if length <= CHECK_TOKENS:
-        return None
-    step, checked = max(1, CHECK_TOKENS * len(cache) // length), time.perf_counter()
-
-    def pause(layers: int, x: mx.array) -> None:
-        nonlocal checked
-        if layers % step:
-            return
-        mx.eval(x, [layer.buffers for layer in cache[layers - step : layers]])
-        if time.perf_counter() - checked >= CHECK_SECONDS:
-            checked = time.perf_counter()
-            check(start + length * layers // len(cache))
-
-    return pause
 
 
 def between_attentions(layers: Sequence[Layer], compiled: Callable[..., Any]) -> Functions:
@@ -317,43 +289,3 @@ def same_arrays(before: Parameters, now: Parameters) -> bool:
     return len(before) == len(now) and all(
         a is b and name == other for (name, a), (other, b) in zip(before, now, strict=True)
     )
-
-
-class NonFiniteLogits(FloatingPointError):
-    """Logits that are NaN or infinite. `nonfinite.py` explains them."""
-
-
-def checked(logits: mx.array) -> mx.array:
-    """The logits, evaluated. Raises NonFiniteLogits."""
-    if not is_finite(logits):
-        raise NonFiniteLogits
-    return logits
-
-
-class LogitsCheck:
-    """Checks the logits of all tokens that are handed out, those of CHECK_EVERY tokens in one reduction."""
-
-    def __init__(self) -> None:
-        self._rows: list[mx.array] = []
-        self._pending: mx.array | None = None
-
-    def add(self, logits: mx.array) -> None:
-        """Takes the logits [N, V] of a step. Call it before the next step is queued, and `read` after that."""
-        self._rows.append(logits)
-        if sum(map(len, self._rows)) >= CHECK_EVERY:
-            self._pending = all_finite(mx.concatenate(self._rows))
-            mx.async_eval(self._pending)
-            self._rows.clear()
-
-    def read(self) -> None:
-        """Raises NonFiniteLogits if a check is due and fails."""
-        if self._pending is not None and not self._pending.item():
-            raise NonFiniteLogits
-        self._pending = None
-
-    def finish(self) -> None:
-        """Checks the rest. Raises NonFiniteLogits."""
-        self.read()
-        if self._rows:
-            checked(mx.concatenate(self._rows))
-            self._rows.clear()

@@ -35,7 +35,8 @@ from exaone4_mlx import (
 from exaone4_mlx.conversation import turn as turn_module
 from exaone4_mlx.generation import reply_loop
 from exaone4_mlx.generation.constrain import ToolConstraint
-from exaone4_mlx.generation.decode import Sampler, TokenStream, prefill
+from exaone4_mlx.generation.decode import Sampler, TokenStream
+from exaone4_mlx.generation.prompt_cache import prefill
 from exaone4_mlx.generation.worker import Worker
 
 GREEDY = Sampling(temperature=0.0)

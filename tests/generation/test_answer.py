@@ -15,8 +15,9 @@ from conftest import Always, random_ids, roll_dice, tiny_model
 from exaone4_mlx import Chat, Options, Sampling, Tokenizer, generate
 from exaone4_mlx.generation import constrain
 from exaone4_mlx.generation.answer import AnswerConstraint
-from exaone4_mlx.generation.decode import Sampler, TokenStream, prefill
+from exaone4_mlx.generation.decode import Sampler, TokenStream
 from exaone4_mlx.generation.formats import read_format
+from exaone4_mlx.generation.prompt_cache import prefill
 
 jsonschema = pytest.importorskip("jsonschema")
 pytest.importorskip("llguidance")

@@ -18,7 +18,8 @@ import pytest
 from conftest import Greedy, random_ids, tiny_model
 
 from exaone4_mlx import Sampling
-from exaone4_mlx.generation.decode import Sampler, TokenStream, prefill
+from exaone4_mlx.generation.decode import Sampler, TokenStream
+from exaone4_mlx.generation.prompt_cache import prefill
 from exaone4_mlx.generation.truncation import Truncation, draws_for, xtc_excluded
 
 

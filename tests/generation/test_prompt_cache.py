@@ -20,9 +20,7 @@ from exaone4_mlx import PromptCache, Tokenizer
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation import cache_file, prompt_cache
 from exaone4_mlx.generation.cache_file import weights_digest
-from exaone4_mlx.generation.decode import common_prefix
-from exaone4_mlx.generation.prompt_cache import CheckpointPool
-from exaone4_mlx.model import fused
+from exaone4_mlx.generation.prompt_cache import CheckpointPool, common_prefix
 from exaone4_mlx.model.cache import RotatingKVCache
 
 TURN = 7  # in place of [|user|]
@@ -177,8 +175,8 @@ def test_a_prefill_can_be_stopped_within_a_chunk(
     slack: int, kept: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The chunks before it stay. Where a window cannot go back so far, the last checkpoint stays."""
-    monkeypatch.setattr(fused, "CHECK_TOKENS", 4)
-    monkeypatch.setattr(fused, "CHECK_SECONDS", 0)
+    monkeypatch.setattr(prompt_cache, "CHECK_TOKENS", 4)
+    monkeypatch.setattr(prompt_cache, "CHECK_SECONDS", 0)
     model = small_model(slack=slack)
     cache = PromptCache(model, tokenizer)
     prompt = [TURN, *ids(100)]

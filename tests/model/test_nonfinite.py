@@ -13,11 +13,11 @@ from mlx.utils import tree_map
 from exaone4_mlx import CheckpointError, PromptCache, generate, load
 from exaone4_mlx.checkpoint.quantize import DEFAULTS, Quantization
 from exaone4_mlx.files.safetensors import all_finite, is_finite
-from exaone4_mlx.generation.decode import Sampler, TokenStream, prefill
+from exaone4_mlx.generation.decode import CHECK_EVERY, Sampler, TokenStream
 from exaone4_mlx.generation.draft import DraftModel, PromptLookup
 from exaone4_mlx.generation.options import Sampling
+from exaone4_mlx.generation.prompt_cache import prefill
 from exaone4_mlx.generation.speculate import SpeculativeStream
-from exaone4_mlx.model.fused import CHECK_EVERY
 from exaone4_mlx.model.nonfinite import explain
 
 GATE, NORM = "model.layers.2.mlp.gate_proj.weight", "model.layers.2.post_feedforward_layernorm.weight"
@@ -153,8 +153,8 @@ def test_logits_of_every_token_are_checked_in_one_reduction_for_sixteen(
     with pytest.raises(FloatingPointError):
         short.close()
     whole = stream(1000)
-    monkeypatch.setattr("exaone4_mlx.model.fused.all_finite", counted)
-    monkeypatch.setattr("exaone4_mlx.model.fused.is_finite", counted)
+    monkeypatch.setattr("exaone4_mlx.generation.decode.all_finite", counted)
+    monkeypatch.setattr("exaone4_mlx.generation.decode.is_finite", counted)
     for _ in range(48):
         next(whole)
     whole.close()
