@@ -33,20 +33,20 @@ class Actions(ChatActions, ListActions, ModelActions):
         """The page was loaded: it gets the settings of the conversation of its address."""
         tab = self.state.tab(key_of(request), conversation)
         tab.words, tab.narrow = Words(chosen or browser), (width or WIDE) < WIDE
+        if conversation not in ("", tab.session.id):
+            try:
+                self.state.session(conversation)
+            except (OSError, ValueError) as error:
+                self._missing(tab, error)
         if chosen:
             yield labels(self.page, tab.words)
         yield {
             self.page.left: gr.Sidebar(open=not tab.narrow),
             **self._settings_of(tab),
-            **self._list(tab),
             **self._models(tab),
             self.page.language: chosen,
             self.page.appearance: theme,
         }
-
-    def changed(self, request: gr.Request) -> Update:
-        """The page shows another conversation, another title, or the end of a reply: the list follows."""
-        return self._list(self._tab(request))
 
     def left(self, request: gr.Request) -> None:
         """The page was closed, or is loaded again."""
@@ -56,7 +56,7 @@ class Actions(ChatActions, ListActions, ModelActions):
         tab = self._tab(request)
         tab.words = Words(chosen or browser)
         yield labels(self.page, tab.words)
-        yield {**self._list(tab), self.page.kept_language: chosen}
+        yield {self.page.kept_language: chosen}
 
     # --- settings -------------------------------------------------------------
 

@@ -22,7 +22,6 @@ from .models import memory_in_use
 from .session import Busy
 from .state import Tab
 from .status import status_html
-from .widgets import SETTINGS
 from .work import View
 
 FRAME_SECONDS = 0.08  # the least time between two frames
@@ -38,12 +37,14 @@ class ChatActions(Shared):
         key = key_of(request)
         tab = self._tab(request)
         while self.state.has(key):
-            session, words, began = tab.session, tab.words, time.monotonic()
+            session, words, listed, began = tab.session, tab.words, self.state.listed, time.monotonic()
             version = session.version
             yield self._frame(key, tab)
             cost = time.monotonic() - began
             while self.state.has(key) and tab.session is session and tab.words is words:
-                if session.version != version or (session.running and time.monotonic() - began > IDLE_SECONDS):
+                if (session.version, self.state.listed) != (version, listed) or (
+                    session.running and time.monotonic() - began > IDLE_SECONDS
+                ):
                     break
                 session.wait(version, IDLE_SECONDS)
             time.sleep(max(FRAME_SECONDS, FRAME_SHARE * cost))  # leaves time for the model
@@ -55,6 +56,7 @@ class ChatActions(Shared):
             "tab": key,
             "conversation": session.id,
             "title": session.conversation.title,
+            "listed": self.state.listed,
             "fresh": "" if view.messages else session.id,
             "model": self._model_label,
             "note": self._welcome_note(tab),
@@ -100,8 +102,8 @@ class ChatActions(Shared):
         elif what == "example":
             known = {example[0]: example for examples in EXAMPLES.values() for example in examples}
             text, thinking, tools = known[given["text"]]
-            wanted = dict(zip(SETTINGS, values, strict=True)) | {"thinking": thinking, "use_tools": tools}
-            session.send(text, [], self._settings(tab, list(wanted.values())))
+            wanted = self._settings(tab, values).updated({"thinking": thinking, "use_tools": tools})
+            session.send(text, [], wanted)
             return {self.page.thinking: thinking, self.page.use_tools: tools}
         else:
             raise ValueError(f"there is no action {what!r}")

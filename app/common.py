@@ -27,18 +27,20 @@ class Shared:
         self.state = state
         self._answers = 0  # number of refusals and texts that were returned to a page
 
-    def delete_kept(self) -> Update:
-        return {self.page.delete: gr.update(visible=True), self.page.delete_row: gr.update(visible=False)}
-
-    # --- inside ---------------------------------------------------------------
-
     def _tab(self, request: gr.Request) -> Tab:
         """The tab that a request comes from; after a restart of the app, the conversation of its address."""
         language = (request.headers.get("accept-language") or "").split(",")[0]
         return self.state.tab(key_of(request), str(request.query_params.get("conversation", "")), language=language)
 
     def _settings(self, tab: Tab, values: Sequence[Any]) -> Settings:
-        """The settings of the widgets. Raises ValueError for an invalid one."""
+        """The settings of the widgets. Raises ValueError for an invalid one.
+
+        The last of `values` is the conversation that they belong to. Those of another one are not used: the page has
+        not got the settings of this one yet.
+        """
+        *values, conversation = values
+        if conversation != tab.session.id:
+            return tab.session.settings
         given = dict(zip(SETTINGS, values, strict=True))
         if given["seed"] in ("", None):
             given["seed"] = None
@@ -61,22 +63,13 @@ class Shared:
         return self._nothing
 
     def _settings_of(self, tab: Tab) -> Update:
-        """The settings of the conversation of a tab, and its title."""
-        return {
-            **self._widgets(tab.session.settings),
-            **self._title(tab, anew=True),
-            **self.delete_kept(),
-        }
+        """The settings of the conversation of a tab, and its id."""
+        return {**self._widgets(tab.session.settings), self.page.conversation: tab.session.id}
 
     def _widgets(self, settings: Settings, only: Sequence[str] = SETTINGS) -> Update:
         values = settings.values()
         values["tools"] = [name for name in self.state.tool_names if settings.tools is None or name in settings.tools]
         return {getattr(self.page, name): values[name] for name in only}
-
-    def _title(self, tab: Tab, anew: bool = False) -> Update:
-        """The title of the conversation, if it changed. The user may be typing another over an unchanged one."""
-        before, tab.title = tab.title, tab.session.conversation.title
-        return {self.page.title: tab.title} if anew or tab.title != before else {}
 
 
 def key_of(request: gr.Request) -> str:

@@ -11,10 +11,11 @@ Notes:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,16 @@ class Tab:
     session: Session
     words: Words
     narrow: bool = False  # a phone
-    query: str = ""  # the text of the search in the list
-    title: str = ""  # of the conversation, as it was shown last
-    listed: tuple[Any, ...] = ()  # the state of the conversation when the list was shown last
+    list_number: int = 0  # of the last answer to its list
+    list_rows: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # those that its list has, by id
+
+
+def uploaded(path: str) -> Path:
+    """The path of an uploaded file. Raises ValueError for a file from elsewhere."""
+    place = Path(path).resolve()
+    if not place.is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()):
+        raise ValueError("only uploaded files can be read")
+    return place
 
 
 class AppState:
@@ -61,6 +69,8 @@ class AppState:
         self._tabs: dict[str, Tab] = {}
         self._attachments: dict[str, tuple[Attachment, int]] = {}  # by path
         self._sessions: dict[str, Session] = {}  # those that are open, by the conversation's id
+        self._list_changes = itertools.count(1)
+        self.listed = 0  # a number that changes with the list of conversations
         self._lock = threading.RLock()
         engine.sessions = lambda: list(self._sessions.values())
 
@@ -100,9 +110,7 @@ class AppState:
 
     def attachment(self, path: str, cancelled: Callable[[], bool] = lambda: False) -> tuple[Attachment, int]:
         """An uploaded file and its number of tokens. Raises ValueError if it cannot be read, or is `cancelled`."""
-        place = Path(path).resolve()
-        if not place.is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()):
-            raise ValueError("only uploaded files can be attached")
+        place = uploaded(path)
         if (known := self._attachments.get(path)) is None:
             attachment = read_file(place, cancelled=cancelled)
             known = self._attachments[path] = attachment, self._token_count(attachment)
@@ -166,11 +174,34 @@ class AppState:
             measure=self.engine.measure,
         )
 
+    def import_upload(self, path: str, name: str) -> Session:
+        """Adds the conversation of an uploaded file. Raises the errors of `import_file`."""
+        place = uploaded(path)
+        try:
+            return self.import_file(place.read_bytes(), name)
+        finally:
+            place.unlink(missing_ok=True)
+
     def import_file(self, data: bytes, name: str) -> Session:
         """Adds the conversation of a file, without its permissions. Raises ValueError and OSError."""
         conversation = from_text(data, name)
         conversation.settings = {key: one for key, one in conversation.settings.items() if key not in PERMISSIONS}
-        return self.session(self.store.write(conversation).id)
+        written = self.store.write(conversation)
+        self._list_changed()
+        return self.session(written.id)
+
+    @property
+    def running(self) -> set[str]:
+        """The ids of the conversations with a reply in progress."""
+        return {id for id, session in list(self._sessions.items()) if session.running}
+
+    def _list_changed(self) -> None:
+        self.listed = next(self._list_changes)
+
+    def pin(self, id: str, pinned: bool) -> None:
+        """Keeps a conversation above the others in the list, or no longer. Raises the errors of `Store.read`."""
+        self.store.pin(id, pinned)
+        self._list_changed()
 
     def rename(self, id: str, title: str) -> None:
         """Renames a conversation. Raises ValueError for an empty title."""
@@ -182,13 +213,22 @@ class AppState:
                 raise
         if session is not None:
             session.rename(one_line(title))
+        self._list_changed()
+
+    def restore(self, id: str) -> str:
+        """Takes a deleted conversation back. Returns its id. Raises FileNotFoundError if it is not there any more."""
+        restored = self.store.restore(id)
+        self._list_changed()
+        return restored
 
     def delete(self, id: str) -> None:
         """Deletes a conversation. Tabs that show it get a new one. Raises the errors of `Store.delete`."""
         if (session := self._sessions.get(id)) is None:
             self.store.delete(id)
+            self._list_changed()
             return
         session.delete(lambda: self.store.delete(session.id))
+        self._list_changed()
         with self._lock:
             self._close(session.id, session)
             tabs = [tab for tab in self._tabs.values() if tab.session is session]
@@ -205,9 +245,11 @@ class AppState:
         with self._lock:  # where another program had written the file, its copy has another id
             self._close(before, session)
             self._sessions.setdefault(session.id, session)
+        self._list_changed()
 
     def _ended(self, session: Session) -> None:
         """A turn has ended: releases what it held, and tries failed writes again."""
+        self._list_changed()
         for one in {session, *self._sessions.values()}:
             self._forget(one)
         self.engine.make_room(session)

@@ -16,10 +16,11 @@ from .render import highlighting_css
 
 HERE = Path(__file__).parent / "page"
 SCRIPT = (
-    "start", "frames", "conversation", "asking", "welcome", "scrolling", "actions", "composer", "files", "keys",
-    "diagrams", "appearance", "labels",
+    "elements", "start", "frames", "conversation", "found", "asking", "welcome", "scrolling", "actions", "composer",
+    "files", "keys", "diagrams", "appearance", "labels",
 )  # fmt: skip
-STYLES = ("base", "chat", "message", "composer", "conversations", "widgets")
+LIST_SCRIPT = ("elements", "list", "list-rows", "list-menu", "list-keys")
+STYLES = ("base", "chat", "message", "composer", "list", "keys", "widgets")
 
 
 def page_template() -> str:
@@ -30,6 +31,16 @@ def page_template() -> str:
 def script() -> str:
     """The script of the conversation and the box."""
     return _joined(f"{name}.js" for name in SCRIPT)
+
+
+def list_template() -> str:
+    """The elements of the list of conversations."""
+    return _joined(["list.html"])
+
+
+def list_script() -> str:
+    """The script of the list of conversations."""
+    return _joined(f"{name}.js" for name in LIST_SCRIPT)
 
 
 def styles() -> str:

@@ -12,7 +12,7 @@ from .files import ACCEPTED, MAX_FILE_BYTES
 from .i18n import EXAMPLES, LANGUAGES, WORDS, translations
 from .settings import MAX_TOKENS, recommended
 from .state import AppState
-from .theme import diagram_engine, page_template, script
+from .theme import diagram_engine, list_script, list_template, page_template, script
 from .widgets import TEXTS, THEMES, Page
 
 #: The address of the page names its conversation, so that a reload shows it again.
@@ -24,15 +24,6 @@ APPEARANCE = """(theme) => {
     window.dispatchEvent(new Event("storage"));
 }"""
 LANGUAGE = "(chosen, browser) => [chosen, document.documentElement.lang]"
-DOWNLOAD = """(file) => {
-    if (!file) return;
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([file.text]));
-    link.download = file.name;
-    link.click();
-    URL.revokeObjectURL(link.href);
-}"""
-
 I18N = gr.I18n(**translations())
 
 
@@ -40,7 +31,7 @@ def build(state: AppState) -> gr.Blocks:
     """The page. `launch` it with `i18n=I18N` and what `server.launch_options` says."""
     with gr.Blocks(analytics_enabled=False, title="EXAONE", fill_height=True, delete_cache=(3600, 86400)) as page:
         do = Actions(state)
-        widgets = {**_conversations(), **_settings(state), **_chat(state, do), **_unseen()}
+        widgets = {**_conversations(do), **_settings(state), **_chat(state, do), **_unseen()}
         do.page = Page(**widgets)
         _connect(page, do)
         add_endpoints(state)
@@ -52,29 +43,23 @@ def _text(name: str) -> dict[str, Any]:
     return {what: I18N(key) for what, key in TEXTS[name].items()}
 
 
-def _conversations() -> dict[str, Any]:
+def _conversations(do: Actions) -> dict[str, Any]:
     """The list at the left."""
+
+    def conversations(wanted: dict[str, Any]) -> dict[str, Any]:  # a function, because Gradio marks it
+        return do.conversations(wanted)
+
     made: dict[str, Any] = {}
     with gr.Sidebar(width=300, open=False) as made["left"]:
-        made["new_chat"] = gr.Button(**_text("new_chat"), variant="primary", size="md", elem_id="new-chat")
-        made["search"] = gr.Textbox(**_text("search"), show_label=False, container=False, elem_id="search")
-        made["listed"] = gr.Radio(
-            [], **_text("listed"), show_label=False, container=False, visible=False, elem_id="conversations"
-        )
-        made["list_hint"] = gr.Markdown(visible=False, elem_id="list-hint")
-        with gr.Accordion(**_text("manage"), open=False, elem_id="manage") as made["manage"]:
-            made["title"] = gr.Textbox(**_text("title"), max_lines=1, elem_id="conversation-title")
-            made["rename"] = gr.Button(**_text("rename"), size="sm", elem_id="rename")
-            made["export_markdown"] = gr.Button(**_text("export_markdown"), size="sm", elem_id="export-markdown")
-            made["export_json"] = gr.Button(**_text("export_json"), size="sm", elem_id="export-json")
-            made["delete"] = gr.Button(**_text("delete"), size="sm", elem_id="delete")
-            with gr.Row(visible=False) as made["delete_row"]:
-                made["delete_sure"] = gr.Button(
-                    **_text("delete_sure"), variant="stop", size="sm", min_width=80, elem_id="delete-sure"
-                )
-                made["delete_keep"] = gr.Button(**_text("delete_keep"), size="sm", min_width=80, elem_id="delete-keep")
-        made["import_"] = gr.UploadButton(
-            **_text("import_"), file_types=[".json", ".md"], type="filepath", size="sm", elem_id="import"
+        made["listed"] = gr.HTML(
+            None,
+            texts=translations(),
+            html_template=list_template(),
+            js_on_load=list_script(),
+            server_functions=[conversations],
+            apply_default_css=False,
+            elem_id="conversations",
+            elem_classes="own",
         )
     return made
 
@@ -164,21 +149,19 @@ def _unseen() -> dict[str, Any]:
         "browser_language": gr.Textbox(visible=False),
         "kept_language": gr.BrowserState("", storage_key="exaone4_mlx language", secret="exaone4_mlx"),
         "width": gr.Number(visible=False),
-        "download": gr.JSON(visible=False),
     }
 
 
 def _connect(blocks: gr.Blocks, do: Actions) -> None:
     """Which action belongs to which widget."""
     page = do.page
-    values = page.settings
+    values = [*page.settings, page.conversation]
     event: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     quick: dict[str, Any] = event | {"queue": False}
 
     unseen = [page.conversation, page.kept_language, page.browser_language, page.width, page.appearance]
     blocks.load(do.opened, unseen, page.all, js=OPENED, **event).then(do.followed, None, [page.chat], **event)
-    lists = [page.listed, page.list_hint, page.title]
-    page.chat.changed(do.changed, None, lists, trigger_mode="always_last", **event)
+    page.chat.changed(do.changed, None, page.all, trigger_mode="always_last", **event)
     blocks.unload(do.left)
 
     page.chat.act(do.acted, values, [page.chat, page.thinking, page.use_tools], trigger_mode="multiple", **quick)
@@ -189,21 +172,13 @@ def _connect(blocks: gr.Blocks, do: Actions) -> None:
         [page.temperature, page.top_p],
         **event,
     )
-    page.reset.click(do.reset, [page.thinking], values, **event)
+    page.reset.click(do.reset, [page.thinking], page.settings, **event)
 
     page.open_settings.click(do.settings_opened, None, [page.right], **event)
-    page.new_chat.click(do.new_chat, values, page.all, **event)
-    page.listed.input(do.chosen, [page.listed], page.all, **event)
-    page.chat.search(do.search_opened, None, [page.left], **event)
-    page.chat.opened(do.went_back, None, page.all, **event)
-    page.search.change(do.searched, [page.search], page.all, trigger_mode="always_last", **event)
-    gr.on([page.rename.click, page.title.submit], do.renamed, [page.title, page.search], page.all, **event)
-    page.delete.click(do.delete_asked, None, page.all, **event)
-    page.delete_keep.click(do.delete_kept, None, page.all, **event)
-    page.delete_sure.click(do.deleted, [page.search], page.all, **event)
-    for button, action in ((page.export_markdown, do.exported_markdown), (page.export_json, do.exported_json)):
-        button.click(action, None, [page.download], **event).then(None, [page.download], None, js=DOWNLOAD, **event)
-    page.import_.upload(do.imported, [page.import_], page.all, **event)
+    page.listed.fresh(do.new_chat, values, page.all, **event)
+    page.listed.chosen(do.chosen, None, page.all, **event)
+    page.chat.opened(do.chosen, None, page.all, **event)
+    page.listed.wanted(do.list_shown, None, [page.left], **event)
 
     gr.on(
         [page.model.change, page.context.submit, page.context.blur],

@@ -31,20 +31,7 @@ class Page:
     open_settings: gr.Button
     # the list
     left: gr.Sidebar
-    new_chat: gr.Button
-    search: gr.Textbox
-    listed: gr.Radio
-    list_hint: gr.Markdown
-    manage: gr.Accordion
-    title: gr.Textbox
-    rename: gr.Button
-    delete: gr.Button
-    delete_row: gr.Row
-    delete_sure: gr.Button
-    delete_keep: gr.Button
-    export_markdown: gr.Button
-    export_json: gr.Button
-    import_: gr.UploadButton
+    listed: gr.HTML  # page/list*.js
     # the settings
     right: gr.Sidebar
     heading: gr.Markdown
@@ -71,11 +58,10 @@ class Page:
     language: gr.Dropdown
     appearance: gr.Radio
     # invisible
-    conversation: gr.Textbox  # the id in the address
+    conversation: gr.Textbox  # the id in the address, and then of the conversation whose settings are shown
     browser_language: gr.Textbox
     kept_language: gr.BrowserState
     width: gr.Number  # of the window
-    download: gr.JSON
 
     @property
     def all(self) -> list[Any]:
@@ -91,18 +77,6 @@ TEXTS = {
     "thinking": {"label": "think"},
     "use_tools": {"label": "use_tools"},
     "open_settings": {"value": "settings"},
-    "new_chat": {"value": "new_chat"},
-    "search": {"placeholder": "search", "label": "search"},
-    "listed": {"label": "conversations"},
-    "manage": {"label": "manage"},
-    "title": {"label": "title"},
-    "rename": {"value": "rename"},
-    "delete": {"value": "delete"},
-    "delete_sure": {"value": "delete_sure"},
-    "delete_keep": {"value": "keep"},
-    "export_markdown": {"value": "export_markdown"},
-    "export_json": {"value": "export_json"},
-    "import_": {"label": "import"},
     "heading": {"value": "settings"},
     "system": {"label": "system", "placeholder": "system_hint"},
     "thinking_budget": {"label": "budget", "info": "budget_hint"},

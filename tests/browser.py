@@ -248,13 +248,32 @@ class Tab:
 
     @property
     def titles(self) -> Locator:
-        """The lines of the list of conversations."""
-        return self.page.locator("#conversations label")
+        """The titles in the list of conversations."""
+        return self.page.locator("#conversations a .title")
+
+    def line(self, title: str) -> Locator:
+        """The conversation with this title in the list."""
+        return self.page.locator("#conversations a").filter(has_text=title).first
+
+    def menu(self, title: str, item: str) -> None:
+        """Chooses something from the menu of a conversation."""
+        self.line(title).hover()
+        self.page.locator("#conversations .row").filter(has_text=title).first.locator(".more").click()
+        self.page.get_by_role("menuitem", name=item, exact=True).click()
 
     @property
-    def title(self) -> Locator:
-        """The field with the title of the conversation."""
-        return self.page.locator("#conversation-title textarea, #conversation-title input")
+    def search(self) -> Locator:
+        return self.page.locator("#search")
+
+    @property
+    def hint(self) -> Locator:
+        """What is below the list of conversations."""
+        return self.page.locator("#conversations .hint")
+
+    @property
+    def said_by_list(self) -> Locator:
+        """The notice of the list."""
+        return self.page.locator("#conversations .toast")
 
     def settings(self) -> None:
         """Opens the settings."""

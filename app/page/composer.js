@@ -1,8 +1,5 @@
 // The box: drafts, the messages that wait for the end of a reply, and answers of the server to them.
 
-/** Whether the key belongs to an input method: Enter ends a syllable or chooses a Hanja. Safari says it by the code alone. */
-const isComposed = (event) => event.isComposing || event.keyCode === 229;
-
 const draftKey = (conversation, fresh = frame.fresh) => `exaone4_mlx draft ${conversation === fresh ? "" : conversation}`;
 const keepDraft = (conversation, fresh) => {
     const key = draftKey(conversation, fresh);

@@ -12,6 +12,7 @@ async function refresh() {
     }
     fetching = false;
     if (frame.revision !== shown.revision || frame.conversation !== shown.conversation) refresh();
+    else seek();
 }
 
 async function load(start, keepsPlace) {

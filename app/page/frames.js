@@ -11,8 +11,7 @@ watch("value", () => {
         localStorage.removeItem(draftKey(frame.conversation, frame.conversation));
         keepDraft(frame.conversation);
     }
-    const names = (one) => `${one.conversation} ${one.title} ${one.running} ${one.revision}`;
-    if (before.conversation !== null && names(frame) !== names(before)) trigger("changed", {});
+    if (before.conversation !== null && frame.conversation !== before.conversation) trigger("changed", {});
     showAddress();
     if (frame.status !== before.status) find("#status").innerHTML = frame.status;
     if (before.running && !frame.running && frame.error) say(frame.error);
@@ -27,6 +26,8 @@ watch("value", () => {
     keepBottom();
     if (frame.revision !== shown.revision || frame.conversation !== shown.conversation) refresh();
     if (!running) pump();
+    bus.frame = frame;
+    announce("frame");
 });
 
 /** The address and the title of the page are those of the conversation; Back goes to the one before. */
@@ -36,13 +37,16 @@ function showAddress() {
     const address = new URL(window.location), old = address.searchParams.get("conversation") ?? "";
     if (id === old) return;
     id ? address.searchParams.set("conversation", id) : address.searchParams.delete("conversation");
-    const moves = old && shown.conversation !== null && frame.conversation !== shown.conversation;
+    const moves = old && !wentBack && shown.conversation !== null && frame.conversation !== shown.conversation;
+    wentBack = false;
     window.history[moves ? "pushState" : "replaceState"](null, "", address);
 }
 
+let wentBack = false; // to a conversation that may be gone: a new one then takes its place in the history
 window.addEventListener("popstate", () => {
     const id = new URL(window.location).searchParams.get("conversation") ?? "";
-    if (id !== frame.conversation) trigger("opened", { id });
+    wentBack = id !== frame.conversation && (id !== "" || frame.total > 0);
+    if (wentBack) trigger("opened", { id });
 });
 
 /** Another conversation: its draft comes into the box, after what waited there when the page was loaded again. */

@@ -6,25 +6,6 @@
 // A frame that is lost does no harm: the next one holds the whole reply.
 
 const PAGE = 30; // older messages that are fetched at once
-const find = (selector, within = element) => within.querySelector(selector);
-const make = (tag, options = {}, ...children) => {
-    const made = Object.assign(document.createElement(tag), options);
-    made.append(...children);
-    return made;
-};
-/**
- * A button whose action is `actions[name]`. It shows `text`; without one it shows the picture of its class, and `label` is its
- * name. `look` are more classes. What else is given becomes its data.
- */
-function button(name, { text = "", label = text, look = "", ...data }) {
-    const made = make("button", { type: "button", className: `${name} ${look}`, textContent: text });
-    if (label !== text) {
-        made.title = label;
-        made.setAttribute("aria-label", label);
-    }
-    Object.assign(made.dataset, { do: name, ...data });
-    return made;
-}
 const scroller = find(".scroller"), list = find(".items"), liveList = find(".live"), welcome = find(".welcome");
 const box = find("textarea"), sendButton = find(".send"), stopButton = find(".stop"), chips = find(".chips");
 const outboxList = find(".outbox"), notice = find(".notice"), latest = find(".latest"), picker = find("input[type=file]");

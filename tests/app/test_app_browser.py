@@ -438,20 +438,6 @@ def test_html_is_previewed_in_a_frame_without_network_or_page(browser: Browser, 
         assert tab.page.title() != "out"
 
 
-def test_back_goes_to_the_conversation_before(tab: Tab) -> None:
-    tab.ask(SEOUL)
-    first = tab.conversation
-    tab.page.locator("#new-chat").click()
-    expect(tab.said).to_have_count(0)
-    tab.ask("What is the capital of Italy?")
-    expect(tab.page).to_have_title("What is the capital of Italy? · EXAONE")
-    tab.titles.filter(has_text=SEOUL).first.click()
-    expect(tab.said).to_have_text([SEOUL])
-    tab.page.go_back()
-    expect(tab.said).to_have_text(["What is the capital of Italy?"])
-    assert tab.conversation != first
-
-
 # --- two tabs of one conversation -------------------------------------------------
 
 
@@ -579,112 +565,6 @@ def test_a_restart_of_the_server_and_a_reload_bring_it_back(browser: Browser, tm
         expect(tab.said).to_have_text([SEOUL])
         tab.ask("What is the capital of Italy?")
         expect(tab.said).to_have_count(2)
-
-
-def test_conversations_are_renamed_searched_and_deleted(browser: Browser, tmp_path: Path) -> None:
-    with Server(tmp_path) as server, opened(browser, server) as tab:
-        tab.ask(SEOUL)
-        tab.page.locator("#new-chat").click()
-        expect(tab.said).to_have_count(0)
-        tab.ask("What is the capital of Italy?")
-        expect(tab.titles).to_have_text(["What is the capital of Italy?", SEOUL])
-        tab.unfold("manage")
-        field = tab.title
-        expect(field).to_have_value("What is the capital of Italy?")
-        for title in ("../../x", "<img src=x onerror=alert(1)>", "로마 이야기"):
-            field.fill(title)
-            expect(field).to_have_value(title)
-            tab.page.locator("#rename").click()
-            expect(tab.titles.filter(has_text=title)).to_have_count(1)
-        assert sorted(file.name for file in tmp_path.rglob("*.json")) == sorted(
-            file.name for file in server.folder.glob("*.json")
-        )
-        assert not (tmp_path.parent / "x").exists() and not (tmp_path / "x").exists()
-
-        search = tab.page.locator("#search textarea, #search input")
-        search.fill("seoul")  # what was said counts too
-        expect(tab.titles).to_have_text([SEOUL])
-        search.fill("nothing like that")
-        expect(tab.page.locator("#list-hint")).to_have_text("None found.")
-        search.fill("")
-        expect(tab.titles).to_have_count(2)
-
-        tab.titles.filter(has_text=SEOUL).click()
-        expect(tab.said).to_have_text([SEOUL])
-        file = server.folder / f"{tab.conversation}.json"
-        tab.page.locator("#delete").click()
-        tab.page.locator("#delete-keep").click()
-        expect(tab.page.locator("#delete")).to_be_visible()
-        assert file.exists()
-        tab.page.locator("#delete").click()
-        tab.page.locator("#delete-sure").click()
-        expect(tab.titles).to_have_text(["로마 이야기"])
-        expect(tab.said).to_have_count(0)
-        assert not file.exists()
-
-
-def test_a_title_that_is_being_typed_outlives_the_end_of_a_reply(browser: Browser, endless: Server) -> None:
-    with opened(browser, endless) as tab:
-        tab.say("Which one is bigger, 3.12 vs 3.9?")
-        expect(tab.replies.last).to_have_text(LONG_ENOUGH)
-        tab.unfold("manage")
-        field = tab.title
-        expect(field).to_have_value("Which one is bigger, 3.12 vs 3.9?")
-        field.fill("Numbers")
-        tab.stop.click()
-        tab.done()
-        expect(field).to_have_value("Numbers")
-        tab.page.locator("#rename").click()
-        expect(tab.titles.filter(has_text="Numbers")).to_have_count(1)
-
-
-@pytest.mark.parametrize("form", ["markdown", "json"])
-def test_a_conversation_goes_out_and_comes_in_again(tab: Tab, server: Server, tmp_path: Path, form: str) -> None:
-    tab.page.locator("#thinking").get_by_role("checkbox").check()
-    tab.ask("Which one is bigger, 3.12 vs 3.9?")
-    before = server.stored(tab)
-    tab.unfold("manage")
-    with tab.page.expect_download() as download:
-        tab.page.locator(f"#export-{form}").click()
-    name = download.value.suggested_filename
-    assert name == f"Which one is bigger, 3.12 vs 3.9{'.md' if form == 'markdown' else '.json'}"
-    download.value.save_as(tmp_path / name)
-    tab.page.locator("#new-chat").click()
-    expect(tab.said).to_have_count(0)
-    import_file(tab, tmp_path / name)
-    expect(tab.notice("Imported").first).to_be_visible()
-    expect(tab.said).to_have_text(["Which one is bigger, 3.12 vs 3.9?"])
-    expect(tab.panel("Thought for")).to_be_visible()
-    after = server.stored(tab)
-    assert after["messages"] == before["messages"] and after["id"] != before["id"]
-    tab.ask("What is the capital of Peru?")
-
-
-def import_file(tab: Tab, file: Path) -> None:
-    with tab.page.expect_file_chooser() as chooser:
-        tab.page.locator("#import").click()
-    chooser.value.set_files(file)
-
-
-@pytest.mark.parametrize("content", ['{"messages": [{"role": "wizard", "content": "hi"}]}', '{"rows": 3}', "not JSON"])
-def test_what_is_no_conversation_is_not_imported(tab: Tab, tmp_path: Path, content: str) -> None:
-    (tmp_path / "wrong.json").write_text(content)
-    import_file(tab, tmp_path / "wrong.json")
-    expect(tab.notice("Not imported: wrong.json").first).to_be_visible()
-    tab.ask(SEOUL)
-
-
-def test_a_damaged_file_is_listed_and_left_alone(browser: Browser, tmp_path: Path) -> None:
-    server = Server(tmp_path)
-    server.store(id_of(1), GREETING, title="good")
-    damaged = server.folder / f"{id_of(2)}.json"
-    damaged.write_text('{"format": "exaone4_mlx conversation", "messages": [')
-    with server, opened(browser, server, id_of(2)) as tab:
-        expect(tab.page.locator("#list-hint")).to_contain_text(damaged.name)
-        expect(tab.titles).to_have_text(["good"])
-        tab.ask(SEOUL)
-        expect(tab.titles).to_have_text([SEOUL, "good"])
-        assert damaged.read_text() == '{"format": "exaone4_mlx conversation", "messages": ['
 
 
 # --- settings ----------------------------------------------------------------------
@@ -875,16 +755,6 @@ def test_a_theme_that_was_chosen_comes_without_a_reload_and_stays(tab: Tab) -> N
     tab.reload()
     wait_for(lambda: brightness(tab, "body") < 0.3, "it is dark again")
     expect(tab.box).to_have_value("not sent yet")
-
-
-def test_keys_search_and_begin_a_chat(tab: Tab) -> None:
-    tab.ask(SEOUL)
-    tab.page.keyboard.press("Control+Shift+O")
-    expect(tab.said).to_have_count(0)
-    tab.page.keyboard.press("Control+k")
-    expect(tab.page.locator("#search :is(input, textarea)")).to_be_focused()
-    tab.page.keyboard.type("nothing like that")
-    expect(tab.page.locator("#list-hint")).to_have_text("None found.")
 
 
 def test_a_phone_shows_the_chat_first(browser: Browser, server: Server) -> None:
