@@ -315,7 +315,7 @@ def test_back_and_forward_go_through_the_conversations(tab: Tab, server: Server)
 
 def test_an_address_without_a_conversation_says_so_and_a_new_one_opens(browser: Browser, server: Server) -> None:
     tab = Tab(browser, server, locale="ko-KR")
-    tab.page.goto(f"{server.address}/?conversation={id_of(0xabcdef)}")
+    tab.page.goto(f"{server.address}/?conversation={id_of(0xABCDEF)}")
     expect(tab.notice("이 대화는 더 이상 없습니다")).to_be_visible()
     expect(tab.box).to_be_visible()
     expect(tab.page).not_to_have_url(re.compile("conversation="))
