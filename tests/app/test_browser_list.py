@@ -337,7 +337,7 @@ def test_keys_search_and_begin_a_chat_but_not_while_korean_is_composed(tab: Tab)
 
 def test_settings_of_another_conversation_are_not_sent(tab: Tab, server: Server) -> None:
     """A message that is sent at the moment when its conversation appears has the settings of its conversation."""
-    server.store(id_of(50), greeting(), title="thinks", settings={"thinking": True, "max_tokens": 1234})
+    server.store(id_of(50), greeting(), title="thinks", updated=days_ago(0), settings={"max_tokens": 1234})
     tab.reload()
     tab.line("thinks").evaluate(
         """(line) => {
