@@ -71,14 +71,17 @@ class ChatActions(Shared):
         try:
             if given.get("conversation") != session.id:
                 raise ValueError(tab.words("elsewhere"))
-            if given["what"] in ("retry", "edit", "undo") and given.get("revision") != session.revision:
+            if (
+                given["what"] in ("retry", "edit", "undo", "continue", "save-reply")
+                and given.get("revision") != session.revision
+            ):
                 raise ValueError(tab.words("stale"))
             return self._act(tab, given, values)
         except Busy:
             refusal = {"error": tab.words("busy"), "busy": True}
         except Exception as problem:  # of any kind: the page stays usable and keeps the text
             refusal = {"error": tab.words("not_sent", error=f"{problem}" or type(problem).__name__)}
-        edited = {"text": str(given["text"])} if given.get("what") == "edit" else {}
+        edited = {"text": str(given["text"])} if given.get("what") != "send" and given.get("text") else {}
         return self._answer(id=given.get("id"), **refusal, **edited)
 
     def _act(self, tab: Tab, given: dict[str, Any], values: Sequence[Any]) -> Update:
@@ -96,6 +99,10 @@ class ChatActions(Shared):
             session.retry(self._settings(tab, values))
         elif what == "edit":
             session.edit(int(given["turn"]), str(given["text"]), self._settings(tab, values))
+        elif what == "continue":
+            session.continue_reply(self._settings(tab, values), given.get("text"), int(given["turn"]))
+        elif what == "save-reply":
+            session.save_reply(str(given["text"]), int(given["turn"]))
         elif what == "send":
             attached = [self.state.attachment(str(path)) for path in given.get("files") or ()]
             session.send(str(given["text"]), attached, self._settings(tab, values))

@@ -29,11 +29,17 @@ class ThoughtCounts(Protocol):
 
 
 class LiveReply:
-    """The messages of a turn in progress, made from its events."""
+    """The messages of a turn in progress, made from its events, and from the reply that it continues."""
 
-    def __init__(self) -> None:
+    def __init__(self, begun: Message | None = None) -> None:
         self._messages: list[Message] = []
-        self._before = (0, 0.0)  # tokens and seconds of thoughts in earlier rounds
+        self._begun = 0, 0.0  # minus the counts of the begun thought: what is counted from now on comes to them
+        if begun is not None:
+            counts = next(iter(objects([begun.get("stats")])), {})
+            tokens, seconds = number(counts.get("thinking_tokens")), number(counts.get("thinking_seconds"))
+            self._messages.append({**begun, "stats": {"thinking_tokens": tokens, "thinking_seconds": seconds}})
+            self._begun = -tokens, -seconds
+        self._before = self._begun  # tokens and seconds of thoughts in earlier rounds
 
     def add(self, event: object) -> None:
         """Adds an event of `Chat.send`. `Done` and unknown events change nothing."""
@@ -70,7 +76,8 @@ class LiveReply:
         """The message that the events of this round go into."""
         if not self._messages or self._messages[-1]["role"] != "assistant":
             stats = [message["stats"] for message in self._messages if "stats" in message]
-            self._before = (sum(s["thinking_tokens"] for s in stats), sum(s["thinking_seconds"] for s in stats))
+            before = [self._begun, *((s["thinking_tokens"], s["thinking_seconds"]) for s in stats)]
+            self._before = sum(tokens for tokens, _ in before), sum(seconds for _, seconds in before)
             self._messages.append({"role": "assistant", "content": ""})
         return self._messages[-1]
 

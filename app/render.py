@@ -80,11 +80,13 @@ def _item(message: Message, results: Sequence[Message], words: Words, live: bool
         parts = list(reply_parts(message, results, words, live))
     else:
         parts = [_result(message, words)]  # a result without a call: the model reads it, too
+    calls = message.get("tool_calls")
     return {
         "key": key,
         "role": "user" if message["role"] == "user" else "assistant",
         "turn": turn,
         "parts": [HALF.sub("\ufffd", CONTROLS.sub("", part)) for part in parts],
+        "ending": "cut" if str(message.get("finish_reason")) in ENDS else "calls" if results or calls else "whole",
         "source": HALF.sub("\ufffd", str(message.get("text", message.get("content")) or "")),
     }
 

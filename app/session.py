@@ -24,7 +24,17 @@ from .files import Attachment
 from .forms import one_line
 from .settings import Settings
 from .store import Conversation
-from .turns import as_read, closed, edited, title_of, turn_starts, user_message
+from .turns import (
+    as_read,
+    closed,
+    edited,
+    edited_reply,
+    reply_place,
+    title_of,
+    turn_place,
+    turn_starts,
+    user_message,
+)
 from .work import View, Work
 
 SAVE_SECONDS = 5.0
@@ -126,7 +136,7 @@ class Session:
         """Generates another reply to a turn, counted from 0, or to the last. The old reply becomes a branch."""
         with self._lock:
             chat, tree = self._ready(settings), self.conversation.tree
-            number, at = _turn(tree.messages, number)
+            number, at = turn_place(tree.messages, number)
             turn = chat.edit(number, tree.messages[at], **self._options(settings))
             self._begin(turn, chat, tree.begun("retry", at + 1), [], settings)
 
@@ -134,10 +144,30 @@ class Session:
         """Sends another text in place of a turn, counted from 0. Its files stay, and the old turn becomes a branch."""
         with self._lock:
             chat, tree = self._ready(settings), self.conversation.tree
-            number, at = _turn(tree.messages, number)
+            number, at = turn_place(tree.messages, number)
             message = edited(tree.messages[at], text)
             turn = chat.edit(number, message, **self._options(settings))
             self._begin(turn, chat, tree.begun("edit", at), [message], settings)
+
+    def continue_reply(self, settings: Settings, text: str | None = None, number: int | None = None) -> None:
+        """Continues the last reply of a turn, from `text` if it is given. The reply as it was becomes a branch."""
+        with self._lock:
+            chat, tree = self._ready(settings), self.conversation.tree
+            number, at = reply_place(tree.messages, number)
+            options = {name: value for name, value in self._options(settings).items() if name != "thinking"}
+            turn = chat.continue_reply(text, turn=number, **options)
+            self._begin(turn, chat, tree.begun("continue", at), [], settings)
+
+    def save_reply(self, text: str, number: int | None = None) -> None:
+        """Puts `text` in place of the last reply of a turn, which becomes a branch. The thought stays."""
+        with self._lock:
+            self._rest()
+            tree = self.conversation.tree
+            _, at = reply_place(tree.messages, number)
+            reply = edited_reply(tree.messages[at], text)
+            made = tree.begun("edit", at)
+            self._show(dataclasses.replace(made, messages=[*made.messages, reply]))
+            self._redo = []
 
     def switch(self, at: int, place: int) -> None:
         """Shows another branch at position `at`, counted after the system prompt. Raises ValueError without it."""
@@ -404,15 +434,6 @@ class Session:
             if revised:
                 self._revision = next(REVISIONS)
             self._changed.notify_all()
-
-
-def _turn(messages: Sequence[Message], number: int | None) -> tuple[int, int]:
-    """The number of a turn, of the last one for None, and the position of its message."""
-    starts = turn_starts(messages)
-    number = len(starts) - 1 if number is None else number
-    if not 0 <= number < len(starts):
-        raise ValueError(f"there is no turn {number}")
-    return number, starts[number]
 
 
 def _what(tree: Tree) -> str:

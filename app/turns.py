@@ -52,6 +52,14 @@ def edited(message: Mapping[str, Any], text: str) -> Message:
     )
 
 
+def edited_reply(message: Mapping[str, Any], text: str) -> Message:
+    """A reply with another text, which is whole."""
+    if not text.strip():
+        raise ValueError("the text is empty")
+    kept = ("reasoning_content", "made")
+    return {"role": "assistant", "content": text, **{name: message[name] for name in kept if name in message}}
+
+
 def closed(messages: Sequence[Message]) -> list[Message]:
     """The messages of an unfinished reply as if it were cut here: every call gets a result."""
     messages = [dict(message) for message in messages]
@@ -77,6 +85,25 @@ def turn_starts(messages: Sequence[Message]) -> list[int]:
     if not starts:
         raise ValueError("the conversation has no turns yet")
     return starts
+
+
+def turn_place(messages: Sequence[Message], number: int | None) -> tuple[int, int]:
+    """The number of a turn, of the last one for None, and the position of its message."""
+    starts = turn_starts(messages)
+    number = len(starts) - 1 if number is None else number
+    if not 0 <= number < len(starts):
+        raise ValueError(f"there is no turn {number}")
+    return number, starts[number]
+
+
+def reply_place(messages: Sequence[Message], number: int | None) -> tuple[int, int]:
+    """The number of a turn, and the position of its last reply. Raises ValueError if the turn has none."""
+    number, start = turn_place(messages, number)
+    end = next((at for at in turn_starts(messages) if at > start), len(messages))
+    replies = [at for at in range(start, end) if messages[at]["role"] == "assistant"]
+    if not replies:
+        raise ValueError("this turn has no reply")
+    return number, replies[-1]
 
 
 def missing_results(messages: Sequence[Message]) -> int:

@@ -47,7 +47,7 @@ class Work:
         self.before = chat.messages
         self.system = self.before[: int(chat.system_prompt is not None)]
         self.history = [*self.system, *tree.messages, *said]
-        self.live = LiveReply()
+        self.live = LiveReply(turn.begun)
         self.started = time.monotonic()
         self.first_token_seconds: float | None = None
         self.reading: tuple[int, int] | None = None

@@ -10,6 +10,7 @@ const actions = {
     preview: (button) => preview(button.closest(".code")),
     edit: (button, item) => edit(item),
     retry: (button, item) => act("retry", { turn: Number(item.dataset.turn) }),
+    continue: (button, item) => act("continue", { turn: Number(item.dataset.turn) }),
     undo: () => act("undo"),
     answer: (button) => act("answer", { allowed: button.dataset.word === "yes", call: frame.asking }),
     example: (button) => act("example", { text: button.textContent }),
@@ -27,7 +28,9 @@ const actions = {
         drawOutbox();
     },
     attach: () => picker.click(),
-    save: (button, item) => find(".editing", item).save(),
+    save: (button, item) => find(".editing", item).save("edit"),
+    "save-reply": (button, item) => find(".editing", item).save("save-reply"),
+    "save-continue": (button, item) => find(".editing", item).save("continue"),
     cancel: (button, item) => find(".editing", item).close(),
 };
 
@@ -68,7 +71,7 @@ function preview(code) {
     code.append(made);
 }
 
-/** The text of a message in a box of its own. */
+/** The text of a message in a box of its own. A message of the user is sent; a reply is kept, or the model goes on from it. */
 function edit(item) {
     if (find(".editing", item)) return;
     const area = make("textarea", { className: "field", value: item.source });
@@ -78,12 +81,16 @@ function edit(item) {
         find(".parts", item).hidden = false;
         box.focus();
     };
-    const save = () => {
+    const isReply = item.classList.contains("assistant");
+    const save = (what) => {
         if (!area.value.trim()) return area.focus();
         close();
-        if (area.value !== item.source) act("edit", { turn: Number(item.dataset.turn), text: area.value });
+        if (what === "continue" || area.value !== item.source) act(what, { turn: Number(item.dataset.turn), text: area.value });
     };
-    const form = make("div", { className: "editing" }, area, button("save", { text: words("save"), look: "primary" }), button("cancel", { text: words("cancel"), look: "secondary" }));
+    const buttons = isReply
+        ? [button("save-reply", { text: words("save_reply"), look: "primary" }), button("save-continue", { text: words("save_continue"), look: "secondary" })]
+        : [button("save", { text: words("save"), look: "primary" })];
+    const form = make("div", { className: "editing" }, area, ...buttons, button("cancel", { text: words("cancel"), look: "secondary" }));
     Object.assign(form, { save, close });
     area.onkeydown = (event) => {
         if (isComposed(event)) return;
@@ -91,7 +98,7 @@ function edit(item) {
             event.stopPropagation(); // a reply under way goes on
             close();
         }
-        if (event.key === "Enter" && (event.metaKey || event.ctrlKey)) save();
+        if (event.key === "Enter" && (event.metaKey || event.ctrlKey)) save(isReply ? "save-reply" : "edit");
     };
     find(".parts", item).hidden = true;
     item.insertBefore(form, find(".actions", item));

@@ -43,7 +43,9 @@ function drawn(item) {
     made.source = item.source;
     made.append(make("div", { className: "parts" }), make("div", { className: "actions" }));
     fill(made, item.parts);
-    const actions = item.role === "user" ? ["copy", "edit"] : ["copy", "retry"];
+    made.dataset.ending = item.ending;
+    const replyActions = item.ending === "calls" ? ["copy", "retry"] : ["copy", "edit", "retry"];
+    const actions = item.role === "user" ? ["copy", "edit"] : replyActions;
     for (const name of actions) find(".actions", made).append(icon(name));
     return made;
 }
@@ -87,11 +89,13 @@ function fill(item, parts) {
     item.html = parts;
 }
 
-/** Undo belongs to the last turn. */
+/** Undo belongs to the last turn, and Continue to a last reply that was cut. */
 function markLast() {
-    for (const old of list.querySelectorAll(".icon.undo")) old.remove();
+    for (const old of list.querySelectorAll(".icon.undo, .continue")) old.remove();
     const last = [...list.querySelectorAll(".item.user")].pop();
     if (last) find(".actions", last).append(icon("undo"));
+    const end = list.lastElementChild;
+    if (end?.dataset.ending === "cut") find(".actions", end).prepend(button("continue", { text: words("continue"), look: "secondary" }));
 }
 
 async function older() {

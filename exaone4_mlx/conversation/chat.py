@@ -190,19 +190,23 @@ class Chat(History):
         last = self._turn_index(-1)
         return self._begin(self._messages[: last + 1], options, replaces=True)
 
-    def continue_reply(self, text: str | Message | None = None, **options: Unpack[TurnOptions]) -> Turn:
-        """Continues the last reply: one that was cut or stopped, or one that ended by itself.
+    def continue_reply(
+        self, text: str | Message | None = None, *, turn: int = -1, **options: Unpack[TurnOptions]
+    ) -> Turn:
+        """Continues the last reply of a turn: one that was cut or stopped, or one that ended by itself.
 
         The events are those of the new part. In `messages` both parts are one message, with the sums of their counts.
         `text` replaces the answer first; a message of the assistant can replace the thought, too. A reply in memory is
         continued from its own tokens: greedily it is the reply that was not cut, and with a seed its random numbers go
         on. `max_tokens` and `min_tokens` count the new tokens. Whether the reply has a thought does not change. A reply
-        that was cut inside a tool call is continued from before it.
+        was cut inside a tool call is continued from before it. The turns after `turn` (-1 is the last) are removed.
 
         Raises ValueError if there is no such reply, if it ended with calls of tools, and for an empty text.
         """
         self._end_abandoned_turn()
-        before, begun = begun_reply(self.tokenizer, self._messages, self.written, text)
+        starts = [*turn_starts(self._messages), len(self._messages)]
+        end = len(self._messages) if turn == -1 else starts[starts.index(self._turn_index(turn)) + 1]
+        before, begun = begun_reply(self.tokenizer, self._messages[:end], self.written, text)
         if options.get("prefill_response") is not None:
             raise ValueError("prefill_response begins a new reply: to change the last one, give its text")
         if begun.is_empty:  # cut before it had a text

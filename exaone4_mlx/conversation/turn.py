@@ -78,6 +78,11 @@ class Turn(EventStream[TurnEvent]):
         return None if generation is None else generation.prompt_progress
 
     @property
+    def begun(self) -> Message | None:
+        """The text of the reply before the first event, if the turn continues one: a message of the assistant."""
+        return self._state.begun_message
+
+    @property
     def token_ids(self) -> tuple[int, ...]:
         """The tokens of all replies of the turn until now."""
         return tuple(self._state.token_ids)
@@ -111,6 +116,7 @@ class TurnState:
         begun: BegunReply | None = None,
     ) -> None:
         self._begun = begun
+        self.begun_message = None if begun is None else begun.joined(begun.partial().message())
         self._history, self._messages, self._toolbox, self._tools = history, messages, toolbox, tools
         self._options, self._replaces = options, replaces
         self._before = history._messages
