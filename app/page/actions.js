@@ -75,13 +75,13 @@ function preview(code) {
 function edit(item) {
     if (find(".editing", item)) return;
     const area = make("textarea", { className: "field", value: item.source });
-    area.setAttribute("aria-label", words("edit"));
     const close = () => {
         form.remove();
         find(".parts", item).hidden = false;
         box.focus();
     };
     const isReply = item.classList.contains("assistant");
+    area.setAttribute("aria-label", words(isReply ? "edit_reply" : "edit"));
     const save = (what) => {
         if (!area.value.trim()) return area.focus();
         close();

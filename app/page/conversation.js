@@ -44,13 +44,13 @@ function drawn(item) {
     made.append(make("div", { className: "parts" }), make("div", { className: "actions" }));
     fill(made, item.parts);
     made.dataset.ending = item.ending;
-    const replyActions = item.ending === "calls" ? ["copy", "retry"] : ["copy", "edit", "retry"];
-    const actions = item.role === "user" ? ["copy", "edit"] : replyActions;
-    for (const name of actions) find(".actions", made).append(icon(name));
+    const isReply = item.role === "assistant";
+    const names = isReply ? (item.ending === "calls" ? ["copy", "retry"] : ["copy", "edit", "retry"]) : ["copy", "edit"];
+    for (const name of names) find(".actions", made).append(icon(name, isReply && name === "edit" ? "edit_reply" : name));
     return made;
 }
 
-const icon = (name) => button(name, { label: words(name), look: "icon" });
+const icon = (name, text = name) => button(name, { label: words(text), look: "icon" });
 
 /** Shows `items` in `place`, and touches only what changed: a selection elsewhere stays. */
 function draw(place, items) {
