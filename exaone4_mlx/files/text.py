@@ -17,6 +17,8 @@ from typing import Any
 
 BOMS_16 = (b"\xff\xfe", b"\xfe\xff")
 HARMLESS_CONTROLS = frozenset("\t\n\v\f\r\b\x1b")  # overstriking, and the colours of terminals, occur in text
+#: Control characters except the line end and the tab, and marks of the writing direction.
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f]")
 ONE_LETTER_IN_A_WORD = re.compile(r"(?<=[A-Za-z])[^\x00-\x7f](?=[A-Za-z])")
 
 HALF = re.compile("[\ud800-\udfff]")  # half a character, which UTF-8 cannot hold
@@ -57,6 +59,11 @@ def check_depth(value: Any, name: str = "it") -> None:
             return
         level = [child for one in parents for child in (one.values() if isinstance(one, dict) else one)]
     raise ValueError(f"{name} is nested too deeply: more than {MAX_DEPTH} levels")
+
+
+def clean(text: str) -> str:
+    """The text without control characters and direction marks."""
+    return UNSAFE.sub("", text)
 
 
 def decode_text(data: bytes, name: str = "the file") -> str:

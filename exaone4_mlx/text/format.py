@@ -8,16 +8,13 @@ Notes:
 from __future__ import annotations
 
 import json
-import re
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
+from ..files.text import clean as clean
+
 if TYPE_CHECKING:
     from ..tools.call import ToolCall
-
-#: Control characters except the line end and the tab, and marks of the writing direction.
-UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f]")
-
 
 #: Why a reply ended early, by its finish reason.
 ENDS = {
@@ -26,11 +23,6 @@ ENDS = {
     "repetition": "stopped: the reply repeats itself",
     "error": "stopped by an error",
 }
-
-
-def clean(text: str) -> str:
-    """The text without control characters and direction marks."""
-    return UNSAFE.sub("", text)
 
 
 def call_text(call: ToolCall) -> str:

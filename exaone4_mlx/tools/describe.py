@@ -18,6 +18,8 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union
 
+from .remote_tool import RemoteTool
+
 Tool = Callable[..., Any] | Mapping[str, Any]
 
 JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
@@ -53,6 +55,8 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
     description of a parameter comes from `Annotated[T, "description"]` or from the docstring (`read_docstring`). Raises
     ValueError, naming function and parameter, where that is not possible.
     """
+    if isinstance(function, RemoteTool):
+        return function.schema
     name = getattr(function, "__name__", "")
     if not name.isidentifier():
         raise ValueError(

@@ -4,6 +4,7 @@ Notes:
 - The model writes the calls, so each is checked before anything runs. Every failure becomes a result, which the model
   reads. Only registered functions can run, whatever name a call has.
 - A ready schema is rendered unchanged. Calls are checked against a copy of it in valid JSON Schema.
+- A tool of another process (`RemoteTool`) is checked as a ready schema is, and its values stay JSON values.
 - A bare value in place of named arguments belongs to the only parameter of the tool.
 """
 
@@ -22,6 +23,7 @@ from typing import Any
 from .call import ToolCall, ToolResult
 from .check import CHECK_SECONDS, argument_errors
 from .describe import Tool, name_of, parameters_of, schemas, type_hints
+from .remote_tool import RemoteTool
 from .schema import COMPOSING, check_schema, format_error, format_type, format_value, normalized, shortened
 from .values import coerce, parse_number, result_to_json, valid_text
 
@@ -72,8 +74,8 @@ class Toolbox:
         """Runs a call in its own thread and waits for it, at most `timeout` seconds, until `cancelled` is set.
 
         Never raises: an invalid call, an error inside the tool, a timeout and a cancellation are failed results.
-        Python cannot stop a thread: after a timeout or a cancellation the tool continues until it ends or the
-        program does.
+        Python cannot stop a thread: after a timeout or a cancellation a function continues until it ends or the
+        program does. The call of a `RemoteTool` is cancelled.
         """
         started = time.perf_counter()
         try:
@@ -81,9 +83,17 @@ class Toolbox:
             tool = self._tools[call.name]
             if tool.function is None:
                 raise ToolError(f"{call.name} cannot be run here: only its description is known")
-            # A parameter without an argument keeps its default.
-            values = {name: coerce(value, tool.hints[name]) for name, value in arguments.items()}
-            content, failed = _run_in_thread(functools.partial(tool.function, **values), call.name, timeout, cancelled)
+            if isinstance(tool.function, RemoteTool):
+                running = tool.function.begin(arguments)
+                try:
+                    content, failed = _run_in_thread(running.result, call.name, timeout, cancelled)
+                finally:
+                    running.cancel()  # without effect after its end
+            else:
+                # A parameter without an argument keeps its default.
+                values = {name: coerce(value, tool.hints[name]) for name, value in arguments.items()}
+                work = functools.partial(tool.function, **values)
+                content, failed = _run_in_thread(work, call.name, timeout, cancelled)
         except Exception as error:
             content, failed = {"error": _error_text(error)}, True
         return ToolResult(call, content, failed, time.perf_counter() - started)
@@ -150,6 +160,9 @@ class _RegisteredTool:
 
 
 def _register(name: str, tool: Tool) -> _RegisteredTool:
+    function = None
+    if isinstance(tool, RemoteTool):
+        function, tool = tool, tool.schema
     if not isinstance(tool, Mapping):
         parameters = {**parameters_of(tool, exact=True), "additionalProperties": False}
         return _RegisteredTool(name, parameters, tool, type_hints(tool))
@@ -167,7 +180,7 @@ def _register(name: str, tool: Tool) -> _RegisteredTool:
     parameters = {"properties": {}, **parameters, "type": "object"}
     if not parameters.keys() & COMPOSING:
         parameters.setdefault("additionalProperties", False)
-    return _RegisteredTool(name, parameters, None, {})
+    return _RegisteredTool(name, parameters, function, {})
 
 
 def _run_in_thread(
