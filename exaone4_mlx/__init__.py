@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .tools.builtin import BUILTIN_TOOLS as BUILTIN_TOOLS
     from .tools.call import ToolCall as ToolCall, ToolResult as ToolResult
     from .tools.load import load_tools as load_tools
+    from .tools.mcp_load import load_mcp as load_mcp, mcp_servers as mcp_servers
 
 __version__ = "0.1.0"
 
@@ -80,6 +81,7 @@ _HOME = {
     "tools.builtin": ("BUILTIN_TOOLS",),
     "tools.call": ("ToolCall", "ToolResult"),
     "tools.load": ("load_tools",),
+    "tools.mcp_load": ("load_mcp", "mcp_servers"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -165,7 +165,7 @@ class Notes:
     def reply(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def asking(self, call: ToolCall) -> AbstractContextManager[None]:
+    def asking(self, call: ToolCall, origin: str = "") -> AbstractContextManager[None]:
         return nullcontext()
 
     def show(self, event: Any) -> None:

@@ -24,6 +24,11 @@ def tools(name: str = "tools"):
         """A tool with the name of a built-in one."""
         return f"not {expression}"
 
+    @server.tool(structured_output=False)
+    def roll_dice(max_num: int) -> int:
+        """Roll a dice with the number 1 to N. User can select the number N."""
+        return max_num - 2
+
     @server.tool()
     def environment() -> dict[str, str]:
         """What the server sees."""

@@ -50,7 +50,7 @@ WITH_GRADIO = set(APP_ORDER[APP_ORDER.index("theme") :])
 #: Packages that are imported where they are used, so that a command pays for what it uses.
 AT_CALL_ONLY = {
     "transformers", "mlx_lm", "huggingface_hub", "tqdm", "jsonschema", "referencing", "llguidance", "rich", "prompt_toolkit",
-    "IPython", "ipywidgets", "matplotlib", "markdown_it",
+    "IPython", "ipywidgets", "matplotlib", "markdown_it", "mcp", "httpx2", "pydantic",
 }  # fmt: skip
 #: These files are imported inside functions only, and so may import what they use at their head.
 AT_CALL_FILES = {f"terminal/{name}.py" for name in ("screen", "drawing", "markdown", "input")} | {"text/arrays.py"}

@@ -87,7 +87,7 @@ def _replies(
         for reply in current:
             threading.Thread(target=reply.cancel, daemon=True).start()
 
-    has_tools = bool(options.tools or options.builtin_tools)
+    has_tools = flags.has_tools(options)
     with on_ctrl_c(stop):
         for line in lines:
             given: dict[str, Any] = {}

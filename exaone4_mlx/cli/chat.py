@@ -24,7 +24,7 @@ from ..terminal.commands import completions
 from ..terminal.repl import Repl
 from ..terminal.status import extras_text
 from . import flags, loading
-from .output import can_draw, reply_json, results, results_alone, show_json
+from .output import can_draw, log, reply_json, results, results_alone, show_json
 
 if TYPE_CHECKING:
     from ..terminal.input import TerminalInput
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ask-tools",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="ask before a tool runs (default: ask for tools of FILE.py, not for the built-in tools)",
+        help="ask before a tool runs (default: ask, except for the built-in tools)",
     )
     chat.add_argument("--no-markdown", action="store_true", help="print replies without Markdown formatting")
     chat.add_argument(
@@ -101,7 +101,7 @@ def _repl(options: argparse.Namespace, terminal: bool) -> Repl:
     Options(**given)  # raises ValueError for a value out of range
     if options.load is not None and not options.load.is_file():
         raise FileNotFoundError(f"--load: there is no file {options.load}")
-    tools = flags.read_tools(options)
+    tools = flags.read_tools(options, lambda text: log(f"warning: {text}"))
     asks = _asking(tools, options.ask_tools)
     if asks and not terminal:
         raise ValueError("a tool that asks before it runs needs a terminal: add --no-ask-tools")

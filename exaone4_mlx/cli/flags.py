@@ -177,6 +177,13 @@ def add_reply_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
         action="store_true",
         help="calculator, current_time, roll_dice and convert_units, which have no side effects",
     )
+    tools.add_argument("--mcp-config", type=Path, metavar="FILE", help="a file of MCP servers, with mcpServers in it")
+    tools.add_argument(
+        "--mcp-server",
+        action="append",
+        metavar="NAME",
+        help="start this server only; may be repeated; `generate` needs it, and runs the calls without a question",
+    )
     add_option_flags(tools, "tools", **defaults)
     add_model_flags(parser)
     add_draft_flags(parser, **defaults)
@@ -205,8 +212,10 @@ def check_flags(options: argparse.Namespace) -> None:
         options.kv_bits or options.kv_bits_keys or options.kv_bits_values
     ):
         error("--kv-group-size and --kv-layers need --kv-bits, --kv-bits-keys or --kv-bits-values")
-    if options.constrain_tools and not (options.tools or options.builtin_tools):
-        error("--constrain-tools needs --tools or --builtin-tools")
+    if options.constrain_tools and not has_tools(options):
+        error("--constrain-tools needs --tools, --builtin-tools or --mcp-config")
+    if options.mcp_server and not options.mcp_config:
+        error("--mcp-server needs --mcp-config FILE")
 
 
 def check_draft_flags(options: argparse.Namespace) -> None:
@@ -229,8 +238,15 @@ def read_kv(config: Exaone4Config, options: argparse.Namespace) -> KVQuantizatio
     return KVQuantization.read(config, **kv_options(options))
 
 
-def read_tools(options: argparse.Namespace) -> list[Callable[..., Any]]:
-    """The functions of --tools and --builtin-tools. Says that the file is executed."""
+def has_tools(options: argparse.Namespace) -> bool:
+    return bool(options.tools or options.builtin_tools or options.mcp_config)
+
+
+def read_tools(options: argparse.Namespace, failed: Callable[[str], None] | None = None) -> list[Callable[..., Any]]:
+    """The functions of --tools and --builtin-tools, and the tools of --mcp-config. Says what is executed.
+
+    An MCP server that does not work raises ValueError, unless `failed` takes the message.
+    """
     tools: list[Callable[..., Any]] = []
     if options.tools:
         from ..tools.load import load_tools
@@ -242,6 +258,10 @@ def read_tools(options: argparse.Namespace) -> list[Callable[..., Any]]:
         from ..tools.builtin import BUILTIN_TOOLS
 
         tools += BUILTIN_TOOLS
+    if options.mcp_config:
+        from .mcp import server_tools
+
+        tools += server_tools(options, [tool.__name__ for tool in tools], failed)
     if tools:
         from ..tools.describe import schemas
 

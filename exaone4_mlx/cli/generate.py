@@ -158,14 +158,17 @@ def _check_flags(options: argparse.Namespace) -> None:
         "continue_final_message",
         "tools",
         "builtin_tools",
+        "mcp_config",
     )
     if options.raw and any(getattr(options, name) not in (None, False) for name in templated):
         error(
-            "--raw uses no chat template: --thinking, a system prompt, --messages, --tools and --builtin-tools have no "
-            "effect with it"
+            "--raw uses no chat template: --thinking, a system prompt, --messages, --tools, --builtin-tools and "
+            "--mcp-config have no effect with it"
         )
     if options.continue_final_message and not (options.messages or options.batch):
         error("--continue continues the last message of --messages or --batch; --prefill-response begins a reply")
+    if options.mcp_config and not options.mcp_server:
+        error("--mcp-config needs --mcp-server NAME here: the tools of servers that you name run without a question")
     if options.thinking_budget is not None and not (options.thinking or options.continue_final_message):
         error("--thinking-budget needs --thinking")
     if options.logprobs is not None and not (options.json or options.jsonl or options.batch):
@@ -244,7 +247,7 @@ def _print_reply(reply: Generation | Turn, options: argparse.Namespace) -> Done:
     """Prints the reply as text, as JSON or as JSON lines."""
     from ..text.events import Done, Thinking
 
-    has_tools = bool(options.tools or options.builtin_tools)
+    has_tools = flags.has_tools(options)
     events: list[TurnEvent] = []
     printer = TextPrinter(runs_calls=has_tools)
     try:

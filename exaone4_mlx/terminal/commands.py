@@ -116,7 +116,7 @@ def _budget(session: TerminalSession, rest: str) -> None:
 
 def _tools(session: TerminalSession, rest: str) -> None:
     if not session.all_tools:
-        raise ValueError("there are no tools: start with --builtin-tools or --tools FILE.py")
+        raise ValueError("there are no tools: start with --builtin-tools, --tools FILE.py or --mcp-config FILE")
     names = rest.replace(",", " ").split()
     chosen = {"on": session.tool_names, "off": ()}.get(rest, names)
     if unknown := [name for name in chosen if name not in session.tool_names]:
@@ -125,8 +125,10 @@ def _tools(session: TerminalSession, rest: str) -> None:
         session.chat.tools = [tool for tool in session.all_tools if getattr(tool, "__name__", "") in chosen]
     on = {getattr(tool, "__name__", "") for tool in session.chat.tools}
     for name in session.tool_names:
-        asks = ", asks before it runs" if name in session.asks else ""
-        session.screen.note(f"{'on ' if name in on else 'off'} {name}{asks if name in on else ''}")
+        asks = ", asks before it runs" if name in session.asks and name in on else ""
+        origin = session.origin_of(name)
+        server = f" of MCP server {origin}" if origin else ""
+        session.screen.note(f"{'on ' if name in on else 'off'} {name}{server}{asks}")
 
 
 def _system(session: TerminalSession, rest: str) -> None:

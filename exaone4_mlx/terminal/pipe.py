@@ -81,7 +81,7 @@ class PipeScreen:
     def status(self, text: str) -> None:
         """Not shown: a signal handler calls this, and must not write."""
 
-    def asking(self, call: ToolCall) -> AbstractContextManager[None]:
+    def asking(self, call: ToolCall, origin: str = "") -> AbstractContextManager[None]:
         return nullcontext()
 
     def summary(self, text: str) -> None:

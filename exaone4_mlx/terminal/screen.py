@@ -88,13 +88,17 @@ class Screen:
             drawer.join()
 
     @contextmanager
-    def asking(self, call: ToolCall) -> Iterator[None]:
-        """Encloses the question whether a call may run: the call is shown in full, and nothing is drawn."""
+    def asking(self, call: ToolCall, origin: str = "") -> Iterator[None]:
+        """Encloses the question whether a call may run: the call is shown in full, and nothing is drawn.
+
+        `origin` is the MCP server of the tool.
+        """
         with self._lock:
             if call in self._calls:
                 self._calls.remove(call)
             self._asked, self._silent = call, True
-            self._print(Text(f"▸ {call_text(call)}", style="cyan"))
+            server = f"  (MCP server {clean(origin)})" if origin else ""
+            self._print(Text(f"▸ {call_text(call)}{server}", style="cyan"))
         try:
             with redirect_stdout(self._streams[0]), redirect_stderr(self._streams[1]):
                 yield

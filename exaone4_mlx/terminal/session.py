@@ -37,7 +37,7 @@ class Output(Protocol):
     can_ask: bool
 
     def reply(self) -> AbstractContextManager[None]: ...
-    def asking(self, call: ToolCall) -> AbstractContextManager[None]: ...
+    def asking(self, call: ToolCall, origin: str = "") -> AbstractContextManager[None]: ...
     def show(self, event: TurnEvent) -> None: ...
     def markdown(self, text: str) -> None: ...
     def progress(self, done: int, total: int, what: str = ..., unit: str = ...) -> None: ...
@@ -85,6 +85,11 @@ class TerminalSession:
     def tool_names(self) -> tuple[str, ...]:
         return tuple(tool.__name__ for tool in self.all_tools if not isinstance(tool, Mapping))
 
+    def origin_of(self, name: str) -> str:
+        """The MCP server of a tool; "" for another tool."""
+        found = (tool for tool in self.all_tools if getattr(tool, "__name__", "") == name)
+        return str(getattr(next(found, None), "origin", ""))
+
     def set_options(self, **changes: Any) -> None:
         """Changes options of the chat. Raises ValueError for a value out of range."""
         self.chat.options = dataclasses.replace(self.chat.options, **changes)
@@ -113,7 +118,7 @@ class TerminalSession:
         """Whether a call may run. Asks the user if its tool is one of `asks`."""
         if call.name not in self.asks:
             return True
-        with self.screen.asking(call):
+        with self.screen.asking(call, self.origin_of(call.name)):
             try:
                 answer = self.keys.ask()
             except (KeyboardInterrupt, EOFError):

@@ -9,7 +9,6 @@ Notes:
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -19,7 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..files.text import UNSAFE, clean, decode_text
+from ..files.text import UNSAFE, clean, decode_text, parse_json
 
 KINDS = {  # of the key "type"
     **dict.fromkeys(("stdio", "local"), "stdio"),
@@ -63,10 +62,7 @@ def read_servers(path: str | Path) -> list[ServerConfig]:
         raise FileNotFoundError(f"there is no file of MCP servers {path}") from error
     except OSError as error:
         raise ValueError(f"cannot read the MCP servers of {path}: {error.strerror}") from error
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    content = parse_json(text, str(path))
     table = content.get("mcpServers", content.get("servers")) if isinstance(content, dict) else None
     if not isinstance(table, dict):
         raise ValueError(f'{path} must hold {{"mcpServers": {{"NAME": {{"command": …, "args": […]}}}}}}')

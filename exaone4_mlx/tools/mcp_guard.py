@@ -58,7 +58,7 @@ def _answers(child: "subprocess.Popen[bytes]") -> None:
             if b"\n" not in data:
                 parts.append(data)
                 if sum(map(len, parts)) > MAX_LINE:
-                    print(f"it wrote a line of over {MAX_LINE // 2**20} MB", file=sys.stderr, flush=True)
+                    os.write(2, f"it wrote a line of over {MAX_LINE // 2**20} MB\n".encode())
                     return
                 continue
             *whole, rest = (b"".join(parts) + data).split(b"\n")

@@ -9,8 +9,10 @@ Notes:
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
+from ..files.text import parse_json
 from .toolbox import ToolError
 
 MAX_RESULT = 40_000  # characters of JSON
@@ -45,10 +47,8 @@ def _part(block: Any) -> Any:
 def _json_or_text(text: str) -> Any:
     """The text, or the JSON object or list that it holds."""
     if text[:1] in ("{", "["):
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return text
+        with suppress(ValueError):
+            return parse_json(text)
     return text
 
 

@@ -1,44 +1,22 @@
-"""An MCP server that runs -> its tools. The official package `mcp` speaks with it.
+"""One MCP server of a config file: off, or running with its tools.
 
 Notes:
-- Each server has an asyncio thread of its own. Whoever calls a tool waits in another thread.
-- Nothing that a server sends is trusted: names, texts, schemas and results are cleaned and bounded. Its schemas of
-  results are not used, because their patterns could take years.
-- The standard error of a server is kept for messages, at most its end. It goes to no terminal.
-- A server ends with its last tool, with `stop`, and with this process (`mcp_guard`).
+- A server ends with its last tool, with `stop`, and with this process.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import os
-import shutil
-import sys
-import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
-from ..files.text import clean
 from .mcp_config import ServerConfig
-from .mcp_result import content_of
-from .remote_tool import RemoteTool, plain_description, plain_name, plain_parameters
-from .schema import shortened
-from .toolbox import Toolbox, ToolError
-
-if TYPE_CHECKING:
-    from mcp import Client
+from .mcp_connection import ServerConnection
+from .remote_tool import RemoteTool
+from .toolbox import ToolError
 
 START_SECONDS = 60.0  # the first start of `npx` or `uvx` downloads the server
-STOP_SECONDS = 8.0  # the longest wait for the end of a server
-MAX_TOOLS = 128
-MAX_ANSWER = 32 * 2**20  # bytes of an answer over HTTP
-KEPT = 2_000  # bytes that are kept of the standard error
 INSTALL = "MCP servers need the package mcp: pip install 'exaone4_mlx[mcp]'"
 
 
@@ -49,7 +27,7 @@ class McpServer:
         self.config, self.name = config, config.name
         self.tools: tuple[RemoteTool, ...] = ()
         self.warnings: list[str] = []
-        self._connection: _Connection | None = None
+        self._connection: ServerConnection | None = None
         self._end: Callable[[], object] = lambda: None
 
     @property
@@ -64,7 +42,7 @@ class McpServer:
         except ImportError as error:
             raise ValueError(INSTALL) from error
         self.stop()
-        connection = self._connection = _Connection(self.config)
+        connection = self._connection = ServerConnection(self.config)
         self._end = weakref.finalize(self, connection.stop)  # also at the end of the process
         connection.thread.start()
 
@@ -103,238 +81,3 @@ class McpServer:
         """Ends the server and its running calls. It can be started again."""
         self._connection, self.tools = None, ()
         self._end()
-
-
-class _Connection:
-    """A server from its start to its end."""
-
-    def __init__(self, config: ServerConfig) -> None:
-        self.config = config
-        self.ready = threading.Event()  # it answers, or it failed
-        self.error = ""
-        self.tools: list[RemoteTool] = []
-        self.notes: list[str] = []
-        self.thread = threading.Thread(target=self._run, name=f"MCP server {config.name}", daemon=True)
-        self._errors = b""  # the end of its standard error
-        self._statuses: list[int] = []  # of answers over HTTP that are errors
-        self._client: Client | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._lock = threading.Lock()
-        self._stopped = False
-
-    @property
-    def lives(self) -> bool:
-        return self._client is not None
-
-    def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._end)
-        if self.thread.is_alive() and self.thread is not threading.current_thread():
-            self.thread.join(STOP_SECONDS)
-
-    def call(self, name: str, arguments: Mapping[str, Any]) -> Future[Any]:
-        """Begins a call. Raises ToolError if the server has ended."""
-        with self._lock:
-            if self._loop is None or self._client is None:
-                raise ToolError(self._gone)
-            return asyncio.run_coroutine_threadsafe(self._call(self._client, name, arguments), self._loop)
-
-    # --- in the thread of the server ------------------------------------------
-
-    def _run(self) -> None:
-        for name in ("mcp", "httpx2"):  # without a handler, Python writes their warnings to the terminal
-            logging.getLogger(name).addHandler(logging.NullHandler())
-        try:
-            asyncio.run(self._serve())
-        except BaseException as error:
-            self.error = self.error or self._reason(error)
-        finally:
-            self._client = None
-            self.error = self.error or self._ended()
-            self.ready.set()
-
-    async def _serve(self) -> None:
-        """Connects, lists the tools, and waits for `stop` or for the end of the server."""
-        from mcp import Client
-
-        with self._lock:
-            if self._stopped:
-                return
-            self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-            self._task = asyncio.current_task()
-        try:
-            async with self._transport() as transport, Client(transport, client_info=_info()) as client:
-                await self._list(client)
-                self._client = client
-                self.ready.set()
-                await self._over.wait()
-        except asyncio.CancelledError:
-            if not self._over.is_set():
-                raise
-        finally:
-            with self._lock:
-                self._loop = self._client = None
-
-    def _end(self) -> None:
-        """Ends `_serve`: the connection if there is one, and else the attempt."""
-        self._over.set()
-        if self._client is None and self._task is not None:
-            self._task.cancel()
-
-    @asynccontextmanager
-    async def _transport(self) -> AsyncIterator[Any]:
-        config = self.config
-        if config.kind != "stdio":
-            async with _http_transport(config, self._statuses) as transport:
-                yield transport
-            return
-        from mcp import StdioServerParameters, stdio_client
-
-        _check_command(config)
-        guard = [str(Path(__file__).with_name("mcp_guard.py")), config.command, *config.args]
-        given = StdioServerParameters(
-            command=sys.executable, args=["-I", "-S", *guard], env=dict(config.env), cwd=config.cwd
-        )
-        read, write = os.pipe()
-        drain = threading.Thread(target=self._drain, args=(read,), daemon=True)
-        drain.start()
-        with os.fdopen(write, "w") as errors:
-            try:
-                yield stdio_client(given, errlog=errors)
-            finally:
-                errors.close()
-                drain.join(1.0)
-
-    def _drain(self, read: int) -> None:
-        """Keeps the end of the standard error. It closes when the server and the guard have ended."""
-        with os.fdopen(read, "rb", buffering=0) as errors:
-            while data := errors.read(65536):
-                self._errors = (self._errors + data)[-KEPT:]
-        with self._lock:
-            if self._loop is not None:
-                with suppress(RuntimeError):
-                    self._loop.call_soon_threadsafe(self._over.set)
-
-    async def _list(self, client: Client) -> None:
-        """Reads the tools, at most MAX_TOOLS of them, and leaves out those that cannot be used."""
-        listed: list[Any] = []
-        cursor: str | None = None
-        while len(listed) <= MAX_TOOLS:
-            page = await client.list_tools(cursor=cursor)
-            listed += page.tools
-            if not (cursor := page.next_cursor) or not page.tools:
-                break
-        if len(listed) > MAX_TOOLS:
-            self.notes.append(f"it lists more than {MAX_TOOLS} tools; the first {MAX_TOOLS} are offered")
-        for tool in listed[:MAX_TOOLS]:
-            try:
-                self.tools.append(_plain(tool, self.config.name))
-            except (ValueError, RecursionError) as error:
-                name = shortened(clean(tool.name), 60)
-                self.notes.append(f"its tool {name!r} is left out: {shortened(clean(str(error)), 200)}")
-
-    async def _call(self, client: Client, name: str, arguments: Mapping[str, Any]) -> Any:
-        """The result of a call. A cancelled task tells the server."""
-        from mcp import CallToolRequest, MCPError
-        from mcp.types import CallToolRequestParams, CallToolResult
-        from pydantic import ValidationError
-
-        params = CallToolRequestParams(name=name, arguments=dict(arguments))
-        try:
-            result = await client.session.send_request(CallToolRequest(params=params), CallToolResult)
-        except MCPError as error:
-            lives = self._client is not None and "closed" not in str(error).lower()
-            raise ToolError(clean(str(error)) if lives else self._gone) from error
-        except ValidationError as error:
-            raise ToolError(f"the answer of the MCP server {self.config.name} is not valid") from error
-        return content_of(result)
-
-    def _reason(self, error: BaseException) -> str:
-        """Why the server does not work, in one line."""
-        while isinstance(inner := getattr(error, "exceptions", None), tuple) and inner:
-            error = inner[0]
-        text = " ".join(clean(str(error)).split()) or type(error).__name__
-        if "closed" in text.lower():
-            return self._ended()
-        status = f"HTTP status {self._statuses[-1]}: " if self._statuses else ""
-        return f"does not work: {status}{shortened(text, 300)}"
-
-    def _ended(self) -> str:
-        lines = clean(self._errors.decode("utf-8", "replace")).strip().splitlines()
-        return "has ended" + (f"; its last message: {shortened(lines[-1].strip(), 200)}" if lines else "")
-
-    @property
-    def _gone(self) -> str:
-        return f"the MCP server {self.config.name} {self._ended()}"
-
-
-def _info() -> Any:
-    from mcp.types import Implementation
-
-    from .. import __version__
-
-    return Implementation(name="exaone4_mlx", version=__version__)
-
-
-def _plain(tool: Any, origin: str) -> RemoteTool:
-    """A tool of the package `mcp` as ours. Raises ValueError for one that cannot be used."""
-    if not plain_name(tool.name).strip("_.-"):
-        raise ValueError("its name has no letter and no digit")
-    plain = RemoteTool(
-        plain_name(tool.name),
-        plain_description(tool.description or tool.title or ""),
-        plain_parameters(tool.input_schema),
-        origin,
-        tool.name,
-        _not_connected,
-    )
-    Toolbox([plain])  # checks the schema
-    return plain
-
-
-def _not_connected(arguments: Mapping[str, Any]) -> Future[Any]:
-    raise ToolError("the tool has no server")
-
-
-def _check_command(config: ServerConfig) -> None:
-    """Raises ValueError for a program or a folder that does not exist."""
-    if config.cwd is not None and not Path(config.cwd).is_dir():
-        raise ValueError(f"there is no folder {config.cwd}")
-    path = config.env.get("PATH", os.environ.get("PATH"))
-    if shutil.which(config.command, path=path) is None and not (
-        config.cwd and shutil.which(str(Path(config.cwd, config.command)))
-    ):
-        raise ValueError(f"there is no program {config.command}")
-
-
-@asynccontextmanager
-async def _http_transport(config: ServerConfig, statuses: list[int]) -> AsyncIterator[Any]:
-    """The transport of a URL, which appends error statuses. A server of this computer is reached without a proxy."""
-    import httpx2
-    from mcp.client.sse import sse_client
-    from mcp.client.streamable_http import streamable_http_client
-
-    local = urlsplit(config.url).hostname in ("localhost", "127.0.0.1", "::1")
-
-    async def check(response: httpx2.Response) -> None:
-        if response.is_error:
-            statuses.append(response.status_code)
-        if int(response.headers.get("content-length") or 0) > MAX_ANSWER:
-            raise ValueError(f"its answer has over {MAX_ANSWER // 2**20} MB")
-
-    def made(headers: Any = None, timeout: Any = None, auth: Any = None) -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(
-            headers={**(headers or {}), **config.headers},
-            timeout=timeout or httpx2.Timeout(30.0, read=300.0),
-            trust_env=not local,
-            event_hooks={"response": [check]},
-        )
-
-    if config.kind == "sse":
-        yield sse_client(config.url, httpx_client_factory=made)
-        return
-    async with made() as client:
-        yield streamable_http_client(config.url, http_client=client)

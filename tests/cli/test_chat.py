@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from mcp_servers import config, stdio
 from shown import TORTURE
 
 from exaone4_mlx import Chat
@@ -133,6 +134,19 @@ def test_tools_in_a_pipe_cannot_ask(tmp_path: Path) -> None:
     assert ran.returncode == 0
     assert ran.stdout == "You rolled 4 and 4.\n"
     assert str(file) in ran.stderr and "roll_dice(max_num=6) -> 4" in ran.stderr and "rolling" in ran.stderr
+
+
+@pytest.mark.heavy
+def test_a_chat_goes_on_without_an_mcp_server_that_fails(tmp_path: Path) -> None:
+    pytest.importorskip("mcp", reason="the extra mcp is not installed")
+    file = config(tmp_path, good=stdio("stdio"), bad=stdio("fails"), off={"command": "none", "disabled": True})
+    refused = piped("Roll D6 dice twice!\n", "--mcp-config", str(file))
+    assert refused.returncode == 1 and "add --no-ask-tools" in refused.stderr
+    ran = piped("Roll D6 dice twice!\n/tools", "--mcp-config", str(file), "--no-ask-tools", "--commands")
+    assert ran.stdout == "You rolled 4 and 4.\n" and ran.returncode == 0
+    assert "warning: the MCP server bad has ended; its last message: ModuleNotFoundError" in ran.stderr
+    assert "on  roll_dice of MCP server good" in ran.stderr and "MCP server off" not in ran.stderr
+    assert "starting MCP server good: " in ran.stderr
 
 
 def test_errors_in_flags_come_before_the_model_is_loaded(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from commands import GENERATE, TerminalText, errors, output
+from mcp_servers import config, stdio
 
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.text.tokenizer import StreamDecoder
@@ -286,6 +287,20 @@ def test_the_builtin_tools_run(capsys: pytest.CaptureFixture[str]) -> None:
     lines = output(capsys, "-p", "What is 1234 * 56?", "--builtin-tools", "--jsonl").splitlines()
     result = next(event for event in map(json.loads, lines) if event["type"] == "tool_result")
     assert (result["content"], result["failed"]) == (69104, False)
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("demo_model")
+def test_the_tools_of_a_named_mcp_server_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("mcp", reason="the extra mcp is not installed")
+    file = str(config(tmp_path, a=stdio("stdio"), b=stdio("fails")))
+    assert main([*GENERATE, "-p", "Roll D6 dice twice!", "--mcp-config", file, "--mcp-server", "a"]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip() == "You rolled 4 and 4." and "mcp_server_script.py stdio" in err and "MCP server b" not in err
+    assert main([*GENERATE, "-p", "Hello", "--mcp-config", file, "--mcp-server", "b"]) == 1
+    assert "error: the MCP server b has ended; its last message: ModuleNotFound" in capsys.readouterr().err
+    assert main([*GENERATE, "-p", "Hello", "--mcp-config", file, "--mcp-server", "c"]) == 1
+    assert "has no MCP server 'c'; it has a, b" in capsys.readouterr().err
 
 
 # --- the prompt cache, and caches in general --------------------------------------------------------------------
