@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..files.text import parse_json
 from ..generation.options import OPTION_NAMES, Options
 from ..text.input_messages import check_messages
-from .output import note
 
 if TYPE_CHECKING:
     from ..model.config import Exaone4Config
@@ -243,30 +242,12 @@ def has_tools(options: argparse.Namespace) -> bool:
 
 
 def read_tools(options: argparse.Namespace, failed: Callable[[str], None] | None = None) -> list[Callable[..., Any]]:
-    """The functions of --tools and --builtin-tools, and the tools of --mcp-config. Says what is executed.
+    """The tools of the flags: `tools.read_tools`."""
+    if not has_tools(options):
+        return []
+    from . import tools
 
-    An MCP server that does not work raises ValueError, unless `failed` takes the message.
-    """
-    tools: list[Callable[..., Any]] = []
-    if options.tools:
-        from ..tools.load import load_tools
-
-        if options.tools.is_file():
-            note(f"running {options.tools} for its tools")
-        tools += load_tools(options.tools)
-    if options.builtin_tools:
-        from ..tools.builtin import BUILTIN_TOOLS
-
-        tools += BUILTIN_TOOLS
-    if options.mcp_config:
-        from .mcp import server_tools
-
-        tools += server_tools(options, [tool.__name__ for tool in tools], failed)
-    if tools:
-        from ..tools.describe import schemas
-
-        schemas(tools)  # raises ValueError for two tools with one name
-    return tools
+    return tools.read_tools(options, failed)
 
 
 def read_text(path: Path | None) -> str:
