@@ -165,7 +165,9 @@ def _state(options: argparse.Namespace) -> AppState:
         draft=draft,
         ignores_memory=options.ignore_memory,
     )
-    return AppState(engine, Store(folder / "conversations"), tools=tools, settings=settings)
+    store = Store(folder / "conversations")
+    store.trash.empty()
+    return AppState(engine, store, tools=tools, settings=settings)
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Notes:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
 
@@ -28,11 +29,20 @@ class Actions(ChatActions, ListActions, ModelActions):
     # --- the page -------------------------------------------------------------
 
     def opened(
-        self, conversation: str, chosen: str, browser: str, width: float | None, theme: str, request: gr.Request
+        self,
+        conversation: str,
+        chosen: str,
+        browser: str,
+        width: float | None,
+        theme: str,
+        kept: Any,
+        request: gr.Request,
     ) -> Iterator[Update]:
         """The page was loaded: it gets the settings of the conversation of its address."""
         tab = self.state.tab(key_of(request), conversation)
         tab.words, tab.narrow = Words(chosen or browser), (width or WIDE) < WIDE
+        if not tab.session.view().messages:
+            tab.session.settings = self.state.settings.resumed(kept)
         if conversation not in ("", tab.session.id):
             try:
                 self.state.session(conversation)

@@ -76,7 +76,7 @@ class ChatActions(Shared):
                 and given.get("revision") != session.revision
             ):
                 raise ValueError(tab.words("stale"))
-            return self._act(tab, given, values)
+            return self._act(tab, given, values) | {self.page.kept_settings: session.settings.lasting()}
         except Busy:
             refusal = {"error": tab.words("busy"), "busy": True}
         except Exception as problem:  # of any kind: the page stays usable and keeps the text

@@ -90,6 +90,17 @@ class Settings:
                 continue
         return settings
 
+    def lasting(self) -> dict[str, Any]:
+        """What a browser remembers for new conversations: all but the permissions."""
+        return {name: value for name, value in self.as_dict().items() if name not in PERMISSIONS}
+
+    def resumed(self, kept: Any) -> Settings:
+        """These settings of the command line, and those that a browser remembers where they are the defaults."""
+        mine, default = self.as_dict(), Settings().as_dict()
+        given = kept if isinstance(kept, dict) else {}
+        free = [name for name in given if name in Settings().lasting() and mine[name] == default[name]]
+        return self.restored({name: given[name] for name in free})
+
     def options(self) -> dict[str, Any]:
         """The settings as options of `Chat.send`."""
         options: dict[str, Any] = {"thinking": self.thinking, "sampling": self.sampling, "max_tokens": self.max_tokens}

@@ -233,7 +233,7 @@ class AppState:
             self._close(session.id, session)
             tabs = [tab for tab in self._tabs.values() if tab.session is session]
         for tab in tabs:
-            self.show(tab, self.new_session())
+            self.show(tab, self.new_session(settings=session.settings))
 
     def _write(self, session: Session) -> None:
         if not session.keeps:

@@ -16,9 +16,9 @@ from .theme import diagram_engine, list_script, list_template, page_template, sc
 from .widgets import TEXTS, THEMES, Page
 
 #: The address of the page names its conversation, so that a reload shows it again.
-OPENED = """(conversation, chosen, browser, width, theme) => [
+OPENED = """(conversation, chosen, browser, width, theme, kept) => [
     new URLSearchParams(window.location.search).get("conversation") ?? "", chosen, document.documentElement.lang,
-    window.innerWidth, localStorage.getItem("exaone4_mlx theme") ?? ""]"""
+    window.innerWidth, localStorage.getItem("exaone4_mlx theme") ?? "", kept]"""
 APPEARANCE = """(theme) => {
     localStorage.setItem("exaone4_mlx theme", theme);
     window.dispatchEvent(new Event("storage"));
@@ -148,6 +148,7 @@ def _unseen() -> dict[str, Any]:
         "conversation": gr.Textbox(visible=False),
         "browser_language": gr.Textbox(visible=False),
         "kept_language": gr.BrowserState("", storage_key="exaone4_mlx language", secret="exaone4_mlx"),
+        "kept_settings": gr.BrowserState({}, storage_key="exaone4_mlx settings", secret="exaone4_mlx"),
         "width": gr.Number(visible=False),
     }
 
@@ -159,12 +160,25 @@ def _connect(blocks: gr.Blocks, do: Actions) -> None:
     event: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     quick: dict[str, Any] = event | {"queue": False}
 
-    unseen = [page.conversation, page.kept_language, page.browser_language, page.width, page.appearance]
+    unseen = [
+        page.conversation,
+        page.kept_language,
+        page.browser_language,
+        page.width,
+        page.appearance,
+        page.kept_settings,
+    ]
     blocks.load(do.opened, unseen, page.all, js=OPENED, **event).then(do.followed, None, [page.chat], **event)
     page.chat.changed(do.changed, None, page.all, trigger_mode="always_last", **event)
     blocks.unload(do.left)
 
-    page.chat.act(do.acted, values, [page.chat, page.thinking, page.use_tools], trigger_mode="multiple", **quick)
+    page.chat.act(
+        do.acted,
+        values,
+        [page.chat, page.thinking, page.use_tools, page.kept_settings],
+        trigger_mode="multiple",
+        **quick,
+    )
 
     page.thinking.input(
         do.thinking_switched,
@@ -175,6 +189,7 @@ def _connect(blocks: gr.Blocks, do: Actions) -> None:
     page.reset.click(do.reset, [page.thinking], page.settings, **event)
 
     page.open_settings.click(do.settings_opened, None, [page.right], **event)
+    page.chat.closed(lambda: gr.Sidebar(open=False), None, [page.right], **event)
     page.listed.fresh(do.new_chat, values, page.all, **event)
     page.listed.chosen(do.chosen, None, page.all, **event)
     page.chat.opened(do.chosen, None, page.all, **event)

@@ -61,6 +61,7 @@ class Page:
     conversation: gr.Textbox  # the id in the address, and then of the conversation whose settings are shown
     browser_language: gr.Textbox
     kept_language: gr.BrowserState
+    kept_settings: gr.BrowserState  # of the next conversation
     width: gr.Number  # of the window
 
     @property

@@ -26,13 +26,19 @@ bus.addEventListener("keys", showKeys);
 
 /** Whether the key is a letter of a text. */
 const isTyped = (event) => event.target.closest?.("input:not([type=checkbox], [type=radio], [type=range]), textarea, select, [contenteditable]");
+/** The settings, if they are open. */
+const openPanel = () => {
+    const place = document.querySelector("#settings-heading")?.getBoundingClientRect();
+    return place && place.width > 0 && place.left < window.innerWidth && place.right > 0;
+};
 /** Whether something lies over the page that Escape closes first. */
 const isCovered = () => document.querySelector("dialog[open], :popover-open:not([popover=manual])") !== null;
 
 document.addEventListener("keydown", (event) => {
     if (isComposed(event)) return;
     const command = event.metaKey || event.ctrlKey, key = event.key.toLowerCase();
-    if (key === "escape" && frame.running && !isCovered()) act("stop");
+    if (key === "escape" && !isCovered() && openPanel()) trigger("closed", {});
+    else if (key === "escape" && !isCovered() && frame.running) act("stop");
     else if (command && !event.shiftKey && key === "k") announce("search");
     else if (command && event.shiftKey && key === "o") document.querySelector("#new-chat")?.click();
     else if (event.key === "?" && !isTyped(event) && !isCovered()) showKeys();

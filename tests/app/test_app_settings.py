@@ -139,3 +139,14 @@ def test_no_file_makes_restoring_fail() -> None:
         settings = Settings().restored(values)
         settings.options()
         json.dumps(settings.as_dict())
+
+
+def test_a_browser_remembers_all_settings_but_the_permissions():
+    used = Settings(system="Be brief.", thinking=True, use_tools=True, tools=("x",), ask=False, max_tokens=99)
+    kept = json.loads(json.dumps(used.lasting()))
+    assert Settings().resumed(kept) == Settings(system="Be brief.", thinking=True, max_tokens=99)
+    assert Settings(ask=True).resumed({**kept, "ask": False, "use_tools": True, "tools": ["x"]}).ask is True
+    commanded = Settings(system="Of the command line.", ask=True)
+    assert commanded.resumed(kept) == Settings(system="Of the command line.", thinking=True, ask=True, max_tokens=99)
+    for broken in (None, [], "x", {"max_tokens": "many", "sampling": {"temperature": "hot"}, "y": 1}):
+        assert Settings().resumed(broken) == Settings()

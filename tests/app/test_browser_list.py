@@ -356,3 +356,29 @@ def test_settings_of_another_conversation_are_not_sent(tab: Tab, server: Server)
     expect(tab.said).to_have_count(2)
     tab.done()
     wait_for(lambda: server.stored(tab)["settings"]["max_tokens"] == 1234, "the settings of the conversation")
+
+
+def test_a_new_conversation_begins_with_the_last_settings_but_their_permissions(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with Server(tmp_path) as server, opened(browser, server) as tab:
+        tab.settings()
+        tab.page.locator("#system textarea").fill("Be brief.")
+        tab.page.get_by_role("radio", name="Dark").check()
+        tab.page.keyboard.press("Escape")
+        expect(tab.page.locator("#system")).not_to_be_in_viewport()
+        tab.page.locator("#thinking").get_by_role("checkbox").check()
+        tab.page.locator("#use-tools").get_by_role("checkbox").check()
+        tab.ask(SEOUL)
+        tab.box.fill("a draft")
+        server.stop()
+        server.start()
+        tab.reload()
+        expect(tab.box).to_have_value("a draft")
+        tab.page.goto(server.address)
+        tab.ready()
+        expect(tab.said).to_have_count(0)
+        expect(tab.page.locator("#thinking").get_by_role("checkbox")).to_be_checked()
+        expect(tab.page.locator("#use-tools").get_by_role("checkbox")).not_to_be_checked()
+        expect(tab.page.locator("#system textarea")).to_have_value("Be brief.")
+        expect(tab.page.locator("body.dark")).to_be_visible()
