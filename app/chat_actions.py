@@ -132,13 +132,19 @@ class ChatActions(Shared):
         return {"conversation": tab.session.id, **found}
 
     def read(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """The number of tokens of an uploaded file, or why it cannot be read."""
+        """The number of tokens of an uploaded file, or why it cannot be read. `drop` ends the reading."""
+        tab, path = str(wanted["tab"]), str(wanted["path"])
+        if wanted.get("drop"):
+            self._reading.discard(path)
+            return {}
+        self._reading.add(path)
         try:
-            tab = str(wanted["tab"])
-            _, tokens = self.state.attachment(str(wanted["path"]), lambda: not self.state.has(tab))
+            _, tokens = self.state.attachment(path, lambda: not self.state.has(tab) or path not in self._reading)
             view = self.state.tab(tab).session.view()
         except ValueError as error:
             return {"error": f"{error}"}
+        finally:
+            self._reading.discard(path)
         return {"tokens": tokens, "used": view.context_tokens, "limit": view.context_limit}
 
     # --- inside ---------------------------------------------------------------

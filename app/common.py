@@ -25,6 +25,7 @@ class Shared:
     def __init__(self, state: AppState) -> None:
         """`page` is set once the widgets are made, because some of them call methods of this object."""
         self.state = state
+        self._reading: set[str] = set()  # paths of the uploaded files whose reading a page waits for
         self._answers = 0  # number of refusals and texts that were returned to a page
 
     def _tab(self, request: gr.Request) -> Tab:

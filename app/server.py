@@ -41,6 +41,7 @@ POLICY = (
 MAX_UPLOAD_BYTES = 64 * 2**20
 MAX_BODY_BYTES = 4_000_000  # of any other request: a whole conversation has less
 UPLOAD = "/gradio_api/upload"  # its files have a limit of their own
+CALLED = "/gradio_api/component_server"  # the functions that the page's script calls
 PASSWORD_VARIABLE = "EXAONE4_MLX_PASSWORD"
 MIN_PASSWORD = 8  # characters
 
@@ -192,13 +193,20 @@ def launch_options(address: Address) -> dict[str, Any]:
 
 
 class _RequestGuard:
-    """Refuses requests for other names and from other sites; adds the content security policy to every answer."""
+    """Refuses requests for other names and from other sites; adds the content security policy to every answer.
+
+    A call of the page's script with values that no page sends is refused, too.
+    """
 
     def __init__(self, app: Any, address: Address) -> None:
         self.app, self.address = app, address
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        begun = False
+
         async def with_policy(message: Any) -> None:
+            nonlocal begun
+            begun = True
             if message["type"] == "http.response.start":
                 headers = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
                 message = {**message, "headers": [*message.get("headers", []), *headers]}
@@ -206,11 +214,17 @@ class _RequestGuard:
 
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        elif refusal := self._refusal(dict(scope["headers"]), scope["path"]):
-            await send({"type": "http.response.start", "status": refusal[0], "headers": []})
-            await send({"type": "http.response.body", "body": refusal[1]})
-        else:
-            await self.app(scope, self._limited(receive, scope["path"]), with_policy)
+            return
+        refusal = self._refusal(dict(scope["headers"]), path := scope["path"])
+        if refusal is None:
+            try:
+                return await self.app(scope, self._limited(receive, path), with_policy)
+            except Exception as error:  # of any kind, from Gradio's reading of the request on
+                if begun or path.rstrip("/") != CALLED:
+                    raise
+                refusal = 400, f"this is no request of the page ({type(error).__name__}: {str(error)[:200]})".encode()
+        await send({"type": "http.response.start", "status": refusal[0], "headers": []})
+        await send({"type": "http.response.body", "body": refusal[1]})
 
     def _limited(self, receive: Any, path: str) -> Any:
         """Ends a body of unknown length at the limit."""

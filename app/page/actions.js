@@ -17,7 +17,7 @@ const actions = {
     older: () => older(),
     stop: () => act("stop"),
     "drop-file": (button) => {
-        files = files.filter((file) => file.name !== button.dataset.name);
+        keepFiles((file) => file.name !== button.dataset.name);
         say("");
         drawChips();
     },

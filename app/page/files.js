@@ -15,10 +15,18 @@ function drawChips() {
     grow();
 }
 
+/** Keeps some of the files. The server stops reading the others. */
+function keepFiles(keeps) {
+    for (const file of files.filter((one) => !keeps(one)))
+        if (file.path && file.tokens === undefined && !file.error) server.read({ path: file.path, tab: frame.tab, drop: true });
+    files = files.filter(keeps);
+}
+
 async function attach(chosen) {
     for (const file of chosen) {
         const entry = { name: file.name };
-        files = [...files.filter((one) => one.name !== file.name), entry];
+        keepFiles((one) => one.name !== file.name);
+        files.push(entry);
         const known = props.suffixes.includes(file.name.slice(file.name.lastIndexOf(".")).toLowerCase());
         if (file.size > props.most_bytes) entry.error = words("file_too_large", { name: file.name, size: props.most_bytes / 1e6 });
         else if (!known && /^(image|audio|video)\//.test(file.type)) entry.error = words("file_no_text", { name: file.name });
@@ -26,8 +34,11 @@ async function attach(chosen) {
         if (entry.error) continue;
         try {
             const { path } = await upload(file);
+            if (!files.includes(entry)) continue; // it was removed meanwhile
+            entry.path = path;
             const read = await server.read({ path, tab: frame.tab });
-            Object.assign(entry, { path }, read);
+            if (!read) throw new Error("the server does not answer");
+            Object.assign(entry, read);
         } catch (problem) {
             entry.error = `${file.name}: ${problem.message ?? problem}`;
         }

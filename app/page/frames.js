@@ -59,7 +59,7 @@ function changed(before) {
     keepDraft(frame.conversation);
     drawOutbox();
     follows = true;
-    files = [];
+    keepFiles(() => false);
     drawChips();
     grow();
 }
