@@ -20,6 +20,7 @@ from .model_actions import ModelActions
 from .settings import SAMPLING, Settings, recommended
 from .widgets import labels
 
+TWO_PANELS = 1280  # pixels of a page that has room for the conversation between both panels
 WIDE = 900  # pixels of a page on which the list of conversations is open at first
 
 
@@ -70,8 +71,15 @@ class Actions(ChatActions, ListActions, ModelActions):
 
     # --- settings -------------------------------------------------------------
 
-    def settings_opened(self) -> gr.Sidebar:
-        return gr.Sidebar(open=True)
+    def left_opened(self, width: float) -> Update:
+        return self._opened(self.page.left, self.page.right, width)
+
+    def right_opened(self, width: float) -> Update:
+        return self._opened(self.page.right, self.page.left, width)
+
+    def _opened(self, panel: gr.Sidebar, other: gr.Sidebar, width: float) -> Update:
+        """Both panels: there is room for two on a wide page only."""
+        return {panel: gr.Sidebar(open=True), other: gr.skip() if width >= TWO_PANELS else gr.Sidebar(open=False)}
 
     def thinking_switched(self, thinking: bool, temperature: float, top_p: float) -> Update:
         """The recommended sampling of the mode, unless the user set other values."""

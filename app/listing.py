@@ -142,9 +142,6 @@ class ListActions(Shared):
         """The page shows another conversation: its settings follow."""
         return self._settings_of(self._tab(request))
 
-    def list_shown(self) -> gr.Sidebar:
-        return gr.Sidebar(open=True)
-
     # --- inside ----------------------------------------------------------------
 
     def _missing(self, tab: Tab, error: Exception) -> None:

@@ -14,10 +14,17 @@ NEARLY_FULL = 0.8  # of the context
 
 
 def status_html(view: View, words: Words, model: str, memory_bytes: int) -> str:
-    """The state of a reply or the counts of the last one, the context, the memory in use, and warnings."""
-    parts = [*_state(view, words), words("memory", size=size_text(memory_bytes)), model]
-    line = " · ".join(escape(part) for part in parts)
-    return f'<div class="status" role="status">{line}{_meter(view, words)}{_warnings(view, words)}</div>'
+    """A line in plain words: what a reply does or how fast it was, and the use of the context. Its details are folded.
+
+    Warnings follow. A frame replaces the line, so that a screen reader is not to announce it.
+    """
+    details = [*_counts(view, words), *_context(view, words), words("memory", size=size_text(memory_bytes)), model]
+    rows = "".join(f"<li>{escape(part)}</li>" for part in details)
+    line = f"<span>{escape(' · '.join(_state(view, words)))}</span>{_meter(view, words)}"
+    return (
+        f'<details class="status"><summary title="{escape(words("details"))}">{line}</summary>'
+        f'<ul class="card">{rows}</ul></details>{_warnings(view, words)}'
+    )
 
 
 def notes(warnings: Iterable[str], words: Words) -> list[str]:
@@ -37,12 +44,23 @@ def _state(view: View, words: Words) -> list[str]:
         return [words("tool_runs")]
     if view.running and (view.counts is None or view.first_token_seconds is None):
         return [words("starting")]
-    return [] if view.counts is None else _counts(view, words)
+    return [words("word_speed", speed=speed)] if (speed := _word_speed(view)) else []
+
+
+def _word_speed(view: View) -> str:
+    """How many words of the last reply came in a second; "" before it has some."""
+    counts, said = view.counts, [*view.messages[-1:], *view.coming]
+    if counts is None or not counts.decode_seconds or not said:
+        return ""
+    last = said[-1]
+    size = len(f"{last.get('reasoning_content') or ''} {last.get('content') or ''}".split())
+    speed = size / counts.decode_seconds
+    return f"{speed:.0f}" if speed >= 9.5 else f"{speed:.1f}" if size else ""
 
 
 def _counts(view: View, words: Words) -> list[str]:
-    counts = view.counts
-    assert counts is not None
+    if (counts := view.counts) is None:
+        return []
     generated = counts.thinking_tokens + counts.answer_tokens
     parts = [words("tokens", count=f"{generated:,}")]
     if generated and counts.decode_seconds:
@@ -55,15 +73,20 @@ def _counts(view: View, words: Words) -> list[str]:
     return [*parts, words("prompt", count=f"{counts.prompt_tokens:,}") + reused]
 
 
+def _context(view: View, words: Words) -> list[str]:
+    used, limit = view.context_tokens, view.context_limit
+    return [f"{words('context')} {words('context_of', used=f'{used:,}', limit=f'{limit:,}')}"] if limit else []
+
+
 def _meter(view: View, words: Words) -> str:
     used, limit = view.context_tokens, view.context_limit
     if not limit:
         return ""
-    text = words("context_of", used=f"{used:,}", limit=f"{limit:,}")
+    percent = min(100, round(100 * used / limit)) or int(used > 0)  # a context in use is not empty
+    text = escape(words("context_used", percent=percent))
     return (
-        f'<label class="context">{escape(words("context"))} '
-        f'<meter min="0" max="{limit}" high="{int(limit * NEARLY_FULL)}" optimum="0" value="{used}"></meter> '
-        f"{escape(text)}</label>"
+        f'<span class="context"><meter min="0" max="{limit}" high="{int(limit * NEARLY_FULL)}" optimum="0" '
+        f'value="{used}" aria-label="{text}"></meter> {text}</span>'
     )
 
 

@@ -67,6 +67,8 @@ def theme() -> gr.Theme:
         font_mono=(gr.themes.LocalFont("IBM Plex Mono", weights), "ui-monospace", "monospace"),
     )
     return made.set(  # contrast of hints and of the button: at least 4.5:1
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
         block_info_text_color="*neutral_500",
         checkbox_border_color="*neutral_400",
         checkbox_border_color_dark="*neutral_500",

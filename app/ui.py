@@ -23,6 +23,7 @@ APPEARANCE = """(theme) => {
     localStorage.setItem("exaone4_mlx theme", theme);
     window.dispatchEvent(new Event("storage"));
 }"""
+WIDTH = "() => [window.innerWidth]"
 LANGUAGE = "(chosen, browser) => [chosen, document.documentElement.lang]"
 I18N = gr.I18n(**translations())
 
@@ -88,6 +89,7 @@ def _chat(state: AppState, do: Actions) -> dict[str, Any]:
         js_on_load=script(),
         server_functions=[history, read, diagrams],
         apply_default_css=False,
+        padding=False,
         elem_id="chat",
         elem_classes="own",
     )
@@ -100,6 +102,9 @@ def _chat(state: AppState, do: Actions) -> dict[str, Any]:
         made["use_tools"] = gr.Checkbox(
             settings.use_tools, **_text("use_tools"), container=False, elem_id="use-tools", **small
         )
+        gr.HTML(
+            elem_id="status", elem_classes="own", apply_default_css=False, padding=False
+        )  # the script of the chat fills it
         made["open_settings"] = gr.Button(**_text("open_settings"), size="md", elem_id="open-settings", **small)
     return made
 
@@ -188,12 +193,15 @@ def _connect(blocks: gr.Blocks, do: Actions) -> None:
     )
     page.reset.click(do.reset, [page.thinking], page.settings, **event)
 
-    page.open_settings.click(do.settings_opened, None, [page.right], **event)
     page.chat.closed(lambda: gr.Sidebar(open=False), None, [page.right], **event)
+    panels: dict[str, Any] = {"inputs": [page.width], "outputs": [page.left, page.right], "js": WIDTH}
+    for opens in (page.open_settings.click, page.right.expand):
+        opens(do.right_opened, **panels, **event)
+    for opens in (page.listed.wanted, page.left.expand):
+        opens(do.left_opened, **panels, **event)
     page.listed.fresh(do.new_chat, values, page.all, **event)
     page.listed.chosen(do.chosen, None, page.all, **event)
     page.chat.opened(do.chosen, None, page.all, **event)
-    page.listed.wanted(do.list_shown, None, [page.left], **event)
 
     gr.on(
         [page.model.change, page.context.submit, page.context.blur],

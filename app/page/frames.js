@@ -13,7 +13,7 @@ watch("value", () => {
     }
     if (before.conversation !== null && frame.conversation !== before.conversation) trigger("changed", {});
     showAddress();
-    if (frame.status !== before.status) find("#status").innerHTML = frame.status;
+    if (frame.status !== before.status) showStatus();
     if (before.running && !frame.running && frame.error) say(frame.error);
     draw(liveList, frame.live);
     askPanel();
@@ -29,6 +29,14 @@ watch("value", () => {
     bus.frame = frame;
     announce("frame");
 });
+
+/** The line below the box, a gr.HTML of its own. Its details stay open. */
+function showStatus() {
+    const place = document.querySelector("#status");
+    const isOpen = find("details", place)?.open;
+    place.innerHTML = frame.status;
+    if (isOpen) find("details", place).open = true;
+}
 
 /** The address and the title of the page are those of the conversation; Back goes to the one before. */
 function showAddress() {

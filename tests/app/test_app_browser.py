@@ -102,7 +102,7 @@ def brightness(tab: Tab, element: str) -> float:
 
 def tokens(tab: Tab) -> int:
     """Of the reply, as the line below the chat counts them."""
-    return int(re.findall(r"([\d,]+) tokens", tab.status.inner_text())[0].replace(",", ""))
+    return int(re.findall(r"([\d,]+) tokens", tab.status.text_content() or "")[0].replace(",", ""))
 
 
 # --- a turn ----------------------------------------------------------------------

@@ -13,7 +13,9 @@ import pytest
 pytestmark = pytest.mark.browser
 pytest.importorskip("gradio", reason="the app needs the extra `app`")
 pytest.importorskip("playwright", reason="the browser tests need the extra `browser`")
+pytest.importorskip("axe_playwright_python", reason="the browser tests need the extra `browser`")
 
+from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from browser import CHROMIUM, Server, Tab, launch, opened  # noqa: E402
 from playwright.sync_api import Browser, expect, sync_playwright  # noqa: E402
 from shown import TORTURE  # noqa: E402
@@ -137,3 +139,37 @@ def test_footnotes_and_task_boxes_of_a_reply(browser: Browser, server: Server) -
         tab.chat.locator(".footnote-ref a").click()
         expect(tab.chat.locator(".footnote-item")).to_be_in_viewport()
         assert tab.conversation == ID
+
+
+# --- accessibility ---------------------------------------------------------------
+
+
+def findings(tab: Tab) -> list[str]:
+    """The serious and critical findings of axe-core, one line for each element."""
+    found = Axe().run(tab.page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [
+        f"{rule['id']}: {' '.join(map(str, node['target']))} {' '.join(one['message'] for one in node['any'])}"
+        for rule in found
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Browser, server: Server, scheme: str) -> None:
+    found: dict[str, list[str]] = {}
+    with opened(browser, server, color_scheme=scheme) as tab:
+        found["welcome"] = findings(tab)
+    with opened(browser, server, ID, color_scheme=scheme, viewport={"width": 1440, "height": 900}) as tab:
+        expect(tab.chat.locator(".diagram img")).to_have_count(1)
+        for panel in tab.chat.locator("details.panel").all():
+            panel.evaluate("(e) => { e.open = true }")
+        tab.chat.locator(".item.user").last.hover()
+        tab.status.locator("summary").click()
+        found["conversation and list"] = findings(tab)
+        tab.settings()
+        tab.unfold("sampling")
+        found["settings"] = findings(tab)
+    with opened(browser, server, ID, color_scheme=scheme, viewport=PHONE, has_touch=True, is_mobile=True) as tab:
+        found["phone"] = findings(tab)
+    assert not any(found.values()), "\n".join(f"{view}: {line}" for view in found for line in found[view])
