@@ -186,7 +186,7 @@ def launch_options(address: Address) -> dict[str, Any]:
         "max_threads": 256,  # Gradio's limit of calls at once: each tab that follows a reply takes one
         "max_file_size": MAX_UPLOAD_BYTES,
         "favicon_path": str(Path(__file__).with_name("icon.svg")),
-        "footer_links": ["api"],  # hidden; the settings link to it
+        "footer_links": ["api"],  # hidden: a button in the settings opens it
         "app_kwargs": {"middleware": [Middleware(_RequestGuard, address=address)]},
         **password,
     }

@@ -140,7 +140,8 @@ def _settings(state: AppState) -> dict[str, Any]:
         made["appearance"] = gr.Radio(themes, value="", **_text("appearance"), elem_id="appearance")
         languages = [(WORDS["automatic"]["en"], ""), *((name, code) for code, name in LANGUAGES.items())]
         made["language"] = gr.Dropdown(languages, value="", **_text("language"), elem_id="language")
-        gr.Markdown("[API](?view=api) · [Gradio](https://gradio.app)", elem_id="about")
+        api = gr.Button("API", size="sm", elem_id="api")
+        api.click(None, js="() => document.querySelector('footer button').click()", api_visibility="private")
     return made
 
 
