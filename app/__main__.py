@@ -167,7 +167,7 @@ def _state(options: argparse.Namespace) -> AppState:
     )
     store = Store(folder / "conversations")
     store.trash.empty()
-    return AppState(engine, store, tools=tools, settings=settings)
+    return AppState(engine, store, tools=tools, settings=settings, makes_titles=True)
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

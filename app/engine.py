@@ -67,6 +67,8 @@ class ChatEngine:
         """
         #: The open conversations. The state sets it.
         self.sessions: Callable[[], Sequence[Session]] = tuple
+        #: Ends other work on the model before it is released. The state sets it.
+        self.unloading: Callable[[], None] = lambda: None
         self._loaded: LoadedModel | None = loaded
         self._used = (loaded.choice.path, loaded.fit)  # of the model that was in use last
         self._loading: Loading | None = None
@@ -176,6 +178,7 @@ class ChatEngine:
     def _unload(self) -> None:
         """Stops all turns, and releases the model."""
         self._loaded = None  # from here on none begins
+        self.unloading()
         self._release_all()
         end(self.sessions(), UNLOAD_SECONDS)
         self._release_all()

@@ -217,6 +217,13 @@ class Session:
             self.conversation.title, self.conversation.named = title, True
             self._touch()
 
+    def entitle(self, title: str) -> None:
+        """Sets a title in memory that is not the user's, where there is none of the user's. The file has it already."""
+        with self._lock:
+            if not self.conversation.named:
+                self.conversation.title = title
+                self._touch()
+
     def save(self) -> None:
         """Writes what an earlier write could not."""
         with self._lock:

@@ -36,6 +36,7 @@ class Settings:
     use_tools: bool = False
     tools: tuple[str, ...] | None = None
     ask: bool = True
+    titles: bool = True  # the model makes the titles of conversations
     max_tokens: int = MAX_TOKENS
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
 
@@ -69,7 +70,7 @@ class Settings:
         )
         if not isinstance(made.system, str):
             raise ValueError("the system prompt must be a text")
-        for name in ("thinking", "use_tools", "ask"):
+        for name in ("thinking", "use_tools", "ask", "titles"):
             if not isinstance(getattr(made, name), bool):
                 raise ValueError(f"{name} must be true or false, not {reprlib.repr(getattr(made, name))}")
         if made.max_tokens < 1 or made.thinking_budget < 0:

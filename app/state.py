@@ -11,6 +11,7 @@ Notes:
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import threading
@@ -23,9 +24,10 @@ from .engine import ChatEngine, end
 from .files import Attachment, read_file
 from .forms import one_line
 from .i18n import Words
-from .session import Session
+from .session import END_SECONDS, Session
 from .settings import PERMISSIONS, Settings
 from .store import Conversation, Store
+from .titles import Titles
 from .transcript import from_text
 
 GRACE_SECONDS = 10.0  # that a turn continues without a tab that shows it
@@ -63,8 +65,9 @@ class AppState:
         *,
         tools: Sequence[Callable[..., Any]] = (),
         settings: Settings | None = None,
+        makes_titles: bool = False,
     ) -> None:
-        """`settings` are those of a new conversation."""
+        """`settings` are those of a new conversation; `makes_titles` says whether the model makes titles."""
         self.engine, self.store, self.tools, self.settings = engine, store, tuple(tools), settings or Settings()
         self._tabs: dict[str, Tab] = {}
         self._attachments: dict[str, tuple[Attachment, int]] = {}  # by path
@@ -72,6 +75,9 @@ class AppState:
         self._list_changes = itertools.count(1)
         self.listed = 0  # a number that changes with the list of conversations
         self._lock = threading.RLock()
+        self._titles = Titles(engine, lambda: bool(self.running), self._entitle) if makes_titles else None
+        if self._titles is not None:
+            engine.unloading = functools.partial(self._titles.cancel, END_SECONDS)
         engine.sessions = lambda: list(self._sessions.values())
 
     @property
@@ -236,6 +242,8 @@ class AppState:
             self.show(tab, self.new_session(settings=session.settings))
 
     def _write(self, session: Session) -> None:
+        if self._titles is not None and session.running:
+            self._titles.cancel()
         if not session.keeps:
             return
         before = session.id
@@ -253,6 +261,14 @@ class AppState:
         for one in {session, *self._sessions.values()}:
             self._forget(one)
         self.engine.make_room(session)
+        if self._titles is not None:
+            self._titles.begin(session)
+
+    def _entitle(self, session: Session, title: str) -> None:
+        """Takes a title that the model made."""
+        self.store.entitle(session.id, title)
+        session.entitle(title)
+        self._list_changed()
 
     def _tidy(self, session: Session) -> None:
         """Stops the turn of a conversation that no tab shows any more."""
@@ -289,4 +305,6 @@ class AppState:
 
     def stop_all(self, timeout: float = 5.0) -> None:
         """Stops all running turns and waits until they are written."""
+        if self._titles is not None:
+            self._titles.cancel(timeout)
         end(list(self._sessions.values()), timeout)

@@ -167,6 +167,10 @@ class Store:
             raise ValueError("a conversation needs a title that is not empty")
         self._amend(id, title=title, named=True)
 
+    def entitle(self, id: str, title: str) -> None:
+        """Gives it a title that is not the user's, where it has none of the user's."""
+        self._amend(id, title=one_line(title))
+
     def pin(self, id: str, pinned: bool) -> None:
         """Keeps it above the others in the list, or no longer."""
         self._amend(id, pinned=pinned)
@@ -195,7 +199,10 @@ class Store:
         """Changes fields without a new revision, so that a reply that runs meanwhile keeps its file."""
         self.read(id)  # where there is none, no folder is made
         with self._writing():
-            self._put(dataclasses.replace(self.read(id), **changes))
+            there = self.read(id)
+            if "named" not in changes and there.named:
+                changes.pop("title", None)
+            self._put(dataclasses.replace(there, **changes))
 
     def _path(self, id: str) -> Path:
         if not ID.fullmatch(str(id)):

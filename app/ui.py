@@ -121,6 +121,7 @@ def _settings(state: AppState) -> dict[str, Any]:
         made["tools"] = gr.CheckboxGroup(names, value=names, **_text("tools"), elem_id="tools")
         made["ask"] = gr.Checkbox(settings.ask, **_text("ask"), elem_id="ask")
         made["max_tokens"] = _slider("max_tokens", 16, 4 * MAX_TOKENS, settings.max_tokens, 16)
+        made["titles"] = gr.Checkbox(settings.titles, **_text("titles"), elem_id="titles")
         with gr.Accordion(**_text("sampling"), open=False, elem_id="sampling") as made["sampling"]:
             made["sampling_hint"] = gr.Markdown(**_text("sampling_hint"))
             made["temperature"] = _slider("temperature", 0, 2, temperature, 0.05)

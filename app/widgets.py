@@ -17,7 +17,7 @@ from .i18n import Words
 from .settings import SAMPLING
 
 #: The widgets whose values make up the settings of a conversation.
-SETTINGS = ("system", "thinking", "thinking_budget", "use_tools", "tools", "ask", "max_tokens", *SAMPLING)
+SETTINGS = ("system", "thinking", "thinking_budget", "use_tools", "tools", "ask", "max_tokens", "titles", *SAMPLING)
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Page:
     thinking_budget: gr.Slider
     tools: gr.CheckboxGroup
     ask: gr.Checkbox
+    titles: gr.Checkbox
     sampling: gr.Accordion
     sampling_hint: gr.Markdown
     temperature: gr.Slider
@@ -83,6 +84,7 @@ TEXTS = {
     "thinking_budget": {"label": "budget", "info": "budget_hint"},
     "tools": {"label": "which_tools"},
     "ask": {"label": "ask"},
+    "titles": {"label": "titles"},
     "sampling": {"label": "sampling"},
     "sampling_hint": {"value": "sampling_hint"},
     **{name: {"label": name} for name in (*SAMPLING, "max_tokens")},
