@@ -158,17 +158,17 @@ start = resident()
 for source in json.load(sys.stdin):
     begun, result = time.thread_time(), "text"
     try:
-        template.ChatTemplate(source, "t").render({}, messages=[{"role": "user", "content": "x"}])
+        template.ChatTemplate(source, "t").render({}, messages=[{"role": "user", "content": "x" * int(sys.argv[2])}])
     except ValueError as error:
         result = str(error)
     print(json.dumps([result, time.thread_time() - begun, (resident() - start) / 2**20]))
 """
 
 
-def bombs_of(sources: list[str], seconds: float) -> list[tuple[str, float, float]]:
-    """(result, CPU seconds, peak of the process in MiB) of each source."""
+def bombs_of(sources: list[str], seconds: float, letters: int = 1) -> list[tuple[str, float, float]]:
+    """(result, CPU seconds, peak of the process in MiB) of each source, for a message of so many letters."""
     ended = subprocess.run(
-        [sys.executable, "-c", CHILD, str(seconds)],
+        [sys.executable, "-c", CHILD, str(seconds), str(letters)],
         input=json.dumps(sources),
         capture_output=True,
         text=True,
@@ -191,7 +191,13 @@ def test_no_operation_of_a_template_passes_the_limits() -> None:
         WIDE + "{{ n }}",
         WIDE + "{{ {1: n.t}.values() }}",
     ]
-    sources += [WIDE + "{{ n.t | trim }}", DEEP + "{{ {n.t: 1} }}", "{{ ('a' * 3000000).rfind('ab' ~ 'a' * 1000000) }}"]
+    sources += [DEEP + "{{ {n.t: 1} }}", "{{ ('a' * 3000000).rfind('ab' ~ 'a' * 1000000) }}"]
     for source, (result, seconds, peak) in zip(sources, bombs_of(sources, 0.2), strict=True):
         assert "was stopped" in result or "did not end" in result, f"{source[:200]}: {result}"
         assert seconds < 2 and peak < 256, f"{source[:200]}: {result}, {seconds:.1f} s, {peak:.0f} MiB"
+
+
+def test_a_value_too_large_to_be_measured_is_too_large_for_a_long_prompt() -> None:
+    """A prompt of 200,000 letters may make more text than one operation may read, where measuring ends."""
+    ((result, *_),) = bombs_of([WIDE + "{{ n.t | trim }}"], 0.2, letters=200_000)
+    assert "was stopped: SecurityError: it makes more than" in result
