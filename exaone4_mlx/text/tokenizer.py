@@ -27,7 +27,7 @@ import tokenizers
 
 from ..files.folders import atomic_file, find_folder, read_json, read_tokenizer
 from ..tools.describe import Tool, schemas
-from .encoding import EncodesBatches, Encoding, read_ids, without_tokens
+from .encoding import EncodesBatches, Encoding, read_ids, read_token, without_tokens
 from .input_messages import Guard, Message, check_messages, composed
 from .template import ChatTemplate
 
@@ -68,7 +68,7 @@ class Tokenizer(EncodesBatches):
         begins = re.escape("\0" + "".join({text[0] for text in self.control_tokens}))  # "\0": it may not be empty
         #: A template may change the case of a message. The lookahead makes the search ten times faster.
         self._control_like = re.compile(rf"(?=[{begins}])(?:{any_control})", re.IGNORECASE)
-        self.eos_token, self.pad_token = _token(config, "eos_token") or EOS, _token(config, "pad_token")
+        self.eos_token, self.pad_token = read_token(config, "eos_token") or EOS, read_token(config, "pad_token")
         self.eos_token_id = backend.token_to_id(self.eos_token)
         self.padding_side = config.get("padding_side") or "right"
         #: Every id that ends a turn: the tokenizer's, and those of generation_config.json.
@@ -359,15 +359,6 @@ class StreamDecoder:
     def close(self) -> str:
         """The end of the text: U+FFFD for an incomplete character."""
         return self._utf8.decode(b"", final=True)
-
-
-def _token(config: Mapping[str, Any], key: str) -> str | None:
-    """The text of a token in tokenizer_config.json, where it may be an object with its text as "content"."""
-    given = config.get(key)
-    text = given.get("content") if isinstance(given, Mapping) else given
-    if text is None or isinstance(text, str):
-        return text
-    raise ValueError(f"tokenizer_config.json: {key} must be the text of a token, not {given!r:.99}")
 
 
 def _encode(backend: tokenizers.Tokenizer, text: str) -> list[int]:
