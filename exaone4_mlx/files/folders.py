@@ -15,7 +15,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from difflib import get_close_matches
@@ -119,6 +119,15 @@ def read_json(path: Path) -> dict[str, Any]:
 def shortened(message: str) -> str:
     """An error message without its middle if that is long: it may quote a name or a value of any length."""
     return message if len(message) <= 600 else f"{message[:400]} … {message[-190:]}"
+
+
+def read_token(config: Mapping[str, Any], key: str) -> str | None:
+    """The text of a token in tokenizer_config.json, where it may be an object with its text as "content"."""
+    given = config.get(key)
+    text = given.get("content") if isinstance(given, Mapping) else given
+    if text is None or isinstance(text, str):
+        return text
+    raise ValueError(f"tokenizer_config.json: {key} must be the text of a token, not {given!r:.99}")
 
 
 def read_tokenizer(path: Path) -> bytes:

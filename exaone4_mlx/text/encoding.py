@@ -13,6 +13,7 @@ from typing import Any
 
 import tokenizers
 
+from ..files.folders import read_token
 from .template import ChatTemplate
 
 TENSORS = ("mlx", "np")
@@ -204,12 +205,3 @@ def without_tokens(tokenizer: str, ids: Set[int]) -> str:
     model["merges"] = [pair for pair in model["merges"] if words.isdisjoint((*pair, "".join(pair)))]
     ordinary = [token for token in ordinary if token["id"] not in ids]
     return json.dumps(description | {"added_tokens": ordinary, "post_processor": None})
-
-
-def read_token(config: Mapping[str, Any], key: str) -> str | None:
-    """The text of a token in tokenizer_config.json, where it may be an object with its text as "content"."""
-    given = config.get(key)
-    text = given.get("content") if isinstance(given, Mapping) else given
-    if text is None or isinstance(text, str):
-        return text
-    raise ValueError(f"tokenizer_config.json: {key} must be the text of a token, not {given!r:.99}")

@@ -25,9 +25,9 @@ from typing import Any, Literal, overload
 
 import tokenizers
 
-from ..files.folders import atomic_file, find_folder, read_json, read_tokenizer
+from ..files.folders import atomic_file, find_folder, read_json, read_token, read_tokenizer
 from ..tools.describe import Tool, schemas
-from .encoding import EncodesBatches, Encoding, read_ids, read_token, without_tokens
+from .encoding import EncodesBatches, Encoding, read_ids, without_tokens
 from .input_messages import Guard, Message, check_messages, composed
 from .template import ChatTemplate
 
