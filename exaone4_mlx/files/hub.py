@@ -10,6 +10,7 @@ Notes:
 
 from __future__ import annotations
 
+import json
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -104,11 +105,10 @@ def _is_whole(folder: Path, files: Sequence[str]) -> bool:
     """Whether a folder of the cache has its config, and its weights if `files` include them."""
     if not (folder / "config.json").is_file():
         return False
-    if not any("safetensors" in pattern for pattern in files):
+    if not any("safetensors" in pattern for pattern in files) or (folder / "model.safetensors").is_file():
         return True
-    from .safetensors import weight_files
-
     try:
-        return bool(weight_files(folder))
-    except (OSError, ValueError):
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return all((folder / name).is_file() for name in index["weight_map"].values())
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return False

@@ -73,7 +73,7 @@ class Checkpoint:
         """Raises FileNotFoundError or CheckpointError that names the file, for an incomplete folder."""
         self.folder = folder
         self.tensors: dict[str, TensorInfo] = {}
-        listed, files = weight_files(folder)
+        listed, files = self._locate(_read_index(folder))
         for file in files:
             for name, info in read_header(file).items():
                 if name in self.tensors:
@@ -83,6 +83,21 @@ class Checkpoint:
             if name not in self.tensors or self.tensors[name].file != folder / file_name:
                 raise CheckpointError(f"{INDEX_NAME} lists tensor {name} in {file_name}, which does not hold it")
         self._open: tuple[Path, dict[str, mx.array]] | None = None
+
+    def _locate(self, listed: dict[str, str]) -> tuple[dict[str, str], list[Path]]:
+        """The index, empty if it does not count, and the files with weights."""
+        names = sorted(set(listed.values()))
+        if names and WHOLE_NAME not in names and (self.folder / WHOLE_NAME).is_file():  # as transformers decides
+            warnings.warn(f"{self.folder / WHOLE_NAME} is loaded; {INDEX_NAME} lists {names[0]}, not it", stacklevel=4)
+            return {}, [self.folder / WHOLE_NAME]
+        if names:
+            if missing := [name for name in names if not (self.folder / name).is_file()]:
+                raise FileNotFoundError(f"{self.folder} lacks {', '.join(missing)}, listed in {INDEX_NAME}")
+            return listed, [self.folder / name for name in names]
+        for pattern in ("model*.safetensors", "gptq_model*.safetensors"):
+            if files := sorted(file for file in self.folder.glob(pattern) if file.is_file()):
+                return {}, files
+        raise FileNotFoundError(f"{self.folder} has no {WHOLE_NAME}{other_format(self.folder)}")
 
     @property
     def nbytes(self) -> int:
@@ -105,26 +120,6 @@ class Checkpoint:
     def close(self) -> None:
         """Closes the open file."""
         self._open = None
-
-
-def weight_files(folder: Path) -> tuple[dict[str, str], list[Path]]:
-    """The index, empty if it does not count, and the files with weights.
-
-    Raises FileNotFoundError or CheckpointError, as `Checkpoint` does.
-    """
-    listed = _read_index(folder)
-    names = sorted(set(listed.values()))
-    if names and WHOLE_NAME not in names and (folder / WHOLE_NAME).is_file():  # as transformers decides
-        warnings.warn(f"{folder / WHOLE_NAME} is loaded; {INDEX_NAME} lists {names[0]}, not it", stacklevel=4)
-        return {}, [folder / WHOLE_NAME]
-    if names:
-        if missing := [name for name in names if not (folder / name).is_file()]:
-            raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, listed in {INDEX_NAME}")
-        return listed, [folder / name for name in names]
-    for pattern in ("model*.safetensors", "gptq_model*.safetensors"):
-        if files := sorted(file for file in folder.glob(pattern) if file.is_file()):
-            return {}, files
-    raise FileNotFoundError(f"{folder} has no {WHOLE_NAME}{other_format(folder)}")
 
 
 def _read_index(folder: Path) -> dict[str, str]:
