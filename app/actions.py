@@ -81,6 +81,12 @@ class Actions(ChatActions, ListActions, ModelActions):
         """Both panels: there is room for two on a wide page only."""
         return {panel: gr.Sidebar(open=True), other: gr.skip() if width >= TWO_PANELS else gr.Sidebar(open=False)}
 
+    def always_changed(self, always: list[str], request: gr.Request) -> Update:
+        """A tool that is no longer ticked asks again. None can be added here."""
+        tab = self._tab(request)
+        tab.session.permit([name for name in tab.session.settings.always if name in always])
+        return self._always(tab)
+
     def thinking_switched(self, thinking: bool, temperature: float, top_p: float) -> Update:
         """The recommended sampling of the mode, unless the user set other values."""
         if not is_recommended(temperature, top_p, not thinking):

@@ -89,7 +89,8 @@ class ChatActions(Shared):
         if what == "stop":
             session.stop()
         elif what == "answer":
-            session.answer(given["allowed"] is True, int(given["call"]))
+            session.answer(given["allowed"] is True, int(given["call"]), given.get("always") is True)
+            return {**self._answer(id=given.get("id")), **self._always(tab)}
         elif what == "undo":
             files = _files_of_last_turn(session.view())
             text = session.undo()

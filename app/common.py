@@ -65,7 +65,13 @@ class Shared:
 
     def _settings_of(self, tab: Tab) -> Update:
         """The settings of the conversation of a tab, and its id."""
-        return {**self._widgets(tab.session.settings), self.page.conversation: tab.session.id}
+        own = {self.page.conversation: tab.session.id, **self._always(tab)}
+        return {**self._widgets(tab.session.settings), **own}
+
+    def _always(self, tab: Tab) -> Update:
+        """The tools that run without a question; there is no widget without one."""
+        names = list(tab.session.settings.always)
+        return {self.page.always: gr.update(choices=names, value=names, visible=bool(names))}
 
     def _widgets(self, settings: Settings, only: Sequence[str] = SETTINGS) -> Update:
         values = settings.values()

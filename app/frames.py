@@ -23,7 +23,7 @@ def frame(view: View, words: Words) -> dict[str, Any]:
         "revision": view.revision,
         "total": len(view.messages),
         "running": view.running,
-        "asking": view.asking,
+        "asking": list(view.asking),
         "language": words.language,
         "live": items(everything, words, len(view.messages), live=True) if view.coming else [],
     }

@@ -108,8 +108,10 @@ def reply_parts(message: Message, results: Sequence[Message], words: Words, live
         title = escape(thought_title(message.get("stats"), growing, words))
         yield _panel("thought", title, "".join(blocks(str(thought).strip(), words)), is_open=growing, grows=growing)
     yield from blocks(answer, words)
+    asking: Mapping[int, Any] = message.get("asking", {}) if live else {}
     for place, call in enumerate(calls):
-        yield _call(call.get("function", call), results[place] if place < len(results) else None, words, live)
+        shown = _call(call.get("function", call), results[place] if place < len(results) else None, words, live)
+        yield _question(shown, asking[place], words) if place in asking else shown
     if (end := ENDS.get(str(message.get("finish_reason")))) is not None:
         yield f'<p class="ended">{escape(words(end))}</p>'
 
@@ -139,6 +141,22 @@ def _call(call: Any, result: Message | None, words: Words, live: bool) -> str:
     return _panel(
         "call failed" if failed else "call", title, f"{inside}<h6>{escape(label)}</h6>{_preformatted(pretty(outcome))}"
     )
+
+
+def _question(call: str, asking: tuple[int, str, str], words: Words) -> str:
+    """A call that waits for the user, open, with the answers below it."""
+    number, kind, name = asking
+    answers = [("yes", "primary", "allow"), ("no", "secondary", "deny"), ("always", "secondary", "allow_always")]
+    buttons = "".join(
+        f'<button type="button" class="{look}" data-do="answer" data-call="{number}" data-word="{word}">'
+        f"{escape(words(key))}</button>"
+        for word, look, key in answers
+    )
+    said = (
+        f'<strong>{escape(words("waits_for_you"))}</strong> <span class="quiet">{escape(words(kind, name=name))}</span>'
+    )
+    opened, id = call.replace("<details ", "<details open ", 1), f"asks-{number}"
+    return f'{opened}<div class="question" role="group" aria-labelledby="{id}"><p id="{id}">{said}</p>{buttons}</div>'
 
 
 def _result(message: Message, words: Words) -> str:

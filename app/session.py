@@ -24,6 +24,7 @@ from .files import Attachment
 from .forms import one_line
 from .settings import Settings
 from .store import Conversation
+from .tools import origin, permission
 from .turns import (
     as_read,
     closed,
@@ -72,7 +73,7 @@ class Session:
         conversation.messages = as_read(conversation.messages)
         conversation.branches = [one | {"messages": as_read(one["messages"])} for one in conversation.branches]
         self.conversation, self.settings, self.keeps = conversation, settings, keeps
-        self._tools = tuple(tools)
+        self.tools = tuple(tools)
         self._chat_of, self._save, self._ended = chat_of, save, ended
         self._step_size, self._measure, self._label = step_size, measure, label
         self._context: tuple[int, int] | None = None  # tokens used, and the limit, as long as there is no chat
@@ -201,15 +202,28 @@ class Session:
                 work.turn.cancel()
                 self._touch()
 
-    def answer(self, allowed: bool, call: int | None = None) -> None:
-        """The user's answer about the call of this number, or about the waiting call.
+    def answer(self, allowed: bool, call: int | None = None, always: bool = False) -> None:
+        """The user's answer about the call of this number, or about the first that waits.
 
-        A second click, meant for the call before, must not allow this one: the page gives the number.
+        An answer to a call that does not wait any more changes nothing. `always` allows the tool in this conversation.
         """
         with self._lock:
-            if (work := self._work) is not None and work.asking and call in (None, work.asking):
-                work.allowed = allowed
-                self._touch()
+            if (work := self._work) is None or not (asking := work.asking) or call not in (None, *asking):
+                return
+            number = call or min(asking)
+            work.answers[number] = allowed
+            if allowed and always:
+                name = work.calls[number - 1]
+                self.permit([*self.settings.always, *(permission(one) for one in self.tools if one.__name__ == name)])
+            self._touch()
+
+    def permit(self, always: Sequence[str]) -> None:
+        """Replaces the permissions of tools that run without a question."""
+        with self._lock:
+            self.settings = self.settings.updated({"always": tuple(dict.fromkeys(always))})
+            self.conversation.settings = self.settings.as_dict()
+            if self.conversation.messages:
+                self._write()
 
     def rename(self, title: str) -> None:
         """Sets the user's title in memory. The file has it already, or gets it at the next write."""
@@ -305,7 +319,7 @@ class Session:
         system = settings.system.strip() or None
         if chat.system_prompt != system:
             chat.system_prompt = system
-        tools = tuple(tool for tool in self._tools if settings.allows(tool.__name__))
+        tools = tuple(tool for tool in self.tools if settings.allows(tool.__name__))
         if chat.tools != tools:
             chat.tools = tools
         chat.approve = self._approve if settings.ask else None
@@ -341,10 +355,14 @@ class Session:
 
     def _begin(self, turn: Turn, chat: Chat, tree: Tree, said: Sequence[Message], settings: Settings) -> None:
         """Runs a turn after the messages of `tree` and what the user `said`."""
-        tools = [tool.__name__ for tool in self._tools if settings.allows(tool.__name__)]
+        tools = [tool.__name__ for tool in self.tools if settings.allows(tool.__name__)]
         values = settings.values() | {"system": one_line(settings.system), "tools": tools}
-        made = {"model": self._label(), "settings": {name: values[name] for name in values if name != "sampling"}}
+        made = {
+            "model": self._label(),
+            "settings": {name: values[name] for name in values if name not in ("sampling", "always")},
+        }
         work = self._work = Work(turn, chat, tree, said, made)
+        work.asks = self._asks
         self.settings, self.conversation.settings, self._redo = settings, settings.as_dict(), []
         try:
             self._grow(work, [])
@@ -418,13 +436,16 @@ class Session:
         with self._changed:
             if (work := self._work) is None:
                 return False
-            work.asked += 1
-            work.asking, work.allowed = work.asked, None
+            number, work.asked = work.next_call, len(work.calls)
             self._touch()
-            self._changed.wait_for(lambda: work.word is not None)
-            work.asking = 0
+            self._changed.wait_for(lambda: number not in work.asking)
             self._touch()
-            return work.word is True
+            return not work.stopped and work.answers.get(number, True)
+
+    def _asks(self, name: str) -> tuple[str, str] | None:
+        """Where a tool that asks comes from; None for one that runs without a question."""
+        found = [tool for tool in self.tools if tool.__name__ == name]
+        return origin(found[0]) if found and permission(found[0]) not in self.settings.always else None
 
     def _write(self) -> None:
         """Writes the conversation, or notes why it cannot. Memory still has it."""

@@ -23,12 +23,15 @@ WHOLE = ("max_tokens", "thinking_budget", "top_k", "seed")
 MAX_TOKENS = 8192
 #: The tools that may run, and whether the app asks before. The user or the command line sets them, never an imported
 #: file.
-PERMISSIONS = ("use_tools", "tools", "ask")
+PERMISSIONS = ("use_tools", "tools", "ask", "always")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`thinking_budget` 0 sets no bound; `tools` are the names of those allowed, all while None."""
+    """`thinking_budget` 0 sets no bound; `tools` are the names of those allowed, all while None.
+
+    `always` are permissions (`tools.permission`) of tools that run without a question in this conversation.
+    """
 
     system: str = ""
     thinking: bool = False
@@ -37,6 +40,7 @@ class Settings:
     tools: tuple[str, ...] | None = None
     ask: bool = True
     titles: bool = True  # the model makes the titles of conversations
+    always: tuple[str, ...] = ()
     max_tokens: int = MAX_TOKENS
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
 
@@ -62,7 +66,9 @@ class Settings:
             name: _whole(name, value) if name in WHOLE else value for name, value in values.items()
         }
         if "tools" in given:
-            given["tools"] = _names(given["tools"])
+            given["tools"] = _names("tools", given["tools"])
+        if "always" in given:
+            given["always"] = _names("always", given["always"]) or ()
         made = dataclasses.replace(
             self,
             **{name: value for name, value in given.items() if name in own},
@@ -126,9 +132,9 @@ def _whole(name: str, value: Any) -> int | None:
     return int(value)
 
 
-def _names(value: Any) -> tuple[str, ...] | None:
+def _names(name: str, value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
-    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"tools must be a list of names, not {reprlib.repr(value)}")
+    if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
+        raise ValueError(f"{name} must be a list of names, not {reprlib.repr(value)}")
     return tuple(value)

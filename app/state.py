@@ -159,8 +159,11 @@ class AppState:
         return self._sessions.get(id) or self._made(self.store.read(id))
 
     def new_session(self, *, keeps: bool = True, settings: Settings | None = None) -> Session:
-        """A new conversation. It is written with its first turn, unless `keeps` is false."""
-        settings = settings or self.settings
+        """A new conversation. It is written with its first turn, unless `keeps` is false.
+
+        Permissions to run without a question are not taken over from another one.
+        """
+        settings = (settings or self.settings).updated({"always": ()})
         return self._made(Conversation.new(settings=settings.as_dict()), keeps)
 
     def _made(self, conversation: Conversation, keeps: bool = True) -> Session:

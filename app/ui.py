@@ -120,6 +120,7 @@ def _settings(state: AppState) -> dict[str, Any]:
         made["thinking_budget"] = _slider("thinking_budget", 0, 4096, settings.thinking_budget, 32)
         made["tools"] = gr.CheckboxGroup(names, value=names, **_text("tools"), elem_id="tools")
         made["ask"] = gr.Checkbox(settings.ask, **_text("ask"), elem_id="ask")
+        made["always"] = gr.CheckboxGroup([], visible=False, **_text("always"), elem_id="always")
         made["max_tokens"] = _slider("max_tokens", 16, 4 * MAX_TOKENS, settings.max_tokens, 16)
         made["titles"] = gr.Checkbox(settings.titles, **_text("titles"), elem_id="titles")
         with gr.Accordion(**_text("sampling"), open=False, elem_id="sampling") as made["sampling"]:
@@ -183,7 +184,7 @@ def _connect(blocks: gr.Blocks, do: Actions) -> None:
     page.chat.act(
         do.acted,
         values,
-        [page.chat, page.thinking, page.use_tools, page.kept_settings],
+        [page.chat, page.thinking, page.use_tools, page.always, page.kept_settings],
         trigger_mode="multiple",
         **quick,
     )
@@ -196,6 +197,7 @@ def _connect(blocks: gr.Blocks, do: Actions) -> None:
     )
     page.reset.click(do.reset, [page.thinking], page.settings, **event)
 
+    page.always.input(do.always_changed, [page.always], [page.always], **event)
     page.chat.closed(lambda: gr.Sidebar(open=False), None, [page.right], **event)
     panels: dict[str, Any] = {"inputs": [page.width], "outputs": [page.left, page.right], "js": WIDTH}
     for opens in (page.open_settings.click, page.right.expand):

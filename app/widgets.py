@@ -40,6 +40,7 @@ class Page:
     tools: gr.CheckboxGroup
     ask: gr.Checkbox
     titles: gr.Checkbox
+    always: gr.CheckboxGroup
     sampling: gr.Accordion
     sampling_hint: gr.Markdown
     temperature: gr.Slider
@@ -85,6 +86,7 @@ TEXTS = {
     "tools": {"label": "which_tools"},
     "ask": {"label": "ask"},
     "titles": {"label": "titles"},
+    "always": {"label": "always"},
     "sampling": {"label": "sampling"},
     "sampling_hint": {"value": "sampling_hint"},
     **{name: {"label": name} for name in (*SAMPLING, "max_tokens")},

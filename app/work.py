@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,8 @@ class View:
     revision: int = 0  # of the messages
     coming: list[Message] = field(default_factory=list)
     running: bool = False
-    asking: int = 0  # the number of the call that waits for the user's answer; 0 for none
+    #: Calls that wait for the user's answer: the number in the turn -> where the tool comes from (`tools.origin`).
+    asking: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     place: int = 0  # how many replies come before this one
     reading: tuple[int, int] | None = None  # prompt tokens read, of how many
     reading_left: float | None = None  # seconds
@@ -53,8 +55,9 @@ class Work:
         self.reading: tuple[int, int] | None = None
         self.reading_began: tuple[float, int] | None = None
         self.stopped = False
-        self.asked = self.asking = 0  # how many calls were asked about, and which of them waits
-        self.allowed: bool | None = None
+        self.asked = 0  # calls up to this number are asked about
+        self.answers: dict[int, bool] = {}  # the number of a call -> whether it may run
+        self.asks: Callable[[str], tuple[str, str] | None] = lambda name: None
         self.lets_go = False  # whether it releases the caches at its end
         self.saved = self.started
 
@@ -67,9 +70,23 @@ class Work:
             self.reading_began = None  # the next round reads its own
 
     @property
-    def word(self) -> bool | None:
-        """Whether the waiting call may run; None until the user answers."""
-        return False if self.stopped else self.allowed
+    def calls(self) -> list[str]:
+        """The names of the tools of all calls of the turn. Their numbers count from 1."""
+        messages = self.live.messages
+        return [call["function"]["name"] for message in messages for call in message.get("tool_calls", ())]
+
+    @property
+    def next_call(self) -> int:
+        """The number of the first call without a result."""
+        return 1 + sum(message["role"] == "tool" for message in self.live.messages)
+
+    @property
+    def asking(self) -> dict[int, tuple[str, str]]:
+        """The calls of this round that wait for the user's answer, in any order."""
+        if self.stopped:
+            return {}
+        open_calls = [n for n in range(self.next_call, self.asked + 1) if n not in self.answers]
+        return {n: origin for n in open_calls if (origin := self.asks(self.calls[n - 1])) is not None}
 
     @property
     def reading_left(self) -> float | None:
@@ -82,16 +99,20 @@ class Work:
         """What is seen of the turn itself."""
         counts = self.turn.so_far
         self.live.count(counts)
-        coming, reply = self.live.messages, self.turn.reply_so_far
+        coming, reply, asking = self.live.messages, self.turn.reply_so_far, self.asking
+        numbers = itertools.count(1)
+        for message in coming:
+            own = [(next(numbers), call) for call in message.get("tool_calls", ())]
+            message["asking"] = {place: (n, *asking[n]) for place, (n, _) in enumerate(own) if n in asking}
         return View(
             list(self.history),
             coming=coming,
             running=True,
-            asking=self.asking,
+            asking=asking,
             place=self.turn.place,
             reading=self.reading,
             reading_left=self.reading_left,
-            tool_runs=reply is None and missing_results(coming) > 0 and not self.asking,
+            tool_runs=reply is None and missing_results(coming) > 0 and self.next_call not in asking,
             counts=counts,
             first_token_seconds=self.first_token_seconds,
             context_tokens=0 if reply is None else reply.prompt_tokens + reply.thinking_tokens + reply.answer_tokens,

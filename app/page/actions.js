@@ -12,7 +12,7 @@ const actions = {
     retry: (button, item) => act("retry", { turn: Number(item.dataset.turn) }),
     continue: (button, item) => act("continue", { turn: Number(item.dataset.turn) }),
     undo: () => act("undo"),
-    answer: (button) => act("answer", { allowed: button.dataset.word === "yes", call: frame.asking }),
+    answer: (button) => answer(button),
     example: (button) => act("example", { text: button.textContent }),
     older: () => older(),
     stop: () => act("stop"),

@@ -10,7 +10,7 @@ const scroller = find(".scroller"), list = find(".items"), liveList = find(".liv
 const box = find("textarea"), sendButton = find(".send"), stopButton = find(".stop"), chips = find(".chips");
 const outboxList = find(".outbox"), notice = find(".notice"), latest = find(".latest"), picker = find("input[type=file]");
 
-let frame = { conversation: null, revision: null, running: false, asking: 0, live: [], language: "en" };
+let frame = { conversation: null, revision: null, running: false, asking: [], live: [], language: "en" };
 let shown = { conversation: null, revision: null, start: 0, total: 0 };
 let fetching = false, follows = true, serial = 0;
 let files = []; // of the next message: {name, path, tokens, error}

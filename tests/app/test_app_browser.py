@@ -152,14 +152,14 @@ def test_a_tool_of_ones_own_asks_before_it_runs(browser: Browser, asking: tuple[
         expect(tab.page.locator("#ask").get_by_role("checkbox")).to_be_checked()
         tab.page.locator("#use-tools").get_by_role("checkbox").check()
         tab.say("Roll D6 dice!")
-        expect(tab.chat.get_by_text("May this tool run?")).to_be_visible()
+        expect(tab.chat.locator(".question")).to_contain_text("May this tool run? from the file tools.py")
         assert not ran.exists(), "it ran before it was allowed"
         tab.chat.get_by_role("button", name="Run it", exact=True).click()
         tab.done()
         assert ran.read_text() == "rolled\n"
         expect(tab.panel("roll_dice(max_num=6) → 4")).to_be_visible()
         expect(tab.replies.last).to_have_text("You rolled 4.")
-        expect(tab.chat.get_by_text("May this tool run?")).to_have_count(0)
+        expect(tab.chat.locator(".question")).to_have_count(0)
 
 
 def test_a_tool_that_was_not_allowed_does_not_run(browser: Browser, asking: tuple[Server, Path]) -> None:
@@ -186,7 +186,7 @@ def test_stop_ends_a_tool_that_waits_for_a_word(browser: Browser, asking: tuple[
         before = ran.read_text() if ran.exists() else ""
         tab.page.locator("#use-tools").get_by_role("checkbox").check()
         tab.say("Roll D6 dice!")
-        expect(tab.chat.get_by_text("May this tool run?")).to_be_visible()
+        expect(tab.chat.locator(".question")).to_contain_text("May this tool run? from the file tools.py")
         tab.stop.click()
         tab.done()
         assert (ran.read_text() if ran.exists() else "") == before

@@ -557,14 +557,48 @@ def test_every_call_asks_for_itself(session: Session, scripted: Any) -> None:
 def test_second_click_allows_nothing_that_was_not_seen(session: Session, scripted: Any) -> None:
     scripted(call_text(max_num=6) + call_text(max_num=8), "Done.")
     session.send("Roll!", [], ASKING)
-    first = until(lambda: session.view().asking, "the first question")
-    session.answer(True, first)
-    second = until(lambda: (asking := session.view().asking) != first and asking, "the second question")
-    session.answer(True, first)
+    until(lambda: [*session.view().asking] == [1, 2], "two questions")
+    session.answer(True, 1)
+    until(lambda: [*session.view().asking] == [2], "the second question alone")
+    session.answer(True, 1)
     time.sleep(0.05)
-    assert session.view().asking == second, "the second call was allowed by a double click on the first"
-    session.answer(False, second)
+    assert [*session.view().asking] == [2], "the second call was allowed by a double click on the first"
+    session.answer(False, 2)
     assert [message["failed"] for message in finished(session).messages[2:4]] == [False, True]
+
+
+def test_two_calls_are_answered_in_any_order(session: Session, scripted: Any) -> None:
+    scripted(call_text(max_num=6) + call_text(max_num=8), call_text(max_num=9), "Done.")
+    session.send("Roll!", [], ASKING)
+    until(lambda: [*session.view().asking] == [1, 2], "two questions")
+    session.answer(False, 2)
+    view = until(lambda: [*(view := session.view()).asking] == [1] and view, "the first question alone")
+    assert len(view.coming) == 1 and view.running and not view.tool_runs, "the first call waits"
+    session.answer(True, 1)
+    until(lambda: [*session.view().asking] == [3], "the question of the next round")
+    session.answer(True, 2)
+    session.answer(True, 3)
+    results = [message for message in finished(session).messages if message["role"] == "tool"]
+    assert [message["failed"] for message in results] == [False, True, False]
+
+
+def test_always_holds_for_this_tool_in_this_conversation(session: Session, scripted: Any, store: Store) -> None:
+    scripted(call_text(max_num=6) + call_text(max_num=8), call_text(max_num=9), "Done.")
+    session.send("Roll!", [], ASKING)
+    view = until(lambda: len((view := session.view()).asking) == 2 and view, "two questions")
+    assert view.asking[1] == ("from_file", "conftest.py")
+    session.answer(True, 1, always=True)
+    results = [message for message in finished(session).messages if message["role"] == "tool"]
+    assert [message["failed"] for message in results] == [False, False, False], "the others ran without a question"
+    [permission] = store.read(session.id).settings["always"]
+    assert permission.startswith("roll_dice · /") and session.settings.always == (permission,)
+    assert "always" not in finished(session).messages[1]["made"]["settings"]
+    session.permit([])
+    scripted(call_text(max_num=6), "Done.")
+    session.send("Roll!", [], session.settings)
+    until(lambda: session.view().asking, "it asks again")
+    session.answer(False)
+    assert finished(session).messages[-2]["failed"] and store.read(session.id).settings["always"] == []
 
 
 def test_an_answer_without_a_question_approves_nothing(session: Session, scripted: Any) -> None:

@@ -893,11 +893,17 @@ def one_step(state: AppState, rng: random.Random) -> str:
 
 
 def test_an_imported_conversation_brings_no_permissions(make: Callable[..., AppState]) -> None:
-    file = Conversation.new(settings={"use_tools": True, "tools": ["roll_dice"], "ask": False, "max_tokens": 77})
+    permissions = {"use_tools": True, "tools": ["roll_dice"], "ask": False, "always": ["roll_dice · built-in"]}
+    file = Conversation.new(settings=permissions | {"max_tokens": 77})
     file.messages = [{"role": "user", "content": "Hello"}]
     state = make(settings=Settings(ask=True))
     for data in (to_json(file), to_markdown(file)):
         session = state.import_file(data.encode(), "file")
         for settings in (session.settings, state.session(session.id).settings):
             assert settings.max_tokens == 77
-            assert settings.ask and not settings.use_tools and settings.tools is None
+            assert settings.ask and not settings.use_tools and settings.tools is None and settings.always == ()
+
+
+def test_a_new_conversation_takes_no_permission_over(make: Callable[..., AppState]) -> None:
+    before = Settings(max_tokens=77, always=("roll_dice · built-in",))
+    assert make().new_session(settings=before).settings == Settings(max_tokens=77)
