@@ -249,7 +249,7 @@ class Chat(History):
             if (settling := self._settling) is not None:
                 settling.wait()
         elif ids := self.prepare(idle=False):
-            for _ in self._worker.submit(self._cache.settle(ids)):
+            for _ in self._worker.submit(self._cache.settle(ids), uses=id(self._cache)):
                 pass
 
     def _turn_index(self, turn: int) -> int:
@@ -316,7 +316,7 @@ class Chat(History):
         write_chat(path, content)
         if caches:
             self.settle()
-            self._worker.call(lambda: self._cache.save(cache_path(path)))
+            self._worker.call(lambda: self._cache.save(cache_path(path)), uses=id(self._cache))
 
     @classmethod
     def load(

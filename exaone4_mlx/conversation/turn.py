@@ -17,10 +17,9 @@ import warnings
 import weakref
 from collections.abc import Generator, Sequence
 
-from ..generation.generate import Generation
+from ..generation.generate import EventStream, Generation
 from ..generation.options import Options
 from ..generation.request import Request
-from ..generation.worker import EventStream
 from ..text.events import Done
 from ..text.format import count_text
 from ..text.message import Message, PartialReply, TurnEvent, tool_messages

@@ -165,7 +165,7 @@ def generated(
         return [new for [new] in alone]
     evaluate_weights(model)
     cut = min(pads)
-    batch = Batch(model, [row[cut:] for row in rows], [pad - cut for pad in pads], sampling)
+    batch = PaddedBatch(model, [row[cut:] for row in rows], [pad - cut for pad in pads], sampling)
     job = Worker.of(model).submit(batch.tokens(stops, count))
     try:
         steps = list(job)
@@ -181,7 +181,7 @@ def draw(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
     return tokens
 
 
-class Batch:
+class PaddedBatch:
     """Rows of ids of one length, `pads` of them padding at the left of each row. It runs in the worker thread."""
 
     def __init__(self, model: Exaone4ForCausalLM, rows: list[list[int]], pads: list[int], sampling: Sampling) -> None:

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import mlx.core as mx
 
@@ -26,46 +26,13 @@ from ..model.cache import Cache
 from ..model.fused import FusedModel
 from ..model.network import Exaone4ForCausalLM
 from .options import LogitsProcessor, Sampling
-from .truncation import Truncation
+from .truncation import Sample, TopLogprobs, Truncation, check_bias, mask_of, top_logprobs
 
 #: Both forms of the model have the calls that decoding needs. `model.fused()` is the fast one.
 Model = Exaone4ForCausalLM | FusedModel
 
 CLEAR_EVERY = 256  # tokens between two releases of freed buffers
 CHECK_EVERY = 16  # tokens whose logits are checked at once
-
-TopLogprobs = tuple[mx.array, ...]
-
-
-class Sample(Protocol):
-    """Samples the next token [1] from logits [1, V], among the tokens `allowed` [V] if they are given."""
-
-    def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array: ...
-
-    def replace_last(self, forced: Sequence[int] = ()) -> None:
-        """Forgets the last sampled token, and counts the tokens `forced` in its place."""
-
-    state: Any  # assign an earlier value to go back to it
-
-
-def to_ints(tokens: list[mx.array]) -> list[int]:
-    """The values of arrays [1]."""
-    return mx.concatenate(tokens).tolist() if tokens else []  # type: ignore[return-value]
-
-
-def top_logprobs(logits: mx.array, token: mx.array, count: int | None) -> TopLogprobs:
-    """The `count` most probable ids [count], and the log-probabilities [1 + count] of `token` and of these ids.
-
-    `logits` are [1, V], `token` is [1]. The result is not evaluated. It is empty if `count` is None.
-    """
-    if count is None:
-        return ()
-    values = logits[0].astype(mx.float32)
-    values = values - mx.logsumexp(values)
-    count = min(count, values.size)
-    best = mx.argpartition(-values, count - 1)[:count] if 0 < count < values.size else mx.arange(count)
-    ids = best[mx.argsort(-values[best])]
-    return ids, values[mx.concatenate([token, ids.astype(token.dtype)])]
 
 
 class Sampler:
@@ -101,9 +68,9 @@ class Sampler:
             for _ in range(begun):
                 self._key = mx.random.split(self._key)[0]
                 mx.eval(self._key)
-        check_bias(sampling.logit_bias, vocab_size, stop_ids if min_tokens else ())
         self._bias: mx.array | None = None  # [V]
         if bias := sampling.logit_bias:
+            check_bias(bias, vocab_size, stop_ids if min_tokens else ())
             self._bias = mx.zeros(vocab_size)
             self._bias[mx.array(list(bias))] = mx.array([float(value) for value in bias.values()])
         self._counts: mx.array | None = None  # [V], how often each token was generated
@@ -113,15 +80,15 @@ class Sampler:
                 self._counts = self._counts.at[mx.array(list(prompt_ids[-begun:]))].add(1.0)
         self._in_prompt: mx.array | None = None  # [V], booleans
         if sampling.repetition_penalty != 1:
-            self._in_prompt = _mask(set(prompt_ids), vocab_size)
+            self._in_prompt = mask_of(set(prompt_ids), vocab_size)
         self._counts_before = self._counts  # before the last token
         self._length, self._min_tokens = 0, min_tokens  # tokens so far
         self._processors = processors
         self._tokens = self._tokens_before = mx.array(list(prompt_ids if processors else ()), mx.int32)
-        self._is_stop = _mask(stop_ids, vocab_size) if min_tokens else None
+        self._is_stop = mask_of(stop_ids, vocab_size) if min_tokens else None
         self._truncation: Truncation | None = None
         if sampling.top_k or sampling.top_p < 1 or sampling.min_p or sampling.xtc_probability:
-            self._truncation = Truncation(sampling, _mask({*stop_ids, *line_end_ids}, vocab_size))
+            self._truncation = Truncation(sampling, mask_of({*stop_ids, *line_end_ids}, vocab_size))
 
     def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
         """The next token, [1]. It is one of `allowed`, booleans [V], if they are given."""
@@ -180,21 +147,6 @@ class Sampler:
         return logits if self._bias is None else logits + self._bias
 
 
-def _mask(ids: Collection[int], vocab_size: int) -> mx.array:
-    """Booleans [V], true at `ids`."""
-    return mx.zeros(vocab_size).at[mx.array([id for id in ids if id < vocab_size], mx.int32)].add(1.0) > 0
-
-
-def check_bias(bias: Mapping[int, float] | None, vocab_size: int, excluded: Collection[int] = ()) -> None:
-    """Raises ValueError if `bias` has the id of a token that does not exist, or leaves only tokens of `excluded`."""
-    if wrong := [token for token in bias or () if not 0 <= token < vocab_size]:
-        raise ValueError(f"logit_bias names token {wrong[0]}; there are tokens 0 to {vocab_size - 1}")
-    gone = {*excluded, *(token for token, value in (bias or {}).items() if value == -math.inf)}
-    if bias and all(token in gone for token in range(vocab_size)):
-        before = ", and stop tokens are excluded before min_tokens" if excluded else ""
-        raise ValueError(f"logit_bias excludes every token{before}; leave one of them above minus infinity")
-
-
 class NonFiniteLogits(FloatingPointError):
     """Logits that are NaN or infinite. `nonfinite.py` explains them."""
 
@@ -238,39 +190,57 @@ class LogitsCheck:
 class TokenStream:
     """The endless tokens after a prefill: `next()` hands out one int.
 
-    Raises NonFiniteLogits at most CHECK_EVERY tokens later, or in `close`.
-    `restrict` and `force` change the token after the one handed out last. `drafted` and `accepted` are the counts of
-    `SpeculativeStream`; here they are 0.
+    Streams in the same list `together` take their steps together. A step is due for a stream once its token was handed
+    out, and the next `next()` of any of these streams takes it. Raises NonFiniteLogits at most CHECK_EVERY tokens
+    later, or in `close`. `restrict` and `force` change the token after the one handed out last. `drafted` and
+    `accepted` are the counts of `SpeculativeStream`; here they are 0.
     """
 
     drafted = accepted = 0
 
     def __init__(
-        self, model: Model, logits: mx.array, cache: list[Cache], sample: Sample, logprobs: int | None = None
+        self,
+        model: Model,
+        logits: mx.array,
+        cache: list[Cache],
+        sample: Sample,
+        logprobs: int | None = None,
+        together: list[TokenStream] | None = None,
     ) -> None:
-        """`logits` [1, V] are those after the prompt, which `cache` holds. `logprobs` is as for `top_logprobs`."""
-        self._model, self._cache, self._sample, self._top = model, cache, sample, logprobs
-        self._logits, self._count, self._check = logits, 0, LogitsCheck()
-        self._sample_next()
+        """`logits` [1, V] are those after the prompt, which `cache` holds. `logprobs` is as for `top_logprobs`.
+
+        The stream joins the list `together`; the caller removes it.
+        """
+        self.model, self.cache, self._sample, self._top = model, cache, sample, logprobs
+        self._count, self._check, self._together = 0, LogitsCheck(), together
+        self._last: tuple[mx.array, TopLogprobs]  # the token of the last step
+        self._token: int | None = None  # that is known and not handed out
+        self._error: Exception | None = None  # of a step
+        self._sample_next(logits)
+        mx.async_eval(self._next)
+        if together is not None:
+            together.append(self)
 
     def __iter__(self) -> TokenStream:
         return self
 
     def __next__(self) -> int:
-        token, self._last_logprobs = self._next, self._next_logprobs
-        self._check.add(self._logits)
-        self._logits = self._model(token[None], self._cache)[:, -1]
-        self._sample_next()
+        if self._token is None:
+            take_step([stream for stream in self._together or [self] if stream._token is None])
+        if self._error is not None:
+            raise self._error
         self._count += 1
         if self._count % CLEAR_EVERY == 0:
             mx.clear_cache()
         self._check.read()
-        return int(token.item())  # type: ignore[arg-type]
+        token, self._token = self._token, None
+        assert token is not None
+        return token
 
     @property
     def logprobs(self) -> TopLogprobs:
         """The log-probabilities of the token handed out last."""
-        return self._last_logprobs
+        return self._last[1]
 
     def close(self) -> None:
         """Checks the logits that were not checked yet. The caches hold only tokens that were handed out."""
@@ -279,16 +249,47 @@ class TokenStream:
     def restrict(self, allowed: mx.array) -> None:
         """Samples the next token again, from the tokens `allowed`, booleans [V]."""
         self._sample.replace_last()
-        self._sample_next(allowed)
+        self._sample_next(self._logits, allowed)
+        mx.async_eval(self._next)
 
     def force(self, ids: Sequence[int]) -> None:
         """Continues after `ids` in place of the next token. They are not handed out."""
         self._sample.replace_last(ids)
-        self._logits = checked(self._model(mx.array(list(ids))[None], self._cache)[:, -1])
-        self._sample_next()
+        hidden = self.model.prefill(mx.array([list(ids)]), self.cache, self.cache[0].offset + len(ids))
+        self._sample_next(checked(self.model.logits(hidden)[:, -1]))
+        mx.async_eval(self._next)
 
-    def _sample_next(self, allowed: mx.array | None = None) -> None:
-        self._next = self._sample(self._logits, allowed)
-        # In the same evaluation: after the next step is queued, they would have to wait for it.
-        self._next_logprobs = top_logprobs(self._logits, self._next, self._top)
-        mx.async_eval(self._next, self._next_logprobs)
+    def _sample_next(self, logits: mx.array, allowed: mx.array | None = None) -> None:
+        self._logits, token = logits, self._sample(logits, allowed)
+        # Evaluated together: after the next step is queued, log-probabilities would have to wait for it.
+        self._next = token, () if self._top is None else top_logprobs(logits, token, self._top)
+
+
+def take_step(streams: Sequence[TokenStream]) -> None:
+    """One step of `streams`: each has a token or an error after it. Each model runs once, for all of its streams.
+
+    An error of the model ends all of them. An error of a sampler ends its own stream.
+    """
+    for model in {id(stream.model): stream.model for stream in streams}.values():
+        group = [stream for stream in streams if stream.model is model]
+        try:
+            _step(model, group)
+        except Exception as error:
+            for stream in group:
+                stream._error = error
+
+
+def _step(model: Model, streams: Sequence[TokenStream]) -> None:
+    for stream in streams:
+        stream._last = stream._next
+        stream._check.add(stream._logits)
+    rows = [(stream._last[0][None], stream.cache) for stream in streams]
+    found = model.together(rows) if isinstance(model, FusedModel) else [model(*row) for row in rows]
+    for stream, logits in zip(streams, found, strict=True):
+        try:
+            stream._sample_next(logits[:, -1])
+        except Exception as error:
+            stream._error = error
+    mx.async_eval([stream._next for stream in streams])
+    for stream in streams:
+        stream._token = int(stream._last[0].item())  # type: ignore[arg-type]

@@ -24,8 +24,8 @@ from ..model.cache import Cache, make_caches
 from ..model.fused import FusedModel
 from ..model.network import Exaone4ForCausalLM
 from ..model.nonfinite import explain
-from .decode import Sample, to_ints
 from .prompt_cache import common_prefix, prefill_chunks
+from .truncation import Sample
 
 DRAFT_WINDOW = 4096  # tokens that a draft model attends to, in every layer
 DRAFT_STEP_SIZE = 512  # tokens of one prefill chunk of a draft model
@@ -207,3 +207,8 @@ class DraftScheduler:
         if not nearest:
             return known[0]
         return max(known[0], known[0] + (known[nearest] - known[0]) * drafts / nearest)
+
+
+def to_ints(tokens: list[mx.array]) -> list[int]:
+    """The values of arrays [1]."""
+    return mx.concatenate(tokens).tolist() if tokens else []  # type: ignore[return-value]

@@ -9,8 +9,9 @@ Notes:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import mlx.core as mx
 
@@ -28,10 +29,12 @@ from .prompt_cache import CheckpointPool, PromptCache
 from .reply_loop import ReplyLoop
 from .reply_options import ReplyOptions
 from .request import Prompt, Request
-from .worker import EventStream, Job, Worker
+from .worker import Job, Worker
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+T = TypeVar("T")
 
 GENERATE_OPTIONS = ("tools", "prompt_cache", "kv", "max_kv_size", "draft_model")
 
@@ -111,6 +114,32 @@ def make_draft(model: Exaone4ForCausalLM | None) -> DraftModel | None:
     return None if model is None else DraftModel(model)
 
 
+class EventStream(Iterator[T], ABC):
+    """Events that are iterated once. `async for` waits for them in a thread, and a cancelled task cancels the reply."""
+
+    def __iter__(self) -> EventStream[T]:
+        return self
+
+    def __aiter__(self) -> EventStream[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        import asyncio
+
+        try:
+            event = await asyncio.to_thread(next, self, None)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Ends the reply regularly. Any thread may call it."""
+
+
 class Generation(EventStream[ReplyEvent]):
     """One reply. Iterate it once for its events. It starts with the iteration, and ends if it is dropped."""
 
@@ -130,8 +159,9 @@ class Generation(EventStream[ReplyEvent]):
         cache = prompt_cache or PromptCache(model, request.tokenizer, CheckpointPool(max_count=0), request.kv)
         cache.check_model(model, request.kv)
         evaluate_weights(model, draft)
-        self._loop = ReplyLoop(model, request, cache, constraint or request.answer_constraint, draft)
-        self._worker = Worker.of(model)
+        self._worker, self._uses = Worker.of(model), id(cache)
+        constraint = constraint or request.answer_constraint
+        self._loop = ReplyLoop(model, request, cache, constraint, draft, self._worker.batch)
         self._job: Job[ReplyEvent] | None = None
         self._finish_reason: str | None = None
 
@@ -139,7 +169,7 @@ class Generation(EventStream[ReplyEvent]):
         if self._finish_reason is not None:
             raise StopIteration
         if self._job is None and not self._loop.cancelled:
-            self._job = self._worker.submit(self._loop.run(), cancel=self._loop.cancel)
+            self._job = self._worker.submit(self._loop.run(), cancel=self._loop.cancel, uses=self._uses)
         late = False
         try:
             event = next(self._job or iter(()))

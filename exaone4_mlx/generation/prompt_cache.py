@@ -8,7 +8,6 @@ Notes:
   `CheckpointPool` limits the number and the size of the checkpoints of all conversations that share it.
 - A prompt is processed in chunks, which limits memory and lets the caller report progress.
 - `settle` processes a history in small chunks, in idle time, so that the next prompt has only new tokens.
-- `cache_file.py` saves and loads. It refuses the file of another model; a damaged file gives a cold start.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from __future__ import annotations
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,31 +34,33 @@ from .options import PREFILL_STEP_SIZE, PrefillProgress
 
 MAX_CHECKPOINTS = 16  # of all conversations that share a pool
 MAX_CHECKPOINT_BYTES = 2 << 30  # of all of them together; one checkpoint of the 32B has 0.8 GB in bfloat16
-#: A prefill can be stopped after this many tokens, or after this time, whichever is longer.
-CHECK_TOKENS, CHECK_SECONDS = 128, 0.3
+CHECK_TOKENS, CHECK_SECONDS = 128, 0.3  # a prefill can be stopped after both
 SETTLE_STEP_SIZE = 128  # tokens; a new prompt waits for one such chunk at most
+StepSize = int | Callable[[], int]  # tokens of a chunk
 
 
 def prefill_chunks(
     model: Model,
     ids: Sequence[int],
     cache: list[Cache],
-    step_size: int = PREFILL_STEP_SIZE,
+    step_size: StepSize = PREFILL_STEP_SIZE,
     check: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, mx.array]]:
     """Processes `ids` into `cache`, `step_size` tokens at a time. `check` is called as `pauses` says.
 
     After each chunk it yields the number of processed tokens and the hidden state of the last one, [1, 1, E]. Each
-    chunk is evaluated before the next one starts, but for the last chunk.
+    chunk but the last one is evaluated.
     """
-    whole_length = cache[0].offset + len(ids)
-    for start in range(0, len(ids), step_size):
-        chunk = mx.array(list(ids[start : start + step_size]))[None]  # [1, L]
+    done, whole_length = 0, cache[0].offset + len(ids)
+    while done < len(ids):
+        start, size = done, step_size if isinstance(step_size, int) else step_size()
+        chunk = mx.array(list(ids[start : start + size]))[None]  # [1, L]
         hidden = model.prefill(chunk, cache, whole_length, check and pauses(start, chunk.size, cache, check))
-        if start + step_size < len(ids):
+        done += chunk.size
+        if done < len(ids):
             mx.eval([layer.buffers for layer in cache])
             mx.clear_cache()
-        yield min(start + step_size, len(ids)), hidden
+        yield done, hidden
 
 
 def pauses(start: int, length: int, cache: Sequence[Cache], check: Callable[[int], None]) -> Pause | None:
@@ -93,14 +94,7 @@ def prefill(model: Model, ids: Sequence[int], cache: list[Cache], step_size: int
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """The length of the longest common prefix of two sequences."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))  # noqa: B905
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,12 +198,23 @@ class PromptCache:
     def prefill(
         self, ids: Sequence[int], step_size: int = PREFILL_STEP_SIZE, progress: PrefillProgress | None = None
     ) -> tuple[mx.array, int]:
+        """All of `prefill_steps`: the logits after the prompt, and the number of reused tokens."""
+        steps = self.prefill_steps(ids, step_size, progress)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+
+    def prefill_steps(
+        self, ids: Sequence[int], step_size: StepSize = PREFILL_STEP_SIZE, progress: PrefillProgress | None = None
+    ) -> Generator[int, None, tuple[mx.array, int]]:
         """Processes a prompt. Returns the logits after it, [1, V], and the number of tokens that were reused.
 
-        The first call of `progress(done, total)` has the reused tokens. One call follows each chunk, and more come
-        within a chunk that takes long. An exception that it raises ends the prefill. The chunks that are done stay in
-        the caches; where a local layer cannot go back to them, the caches go back to the last checkpoint. Raises
-        NonFiniteLogits.
+        Yields the tokens of each chunk but the last one, after the chunk. `progress(done, total)` is first called with
+        the reused tokens, then after each chunk and within a long chunk. An exception that it raises ends the prefill.
+        The chunks that are done stay in the caches; where a local layer cannot go back to them, the caches go back to
+        the last checkpoint. Raises NonFiniteLogits.
         """
         ids, total = list(ids), len(ids)
 
@@ -217,7 +222,7 @@ class PromptCache:
             if progress:
                 progress(done, total)
 
-        cached = self.reuse(ids, total - 1)  # the last token is always processed, for its logits
+        cached = read = self.reuse(ids, total - 1)  # the last token is always processed, for its logits
         report(cached)
         begin = max(self._turn_start(ids), cached)  # of the new turn, or of its part that is not cached
         far = self._reserve is not None and 0 < begin < total - self._reserve
@@ -226,6 +231,9 @@ class PromptCache:
                 hidden = last
                 if done < total:
                     report(done)
+                    mx.eval(self._states)
+                    yield done - read
+                    read = done
             if stop < total:
                 self._take_checkpoint()
         logits = checked(self.fused.logits(hidden)[:, -1])
@@ -235,10 +243,7 @@ class PromptCache:
         return logits, cached
 
     def settle(self, ids: Sequence[int], step_size: int = SETTLE_STEP_SIZE) -> Iterator[int]:
-        """Processes a history chunk by chunk. Yields the number of tokens in the caches after each chunk.
-
-        The caller may drop the iterator after any chunk; the processed tokens stay in the caches.
-        """
+        """Processes a history. Yields the number of tokens in the caches after each chunk; it may be dropped then."""
         ids = list(ids)
         reused, work = self.reuse(ids, len(ids)), self.work
         yield reused
@@ -307,7 +312,7 @@ class PromptCache:
         return next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in marks), 0)
 
     def _process(
-        self, ids: list[int], step_size: int, report: Callable[[int], None] | None = None
+        self, ids: list[int], step_size: StepSize, report: Callable[[int], None] | None = None
     ) -> Iterator[tuple[int, mx.array]]:
         """Processes the tokens of `ids` that are not cached. Yields the cached number and the last hidden state.
 
@@ -378,8 +383,7 @@ class PromptCache:
     ) -> PromptCache:
         """Reads a file that `save` wrote. A damaged file gives a warning and an empty prompt cache.
 
-        Raises FileNotFoundError if there is no file. Raises ValueError for a file that is not a prompt cache, and for
-        one of another model, tokenizer, chat template or cache layout; the message says what differs.
+        Raises FileNotFoundError, and ValueError for a file that is no prompt cache, or one of another model or layout.
         """
         cache = cls(model, tokenizer, pool, kv)
         try:

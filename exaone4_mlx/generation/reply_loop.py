@@ -16,22 +16,22 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 
 from ..model.network import Exaone4ForCausalLM
 from ..model.nonfinite import explain
-from ..text.events import Done, Event, Logprobs, ReplyEvent, TokenLogprob
+from ..text.events import Done, Event, Logprobs, ReplyEvent
 from ..text.reply import LoopDetector, StopStrings
-from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
 from .constrain import GrammarConstraint
-from .decode import NonFiniteLogits, Sampler, TokenStream, TopLogprobs
+from .decode import NonFiniteLogits, Sampler, TokenStream
 from .draft import LOOKUP_DRAFTS, MODEL_DRAFTS, DraftModel, PromptLookup
 from .prompt_cache import PromptCache
 from .request import WRAP_UP, Request, thought_limit
 from .speculate import SpeculativeStream
+from .truncation import logprobs
+from .worker import Batch, Piece
 
 Stream = TokenStream | SpeculativeStream
 
@@ -48,10 +48,11 @@ class ReplyLoop:
         cache: PromptCache,
         constraint: GrammarConstraint | None = None,
         draft: DraftModel | None = None,
+        batch: Batch | None = None,
     ) -> None:
         self._model, self._tokenizer = model, request.tokenizer
         self._ids, self._options = list(request.ids), request.options
-        self._cache, self._constraint, self._draft = cache, constraint, draft
+        self._cache, self._constraint, self._draft, self._batch = cache, constraint, draft, batch or Batch()
         self._begun = request.begun
         self._parser, self._begun_answer, begun_answer = request.begun_reply()
         self.sampling = request.options.resolved(thinking=request.inside_thought)
@@ -68,11 +69,15 @@ class ReplyLoop:
         self.token_ids: list[int] = []  # of thought and answer
         self.cancelled = False
 
-    def run(self) -> Generator[ReplyEvent, None, None]:
-        mx.reset_peak_memory()
+    def run(self) -> Generator[ReplyEvent | Piece, None, None]:
+        """Yields the events of the reply, and a `Piece` where other replies may run."""
+        if not self._batch.has_others:
+            mx.reset_peak_memory()
+        stream = None
         with metal_memory():
             try:
-                finish_reason = yield from self._reply(self._prefilled())
+                stream = yield from self._prefilled()
+                finish_reason = yield from self._reply(stream)
             except Cancelled:
                 finish_reason = "cancelled"
             except Exception as error:
@@ -83,6 +88,7 @@ class ReplyLoop:
                     raise FloatingPointError(explain(self._model, [*self._ids, *self.token_ids])) from error
                 raise
             finally:
+                self._batch.streams[:] = [other for other in self._batch.streams if other is not stream]
                 self._cache.finish()
                 del self._cache, self._draft  # a reference to the reply does not keep the caches
         yield self.counts.done(finish_reason)
@@ -90,7 +96,7 @@ class ReplyLoop:
     def cancel(self) -> None:
         self.cancelled = True
 
-    def _prefilled(self) -> Stream:
+    def _prefilled(self) -> Generator[Piece, None, Stream]:
         def report(done: int, total: int) -> None:
             self.prompt_progress = done, total
             if self._options.progress:
@@ -99,8 +105,10 @@ class ReplyLoop:
                 raise Cancelled
 
         started = time.perf_counter()
+        limit = self._options.prefill_step_size
+        steps = self._cache.prefill_steps(self._ids, lambda: self._batch.chunk_size(limit), report)
         try:
-            logits, self.counts.cached_tokens = self._cache.prefill(self._ids, self._options.prefill_step_size, report)
+            logits, self.counts.cached_tokens = yield from self._batch.timed(steps)
         finally:
             self.counts.prefill_seconds = time.perf_counter() - started
             self.prompt_progress = None
@@ -116,13 +124,13 @@ class ReplyLoop:
         )
         given = self._cache.fused, logits, self._cache.layers, sampler
         if self._draft is None and not self._options.prompt_lookup:
-            return TokenStream(*given, self._options.logprobs)
+            return TokenStream(*given, self._options.logprobs, self._batch.streams)
         drafter, most = (self._draft, MODEL_DRAFTS) if self._draft else (PromptLookup(), LOOKUP_DRAFTS)
         limit = len(self._ids) + self._max_tokens
         most = self._options.num_draft_tokens or most
         return SpeculativeStream(*given, drafter, self._ids, most, limit, self._options.logprobs)
 
-    def _reply(self, stream: Stream) -> Generator[Event | Logprobs, None, str]:
+    def _reply(self, stream: Stream) -> Generator[Event | Logprobs | Piece, None, str]:
         """Yields the events of the reply, and returns the finish reason."""
         decoder = self._tokenizer.stream_decoder()
         called = False  # whether there was a tool call
@@ -135,7 +143,9 @@ class ReplyLoop:
         if self._thought_is_over(is_character_incomplete=False):
             yield from self._end_thought(stream)
         self._constrain(stream)
-        for token in stream:
+        while True:
+            yield Piece.SHORT
+            token = next(stream)
             if self._cache.work is not work:
                 raise RuntimeError("other work used the prompt cache of this reply before it ended")
             self._cache.ids.append(token)
@@ -251,14 +261,6 @@ class Counts:
 
 class Cancelled(Exception):
     """The reply was cancelled during the prefill."""
-
-
-def logprobs(top: TopLogprobs, token: int, tokenizer: Tokenizer) -> Logprobs:
-    """The event of a token, made from the arrays of its stream."""
-    ids: Any = top[0].tolist()
-    found: Any = top[1].tolist()
-    entries = [TokenLogprob(id, tokenizer.decode([id]), value) for id, value in zip((token, *ids), found, strict=True)]
-    return Logprobs(**vars(entries[0]), top=tuple(entries[1:]))
 
 
 _metal_lock = threading.Lock()

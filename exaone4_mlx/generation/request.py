@@ -27,9 +27,9 @@ from ..text.reply import ReplyParser
 from ..text.tokenizer import Tokenizer
 from ..tools.describe import Tool
 from .answer import AnswerConstraint
-from .decode import check_bias
 from .formats import read_format
 from .options import Options, check
+from .truncation import check_bias
 
 #: The text that ends a thought whose budget is used up. Its last part is that of the template.
 WRAP_UP = "\nI will answer now.\n</think>\n\n"
@@ -93,7 +93,8 @@ class Request:
             if len(ids) >= limit:
                 raise ValueError(f"the prompt has {len(ids)} tokens, and max_kv_size {limit} must hold it and a reply")
         stop_ids = self.stop_ids  # raises for a text that is no token
-        check_bias(options.logit_bias, config.vocab_size, stop_ids if options.min_tokens else ())
+        if options.logit_bias:
+            check_bias(options.logit_bias, config.vocab_size, stop_ids if options.min_tokens else ())
         if not options.min_tokens <= self.max_tokens:
             raise ValueError(
                 f"min_tokens {options.min_tokens} does not fit: the prompt leaves {self.max_tokens} tokens for a reply"

@@ -20,9 +20,10 @@ from typing import Any
 import mlx.core as mx
 
 from ..model.cache import Cache, RotatingKVCache
-from .decode import CLEAR_EVERY, LogitsCheck, Model, Sample, TopLogprobs, to_ints, top_logprobs
-from .draft import TAIL, Drafter
+from .decode import CLEAR_EVERY, LogitsCheck, Model
+from .draft import TAIL, Drafter, to_ints
 from .prompt_cache import common_prefix, prefill
+from .truncation import Sample, TopLogprobs, top_logprobs
 
 
 @dataclass

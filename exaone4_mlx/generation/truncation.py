@@ -1,4 +1,4 @@
-"""top_k, top_p, min_p and XTC: which tokens are left, and how one of them is sampled.
+"""top_k, top_p, min_p and XTC: which tokens are left, and how one of them is sampled; the most probable tokens.
 
 Notes:
 - They follow the temperature. (mlx-lm applies top_p and min_p before the temperature.)
@@ -10,15 +10,70 @@ Notes:
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
 
 import mlx.core as mx
 
+from ..text.events import Logprobs, TokenLogprob
+from ..text.tokenizer import Tokenizer
 from .options import Sampling
 
 #: The accepted probability that top_p excludes all sampled tokens. The most probable token is taken then.
 ALL_EXCLUDED = 1e-9
 #: The limit of tokens sampled at once. More of them take longer than sorting the vocabulary.
 MAX_DRAWS = 16
+
+TopLogprobs = tuple[mx.array, ...]
+
+
+def top_logprobs(logits: mx.array, token: mx.array, count: int | None) -> TopLogprobs:
+    """The `count` most probable ids [count], and the log-probabilities [1 + count] of `token` and of these ids.
+
+    `logits` are [1, V], `token` is [1]. The result is not evaluated. It is empty if `count` is None.
+    """
+    if count is None:
+        return ()
+    values = logits[0].astype(mx.float32)
+    values = values - mx.logsumexp(values)
+    count = min(count, values.size)
+    best = mx.argpartition(-values, count - 1)[:count] if 0 < count < values.size else mx.arange(count)
+    ids = best[mx.argsort(-values[best])]
+    return ids, values[mx.concatenate([token, ids.astype(token.dtype)])]
+
+
+def logprobs(top: TopLogprobs, token: int, tokenizer: Tokenizer) -> Logprobs:
+    """The event of a token, made from the arrays of its stream."""
+    ids: Any = top[0].tolist()
+    found: Any = top[1].tolist()
+    entries = [TokenLogprob(id, tokenizer.decode([id]), value) for id, value in zip((token, *ids), found, strict=True)]
+    return Logprobs(**vars(entries[0]), top=tuple(entries[1:]))
+
+
+def check_bias(bias: Mapping[int, float] | None, vocab_size: int, excluded: Collection[int] = ()) -> None:
+    """Raises ValueError if `bias` has the id of a token that does not exist, or leaves only tokens of `excluded`."""
+    if wrong := [token for token in bias or () if not 0 <= token < vocab_size]:
+        raise ValueError(f"logit_bias names token {wrong[0]}; there are tokens 0 to {vocab_size - 1}")
+    gone = {*excluded, *(token for token, value in (bias or {}).items() if value == -math.inf)}
+    if bias and all(token in gone for token in range(vocab_size)):
+        before = ", and stop tokens are excluded before min_tokens" if excluded else ""
+        raise ValueError(f"logit_bias excludes every token{before}; leave one of them above minus infinity")
+
+
+class Sample(Protocol):
+    """Samples the next token [1] from logits [1, V], among the tokens `allowed` [V] if they are given."""
+
+    def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array: ...
+
+    def replace_last(self, forced: Sequence[int] = ()) -> None:
+        """Forgets the last sampled token, and counts the tokens `forced` in its place."""
+
+    state: Any  # assign an earlier value to go back to it
+
+
+def mask_of(ids: Collection[int], vocab_size: int) -> mx.array:
+    """Booleans [V], true at `ids`."""
+    return mx.zeros(vocab_size).at[mx.array([id for id in ids if id < vocab_size], mx.int32)].add(1.0) > 0
 
 
 class Truncation:

@@ -1,8 +1,11 @@
-"""One thread per model for all of its work: replies in order, and idle work between them.
+"""One thread per model for all of its work: replies together, step by step, and idle work while there are none.
 
 Notes:
 - An array that is not evaluated yet belongs to the thread that created it, as do MLX's streams. So all work on a model
   runs in one thread. Callers in any thread submit iterators, and receive Python values.
+- Up to MOST_TOGETHER jobs are in progress at once. Each runs until it yields a `Piece`, which says how long its next
+  piece takes. In a round, each job with a short piece runs it, and one job runs a long piece: the oldest. So those that
+  decode wait for one chunk of a prompt at most. A job that yields no `Piece` runs as a whole.
 - Replies have priority over idle work. Idle work runs piece by piece, so that a reply waits for one piece at most.
 - The thread holds the queue of jobs and no reference to the model. It ends with the model. Its last call clears its
   streams, because MLX's CPU backend (0.32) may abort the process otherwise.
@@ -13,59 +16,74 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 import warnings
 import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from enum import Enum
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
 
 from ..model.network import Exaone4ForCausalLM
+from .decode import TokenStream
 from .prompt_cache import CheckpointPool
 
 T = TypeVar("T")
+Cancel = Callable[[], None]
 
 EXIT_SECONDS = 2.0  # the longest wait for the thread at the end of a model or of the process
 #: Waits end after this time and begin again. A signal that arrives just before a wait of Python does not end the wait.
 WAIT_SECONDS = 0.2
+MOST_TOGETHER = 8  # jobs
+#: While other jobs are in progress, a chunk of a prompt takes about this time. The first chunk has FIRST_CHUNK tokens.
+CHUNK_SECONDS, FIRST_CHUNK = 0.2, 64
 
 
-class EventStream(Iterator[T], ABC):
-    """Events that are iterated once. `async for` waits for them in a thread, and a cancelled task cancels the reply."""
+class Piece(Enum):
+    """What a job yields where other jobs may run: how long its next piece takes, a step or a chunk of a prompt."""
 
-    def __iter__(self) -> EventStream[T]:
-        return self
+    SHORT, LONG = "step", "chunk"
 
-    def __aiter__(self) -> EventStream[T]:
-        return self
 
-    async def __anext__(self) -> T:
-        import asyncio
+class Batch:
+    """What replies share: the streams that take their steps together, and the size of the chunks of their prompts."""
 
-        try:
-            event = await asyncio.to_thread(next, self, None)
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
-        if event is None:
-            raise StopAsyncIteration
-        return event
+    def __init__(self) -> None:
+        self.streams: list[TokenStream] = []
+        self.has_others = False  # whether a job is in progress or waits beside the one that runs
+        self._speed: float | None = None  # tokens per second of the last chunk
 
-    @abstractmethod
-    def cancel(self) -> None:
-        """Ends the reply regularly. Any thread may call it."""
+    def chunk_size(self, limit: int) -> int:
+        """The tokens of the next chunk, at most `limit`."""
+        size = FIRST_CHUNK if self._speed is None else max(1, int(self._speed * CHUNK_SECONDS))
+        return min(limit, size) if self.has_others else limit
+
+    def timed(self, steps: Generator[int, None, T]) -> Generator[Piece, None, T]:
+        """Runs `steps`, which yields the number of tokens after each chunk, as long pieces. Returns what it returns."""
+        while True:
+            started = time.perf_counter()
+            try:
+                tokens = next(steps)
+            except StopIteration as end:
+                return end.value
+            self._speed = tokens / max(time.perf_counter() - started, 1e-6)
+            yield Piece.LONG
 
 
 class Job(Generic[T]):
     """Work for the worker thread. Any thread may iterate the job for its results; errors are raised there.
 
-    Idle work (`idle`) has no results. Its pieces run while no other job waits.
+    Idle work (`idle`) has no results. Its pieces run while there is no other job. A job waits for other jobs with
+    the same `uses`, the id of a prompt cache.
     """
 
-    def __init__(self, work: Iterator[T], queue: JobQueue, idle: bool, cancel: Callable[[], None] | None) -> None:
-        self._work, self._queue, self._cancel, self.idle = work, queue, cancel, idle
+    def __init__(
+        self, work: Iterator[T | Piece], queue: JobQueue, idle: bool, cancel: Cancel | None, uses: int | None
+    ) -> None:
+        self._work, self._queue, self._cancel, self.idle, self.uses = work, queue, cancel, idle, uses
+        self.next_piece = Piece.LONG
         self._results: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self._ended = threading.Event()
         self._closed = False
@@ -125,12 +143,15 @@ class Job(Generic[T]):
             self._cancel()
 
     def run(self) -> bool:
-        """Runs the work, or one piece of idle work, in the worker thread. Returns whether it has ended."""
+        """Runs the next piece of the work in the worker thread. Returns whether the work has ended."""
         try:
             if not self._closed:
                 for result in self._work:
                     if self._closed or self._queue.stopped:
                         break
+                    if isinstance(result, Piece):
+                        self.next_piece = result
+                        return False
                     if self.idle:
                         return False
                     self._results.put(("result", result))
@@ -149,14 +170,15 @@ class Job(Generic[T]):
 
 
 class JobQueue:
-    """The jobs that wait for the worker thread, replies before idle work, each in the order of submission."""
+    """The jobs of the worker thread: those in progress, and those that wait, replies before idle work."""
 
     def __init__(self) -> None:
-        self._waiting: list[Job[Any]] = []
+        self._waiting: list[Job[Any]] = []  # in the order of submission
+        self._running: list[Job[Any]] = []  # the oldest first
         self._changed = threading.Condition()
-        self._running: Job[Any] | None = None  # a reply, not idle work
         self._thread = 0
         self.stopped = False
+        self.batch = Batch()
 
     @property
     def is_worker(self) -> bool:
@@ -178,7 +200,8 @@ class JobQueue:
 
     def place(self, job: Job[Any]) -> int:
         with self._changed:
-            return self._waiting.index(job) + (self._running is not None) if job in self._waiting else 0
+            running = [job for job in self._running if not job.idle]
+            return self._waiting.index(job) + len(running) if job in self._waiting else 0
 
     def remove(self, job: Job[Any]) -> bool:
         """Removes a job that does not run; returns whether it was in the queue."""
@@ -191,32 +214,43 @@ class JobQueue:
     def stop(self) -> None:
         with self._changed:
             self.stopped = True
-            if self._running is not None:
-                self._running.cancel()
+            for job in self._running:
+                job.cancel()
             self._changed.notify()
 
     def serve(self) -> None:
         """The loop of the worker thread."""
         self._thread = threading.get_ident()
-        while (job := self._next()) is not None:
-            if not job.run():
-                self.add(job)
-            with self._changed:
-                self._running = None
-            del job  # it may hold the last reference to the model
+        while self._start_jobs():
+            self._run_round()
         for left in self._waiting:
             left.end()
         mx.clear_streams()
 
-    def _next(self) -> Job[Any] | None:
+    def _start_jobs(self) -> bool:
+        """Waits for a job if there is none, and starts those that can run. Returns whether any is in progress."""
         with self._changed:
-            while not self._waiting and not self.stopped:
+            while not self._waiting and not self._running and not self.stopped:
                 self._changed.wait()
-            if self.stopped:
-                return None
-            job = self._waiting.pop(0)
-            self._running = None if job.idle else job
-            return job
+            for job in () if self.stopped else list(self._waiting):
+                if len(self._running) == MOST_TOGETHER or (job.idle and self._running):
+                    break
+                if job.uses not in {other.uses for other in self._running} - {None}:
+                    self._waiting.remove(job)
+                    self._running.append(job)
+            self.batch.has_others = sum(not job.idle for job in (*self._running, *self._waiting)) > 1
+            return bool(self._running)
+
+    def _run_round(self) -> None:
+        """Runs a piece of each job with a short piece, and the oldest long piece."""
+        long = [job for job in self._running if job.next_piece is Piece.LONG]
+        for job in [job for job in self._running if job not in long[1:]]:
+            has_ended = job.run()
+            if has_ended or job.idle:
+                with self._changed:
+                    self._running.remove(job)
+            if not has_ended and job.idle:
+                self.add(job)
 
 
 class Worker:
@@ -226,8 +260,8 @@ class Worker:
     _lock = threading.Lock()
 
     def __init__(self) -> None:
-        self.checkpoints = CheckpointPool()
-        self._queue = JobQueue()
+        self.checkpoints, self._queue = CheckpointPool(), JobQueue()
+        self.batch = self._queue.batch
         self._thread = threading.Thread(target=self._queue.serve, name="exaone4_mlx", daemon=True)
         self._thread.start()
 
@@ -248,19 +282,17 @@ class Worker:
         if thread is not threading.current_thread():
             thread.join(EXIT_SECONDS)
 
-    def submit(self, work: Iterator[T], *, idle: bool = False, cancel: Callable[[], None] | None = None) -> Job[T]:
-        """Adds `work` to the queue. `cancel` is called if the model ends first."""
-        job = Job(work, self._queue, idle, cancel)
+    def submit(
+        self, work: Iterator[T | Piece], *, idle: bool = False, cancel: Cancel | None = None, uses: int | None = None
+    ) -> Job[T]:
+        """Adds `work` to the queue. `cancel` is called if the model ends first; `uses` is as for `Job`."""
+        job = Job(work, self._queue, idle, cancel, uses)
         self._queue.add(job)
         return job
 
-    def call(self, function: Callable[[], T]) -> T:
+    def call(self, function: Callable[[], T], uses: int | None = None) -> T:
         """Runs `function` in the worker thread and returns its result."""
-
-        def work() -> Iterator[T]:
-            yield function()
-
-        return next(self.submit(work()))
+        return next(self.submit((function() for _ in range(1)), uses=uses))
 
 
 def _close(work: Iterator[Any]) -> None:

@@ -21,6 +21,7 @@ from app.store import Conversation, Store
 from app.turns import closed, title_of, user_message
 from app.work import View
 from exaone4_mlx import BUILTIN_TOOLS, Chat, Sampling
+from exaone4_mlx.generation import worker
 
 TOOLS = Settings(use_tools=True, ask=False)
 ASKING = Settings(use_tools=True, ask=True)
@@ -484,7 +485,8 @@ def test_stop_while_a_tool_runs_does_not_wait_for_it(make: Any, scripted: Any) -
     assert said(session)[-1] == ("tool", {"error": "sleep was cancelled"})
 
 
-def test_stop_while_waiting_in_line(make: Any, scripted: Any) -> None:
+def test_stop_while_waiting_in_line(make: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "MOST_TOGETHER", 1)
     first, second = make(), make()
     scripted(ENDLESS, "never", pause=0.005)
     first.send("Count", [], PLAIN)

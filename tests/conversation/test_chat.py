@@ -33,7 +33,7 @@ from exaone4_mlx import (
     load,
 )
 from exaone4_mlx.conversation import turn as turn_module
-from exaone4_mlx.generation import reply_loop
+from exaone4_mlx.generation import reply_loop, worker
 from exaone4_mlx.generation.constrain import ToolConstraint
 from exaone4_mlx.generation.decode import Sampler, TokenStream
 from exaone4_mlx.generation.prompt_cache import prefill
@@ -1094,7 +1094,8 @@ def test_chats_in_many_threads_are_answered_in_fair_order(demo: Any) -> None:
     assert answers == {name: f"Your name is {name}." for name in names}
 
 
-def test_place_in_the_line_is_told(scripted: Any) -> None:
+def test_place_in_the_line_is_told(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "MOST_TOGETHER", 1)
     model, tokenizer = scripted("one", "two")
     go, begun = threading.Event(), threading.Event()
 
