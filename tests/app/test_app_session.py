@@ -500,16 +500,16 @@ def test_stop_while_waiting_in_line(make: Any, scripted: Any, monkeypatch: pytes
 
 def test_two_conversations_are_answered_side_by_side(make: Any, demo: Any) -> None:
     """Tokens of the second reply come while the first one is being made."""
-    texts, sessions = ("Write a poem about the sea.", "Tell me about quantum physics."), []
+    texts, sessions = ("Write a poem about the sea.", "What is 348 + 275?"), []
     for text in texts:
-        chat_of = lambda session: Chat(*demo, temperature=0, seed=1)  # noqa: E731
+        chat_of = lambda session: Chat(*demo, temperature=0, min_tokens=80, max_tokens=80)  # noqa: E731
         sessions.append(make(chat_of=chat_of))
         sessions[-1].send(text, [], PLAIN)
     first, second = sessions
     until(lambda: first.view().coming and second.view().coming, "both replies are being made")
     assert [session.view().place for session in sessions] == [0, 0]
     found = [finished(session).messages[-1]["content"] for session in sessions]
-    assert all(found) and found[0] != found[1]
+    assert "Sorry" in found[0] and "623" in found[1]
 
 
 def test_stop_without_a_turn_does_nothing(session: Session, scripted: Any) -> None:
