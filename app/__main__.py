@@ -122,6 +122,7 @@ def _state(options: argparse.Namespace) -> AppState:
     folder = options.data_dir or _data_folder()
 
     from .engine import ChatEngine, LoadedModel
+    from .jobs import ModelJobs
     from .models import Draft, Loading, choices, step_size
     from .settings import Settings
     from .state import AppState
@@ -153,7 +154,8 @@ def _state(options: argparse.Namespace) -> AppState:
     for warning in loading.warnings:
         say(f"warning: {warning}")
     say(f"ready after {time.monotonic() - started:.1f} s")
-    folders = options.models or [Path.cwd()]
+    jobs = ModelJobs(folder / "models")
+    folders = [*(options.models or [Path.cwd()]), jobs.folder]
     choice = choices(options.model, folders)[0]
     settings = Settings(system=options.system_prompt, thinking=options.thinking, ask=bool(options.tools))
     engine = ChatEngine(
@@ -167,7 +169,7 @@ def _state(options: argparse.Namespace) -> AppState:
     )
     store = Store(folder / "conversations")
     store.trash.empty()
-    return AppState(engine, store, tools=tools, settings=settings, makes_titles=True)
+    return AppState(engine, store, tools=tools, settings=settings, makes_titles=True, jobs=jobs)
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

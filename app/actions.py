@@ -54,7 +54,7 @@ class Actions(ChatActions, ListActions, ModelActions):
         yield {
             self.page.left: gr.Sidebar(open=not tab.narrow),
             **self._settings_of(tab),
-            **self._models(tab),
+            self.page.models: {"language": tab.words.language},
             self.page.language: chosen,
             self.page.appearance: theme,
         }
@@ -67,7 +67,7 @@ class Actions(ChatActions, ListActions, ModelActions):
         tab = self._tab(request)
         tab.words = Words(chosen or browser)
         yield labels(self.page, tab.words)
-        yield {self.page.kept_language: chosen}
+        yield {self.page.kept_language: chosen, self.page.models: {"language": tab.words.language}}
 
     # --- settings -------------------------------------------------------------
 

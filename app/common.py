@@ -56,7 +56,7 @@ class Shared:
     @property
     def _nothing(self) -> Update:
         """No new value. (Gradio would take an empty mapping for a value.)"""
-        return {self.page.needs: gr.skip()}
+        return {self.page.width: gr.skip()}
 
     def _refused(self, tab: Tab, error: Exception) -> Update:
         busy = isinstance(error, Busy)

@@ -20,6 +20,7 @@ from typing import Any
 import mlx.core as mx
 
 from exaone4_mlx import Chat, Exaone4ForCausalLM, Fit, KVQuantization, Tokenizer, fit
+from exaone4_mlx.measure.library import LocalModel, find_models
 
 from .messages import Message
 from .models import Choice, Draft, Loading, choices, memory_in_use, step_size
@@ -72,6 +73,8 @@ class ChatEngine:
         self._loaded: LoadedModel | None = loaded
         self._used = (loaded.choice.path, loaded.fit)  # of the model that was in use last
         self._loading: Loading | None = None
+        self.coming = ""  # the path of the model that is being loaded
+        self.failure = ""  # why the last switch failed
         self._folders, self._given = tuple(folders), given or loaded.choice.path
         self._kv, self._drafting, self._draft = dict(kv or {}), dict(drafting or {}), draft
         self._ignores_memory = ignores_memory
@@ -91,6 +94,19 @@ class ChatEngine:
         return "" if (loaded := self._loaded) is None else loaded.choice.label
 
     @property
+    def path(self) -> str:
+        return "" if (loaded := self._loaded) is None else loaded.choice.path
+
+    @property
+    def context(self) -> int:
+        """The largest number of tokens of a conversation; 0 while there is no model."""
+        return 0 if (loaded := self._loaded) is None else loaded.context
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return () if (loaded := self._loaded) is None else loaded.warnings
+
+    @property
     def step_size(self) -> int:
         return self.loaded.step_size
 
@@ -98,47 +114,80 @@ class ChatEngine:
         """The available models."""
         return choices(self._given, self._folders)
 
-    def needs(self, path: str, context: int | None) -> Fit:
-        """The memory that a model needs, before it is loaded. Downloads nothing. Errors are those of `fit`."""
-        here = Path(path).expanduser().is_dir() or path in (self._given, self._used[0])
-        if not here and path not in {choice.path for choice in self.models()}:  # looks into every folder
-            raise FileNotFoundError(f"there is no folder {path}; a model of the hub is downloaded with --model {path}")
+    def local_models(self) -> list[LocalModel]:
+        return find_models(self._given, self._folders)
+
+    def needs(self, path: str, context: int | None = None) -> Fit:
+        """The memory that a model needs. Of a model of the hub it downloads config.json. Errors are those of `fit`."""
         kv = KVQuantization.from_flags(**self._kv)
         if self._draft is not None:
             with contextlib.suppress(ValueError):  # of another tokenizer: that model goes without
                 return fit(path, max_kv_size=context, draft_model=self._draft.path, kv=kv)
         return fit(path, max_kv_size=context, kv=kv)
 
-    def switch(self, path: str, context: int | None = None) -> Iterator[tuple[int, int]]:
-        """Loads another model, or gives the one in use another context; yields (bytes read, bytes in all).
+    def uses(self, model: LocalModel) -> bool:
+        """Whether a model is in use, drafts, or is being loaded."""
+        paths = {self._used[0], self.coming, self._draft.path if self._draft else ""} - {""}
+        folders = [Path(path).expanduser() for path in paths]
+        return model.path in paths or any(
+            model.folder and one.exists() and one.samefile(model.folder) for one in folders
+        )
 
-        Where both have room, the one in use answers until the other is ready; otherwise its turns are ended first,
-        and it is loaded again if the other fails. Whoever stops to look on ends nothing by that.
-        Raises `Busy`, what `fit` and `load` raise, and MemoryError where the weights alone are more than the memory.
+    @contextlib.contextmanager
+    def without_switch(self) -> Iterator[None]:
+        """No model is loaded during the block. Raises `Busy` while one is."""
+        if not self._switching.acquire(blocking=False):
+            raise Busy("another model is being loaded")
+        try:
+            yield
+        finally:
+            self._switching.release()
+
+    def begin(self, path: str, context: int | None = None) -> tuple[threading.Thread, list[Exception]]:
+        """Begins to load another model, or to give the one in use another context: its thread, and where its error is.
+
+        Where both models have room, the one in use answers until the other is ready; otherwise its turns are ended
+        first, and it is loaded again if the other fails. Raises `Busy`. The error is of `fit` or `load`, or a
+        MemoryError where the weights alone are more than the memory.
         """
         if not self._switching.acquire(blocking=False):
             raise Busy("another model is being loaded")
         errors: list[Exception] = []
+        self.coming, self.failure = path, ""
 
         def work() -> None:
             try:
                 self._replace(path, context)
             except Exception as error:
                 errors.append(error)
+                self.failure = f"{error}" or type(error).__name__
             finally:
-                self._loading = None
+                self._loading, self.coming = None, ""
                 self._switching.release()
 
         thread = threading.Thread(target=work, name="switch", daemon=True)
         thread.start()
+        return thread, errors
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes of the coming model that are read, of how many; 0 of 0 before the first."""
+        return (0, 0) if (loading := self._loading) is None else (loading.done, loading.total)
+
+    def switch(self, path: str, context: int | None = None) -> Iterator[tuple[int, int]]:
+        """`begin`, and yields the progress until the end, whose error it raises."""
+        thread, errors = self.begin(path, context)
         while thread.is_alive():
-            if (loading := self._loading) is not None:
-                yield loading.done, loading.total
+            if self._loading is not None:
+                yield self.progress
             thread.join(LOOK_SECONDS)
         if errors:
             raise errors.pop()
 
     def _replace(self, path: str, context: int | None) -> None:
+        here = Path(path).expanduser().is_dir() or path in (self._given, self._used[0])
+        if not here and path not in {choice.path for choice in self.models()}:  # looks into every folder
+            raise FileNotFoundError(f"there is no folder {path}; download a model of the hub first")
         needs = self.needs(path, context)
         if self._loaded is not None and path == self._loaded.choice.path:
             self._use(dataclasses.replace(self._loaded, fit=needs))

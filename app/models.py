@@ -159,7 +159,7 @@ def _warnings(model: Exaone4ForCausalLM, tokenizer: Tokenizer) -> Iterator[str]:
 
 def _label(model: LocalModel, name: str) -> str:
     """The name, and the size of the weights if it is known."""
-    if (size := model.weights_bytes) is None:
+    if (size := model.weights_bytes) is None or model.folder is None:
         return name
     facts = [f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"]
     return f"{name} ({', '.join(facts + [f'{model.bits} bits'] * bool(model.bits))})"

@@ -24,6 +24,7 @@ from .engine import ChatEngine, end
 from .files import Attachment, read_file
 from .forms import one_line
 from .i18n import Words
+from .jobs import ModelJobs
 from .session import END_SECONDS, Session
 from .settings import PERMISSIONS, Settings
 from .store import Conversation, Store
@@ -66,9 +67,14 @@ class AppState:
         tools: Sequence[Callable[..., Any]] = (),
         settings: Settings | None = None,
         makes_titles: bool = False,
+        jobs: ModelJobs | None = None,
     ) -> None:
-        """`settings` are those of a new conversation; `makes_titles` says whether the model makes titles."""
+        """`settings` are those of a new conversation; `makes_titles` says whether the model makes titles.
+
+        `jobs` download and convert models; their folder is beside the conversations unless given.
+        """
         self.engine, self.store, self.tools, self.settings = engine, store, tuple(tools), settings or Settings()
+        self.jobs = jobs or ModelJobs(store.folder.parent / "models")
         self._tabs: dict[str, Tab] = {}
         self._attachments: dict[str, tuple[Attachment, int]] = {}  # by path
         self._sessions: dict[str, Session] = {}  # those that are open, by the conversation's id
@@ -307,7 +313,8 @@ class AppState:
             self._forget(session)
 
     def stop_all(self, timeout: float = 5.0) -> None:
-        """Stops all running turns and waits until they are written."""
+        """Stops all running turns and waits until they are written. Jobs go on when the app starts again."""
         if self._titles is not None:
             self._titles.cancel(timeout)
+        self.jobs.close()
         end(list(self._sessions.values()), timeout)

@@ -20,27 +20,18 @@ SCRIPT = (
     "files", "keys", "diagrams", "appearance", "labels",
 )  # fmt: skip
 LIST_SCRIPT = ("elements", "list", "list-rows", "list-menu", "list-keys")
-STYLES = ("base", "chat", "message", "composer", "list", "keys", "widgets")
+MODELS_SCRIPT = ("elements", "models")
+STYLES = ("base", "chat", "message", "composer", "list", "keys", "models", "widgets")
 
 
-def page_template() -> str:
-    """The elements of the conversation and the box."""
-    return _joined(["chat.html"])
+def page_template(name: str = "chat") -> str:
+    """The elements of the conversation and the box, or of another part of the page."""
+    return _joined([f"{name}.html"])
 
 
-def script() -> str:
-    """The script of the conversation and the box."""
-    return _joined(f"{name}.js" for name in SCRIPT)
-
-
-def list_template() -> str:
-    """The elements of the list of conversations."""
-    return _joined(["list.html"])
-
-
-def list_script() -> str:
-    """The script of the list of conversations."""
-    return _joined(f"{name}.js" for name in LIST_SCRIPT)
+def script(names: Iterable[str] = SCRIPT) -> str:
+    """The script of the conversation and the box, or of another part of the page."""
+    return _joined(f"{name}.js" for name in names)
 
 
 def styles() -> str:

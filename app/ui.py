@@ -10,9 +10,10 @@ from .actions import Actions
 from .api import add_endpoints
 from .files import ACCEPTED, MAX_FILE_BYTES
 from .i18n import EXAMPLES, LANGUAGES, WORDS, translations
+from .model_actions import LICENCE, LICENCE_LINK
 from .settings import MAX_TOKENS, recommended
 from .state import AppState
-from .theme import diagram_engine, list_script, list_template, page_template, script
+from .theme import LIST_SCRIPT, MODELS_SCRIPT, diagram_engine, page_template, script
 from .widgets import TEXTS, THEMES, Page
 
 #: The address of the page names its conversation, so that a reload shows it again.
@@ -55,8 +56,8 @@ def _conversations(do: Actions) -> dict[str, Any]:
         made["listed"] = gr.HTML(
             None,
             texts=translations(),
-            html_template=list_template(),
-            js_on_load=list_script(),
+            html_template=page_template("list"),
+            js_on_load=script(LIST_SCRIPT),
             server_functions=[conversations],
             apply_default_css=False,
             elem_id="conversations",
@@ -77,7 +78,22 @@ def _chat(state: AppState, do: Actions) -> dict[str, Any]:
     def diagrams(_: Any) -> str:
         return diagram_engine()
 
+    def models(wanted: dict[str, Any]) -> dict[str, Any]:
+        return do.models(wanted)
+
     made: dict[str, Any] = {}
+    made["models"] = gr.HTML(
+        None,
+        texts=translations(),
+        licence=[LICENCE, LICENCE_LINK],
+        padding=False,
+        html_template=page_template("models"),
+        js_on_load=script(MODELS_SCRIPT),
+        server_functions=[models],
+        apply_default_css=False,
+        elem_id="models",
+        elem_classes="own",
+    )
     made["chat"] = gr.HTML(
         None,
         answer=None,
@@ -134,10 +150,6 @@ def _settings(state: AppState) -> dict[str, Any]:
             made["repetition_penalty"] = _slider("repetition_penalty", 0.5, 2, 1, 0.05)
             made["seed"] = gr.Number(None, precision=0, minimum=0, **_text("seed"), elem_id="seed")
             made["reset"] = gr.Button(**_text("reset"), size="sm", elem_id="reset")
-        made["model"] = gr.Dropdown([], allow_custom_value=True, **_text("model"), elem_id="model")
-        made["context"] = gr.Number(None, precision=0, minimum=2, **_text("context"), elem_id="context")
-        made["needs"] = gr.Markdown(elem_id="needs")
-        made["load"] = gr.Button(**_text("load"), size="sm", elem_id="load")
         themes = [(I18N(key), value) for key, value in THEMES.items()]
         made["appearance"] = gr.Radio(themes, value="", **_text("appearance"), elem_id="appearance")
         languages = [(WORDS["automatic"]["en"], ""), *((name, code) for code, name in LANGUAGES.items())]
@@ -208,13 +220,5 @@ def _connect(blocks: gr.Blocks, do: Actions) -> None:
     page.listed.chosen(do.chosen, None, page.all, **event)
     page.chat.opened(do.chosen, None, page.all, **event)
 
-    gr.on(
-        [page.model.change, page.context.submit, page.context.blur],
-        do.model_asked,
-        [page.model, page.context],
-        [page.needs],
-        **event,
-    )
-    page.load.click(do.model_chosen, [page.model, page.context], page.all, **event)
     page.appearance.input(None, [page.appearance], None, js=APPEARANCE, **event)
     page.language.input(do.language_chosen, [page.language, page.browser_language], page.all, js=LANGUAGE, **event)

@@ -25,6 +25,7 @@ class Page:
     """Every widget that is read or changed."""
 
     # the conversation
+    models: gr.HTML  # the picker of models: models.js
     chat: gr.HTML  # the conversation and the box: page/*.js
     thinking: gr.Checkbox
     use_tools: gr.Checkbox
@@ -53,10 +54,6 @@ class Page:
     max_tokens: gr.Slider
     seed: gr.Number
     reset: gr.Button
-    model: gr.Dropdown
-    context: gr.Number
-    needs: gr.Markdown
-    load: gr.Button
     language: gr.Dropdown
     appearance: gr.Radio
     # invisible
@@ -91,9 +88,6 @@ TEXTS = {
     "sampling_hint": {"value": "sampling_hint"},
     **{name: {"label": name} for name in (*SAMPLING, "max_tokens")},
     "reset": {"value": "reset"},
-    "model": {"label": "model", "info": "model_hint"},
-    "context": {"label": "context_tokens"},
-    "load": {"value": "load"},
     "language": {"label": "language"},
     "appearance": {"label": "appearance"},
 }

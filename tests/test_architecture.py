@@ -35,7 +35,7 @@ LONGEST_FILE = 400  # lines
 MOST_PARAMETERS = 12
 
 APP_ORDER = [
-    "i18n", "forms", "branches", "trash", "store", "search", "transcript", "pdf", "files", "settings", "messages", "turns", "models", "work", "tools", "session", "render", "frames", "engine", "titles", "state",
+    "i18n", "forms", "branches", "trash", "store", "search", "transcript", "pdf", "files", "settings", "messages", "turns", "models", "work", "tools", "session", "render", "frames", "engine", "titles", "child", "jobs", "state",
     "status", "theme", "widgets", "common", "chat_actions", "listing", "model_actions", "actions", "api", "ui", "server", "__main__",
 ]  # fmt: skip
 #: The flags that all programs share, what Markdown means, and the models at hand.
@@ -43,9 +43,13 @@ APP_SHARES = {
     ("__main__.py", "exaone4_mlx.cli.flags"),
     ("__main__.py", "exaone4_mlx.cli.program"),
     ("render.py", "exaone4_mlx.text.markdown"),
-    ("models.py", "exaone4_mlx.measure.library"),
 }
-APP_MODULES = {"exaone4_mlx", "exaone4_mlx.files.text", "exaone4_mlx.text.format"}  # any file of the app
+APP_MODULES = {
+    "exaone4_mlx",
+    "exaone4_mlx.files.text",
+    "exaone4_mlx.measure.library",
+    "exaone4_mlx.text.format",
+}  # any file of the app
 WITH_GRADIO = set(APP_ORDER[APP_ORDER.index("theme") :])
 #: Packages that are imported where they are used, so that a command pays for what it uses.
 AT_CALL_ONLY = {
@@ -216,12 +220,13 @@ def test_app_uses_public_names_only() -> None:
 
 
 def test_files_of_the_page_are_joined_and_short() -> None:
-    from app.theme import HERE, LIST_SCRIPT, SCRIPT, STYLES
+    from app.theme import HERE, LIST_SCRIPT, MODELS_SCRIPT, SCRIPT, STYLES
 
     names = {
         "chat.html",
         "list.html",
-        *(f"{name}.js" for name in {*SCRIPT, *LIST_SCRIPT}),
+        "models.html",
+        *(f"{name}.js" for name in {*SCRIPT, *LIST_SCRIPT, *MODELS_SCRIPT}),
         *(f"{name}.css" for name in STYLES),
     }
     assert {file.name for file in HERE.iterdir()} == names, "a file of app/page/ is not joined"

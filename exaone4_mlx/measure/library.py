@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..conversion.staging import remove_result
-from ..files.folders import BUILT_IN, read_json
-from ..files.hub_errors import download_error
-from ..files.resumable import discard_incomplete
-from .fit import fit
+from ..conversion.staging import remove_result, staging_path
+from ..files.folders import BUILT_IN, USEFUL_FILES, read_json
+from ..files.hub_errors import DownloadError as DownloadError, download_error
+from ..files.resumable import discard_incomplete, download_resumably
+from .fit import fit, memory_of_this_machine as memory_of_this_machine
 
 MAX_MODELS = 100
 MAX_FOUND = 50  # repositories of a search
@@ -80,7 +81,7 @@ def find_models(given: str, folders: Sequence[Path] = ()) -> list[LocalModel]:
         unique.setdefault(_identity(one[1]), one)
     cached_paths = {path for _, path, _ in cached}
     return [
-        LocalModel(name, path, folder, path if path in cached_paths else "", *_facts(folder))
+        LocalModel(name, path, folder, path if path in cached_paths else "", *_facts(folder or BUILT_IN.get(path)))
         for name, path, folder in list(unique.values())[:MAX_MODELS]
     ]
 
@@ -102,6 +103,23 @@ def search_hub(text: str = "") -> list[HubModel]:
         raise download_error("the list of models", error) from error
     known = {model.repo: model for model in known_models()}
     return [known.get(one.id) or HubModel(one.id, bits=_bits(one)) for one in found if "gguf" not in (one.tags or ())]
+
+
+def download_model(repo: str, progress: Callable[[int, int], None]) -> Path:
+    """The folder of a repository in the cache of the hub. The process may be killed: see `download_resumably`."""
+    return download_resumably(repo, USEFUL_FILES, progress)
+
+
+def discard_download(repo: str) -> int:
+    """Removes what an interrupted download left. Returns the bytes freed."""
+    return discard_incomplete(repo)
+
+
+def discard_conversion(target: Path) -> int:
+    """Removes what an interrupted conversion to `target` left. Returns the bytes freed."""
+    with suppress(FileNotFoundError):
+        return remove_result(staging_path(target))
+    return 0
 
 
 def can_remove(model: LocalModel, made_in: Path) -> bool:

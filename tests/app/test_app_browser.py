@@ -602,18 +602,6 @@ def test_settings_belong_to_the_conversation_and_come_back(tab: Tab, server: Ser
     expect(tab.page.locator("#thinking").get_by_role("checkbox")).to_be_checked()
 
 
-def test_a_bad_model_path_gives_a_notice_and_the_old_model_stays(tab: Tab) -> None:
-    tab.settings()
-    model = tab.page.locator("#model input")
-    model.fill("/no/such/model")
-    model.press("Enter")
-    expect(tab.page.locator("#needs")).to_contain_text("no folder /no/such/model")
-    tab.page.locator("#load").click()
-    expect(tab.notice("demo stays in use").first).to_be_visible()
-    tab.ask(SEOUL)
-    expect(tab.replies.last).to_have_text("The capital of South Korea is Seoul.")
-
-
 @pytest.mark.parametrize(
     ("locale", "box", "settings", "question", "answer"),
     [
