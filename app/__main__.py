@@ -1,4 +1,4 @@
-"""`python -m app`: the desktop chat.
+"""`exaone4-mlx app`, and `python -m app` in a clone: the desktop chat.
 
 Notes:
 - Everything that can be checked without the weights is checked before they are read, the address included.
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from .state import AppState
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the app until Ctrl-C, and returns the exit code."""
-    options = parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, program: str = "python -m app") -> int:
+    """Runs the app until Ctrl-C, and returns the exit code. `program` is its name in the usage."""
+    options = parser(program).parse_args(arguments)
     try:
         address = Address.checked(options.host, options.port, options.allowed_host, password_of(options))
         state = _state(options)
@@ -50,10 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m app", description="EXAONE 4.0 as a chat in the browser, on this computer."
-    )
+def parser(program: str = "python -m app") -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description="EXAONE 4.0 as a chat in the browser, on this computer.")
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="PATH", help='a folder, a hub id, or "demo" (default: %(default)s)'
     )

@@ -26,12 +26,16 @@ def config(folder: Path, **servers: dict[str, Any]) -> Path:
     return file
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def served(kind: str) -> Iterator[str]:
     """The URL of a server of this computer."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     child = subprocess.Popen([sys.executable, str(SCRIPT), kind, str(port)], stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 20

@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. `arguments` default to those of the process."""
     prepare_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["app"]:
+        return _app(arguments[1:])
     parser = _parser(next((argument for argument in arguments if not argument.startswith("-")), ""))
     options, unknown = parser.parse_known_args(arguments)
     if unknown:  # reported by the parser of the command, with its usage
@@ -67,6 +69,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
         log(f"error: {with_flag_names(message, options.parser)}")
+        return 1
+
+
+def _app(arguments: Sequence[str]) -> int:
+    """The desktop chat, which has its own flags and handles its own errors."""
+    from .app import run_app
+
+    try:
+        if message := _unsupported_platform():
+            raise ValueError(message)
+        return run_app(arguments)
+    except ValueError as error:
+        log(f"error: {error}")
         return 1
 
 
@@ -123,6 +138,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
             command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
             command.add_argument("--help-all", action=HelpAll, nargs=0, help="show all options and exit")
             command.set_defaults(run=module.run, parser=command)
+    commands.add_parser("app", help="chat in the browser; `exaone4-mlx app --help` lists its options")
     return parser
 
 
