@@ -25,17 +25,7 @@ from .forms import one_line
 from .settings import Settings
 from .store import Conversation
 from .tools import origin, permission
-from .turns import (
-    as_read,
-    closed,
-    edited,
-    edited_reply,
-    reply_place,
-    title_of,
-    turn_place,
-    turn_starts,
-    user_message,
-)
+from .turns import as_read, closed, edited, reply_place, title_of, turn_place, turn_starts, user_message
 from .work import View, Work
 
 SAVE_SECONDS = 5.0
@@ -165,9 +155,8 @@ class Session:
             self._rest()
             tree = self.conversation.tree
             _, at = reply_place(tree.messages, number)
-            reply = edited_reply(tree.messages[at], text)
             made = tree.begun("edit", at)
-            self._show(dataclasses.replace(made, messages=[*made.messages, reply]))
+            self._show(dataclasses.replace(made, messages=[*made.messages, edited(tree.messages[at], text)]))
             self._redo = []
 
     def switch(self, at: int, place: int) -> None:

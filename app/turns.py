@@ -45,19 +45,16 @@ def as_read(messages: Sequence[Message]) -> list[Message]:
 
 
 def edited(message: Mapping[str, Any], text: str) -> Message:
-    """A user's message with another text and the same files."""
+    """A message with another text: a user's with the same files, a reply with its thought. Such a reply is whole."""
+    if not text.strip():
+        raise ValueError("the text is empty")
+    if message["role"] == "assistant":
+        kept = {name: message[name] for name in ("reasoning_content", "made") if name in message}
+        return {"role": "assistant", "content": text, **kept}
     files = [file for file in objects(message.get("files")) if "text" in file]  # an imported one may have a name only
     return user_message(
         text, [(Attachment(str(file.get("name")), str(file["text"])), number(file.get("tokens"))) for file in files]
     )
-
-
-def edited_reply(message: Mapping[str, Any], text: str) -> Message:
-    """A reply with another text, which is whole."""
-    if not text.strip():
-        raise ValueError("the text is empty")
-    kept = ("reasoning_content", "made")
-    return {"role": "assistant", "content": text, **{name: message[name] for name in kept if name in message}}
 
 
 def closed(messages: Sequence[Message]) -> list[Message]:

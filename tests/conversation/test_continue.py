@@ -9,6 +9,7 @@ import pytest
 from conftest import call_text, roll_dice, small_caches, tiny_model
 
 from exaone4_mlx import Chat, Done, Thinking, Tokenizer, ToolCall
+from exaone4_mlx.conversation.begun import begun_reply
 from exaone4_mlx.text.message import Message
 
 TIMES = ("prefill_seconds", "decode_seconds", "thinking_seconds", "peak_bytes", "cached_tokens")
@@ -103,6 +104,8 @@ def test_a_reply_that_was_cut_inside_a_call_writes_the_call_again(scripted: Any)
         chat.ask("Roll!", max_tokens=count)
         assert last(chat)["finish_reason"] == "length" and "<tool_call>" in last(chat)["content"]
         assert bool(last(chat).get("tool_calls")) == (other in written), "the second call is cut"
+        begun = chat.written.kept(tokenizer) if chat.written else None
+        assert begun is not None and tokenizer.decode(begun.ids) == "So: "
         events = list(chat.continue_reply(max_tokens=99))
         calls = [event for event in events if isinstance(event, ToolCall)]
         assert len(calls) == written.count("<tool_call>")
@@ -110,6 +113,23 @@ def test_a_reply_that_was_cut_inside_a_call_writes_the_call_again(scripted: Any)
         assert reply["content"] == "So:" and len(reply["tool_calls"]) == len(calls) == len(results)
         assert all(result["role"] == "tool" and not result["failed"] for result in results)
         assert answer["content"] == "Done."
+
+
+def test_a_call_that_was_cut_is_written_again_after_a_reload(tokenizer: Tokenizer) -> None:
+    """Its text has the begun call. A call in an edited text, or in a whole reply, is text."""
+    user, call = {"role": "user", "content": "Roll!"}, 'So: <tool_call>{"na'
+    for content, reason, kept in (
+        (call, "length", "So: "),
+        (f"{call_text(max_num=6)} {call}", "cancelled", f"{call_text(max_num=6)} So: "),
+        (call_text(max_num=6), "length", call_text(max_num=6)),
+        (call, "stop", call),
+        ("Seoul \ufffd", "length", "Seoul "),
+    ):
+        reply = {"role": "assistant", "content": content, "finish_reason": reason}
+        _, begun = begun_reply(tokenizer, [user, reply], None, None)
+        assert begun.partial().answer == kept and not begun.ids
+    _, begun = begun_reply(tokenizer, [user, reply], None, call)
+    assert begun.partial().answer == call and begun.is_edited
 
 
 # --- texts ------------------------------------------------------------------------------------------------------
@@ -159,14 +179,23 @@ def test_a_reply_that_ended_by_itself_goes_on_after_a_changed_setting(scripted: 
     assert last(chat)["finish_reason"] == "stop" and len(chat.turns) == 1
 
 
-def test_a_stop_string_and_a_format_span_the_cut(scripted: Any) -> None:
-    chat = Chat(*scripted("a END b", "D b"), stop="END", settle=False)
-    tokens = chat.tokenizer.encode("a EN")
-    assert "".join(chat.tokenizer.decode([id]) for id in tokens) == "a EN"
-    chat.ask("Hi", max_tokens=len(tokens))
-    assert last(chat)["content"] == "a EN"
-    *_, done = chat.continue_reply()
-    assert isinstance(done, Done) and done.finish_reason == "stop" and last(chat)["content"] == "a EN"
+def test_a_stop_string_may_span_the_cut(scripted: Any) -> None:
+    """What is shown already cannot be taken back, and is not shown twice."""
+    for then, whole in (("D b", "a EN"), ("X b", "a ENX b")):
+        chat = Chat(*scripted("a EN" + then, then), stop="END", settle=False)
+        chat.ask("Hi", max_tokens=len(chat.tokenizer.encode("a EN")))
+        assert last(chat)["content"] == "a EN"
+        *_, done = chat.continue_reply()
+        assert isinstance(done, Done) and done.finish_reason == "stop" and last(chat)["content"] == whole
+
+
+def test_a_line_end_at_the_cut_of_a_thought_is_kept_once(scripted: Any) -> None:
+    for then, thought in (("b\n</think>\n\nYes.", "a\nb"), ("</think>\n\nYes.", "a")):
+        chat = Chat(*scripted("a\n" + then, then), thinking=True, settle=False)
+        chat.ask("Hi", max_tokens=len(chat.tokenizer.encode("a\n")))
+        assert last(chat)["reasoning_content"] == "a\n"
+        list(chat.continue_reply())
+        assert [last(chat)[key] for key in TEXTS] == ["Yes.", thought]
 
 
 def test_what_is_cancelled_at_once_stays_as_it_was(scripted: Any) -> None:
