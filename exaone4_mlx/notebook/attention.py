@@ -18,7 +18,8 @@ from ..model.network import Exaone4ForCausalLM
 from ..text.format import shortened
 from ..text.tokenizer import Tokenizer
 from .config_view import layer_text
-from .html import visible
+from .figure import draw_figure
+from .html import small_html, visible
 from .tokens import check_count, text_ids, token_text
 
 if TYPE_CHECKING:
@@ -98,6 +99,16 @@ class AttentionMaps:
         """True if token i can attend to token j."""
         window = self.attention.window
         return j <= i and (window is None or j > i - window)
+
+
+def attention_html(maps: AttentionMaps) -> str:
+    """All maps, as a picture; without matplotlib what to install."""
+    try:
+        figure = maps.plot()
+    except ImportError as error:
+        return small_html(f"{maps!r}: {error}")
+    alt = f"{maps!r}: a map for each head, with a row for each token that attends"
+    return draw_figure(figure, alt)._repr_html_()
 
 
 def attention_maps(

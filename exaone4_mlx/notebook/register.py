@@ -23,7 +23,7 @@ VIEWS = {
     ),
     ("measure.fit", "Fit"): ("report_view", {"text/html": "fit_html"}),
     ("model.config", "Exaone4Config"): ("config_view", {"text/html": "config_html"}),
-    ("notebook.attention", "AttentionMaps"): ("attention_view", {"text/html": "attention_html"}),
+    ("notebook.attention", "AttentionMaps"): ("attention", {"text/html": "attention_html"}),
     ("notebook.cache_state", "CacheDrawing"): ("cache_view", {"text/html": "caches_html"}),
     ("notebook.tokens", "InspectedTokens"): ("token_view", {"text/html": "tokens_html"}),
     ("notebook.tree", "TokenTree"): ("token_view", {"text/html": "tree_html"}),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import mlx.core as mx
 import pytest
 from conftest import random_ids
 
-from exaone4_mlx.notebook import (
-    attention_maps,
-    attention_view,
-)
+from exaone4_mlx.notebook import attention_maps
+from exaone4_mlx.notebook.attention import attention_html
 
 
 def test_attention_maps_are_the_weights_of_the_model_within_the_window(unread: Any) -> None:
@@ -27,8 +26,6 @@ def test_attention_maps_are_the_weights_of_the_model_within_the_window(unread: A
         local.attention.window == 7 and mx.all(local.weights[:, 11, :5] == 0) and mx.all(local.weights[:, 11, 5:] > 0)
     )
     assert repr(local) == "AttentionMaps(layer 0, window 7, 4 heads, 12 tokens)"
-    html = attention_view.attention_html(local)
-    assert html.count("<svg") == 4 and html.count("data:image/png;base64,") == 4 and "token that attends" in html
 
 
 @pytest.mark.parametrize(("layer", "ids"), [(4, [5]), (-1, [5]), (True, [5]), (0, [5] * 513)])
@@ -49,3 +46,13 @@ def test_attention_is_plotted_with_names_on_its_axes(unread: Any) -> None:
     )
     with pytest.raises(ValueError, match="heads must be some of 0 to 3"):
         maps.plot(heads=[4])
+
+
+def test_attention_is_shown_as_one_picture_with_a_text(unread: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib", reason="plots need the extra `notebook`")
+    maps = attention_maps(*unread, "서울 <b>$x$", 0)
+    html = attention_html(maps)
+    assert html.count("data:image/png;base64,") >= 4 and "token that attends" in html
+    assert 'aria-label="AttentionMaps(layer 0, window 7, 4 heads' in html and "<b>" not in html
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    assert "pip install" in attention_html(maps)
