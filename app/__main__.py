@@ -23,8 +23,9 @@ from exaone4_mlx.cli.flags import (
     with_flag_names,
 )
 from exaone4_mlx.cli.program import run
+from exaone4_mlx.server.address import Address
 
-from .server import Address, password_of, say, serve
+from .server import PageAddress, password_of, say, serve
 
 if TYPE_CHECKING:
     from exaone4_mlx import Fit
@@ -36,7 +37,9 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m app")
     """Runs the app until Ctrl-C, and returns the exit code. `program` is its name in the usage."""
     options = parser(program).parse_args(arguments)
     try:
-        address = Address.checked(options.host, options.port, options.allowed_host, password_of(options))
+        address = PageAddress.with_password(
+            Address.checked(options.host, options.port, options.allowed_host), password_of(options)
+        )
         state = _state(options)
         serve(state, address, folder=options.data_dir or _data_folder(), opens_browser=not options.no_browser)
         return 0

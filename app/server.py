@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import fcntl
 import getpass
 import hmac
-import ipaddress
 import os
 import shutil
 import signal
@@ -24,11 +22,13 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from exaone4_mlx.server.address import Address
 
 if TYPE_CHECKING:
     from .state import AppState
@@ -47,60 +47,22 @@ MIN_PASSWORD = 8  # characters
 
 
 @dataclass(frozen=True)
-class Address:
-    """Where the server listens, the names that it answers to, and its password ("" for none)."""
+class PageAddress(Address):
+    """The address of the page, and its password ("" for none)."""
 
-    host: str = "127.0.0.1"
-    port: int | None = None
-    names: frozenset[str] = frozenset({"localhost"})
     password: str = field(default="", repr=False)
 
     @classmethod
-    def checked(cls, host: str, port: int | None, names: Sequence[str], password: str | None) -> Address:
-        """Raises ValueError for an address on which this computer cannot listen, and where a password is missing.
-
-        `password` None is none at all, by the user's own decision.
-        """
-        if port is not None and not 1 <= port <= 65535:
-            raise ValueError(f"--port is {port}, and must be from 1 to 65535")
-        if wrong := [name for name in names if not name or set(name) & set(":/@ ")]:
-            raise ValueError(f"--allowed-host is {wrong[0]!r}, and must be a name such as mac.local, without a port")
-        try:
-            found = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except (OSError, UnicodeError) as error:
-            raise ValueError(f"--host {host} is neither an IP address nor a name that this computer knows") from error
-        family, kind, _, _, place = found[0]
-        with socket.socket(family, kind) as attempt:
-            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                attempt.bind(place)
-            except OSError as error:
-                if port is not None and error.errno == errno.EADDRINUSE:
-                    raise ValueError(f"port {port} is in use; leave --port out for the first free one") from error
-                raise ValueError(f"this computer cannot listen on {host}: {error.strerror}") from error
-        local = ipaddress.ip_address(str(place[0]).split("%")[0]).is_loopback
-        if not local and password == "":
+    def with_password(cls, address: Address, password: str | None) -> PageAddress:
+        """Raises ValueError where a password is missing or too short. None is none, by the user's own decision."""
+        if not address.is_local and password == "":
             raise ValueError(
-                f"--host {host} lets other computers in; give --password, or --no-password if everyone there may read "
-                "and write your conversations"
+                f"--host {address.host} lets other computers in; give --password, or --no-password if everyone there "
+                "may read and write your conversations"
             )
         if password and len(password) < MIN_PASSWORD:
             raise ValueError(f"the password must have at least {MIN_PASSWORD} characters")
-        return cls(host, port, frozenset({"localhost", host.lower(), *map(str.lower, names)}), password or "")
-
-    @property
-    def listens_everywhere(self) -> bool:
-        return self.host in ("0.0.0.0", "::")
-
-    def answers_to(self, authority: str) -> bool:
-        """Whether a request for this "host" or "host:port" is answered: an IP address, or a known name."""
-        try:
-            name = urlsplit(f"//{authority}").hostname or ""
-        except ValueError:
-            return False
-        with contextlib.suppress(ValueError):
-            return bool(ipaddress.ip_address(name.split("%")[0]))
-        return name in self.names
+        return cls(**vars(address), password=password or "")
 
     def admits(self, password: str) -> bool:
         return hmac.compare_digest(password.encode(), self.password.encode())
@@ -118,7 +80,7 @@ def password_of(options: argparse.Namespace) -> str | None:
     return given if given is not None else os.environ.get(PASSWORD_VARIABLE, "")
 
 
-def serve(state: AppState, address: Address, *, folder: Path, opens_browser: bool) -> None:
+def serve(state: AppState, address: PageAddress, *, folder: Path, opens_browser: bool) -> None:
     """Serves the page until Ctrl-C."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     with upload_folder(folder) as uploads:
@@ -162,7 +124,7 @@ def without_proxies() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def launch_options(address: Address) -> dict[str, Any]:
+def launch_options(address: PageAddress) -> dict[str, Any]:
     """The server options that do not depend on the place where it listens."""
     from starlette.middleware import Middleware
 
@@ -198,7 +160,7 @@ class _RequestGuard:
     A call of the page's script with values that no page sends is refused, too.
     """
 
-    def __init__(self, app: Any, address: Address) -> None:
+    def __init__(self, app: Any, address: PageAddress) -> None:
         self.app, self.address = app, address
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

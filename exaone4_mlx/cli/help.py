@@ -38,6 +38,11 @@ COMMON = {
         "exaone4-mlx bench --model demo --peer mlx-lm",
         "exaone4-mlx bench --model mlx_model -p 512,4096 -g 128 -d 0,8192",
     ),
+    "serve": (
+        "--model --host --port --api-key --thinking --max-kv-size --q-bits --max-running",
+        "exaone4-mlx serve --model demo",
+        "exaone4-mlx serve --q-bits 4 --host 0.0.0.0 --api-key-file keys.txt",
+    ),
     "doctor": (
         "--model --reference --output --json",
         "exaone4-mlx doctor",

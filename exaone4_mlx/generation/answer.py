@@ -23,6 +23,7 @@ from .constrain import (
     spaced,
     vocabulary_of,
 )
+from .forced_call import LineEnds
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -43,19 +44,17 @@ class AnswerConstraint(GrammarConstraint):
             raise ValueError(f"response_format needs the token that ends a turn: {tokenizer.eos_token} is no token")
         vocabulary = vocabulary_of(tokenizer, min(vocab_size, tokenizer.vocab_size), end_id)
         super().__init__(_answer(vocabulary, kind, content, forces(tokenizer, vocab_size)), end_id, vocab_size)
-        ends = [tokenizer.encode(text) for text in ("\n", "\n\n")]
-        self._line_ends = {ids[0]: count for count, ids in enumerate(ends, start=1) if len(ids) == 1}
-        self._left = 0  # line ends that may still come before the answer
+        self._line_ends = LineEnds(tokenizer)  # that may come before the answer
 
     def begins(self, parser: ReplyParser) -> bool:
-        self._left = parser.line_ends_left
+        self._line_ends.left = parser.line_ends_left
         return not parser.inside_thought
 
     def resume(self, parser: ReplyParser, begun: Sequence[int]) -> None:
         if parser.inside_thought or not begun:
             return
         self.begin()
-        self._left = 2
+        self._line_ends.left = 2
         try:
             for token in begun:
                 self.advance(token)
@@ -63,19 +62,14 @@ class AnswerConstraint(GrammarConstraint):
             raise ValueError("the begun answer does not follow the format of response_format") from error
 
     def advance(self, token: int) -> None:
-        if 0 < self._line_ends.get(token, 0) <= self._left:
-            self._left -= self._line_ends[token]
+        if self._line_ends.take(token):
             self._known_mask = None
             return
         super().advance(token)
-        self._left = 0
+        self._line_ends.left = 0
 
     def _mask(self) -> bytes:
-        mask = bytearray(super()._mask())
-        for token, count in self._line_ends.items():
-            if count <= self._left:
-                mask[token] = 1
-        return bytes(mask)
+        return self._line_ends.added_to(bytearray(super()._mask()))
 
 
 def _answer(vocabulary: LLTokenizer, kind: str, content: Any, forced: bool) -> LLMatcher:

@@ -218,6 +218,11 @@ class Generation(EventStream[ReplyEvent]):
         return tuple(self._loop.token_ids)
 
     @property
+    def stop_text(self) -> str:
+        """The text of `stop` that ended the reply; "" if none did."""
+        return self._loop.stop.found
+
+    @property
     def place(self) -> int:
         """The number of replies of this model that are before this one in the queue."""
         return 0 if self._job is None else self._job.place

@@ -61,7 +61,7 @@ class ReplyLoop:
             budget = request.options.thinking_budget - request.begun_thought
             limit = thought_limit(budget, self._max_tokens, len(self._wrap_up))
             self._thought_limit = max(0, limit)  # negative where the context is nearly full
-        self._stop = StopStrings(request.options.stops, begun_answer)
+        self.stop = StopStrings(request.options.stops, begun_answer)
         self._loops = LoopDetector(request.begun_ids)
         self._stop_ids = request.stop_ids
         self.counts = Counts(prompt_tokens=len(request.ids))
@@ -160,11 +160,11 @@ class ReplyLoop:
             self.counts.drafted_tokens, self.counts.accepted_tokens = stream.drafted, stream.accepted
             if self._options.logprobs is not None:
                 yield logprobs(stream.logprobs, token, self._tokenizer)
-            self._stop.is_active = self.counts.generated >= self._options.min_tokens
-            for event in self._stop.filter(self._parser.feed(decoder.feed(token))):
+            self.stop.is_active = self.counts.generated >= self._options.min_tokens
+            for event in self.stop.filter(self._parser.feed(decoder.feed(token))):
                 called = called or isinstance(event, ToolCall)
                 yield event
-            if self._stop.found or self.counts.generated >= self._max_tokens:
+            if self.stop.found or self.counts.generated >= self._max_tokens:
                 break
             if self._options.stop_on_repetition and self._loops.add(token):
                 finish_reason = "repetition"
@@ -177,12 +177,12 @@ class ReplyLoop:
         self.counts.stop(self._parser.inside_thought)
         if self._cache.work is work:
             stream.close()  # removes drafts from the caches, unless other work has replaced them
-        if not self._stop.found:
+        if not self.stop.found:
             rest = [*self._parser.feed(decoder.close()), *self._parser.close()]
-            for event in (*self._stop.filter(rest), *self._stop.close()):
+            for event in (*self.stop.filter(rest), *self.stop.close()):
                 called = called or isinstance(event, ToolCall)
                 yield event
-        if self._stop.found:
+        if self.stop.found:
             finish_reason = "stop"
         return "tool_calls" if called and finish_reason == "stop" else finish_reason
 

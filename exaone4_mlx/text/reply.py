@@ -230,7 +230,7 @@ class StopStrings:
         self._stops = stops
         self._held = begun[len(begun) - open_end(begun, *(stop[:-1] for stop in stops)) :] if stops else ""
         self._known = len(self._held)  # characters held that are no part of the events
-        self.found = False
+        self.found = ""  # the stop string that ended the answer
         self.is_active = True  # whether it searches; before min_tokens it does not
 
     def filter(self, events: Iterable[Event]) -> Iterator[Event]:
@@ -256,10 +256,10 @@ class StopStrings:
 
     def _cut(self, text: str) -> str:
         text = self._held + text
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        found = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found and self.is_active:  # the first complete one, so that the result is the same for any split of the text
-            self.found, self._held = True, ""
-            return text[: min(found)[1]]
+            (_, start, self.found), self._held = min(found), ""
+            return text[:start]
         kept = open_end(text, *(stop[:-1] for stop in self._stops))
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]

@@ -36,12 +36,12 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def address(state: Any) -> Iterator[str]:
-    from app.server import Address, launch_options
+    from app.server import PageAddress, launch_options
     from app.ui import build
 
     page = build(state)
     _, address, _ = page.launch(
-        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, inbrowser=False, **launch_options(Address())
+        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, inbrowser=False, **launch_options(PageAddress())
     )
     yield address
     page.close()
@@ -155,10 +155,10 @@ def test_request_without_a_session_of_its_own_is_refused(address: str, state: An
 
 
 def test_uploads_are_bounded_and_many_replies_can_be_watched() -> None:
-    from app.server import Address, launch_options
+    from app.server import PageAddress, launch_options
 
-    options = launch_options(Address())
-    guarded = launch_options(Address(password="written down"))
+    options = launch_options(PageAddress())
+    guarded = launch_options(PageAddress(password="written down"))
     assert "auth" not in options and guarded["auth"]("anyone", "written down") and not guarded["auth"]("anyone", "x")
     assert options["max_file_size"] == 64 * 2**20
     assert options["max_threads"] > 200, "Gradio would do 40 things at once, and a reply that is looked at is one"

@@ -17,7 +17,8 @@ from conftest import ROOT
 
 from app import server
 from app.__main__ import main, parser
-from app.server import Address, password_of, upload_folder
+from app.server import PageAddress, password_of, upload_folder
+from exaone4_mlx.server.address import Address
 
 KILLED = """
 import os, sys, pathlib, signal
@@ -49,7 +50,7 @@ def test_a_body_above_the_limit_is_refused_before_it_is_read(monkeypatch: pytest
         nonlocal taken
         taken = 0
         named = [(b"host", b"127.0.0.1"), *((name.encode(), value.encode()) for name, value in headers.items())]
-        guard = server._RequestGuard(app, server.Address())
+        guard = server._RequestGuard(app, server.PageAddress())
         asyncio.run(guard({"type": "http", "path": path, "headers": named}, receive, send))
 
     for length in ("1001", "-1", "9" * 5000, "x"):
@@ -64,12 +65,12 @@ def test_a_body_above_the_limit_is_refused_before_it_is_read(monkeypatch: pytest
 
 
 def test_only_ip_addresses_and_the_given_names_are_answered() -> None:
-    everywhere = Address.checked("0.0.0.0", None, ["Mac.local"], "long enough")
+    everywhere = PageAddress.with_password(Address.checked("0.0.0.0", None, ["Mac.local"]), "long enough")
     for host in ("192.168.1.7:7860", "[fe80::1]:7860", "localhost:7860", "mac.local:7860", "MAC.LOCAL", "127.0.0.1"):
         assert everywhere.answers_to(host), host
     for host in ("evil.example", "evil.example:7860", "1.2.3.4.evil.example", "mac.local.evil.example", "", "["):
         assert not everywhere.answers_to(host), host
-    assert not Address().answers_to("mac.local"), "a name that nobody gave"
+    assert not PageAddress().answers_to("mac.local"), "a name that nobody gave"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_an_address_without_sense_is_refused(
     host: str, port: int | None, names: list[str], password: str | None, expected: str
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(expected)):
-        Address.checked(host, port, names, password)
+        PageAddress.with_password(Address.checked(host, port, names), password)
 
 
 def test_a_port_in_use_is_refused_before_anything_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +112,7 @@ def test_a_password_comes_from_the_command_line_the_environment_or_the_terminal(
     assert given() == given("--password") == "from the environment"
     with pytest.raises(ValueError, match="contradict"):
         given("--password", "written down", "--no-password")
-    address = Address.checked("127.0.0.1", None, [], "written down")
+    address = PageAddress.with_password(Address.checked("127.0.0.1", None, []), "written down")
     assert address.admits("written down") and not address.admits("written") and "written" not in repr(address)
     assert not address.admits("비밀번호")
 

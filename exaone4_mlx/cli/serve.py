@@ -1,0 +1,151 @@
+"""`exaone4-mlx serve`: an HTTP server for OpenAI's and Anthropic's clients."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from pathlib import Path
+
+from . import flags, loading
+from .output import log, note
+
+DESCRIPTION = (
+    "Serves a model to OpenAI's clients (chat completions, completions, responses) and Anthropic's (messages), "
+    "on this computer only unless --host says otherwise."
+)
+FIRST_PORT, PORTS = 8080, 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    network = parser.add_argument_group("network")
+    network.add_argument("--host", default="127.0.0.1", help="default: %(default)s; 0.0.0.0 is every network")
+    network.add_argument("--port", type=int, metavar="N", help=f"default: the first free one from {FIRST_PORT}")
+    network.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="a name of this computer, such as mac.local"
+    )
+    network.add_argument(
+        "--allowed-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let web pages of this origin call the server, such as http://localhost:3000",
+    )
+    network.add_argument("--api-key", action="append", default=[], metavar="KEY", help="clients need one of these keys")
+    network.add_argument("--api-key-file", type=Path, metavar="FILE", help="a file with a key in each line")
+    network.add_argument(
+        "--max-body-bytes", type=int, default=4_000_000, metavar="N", help="of a request (default: %(default)s)"
+    )
+    queue = parser.add_argument_group("queue")
+    queue.add_argument(
+        "--max-running", type=int, default=8, metavar="N", help="replies at the same time (default: %(default)s)"
+    )
+    queue.add_argument(
+        "--max-waiting",
+        type=int,
+        default=64,
+        metavar="N",
+        help="requests that wait; more get 429 (default: %(default)s)",
+    )
+    queue.add_argument(
+        "--share-prefixes", action="store_true", help="let clients with different keys share prompt caches"
+    )
+    queue.add_argument(
+        "--cache-bytes", type=int, default=4 << 30, metavar="N", help="for prompt caches at rest (default: 4 GiB)"
+    )
+    queue.add_argument(
+        "--shutdown-seconds", type=int, default=10, metavar="N", help="for replies in progress at the end (default: 10)"
+    )
+    parser.add_argument("--thinking", action="store_true", help="think where a request does not say (default: no)")
+    parser.add_argument("--model-name", metavar="NAME", help="the name in answers (default: --model)")
+    parser.add_argument("--log-contents", action="store_true", help="write the bodies of requests into the log")
+    flags.add_model_flags(parser)
+    parser.set_defaults(nfc=True, draft_model=None, prompt_lookup=False, num_draft_tokens=None, verbose=False)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Checks address and keys, loads the model, and serves until Ctrl-C."""
+    try:
+        import uvicorn
+
+        from ..server.access import Access, read_keys
+        from ..server.address import Address
+        from ..server.app import make_app
+        from ..server.engine import ModelServer
+    except ImportError as error:
+        raise RuntimeError("the server needs more packages: pip install 'exaone4_mlx[server]'") from error
+    port = options.port or next(
+        port for port in range(FIRST_PORT, FIRST_PORT + PORTS + 1) if _is_free(options.host, port)
+    )
+    address = Address.checked(options.host, port, options.allowed_host)
+    keys = read_keys(options.api_key, options.api_key_file)
+    if not address.is_local and not keys:
+        raise ValueError(f"--host {options.host} lets other computers in: give --api-key or --api-key-file")
+    if wrong := [origin for origin in options.allowed_origin if not origin.startswith(("http://", "https://"))]:
+        raise ValueError(f"--allowed-origin is {wrong[0]!r}, and must be like http://localhost:3000")
+    for name in ("max_running", "max_waiting", "max_body_bytes", "cache_bytes", "shutdown_seconds"):
+        if getattr(options, name) < (1 if name in ("max_running", "max_body_bytes") else 0):
+            raise ValueError(f"--{name.replace('_', '-')} must be a positive number")
+    files = loading.find_model(options)
+    loading.check_memory(files, options, files.context)
+    ready = loading.load(files, options)
+    engine = ModelServer(
+        ready.model,
+        ready.tokenizer,
+        options.model_name or _public_name(options.model),
+        max_running=options.max_running,
+        max_waiting=options.max_waiting,
+        max_kv_size=options.max_kv_size,
+        kv=ready.kv,
+        shares_prefixes=options.share_prefixes,
+        cache_bytes=options.cache_bytes,
+    )
+    access = Access(address, keys, frozenset(options.allowed_origin), options.max_body_bytes)
+    app = make_app(engine, access, thinks=options.thinking, logs_contents=options.log_contents)
+    settings = uvicorn.Config(
+        app,
+        options.host,
+        port,
+        log_config=LOGGING,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=options.shutdown_seconds,
+    )
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    note(f"EXAONE is at http://{_shown(options.host)}:{port}/v1 (Ctrl-C ends it)")
+    if not address.is_local:
+        log("this server is reachable from other computers; keys travel in the clear without HTTPS in front of it")
+    uvicorn.Server(settings).run()
+    engine.close()
+    return 0
+
+
+#: Lines of requests go to standard error as JSON. uvicorn says what is wrong only.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"plain": {"format": "%(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stderr"}},
+    "loggers": {
+        "exaone4_mlx.server": {"handlers": ["stderr"], "level": "INFO"},
+        "uvicorn": {"handlers": ["stderr"], "level": "WARNING"},
+    },
+}
+
+
+def _public_name(model: str) -> str:
+    """A hub id as it is, and the last part of a path."""
+    return Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _is_free(host: str, port: int) -> bool:
+    from ..server.address import Address
+
+    try:
+        Address.checked(host, port)
+    except ValueError as error:
+        return port == FIRST_PORT + PORTS or "in use" not in str(error)
+    return True

@@ -1,0 +1,205 @@
+"""The routes of the server, as a FastAPI application.
+
+Notes:
+- A reply is prepared before the status is sent, so that what a client got wrong is a status and not a broken stream.
+- A closed connection ends the reply within a token. While a prompt is read, a stream sends pings.
+- The page of the contract (/docs) loads nothing: it lists the routes, and /openapi.json has the schemas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from .. import __version__
+from .access import Access, AccessGuard
+from .completions import CompletionRequest, CompletionWriter
+from .contract import Object, collect, log
+from .engine import EngineEvent, ModelServer, Prepared, QueueFull, Task, TooLong
+from .errors import Refused, checked, fault, http_error, invalid, refusal_of, refused
+from .messages import CountRequest, MessagesRequest, MessagesWriter
+from .openai import ChatRequest, ChatWriter, numbered
+from .responses import ResponsesRequest, ResponsesWriter
+from .streams import Writer, guarded, merged, unless_closed, with_pings
+
+
+def make_app(engine: ModelServer, access: Access, *, thinks: bool = False, logs_contents: bool = False) -> Any:
+    """The ASGI application. `thinks` is the mode of requests that name none."""
+    app = FastAPI(title="exaone4_mlx", version=__version__, docs_url=None, redoc_url=None)
+    routes = Routes(engine, thinks, logs_contents)
+    posts: dict[str, Callable[..., Awaitable[Response]]] = {
+        "/v1/chat/completions": routes.chat,
+        "/v1/completions": routes.completions,
+        "/v1/responses": routes.responses,
+        "/v1/messages": routes.messages,
+    }
+    for path, route in posts.items():
+        app.post(path, response_model=None)(route)
+        app.post(path.removeprefix("/v1"), response_model=None, include_in_schema=False)(route)
+    app.post("/v1/messages/count_tokens", response_model=None)(routes.count_tokens)
+    app.get("/v1/models", response_model=None)(routes.models)
+    app.get("/v1/models/{name:path}", response_model=None)(routes.model)
+    app.get("/health")(routes.health)
+    app.get("/metrics", response_class=PlainTextResponse)(routes.metrics)
+    app.get("/docs", include_in_schema=False, response_class=HTMLResponse)(lambda: _contract_page(app))
+    app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
+    app.add_exception_handler(Refused, refused)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, fault)
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(access.origins),
+            allow_methods=["GET", "POST", "OPTIONS"],
+            allow_headers=["Authorization", "Content-Type", "X-Api-Key", "Anthropic-Version", "Anthropic-Beta"],
+        )
+    return AccessGuard(app, access)
+
+
+class Routes:
+    """The routes of one engine."""
+
+    def __init__(self, engine: ModelServer, thinks: bool, logs_contents: bool) -> None:
+        self._engine, self._thinks, self._logs_contents = engine, thinks, logs_contents
+
+    async def chat(self, body: ChatRequest, request: HttpRequest) -> Response:
+        """OpenAI's chat completions."""
+        writer = ChatWriter(self._engine.name, self._engine.tokenizer, body)
+        tasks = checked(lambda: numbered([body.task(self._thinks)], body.n or 1))
+        return await self._answer(request, writer, tasks, bool(body.stream))
+
+    async def completions(self, body: CompletionRequest, request: HttpRequest) -> Response:
+        """OpenAI's text completions, without a chat template."""
+        writer = CompletionWriter(self._engine.name, body)
+        tasks = checked(lambda: numbered(body.tasks(self._engine.tokenizer), body.n or 1))
+        return await self._answer(request, writer, tasks, bool(body.stream))
+
+    async def responses(self, body: ResponsesRequest, request: HttpRequest) -> Response:
+        """OpenAI's responses, without stored state."""
+        task = checked(lambda: body.task(self._thinks))
+        return await self._answer(request, ResponsesWriter(self._engine.name, body), [task], bool(body.stream))
+
+    async def messages(self, body: MessagesRequest, request: HttpRequest) -> Response:
+        """Anthropic's messages."""
+        task = checked(lambda: body.task(self._thinks))
+        return await self._answer(request, MessagesWriter(self._engine.name), [task], bool(body.stream))
+
+    async def count_tokens(self, body: CountRequest) -> Object:
+        """The tokens of a prompt."""
+        prepared = await self._prepared(checked(lambda: body.task(self._thinks)))
+        return {"input_tokens": len(prepared.request.ids)}
+
+    async def models(self) -> Object:
+        """The one model."""
+        return {"object": "list", "data": [self._model()]}
+
+    async def model(self, name: str) -> Object:
+        """The model, under any name that clients use for it."""
+        return self._model()
+
+    async def health(self) -> Object:
+        """Whether the server answers."""
+        return {"status": "ok"}
+
+    async def metrics(self) -> PlainTextResponse:
+        """Prometheus' text format."""
+        return PlainTextResponse(self._engine.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    def _model(self) -> Object:
+        engine = self._engine
+        return {
+            "id": engine.name,
+            "object": "model",
+            "created": engine.created,
+            "owned_by": "exaone4_mlx",
+            "max_model_len": engine.context,
+        }
+
+    async def _prepared(self, task: Task) -> Prepared:
+        try:
+            return await self._engine.prepare(task)
+        except TooLong as error:
+            raise Refused(413, str(error), "messages", "context_length_exceeded") from error
+        except (ValueError, RuntimeError) as error:
+            raise refusal_of(error) from error
+
+    async def _answer(self, request: HttpRequest, writer: Writer, tasks: Sequence[Task], streams: bool) -> Response:
+        started = time.perf_counter()
+        prepared = [await self._prepared(task) for task in tasks]
+        if self._engine.queue.is_full:
+            raise Refused(429, "too many requests wait already; try again later", code="queue_full")
+        client = request.state.client
+        counted = _Counted(self._engine, request, client, started, self._logs_contents)
+        if streams:
+            events = counted.of(merged([self._engine.events(one, client) for one in prepared]))
+            lines = with_pings(guarded(writer, events, len(prepared)))
+            headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+            return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
+        works = [collect(self._engine.events(one, client)) for one in prepared]
+        try:
+            replies = await unless_closed(request, asyncio.gather(*works))
+        except QueueFull as error:
+            raise Refused(429, str(error), code="queue_full") from error
+        except FloatingPointError as error:
+            raise Refused(500, str(error)) from error
+        counted.end([reply.counts for reply in replies])
+        return JSONResponse(writer.whole(replies))
+
+
+class _Counted:
+    """Logs a request as one line of JSON at its end, without what was said unless that was asked for."""
+
+    def __init__(self, engine: ModelServer, request: HttpRequest, client: str, started: float, contents: bool) -> None:
+        self._engine, self._request, self._client, self._started = engine, request, client, started
+        self._contents = contents
+
+    async def of(self, events: AsyncIterator[tuple[int, EngineEvent]]) -> AsyncIterator[tuple[int, EngineEvent]]:
+        from ..text.events import Done
+
+        counts: list[Done] = []
+        try:
+            async for index, event in events:
+                if isinstance(event, Done):
+                    counts.append(event)
+                yield index, event
+        finally:
+            await events.aclose()  # type: ignore[attr-defined]
+            self.end(counts)
+
+    def end(self, counts: Sequence[Any]) -> None:
+        path = self._request.url.path
+        self._engine.metrics.request(path, 200)
+        line: Object = {
+            "path": path,
+            "client": self._client,
+            "seconds": round(time.perf_counter() - self._started, 3),
+            "prompt_tokens": sum(one.prompt_tokens for one in counts),
+            "cached_tokens": sum(one.cached_tokens for one in counts),
+            "reply_tokens": sum(one.thinking_tokens + one.answer_tokens for one in counts),
+            "finish_reason": [one.finish_reason for one in counts] or "closed",
+        }
+        if self._contents:
+            line["body"] = self._request._body.decode(errors="replace")
+        log.info(json.dumps(line, ensure_ascii=False))
+
+
+def _contract_page(app: FastAPI) -> str:
+    rows = [
+        f"<tr><td>{method.upper()}<td>{html.escape(path)}<td>{html.escape(what.get('description', ''))}"
+        for path, methods in app.openapi()["paths"].items()
+        for method, what in methods.items()
+    ]
+    return (
+        "<!doctype html><meta charset=utf-8><title>exaone4_mlx</title><h1>exaone4_mlx</h1>"
+        f"<table>{''.join(rows)}</table><p>Fields and their meanings: <a href=openapi.json>openapi.json</a></p>"
+    )

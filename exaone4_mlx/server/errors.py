@@ -1,0 +1,75 @@
+"""What a client got wrong, and faults, as answers in the form of each dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from .contract import Object, log
+from .messages import MessagesRequest
+from .openai import ChatRequest
+from .responses import ResponsesRequest
+
+RETRY_SECONDS = 5
+
+
+class Refused(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+
+def checked(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (ValueError, TypeError) as error:
+        raise refusal_of(error) from error
+
+
+def refusal_of(error: Exception) -> Refused:
+    """The answer to what a client got wrong. Messages of the package begin with the name of the field."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    word = message.partition(" ")[0].partition(".")[0].strip(":,'")
+    known = {*ChatRequest.model_fields, *ResponsesRequest.model_fields, *MessagesRequest.model_fields}
+    return Refused(400, message, word if word in known else None)
+
+
+def _error(status: int, message: str, param: str | None, code: str | None, path: str) -> JSONResponse:
+    kinds = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "api_error")
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    body: Object = {"error": error}
+    if path.endswith(("/messages", "/count_tokens")):
+        body = {"type": "error", "error": {"type": kind, "message": message}}
+    headers = {"retry-after": str(RETRY_SECONDS)} if status == 429 else None
+    return JSONResponse(body, status, headers=headers)
+
+
+async def refused(request: HttpRequest, error: Refused) -> JSONResponse:
+    return _error(error.status, error.message, error.param, error.code, request.url.path)
+
+
+async def invalid(request: HttpRequest, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part != "body"]
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        reason = "this field is not known here"
+    param = ".".join(place) or None
+    return _error(400, f"{param}: {reason}" if param else f"the body: {reason}", param, first["type"], request.url.path)
+
+
+async def http_error(request: HttpRequest, error: HTTPException) -> JSONResponse:
+    return _error(error.status_code, str(error.detail), None, None, request.url.path)
+
+
+async def fault(request: HttpRequest, error: Exception) -> JSONResponse:
+    log.error("%s failed: %s", request.url.path, error)
+    return _error(500, "the server failed; its log says why", None, None, request.url.path)

@@ -1,0 +1,65 @@
+"""`exaone4-mlx serve` as a process: it answers, ends by Ctrl-C, and refuses wrong flags before the model is read."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server needs the extra `server`")
+
+from exaone4_mlx.cli.main import main
+
+
+def test_wrong_flags_are_refused_before_the_model_is_read(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "keys").write_text("# none\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for flags, message in {
+            ("--host", "0.0.0.0"): "give --api-key",
+            ("--host", "no.such.name.example"): "--host",
+            ("--port", str(taken.getsockname()[1])): "in use",
+            ("--api-key", "short"): "at least 8",
+            ("--api-key-file", str(tmp_path / "keys")): "holds no key",
+            ("--allowed-origin", "localhost"): "--allowed-origin",
+            ("--max-running", "0"): "--max-running",
+            ("--max-kv-size", "1"): "--max-kv-size",
+        }.items():
+            assert main(["serve", "--model", "demo", *flags]) == 1, flags
+            err = capsys.readouterr().err
+            assert message in err and err.count("\n") == 1, (flags, err)
+
+
+@pytest.mark.heavy
+def test_it_answers_and_ends_by_ctrl_c() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "exaone4_mlx", "serve", "--model", "demo", "--port", str(port)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                assert json.load(urllib.request.urlopen(f"{url}/health"))["status"] == "ok"
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+        body = json.dumps({"messages": [{"role": "user", "content": "Hello"}]}).encode()
+        request = urllib.request.Request(f"{url}/v1/chat/completions", body, {"content-type": "application/json"})
+        assert json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert f"at {url}/v1" in err and "Traceback" not in err, err
+    assert process.returncode in (0, 130)
+    line = next(line for line in err.splitlines() if line.startswith("{"))
+    assert json.loads(line)["reply_tokens"] > 0 and "Hello" not in line

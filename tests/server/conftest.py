@@ -1,0 +1,64 @@
+"""A server of the demo model on loopback, in a thread of the test process."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from exaone4_mlx import load
+from exaone4_mlx.server.access import Access
+from exaone4_mlx.server.address import Address
+
+
+@dataclass
+class Served:
+    url: str
+    engine: Any
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+
+@contextmanager
+def serving(keys: tuple[str, ...] = (), origins: tuple[str, ...] = (), **options: Any) -> Iterator[Served]:
+    """`options` are those of ModelServer, and `max_body_bytes` of Access."""
+    uvicorn = pytest.importorskip("uvicorn", reason="the server needs the extra `server`")
+    from exaone4_mlx.server.app import make_app
+    from exaone4_mlx.server.engine import ModelServer
+
+    body = {"max_body_bytes": options.pop("max_body_bytes")} if "max_body_bytes" in options else {}
+    model, tokenizer = options.pop("loaded", None) or load("demo", dtype="float32")
+    engine = ModelServer(model, tokenizer, "demo", **options)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    app = make_app(engine, Access(Address(port=port), keys, frozenset(origins), **body))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield Served(f"http://127.0.0.1:{port}", engine)
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        engine.close()
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Served]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(name="serving", scope="session")
+def serving_fixture() -> Callable[..., Any]:
+    return serving
