@@ -65,9 +65,9 @@ class ModelActions(Shared):
             answer = {"error": _download_text(words, error.cause, error.detail, f"{error}")}
         except Exception as error:  # a damaged checkpoint can fail in many ways
             answer = {"error": words("model_refused", error=f"{error}" or type(error).__name__)}
-        if wanted.get("what"):
+        if wanted.get("what") not in (None, "", "needs"):
             self._local = (0.0, 0, [])
-        return {**answer, "state": self._state(words)}
+        return {**answer, "state": self._state(words, looks=bool(wanted.get("looks")))}
 
     def _do(self, what: str, wanted: dict[str, Any], words: Words) -> dict[str, Any]:
         jobs, path = self.state.jobs, str(wanted.get("path") or "").strip()
@@ -114,10 +114,11 @@ class ModelActions(Shared):
                 raise ValueError(words("model_in_work"))
             return model.name, remove_model(model, self.state.jobs.folder)
 
-    def _state(self, words: Words) -> dict[str, Any]:
+    def _state(self, words: Words, looks: bool) -> dict[str, Any]:
+        """The state of the picker. The folders are looked into again only for a user who `looks` at the list."""
         engine, jobs = self.state.engine, self.state.jobs
         made, ended, rows = self._local
-        if time.monotonic() - made > LIST_SECONDS or ended != jobs.ended or not rows:
+        if (looks and time.monotonic() - made > LIST_SECONDS) or ended != jobs.ended or not rows:
             rows, ended = [self._local_row(model) for model in engine.local_models()], jobs.ended
             self._local = (time.monotonic(), ended, rows)
         done, total = engine.progress

@@ -24,7 +24,7 @@ async function ask(what = "", more = {}) {
     if (what && what !== "needs") say(failure = "");
     let answer = {};
     try {
-        answer = (await server.models({ what, language, ...more })) ?? {};
+        answer = (await server.models({ what, language, looks: dialog.open, ...more })) ?? {};
     } catch {} // the server is gone for a moment
     if (answer.state && mine === asking) {
         state = answer.state;
@@ -155,7 +155,9 @@ function hereRow(one) {
             ...one.notes.map((text) => make("p", { className: "quiet", textContent: text })), buttons));
     more.name = "models-here";
     more.ontoggle = () => more.open && !needs.textContent && tell();
-    return [more, make("div", { className: "coming", hidden: !one.coming }, make("progress", { max: 1 }), make("span", { className: "quiet amount" }))];
+    const bar = make("progress", { max: 1 });
+    bar.setAttribute("aria-label", words("model_loads"));
+    return [more, make("div", { className: "coming", hidden: !one.coming }, bar, make("span", { className: "quiet amount" }))];
 }
 
 function moveHere(row, one) {

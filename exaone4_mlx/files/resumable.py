@@ -8,6 +8,7 @@ Notes:
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -44,11 +45,8 @@ def download_resumably(repo: str, files: Sequence[str], progress: Callable[[int,
     found = remote_files(repo, files)
     total = sum(file.size for file in found)
     missing = total - stored_bytes(repo, found)
-    if missing > (free := _free_bytes()):
-        raise DownloadError(
-            f"{repo} needs {missing / 1e9:.2f} GB more, and the disk of the cache has {free / 1e9:.2f} GB free", "disk",
-            f"{missing} {free}",
-        )  # fmt: skip
+    if missing > _free_bytes():
+        raise _disk_error(repo, missing)
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -66,6 +64,8 @@ def download_resumably(repo: str, files: Sequence[str], progress: Callable[[int,
         progress(total, total)
         return Path(folder)
     except Exception as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise _disk_error(repo, total - stored_bytes(repo, found)) from error
         raise download_error(repo, error) from error
 
 
@@ -104,6 +104,12 @@ def discard_incomplete(repo: str) -> int:
             freed += file.stat().st_size
             file.unlink()
     return freed
+
+
+def _disk_error(repo: str, missing: int) -> DownloadError:
+    free = _free_bytes()
+    text = f"{repo} needs {missing / 1e9:.2f} GB more, and the disk of the cache has {free / 1e9:.2f} GB free"
+    return DownloadError(text, "disk", f"{missing} {free}")
 
 
 def _free_bytes() -> int:

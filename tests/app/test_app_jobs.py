@@ -121,7 +121,11 @@ def test_only_names_of_repositories_are_downloaded(begin: Callable[[], ModelJobs
 
 def test_damaged_jobs_do_not_stop_the_app(begin: Callable[[], ModelJobs], tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
-    for text in ("{", "[]", json.dumps({"accepted": [], "jobs": [{"kind": "erase", "name": "/", "arguments": ["/"]}]})):
+    for text in (
+        "{",
+        "[]",
+        json.dumps({"accepted": [], "jobs": [{"kind": "erase", "name": "/", "arguments": ["/"], "state": "running"}]}),
+    ):
         (tmp_path / "models" / "jobs.json").write_text(text)
         assert begin().jobs == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
@@ -66,6 +67,17 @@ def test_a_small_disk_is_refused_before_anything_is_downloaded(
     ) as no:
         download_resumably("x/y", USEFUL_FILES, lambda *_: None)
     assert no.value.cause == "disk" and not resumable.blobs_of("x/y").exists()
+
+
+def test_a_disk_that_fills_up_is_named(hub: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        monkeypatch.setattr(resumable, "_free_bytes", lambda: 0)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(resumable, "continue_kept_files", full)
+    with pytest.raises(DownloadError, match=r"x/y needs 0\.00 GB more, and the disk of the cache has 0\.00 GB") as no:
+        download_resumably("x/y", USEFUL_FILES, lambda *_: None)
+    assert (no.value.cause, no.value.detail) == ("disk", f"{sum(map(len, hub.files.values()))} 0")
 
 
 def test_errors_have_a_cause(hub: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
