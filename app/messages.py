@@ -6,11 +6,11 @@ Notes:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from exaone4_mlx import Answer, Thinking, ToolCall, ToolResult
+from exaone4_mlx.text.format import arguments_text, indented
 
 from .i18n import Words
 
@@ -84,11 +84,7 @@ class LiveReply:
 
 def call_text(name: str, arguments: Any) -> str:
     """A call as one line of Python: `roll_dice(max_num=6)`."""
-    if isinstance(arguments, Mapping):
-        inside = ", ".join(f"{key}={json_line(value)}" for key, value in arguments.items())
-    else:
-        inside = "" if arguments is None else json_line(arguments)
-    return f"{short(name)}({short(inside)})"
+    return f"{short(name)}({short(arguments_text(arguments))})"
 
 
 def thought_title(stats: Any, growing: bool, words: Words) -> str:
@@ -114,20 +110,7 @@ def number(value: Any) -> Any:
 
 
 def pretty(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    try:
-        return json.dumps(value, ensure_ascii=False, indent=2)
-    except (TypeError, ValueError, RecursionError):
-        return repr(value)
-
-
-def json_line(value: Any) -> str:
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        text = repr(value)
-    return " ".join(text.split())
+    return value if isinstance(value, str) else indented(value)
 
 
 def short(text: str) -> str:

@@ -20,10 +20,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 from exaone4_mlx.files.text import HALF
+from exaone4_mlx.text.format import value_text
 from exaone4_mlx.text.markdown import CODE_LANGUAGES, new_parser
 
 from .i18n import Words
-from .messages import ENDS, call_text, json_line, number, objects, pretty, short, thought_title
+from .messages import ENDS, call_text, number, objects, pretty, short, thought_title
 
 Item = dict[str, Any]
 Message = dict[str, Any]
@@ -135,7 +136,7 @@ def _call(call: Any, result: Message | None, words: Words, live: bool) -> str:
         return _panel("call", title, inside, grows=live)
     failed, outcome = _outcome(result)
     label = words("failed" if failed else "result")
-    title += f" → {escape(label) + ': ' if failed else ''}<code>{escape(short(json_line(outcome)))}</code>"
+    title += f" → {escape(label) + ': ' if failed else ''}<code>{escape(short(value_text(outcome)))}</code>"
     if seconds := number(result.get("seconds")):
         title += f' <span class="quiet">{escape(words.seconds(seconds))}</span>'
     return _panel(

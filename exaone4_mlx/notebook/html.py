@@ -9,11 +9,11 @@ Notes:
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..files.text import HALF
+from ..text.format import indented
 
 BLUE, ORANGE, GREEN, RED = "#56b4e9", "#e69f00", "#009e73", "#d55e00"  # Okabe and Ito's; black is readable on each
 GREY = "rgba(127,127,127,.4)"  # of lines and frames
@@ -60,11 +60,7 @@ def percent_text(probability: float) -> str:
 
 def pretty(value: Any) -> str:
     """A string as it is, another value as indented JSON; cut after MAX_PRETTY characters."""
-    if not isinstance(value, str):
-        try:
-            value = json.dumps(value, ensure_ascii=False, indent=2)
-        except (TypeError, ValueError, RecursionError):
-            value = repr(value)
+    value = value if isinstance(value, str) else indented(value)
     return value if len(value) <= MAX_PRETTY else f"{value[:MAX_PRETTY]}… ({len(value) - MAX_PRETTY:,} characters more)"
 
 

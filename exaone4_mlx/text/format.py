@@ -27,21 +27,27 @@ ENDS = {
 
 def call_text(call: ToolCall) -> str:
     """A call as one line of Python: `roll_dice(max_num=6)`."""
-    arguments = call.arguments
+    return clean(f"{call.name}({arguments_text(call.arguments)})")
+
+
+def arguments_text(arguments: Any) -> str:
+    """What is between the parentheses of a call."""
     if isinstance(arguments, dict):
-        inside = ", ".join(f"{name}={value_text(value)}" for name, value in arguments.items())
-    else:
-        inside = "" if arguments is None else value_text(arguments)
-    return clean(f"{call.name}({inside})")
+        return ", ".join(f"{name}={value_text(value)}" for name, value in arguments.items())
+    return "" if arguments is None else value_text(arguments)
 
 
 def value_text(value: Any) -> str:
     """A JSON value on one line."""
+    return " ".join(clean(indented(value, None)).split())
+
+
+def indented(value: Any, indent: int | None = 2) -> str:
+    """A JSON value on several lines."""
     try:
-        text = json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False, indent=indent)
     except (TypeError, ValueError, RecursionError):
-        text = repr(value)
-    return " ".join(clean(text).split())
+        return repr(value)
 
 
 def result_text(content: Any, failed: bool) -> str:
