@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .conversion.evaluation import Evaluation as Evaluation
     from .files.safetensors import CheckpointError as CheckpointError
     from .files.text import decode_text as decode_text
+    from .generation.batch import generate_batch as generate_batch
     from .generation.causal_lm import Exaone4ForCausalLM as Exaone4ForCausalLM, load as load
     from .generation.generate import (
         Generation as Generation,
@@ -62,6 +63,7 @@ _HOME = {
     "conversion.evaluation": ("Evaluation",),
     "files.safetensors": ("CheckpointError",),
     "files.text": ("decode_text",),
+    "generation.batch": ("generate_batch",),
     "generation.causal_lm": ("Exaone4ForCausalLM", "load"),  # with the method `generate`
     "generation.generate": ("Generation", "generate", "stream_generate"),
     "generation.options": ("Options", "Sampling"),

@@ -7,7 +7,7 @@ Notes:
   the reply. `input` is a digest of the line and the flags.
 - Each object is written when its reply is complete. After an interruption the same command keeps the complete objects
   and continues with the line after them.
-- `_replies` is the only part that depends on making one reply after the other.
+- `--batch-size` replies are made together. One that is complete before an earlier line waits for that line.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.text import json_text, parse_json
 from ..generation.options import Options
+from ..generation.worker import WAIT_SECONDS
 from . import INTERRUPTED, flags, loading
 from .main import on_ctrl_c
 from .output import note, progress_bar, reply_json
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 #: Keys of a line that are no options of a reply.
 KEYS = ("id", "prompt", "messages", "system_prompt")
 #: Flags that do not change the replies.
-IRRELEVANT = {"command", "batch", "output", "parser", "run", "debug", "verbose", "ignore_memory"}
+IRRELEVANT = {"command", "batch", "output", "parser", "run", "debug", "verbose", "ignore_memory", "batch_size"}
 LONGEST_TRIED = 8  # lines that may be invalid before the check of the memory is left out
 
 
@@ -77,32 +79,48 @@ def _run(options: argparse.Namespace) -> int:
 def _replies(
     lines: Sequence[str], ask: Callable[[dict[str, Any]], Generation | Turn], options: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """The object of each line, until Ctrl-C, which ends the reply in progress and drops it."""
-    from ..text.events import Thinking
-
+    """The object of each line in order, until Ctrl-C, which ends the replies in progress and drops them."""
     stopped, current = threading.Event(), list[Any]()
 
-    def stop() -> None:  # in a thread: the signal handler may interrupt code that holds the locks of the reply
+    def stop() -> None:  # in threads: the signal handler may interrupt code that holds the locks of a reply
         stopped.set()
-        for reply in current:
+        for reply in list(current):
             threading.Thread(target=reply.cancel, daemon=True).start()
 
-    has_tools = flags.has_tools(options)
-    with on_ctrl_c(stop):
-        for line in lines:
-            given: dict[str, Any] = {}
-            try:
-                given = _parsed(line)
-                current[:] = [ask(given)]
-                events = list(current[0])
-                if stopped.is_set():
+    def made(line: str) -> dict[str, Any] | None:
+        given: dict[str, Any] = {}
+        try:
+            given = _parsed(line)
+            reply = ask(given)
+            current.append(reply)
+            if stopped.is_set():
+                reply.cancel()
+            events = list(reply)
+            current.remove(reply)
+            found = {"model": options.model} | _object(events, given, options)
+        except Exception as error:
+            found = {"error": " ".join(str(error).split()) or type(error).__name__}
+        return None if stopped.is_set() else {name: given[name] for name in ("id",) if name in given} | found
+
+    with on_ctrl_c(stop), ThreadPoolExecutor(options.batch_size) as pool:
+        try:
+            for future in [pool.submit(made, line) for line in lines]:
+                while not future.done() and not stopped.is_set():
+                    wait([future], WAIT_SECONDS)
+                if not future.done() or (found := future.result()) is None:
                     return
-                events = [event for event in events if not (options.hide_thinking and isinstance(event, Thinking))]
-                has_logprobs = given.get("logprobs", options.logprobs) is not None
-                reply = {"model": options.model} | reply_json(events, has_logprobs, has_tools)
-            except Exception as error:
-                reply = {"error": " ".join(str(error).split()) or type(error).__name__}
-            yield {name: value for name, value in given.items() if name == "id"} | reply
+                yield found
+        finally:
+            stop()
+            pool.shutdown(cancel_futures=True)
+
+
+def _object(events: list[Any], given: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    from ..text.events import Thinking
+
+    events = [event for event in events if not (options.hide_thinking and isinstance(event, Thinking))]
+    has_logprobs = given.get("logprobs", options.logprobs) is not None
+    return reply_json(events, has_logprobs, flags.has_tools(options))
 
 
 def _parsed(line: str) -> dict[str, Any]:
@@ -143,7 +161,8 @@ def _check_memory(
     for line in sorted(lines, key=len, reverse=True)[:LONGEST_TRIED]:
         with contextlib.suppress(ValueError, TypeError):
             request, _ = _request(files, options, chosen, tools, _parsed(line))
-            loading.check_memory(files, options, len(request.ids) + request.max_tokens, len(request.ids))
+            tokens = min(len(lines), options.batch_size) * (len(request.ids) + request.max_tokens)
+            loading.check_memory(files, options, min(tokens, files.context), len(request.ids))
             return
 
 

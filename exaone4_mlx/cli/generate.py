@@ -62,6 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="many prompts: JSON objects with prompt or messages, one in a line; or -",
     )
     prompt.add_argument(
+        "--batch-size",
+        type=int,
+        choices=range(1, 9),
+        default=8,
+        metavar="N",
+        help="replies to --batch that are made together, 1 to 8 (default: %(default)s)",
+    )
+    prompt.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="the replies to --batch; what FILE holds already is kept"
     )
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")

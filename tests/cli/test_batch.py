@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +96,30 @@ def test_half_characters_stop_no_batch(asked: list[str], monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("demo_model")
 def test_ctrl_c_keeps_the_lines_that_are_finished(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    feed, fed = StreamDecoder.feed, list[int]()
+    feed, fed, main_thread = StreamDecoder.feed, list[int](), threading.get_ident()
 
     def interrupted(decoder: StreamDecoder, id: int) -> str:
         fed.append(id)
         if len(fed) == 5:  # the first token of the second reply
-            signal.raise_signal(signal.SIGINT)
+            signal.pthread_kill(main_thread, signal.SIGINT)
+            time.sleep(0.3)
         return feed(decoder, id)
 
     monkeypatch.setattr(StreamDecoder, "feed", interrupted)
     asked = [*asked, "--min-tokens", "2"]
-    assert main([*GENERATE, *asked]) == 130
+    assert main([*GENERATE, *asked, "--batch-size", "1"]) == 130
     assert [reply["index"] for reply in read(asked)] == [0]
     assert main([*GENERATE, *asked]) == 1
     assert len(read(asked)) == 7
+
+
+@pytest.mark.usefixtures("demo_model")
+def test_replies_made_together_are_those_made_one_after_the_other(asked: list[str]) -> None:
+    main([*GENERATE, *asked, "--batch-size", "1"])
+    expected = read(asked)
+    Path(asked[3]).unlink()
+    main([*GENERATE, *asked])
+    assert read(asked) == expected
 
 
 @pytest.mark.usefixtures("demo_tokenizer", "no_weights")
