@@ -61,7 +61,7 @@ class ChatActions(Shared):
             "model": self._model_label,
             "note": self._welcome_note(tab),
             "status": status_html(view, tab.words, self._model_label, memory_in_use()),
-            "error": f"{tab.words('was_error')} {view.error}" if view.error else "",
+            "error": f"{tab.words('was_error')} {tab.words.error(view.error)}" if view.error else "",
         }
 
     def acted(self, event: gr.EventData, request: gr.Request, *values: Any) -> Update:
@@ -143,7 +143,7 @@ class ChatActions(Shared):
             _, tokens = self.state.attachment(path, lambda: not self.state.has(tab) or path not in self._reading)
             view = self.state.tab(tab).session.view()
         except ValueError as error:
-            return {"error": f"{error}"}
+            return {"error": self.state.tab(tab).words.error(f"{error}")}
         finally:
             self._reading.discard(path)
         return {"tokens": tokens, "used": view.context_tokens, "limit": view.context_limit}

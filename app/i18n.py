@@ -3,12 +3,14 @@
 Notes:
 - The texts are in words/*.json: key -> language -> text. The browser translates labels (Gradio's i18n), the script of
   the page its own texts, and Python generated ones.
-- Errors of the package stay in English after a translated beginning, so that a user can search for them.
+- Errors are raised in English. errors.json translates those that a user often meets. Others stay in English after a
+  translated beginning, so that a user can search for them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,12 @@ EXAMPLES: dict[str, list[tuple[str, bool, bool]]] = {
     code: [(one["text"], one["thinking"], one["tools"]) for one in found]
     for code, found in _table(HERE / "examples.json").items()
 }
+#: key of an error -> what its English text looks like
+ERRORS = {
+    key: re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(texts["en"])), re.DOTALL)
+    for key, texts in WORDS.items()
+    if key.startswith("error_")
+}
 
 
 class Words:
@@ -40,7 +48,16 @@ class Words:
         self.language = code if code in LANGUAGES else "en"
 
     def __call__(self, key: str, **values: object) -> str:
+        if "error" in values:
+            values["error"] = self.error(str(values["error"]))
         return WORDS[key][self.language].format(**values)
+
+    def error(self, text: str) -> str:
+        """The text of an exception. Those that a user often meets are translated, others are English."""
+        for key, pattern in ERRORS.items():
+            if self.language != "en" and (found := pattern.fullmatch(text)):
+                return WORDS[key][self.language].format(**found.groupdict())
+        return text
 
     def seconds(self, seconds: float) -> str:
         """`0.42 s`, `3.1 s`, `12 s`, `2 min 5 s`."""

@@ -10,7 +10,7 @@ import string
 import pytest
 from conftest import ROOT
 
-from app.i18n import EXAMPLES, HERE, LANGUAGES, WORDS, Words, translations
+from app.i18n import ERRORS, EXAMPLES, HERE, LANGUAGES, WORDS, Words, translations
 from app.settings import SAMPLING
 
 SOURCES = [file for file in (ROOT / "app").glob("*.py") if file.stem != "i18n"]
@@ -44,7 +44,7 @@ def test_every_text_is_used_and_every_text_that_is_used_exists() -> None:
     }
     strings |= {"seconds", "minutes"}  # of Words.seconds itself
     scripts = "".join(file.read_text() for file in HERE.glob("page/*.js"))
-    strings |= set(re.findall(r'"(\w+)"', scripts))
+    strings |= set(re.findall(r'"(\w+)"', scripts)) | set(ERRORS)
     assert set(WORDS) <= strings, f"nobody says {sorted(set(WORDS) - strings)}"
     sources = scripts + "".join(file.read_text() for file in SOURCES)
     asked = set(re.findall(r'words\(\s*"(\w+)"', sources))
@@ -101,3 +101,25 @@ def test_every_setting_has_a_label() -> None:
 def test_translations_are_those_of_the_table() -> None:
     assert translations()["ko"]["new_chat"] == WORDS["new_chat"]["ko"]
     assert set(translations()) == set(EXAMPLES) == set(LANGUAGES)
+
+
+def test_every_translated_error_is_one_that_is_raised() -> None:
+    files = [*SOURCES, *(ROOT / "exaone4_mlx").rglob("*.py")]
+    constants = {
+        node.value
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    for key in ERRORS:
+        for part in re.split(r"\{\w+\}|; |(?<=: )|\bthe (?=newest)", WORDS[key]["en"]):
+            assert any(part.strip() in text for text in constants), f"{key}: no error says {part!r}"
+
+
+def test_errors_are_in_the_language_of_the_page() -> None:
+    for language, expected in (("en", "a.pdf is encrypted"), ("ko", "암호화"), ("es", "cifrado")):
+        words = Words(language)
+        assert expected in words("not_sent", error="a.pdf is encrypted; save a copy without a password")
+        assert words.error("something rare") == "something rare"
+    file = "report.bin holds no text; accepted are PDF and text"
+    assert Words("ko").error(file) == "report.bin: 텍스트가 아닙니다. 읽을 수 있는 것: PDF and text"

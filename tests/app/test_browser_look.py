@@ -173,3 +173,53 @@ def test_axe_finds_nothing_serious(browser: Browser, server: Server, scheme: str
     with opened(browser, server, ID, color_scheme=scheme, viewport=PHONE, has_touch=True, is_mobile=True) as tab:
         found["phone"] = findings(tab)
     assert not any(found.values()), "\n".join(f"{view}: {line}" for view in found for line in found[view])
+
+
+# --- numbers and languages -------------------------------------------------------
+
+
+def test_a_number_out_of_range_is_refused_at_its_field(browser: Browser, server: Server) -> None:
+    with opened(browser, server, locale="ko-KR") as tab:
+        tab.settings()
+        tab.unfold("sampling")
+        for id, wrong, said in (
+            ("temperature", "9", "0~2 사이의 수"),
+            ("max-tokens", "-5", "16~32768 사이의 수"),
+            ("top-k", "", "0~200 사이의 수"),
+            ("seed", "-1", "0 이상의 정수"),
+            ("seed", "1.5", "0 이상의 정수"),
+            ("context", "0", "2 이상의 정수"),
+        ):
+            field = tab.number(id).first
+            before = field.input_value()
+            field.fill(wrong)
+            field.press("Tab")
+            expect(tab.page.locator(".refusal")).to_contain_text(said)
+            expect(field).to_have_value(before)
+        field = tab.number("temperature").first
+        field.fill("0.7")
+        field.press("Tab")
+        tab.ask("대한민국의 수도는?")
+        assert server.stored(tab)["settings"]["sampling"]["temperature"] == 0.7
+
+
+#: Names of things, which are the same in every language.
+NAMES = re.compile(
+    r"EXAONE|demo|calculator|current_time|roll_dice|convert_units|(?:Top|Min)-[pk]|API|MB|GB|Español|English|LG|D6|"
+    r"Mermaid|mermaid|html|python|Stop Recording|[Tt]okens?|Auto|Markdown|JSON|Ctrl|Esc|Shift|Enter"
+)
+
+
+def test_no_english_is_left_in_the_korean_page(browser: Browser, server: Server) -> None:
+    """Visible texts, and names for a screen reader, of the page and of Gradio's own widgets."""
+    with opened(browser, server, locale="ko-KR") as tab:
+        tab.settings()
+        tab.unfold("sampling")
+        tab.page.wait_for_timeout(800)  # Gradio's names are replaced after it has drawn them
+        found = tab.page.evaluate("""() => [...document.querySelectorAll("body *")].filter((e) => e.checkVisibility()).flatMap((e) => [
+            ...["aria-label", "title", "placeholder", "alt"].map((name) => e.getAttribute(name) ?? ""),
+            ...[...e.childNodes].filter((n) => n.nodeType === 3).map((n) => n.textContent),
+        ])""")
+        assert {text for text in found if re.search("[A-Za-z]{2}", NAMES.sub("", text))} == set()
+        tab.attach({"name": "a.bin", "mimeType": "application/octet-stream", "buffer": bytes(range(256)) * 9})
+        expect(tab.files).to_contain_text("텍스트가 아닙니다")
