@@ -37,7 +37,7 @@ class WrittenReply:
         """The reply up to its first call and its last whole character; None if the message has another text."""
         thought, answer = _texts(self.message)
         parser, decoder, partial = ReplyParser(self.thinking), tokenizer.stream_decoder(), PartialReply()
-        ids, seen, texts, in_thought = 0, ("", ""), ("", ""), self.thinking
+        ids, seen, whole, texts, in_thought = 0, ("", ""), ("", ""), ("", ""), self.thinking
         for count, id in enumerate(self.ids, start=1):
             for event in parser.feed(decoder.feed(id)):
                 partial.add(event)
@@ -45,11 +45,12 @@ class WrittenReply:
             if parser.inside_call or longer:  # events of a cancelled reply that were not consumed
                 break
             seen = partial.thinking, partial.answer
+            held = (parser.held, "") if parser.inside_thought else ("", parser.held)
+            whole = seen[0] + held[0], seen[1] + held[1]
             if not decoder.pending:
-                ids, texts, in_thought = count, seen, parser.inside_thought
-        rest = thought.removeprefix(seen[0]), answer.removeprefix(seen[1])
-        ends = rest[1].lstrip().startswith(CALL_START) or rest[1] in ("", INCOMPLETE)
-        if not ends or rest[0] not in ("", "\n", INCOMPLETE):
+                ids, texts, in_thought = count, whole, parser.inside_thought
+        ends = [text in (seen[i], whole[i], whole[i] + INCOMPLETE) for i, text in enumerate((thought, answer))]
+        if not (ends[0] and (ends[1] or answer.removeprefix(seen[1]).lstrip().startswith(CALL_START))):
             return None  # it ended at a stop string
         kept = self.message | {"content": texts[1], "reasoning_content": texts[0]}
         return BegunReply(kept, self.thinking, in_thought, self.ids[:ids])

@@ -38,11 +38,11 @@ class ReplyParser:
 
     def __init__(self, inside_thought: bool, begun: str = "", thought_before: bool = False) -> None:
         self.inside_thought = inside_thought
-        self._held = ""  # text whose meaning is not clear yet
+        self.held = ""  # text whose meaning is not clear yet
         self.line_ends_left = 0  # how many more line ends may belong to the last </think>
         self._call: _CallBody | None = None
         if inside_thought and begun.endswith("\n"):
-            self._held = "\n"
+            self.held = "\n"
         elif not inside_thought and thought_before and not begun.strip("\n"):
             self.line_ends_left = max(0, 2 - len(begun))
 
@@ -57,7 +57,7 @@ class ReplyParser:
         return self._call is not None
 
     def feed(self, text: str) -> list[Event]:
-        self._held += text
+        self.held += text
         return join_events(self._read(final=False))
 
     def close(self) -> list[Event]:
@@ -65,49 +65,49 @@ class ReplyParser:
 
     def _read(self, final: bool) -> Iterator[Event]:
         progress = True
-        while progress and (self._held or self._call is not None):
-            before = (len(self._held), self.inside_thought, self._call is None)
+        while progress and (self.held or self._call is not None):
+            before = (len(self.held), self.inside_thought, self._call is None)
             if self._call is not None:
                 yield from self._read_call(final)
             elif self.inside_thought:
                 yield from self._read_thought(final)
             else:
                 yield from self._read_answer(final)
-            progress = before != (len(self._held), self.inside_thought, self._call is None)
+            progress = before != (len(self.held), self.inside_thought, self._call is None)
 
     def _read_thought(self, final: bool) -> Iterator[Event]:
-        text, tag, rest = self._held.partition(THINK_END)
+        text, tag, rest = self.held.partition(THINK_END)
         if tag:
-            self.inside_thought, self.line_ends_left, self._held = False, 2, rest
+            self.inside_thought, self.line_ends_left, self.held = False, 2, rest
             text = text.removesuffix("\n")
         else:
             kept = 0 if final else open_end(text, "\n" + THINK_END, THINK_END)
-            text, self._held = text[: len(text) - kept], text[len(text) - kept :]
+            text, self.held = text[: len(text) - kept], text[len(text) - kept :]
         if text:
             yield Thinking(text)
 
     def _read_answer(self, final: bool) -> Iterator[Event]:
-        while self.line_ends_left and self._held:
-            if self._held[0] != "\n":
+        while self.line_ends_left and self.held:
+            if self.held[0] != "\n":
                 self.line_ends_left = 0
             else:
-                self.line_ends_left, self._held = self.line_ends_left - 1, self._held[1:]
-        text, tag, rest = self._held.partition(CALL_START)
+                self.line_ends_left, self.held = self.line_ends_left - 1, self.held[1:]
+        text, tag, rest = self.held.partition(CALL_START)
         if tag:
-            self._call, self._held = _CallBody(), rest
+            self._call, self.held = _CallBody(), rest
         else:
             kept = 0 if final else open_end(text, CALL_START)
-            text, self._held = text[: len(text) - kept], text[len(text) - kept :]
+            text, self.held = text[: len(text) - kept], text[len(text) - kept :]
         if text:
             yield Answer(text)
 
     def _read_call(self, final: bool) -> Iterator[Event]:
         assert self._call is not None
-        self._call.feed(self._held)
-        self._held = ""
+        self._call.feed(self.held)
+        self.held = ""
         if (ended := self._call.ended(final)) is None:
             return
-        body, closed, self._held = ended
+        body, closed, self.held = ended
         self._call = None
         calls, problem = read_calls(body)
         if calls:

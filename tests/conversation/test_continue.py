@@ -190,10 +190,18 @@ def test_a_stop_string_may_span_the_cut(scripted: Any) -> None:
 
 
 def test_a_line_end_at_the_cut_of_a_thought_is_kept_once(scripted: Any) -> None:
-    for then, thought in (("b\n</think>\n\nYes.", "a\nb"), ("</think>\n\nYes.", "a")):
-        chat = Chat(*scripted("a\n" + then, then), thinking=True, settle=False)
-        chat.ask("Hi", max_tokens=len(chat.tokenizer.encode("a\n")))
-        assert last(chat)["reasoning_content"] == "a\n"
+    for begun, then, thought in (
+        ("a\n", "b\n</think>\n\nYes.", "a\nb"),
+        ("a\n", "</think>\n\nYes.", "a"),
+        ("a\n\n", "b\n</think>\n\nYes.", "a\n\nb"),
+        ("a\n\n", "</think>\n\nYes.", "a\n"),
+        ("a </", " b\n</think>\n\nYes.", "a </ b"),
+    ):
+        chat = Chat(*scripted(begun + then, then), thinking=True, settle=False)
+        tokens = chat.tokenizer.encode(begun)
+        chat.ask("Hi", max_tokens=len(tokens))
+        assert last(chat)["reasoning_content"] == begun
+        assert chat.written and (kept := chat.written.kept(chat.tokenizer)) and kept.ids == tuple(tokens)
         list(chat.continue_reply())
         assert [last(chat)[key] for key in TEXTS] == ["Yes.", thought]
 
