@@ -122,8 +122,9 @@ def _state(options: argparse.Namespace) -> AppState:
     tools += [tool for tool in BUILTIN_TOOLS if tool.__name__ not in names]
     folder = options.data_dir or _data_folder()
 
+    from exaone4_mlx.measure.model_jobs import ModelJobs
+
     from .engine import ChatEngine, LoadedModel
-    from .jobs import ModelJobs
     from .models import Draft, Loading, choices, step_size
     from .settings import Settings
     from .state import AppState

@@ -22,11 +22,11 @@ from exaone4_mlx.measure.library import (
     remove_model,
     search_hub,
 )
+from exaone4_mlx.measure.model_jobs import DOWNLOAD, ModelJob
 from exaone4_mlx.text.format import size_text
 
 from .common import Shared
 from .i18n import Words
-from .jobs import DOWNLOAD, ModelJob
 from .session import Busy
 from .status import notes
 

@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from exaone4_mlx.measure.model_jobs import ModelJobs
+
 from .engine import ChatEngine, end
 from .files import Attachment, read_file
 from .forms import one_line
 from .i18n import Words
-from .jobs import ModelJobs
 from .session import END_SECONDS, Session
 from .settings import PERMISSIONS, Settings
 from .store import Conversation, Store

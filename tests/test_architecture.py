@@ -36,7 +36,7 @@ LONGEST_FILE = 400  # lines
 MOST_PARAMETERS = 12
 
 APP_ORDER = [
-    "i18n", "forms", "branches", "trash", "store", "search", "transcript", "pdf", "files", "settings", "messages", "turns", "models", "work", "tools", "session", "render", "frames", "engine", "titles", "child", "jobs", "state",
+    "i18n", "forms", "branches", "trash", "store", "search", "transcript", "pdf", "files", "settings", "messages", "turns", "models", "work", "tools", "session", "render", "frames", "engine", "titles", "state",
     "status", "theme", "widgets", "common", "chat_actions", "listing", "model_actions", "actions", "api", "ui", "server", "__main__",
 ]  # fmt: skip
 #: The flags that all programs share, what Markdown means, and the models at hand.
@@ -51,6 +51,7 @@ APP_MODULES = {
     "exaone4_mlx",
     "exaone4_mlx.files.text",
     "exaone4_mlx.measure.library",
+    "exaone4_mlx.measure.model_jobs",
     "exaone4_mlx.text.format",
 }  # any file of the app
 WITH_GRADIO = set(APP_ORDER[APP_ORDER.index("theme") :])

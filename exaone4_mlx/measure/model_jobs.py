@@ -1,10 +1,10 @@
-"""Downloads and conversions of models, which all tabs share and which survive the app.
+"""Downloads and conversions of models, which survive the program that starts them.
 
 Notes:
-- Each job is a process (see `child`). A pause ends the process, and what is on the disk stays. One job of each kind
-  runs at a time, and the others wait.
-- The jobs and the accepted licences are in FOLDER/jobs.json. What ran when the app ended, or was killed, runs again
-  after its next start.
+- Each job is a process (see `model_process`). A pause ends the process, and what is on the disk stays. One job of each
+  kind runs at a time, and the others wait.
+- The jobs and the accepted licences are in FOLDER/jobs.json. What ran when the program ended, or was killed, runs
+  again after its next start.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exaone4_mlx.measure.library import discard_conversion, discard_download
-
-from .session import Busy
+from .library import discard_conversion, discard_download
 
 DOWNLOAD, CONVERT = "download", "convert"
 WAITING, RUNNING, PAUSED, FAILED = "waiting", "running", "paused", "failed"
@@ -53,10 +51,10 @@ class ModelJob:
 
 
 class ModelJobs:
-    """One object for the app. Its methods may be called from any thread."""
+    """The downloads and conversions of one program. Its methods may be called from any thread."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is where converted models are. Jobs that ran when the app ended begin at once."""
+        """`folder` is where converted models are. Jobs that ran when the program ended begin at once."""
         self.folder = folder
         self.ended = 0  # jobs that are done
         self._file = folder / "jobs.json"
@@ -135,7 +133,7 @@ class ModelJobs:
         return discard_conversion(self.folder / job.name)
 
     def close(self) -> None:
-        """The app ends: ends all processes. Their jobs begin again with the app."""
+        """The program ends: ends all processes. Their jobs begin again with the next `ModelJobs` of the folder."""
         with self._lock:
             self._closed = True
             for job in self._jobs:
@@ -152,7 +150,7 @@ class ModelJobs:
     def _add(self, job: ModelJob) -> None:
         with self._lock:
             if any(other.id == job.id for other in self._jobs):
-                raise Busy(f"there is a job {job.id} already")
+                raise ValueError(f"{job.name} is being made already")
             self._jobs.append(job)
             self._begin_next()
 
@@ -166,15 +164,14 @@ class ModelJobs:
             self._write()
 
     def _begin(self, job: ModelJob) -> None:
-        package = __package__ or "app"
         job.process = subprocess.Popen(
-            [sys.executable, "-m", f"{package}.child", job.kind, *job.arguments],
+            [sys.executable, "-m", f"{__package__}.model_process", job.kind, *job.arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            cwd=Path(__file__).parents[1],
-            start_new_session=True,  # Ctrl-C in the terminal is for the app
+            cwd=Path(__file__).parents[2],
+            start_new_session=True,  # Ctrl-C in the terminal is for the program
             env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},
         )
         job.state = RUNNING

@@ -1,9 +1,9 @@
-"""A process of its own for a download or a conversion: `python -m app.child download REPO`.
+"""A process of its own for a download or a conversion: `python -m exaone4_mlx.measure.model_process download REPO`.
 
 Notes:
-- The app reads one JSON list per line: ["progress", done, total], ["error", text, cause, detail] or ["done"].
-- The process ends with the app, because its input ends then. It may be killed at any time: what is on the disk is
-  continued by the next process with the same arguments.
+- It writes one JSON list per line: ["progress", done, total], ["error", text, cause, detail] or ["done"].
+- It ends with the program that started it, because its input ends then. It may be killed at any time: what is on the
+  disk is continued by the next process with the same arguments.
 - A process and not a thread: it takes no time from the chat's interpreter lock, its memory goes back as a whole, and a
   download that waits for the network can be ended at once.
 """
@@ -16,14 +16,14 @@ import sys
 import threading
 from typing import Any
 
-from exaone4_mlx import convert
-from exaone4_mlx.measure.library import DownloadError, download_model
+from ..conversion.convert import convert
+from .library import DownloadError, download_model
 
 NICENESS = 10  # the chat goes first
 
 
 def main(kind: str, *arguments: str) -> None:
-    threading.Thread(target=_end_with_the_app, daemon=True).start()
+    threading.Thread(target=_end_with_the_program, daemon=True).start()
     os.nice(NICENESS)
     try:
         if kind == "download":
@@ -43,7 +43,7 @@ def _tell(*values: Any) -> None:
     sys.__stdout__.flush()  # type: ignore[union-attr]
 
 
-def _end_with_the_app() -> None:
+def _end_with_the_program() -> None:
     sys.stdin.buffer.read()
     os._exit(1)
 
