@@ -211,14 +211,17 @@ class Store:
 
     def _look(self) -> None:
         """Reads the files that changed."""
-        names: tuple[str, ...] = ()
+        entries: tuple[os.DirEntry[str], ...] = ()
         nothing_there = contextlib.suppress(FileNotFoundError, NotADirectoryError)
         with _saying(f"conversations cannot be read from {self.folder}"), nothing_there:
-            names = tuple(os.listdir(self.folder))
+            entries = tuple(os.scandir(self.folder))
         before, self._seen = self._seen, {}
-        for id in (name[:-5] for name in names if name.endswith(".json") and ID.fullmatch(name[:-5])):
+        for entry in entries:
+            id = entry.name.removesuffix(".json")
+            if id == entry.name or not ID.fullmatch(id):
+                continue
             with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                info = self._path(id).stat()
+                info = entry.stat()
                 stamp = (info.st_mtime_ns, info.st_size, info.st_ino)
                 known = before.get(id)
                 self._seen[id] = known if known and known.stamp == stamp else _see(self._path(id), id, stamp)

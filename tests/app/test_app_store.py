@@ -412,7 +412,7 @@ def test_a_folder_that_cannot_be_read_says_so(store: Store, monkeypatch: Any):
     def refuse(path: Path) -> list[str]:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(OSError, match=f"^conversations cannot be read from {store.folder}: Permission denied$"):
         store.list()
 
