@@ -80,11 +80,13 @@ def test_a_new_message_ends_a_title_at_once_and_what_it_began_is_not_used(make: 
     state = make()
     session = state.tab("one").session
     say(session, QUESTION)
-    until(lambda: state._titles._generation is not None, "the title begins")
-    until(lambda: state._titles._generation.so_far.answer_tokens > 1, "the title has a word")
+    generation = until(lambda: state._titles._generation, "the title begins")
+    until(lambda: generation.so_far.answer_tokens > 1, "the title has a word")
     session.send("And now?", [], PLAIN)
-    until(lambda: state._titles._generation is None, "the title ends")
-    assert session.running, "the title ran on until the reply was there"
+    until(lambda: state._titles._generation is not generation, "the title ends")
+    whole = len(state.engine.loaded.tokenizer.encode("Slowly goes on and on"))
+    assert len(generation.token_ids) < whole, "the reply waited for the whole title"
+    assert state.store.read(session.id).title == CUT
     finished(session)
     assert "Slowly" not in str(session.view().messages), "the title went into the conversation"
 

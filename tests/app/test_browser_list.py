@@ -15,7 +15,7 @@ pytestmark = pytest.mark.browser
 pytest.importorskip("gradio", reason="the app needs the extra `app`")
 pytest.importorskip("playwright", reason="the browser tests need the extra `browser`")
 
-from browser import Server, Tab, endless_model, opened, wait_for  # noqa: E402
+from browser import Server, Tab, endless_model, opened  # noqa: E402
 from browser_fixtures import browser, server, tab  # noqa: E402, F401
 from playwright.sync_api import Browser, expect  # noqa: E402
 
@@ -333,29 +333,6 @@ def test_keys_search_and_begin_a_chat_but_not_while_korean_is_composed(tab: Tab)
     expect(tab.search).to_be_focused()
     tab.page.keyboard.press("Control+Shift+O")
     expect(tab.said).to_have_count(0)
-
-
-def test_settings_of_another_conversation_are_not_sent(tab: Tab, server: Server) -> None:
-    """A message that is sent at the moment when its conversation appears has the settings of its conversation."""
-    server.store(id_of(50), greeting(), title="thinks", updated=days_ago(0), settings={"max_tokens": 1234})
-    tab.reload()
-    tab.line("thinks").evaluate(
-        """(line) => {
-            const box = document.querySelector("#chat .composer textarea");
-            const seen = new MutationObserver(() => {
-                if (!document.querySelector("#chat .items .item")) return;
-                seen.disconnect();
-                box.value = "What is the capital of Peru?";
-                box.dispatchEvent(new Event("input"));
-                document.querySelector("#chat .send").click();
-            });
-            seen.observe(document.querySelector("#chat .items"), {childList: true});
-            line.click();
-        }"""
-    )
-    expect(tab.said).to_have_count(2)
-    tab.done()
-    wait_for(lambda: server.stored(tab)["settings"]["max_tokens"] == 1234, "the settings of the conversation")
 
 
 def test_a_new_conversation_begins_with_the_last_settings_but_their_permissions(
