@@ -192,11 +192,7 @@ class AppState:
 
     def import_upload(self, path: str, name: str) -> Session:
         """Adds the conversation of an uploaded file. Raises the errors of `import_file`."""
-        place = uploaded(path)
-        try:
-            return self.import_file(place.read_bytes(), name)
-        finally:
-            place.unlink(missing_ok=True)
+        return self.import_file(uploaded(path).read_bytes(), name)
 
     def import_file(self, data: bytes, name: str) -> Session:
         """Adds the conversation of a file, without its permissions. Raises ValueError and OSError."""

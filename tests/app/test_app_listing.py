@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,6 @@ def test_a_row_that_was_found_has_its_place(do: Actions):
         {"do": "export", "id": "20260101-000000-00000000", "form": ".md"},
         {"do": "export", "id": "20260101-000000-00000000", "form": ".exe"},
         {"do": "restore", "id": "20260101-000000-00000000"},
-        {"do": "import", "path": "/etc/passwd", "name": "x.json"},
         {"do": "explode"},
         {},
     ],
@@ -83,7 +81,6 @@ def test_a_row_that_was_found_has_its_place(do: Actions):
 def test_what_cannot_be_done_is_an_error_of_one_line(do: Actions, wanted: dict[str, Any]):
     answer = do.conversations({"tab": "one", **wanted})
     assert list(answer) == ["error"] and "\n" not in answer["error"]
-    assert os.path.exists("/etc/passwd")
     assert do.conversations({"tab": "unknown", **wanted}) == {"closed": True}
 
 
@@ -104,3 +101,16 @@ def test_settings_of_another_conversation_are_not_used(do: Actions):
     values = [shown[name] for name in SETTINGS]
     assert do._settings(tab, [*values, do.state.tab("two").session.id]).max_tokens == 1234
     assert do._settings(tab, [*values, tab.session.id]).max_tokens == 77
+
+
+def test_only_an_uploaded_file_is_imported(do: Actions, tmp_path: Path):
+    text = do.conversations({"do": "export", "tab": "one", "id": do.state.tab("one").session.id, "form": ".json"})[
+        "text"
+    ]
+    for place in (tmp_path / "elsewhere.json", tmp_path / "uploads" / "own.json"):
+        place.write_text(text)
+    wanted = {"do": "import", "tab": "two", "name": "x.json"}
+    refused = do.conversations({**wanted, "path": str(tmp_path / "elsewhere.json")})
+    assert "only uploaded files" in refused["error"] and len(do.state.store.list()) == 2
+    assert do.conversations({**wanted, "path": str(tmp_path / "uploads" / "own.json")})["title"]
+    assert len(do.state.store.list()) == 3
