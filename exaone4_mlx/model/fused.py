@@ -21,7 +21,7 @@ V vocabulary.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -97,26 +97,32 @@ class FusedModel:
         x = self.embed(tokens[0] if len(rows) == 1 else mx.concatenate(tokens, axis=1))  # 1 T E
         before, between, after = self._functions(all(length <= MAX_COMPILED_LENGTH for _, length in shapes))
         x, *qkv = before(x, positions, shapes)  # the queries of each row, then the keys of each row, then the values
-        columns: Iterator[tuple[Cache, ...]] = zip(*(cache for _, cache in rows), strict=True)
-        count = len(rows)
-        for layer, pasts, step in zip(self.layers, columns, [*between, None], strict=True):
-            window, scale = layer.spec.window, layer.spec.scale
-            if count == 1:  # no loop: this runs for every layer of every token
-                queries, keys, values = qkv
-                attended = [attend(queries, *pasts[0].update(keys, values), masks[0].get(window), scale)]
-            else:
-                attended = [
-                    attend(qkv[i], *past.update(qkv[count + i], qkv[2 * count + i]), masks[i].get(window), scale)
-                    for i, past in enumerate(pasts)
-                ]
-            if step is not None:
-                x, *qkv = step(x, positions, *attended)
-        logits = self.head(self.norm(after(x, *attended)))  # 1 T V
-        if count == 1:
+        if len(rows) == 1:  # no lists: this runs for every layer of every token
+            (queries, keys, values), mask = qkv, masks[0]
+            for layer, past, step in zip(self.layers, rows[0][1], between, strict=False):  # all layers but the last
+                spec = layer.spec
+                out = attend(queries, *past.update(keys, values), mask.get(spec.window), spec.scale)
+                x, queries, keys, values = step(x, positions, out)
+            qkv = [queries, keys, values]
+        else:
+            for number, step in enumerate(between):
+                x, *qkv = step(x, positions, *self._attended(number, qkv, rows, masks))
+        logits = self.head(self.norm(after(x, *self._attended(len(between), qkv, rows, masks))))  # 1 T V
+        if len(rows) == 1:
             return [logits if len(rows[0][0]) == 1 else logits.reshape(*shapes[0], -1)]
         ends = list(accumulate(batch * length for batch, length in shapes))
         parts = mx.split(logits, ends[:-1], axis=1)
         return [part.reshape(*shape, -1) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _attended(
+        self, number: int, qkv: list[mx.array], rows: Sequence[Row], masks: list[dict[int | None, Mask]]
+    ) -> list[mx.array]:
+        """The output of attention of layer `number` for each row."""
+        spec, count = self.layers[number].spec, len(rows)
+        return [
+            attend(q, *cache[number].update(k, v), mask.get(spec.window), spec.scale)
+            for q, k, v, (_, cache), mask in zip(qkv, qkv[count:], qkv[2 * count :], rows, masks, strict=False)
+        ]
 
     def _masks(self, cache: Sequence[Cache], length: int) -> dict[int | None, Mask]:
         """The masks of `length` new tokens, by window. A single token attends to all rows that its cache returns."""
