@@ -54,6 +54,11 @@ def take(browser: Browser, server: Server, folder: Path) -> list[Path]:
         tab.chat.get_by_role("button", name="Run it", exact=True).click()
         expect(tab.panel("→")).to_have_count(1)
         expect(tab.chat.get_by_text("May this tool run?")).to_be_visible()
+    with picture("models") as tab:
+        tab.page.locator("#models .open").click()
+        tab.page.locator("#models .known summary").first.click()
+        expect(tab.page.locator("#models .known .needs").first).not_to_be_empty()
+        expect(tab.page.get_by_text("Asking what it needs")).to_have_count(0)
     with picture("korean", locale="ko-KR") as tab:
         tab.ask("대한민국의 수도는?")
         tab.page.locator("#thinking").get_by_role("checkbox").check()
