@@ -296,7 +296,8 @@ def test_langchain_agent_with_a_tool(served: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_litellm(served: Any) -> None:
+def test_litellm(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no request to its site
     litellm = pytest.importorskip("litellm")
     answer = litellm.completion(
         model="openai/demo", api_base=f"{served.url}/v1", api_key="none", messages=QUESTION, temperature=0
