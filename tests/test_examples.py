@@ -10,6 +10,7 @@ from conftest import ROOT
 
 EXPECTED = {
     "stream": "3.9 is bigger than 3.12.",
+    "batch": "The capital of South Korea is Seoul.",
     "chat_with_tools": "부산의 날씨는 비가 오고 11도입니다.",
     "structured_answer": "{'bigger': '3.9', 'sure': True}",
     "quantize_and_compare": "4.51 bits per weight",
