@@ -89,8 +89,11 @@ class Endpoints:
         Returns:
             the text of the user in it
         """
+        session = self._session(request)
         with _errors_shown():
-            return self._session(request).undo()
+            while session.view().undo not in ("", "send"):
+                session.undo()  # a retry of the turn
+            return session.undo()
 
     def clear(self, request: gr.Request) -> None:
         """

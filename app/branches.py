@@ -14,6 +14,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 Message = dict[str, Any]
@@ -37,7 +38,7 @@ class Tree:
     branches: list[Branch] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
 
-    @property
+    @cached_property
     def forks(self) -> dict[int, tuple[int, int]]:
         """Position of a message with alternatives -> the number of the shown one, and how many there are."""
         hidden: dict[int, set[int]] = {}
@@ -46,7 +47,7 @@ class Tree:
                 hidden.setdefault(branch["at"], set()).add(branch["place"])
         return {at: (min(set(range(len(made) + 1)) - made), len(made) + 1) for at, made in hidden.items()}
 
-    @property
+    @cached_property
     def last_step(self) -> Step | None:
         """What `undone` takes back: the last action; without a record of it, the last turn."""
         for step in self.steps[-1:]:

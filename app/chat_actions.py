@@ -27,6 +27,7 @@ from .work import View
 FRAME_SECONDS = 0.08  # the least time between two frames
 FRAME_SHARE = 3  # the pause after a frame, as a multiple of the time that it took
 IDLE_SECONDS = 0.25  # until a frame without a change, for the counts of seconds
+OF_A_REVISION = ("retry", "edit", "continue", "save-reply", "switch", "undo", "redo")  # on messages that a page shows
 
 
 class ChatActions(Shared):
@@ -71,10 +72,7 @@ class ChatActions(Shared):
         try:
             if given.get("conversation") != session.id:
                 raise ValueError(tab.words("elsewhere"))
-            if (
-                given["what"] in ("retry", "edit", "undo", "continue", "save-reply")
-                and given.get("revision") != session.revision
-            ):
+            if given["what"] in OF_A_REVISION and given.get("revision") != session.revision:
                 raise ValueError(tab.words("stale"))
             return self._act(tab, given, values) | {self.page.kept_settings: session.settings.lasting()}
         except Busy:
@@ -92,12 +90,17 @@ class ChatActions(Shared):
             session.answer(given["allowed"] is True, int(given["call"]), given.get("always") is True)
             return {**self._answer(id=given.get("id")), **self._always(tab)}
         elif what == "undo":
-            files = _files_of_last_turn(session.view())
-            text = session.undo()
+            view = session.view()
+            files = _files_of_last_turn(view) if view.undo == "send" else []
+            text = session.undo() or None
             hint = tab.words("attach_again", names=", ".join(files)) if files else None
             return self._answer(text=text, error=hint)
+        elif what == "redo":
+            session.redo()
+        elif what == "switch":
+            session.switch(int(given["at"]), int(given["place"]))
         elif what == "retry":
-            session.retry(self._settings(tab, values))
+            session.retry(self._settings(tab, values), int(given["turn"]))
         elif what == "edit":
             session.edit(int(given["turn"]), str(given["text"]), self._settings(tab, values))
         elif what == "continue":

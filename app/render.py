@@ -23,6 +23,7 @@ from exaone4_mlx.files.text import HALF
 from exaone4_mlx.text.format import value_text
 from exaone4_mlx.text.markdown import CODE_LANGUAGES, new_parser
 
+from .details import reply_details
 from .i18n import Words
 from .messages import ENDS, call_text, number, objects, pretty, short, thought_title
 
@@ -57,8 +58,8 @@ def items(
 ) -> list[Item]:
     """The messages from `start` on as the page shows them. With `live` they are those of a reply in progress.
 
-    Items whose keys are `known` are not rendered: they have their key only. A file that `Store` reads may hold any
-    values in their fields: all of them can be shown.
+    Items whose keys are `known` are not rendered: they have their key and `at`, the index of their last message. A file
+    that `Store` reads may hold any values in their fields: all of them can be shown.
     """
     turn = sum(message["role"] == "user" for message in messages[:start]) - 1
     result: list[Item] = []
@@ -69,12 +70,25 @@ def items(
         if role in ("user", "assistant") or (role == "tool" and not calls):
             content = repr([message, results, live, words.language])
             key = f"{index}-{zlib.crc32(content.encode('utf-8', 'surrogatepass')):x}"
-            result.append({"key": key} if key in known else _item(message, results, words, live, key, turn))
+            made: Item = {} if key in known else _item(message, results, words, live, turn)
+            if made and role == "assistant" and not live and _ends_turn(messages, index + len(results)):
+                made["details"] = reply_details(_replies(messages, index), words)
+            result.append({"key": key, "at": index + len(results), **made})
         calls = calls - 1 if role == "tool" and calls else len(objects(message.get("tool_calls")))
     return result
 
 
-def _item(message: Message, results: Sequence[Message], words: Words, live: bool, key: str, turn: int) -> Item:
+def _ends_turn(messages: Sequence[Message], index: int) -> bool:
+    return index + 1 >= len(messages) or messages[index + 1]["role"] == "user"
+
+
+def _replies(messages: Sequence[Message], index: int) -> list[Message]:
+    """The messages of the model in the turn that ends with `index`."""
+    first = next((i for i in range(index, -1, -1) if messages[i]["role"] == "user"), -1) + 1
+    return [message for message in messages[first : index + 1] if message["role"] == "assistant"]
+
+
+def _item(message: Message, results: Sequence[Message], words: Words, live: bool, turn: int) -> Item:
     if message["role"] == "user":
         parts = user_parts(message, words)
     elif message["role"] == "assistant":
@@ -83,7 +97,6 @@ def _item(message: Message, results: Sequence[Message], words: Words, live: bool
         parts = [_result(message, words)]  # a result without a call: the model reads it, too
     calls = message.get("tool_calls")
     return {
-        "key": key,
         "role": "user" if message["role"] == "user" else "assistant",
         "turn": turn,
         "parts": [HALF.sub("\ufffd", CONTROLS.sub("", part)) for part in parts],

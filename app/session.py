@@ -73,6 +73,7 @@ class Session:
         self._changed = threading.Condition(self._lock)
         self._version, self._revision = 0, next(REVISIONS)
         self._last = View([])  # counts and error of the last turn
+        self._tree = conversation.tree  # of the revision
         self._redo: list[Tree] = []  # what `undo` took back, the last one at the end
         self._unsaved: str | None = None
         self.used = time.monotonic()
@@ -265,7 +266,7 @@ class Session:
             chat, work, conversation = self._chat, self._work, self.conversation
             seen = self._last if work is None else work.view()
             tokens, limit = self._tokens()
-            tree = conversation.tree if work is None else work.tree
+            tree = self._tree if work is None else work.tree
             return dataclasses.replace(
                 seen,
                 messages=list(conversation.messages) if work is None else seen.messages,
@@ -449,7 +450,7 @@ class Session:
         with self._changed:
             self._version += 1
             if revised:
-                self._revision = next(REVISIONS)
+                self._revision, self._tree = next(REVISIONS), self.conversation.tree
             self._changed.notify_all()
 
 

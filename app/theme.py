@@ -16,8 +16,8 @@ from .render import highlighting_css
 
 HERE = Path(__file__).parent / "page"
 SCRIPT = (
-    "elements", "start", "frames", "conversation", "found", "asking", "welcome", "scrolling", "actions", "composer",
-    "files", "keys", "diagrams", "numbers", "appearance", "labels",
+    "elements", "start", "frames", "conversation", "branches", "found", "asking", "welcome", "scrolling", "actions",
+    "composer", "files", "keys", "diagrams", "numbers", "appearance", "labels",
 )  # fmt: skip
 LIST_SCRIPT = ("elements", "list", "list-rows", "list-menu", "list-keys")
 MODELS_SCRIPT = ("elements", "models")

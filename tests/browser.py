@@ -218,7 +218,7 @@ class Tab:
 
     def act(self, name: str, which: int = -1) -> None:
         """Clicks an icon under a message: Copy, Edit, Retry, Undo."""
-        self.chat.locator(".actions").get_by_role("button", name=name, exact=True, include_hidden=True).nth(
+        self.chat.locator(".actions").get_by_role("button", name=re.compile(rf"^{name}(:|$)"), include_hidden=True).nth(
             which
         ).click()
 

@@ -36,7 +36,7 @@ LONGEST_FILE = 400  # lines
 MOST_PARAMETERS = 12
 
 APP_ORDER = [
-    "i18n", "forms", "branches", "trash", "store", "search", "transcript", "pdf", "files", "settings", "messages", "turns", "models", "work", "tools", "session", "render", "frames", "engine", "titles", "state",
+    "i18n", "forms", "branches", "trash", "store", "search", "transcript", "pdf", "files", "settings", "messages", "turns", "models", "work", "tools", "session", "details", "render", "frames", "engine", "titles", "state",
     "status", "theme", "widgets", "common", "chat_actions", "listing", "model_actions", "actions", "api", "ui", "server", "__main__",
 ]  # fmt: skip
 #: The flags that all programs share, what Markdown means, and the models at hand.

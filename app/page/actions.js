@@ -12,12 +12,16 @@ const actions = {
     retry: (button, item) => act("retry", { turn: Number(item.dataset.turn) }),
     continue: (button, item) => act("continue", { turn: Number(item.dataset.turn) }),
     undo: () => act("undo"),
+    redo: () => act("redo"),
+    "version-before": (button) => turnOver(button.parentElement, -1),
+    "version-after": (button) => turnOver(button.parentElement, 1),
+    details: (button, item) => showDetails(button, item),
     answer: (button) => answer(button),
     example: (button) => act("example", { text: button.textContent }),
-    older: () => older(),
+    older: () => refresh(Math.max(0, shown.start - PAGE)),
     stop: () => act("stop"),
     "drop-file": (button) => {
-        keepFiles((file) => file.name !== button.dataset.name);
+        keepFiles((file) => `${file.id}` !== button.dataset.id);
         say("");
         drawChips();
     },

@@ -18,7 +18,7 @@ function submit() {
     if (bad) return say(bad.error);
     if (files.some((file) => file.tokens === undefined)) return say(words("file_is_read"));
     if (!box.value.trim()) return;
-    outbox.push({ id: ++serial, text: box.value, files: files.map((file) => file.path), names: files, conversation: frame.conversation });
+    outbox.push({ id: ++serial, text: box.value, names: files, conversation: frame.conversation });
     box.value = "";
     files = [];
     keepDraft(frame.conversation);
@@ -36,14 +36,14 @@ function pump() {
     if (!next) return;
     next.sent = true;
     follows = true;
-    act("send", { id: next.id, text: next.text, files: next.files });
+    act("send", { id: next.id, text: next.text, files: next.names.map((file) => file.path) });
     drawOutbox();
 }
 
 watch("answer", () => {
     const answer = props.answer;
     if (!answer) return;
-    if (answer.text !== undefined) box.value = box.value ? `${answer.text}\n${box.value}` : answer.text;
+    if (answer.text) box.value = box.value ? `${answer.text}\n${box.value}` : answer.text;
     const sent = outbox.find((one) => one.id === answer.id);
     if (sent && answer.busy) {
         sent.sent = false; // it was sent before the frame of the reply under way came: it waits in its place
@@ -74,8 +74,7 @@ function say(text) {
 }
 
 function drawOutbox() {
-    const texts = [...interrupted, ...outbox].map(({ text, conversation }) => ({ text, conversation }));
-    sessionStorage.setItem(WAITING, JSON.stringify(texts));
+    sessionStorage.setItem(WAITING, JSON.stringify([...interrupted, ...outbox]));
     const waiting = outbox.filter((one) => !one.sent && one.conversation === frame.conversation);
     outboxList.replaceChildren(
         ...waiting.map((one) => {

@@ -1,12 +1,12 @@
 // Finished messages are fetched and drawn; the reply in progress is drawn from the frames.
 
 /** Fetches the finished messages that the page does not have. The reply in progress is replaced at the same moment. */
-async function refresh() {
+async function refresh(start = shown.start) {
     if (fetching) return;
     fetching = true;
     try {
         const same = frame.conversation === shown.conversation;
-        await load(same ? shown.start : null, same);
+        await load(same ? start : null, same);
     } catch {
         await new Promise((done) => setTimeout(done, 1000)); // no connection: the page tries again
     }
@@ -15,24 +15,41 @@ async function refresh() {
     else seek();
 }
 
-async function load(start, keepsPlace) {
+/** Shows the messages from `start` on, or the last ones. With `same` the page has some of them. */
+async function load(start, same) {
     const wanted = { tab: frame.tab, conversation: frame.conversation, language: frame.language, start };
-    wanted.known = keepsPlace ? [...list.children].map((item) => item.dataset.key) : [];
+    wanted.known = same ? [...list.children].map((item) => item.dataset.key) : [];
     const answer = await server.history(wanted);
     if (!answer) throw new Error("the server does not answer");
     if (answer.conversation !== frame.conversation) return; // the next frame says which one it is
     const old = new Map([...list.children].map((item) => [item.dataset.key, item]));
     const height = scroller.scrollHeight - scroller.scrollTop;
     const added = new Map(answer.items.map((item) => [item.key, item]));
-    list.replaceChildren(...answer.keys.map((key) => (added.has(key) ? drawn(added.get(key)) : old.get(key))));
+    arrange(answer.keys.map((key) => (added.has(key) ? drawn(added.get(key)) : old.get(key))));
     if (answer.revision === frame.revision && !frame.running) liveList.replaceChildren();
-    shown = { ...answer, items: null, keys: null };
+    shown = { ...answer, items: null, keys: null, forks: null };
     find(".older").hidden = answer.start === 0;
+    drawForks(answer.forks);
     markLast();
     drawDiagrams();
     welcome.hidden = answer.total > 0 || frame.live.length > 0;
     if (follows) keepBottom();
+    else if (anchor) keepAnchor();
     else scroller.scrollTop = scroller.scrollHeight - height;
+}
+
+/** Shows `items` and no others. Those that stay in their place keep the focus and the selection. */
+function arrange(items) {
+    let next = list.firstElementChild;
+    for (const item of items) {
+        if (item === next) next = next.nextElementSibling;
+        else list.insertBefore(item, next);
+    }
+    while (next) {
+        const gone = next;
+        next = next.nextElementSibling;
+        gone.remove();
+    }
 }
 
 /** An item as an element. */
@@ -43,10 +60,13 @@ function drawn(item) {
     made.source = item.source;
     made.append(make("div", { className: "parts" }), make("div", { className: "actions" }));
     fill(made, item.parts);
+    Object.assign(made, { details: item.details ?? [] });
     made.dataset.ending = item.ending;
     const isReply = item.role === "assistant";
-    const names = isReply ? (item.ending === "calls" ? ["copy", "retry"] : ["copy", "edit", "retry"]) : ["copy", "edit"];
-    for (const name of names) find(".actions", made).append(icon(name, isReply && name === "edit" ? "edit_reply" : name));
+    const names = isReply && item.ending === "calls" ? ["copy", "retry"] : isReply ? ["copy", "edit", "retry"] : ["copy", "edit"];
+    if (made.details.length) names.push("details");
+    for (const name of names) find(".actions", made).append(icon(name, { edit: isReply ? "edit_reply" : "edit", details: "reply_details" }[name]));
+    find(".details", made)?.setAttribute("aria-expanded", "false");
     return made;
 }
 
@@ -87,21 +107,4 @@ function fill(item, parts) {
     });
     while (place.children.length > parts.length) place.lastChild.remove();
     item.html = parts;
-}
-
-/** Undo belongs to the last turn, and Continue to a last reply that was cut. */
-function markLast() {
-    for (const old of list.querySelectorAll(".icon.undo, .continue")) old.remove();
-    const last = [...list.querySelectorAll(".item.user")].pop();
-    if (last) find(".actions", last).append(icon("undo"));
-    const end = list.lastElementChild;
-    if (end?.dataset.ending === "cut") find(".actions", end).prepend(button("continue", { text: words("continue"), look: "secondary" }));
-}
-
-async function older() {
-    fetching = true;
-    try {
-        await load(Math.max(0, shown.start - PAGE), true);
-    } catch {} // no connection
-    fetching = false;
 }

@@ -4,7 +4,7 @@ function drawChips() {
     chips.replaceChildren(
         ...files.map((file) => {
             const text = file.error ?? (file.tokens === undefined ? `${file.name} …` : words("attached", { name: file.name, tokens: file.tokens.toLocaleString("en") }));
-            const drop = button("drop-file", { text: "×", label: words("remove_file"), look: "close", name: file.name });
+            const drop = button("drop-file", { text: "×", label: words("remove_file"), look: "close", id: file.id });
             return make("div", { className: file.error ? "chip bad" : "chip" }, make("span", { textContent: text }), drop);
         }),
     );
@@ -24,8 +24,7 @@ function keepFiles(keeps) {
 
 async function attach(chosen) {
     for (const file of chosen) {
-        const entry = { name: file.name };
-        keepFiles((one) => one.name !== file.name);
+        const entry = { name: file.name, id: ++serial };
         files.push(entry);
         const known = props.suffixes.includes(file.name.slice(file.name.lastIndexOf(".")).toLowerCase());
         if (file.size > props.most_bytes) entry.error = words("file_too_large", { name: file.name, size: props.most_bytes / 1e6 });

@@ -24,6 +24,7 @@ watch("value", () => {
     welcome.hidden = frame.total > 0 || frame.live.length > 0;
     if (welcome.hidden === false) drawWelcome();
     keepBottom();
+    if (frame.undo !== before.undo || frame.redo !== before.redo) markLast();
     if (frame.revision !== shown.revision || frame.conversation !== shown.conversation) refresh();
     if (!running) pump();
     bus.frame = frame;
@@ -68,6 +69,7 @@ function changed(before) {
     drawOutbox();
     follows = true;
     keepFiles(() => false);
+    files = waited.flatMap((one) => one.names);
     drawChips();
     grow();
 }

@@ -8,7 +8,7 @@ function keepBottom() {
 scroller.addEventListener("scroll", () => {
     follows = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 48;
     latest.hidden = follows;
-    if (scroller.scrollTop < 400 && shown.start > 0 && !fetching && !follows) older();
+    if (scroller.scrollTop < 400 && shown.start > 0 && !follows) refresh(Math.max(0, shown.start - PAGE));
 });
 latest.addEventListener("click", () => {
     follows = true;

@@ -13,9 +13,9 @@ const outboxList = find(".outbox"), notice = find(".notice"), latest = find(".la
 let frame = { conversation: null, revision: null, running: false, asking: [], live: [], language: "en" };
 let shown = { conversation: null, revision: null, start: 0, total: 0 };
 let fetching = false, follows = true, serial = 0;
-let files = []; // of the next message: {name, path, tokens, error}
-let outbox = []; // messages that wait for the end of a reply: {id, text, files, conversation, sent}
-const WAITING = "exaone4_mlx waiting"; // the texts of the outbox, which come back into the box after a reload
+let files = []; // of the next message: {id, name, path, tokens, error}
+let outbox = []; // messages that wait for the end of a reply: {id, text, names (their files), conversation, sent}
+const WAITING = "exaone4_mlx waiting"; // the outbox, which comes back into the box after a reload
 let interrupted = JSON.parse(sessionStorage.getItem(WAITING) ?? "[]");
 
 const words = (key, values = {}) =>

@@ -10,6 +10,7 @@ import string
 import pytest
 from conftest import ROOT
 
+from app.branches import ACTIONS
 from app.i18n import ERRORS, EXAMPLES, HERE, LANGUAGES, WORDS, Words, translations
 from app.settings import SAMPLING
 
@@ -43,8 +44,9 @@ def test_every_text_is_used_and_every_text_that_is_used_exists() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     strings |= {"seconds", "minutes"}  # of Words.seconds itself
+    strings |= {f"act_{name}" for name in ACTIONS}
     scripts = "".join(file.read_text() for file in HERE.glob("page/*.js"))
-    strings |= set(re.findall(r'"(\w+)"', scripts)) | set(ERRORS)
+    strings |= set(re.findall(r'"([\w-]+)"', scripts)) | set(ERRORS)
     assert set(WORDS) <= strings, f"nobody says {sorted(set(WORDS) - strings)}"
     sources = scripts + "".join(file.read_text() for file in SOURCES)
     asked = set(re.findall(r'words\(\s*"(\w+)"', sources))
