@@ -96,6 +96,9 @@ def parser(program: str = "python -m app") -> argparse.ArgumentParser:
     network.add_argument("--no-password", action="store_true", help="serve other computers without a password")
     parser.add_argument("--no-browser", action="store_true", help="do not open the browser")
     parser.add_argument("--tools", type=Path, metavar="FILE.py", help="offer the functions of this file, which is run")
+    parser.add_argument(
+        "--mcp-config", type=Path, metavar="FILE", help="MCP servers, each of which is started by a switch on the page"
+    )
     parser.add_argument("--system-prompt", default="", metavar="TEXT", help="what new conversations begin with")
     parser.add_argument("--thinking", action="store_true", help="let new conversations think first (default: no)")
     parser.add_argument(
@@ -111,13 +114,14 @@ def parser(program: str = "python -m app") -> argparse.ArgumentParser:
 
 def _state(options: argparse.Namespace) -> AppState:
     """The state of the app for the options. It reads the model last."""
-    from exaone4_mlx import BUILTIN_TOOLS, KVQuantization, Options, fit, load_tools
+    from exaone4_mlx import BUILTIN_TOOLS, KVQuantization, Options, fit, load_tools, mcp_servers
 
     tools: list[Any] = []
     if options.tools:
         if options.tools.is_file():
             say(f"running {options.tools} for its tools")
         tools += load_tools(options.tools)
+    servers = mcp_servers(options.mcp_config) if options.mcp_config else []
     names = {tool.__name__ for tool in tools}
     tools += [tool for tool in BUILTIN_TOOLS if tool.__name__ not in names]
     folder = options.data_dir or _data_folder()
@@ -159,7 +163,7 @@ def _state(options: argparse.Namespace) -> AppState:
     jobs = ModelJobs(folder / "models")
     folders = [*(options.models or [Path.cwd()]), jobs.folder]
     choice = choices(options.model, folders)[0]
-    settings = Settings(system=options.system_prompt, thinking=options.thinking, ask=bool(options.tools))
+    settings = Settings(system=options.system_prompt, thinking=options.thinking, ask=bool(options.tools or servers))
     engine = ChatEngine(
         LoadedModel(choice, model, tokenizer, needs, step, draft, tuple(loading.warnings)),
         folders=folders,
@@ -171,7 +175,7 @@ def _state(options: argparse.Namespace) -> AppState:
     )
     store = Store(folder / "conversations")
     store.trash.empty()
-    return AppState(engine, store, tools=tools, settings=settings, makes_titles=True, jobs=jobs)
+    return AppState(engine, store, tools=tools, servers=servers, settings=settings, makes_titles=True, jobs=jobs)
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from .chat_actions import ChatActions
-from .common import Update, is_recommended, key_of
+from .common import Update, is_recommended, key_of, plain
 from .i18n import Words
 from .listing import ListActions
 from .model_actions import ModelActions
@@ -80,6 +80,29 @@ class Actions(ChatActions, ListActions, ModelActions):
     def _opened(self, panel: gr.Sidebar, other: gr.Sidebar, width: float) -> Update:
         """Both panels: there is room for two on a wide page only."""
         return {panel: gr.Sidebar(open=True), other: gr.skip() if width >= TWO_PANELS else gr.Sidebar(open=False)}
+
+    def servers_switched(self, wanted: list[str], tools: list[str], request: gr.Request) -> Update:
+        """Starts and ends MCP servers. The tools of one that starts are offered at once."""
+        words, before, started = self._tab(request).words, self.state.tool_names, False
+        for name, server in self.state.servers.items():
+            if server.runs == (name in wanted):
+                continue
+            try:
+                if name in wanted:
+                    gr.Info(plain(words("server_starts", name=name)))
+                self.state.switch_server(name, name in wanted)
+                started |= name in wanted
+                for warning in server.warnings if name in wanted else ():
+                    gr.Warning(plain(warning))
+            except ValueError as error:
+                gr.Warning(plain(words("server_failed", error=error)))
+        names = self.state.tool_names
+        ticked = [name for name in names if name in tools or name not in before]
+        return {
+            self.page.servers: [name for name, server in self.state.servers.items() if server.runs],
+            self.page.tools: gr.update(choices=names, value=ticked),
+            self.page.use_tools: True if started else gr.skip(),
+        }
 
     def always_changed(self, always: list[str], request: gr.Request) -> Update:
         """A tool that is no longer ticked asks again. None can be added here."""

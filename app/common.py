@@ -65,7 +65,8 @@ class Shared:
 
     def _settings_of(self, tab: Tab) -> Update:
         """The settings of the conversation of a tab, and its id."""
-        own = {self.page.conversation: tab.session.id, **self._always(tab)}
+        running = [name for name, server in self.state.servers.items() if server.runs]
+        own = {self.page.conversation: tab.session.id, self.page.servers: running, **self._always(tab)}
         return {**self._widgets(tab.session.settings), **own}
 
     def _always(self, tab: Tab) -> Update:
@@ -75,7 +76,9 @@ class Shared:
 
     def _widgets(self, settings: Settings, only: Sequence[str] = SETTINGS) -> Update:
         values = settings.values()
-        values["tools"] = [name for name in self.state.tool_names if settings.tools is None or name in settings.tools]
+        names = self.state.tool_names
+        ticked = [name for name in names if settings.tools is None or name in settings.tools]
+        values["tools"] = gr.update(choices=names, value=ticked)
         return {getattr(self.page, name): values[name] for name in only}
 
 

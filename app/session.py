@@ -204,7 +204,8 @@ class Session:
             work.answers[number] = allowed
             if allowed and always:
                 name = work.calls[number - 1]
-                self.permit([*self.settings.always, *(permission(one) for one in self.tools if one.__name__ == name)])
+                named = [permission(one) for one in work.chat.tools if getattr(one, "__name__", "") == name]
+                self.permit([*self.settings.always, *named])
             self._touch()
 
     def permit(self, always: Sequence[str]) -> None:
@@ -352,7 +353,7 @@ class Session:
             "settings": {name: values[name] for name in values if name not in ("sampling", "always")},
         }
         work = self._work = Work(turn, chat, tree, said, made)
-        work.asks = self._asks
+        work.asks = lambda name: self._asks(work, name)
         self.settings, self.conversation.settings, self._redo = settings, settings.as_dict(), []
         try:
             self._grow(work, [])
@@ -430,11 +431,11 @@ class Session:
             self._touch()
             self._changed.wait_for(lambda: number not in work.asking)
             self._touch()
-            return not work.stopped and work.answers.get(number, True)
+            return not work.stopped and work.answers.get(number, self._asks(work, call.name) is None)
 
-    def _asks(self, name: str) -> tuple[str, str] | None:
-        """Where a tool that asks comes from; None for one that runs without a question."""
-        found = [tool for tool in self.tools if tool.__name__ == name]
+    def _asks(self, work: Work, name: str) -> tuple[str, str] | None:
+        """Where a tool of the turn that asks comes from; None for one that runs without a question."""
+        found = [tool for tool in work.chat.tools if getattr(tool, "__name__", "") == name]
         return origin(found[0]) if found and permission(found[0]) not in self.settings.always else None
 
     def _write(self) -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from exaone4_mlx import mcp_tools
 from exaone4_mlx.measure.model_jobs import ModelJobs
 
 from .engine import ChatEngine, end
@@ -66,16 +67,19 @@ class AppState:
         store: Store,
         *,
         tools: Sequence[Callable[..., Any]] = (),
+        servers: Sequence[Any] = (),
         settings: Settings | None = None,
         makes_titles: bool = False,
         jobs: ModelJobs | None = None,
     ) -> None:
         """`settings` are those of a new conversation; `makes_titles` says whether the model makes titles.
 
+        `servers` are MCP servers, which the user switches on.
         `jobs` download and convert models; their folder is beside the conversations unless given.
         """
         self.engine, self.store, self.tools, self.settings = engine, store, tuple(tools), settings or Settings()
         self.jobs = jobs or ModelJobs(store.folder.parent / "models")
+        self.servers, self._own_tools = {server.name: server for server in servers}, tuple(tools)
         self._tabs: dict[str, Tab] = {}
         self._attachments: dict[str, tuple[Attachment, int]] = {}  # by path
         self._sessions: dict[str, Session] = {}  # those that are open, by the conversation's id
@@ -94,6 +98,19 @@ class AppState:
     @property
     def tool_names(self) -> list[str]:
         return [tool.__name__ for tool in self.tools]
+
+    def switch_server(self, name: str, on: bool) -> None:
+        """Starts or ends an MCP server. Raises ValueError for one that does not work."""
+        try:
+            if on:
+                self.servers[name].start()
+            else:
+                self.servers[name].stop()
+        finally:
+            taken = [tool.__name__ for tool in self._own_tools]
+            self.tools = (*self._own_tools, *mcp_tools(self.servers.values(), taken))
+            for session in list(self._sessions.values()):
+                session.tools = self.tools
 
     # --- tabs and conversations -----------------------------------------------
 

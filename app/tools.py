@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from exaone4_mlx import BUILTIN_TOOLS
 
-Tool = Callable[..., Any]
+Tool = Any  # a function, or a tool of an MCP server
 
 
 def origin(tool: Tool) -> tuple[str, str]:

@@ -135,6 +135,8 @@ def _settings(state: AppState) -> dict[str, Any]:
         made["system"] = gr.Textbox(settings.system, **_text("system"), lines=3, max_lines=8, elem_id="system")
         made["thinking_budget"] = _slider("thinking_budget", 0, 4096, settings.thinking_budget, 32)
         made["tools"] = gr.CheckboxGroup(names, value=names, **_text("tools"), elem_id="tools")
+        servers = [(f"{name}: {server.config.text}", name) for name, server in state.servers.items()]
+        made["servers"] = gr.CheckboxGroup(servers, visible=bool(servers), **_text("servers"), elem_id="servers")
         made["ask"] = gr.Checkbox(settings.ask, **_text("ask"), elem_id="ask")
         made["always"] = gr.CheckboxGroup([], visible=False, **_text("always"), elem_id="always")
         made["max_tokens"] = _slider("max_tokens", 16, 4 * MAX_TOKENS, settings.max_tokens, 16)
@@ -209,6 +211,8 @@ def _connect(blocks: gr.Blocks, do: Actions) -> None:
     )
     page.reset.click(do.reset, [page.thinking], page.settings, **event)
 
+    switched = [page.servers, page.tools, page.use_tools]
+    page.servers.input(do.servers_switched, [page.servers, page.tools], switched, **event)
     page.always.input(do.always_changed, [page.always], [page.always], **event)
     page.chat.closed(lambda: gr.Sidebar(open=False), None, [page.right], **event)
     panels: dict[str, Any] = {"inputs": [page.width], "outputs": [page.left, page.right], "js": WIDTH}

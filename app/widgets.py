@@ -39,6 +39,7 @@ class Page:
     system: gr.Textbox
     thinking_budget: gr.Slider
     tools: gr.CheckboxGroup
+    servers: gr.CheckboxGroup  # MCP servers that run
     ask: gr.Checkbox
     titles: gr.Checkbox
     always: gr.CheckboxGroup
@@ -81,6 +82,7 @@ TEXTS = {
     "system": {"label": "system", "placeholder": "system_hint"},
     "thinking_budget": {"label": "budget", "info": "budget_hint"},
     "tools": {"label": "which_tools"},
+    "servers": {"label": "servers"},
     "ask": {"label": "ask"},
     "titles": {"label": "titles"},
     "always": {"label": "always"},

@@ -51,7 +51,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .tools.builtin import BUILTIN_TOOLS as BUILTIN_TOOLS
     from .tools.call import ToolCall as ToolCall, ToolResult as ToolResult
     from .tools.load import load_tools as load_tools
-    from .tools.mcp_load import load_mcp as load_mcp, mcp_servers as mcp_servers
+    from .tools.mcp_load import load_mcp as load_mcp, mcp_servers as mcp_servers, mcp_tools as mcp_tools
 
 __version__ = "0.1.0"
 
@@ -83,7 +83,7 @@ _HOME = {
     "tools.builtin": ("BUILTIN_TOOLS",),
     "tools.call": ("ToolCall", "ToolResult"),
     "tools.load": ("load_tools",),
-    "tools.mcp_load": ("load_mcp", "mcp_servers"),
+    "tools.mcp_load": ("load_mcp", "mcp_servers", "mcp_tools"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -29,6 +29,11 @@ def tools(name: str = "tools"):
         """Roll a dice with the number 1 to N. User can select the number N."""
         return max_num - 2
 
+    @server.tool(structured_output=False)
+    def get_weather(city: str) -> str:
+        """Get the current weather of a city."""
+        return '{"temperature": 11, "condition": "rainy"}'
+
     @server.tool()
     def environment() -> dict[str, str]:
         """What the server sees."""

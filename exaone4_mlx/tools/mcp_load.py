@@ -19,6 +19,11 @@ def mcp_servers(path: str | Path) -> list[McpServer]:
     return [McpServer(config) for config in read_servers(path)]
 
 
+def mcp_tools(servers: Iterable[McpServer], taken: Iterable[str] = ()) -> list[RemoteTool]:
+    """The tools of the servers that run, with names that differ from each other and from those `taken`."""
+    return named_apart([tool for server in servers if server.runs for tool in server.tools], taken)
+
+
 def load_mcp(
     path: str | Path,
     servers: Sequence[str] | None = None,
