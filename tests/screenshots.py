@@ -51,9 +51,9 @@ def take(browser: Browser, server: Server, folder: Path) -> list[Path]:
         expect(tab.page.locator("#ask")).not_to_be_in_viewport()
         tab.page.locator("#use-tools").get_by_role("checkbox").check()
         tab.say("Roll D6 dice twice!")
-        tab.chat.get_by_role("button", name="Run it", exact=True).click()
+        tab.chat.get_by_role("button", name="Run it", exact=True).first.click()
         expect(tab.panel("→")).to_have_count(1)
-        expect(tab.chat.get_by_text("May this tool run?")).to_be_visible()
+        expect(tab.chat.get_by_text("May this tool run?").first).to_be_visible()
     with picture("models") as tab:
         tab.page.locator("#models .open").click()
         tab.page.locator("#models .known summary").first.click()
