@@ -135,8 +135,8 @@ def test_files_of_one_name_are_two_and_stay_through_a_reload_and_branches(browse
         expect(tab.box).to_have_value(SEOUL)
         expect(tab.files).to_have_count(2)
         tab.send.click()
-        tab.done()
         expect(tab.said).to_have_text([LIMA, SEOUL])
+        tab.done()  # an edit during the reply would be refused
         files = server.stored(tab)["messages"][2]["files"]
         assert [file["text"] for file in files] == ["The code is 4711.", "The code is 1234."]
         tab.act("Edit")
