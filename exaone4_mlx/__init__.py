@@ -53,7 +53,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .tools.load import load_tools as load_tools
     from .tools.mcp_load import load_mcp as load_mcp, mcp_servers as mcp_servers, mcp_tools as mcp_tools
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "conversation.chat": ("Chat",),
