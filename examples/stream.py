@@ -9,5 +9,5 @@ for event in stream_generate(model, tokenizer, "Which one is bigger, 3.12 vs 3.9
             print(f"\x1b[2m{text}\x1b[0m", end="", flush=True)  # dim
         case Answer(text):
             print(text, end="", flush=True)
-        case Done(answer_tokens=tokens, answer_seconds=seconds):
-            print(f"\n[{tokens} tokens of the answer in {seconds:.2f} s]")
+        case Done(thinking_tokens=thought, answer_tokens=answer, decode_seconds=seconds):
+            print(f"\n[{thought} tokens of the thought and {answer} of the answer in {seconds:.2f} s]")

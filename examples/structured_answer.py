@@ -1,4 +1,4 @@
-"""An answer that follows a JSON schema: pip install 'exaone4_mlx[constrain]'."""
+"""An answer that follows a JSON schema: pip install -e '.[constrain]'."""
 
 import json
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 EXPECTED = {
-    "stream": "3.9 is bigger than 3.12.",
+    "stream": "3.9 is bigger than 3.12.\n[23 tokens of the thought and 14 of the answer in ",
     "batch": "The capital of South Korea is Seoul.",
     "chat_with_tools": "부산의 날씨는 비가 오고 11도입니다.",
     "structured_answer": "{'bigger': '3.9', 'sure': True}",

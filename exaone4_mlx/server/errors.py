@@ -62,6 +62,8 @@ async def invalid(request: HttpRequest, error: RequestValidationError) -> JSONRe
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         reason = "this field is not known here"
+    if first["type"] == "model_attributes_type" and not place:
+        reason = "a JSON object is needed, with the header Content-Type: application/json"
     param = ".".join(place) or None
     return _error(400, f"{param}: {reason}" if param else f"the body: {reason}", param, first["type"], request.url.path)
 

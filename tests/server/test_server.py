@@ -144,6 +144,10 @@ def test_wrong_requests_name_the_field(served: Any) -> None:
         else:
             assert answer["error"]["type"] == "invalid_request_error" and answer["error"]["message"], answer
             assert param is None or answer["error"]["param"] == param, (body, answer)
+    status, answer, _ = call(
+        served, "POST", chat, {"messages": HELLO}, content_type="application/x-www-form-urlencoded"
+    )
+    assert status == 400 and "Content-Type: application/json" in answer["error"]["message"]  # curl without -H
     assert call(served, "GET", "/v1/nothing")[0] == 404
     assert call(served, "PUT", "/v1/chat/completions")[0] == 405
     status, _, headers = call(served, "GET", "/v1/models/a%0d%0ax-injected:%20yes")
