@@ -65,12 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Checks address and keys, loads the model, and serves until Ctrl-C."""
     try:
-        import uvicorn
-
         from ..server.access import Access, read_keys
         from ..server.address import Address
         from ..server.app import make_app
         from ..server.engine import ModelServer
+        from ..server.http import HttpServer
     except ImportError as error:
         raise RuntimeError("the server needs more packages: pip install 'exaone4_mlx[server]'") from error
     port = options.port or next(
@@ -101,20 +100,12 @@ def run(options: argparse.Namespace) -> int:
     )
     access = Access(address, keys, frozenset(options.allowed_origin), options.max_body_bytes)
     app = make_app(engine, access, thinks=options.thinking, logs_contents=options.log_contents)
-    settings = uvicorn.Config(
-        app,
-        options.host,
-        port,
-        log_config=LOGGING,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=options.shutdown_seconds,
-    )
+    server = HttpServer(app, engine, options.shutdown_seconds, host=options.host, port=port, log_config=LOGGING)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     note(f"EXAONE is at http://{_shown(options.host)}:{port}/v1 (Ctrl-C ends it)")
     if not address.is_local:
         log("this server is reachable from other computers; keys travel in the clear without HTTPS in front of it")
-    uvicorn.Server(settings).run()
+    server.run()
     engine.close()
     return 0
 

@@ -9,6 +9,7 @@ Notes:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 import os
@@ -21,6 +22,7 @@ from .address import Address
 
 MAX_BODY_BYTES = 4_000_000
 BODY_SECONDS = 30.0  # in which a body must be there
+SEND_SECONDS = 60.0  # in which a client must read what was sent
 KEY_VARIABLE = "EXAONE4_MLX_API_KEY"
 MIN_KEY = 8  # characters
 OPEN_PATHS = ("/health",)
@@ -77,6 +79,10 @@ class Access:
         return None
 
 
+class Stalled(Exception):
+    """A client does not read its reply. The reply ends, so that it does not keep its place."""
+
+
 class AccessGuard:
     """Refuses requests before `app` sees them, and hands on bodies that are whole."""
 
@@ -99,14 +105,21 @@ class AccessGuard:
             except ValueError as error:
                 refusal = 413, str(error)
         if refusal is not None:
-            await _refuse(send, *refusal)
+            await _refuse(scope, send, *refusal)
             return
         first: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Any:
             return first.pop() if first else await receive()
 
-        await self.app(scope, again, send)
+        async def sent(message: Any) -> None:
+            try:
+                await asyncio.wait_for(send(message), SEND_SECONDS)
+            except asyncio.TimeoutError as error:
+                raise Stalled from error
+
+        with contextlib.suppress(Stalled):
+            await self.app(scope, again, sent)
 
     async def _body(self, receive: Any) -> bytes:
         body = bytearray()
@@ -119,9 +132,14 @@ class AccessGuard:
                 return bytes(body)
 
 
-async def _refuse(send: Any, status: int, reason: str) -> None:
-    kind = "authentication_error" if status == 401 else "invalid_request_error"
-    body = json.dumps({"error": {"message": reason, "type": kind, "param": None, "code": None}}).encode()
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+async def _refuse(scope: Any, send: Any, status: int, reason: str) -> None:
+    kind = {401: "authentication_error", 403: "permission_error", 413: "request_too_large"}.get(status)
+    error: dict[str, Any] = {"message": reason, "type": kind or "invalid_request_error"}
+    body: dict[str, Any] = {"error": {**error, "param": None, "code": None}}
+    if scope["path"].endswith(("/messages", "/count_tokens")):  # Anthropic's form
+        body = {"type": "error", "error": error}
+    data = json.dumps(body).encode()
+    length = str(len(data)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": data})

@@ -8,16 +8,17 @@ Notes:
 
 from __future__ import annotations
 
-import asyncio
 import html
 import json
+import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -25,17 +26,18 @@ from .. import __version__
 from .access import Access, AccessGuard
 from .completions import CompletionRequest, CompletionWriter
 from .contract import Object, collect, log
-from .engine import EngineEvent, ModelServer, Prepared, QueueFull, Task, TooLong
-from .errors import Refused, checked, fault, http_error, invalid, refusal_of, refused
+from .engine import EngineEvent, ModelServer, Prepared, QueueFull, ServerEnds, Task, TooLong
+from .errors import Json, Refused, checked, fault, http_error, invalid, refusal_of, refused
 from .messages import CountRequest, MessagesRequest, MessagesWriter
 from .openai import ChatRequest, ChatWriter, numbered
 from .responses import ResponsesRequest, ResponsesWriter
-from .streams import Writer, guarded, merged, unless_closed, with_pings
+from .streams import Stream, Writer, all_of, guarded, merged, unless_closed, with_pings
 
 
 def make_app(engine: ModelServer, access: Access, *, thinks: bool = False, logs_contents: bool = False) -> Any:
     """The ASGI application. `thinks` is the mode of requests that name none."""
     app = FastAPI(title="exaone4_mlx", version=__version__, docs_url=None, redoc_url=None)
+    app.router.route_class = StrictRoute
     routes = Routes(engine, thinks, logs_contents)
     posts: dict[str, Callable[..., Awaitable[Response]]] = {
         "/v1/chat/completions": routes.chat,
@@ -64,6 +66,31 @@ def make_app(engine: ModelServer, access: Access, *, thinks: bool = False, logs_
             allow_headers=["Authorization", "Content-Type", "X-Api-Key", "Anthropic-Version", "Anthropic-Beta"],
         )
     return AccessGuard(app, access)
+
+
+class StrictRequest(HttpRequest):
+    """A request whose body is JSON in the strict sense: NaN and infinite numbers are refused."""
+
+    async def json(self) -> Any:
+        return json.loads(await self.body(), parse_constant=_finite, parse_float=_finite)
+
+
+class StrictRoute(APIRoute):
+    """A route that reads bodies as StrictRequest does."""
+
+    def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strict(request: HttpRequest) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return strict
+
+
+def _finite(text: str) -> float:
+    if math.isfinite(number := float(text)):
+        return number
+    raise HTTPException(400, f"the body: {text[:40]} is no number of JSON, or too large")
 
 
 class Routes:
@@ -135,8 +162,13 @@ class Routes:
 
     async def _answer(self, request: HttpRequest, writer: Writer, tasks: Sequence[Task], streams: bool) -> Response:
         started = time.perf_counter()
+        queue = self._engine.queue
+        if len(tasks) > (most := queue.max_running + queue.max_waiting):
+            raise Refused(
+                400, f"this server takes {most} replies at a time, and the request asks for {len(tasks)}", "n"
+            )
         prepared = [await self._prepared(task) for task in tasks]
-        if self._engine.queue.is_full:
+        if not queue.has_room(len(tasks)):
             raise Refused(429, "too many requests wait already; try again later", code="queue_full")
         client = request.state.client
         counted = _Counted(self._engine, request, client, started, self._logs_contents)
@@ -144,16 +176,18 @@ class Routes:
             events = counted.of(merged([self._engine.events(one, client) for one in prepared]))
             lines = with_pings(guarded(writer, events, len(prepared)))
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-            return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
+            return Stream(lines, media_type="text/event-stream", headers=headers)
         works = [collect(self._engine.events(one, client)) for one in prepared]
         try:
-            replies = await unless_closed(request, asyncio.gather(*works))
+            replies = await unless_closed(request, all_of(works))
         except QueueFull as error:
             raise Refused(429, str(error), code="queue_full") from error
+        except ServerEnds as error:
+            raise Refused(503, str(error), code="shutting_down") from error
         except FloatingPointError as error:
             raise Refused(500, str(error)) from error
         counted.end([reply.counts for reply in replies])
-        return JSONResponse(writer.whole(replies))
+        return Json(writer.whole(replies))
 
 
 class _Counted:

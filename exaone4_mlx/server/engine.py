@@ -44,6 +44,13 @@ class QueueFull(RuntimeError):
     """All places in the queue are taken."""
 
 
+class ServerEnds(RuntimeError):
+    """The server ends, and ends its replies."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; send the request again later")
+
+
 @dataclass(frozen=True)
 class StopFound:
     """The reply was ended by this stop text. It comes before `Done`."""
@@ -100,6 +107,8 @@ class ModelServer:
         self.metrics = Metrics()
         self.queue = Queue(max_running, max_waiting, self.metrics)
         self.threads = ThreadPoolExecutor(2 * max_running + 4, thread_name_prefix="server")
+        self._made: set[Generation] = set()  # replies in progress
+        self._ends = False
         self._caches = CacheStore(model, tokenizer, kv, cache_bytes, shares_prefixes)
 
     @property
@@ -125,15 +134,18 @@ class ModelServer:
         return Prepared(task, request, constraint)
 
     async def events(self, prepared: Prepared, client: str) -> AsyncIterator[EngineEvent]:
-        """The events of a reply. It waits in the queue first. Raises QueueFull."""
+        """The events of a reply. It waits in the queue first. Raises QueueFull, and ServerEnds after `end`."""
         async with self.queue.slot(client):
             cache = self._caches.take(client, list(prepared.request.ids))
             generation = Generation(self.model, prepared.request, prompt_cache=cache, constraint=prepared.constraint)
             started, loop = time.perf_counter(), asyncio.get_running_loop()
             first = None
+            self._made.add(generation)
             try:
                 while (event := await loop.run_in_executor(self.threads, next, generation, None)) is not None:
                     first = first or time.perf_counter()
+                    if self._ends:
+                        raise ServerEnds
                     if isinstance(event, ToolCall) and prepared.task.one_call:
                         yield event
                         yield replace(generation.so_far, finish_reason="tool_calls")
@@ -142,10 +154,18 @@ class ModelServer:
                         yield StopFound(generation.stop_text)
                     yield event
             finally:
+                self._made.discard(generation)
                 await _closed(generation, loop, self.threads)
                 counts = generation.so_far
                 self.metrics.count(counts, (first or time.perf_counter()) - started)
                 self._caches.give(client, cache)
+
+    def end(self) -> None:
+        """Ends all replies, in progress and waiting, with ServerEnds."""
+        self._ends = True
+        self.queue.end()
+        for generation in self._made:
+            generation.cancel()
 
     def close(self) -> None:
         self.threads.shutdown(wait=False, cancel_futures=True)
@@ -175,10 +195,17 @@ class Queue:
     def waiting(self) -> int:
         return sum(map(len, self._waiting.values()))
 
-    @property
-    def is_full(self) -> bool:
-        """Whether one more request is refused."""
-        return self.running >= self.max_running and self.waiting >= self.max_waiting
+    def has_room(self, count: int = 1) -> bool:
+        """Whether `count` more replies are taken."""
+        return self.running + self.waiting + count <= self.max_running + self.max_waiting
+
+    def end(self) -> None:
+        """Refuses all that wait."""
+        waiting = [future for futures in self._waiting.values() for future in futures]
+        self._waiting.clear()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(ServerEnds())
 
     @asynccontextmanager
     async def slot(self, client: str) -> AsyncIterator[None]:

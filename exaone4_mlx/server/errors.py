@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,13 @@ from .openai import ChatRequest
 from .responses import ResponsesRequest
 
 RETRY_SECONDS = 5
+
+
+class Json(JSONResponse):
+    """JSON as the streams write it: half of a surrogate pair, which a client sent, becomes a question mark."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(errors="replace")
 
 
 class Refused(Exception):
@@ -49,7 +57,7 @@ def _error(status: int, message: str, param: str | None, code: str | None, path:
     if path.endswith(("/messages", "/count_tokens")):
         body = {"type": "error", "error": {"type": kind, "message": message}}
     headers = {"retry-after": str(RETRY_SECONDS)} if status == 429 else None
-    return JSONResponse(body, status, headers=headers)
+    return Json(body, status, headers=headers)
 
 
 async def refused(request: HttpRequest, error: Refused) -> JSONResponse:

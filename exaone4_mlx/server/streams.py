@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
+from typing import Any, Protocol
 
 from fastapi import Request as HttpRequest
+from fastapi.responses import StreamingResponse
 
 from .contract import Collected, Object, log, sse
-from .engine import EngineEvent, QueueFull
+from .engine import EngineEvent, QueueFull, ServerEnds
 from .errors import Refused
 
 PING_SECONDS = 5.0
@@ -22,6 +23,27 @@ class Writer(Protocol):
     def whole(self, replies: Sequence[Collected]) -> Object: ...
 
     def stream(self, events: AsyncIterator[tuple[int, EngineEvent]], count: int) -> AsyncIterator[str]: ...
+
+
+class Stream(StreamingResponse):
+    """A stream whose lines are closed at its end, also where sending them fails."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self.body_iterator.aclose()  # type: ignore[attr-defined]
+
+
+async def all_of(works: Sequence[Coroutine[Any, Any, Collected]]) -> list[Collected]:
+    """The results of all works. An error of one, or a cancellation, ends the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def merged(sources: Sequence[AsyncIterator[EngineEvent]]) -> AsyncIterator[tuple[int, EngineEvent]]:
@@ -52,9 +74,14 @@ async def guarded(writer: Writer, events: AsyncIterator[tuple[int, EngineEvent]]
         async for line in lines:
             yield line
     except Exception as problem:
-        if not isinstance(problem, (QueueFull, FloatingPointError)):
+        if not isinstance(problem, (QueueFull, ServerEnds, FloatingPointError)):
             log.exception("a reply failed")
-        error = {"message": str(problem) or type(problem).__name__, "type": "server_error", "param": None, "code": None}
+        error = {
+            "message": str(problem) or type(problem).__name__,
+            "type": "server_error",
+            "param": None,
+            "code": "server_error",
+        }
         failed = getattr(writer, "failed", None)
         yield failed(error) if failed else sse({"error": error})
         if failed is None:
@@ -92,15 +119,21 @@ async def unless_closed(request: HttpRequest, work: Awaitable[list[Collected]]) 
     """The result of `work`, which is cancelled when the client closes the connection."""
     task = asyncio.ensure_future(work)
 
+    is_closed = False
+
     async def watch() -> None:
+        nonlocal is_closed
         while (await request.receive())["type"] != "http.disconnect":
             pass
+        is_closed = True
         task.cancel()
 
     watching = asyncio.ensure_future(watch())
     try:
         return await task
     except asyncio.CancelledError as error:
+        if not is_closed:
+            raise
         raise Refused(499, "the client closed the connection") from error
     finally:
         watching.cancel()

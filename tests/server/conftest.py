@@ -21,6 +21,7 @@ from exaone4_mlx.server.address import Address
 class Served:
     url: str
     engine: Any
+    server: Any
 
     @property
     def port(self) -> int:
@@ -29,24 +30,26 @@ class Served:
 
 @contextmanager
 def serving(keys: tuple[str, ...] = (), origins: tuple[str, ...] = (), **options: Any) -> Iterator[Served]:
-    """`options` are those of ModelServer, and `max_body_bytes` of Access."""
-    uvicorn = pytest.importorskip("uvicorn", reason="the server needs the extra `server`")
+    """`options` are those of ModelServer, `max_body_bytes` of Access, and `seconds` of HttpServer."""
+    pytest.importorskip("uvicorn", reason="the server needs the extra `server`")
     from exaone4_mlx.server.app import make_app
     from exaone4_mlx.server.engine import ModelServer
+    from exaone4_mlx.server.http import HttpServer
 
     body = {"max_body_bytes": options.pop("max_body_bytes")} if "max_body_bytes" in options else {}
+    seconds = options.pop("seconds", 5)
     model, tokenizer = options.pop("loaded", None) or load("demo", dtype="float32")
     engine = ModelServer(model, tokenizer, "demo", **options)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     app = make_app(engine, Access(Address(port=port), keys, frozenset(origins), **body))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    server = HttpServer(app, engine, seconds, log_level="error")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
     try:
-        yield Served(f"http://127.0.0.1:{port}", engine)
+        yield Served(f"http://127.0.0.1:{port}", engine, server)
     finally:
         server.should_exit = True
         thread.join(10)
