@@ -18,7 +18,7 @@ from .i18n import Words
 from .listing import ListActions
 from .model_actions import ModelActions
 from .settings import SAMPLING, Settings, recommended
-from .widgets import labels
+from .widgets import labels, languages
 
 TWO_PANELS = 1280  # pixels of a page that has room for the conversation between both panels
 WIDE = 900  # pixels of a page on which the list of conversations is open at first
@@ -55,7 +55,7 @@ class Actions(ChatActions, ListActions, ModelActions):
             self.page.left: gr.Sidebar(open=not tab.narrow),
             **self._settings_of(tab),
             self.page.models: {"language": tab.words.language},
-            self.page.language: chosen,
+            self.page.language: gr.update(choices=languages(tab.words), value=chosen),
             self.page.appearance: theme,
         }
 

@@ -10,6 +10,7 @@ import gradio as gr
 from .session import Busy
 from .settings import Settings, recommended
 from .state import AppState, Tab
+from .tools import permission_text
 from .widgets import SETTINGS, Page
 
 Update = dict[Any, Any]
@@ -72,7 +73,8 @@ class Shared:
     def _always(self, tab: Tab) -> Update:
         """The tools that run without a question; there is no widget without one."""
         names = list(tab.session.settings.always)
-        return {self.page.always: gr.update(choices=names, value=names, visible=bool(names))}
+        shown = [(permission_text(name, tab.words), name) for name in names]
+        return {self.page.always: gr.update(choices=shown, value=names, visible=bool(names))}
 
     def _widgets(self, settings: Settings, only: Sequence[str] = SETTINGS) -> Update:
         values = settings.values()

@@ -7,6 +7,10 @@ from typing import Any
 
 from exaone4_mlx import BUILTIN_TOOLS
 
+from .i18n import Words
+
+BUILT_IN = "built-in"  # in the name of a permission, which is stored
+
 Tool = Any  # a function, or a tool of an MCP server
 
 
@@ -23,7 +27,12 @@ def permission(tool: Tool) -> str:
     """The name of a permission. A tool of another file or server with the same name has another one."""
     kind, server = origin(tool)
     name = str(getattr(tool, "server_name", tool.__name__))
-    return f"{name} · {_file(tool) if kind == 'from_file' else server or 'built-in'}"
+    return f"{name} · {_file(tool) if kind == 'from_file' else server or BUILT_IN}"
+
+
+def permission_text(name: str, words: Words) -> str:
+    """A permission as the settings show it."""
+    return f"{name.removesuffix(BUILT_IN)}{words('from_builtin')}" if name.endswith(f" · {BUILT_IN}") else name
 
 
 def _file(tool: Tool) -> str:

@@ -9,12 +9,12 @@ import gradio as gr
 from .actions import Actions
 from .api import add_endpoints
 from .files import ACCEPTED, MAX_FILE_BYTES
-from .i18n import EXAMPLES, LANGUAGES, WORDS, translations
+from .i18n import EXAMPLES, Words, translations
 from .model_actions import LICENCE, LICENCE_LINK
 from .settings import MAX_TOKENS, recommended
 from .state import AppState
 from .theme import LIST_SCRIPT, MODELS_SCRIPT, diagram_engine, page_template, script
-from .widgets import TEXTS, THEMES, Page
+from .widgets import TEXTS, THEMES, Page, languages
 
 #: The address of the page names its conversation, so that a reload shows it again.
 OPENED = """(conversation, chosen, browser, width, theme, kept) => [
@@ -154,8 +154,7 @@ def _settings(state: AppState) -> dict[str, Any]:
             made["reset"] = gr.Button(**_text("reset"), size="sm", elem_id="reset")
         themes = [(I18N(key), value) for key, value in THEMES.items()]
         made["appearance"] = gr.Radio(themes, value="", **_text("appearance"), elem_id="appearance")
-        languages = [(WORDS["automatic"]["en"], ""), *((name, code) for code, name in LANGUAGES.items())]
-        made["language"] = gr.Dropdown(languages, value="", **_text("language"), elem_id="language")
+        made["language"] = gr.Dropdown(languages(Words("en")), value="", **_text("language"), elem_id="language")
         api = gr.Button("API", size="sm", elem_id="api")
         api.click(None, js="() => document.querySelector('footer button').click()", api_visibility="private")
     return made

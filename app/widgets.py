@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from .i18n import Words
+from .i18n import LANGUAGES, Words
 from .settings import SAMPLING
 
 #: The widgets whose values make up the settings of a conversation.
@@ -97,9 +97,15 @@ TEXTS = {
 THEMES = {"system_theme": "", "light": "light", "dark": "dark"}
 
 
+def languages(words: Words) -> list[tuple[str, str]]:
+    """What the choice of the language shows, and its values."""
+    return [(words("automatic"), ""), *((name, code) for code, name in LANGUAGES.items())]
+
+
 def labels(page: Page, words: Words) -> dict[Any, Any]:
     """All texts in a language, as updates by widget."""
     updates = {name: {what: words(key) for what, key in texts.items()} for name, texts in TEXTS.items()}
     themes = [(words(key), value) for key, value in THEMES.items()]
     updates["appearance"] |= {"choices": themes}  # type: ignore[dict-item]
+    updates["language"] |= {"choices": languages(words)}  # type: ignore[dict-item]
     return {getattr(page, name): gr.update(**texts) for name, texts in updates.items()}  # type: ignore[arg-type]

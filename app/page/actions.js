@@ -17,9 +17,15 @@ const actions = {
     "version-after": (button) => turnOver(button.parentElement, 1),
     details: (button, item) => showDetails(button, item),
     answer: (button) => answer(button),
-    example: (button) => act("example", { text: button.textContent }),
+    example: (button) => {
+        act("example", { text: button.textContent });
+        backToBox();
+    },
     older: () => refresh(Math.max(0, shown.start - PAGE)),
-    stop: () => act("stop"),
+    stop: () => {
+        act("stop");
+        backToBox();
+    },
     "drop-file": (button) => {
         keepFiles((file) => `${file.id}` !== button.dataset.id);
         say("");

@@ -12,6 +12,9 @@ function grow() {
     sendButton.disabled = !box.value.trim();
 }
 
+/** After a click on a button that goes away. On a touch screen the keyboard of the screen would come up. */
+const backToBox = () => window.matchMedia("(hover: hover)").matches && box.focus();
+
 /** The box is empty from now on: what is typed next is the next message. A refused message comes back. */
 function submit() {
     const bad = files.find((file) => file.error);
@@ -101,4 +104,7 @@ box.addEventListener("keydown", (event) => {
         }
     }
 });
-sendButton.addEventListener("click", submit);
+sendButton.addEventListener("click", () => {
+    submit();
+    backToBox();
+});

@@ -13,6 +13,7 @@ from conftest import ROOT
 from app.branches import ACTIONS
 from app.i18n import ERRORS, EXAMPLES, HERE, LANGUAGES, WORDS, Words, translations
 from app.settings import SAMPLING
+from app.tools import permission_text
 
 SOURCES = [file for file in (ROOT / "app").glob("*.py") if file.stem != "i18n"]
 
@@ -54,7 +55,7 @@ def test_every_text_is_used_and_every_text_that_is_used_exists() -> None:
 
 
 def test_korean_is_korean() -> None:
-    same = {"top_p", "min_p", "automatic"}  # names
+    same = {"top_p", "min_p"}  # names
     for key, texts in WORDS.items():
         korean = texts["ko"]
         assert key in same or re.search("[가-힣]", korean) or not re.sub(r"{\w+}|[^\w]", "", korean), (key, korean)
@@ -125,3 +126,8 @@ def test_errors_are_in_the_language_of_the_page() -> None:
         assert words.error("something rare") == "something rare"
     file = "report.bin holds no text; accepted are PDF and text"
     assert Words("ko").error(file) == "report.bin: 텍스트가 아닙니다. 읽을 수 있는 것: PDF and text"
+
+
+def test_a_permission_is_shown_in_the_language() -> None:
+    assert permission_text("roll_dice · built-in", Words("ko")) == "roll_dice · 기본 도구"
+    assert permission_text("built-in · /a/built-in.py", Words("ko")) == "built-in · /a/built-in.py"

@@ -16,7 +16,7 @@ pytest.importorskip("playwright", reason="the browser tests need the extra `brow
 pytest.importorskip("axe_playwright_python", reason="the browser tests need the extra `browser`")
 
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
-from browser import CHROMIUM, Server, Tab, launch, opened  # noqa: E402
+from browser import CHROMIUM, Server, Tab, launch, opened, wait_for  # noqa: E402
 from playwright.sync_api import Browser, expect, sync_playwright  # noqa: E402
 from shown import TORTURE  # noqa: E402
 
@@ -92,6 +92,7 @@ def test_a_diagram_is_a_picture_and_what_is_none_stays_code(browser: Browser, se
         expect(picture).to_have_count(1)
         expect(picture).to_have_js_property("complete", True)
         assert picture.evaluate("(e) => e.naturalWidth") > 100
+        assert picture.evaluate("(e) => e.clientWidth <= e.naturalWidth"), "its letters are not larger than the text"
         assert not [code for code in visible_code(tab) if "flowchart" in code]
         assert [code for code in visible_code(tab) if "no diagram" in code]
         tab.chat.get_by_role("button", name="Code", exact=True).click()
@@ -206,7 +207,7 @@ def test_a_number_out_of_range_is_refused_at_its_field(browser: Browser, server:
 #: Names of things, which are the same in every language.
 NAMES = re.compile(
     r"EXAONE|demo|calculator|current_time|roll_dice|convert_units|(?:Top|Min)-[pk]|API|MB|GB|Español|English|LG|D6|"
-    r"Mermaid|mermaid|html|python|Stop Recording|[Tt]okens?|Auto|Markdown|JSON|Ctrl|Esc|Shift|Enter"
+    r"Mermaid|mermaid|html|python|Stop Recording|[Tt]okens?|Markdown|JSON|Ctrl|Esc|Shift|Enter"
 )
 
 
@@ -223,3 +224,27 @@ def test_no_english_is_left_in_the_korean_page(browser: Browser, server: Server)
         assert {text for text in found if re.search("[A-Za-z]{2}", NAMES.sub("", text))} == set()
         tab.attach({"name": "a.bin", "mimeType": "application/octet-stream", "buffer": bytes(range(256)) * 9})
         expect(tab.files).to_contain_text("텍스트가 아닙니다")
+
+
+@pytest.mark.parametrize("width", [390, 1024])
+def test_the_box_is_as_wide_as_the_line_below_it_and_keeps_the_keyboard(
+    browser: Browser, server: Server, width: int
+) -> None:
+    with opened(browser, server, locale="ko-KR", viewport={"width": width, "height": 860}) as tab:
+        sides = """() => ["#thinking", "#chat .composer", "#open-settings"].map((name) => document.querySelector(name)
+            .getBoundingClientRect()).flatMap(({ left, right }) => [left, right])"""
+
+        def is_aligned() -> bool:
+            left, _, box_left, box_right, _, right = tab.page.evaluate(sides)
+            return abs(left - box_left) < 1 and abs(right - box_right) < 1
+
+        wait_for(is_aligned, "the box and the line below it are aligned", seconds=5)  # the panel slides at first
+        tab.ask("대한민국의 수도는?")  # a click on Send
+        expect(tab.box).to_be_focused()
+        tab.act("다시 생성")
+        versions = tab.chat.locator(".versions")
+        expect(versions).to_contain_text("2/2")
+        tab.done()
+        tab.chat.get_by_role("button", name="이전 버전").click()
+        expect(versions).to_contain_text("1/2")
+        expect(tab.chat.locator(".latest")).to_be_hidden()  # there is nothing below

@@ -88,6 +88,7 @@ def test_a_model_is_got_paused_converted_used_and_deleted(browser: Browser, exao
         expect(picker.notice).to_have_text("Not started: accept the EXAONE AI Model License Agreement 1.2 - NC first.")
         assert not list(Path(tmp_path / "hub").rglob("*.kept")), "nothing is downloaded before the licence is accepted"
         row.get_by_role("checkbox").check()
+        expect(row.get_by_role("checkbox")).to_have_css("appearance", "auto")  # Gradio's tick is white on white
         picker.press("Download", row)
         expect(picker.jobs.locator(".amount")).to_have_text(re.compile(r"[3-6] MB of 1\d MB"))
         with opened(browser, server) as other:  # another tab sees the same, and pauses it
