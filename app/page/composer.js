@@ -2,6 +2,7 @@
 
 const draftKey = (conversation, fresh = frame.fresh) => `exaone4_mlx draft ${conversation === fresh ? "" : conversation}`;
 const keepDraft = (conversation, fresh) => {
+    if (conversation === null) return; // no frame has come yet: the first one says whose draft it is
     const key = draftKey(conversation, fresh);
     box.value ? localStorage.setItem(key, box.value) : localStorage.removeItem(key);
 };
@@ -34,7 +35,7 @@ function submit() {
 
 /** Sends the next message that waits. */
 function pump() {
-    if (frame.running || outbox.some((one) => one.sent)) return;
+    if (frame.conversation === null || frame.running || outbox.some((one) => one.sent)) return;
     const next = outbox.find((one) => one.conversation === frame.conversation);
     if (!next) return;
     next.sent = true;

@@ -58,18 +58,24 @@ window.addEventListener("popstate", () => {
     if (wentBack) trigger("opened", { id });
 });
 
-/** Another conversation: its draft comes into the box, after what waited there when the page was loaded again. */
+/**
+ * Another conversation: its draft comes into the box, after what waited there when the page was loaded again. What was typed,
+ * attached and sent before the first frame belongs to the conversation of that frame.
+ */
 function changed(before) {
     if (before.conversation !== null) keepDraft(before.conversation, before.fresh);
+    const isFirst = before.conversation === null;
+    const early = isFirst ? { text: box.value, files } : { text: "", files: [] };
+    for (const one of [...interrupted, ...outbox]) one.conversation ??= frame.conversation;
     const waited = interrupted.filter((one) => one.conversation === frame.conversation);
     interrupted = interrupted.filter((one) => !waited.includes(one));
     const draft = localStorage.getItem(draftKey(frame.conversation));
-    box.value = [...waited.map((one) => one.text), ...(draft ? [draft] : [])].join("\n");
+    box.value = [...waited.map((one) => one.text), draft, early.text].filter(Boolean).join("\n");
     keepDraft(frame.conversation);
     drawOutbox();
     follows = true;
-    keepFiles(() => false);
-    files = waited.flatMap((one) => one.names);
+    keepFiles(() => isFirst);
+    files = [...waited.flatMap((one) => one.names), ...early.files];
     drawChips();
     grow();
 }

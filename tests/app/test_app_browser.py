@@ -404,6 +404,25 @@ def test_a_draft_belongs_to_its_conversation_and_survives_a_reload(tab: Tab) -> 
     expect(tab.box).to_have_value("여기까지 썼다")
 
 
+def test_what_is_typed_and_sent_before_the_first_frame_is_kept(tab: Tab, server: Server) -> None:
+    held: list[Any] = []
+    tab.page.route(
+        "**/gradio_api/queue/join*", lambda route: held.append(route)
+    )  # the server is slow to open the conversation
+    tab.page.goto(server.address)
+    expect(tab.box).to_be_visible()
+    tab.box.fill(SEOUL)
+    tab.box.press("Enter")
+    tab.page.keyboard.type("여기까지 썼다")
+    expect(tab.chat.locator(".waiting")).to_have_text([re.compile(re.escape(SEOUL))])
+    tab.page.unroute("**/gradio_api/queue/join*")
+    for route in held:
+        route.continue_()
+    expect(tab.said).to_have_text([SEOUL])
+    tab.done()
+    expect(tab.box).to_have_value("여기까지 썼다")
+
+
 def test_arrow_up_edits_the_last_message_and_copy_gives_its_source(browser: Browser, server: Server) -> None:
     said, reply = "a < b & **c** `d`", "**엑사원(EXAONE)**은 1 < 2 &amp; `x`"
     server.store(id_of(8), [{"role": "user", "content": said}, {"role": "assistant", "content": reply,
