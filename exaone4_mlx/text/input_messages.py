@@ -29,6 +29,7 @@ ROLES = ("system", "user", "assistant", "tool")
 TEXT_PARTS = ("text", *(RESPONSES_PARTS := ("input_text", "output_text")))
 #: What EXAONE's template puts between a thought and the answer.
 THOUGHT_END = "\n</think>\n\n"
+MAX_LEVELS = 200  # of nested values; on some versions of Python more of them end in a RecursionError
 #: Unicode noncharacters: no text has a use for them. `ChatTemplate` keeps them as they are.
 MARKS = "".join(map(chr, (*range(0xFDD0, 0xFDF0), 0xFFFE, 0xFFFF)))
 
@@ -236,14 +237,16 @@ class Guard:
     def protect_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value if key == "role" else self.protect(value) for key, value in message.items()}
 
-    def protect(self, value: Any) -> Any:
-        """`value` with the mark inside each control string in it, at any depth."""
+    def protect(self, value: Any, level: int = 0) -> Any:
+        """`value` with the mark inside each control string in it, at any depth. Raises ValueError beyond 200 levels."""
         if isinstance(value, str):
             return self.pattern.sub(lambda match: match[0][0] + self.mark + match[0][1:], value)
+        if level > MAX_LEVELS:
+            raise ValueError(f"messages and tools must be JSON values of at most {MAX_LEVELS} levels")
         if isinstance(value, Mapping):
-            return {self.protect(key): self.protect(item) for key, item in value.items()}
+            return {self.protect(key): self.protect(item, level + 1) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return [self.protect(item) for item in value]
+            return [self.protect(item, level + 1) for item in value]
         return value
 
     def render(
