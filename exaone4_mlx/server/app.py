@@ -168,6 +168,8 @@ class Routes:
                 400, f"this server takes {most} replies at a time, and the request asks for {len(tasks)}", "n"
             )
         prepared = [await self._prepared(task) for task in tasks]
+        if isinstance(writer, MessagesWriter):
+            writer.prompt_tokens = len(prepared[0].request.ids)
         if not queue.has_room(len(tasks)):
             raise Refused(429, "too many requests wait already; try again later", code="queue_full")
         client = request.state.client

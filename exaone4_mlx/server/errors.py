@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from .contract import Object, log
@@ -43,6 +44,9 @@ def checked(read: Callable[[], Any]) -> Any:
 
 def refusal_of(error: Exception) -> Refused:
     """The answer to what a client got wrong. Messages of the package begin with the name of the field."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        error = ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
     message = " ".join(str(error).split()) or type(error).__name__
     word = message.partition(" ")[0].partition(".")[0].strip(":,'")
     known = {*ChatRequest.model_fields, *ResponsesRequest.model_fields, *MessagesRequest.model_fields}
@@ -67,6 +71,8 @@ async def refused(request: HttpRequest, error: Refused) -> JSONResponse:
 async def invalid(request: HttpRequest, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"] if part != "body"]
+    is_form = [part[:1].isupper() or "[" in part for part in place]  # of a union: no field of the request
+    place = place[: [*is_form, True].index(True)]
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         reason = "this field is not known here"

@@ -18,7 +18,10 @@ def read_items(items: Sequence[Object]) -> list[Object]:
         if kind == "message":
             messages.append({"role": item.get("role"), "content": _text(item.get("content"), number)})
         elif kind == "reasoning":
-            parts = [*(item.get("content") or ()), *(item.get("summary") or ())]
+            lists = [item.get("content") or [], item.get("summary") or []]
+            if not all(isinstance(one, list) for one in lists):
+                raise ValueError(f"input.{number}: content and summary of a thought must be lists")
+            parts = [part for one in lists for part in one]
             thought = "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
             if thought:
                 messages.append({"role": "assistant", "content": "", "reasoning_content": thought})

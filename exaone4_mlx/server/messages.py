@@ -97,11 +97,15 @@ class MessagesRequest(CountRequest):
     metadata: Object | None = Field(None, description="No effect.")
     service_tier: str | None = Field(None, description="No effect.")
     context_management: Object | None = Field(None, description="No effect.")
-    output_config: Object | None = Field(None, description="No effect.")
+    output_config: Object | None = Field(None, description="`format` is the schema of the answer.")
 
     def task(self, thinks: bool, **options: Any) -> Task:
         given = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         options |= {name: value for name, value in given.items() if value is not None}
+        if (form := (self.output_config or {}).get("format")) is not None:
+            if not isinstance(form, dict) or form.get("type") != "json_schema":
+                raise ValueError("output_config.format must have the type json_schema, and a schema")
+            options["response_format"] = {"type": "json_schema", "json_schema": {"schema": form.get("schema")}}
         return super().task(thinks, **options, max_tokens=self.max_tokens, stop=self.stop_sequences or ())
 
 
@@ -170,6 +174,7 @@ class MessagesWriter:
 
     def __init__(self, model: str) -> None:
         self._head: Object = {"id": new_id("msg_"), "type": "message", "role": "assistant", "model": model}
+        self.prompt_tokens = 0  # that the first event of a stream names; how many of them are cached is known later
 
     def whole(self, replies: Sequence[Collected]) -> Object:
         (reply,) = replies
@@ -185,7 +190,8 @@ class MessagesWriter:
 
     async def stream(self, events: AsyncIterator[tuple[int, EngineEvent]], _: int) -> AsyncIterator[str]:
         empty: Object = {"content": [], "stop_reason": None, "stop_sequence": None}
-        usage = {"input_tokens": 0, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0, "output_tokens": 0}
+        zero = {"cache_read_input_tokens": 0, "cache_creation_input_tokens": 0, "output_tokens": 0}
+        usage = {"input_tokens": self.prompt_tokens, **zero}
         yield self._event("message_start", message={**self._head, **empty, "usage": usage})
         reply, kind, index = Collected(), "", -1
         async for _, event in events:

@@ -166,6 +166,29 @@ def test_refusals_have_the_form_of_the_dialect(served: Any) -> None:
     assert answer(served, "/v1/responses", {}, "origin: http://evil.example\r\n")[1]["error"]["param"] is None
 
 
+def test_errors_name_the_field_of_the_request(served: Any) -> None:
+    chat, responses = "/v1/chat/completions", "/v1/responses"
+    for path, body, words in (
+        (chat, {"messages": HELLO, "tool_choice": {"type": "allowed_tools"}}, "tool_choice: "),
+        (responses, {"input": "x", "tools": [{"type": "function"}]}, "name: Field required"),
+        (responses, {"input": [{"type": "reasoning", "content": 5}]}, "input.0: content"),
+        ("/v1/messages", {"messages": HELLO, "max_tokens": 5, "output_config": {"format": {}}}, "output_config.format"),
+    ):
+        status, found = answer(served, path, body)
+        assert status == 400 and found["error"]["message"].startswith(words), found
+        assert path != chat or found["error"]["param"] == "tool_choice"
+
+
+def test_messages_name_their_prompt_and_keep_to_a_schema(served: Any) -> None:
+    body: dict[str, Any] = {"messages": HELLO, "max_tokens": 40, "temperature": 0}
+    counted = answer(served, "/v1/messages/count_tokens", {"messages": HELLO})[1]["input_tokens"]
+    start = rest(opened(served, "/v1/messages", body | {"stream": True}, "connection: close\r\n"))
+    assert f'"usage": {{"input_tokens": {counted},'.encode() in start
+    schema = {"type": "object", "properties": {"a": {"enum": [7]}}, "required": ["a"]}
+    form = {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
+    assert json.loads(answer(served, "/v1/messages", body | form)[1]["content"][0]["text"]) == {"a": 7}
+
+
 def test_clients_learn_that_the_server_ends(serving: Any, served: Any) -> None:
     loaded = served.engine.model, served.engine.tokenizer
     chat, claude = {"messages": HELLO, **LONG}, {"messages": HELLO, "max_tokens": 7000}
