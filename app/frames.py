@@ -59,6 +59,8 @@ def _forks(view: View) -> dict[int, dict[str, int]]:
     found = {}
     for at, (place, count) in view.forks.items():
         index = at + system
+        if index >= len(messages):
+            continue  # its new version has no message yet
         within = ("assistant", "tool") if index and messages[index - 1]["role"] == "user" else ("tool",)
         while messages[index]["role"] != "user" and index + 1 < len(messages) and messages[index + 1]["role"] in within:
             index += 1

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from app.branches import Tree, check_branches
+from app.frames import history
+from app.i18n import Words
 from app.store import Conversation, check, to_json
 from app.transcript import from_text, to_markdown
+from app.work import View
 
 
 def user(text: str) -> dict[str, Any]:
@@ -194,3 +197,9 @@ def test_json_has_all_branches_and_markdown_says_that_they_exist(tree: Tree) -> 
     assert again.messages == conversation.messages and again.branches == []
     conversation.show(Tree(tree.messages))
     assert "branch" not in to_markdown(conversation)
+
+
+def test_messages_are_fetched_before_a_new_version_has_one() -> None:
+    view = View(messages=[{"role": "user", "content": "Hello"}], forks={1: (1, 2)}, running=True)
+    found = history(view, Words("en"), None, [])
+    assert len(found["keys"]) == 1 and found["forks"] == {}
