@@ -12,7 +12,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -84,6 +84,11 @@ class SampledRequest(Contract):
 def with_seed(options: Options, number: int) -> Options:
     """The options of the reply with this number, of several to one prompt."""
     return options if not number or options.seed is None else dataclasses.replace(options, seed=options.seed + number)
+
+
+def is_continued(messages: Sequence[Object]) -> bool:
+    """Whether the last message is a begun reply, which is continued."""
+    return bool(messages) and messages[-1].get("role") == "assistant" and not messages[-1].get("tool_calls")
 
 
 def new_id(prefix: str) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ..generation.options import Options
-from .contract import Collected, Contract, Number, Object, Whole, arguments_text, new_id, pieces_of, sse
+from .contract import Collected, Contract, Number, Object, Whole, arguments_text, is_continued, new_id, pieces_of, sse
 from .engine import EngineEvent, Task
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "repetition": "max_tokens"}
@@ -55,7 +55,7 @@ class CountRequest(Contract):
     def task(self, thinks: bool, **options: Any) -> Task:
         thinking = thinks if self.thinking is None else self.thinking.type != "disabled"
         messages = read_messages(self.system, self.messages)
-        continued = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
+        continued = is_continued(messages)
         if self.thinking and self.thinking.budget_tokens and not continued:
             options["thinking_budget"] = self.thinking.budget_tokens
         choice = self.tool_choice or ToolChoice(type="auto")

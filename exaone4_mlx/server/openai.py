@@ -28,6 +28,7 @@ from .contract import (
     Whole,
     arguments_text,
     bytes_of,
+    is_continued,
     new_id,
     now,
     pieces_of,
@@ -92,7 +93,7 @@ class ChatRequest(SampledRequest):
     def task(self, thinks: bool) -> Task:
         """What is asked for. `thinks` is the mode where the request names none. Raises ValueError."""
         variables = self.chat_template_kwargs or TemplateVariables()
-        continued = self.messages[-1].get("role") == "assistant" and not self.messages[-1].get("tool_calls")
+        continued = is_continued(self.messages)
         thinking = next(
             (value for value in (self.enable_thinking, variables.enable_thinking) if value is not None),
             EFFORTS[self.reasoning_effort] if self.reasoning_effort else thinks,

@@ -23,6 +23,7 @@ from .contract import (
     Object,
     Whole,
     arguments_text,
+    is_continued,
     new_id,
     now,
     pieces_of,
@@ -84,13 +85,13 @@ class ResponsesRequest(Contract):
         return value
 
     def task(self, thinks: bool) -> Task:
-        messages: list[Object] = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else []
-        if not isinstance(self.input, str):
-            messages = read_items(self.input)
+        items = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input
+        messages = read_items(items)
         if self.instructions:
             messages = with_system(self.instructions, messages)
         effort = self.reasoning.effort if self.reasoning else None
-        given: Object = {"thinking": EFFORTS[effort] if effort else thinks}
+        given: Object = {"continue_final_message": (continued := is_continued(messages))}
+        given["thinking"] = not continued and (EFFORTS[effort] if effort else thinks)
         for name, value in {
             "temperature": self.temperature,
             "top_p": self.top_p,

@@ -149,6 +149,8 @@ def test_openai_continues_a_last_message(openai: Any) -> None:
     messages = [*QUESTION, {"role": "assistant", "content": "3.9 is"}]
     answer = openai.chat.completions.create(model="demo", messages=messages, temperature=0)
     assert answer.choices[0].message.content == ANSWER.removeprefix("3.9 is")
+    response = openai.responses.create(model="demo", input=messages, temperature=0)
+    assert response.output_text == ANSWER.removeprefix("3.9 is")
 
 
 def test_openai_completions(openai: Any) -> None:
