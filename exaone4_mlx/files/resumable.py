@@ -88,8 +88,8 @@ def remote_files(repo: str, files: Sequence[str]) -> list[RemoteFile]:
 def stored_bytes(repo: str, files: Sequence[RemoteFile]) -> int:
     """The bytes of these files that are in the cache, those of incomplete files included."""
     sizes: dict[str, int] = {}
-    with suppress(OSError):
-        for file in os.scandir(blobs_of(repo)):
+    with suppress(OSError), os.scandir(blobs_of(repo)) as found:
+        for file in found:
             name, _, suffix = file.name.partition(".")
             if suffix in ("", KEPT[1:]):
                 sizes[name] = max(sizes.get(name, 0), file.stat().st_size)
