@@ -94,6 +94,13 @@ def tiny_model(seed: int = 0, dtype: mx.Dtype = mx.float32, kind: type = Exaone4
     return model
 
 
+def mostly_heavy(values: Iterable[Any], kept: int) -> list[Any]:
+    """Parameters of a test: `kept` of them, evenly spaced, are in the default run, and the others are heavy."""
+    values = list(values)
+    chosen = {place * len(values) // kept for place in range(kept)}
+    return [v if i in chosen else pytest.param(v, marks=pytest.mark.heavy) for i, v in enumerate(values)]
+
+
 def random_ids(length: int, seed: int = 0, vocab_size: int = TINY["vocab_size"], batch: int = 1) -> mx.array:
     rng = random.Random(seed)
     return mx.array([[rng.randrange(3, vocab_size) for _ in range(length)] for _ in range(batch)])

@@ -498,6 +498,7 @@ def test_stop_while_waiting_in_line(make: Any, scripted: Any, monkeypatch: pytes
     stopped_after(first)
 
 
+@pytest.mark.heavy
 def test_two_conversations_are_answered_side_by_side(make: Any, demo: Any) -> None:
     """Tokens of the second reply come while the first one is being made."""
     texts, sessions = ("Write a poem about the sea.", "What is 348 + 275?"), []

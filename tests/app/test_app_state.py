@@ -804,6 +804,7 @@ def test_file_that_no_template_takes_can_be_looked_at(state: AppState) -> None:
 # --- all at once -----------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_concurrent_actions_do_not_deadlock(make: Any, scripted: Any, monkeypatch: Any) -> None:
     """Eight threads run random actions of tabs for a while. Then the state is consistent."""
     monkeypatch.setattr(state_module, "GRACE_SECONDS", 0.01)

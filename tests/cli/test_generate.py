@@ -239,6 +239,7 @@ def test_an_answer_follows_a_schema_a_grammar_or_a_regular_expression(
     assert re.fullmatch("[0-9]{3}\n", output(capsys, "-p", "Hello", "--regex", "[0-9]{3}"))
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("demo_model")
 def test_a_begun_answer_is_continued(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """By --prefill-response or as the last message. Only the continuation is printed, as mlx-lm does."""
@@ -257,6 +258,7 @@ def test_a_begun_answer_is_continued(capsys: pytest.CaptureFixture[str], tmp_pat
 # --- tools ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("demo_model")
 def test_tools_run_and_standard_output_holds_the_reply_alone(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -282,6 +284,7 @@ def test_tools_run_and_standard_output_holds_the_reply_alone(
     assert reply["text"].endswith("You rolled 5 and 5.")
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("demo_model")
 def test_the_builtin_tools_run(capsys: pytest.CaptureFixture[str]) -> None:
     lines = output(capsys, "-p", "What is 1234 * 56?", "--builtin-tools", "--jsonl").splitlines()

@@ -126,6 +126,7 @@ def test_a_failed_distillation_keeps_the_weights_of_gptq(
     small()
 
 
+@pytest.mark.heavy
 def test_damage_after_the_tuning_starts_the_calibration_again(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,8 +52,8 @@ def test_a_quantized_folder_equals_quantization_at_load(tmp_path: Path) -> None:
     [
         (8, 64, "affine"),
         (4, 32, "mxfp4"),
-        (4, 16, "nvfp4"),
-        (8, 32, "mxfp8"),
+        pytest.param(4, 16, "nvfp4", marks=pytest.mark.heavy),
+        pytest.param(8, 32, "mxfp8", marks=pytest.mark.heavy),
     ],
 )
 def test_every_mode_is_loaded_again(bits: int, group: int, mode: str, tmp_path: Path) -> None:

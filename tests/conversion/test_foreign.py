@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import TINY, distance, tiny_model
+from conftest import TINY, distance, mostly_heavy, tiny_model
 from packing import PACKERS, SMALL, e4m3, known, tensor, write
 
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, convert, fit, load
@@ -72,7 +72,7 @@ def test_a_release_loads_as_the_model_with_its_weights(title: str, tmp_path: Pat
     assert distance(model(IDS), exact(IDS)) < 0.05, "except for the rounding of weights or biases to float16"
 
 
-@pytest.mark.parametrize("title", TITLES)
+@pytest.mark.parametrize("title", mostly_heavy(TITLES, 1))
 def test_a_release_is_converted_and_read_by_mlx_lm(title: str, tmp_path: Path) -> None:
     folder, exact = release(tmp_path / "release", title)
     summary = convert(folder, tmp_path / "out", q_bits=8 if title == "FP8 128x128" else None, verify=True)

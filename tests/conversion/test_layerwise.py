@@ -14,6 +14,7 @@ from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.model.pretrained import open_checkpoint
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("which", ["full precision", "quantized"])
 def test_the_layerwise_model_equals_the_whole_network(which: str, tmp_path: Path) -> None:
     """On texts that are longer than several windows."""

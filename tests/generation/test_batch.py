@@ -250,6 +250,7 @@ def test_conversations_together_equal_conversations_alone(demo: Any, widths: lis
     assert Worker.of(demo[0]).batch.streams == []
 
 
+@pytest.mark.heavy
 def test_a_cancelled_and_a_dropped_reply_leave_the_batch(demo: Any) -> None:
     batch = Worker.of(demo[0]).batch
     expected = generate(*demo, TEXTS[1], temperature=0, max_tokens=40).text

@@ -147,6 +147,7 @@ def check_random_calls(
     assert ended >= 3 * sets // 2, f"only {ended} of {3 * sets} calls are complete, which is too few"
 
 
+@pytest.mark.heavy
 def test_random_calls_follow_their_schemas(tokenizer: Tokenizer) -> None:
     check_random_calls(tokenizer, uniform(1))
 
@@ -155,6 +156,7 @@ def test_random_calls_in_exaones_own_tokens_follow_their_schemas(real: Tokenizer
     check_random_calls(real, uniform(2), sets=10)
 
 
+@pytest.mark.heavy
 def test_calls_of_a_random_model_follow_their_schemas(tokenizer: Tokenizer) -> None:
     model = tiny_model(vocab_size=tokenizer.vocab_size)
     noise = iter(mx.random.split(mx.random.key(3), 20_000))

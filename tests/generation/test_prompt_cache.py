@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import ROOT, distance, random_ids, small_caches, tiny_model
+from conftest import ROOT, distance, mostly_heavy, random_ids, small_caches, tiny_model
 
 from exaone4_mlx import PromptCache, Tokenizer
 from exaone4_mlx.files.folders import DEMO_FOLDER
@@ -49,7 +49,7 @@ def cold(model: Any, prompt: list[int]) -> mx.array:
 # --- reuse --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", mostly_heavy(range(12), 4))
 def test_any_sequence_of_prompts_gives_the_logits_of_a_cold_start(seed: int, tokenizer: Tokenizer) -> None:
     rng = random.Random(seed)
     model = small_model(seed, rng.randrange(6), rng.randrange(1, 6), sliding_window=rng.randrange(1, 9))

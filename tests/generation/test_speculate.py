@@ -10,7 +10,17 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import Always, Greedy, distance, greedy_tokens, random_ids, roll_dice, small_caches, tiny_model
+from conftest import (
+    Always,
+    Greedy,
+    distance,
+    greedy_tokens,
+    mostly_heavy,
+    random_ids,
+    roll_dice,
+    small_caches,
+    tiny_model,
+)
 from speculation import Chain, ScriptedDrafter, speculative
 
 from exaone4_mlx import Chat, Logprobs, PromptCache, Reply, Sampling, Tokenizer, generate, stream_generate
@@ -27,7 +37,7 @@ def plain(model: Any, prompt: list[int], sample: Any) -> TokenStream:
     return TokenStream(model, prefill(model, prompt, cache), cache, sample)
 
 
-@pytest.mark.parametrize("length", range(1, 34))
+@pytest.mark.parametrize("length", mostly_heavy(range(1, 34), 9))
 def test_greedy_tokens_are_the_same_at_every_wrap_position(length: int) -> None:
     """Each length wraps the window of 7 tokens, and compacts its buffer of 19 rows, at another position."""
     model = small_caches(tiny_model(), reserve=8, slack=5)
@@ -74,7 +84,7 @@ def test_a_seed_gives_the_same_tokens_with_and_without_drafts(way: str) -> None:
     assert stream.accepted > 20
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", mostly_heavy(range(6), 2))
 @pytest.mark.parametrize("way", ["greedy", "penalties"])
 def test_restrict_and_force_give_the_same_tokens_with_and_without_drafts(seed: int, way: str) -> None:
     model, prompt = small_caches(tiny_model(), reserve=12, slack=5), random_ids(20)[0].tolist()

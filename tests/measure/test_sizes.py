@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import TINY, Greedy, random_ids, tiny_model
+from conftest import TINY, Greedy, mostly_heavy, random_ids, tiny_model
 from mlx.utils import tree_flatten
 
 from exaone4_mlx import Exaone4Config, convert, load
@@ -385,7 +385,7 @@ on_the_cpu = pytest.mark.skipif(
 
 @on_the_cpu
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32], ids=str)
-@pytest.mark.parametrize("peak", PEAKS)
+@pytest.mark.parametrize("peak", mostly_heavy(PEAKS, 3))
 def test_the_peak_of_prefill_is_below_the_bound_and_not_far_below(peak: str, dtype: mx.Dtype) -> None:
     check_peak(PEAKS[peak][0], dtype, PEAKS[peak][1], STEPS.get(peak, PREFILL_STEP_SIZE))
 
@@ -444,6 +444,7 @@ def test_no_length_takes_more_with_quantized_caches(choice: str, name: str, shar
 
 
 @on_the_cpu
+@pytest.mark.heavy
 @pytest.mark.parametrize("choice", ["4", "keys 8, values 4"])
 def test_the_peak_of_a_prompt_is_lower_with_quantized_caches_and_below_the_bound(
     choice: str,

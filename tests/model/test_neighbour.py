@@ -69,8 +69,8 @@ def assert_same(ours: Any, theirs: Any, limit: float = 1e-3) -> None:
     [
         {},
         pytest.param({"q_bits": 8, "q_group_size": 32}, marks=pytest.mark.heavy),
-        {"q_mode": "mxfp4", "q_group_size": 32},
-        {"quantize": False},
+        pytest.param({"q_mode": "mxfp4", "q_group_size": 32}, marks=pytest.mark.heavy),
+        pytest.param({"quantize": False}, marks=pytest.mark.heavy),
     ],
     ids=["4 bit", "8 bit", "mxfp4", "unquantized"],
 )
