@@ -33,6 +33,7 @@ from exaone4_mlx import (
     load,
 )
 from exaone4_mlx.conversation import turn as turn_module
+from exaone4_mlx.conversation.begun import is_cut
 from exaone4_mlx.generation import reply_loop, worker
 from exaone4_mlx.generation.constrain import ToolConstraint
 from exaone4_mlx.generation.decode import Sampler, TokenStream
@@ -163,12 +164,13 @@ def twelve_turns(
         expected = TokenStream(model, logits, cold, Sampler(GREEDY.resolved(False), [], 3072))
         assert [next(expected) for _ in Recorded.tokens] == Recorded.tokens, f"turn {number}: other tokens than cold"
 
-        # It read the new messages and some glue and, if it was not given time, the reply before them.
+        # It read the new messages and some glue and, if it was not given time or was cut, the reply before them.
         processed = done.prompt_tokens - done.cached_tokens
         started = max(i for i, message in enumerate(chat.messages) if message["role"] == "user")
         new = chat.messages[started:-1]
-        if not settled and number:
-            new += before[max(i for i, message in enumerate(before) if message["role"] == "assistant") :]
+        last = before[max((i for i, one in enumerate(before) if one["role"] == "assistant"), default=0) :]
+        if number and (not settled or is_cut(last[0])):  # a cut reply may be continued, so it is not read anew
+            new += last
         allowed = sum(16 + len(tokenizer.encode(_rendered(message))) for message in new)
         assert processed <= allowed or not number, f"turn {number}, {what} {text!r}"
         kind = f"{what}{' with a thought' if thinking else ''}{', tools' if done.tool_calls else ''}"
