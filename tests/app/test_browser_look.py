@@ -189,7 +189,6 @@ def test_a_number_out_of_range_is_refused_at_its_field(browser: Browser, server:
             ("top-k", "", "0~200 사이의 수"),
             ("seed", "-1", "0 이상의 정수"),
             ("seed", "1.5", "0 이상의 정수"),
-            ("context", "0", "2 이상의 정수"),
         ):
             field = tab.number(id).first
             before = field.input_value()
