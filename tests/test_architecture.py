@@ -30,7 +30,7 @@ ROOMS = [
     "",  # the files of the package itself: fronts and public names
 ]
 #: Bounds of size. MOST_LINES is set to what is there; it goes down, and up only with a feature.
-MOST_LINES = {"exaone4_mlx": 29_700, "tests": 34_700}
+MOST_LINES = {"exaone4_mlx": 34_500, "tests": 39_000}
 LONG_FILE, MOST_LONG_FILES = 300, 4  # lines
 LONGEST_FILE = 400  # lines
 MOST_PARAMETERS = 12
