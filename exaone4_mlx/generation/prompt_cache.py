@@ -94,7 +94,12 @@ def prefill(model: Model, ids: Sequence[int], cache: list[Cache], step_size: int
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """The length of the longest common prefix of two sequences."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))  # noqa: B905
+    a, b = (a, b) if type(a) is type(b) else (list(a), list(b))  # a list never equals a tuple
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # equal slices compare faster than a loop over tokens
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,13 +236,13 @@ class PromptCache:
                 hidden = last
                 if done < total:
                     report(done)
-                    mx.eval(self._states)
+                    self.finish()
                     yield done - read
                     read = done
             if stop < total:
                 self._take_checkpoint()
         logits = checked(self.fused.logits(hidden)[:, -1])
-        mx.eval(self._states)
+        self.finish()
         self._take_checkpoint()
         report(total)
         return logits, cached
@@ -249,12 +254,12 @@ class PromptCache:
         yield reused
         if self.work is work:
             for done, _ in self._process(ids, step_size):
-                mx.eval(self._states)
+                self.finish()
                 yield done
 
     def finish(self) -> None:
         """Evaluates the caches, so that any thread can use them."""
-        mx.eval(self._states)
+        mx.eval([layer.buffers for layer in self.layers])
 
     def reuse(self, ids: Sequence[int], limit: int) -> int:
         """Takes the caches back to the prefix that they share with `ids`. Returns its length, at most `limit`.
@@ -292,7 +297,7 @@ class PromptCache:
                 layer.restore(Snapshot(0))
             layer.rewind(layer.offset - length)
         if source is not None:
-            mx.eval(self._states)
+            self.finish()
             self._pool.use(source)
         self.ids = self.ids[:length]
 
@@ -312,7 +317,7 @@ class PromptCache:
         return next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in marks), 0)
 
     def _process(
-        self, ids: list[int], step_size: StepSize, report: Callable[[int], None] | None = None
+        self, ids: list[int], step_size: StepSize, report: Callable[[int], None] = lambda done: None
     ) -> Iterator[tuple[int, mx.array]]:
         """Processes the tokens of `ids` that are not cached. Yields the cached number and the last hidden state.
 
@@ -323,8 +328,7 @@ class PromptCache:
         def check(done: int) -> None:
             nonlocal reporting
             reporting = True
-            if report:
-                report(start + done)
+            report(start + done)
             reporting = False
 
         try:
@@ -361,10 +365,6 @@ class PromptCache:
         self.checkpoints.append(CacheCheckpoint(snapshots[0].offset, snapshots, weakref.ref(self)))
         self._pool.use(self.checkpoints[-1])
 
-    @property
-    def _states(self) -> list[list[mx.array]]:
-        return [layer.buffers for layer in self.layers]
-
     def save(self, path: str | Path) -> None:
         """Writes the file, whole or not at all. Errors as for `write_cache`."""
         self._repair()
@@ -394,7 +394,7 @@ class PromptCache:
         cache.ids, cache._fused = content.ids, model.fused()
         for layer, snapshot in zip(cache.layers, content.layers, strict=True):
             layer.restore(snapshot)
-        mx.eval(cache._states)
+        cache.finish()
         for snapshots in content.checkpoints:
             cache._add(snapshots)
         return cache

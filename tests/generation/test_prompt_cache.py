@@ -203,7 +203,7 @@ def test_common_prefix() -> None:
         a = [rng.randrange(2) for _ in range(rng.randrange(12))]
         b = [rng.randrange(2) for _ in range(rng.randrange(12))]
         expected = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-        assert common_prefix(a, b) == expected
+        assert common_prefix(a, b) == common_prefix(tuple(a), b) == expected, (a, b)
 
 
 # --- bounds -------------------------------------------------------------------
