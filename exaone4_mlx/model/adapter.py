@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import mlx.core as mx
 
@@ -141,6 +141,6 @@ def projection_shapes(config: Exaone4Config) -> dict[str, tuple[int, int]]:
     return found if config.tie_word_embeddings else {**found, "lm_head": (config.vocab_size, hidden)}
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number."""
     return type(value) in (int, float) and math.isfinite(value)
