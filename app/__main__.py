@@ -126,13 +126,13 @@ def _state(options: argparse.Namespace) -> AppState:
     tools += [tool for tool in BUILTIN_TOOLS if tool.__name__ not in names]
     folder = options.data_dir or _data_folder()
 
+    from exaone4_mlx import ConversationStore
     from exaone4_mlx.measure.model_jobs import ModelJobs
 
     from .engine import ChatEngine, LoadedModel
     from .models import Draft, Loading, choices, step_size
     from .settings import Settings
     from .state import AppState
-    from .store import Store
 
     if options.max_kv_size == 1:
         raise ValueError("--max-kv-size must be at least 2: a token of the prompt and a token of the reply")
@@ -173,7 +173,7 @@ def _state(options: argparse.Namespace) -> AppState:
         draft=draft,
         ignores_memory=options.ignore_memory,
     )
-    store = Store(folder / "conversations")
+    store = ConversationStore(folder / "conversations")
     store.trash.empty()
     return AppState(engine, store, tools=tools, servers=servers, settings=settings, makes_titles=True, jobs=jobs)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from exaone4_mlx.storage.forms import number
+
 from .i18n import Words
-from .messages import Message, number
+from .messages import Message
 
 #: Settings and the values with which they have no effect
 SHOWN = {

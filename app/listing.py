@@ -14,14 +14,15 @@ from typing import Any
 
 import gradio as gr
 
-from . import transcript
-from .common import Shared, Update, plain
-from .forms import moment
-from .search import marked, place
-from .state import Tab
-from .store import ConversationSummary
+from exaone4_mlx.storage.forms import moment
+from exaone4_mlx.storage.search import marked, place
+from exaone4_mlx.storage.store import ConversationSummary
+from exaone4_mlx.storage.transcript import file_name, to_json, to_markdown
 
-FORMS: dict[str, Callable[[Any], str]] = {".md": transcript.to_markdown, ".json": transcript.to_json}
+from .common import Shared, Update, plain
+from .state import Tab
+
+FORMS: dict[str, Callable[[Any], str]] = {".md": to_markdown, ".json": to_json}
 
 
 class ListActions(Shared):
@@ -105,7 +106,7 @@ class ListActions(Shared):
 
     def _export(self, tab: Tab, wanted: dict[str, Any]) -> dict[str, Any]:
         conversation = self.state.session(str(wanted["id"])).conversation
-        name = transcript.file_name(conversation.title, wanted["form"])
+        name = file_name(conversation.title, wanted["form"])
         return {"name": name, "text": FORMS[wanted["form"]](conversation)}
 
     def _import(self, tab: Tab, wanted: dict[str, Any]) -> dict[str, Any]:

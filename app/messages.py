@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from exaone4_mlx import Answer, Thinking, ToolCall, ToolResult
+from exaone4_mlx.storage.forms import number, objects
 from exaone4_mlx.text.format import arguments_text, indented
 
 from .i18n import Words
@@ -98,15 +99,6 @@ def thought_title(stats: Any, growing: bool, words: Words) -> str:
 
 def _copied_calls(message: Message) -> Message:
     return {"tool_calls": list(message["tool_calls"])} if "tool_calls" in message else {}
-
-
-def objects(value: Any) -> list[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, (list, tuple)) else []
-
-
-def number(value: Any) -> Any:
-    """A count or seconds; 0 for what is none."""
-    return value if isinstance(value, (int, float)) and 0 < value < 1e12 else 0
 
 
 def pretty(value: Any) -> str:

@@ -20,12 +20,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 from exaone4_mlx.files.text import HALF
+from exaone4_mlx.storage.forms import number, objects
 from exaone4_mlx.text.format import value_text
 from exaone4_mlx.text.markdown import CODE_LANGUAGES, new_parser
 
 from .details import reply_details
 from .i18n import Words
-from .messages import ENDS, call_text, number, objects, pretty, short, thought_title
+from .messages import ENDS, call_text, pretty, short, thought_title
 
 Item = dict[str, Any]
 Message = dict[str, Any]
@@ -59,7 +60,7 @@ def items(
     """The messages from `start` on as the page shows them. With `live` they are those of a reply in progress.
 
     Items whose keys are `known` are not rendered: they have their key and `at`, the index of their last message. A file
-    that `Store` reads may hold any values in their fields: all of them can be shown.
+    that `ConversationStore` reads may hold any values in their fields: all of them can be shown.
     """
     turn = sum(message["role"] == "user" for message in messages[:start]) - 1
     result: list[Item] = []

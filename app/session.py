@@ -17,15 +17,24 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from exaone4_mlx import Chat, Done, ToolCall, Turn
+from exaone4_mlx import Chat, Conversation, Done, ToolCall, Turn
+from exaone4_mlx.files.attachments import Attachment
+from exaone4_mlx.storage.branches import Tree
+from exaone4_mlx.storage.forms import one_line
+from exaone4_mlx.storage.turns import (
+    as_read,
+    closed,
+    edited,
+    reply_place,
+    title_of,
+    turn_place,
+    turn_starts,
+    user_message,
+)
 
-from .branches import Message, Tree
-from .files import Attachment
-from .forms import one_line
+from .messages import Message
 from .settings import Settings
-from .store import Conversation
 from .tools import origin, permission
-from .turns import as_read, closed, edited, reply_place, title_of, turn_place, turn_starts, user_message
 from .work import View, Work
 
 SAVE_SECONDS = 5.0

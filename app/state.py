@@ -20,18 +20,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exaone4_mlx import mcp_tools
+from exaone4_mlx import Conversation, ConversationStore, mcp_tools
+from exaone4_mlx.files.attachments import Attachment, read_file
 from exaone4_mlx.measure.model_jobs import ModelJobs
+from exaone4_mlx.storage.forms import one_line
+from exaone4_mlx.storage.transcript import from_text
 
 from .engine import ChatEngine, end
-from .files import Attachment, read_file
-from .forms import one_line
 from .i18n import Words
 from .session import END_SECONDS, Session
 from .settings import PERMISSIONS, Settings
-from .store import Conversation, Store
 from .titles import Titles
-from .transcript import from_text
 
 GRACE_SECONDS = 10.0  # that a turn continues without a tab that shows it
 SAMPLE = 20_000  # characters of a file by which its tokens are estimated
@@ -64,7 +63,7 @@ class AppState:
     def __init__(
         self,
         engine: ChatEngine,
-        store: Store,
+        store: ConversationStore,
         *,
         tools: Sequence[Callable[..., Any]] = (),
         servers: Sequence[Any] = (),
@@ -179,7 +178,7 @@ class AppState:
             self._forget(before)
 
     def session(self, id: str) -> Session:
-        """The session of a conversation, open once a tab shows it. Raises the errors of `Store.read`."""
+        """The session of a conversation, open once a tab shows it. Raises the errors of `ConversationStore`."""
         return self._sessions.get(id) or self._made(self.store.read(id))
 
     def new_session(self, *, keeps: bool = True, settings: Settings | None = None) -> Session:
@@ -228,7 +227,7 @@ class AppState:
         self.listed = next(self._list_changes)
 
     def pin(self, id: str, pinned: bool) -> None:
-        """Keeps a conversation above the others in the list, or no longer. Raises the errors of `Store.read`."""
+        """Keeps a conversation above the others in the list, or no longer. Raises the errors of `ConversationStore`."""
         self.store.pin(id, pinned)
         self._list_changed()
 
@@ -251,7 +250,7 @@ class AppState:
         return restored
 
     def delete(self, id: str) -> None:
-        """Deletes a conversation. Tabs that show it get a new one. Raises the errors of `Store.delete`."""
+        """Deletes a conversation. Tabs that show it get a new one. Raises the errors of `ConversationStore`."""
         if (session := self._sessions.get(id)) is None:
             self.store.delete(id)
             self._list_changed()

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 from exaone4_mlx import Answer, Done, Generation, stream_generate
+from exaone4_mlx.storage.forms import one_line
+from exaone4_mlx.storage.turns import title_of
 
 from .engine import ChatEngine, LoadedModel
-from .forms import one_line
 from .session import Session
-from .turns import title_of
 
 ENGLISH = "Write a short title for this conversation, in its own language. At most six words, and the title only."
 KOREAN = "다음 대화의 짧은 제목을 한국어로 지어 주세요. 다섯 단어 이내로, 제목만 쓰세요."

@@ -6,9 +6,10 @@ from typing import Any
 
 import gradio as gr
 
+from exaone4_mlx.files.attachments import ACCEPTED, MAX_FILE_BYTES
+
 from .actions import Actions
 from .api import add_endpoints
-from .files import ACCEPTED, MAX_FILE_BYTES
 from .i18n import EXAMPLES, Words, translations
 from .model_actions import LICENCE, LICENCE_LINK
 from .settings import MAX_TOKENS, recommended

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from exaone4_mlx import Chat, Done, Turn
+from exaone4_mlx.storage.branches import Tree
+from exaone4_mlx.storage.turns import missing_results
 
-from .branches import Tree
 from .messages import LiveReply, Message
-from .turns import missing_results
 
 
 @dataclass(frozen=True)

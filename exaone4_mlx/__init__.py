@@ -43,6 +43,8 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     )
     from .model.kv import KVQuantization as KVQuantization
     from .model.network import Exaone4Model as Exaone4Model
+    from .storage.conversation import Conversation as Conversation
+    from .storage.store import ConversationStore as ConversationStore
     from .text.events import Answer as Answer, Done as Done, Logprobs as Logprobs, Thinking as Thinking
     from .text.input_messages import check_messages as check_messages
     from .text.message import Reply as Reply
@@ -75,6 +77,8 @@ _HOME = {
     "model.generation_config": ("GenerationConfig",),
     "model.heads": ("Exaone4ForQuestionAnswering", "Exaone4ForSequenceClassification", "Exaone4ForTokenClassification"),
     "model.network": ("Exaone4Model",),
+    "storage.conversation": ("Conversation",),
+    "storage.store": ("ConversationStore",),
     "text.events": ("Answer", "Done", "Logprobs", "Thinking"),
     "text.input_messages": ("check_messages",),
     "text.message": ("Reply",),

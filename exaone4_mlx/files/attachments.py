@@ -14,9 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from exaone4_mlx import decode_text
-
 from .pdf import read_pdf
+from .text import decode_text
 
 MAX_FILE_BYTES = 20_000_000
 MAX_NAME_LENGTH = 120  # characters

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-Message = dict[str, Any]
+from ..text.message import Message
+
 #: {"parent": None or a number, "at": …, "place": …, "dropped": …, "messages": […]}, as in the file
 Branch = dict[str, Any]
 #: {"what": …, "at": …, "place": …, "dropped": …}: an action, and what was shown before at position `at`

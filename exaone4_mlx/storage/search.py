@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from .branches import Message
+from ..text.message import Message
 from .forms import folded
 
 BEFORE, LENGTH = 30, 120  # characters of a snippet before its first found word, and in all

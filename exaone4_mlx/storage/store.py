@@ -1,4 +1,4 @@
-"""Conversations on disk: one readable JSON file for each.
+"""Conversations in a folder: one file for each, which `conversation.py` describes.
 
 Notes:
 - A write is atomic, and never overwrites a file that the writer has not read. If another program changed the file, or
@@ -6,8 +6,6 @@ Notes:
 - After the user named a conversation, only `rename` changes its title. It makes no new revision, so that a reply that
   runs meanwhile loses neither its text nor the title. The same holds for `pin`.
 - File names come from ids, never from titles. An id is checked before any access to the disk.
-- A lone surrogate (half a character) is written as a JSON escape, so that every file is valid UTF-8.
-- Version 2 of the format has branches and steps. Files of version 1 have none.
 """
 
 from __future__ import annotations
@@ -16,67 +14,15 @@ import contextlib
 import dataclasses
 import fcntl
 import os
-import re
-import reprlib
-import secrets
-import stat
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exaone4_mlx.files.text import json_text, parse_json
-
-from .branches import Branch, Message, Step, Tree, check_branches
-from .forms import folded, is_time, moment, one_line
+from .conversation import ID, MAX_BYTES, Conversation, check, new_id, read_conversation, timestamp, to_json
+from .forms import folded, moment, one_line
 from .trash import Trash
-
-FORMAT, VERSION = "exaone4_mlx conversation", 2
-ROLES = ("system", "user", "assistant", "tool")
-MAX_BYTES = 64 * 2**20  # of a file; what is larger is not read
-ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
-
-
-@dataclass
-class Conversation:
-    """The messages of a conversation and its settings. `messages` are OpenAI-style and kept as they are."""
-
-    id: str
-    title: str = ""
-    named: bool = False  # the title is the user's own
-    pinned: bool = False  # it is above the others in the list
-    created: str = ""
-    updated: str = ""
-    revision: int = 0  # that was read or written; 0 was never on disk
-    model: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    dropped: int = 0  # messages after the system prompt that the model no longer sees
-    messages: list[Message] = field(default_factory=list)
-    branches: list[Branch] = field(default_factory=list)  # beside the messages
-    steps: list[Step] = field(default_factory=list)  # that Undo takes back
-
-    @property
-    def tree(self) -> Tree:
-        """The messages after the system prompt, with their branches."""
-        return Tree(self.messages[self._system :], self.dropped, self.branches, self.steps)
-
-    def show(self, tree: Tree, system: Sequence[Message] | None = None) -> None:
-        """Takes the messages and the branches of a tree; `system` is the system prompt, if there is another."""
-        system = self.messages[: self._system] if system is None else system
-        self.messages, self.dropped = [*system, *tree.messages], tree.dropped
-        self.branches, self.steps = tree.branches, tree.steps
-
-    @property
-    def _system(self) -> int:
-        return int(bool(self.messages) and self.messages[0]["role"] == "system")
-
-    @classmethod
-    def new(cls, model: str = "", settings: dict[str, Any] | None = None) -> Conversation:
-        """An empty one with an id of its own, not yet on disk."""
-        now = _now()
-        return cls(_new_id(), created=now, updated=now, model=model, settings=dict(settings or {}))
 
 
 @dataclass(frozen=True)
@@ -90,10 +36,10 @@ class ConversationSummary:
     pinned: bool = False
 
 
-Summaries = list[ConversationSummary]  # inside Store, `list` is its method
+Summaries = list[ConversationSummary]  # inside ConversationStore, `list` is its method
 
 
-class Store:
+class ConversationStore:
     """The conversations in a folder, from any thread; other programs may use the folder too."""
 
     def __init__(self, folder: Path) -> None:
@@ -128,7 +74,7 @@ class Store:
         """Raises FileNotFoundError, or ValueError saying what is wrong with the file."""
         path = self._path(id)
         try:
-            return _load(path, id)
+            return read_conversation(path, id)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(f"there is no conversation {path}") from error
         except ValueError as error:
@@ -143,10 +89,10 @@ class Store:
         """
         path = self._path(conversation.id)
         check(conversation)
-        written = dataclasses.replace(conversation, revision=conversation.revision + 1, updated=_now())
+        written = dataclasses.replace(conversation, revision=conversation.revision + 1, updated=timestamp())
         with self._writing():
             try:
-                there = _load(path, conversation.id)
+                there = read_conversation(path, conversation.id)
                 known = there.revision == conversation.revision > 0
                 if known:
                     written.pinned = there.pinned
@@ -157,7 +103,7 @@ class Store:
             except (ValueError, OSError):
                 known = False
             if not known:
-                written.id, written.revision = _new_id(), 1
+                written.id, written.revision = new_id(), 1
             self._put(written)
         return written
 
@@ -191,7 +137,7 @@ class Store:
         path, deleted = self._path(id), self.trash.last(id)
         with self._writing():
             if path.exists():
-                path = self._path(_new_id())
+                path = self._path(new_id())
             deleted.rename(path)
         return path.stem
 
@@ -271,7 +217,7 @@ class _Seen:
 
 def _see(path: Path, id: str, stamp: tuple[int, ...]) -> _Seen:
     try:
-        conversation = _load(path, id)
+        conversation = read_conversation(path, id)
     except FileNotFoundError:
         raise
     except OSError as error:  # may pass without a change of the file: without its stamp, it is tried again
@@ -287,79 +233,6 @@ def _see(path: Path, id: str, stamp: tuple[int, ...]) -> _Seen:
         ConversationSummary(id, conversation.title, conversation.updated, turns, conversation.pinned),
         folded(text),
     )
-
-
-def _load(path: Path, id: str) -> Conversation:
-    """The conversation of a file; its name says which, not the id inside. Raises ValueError and OSError."""
-    info = path.stat()
-    if not stat.S_ISREG(info.st_mode):
-        raise ValueError("it is not a file")
-    if info.st_size > MAX_BYTES:
-        raise ValueError(f"it has {info.st_size:,} bytes, and at most {MAX_BYTES:,} are read")
-    content = parse_json(path.read_bytes())
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"its format is not {FORMAT!r}")
-    check_version(content)
-    if "messages" not in content:
-        raise ValueError("it has no messages")
-    names = {item.name for item in dataclasses.fields(Conversation)}
-    conversation = Conversation(**{name: value for name, value in content.items() if name in names} | {"id": id})
-    check(conversation)
-    return conversation
-
-
-def check(conversation: Conversation) -> None:
-    """Raises ValueError for a field without its form. Of messages it checks only the fields that are read here."""
-    messages = conversation.messages
-    if not isinstance(messages, list):
-        raise ValueError(f"messages must be a list, not {type(messages).__name__}")
-    _check_messages(messages, "message", system=1)
-    system = int(bool(messages) and messages[0]["role"] == "system")
-    check_branches(len(messages) - system, conversation.branches, conversation.steps, _check_messages)
-    for name, right in {
-        "title": isinstance(conversation.title, str),
-        "named": isinstance(conversation.named, bool),
-        "pinned": isinstance(conversation.pinned, bool),
-        "created": is_time(conversation.created),
-        "updated": is_time(conversation.updated),
-        "revision": type(conversation.revision) is int and conversation.revision >= 0,
-        "model": isinstance(conversation.model, str),
-        "settings": isinstance(conversation.settings, dict),
-        "dropped": type(conversation.dropped) is int and 0 <= conversation.dropped <= len(messages),
-    }.items():
-        if not right:
-            raise ValueError(f"{name} cannot be {reprlib.repr(getattr(conversation, name))}")
-
-
-def _check_messages(messages: list[Message], name: str, system: int = 0) -> None:
-    """Raises ValueError for a message without its form; only the first `system` messages can be a system prompt."""
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise ValueError(f"{name} {index} must be an object with a role of {', '.join(ROLES)}")
-        role, content = message["role"], message.get("content")
-        if role == "system" and index >= system:
-            raise ValueError(f"{name} {index}: a system message can only be the first")
-        if not (isinstance(content, str) or role == "tool" or (role == "assistant" and content is None)):
-            raise ValueError(f"{name} {index}: {role} content must be a string, not {type(content).__name__}")
-
-
-def check_version(content: Mapping[str, Any]) -> None:
-    """Raises ValueError for a file of a later version."""
-    if (version := content.get("version")) not in range(1, VERSION + 1):
-        raise ValueError(f"it has version {reprlib.repr(version)}, and this program reads up to {VERSION}")
-
-
-def to_json(conversation: Conversation) -> str:
-    """The conversation as its file holds it. Raises ValueError for what is no JSON."""
-    return json_text({"format": FORMAT, "version": VERSION, **vars(conversation)}, indent=1)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
-
-
-def _new_id() -> str:
-    return f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
 
 @contextlib.contextmanager

@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exaone4_mlx import check_messages
-
-from .files import Attachment, in_prompt
-from .messages import Message, number, objects
+from ..files.attachments import Attachment, in_prompt
+from ..text.input_messages import check_messages
+from ..text.message import Message
+from .forms import number, objects
 
 TITLE_LENGTH = 48  # characters
 

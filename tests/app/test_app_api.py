@@ -27,11 +27,11 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from app.engine import ChatEngine, LoadedModel
     from app.models import Choice
     from app.state import AppState
-    from app.store import Store
+    from exaone4_mlx import ConversationStore
 
     model, tokenizer = load("demo")
     loaded = LoadedModel(Choice("demo", "demo"), model, tokenizer, fit("demo"))
-    return AppState(ChatEngine(loaded), Store(tmp_path_factory.mktemp("data")), tools=BUILTIN_TOOLS)
+    return AppState(ChatEngine(loaded), ConversationStore(tmp_path_factory.mktemp("data")), tools=BUILTIN_TOOLS)
 
 
 @pytest.fixture(scope="module")

@@ -15,20 +15,19 @@ from app.messages import LiveReply
 from app.render import items
 from app.session import Session
 from app.settings import Settings
-from app.store import Conversation, Store
-from exaone4_mlx import Chat, Done, Thinking
+from exaone4_mlx import Chat, Conversation, ConversationStore, Done, Thinking
 
 SHORT = Settings(max_tokens=3)
 THINKING = Settings(thinking=True, max_tokens=3)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "conversations")
+def store(tmp_path: Path) -> ConversationStore:
+    return ConversationStore(tmp_path / "conversations")
 
 
 @pytest.fixture
-def session(unread: Any, store: Store) -> Iterator[Session]:
+def session(unread: Any, store: ConversationStore) -> Iterator[Session]:
     def save(session: Session) -> None:
         session.conversation = store.write(session.conversation)
 
@@ -48,7 +47,7 @@ def session(unread: Any, store: Store) -> Iterator[Session]:
     assert session.join(WAIT_SECONDS)
 
 
-def test_a_reply_that_was_cut_goes_on_as_one_message(session: Session, scripted: Any, store: Store) -> None:
+def test_a_reply_that_was_cut_goes_on_as_one_message(session: Session, scripted: Any, store: ConversationStore) -> None:
     scripted("one two three", " four five")
     say(session, "Count", SHORT)
     cut = session.view()
@@ -67,7 +66,9 @@ def test_a_reply_that_was_cut_goes_on_as_one_message(session: Session, scripted:
     assert session.view().messages[-1] == reply
 
 
-def test_while_it_goes_on_the_page_shows_the_whole_reply(session: Session, scripted: Any, store: Store) -> None:
+def test_while_it_goes_on_the_page_shows_the_whole_reply(
+    session: Session, scripted: Any, store: ConversationStore
+) -> None:
     scripted("one two three", ENDLESS, " five six", pause=0.01)
     say(session, "Count", SHORT)
     before = contents(session)[-1]
@@ -96,7 +97,9 @@ def test_an_error_leaves_the_reply_as_it_was(session: Session, scripted: Any) ->
     assert "no memory" in str(view.error) and view.messages == before and not view.forks
 
 
-def test_an_edited_reply_is_kept_or_continued_as_a_branch(session: Session, scripted: Any, store: Store) -> None:
+def test_an_edited_reply_is_kept_or_continued_as_a_branch(
+    session: Session, scripted: Any, store: ConversationStore
+) -> None:
     scripted("one", "two", " more", "again")
     say(session, "first", PLAIN)
     say(session, "second", PLAIN)

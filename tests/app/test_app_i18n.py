@@ -10,10 +10,10 @@ import string
 import pytest
 from conftest import ROOT
 
-from app.branches import ACTIONS
 from app.i18n import ERRORS, EXAMPLES, HERE, LANGUAGES, WORDS, Words, translations
 from app.settings import SAMPLING
 from app.tools import permission_text
+from exaone4_mlx.storage.branches import ACTIONS
 
 SOURCES = [file for file in (ROOT / "app").glob("*.py") if file.stem != "i18n"]
 

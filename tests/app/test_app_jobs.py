@@ -19,8 +19,7 @@ from app.i18n import Words
 from app.model_actions import CAUSES, ModelActions, _job_row
 from app.models import Choice
 from app.state import AppState
-from app.store import Store
-from exaone4_mlx import convert, fit
+from exaone4_mlx import ConversationStore, convert, fit
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.files.hub_errors import CAUSES as HUB_CAUSES
 from exaone4_mlx.measure import library
@@ -59,7 +58,7 @@ def do(begin: Any, unread: Any, tmp_path: Path) -> ModelActions:
     jobs = begin()
     loaded = LoadedModel(Choice("demo", "demo"), *unread, fit("demo"))
     engine = ChatEngine(loaded, folders=[jobs.folder])
-    return ModelActions(AppState(engine, Store(tmp_path / "conversations"), jobs=jobs))
+    return ModelActions(AppState(engine, ConversationStore(tmp_path / "conversations"), jobs=jobs))
 
 
 def only(jobs: ModelJobs) -> ModelJob:

@@ -15,9 +15,8 @@ from app.engine import ChatEngine, LoadedModel
 from app.models import Choice
 from app.settings import Settings
 from app.state import AppState
-from app.store import Store
 from app.widgets import SETTINGS
-from exaone4_mlx import fit
+from exaone4_mlx import ConversationStore, fit
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def do(unread: Any, scripted: Any, tmp_path: Path, monkeypatch: Any) -> Actions:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     (tmp_path / "uploads").mkdir()
     engine = ChatEngine(LoadedModel(Choice("unread", "unread"), *unread, fit("demo")))
-    actions = Actions(AppState(engine, Store(tmp_path / "data")))
+    actions = Actions(AppState(engine, ConversationStore(tmp_path / "data")))
     for key, text in (("one", "What is new in Seoul?"), ("two", "Otra cosa")):
         say(actions.state.tab(key).session, text)
     return actions

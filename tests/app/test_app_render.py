@@ -13,10 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from odd_messages import odd_messages
 
+from app.frames import history
 from app.i18n import LANGUAGES, Words
 from app.messages import LiveReply, call_text
 from app.render import LONG, blocks, items, mathml
+from app.work import View
 from exaone4_mlx import Answer, Done, Thinking, ToolCall, ToolResult
 
 WORDS = Words("en")
@@ -476,7 +479,7 @@ ODD: list[Any] = [
 
 
 def test_items_accept_any_values_of_a_file() -> None:
-    """`Store` checks roles and texts; the rest of a message may be anything."""
+    """`ConversationStore` checks roles and texts; the rest of a message may be anything."""
     for odd in ODD:
         said = [
             {"role": "user", "content": "x", "text": odd, "files": odd},
@@ -489,3 +492,14 @@ def test_items_accept_any_values_of_a_file() -> None:
         ]  # fmt: skip
         json.dumps(items(said, WORDS), ensure_ascii=False).encode()  # half a character cannot be sent to a browser
         [text_of(part) for part in parts(said)]
+
+
+def test_messages_are_fetched_before_a_new_version_has_one() -> None:
+    view = View(messages=[{"role": "user", "content": "Hello"}], forks={1: (1, 2)}, running=True)
+    found = history(view, Words("en"), None, [])
+    assert len(found["keys"]) == 1 and found["forks"] == {}
+
+
+def test_fields_of_any_form_are_shown() -> None:
+    for messages in odd_messages():
+        assert items(messages, WORDS)

@@ -14,14 +14,13 @@ from app_sessions import ENDLESS, PLAIN, WAIT_SECONDS, finished, say, underway, 
 from conftest import call_text, roll_dice, run_all
 
 from app import session as session_module
-from app.files import Attachment
 from app.session import Busy, Session
 from app.settings import Settings
-from app.store import Conversation, Store
-from app.turns import closed, title_of, user_message
 from app.work import View
-from exaone4_mlx import BUILTIN_TOOLS, Chat, Sampling
+from exaone4_mlx import BUILTIN_TOOLS, Chat, Conversation, ConversationStore, Sampling
+from exaone4_mlx.files.attachments import Attachment
 from exaone4_mlx.generation import worker
+from exaone4_mlx.storage.turns import closed, title_of, user_message
 
 TOOLS = Settings(use_tools=True, ask=False)
 ASKING = Settings(use_tools=True, ask=True)
@@ -30,8 +29,8 @@ STOP_SECONDS = 2.0  # generous: 0.2 on an idle machine
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "conversations")
+def store(tmp_path: Path) -> ConversationStore:
+    return ConversationStore(tmp_path / "conversations")
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def session(make: Callable[..., Session]) -> Session:
 
 
 @pytest.fixture
-def make(unread: Any, store: Store) -> Iterator[Callable[..., Session]]:
+def make(unread: Any, store: ConversationStore) -> Iterator[Callable[..., Session]]:
     """make() is a session of a new conversation; with a conversation, of that one."""
     made: list[Session] = []
 
@@ -142,7 +141,9 @@ def talked(session: Session) -> str:
     return " ".join(str(content) for _, content in said(session))
 
 
-def test_retry_gives_another_reply_and_keeps_the_first(session: Session, scripted: Any, store: Store) -> None:
+def test_retry_gives_another_reply_and_keeps_the_first(
+    session: Session, scripted: Any, store: ConversationStore
+) -> None:
     scripted("Heads.", "Tails.", "Edge.", "Four.", "Heads again.")
     say(session, "Toss a coin")
     session.retry(PLAIN)
@@ -158,7 +159,7 @@ def test_retry_gives_another_reply_and_keeps_the_first(session: Session, scripte
     assert store.read(session.id).tree == session.conversation.tree
 
 
-def test_an_edit_of_an_early_message_loses_nothing(make: Any, scripted: Any, store: Store) -> None:
+def test_an_edit_of_an_early_message_loses_nothing(make: Any, scripted: Any, store: ConversationStore) -> None:
     session = make()
     scripted("one", "two", "three", "four")
     for text in ("first", "second"):
@@ -258,7 +259,7 @@ def test_each_branch_has_its_own_count_of_what_the_model_no_longer_sees(make: An
     assert session._ready(short).dropped == dropped, "a chat that is made again sees the same"
 
 
-def test_a_reply_keeps_how_it_was_made(make: Any, scripted: Any, store: Store) -> None:
+def test_a_reply_keeps_how_it_was_made(make: Any, scripted: Any, store: ConversationStore) -> None:
     session = make(label=lambda: "demo")
     scripted("Heads.", "Tails.")
     say(session, "Toss a coin", Settings(system="Be brief."))
@@ -326,7 +327,9 @@ def test_there_is_no_such_turn_to_edit(session: Session, scripted: Any, number: 
     assert said(session) == [("user", "first"), ("assistant", "one")]
 
 
-def test_undo_gives_back_what_was_typed_without_the_files(session: Session, scripted: Any, store: Store) -> None:
+def test_undo_gives_back_what_was_typed_without_the_files(
+    session: Session, scripted: Any, store: ConversationStore
+) -> None:
     scripted("4711.")
     say(session, "What is the code?", files=[NOTE])
     assert session.undo() == "What is the code?"
@@ -342,13 +345,13 @@ def test_nothing_to_do_in_an_empty_conversation(session: Session, action: str) -
     assert not session.running
 
 
-def test_nothing_is_sent_that_is_empty(session: Session, store: Store) -> None:
+def test_nothing_is_sent_that_is_empty(session: Session, store: ConversationStore) -> None:
     with pytest.raises(ValueError, match="nothing to send"):
         session.send("  ", [], PLAIN)
     assert not session.running and said(session) == [] and store.list() == []
 
 
-def test_turn_that_is_too_long_is_refused_and_changes_nothing(session: Session, store: Store) -> None:
+def test_turn_that_is_too_long_is_refused_and_changes_nothing(session: Session, store: ConversationStore) -> None:
     with pytest.raises(ValueError, match="newest turn alone has"):
         session.send("word " * 9000, [], PLAIN)
     assert not session.running and said(session) == [] and store.list() == []
@@ -423,7 +426,7 @@ def test_while_a_turn_runs_nothing_else_begins(session: Session, scripted: Any, 
 # --- Stop ---------------------------------------------------------------------
 
 
-def test_stop_while_decoding_keeps_the_text_so_far(session: Session, scripted: Any, store: Store) -> None:
+def test_stop_while_decoding_keeps_the_text_so_far(session: Session, scripted: Any, store: ConversationStore) -> None:
     scripted(ENDLESS, pause=0.005)
     underway(session)
     stopped_after(session)
@@ -528,7 +531,9 @@ def test_stopped_conversation_goes_on(session: Session, scripted: Any) -> None:
     assert say(session, "And?").messages[-1]["content"] == "ok"
 
 
-def test_a_retry_stopped_before_its_first_token_leaves_the_old_reply(make: Any, scripted: Any, store: Store) -> None:
+def test_a_retry_stopped_before_its_first_token_leaves_the_old_reply(
+    make: Any, scripted: Any, store: ConversationStore
+) -> None:
     session = make(step=16)
     scripted("I see.")
     session.send("word " * 1200, [], PLAIN)
@@ -599,7 +604,9 @@ def test_two_calls_are_answered_in_any_order(session: Session, scripted: Any) ->
     assert [message["failed"] for message in results] == [False, True, False]
 
 
-def test_always_holds_for_this_tool_in_this_conversation(session: Session, scripted: Any, store: Store) -> None:
+def test_always_holds_for_this_tool_in_this_conversation(
+    session: Session, scripted: Any, store: ConversationStore
+) -> None:
     scripted(call_text(max_num=6) + call_text(max_num=8), call_text(max_num=9), "Done.")
     session.send("Roll!", [], ASKING)
     view = until(lambda: len((view := session.view()).asking) == 2 and view, "two questions")
@@ -637,7 +644,9 @@ def test_without_ask_nobody_is_asked(session: Session, scripted: Any) -> None:
 # --- failures -----------------------------------------------------------------
 
 
-def test_failed_step_is_shown_and_the_conversation_goes_on(session: Session, scripted: Any, store: Store) -> None:
+def test_failed_step_is_shown_and_the_conversation_goes_on(
+    session: Session, scripted: Any, store: ConversationStore
+) -> None:
     scripted(["one two three", RuntimeError("[metal] out of memory")], "ok")
     view = say(session, "Count")
     assert view.error == "[metal] out of memory"
@@ -668,7 +677,7 @@ def test_turn_ends_well_though_nothing_can_be_written(make: Any, scripted: Any) 
     assert len(session.view().messages) == 2
 
 
-def test_what_could_not_be_written_is_written_once_it_can(make: Any, scripted: Any, store: Store) -> None:
+def test_what_could_not_be_written_is_written_once_it_can(make: Any, scripted: Any, store: ConversationStore) -> None:
     full = True
 
     def save(session: Session) -> None:
@@ -686,7 +695,7 @@ def test_what_could_not_be_written_is_written_once_it_can(make: Any, scripted: A
     assert store.read(session.id).messages == session.view().messages
 
 
-def test_saved_conversation_is_not_written_again(session: Session, scripted: Any, store: Store) -> None:
+def test_saved_conversation_is_not_written_again(session: Session, scripted: Any, store: ConversationStore) -> None:
     scripted("one")
     say(session, "first")
     revision = store.read(session.id).revision
@@ -820,7 +829,7 @@ def test_views_are_copies(session: Session, scripted: Any) -> None:
 
 
 def test_reply_under_way_is_written_every_few_seconds(
-    session: Session, scripted: Any, store: Store, monkeypatch: Any
+    session: Session, scripted: Any, store: ConversationStore, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(session_module, "SAVE_SECONDS", 0.05)
     scripted(ENDLESS, pause=0.005)
@@ -833,7 +842,7 @@ def test_reply_under_way_is_written_every_few_seconds(
 
 
 def test_killed_while_a_tool_ran_it_can_go_on_elsewhere(
-    make: Any, scripted: Any, store: Store, monkeypatch: Any
+    make: Any, scripted: Any, store: ConversationStore, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(session_module, "SAVE_SECONDS", 0.0)
     session = make()
@@ -890,7 +899,7 @@ def test_turn_of_files_alone_is_called_by_their_names(make: Any) -> None:
     assert title_of([]) == ""
 
 
-def test_settings_are_kept_with_the_conversation(session: Session, scripted: Any, store: Store) -> None:
+def test_settings_are_kept_with_the_conversation(session: Session, scripted: Any, store: ConversationStore) -> None:
     scripted("ok")
     session.send("Hi", [], Settings(thinking=False, system="Be brief.", max_tokens=99))
     finished(session)
@@ -898,7 +907,9 @@ def test_settings_are_kept_with_the_conversation(session: Session, scripted: Any
     assert session.settings.system == "Be brief." and session.settings.max_tokens == 99
 
 
-def test_deleted_conversation_is_ended_and_not_written_again(make: Any, scripted: Any, store: Store) -> None:
+def test_deleted_conversation_is_ended_and_not_written_again(
+    make: Any, scripted: Any, store: ConversationStore
+) -> None:
     def save(session: Session) -> None:
         if session.keeps:
             session.conversation = store.write(session.conversation)
@@ -911,7 +922,7 @@ def test_deleted_conversation_is_ended_and_not_written_again(make: Any, scripted
 
 
 def test_turn_that_ends_after_its_conversation_was_deleted_writes_nothing(
-    make: Any, scripted: Any, store: Store, monkeypatch: Any
+    make: Any, scripted: Any, store: ConversationStore, monkeypatch: Any
 ) -> None:
     def save(session: Session) -> None:
         if session.keeps:

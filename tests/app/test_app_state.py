@@ -27,10 +27,9 @@ from app.models import Choice, Draft, memory_in_use
 from app.session import Busy, Session
 from app.settings import Settings
 from app.state import AppState
-from app.store import Conversation, Store
-from app.transcript import to_json, to_markdown
-from exaone4_mlx import KVQuantization, Tokenizer, fit
+from exaone4_mlx import Conversation, ConversationStore, KVQuantization, Tokenizer, fit
 from exaone4_mlx.files.folders import DEMO_FOLDER
+from exaone4_mlx.storage.transcript import to_json, to_markdown
 
 UNKNOWN = "20261125-093015-1f2e3d4c"
 GRACE = 0.15
@@ -47,7 +46,7 @@ def make(unread: Any, scripted: Any, tmp_path: Path, monkeypatch: Any) -> Iterat
     def one(model: Any = unread, **options: Any) -> AppState:
         loaded = LoadedModel(Choice("unread", "unread"), *model, fit("demo"))
         engine = ChatEngine(loaded, **{name: options.pop(name) for name in list(options) if name in ENGINE})
-        state = AppState(engine, Store(tmp_path / "data"), **({"tools": [roll_dice]} | options))
+        state = AppState(engine, ConversationStore(tmp_path / "data"), **({"tools": [roll_dice]} | options))
         made.append(state)
         return state
 
@@ -355,7 +354,7 @@ def test_other_programs_version_stays_and_the_tab_goes_on_in_a_copy(state: AppSt
     say(tab.session, "mine")
     theirs = state.store.read(tab.session.id)
     theirs.messages = [*theirs.messages, {"role": "user", "content": "theirs"}]
-    Store(state.store.folder).write(theirs)
+    ConversationStore(state.store.folder).write(theirs)
     say(tab.session, "and more")
     assert tab.session.id != theirs.id and contents(tab.session) == ["mine", "ok", "and more", "ok"]
     assert state.session(tab.session.id) is tab.session

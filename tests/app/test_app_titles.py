@@ -15,9 +15,8 @@ from app.engine import ChatEngine, LoadedModel
 from app.models import Choice
 from app.settings import Settings
 from app.state import AppState
-from app.store import Store
 from app.titles import usable
-from exaone4_mlx import fit
+from exaone4_mlx import ConversationStore, fit
 
 QUESTION = "Where should we go on the island of Jeju, and for how many days at least?"
 CUT = "Where should we go on the island of Jeju, and f…"
@@ -27,7 +26,7 @@ CUT = "Where should we go on the island of Jeju, and f…"
 def make(unread: Any, tmp_path: Path) -> Callable[..., AppState]:
     def one(label: str = "unread") -> AppState:
         engine = ChatEngine(LoadedModel(Choice(label, label), *unread, fit("demo")))
-        return AppState(engine, Store(tmp_path), makes_titles=True)
+        return AppState(engine, ConversationStore(tmp_path), makes_titles=True)
 
     return one
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from pdfs import pdf
 
-from app import pdf as pdf_module
-from app.files import ACCEPTED, MAX_FILE_BYTES, Attachment, clean_name, in_prompt, read_file
-from app.pdf import pdf_text
+from exaone4_mlx.files import pdf as pdf_module
+from exaone4_mlx.files.attachments import ACCEPTED, MAX_FILE_BYTES, Attachment, clean_name, in_prompt, read_file
+from exaone4_mlx.files.pdf import pdf_text
 
 KOREAN = "안녕하세요. 엑사원은 한국어를 잘합니다.\n오늘 회의는 3시에 시작합니다.\n"
 

@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
-from app.branches import Tree, check_branches
-from app.frames import history
-from app.i18n import Words
-from app.store import Conversation, check, to_json
-from app.transcript import from_text, to_markdown
-from app.work import View
+from exaone4_mlx import Conversation
+from exaone4_mlx.storage.branches import Tree, check_branches
+from exaone4_mlx.storage.conversation import check, to_json
+from exaone4_mlx.storage.transcript import from_text, to_markdown
 
 
 def user(text: str) -> dict[str, Any]:
@@ -197,9 +195,3 @@ def test_json_has_all_branches_and_markdown_says_that_they_exist(tree: Tree) -> 
     assert again.messages == conversation.messages and again.branches == []
     conversation.show(Tree(tree.messages))
     assert "branch" not in to_markdown(conversation)
-
-
-def test_messages_are_fetched_before_a_new_version_has_one() -> None:
-    view = View(messages=[{"role": "user", "content": "Hello"}], forks={1: (1, 2)}, running=True)
-    found = history(view, Words("en"), None, [])
-    assert len(found["keys"]) == 1 and found["forks"] == {}

@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from app.search import LENGTH, marked, place
+from exaone4_mlx.storage.search import LENGTH, marked, place
 
 MESSAGES = [
     {"role": "system", "content": "Lima is secret."},

@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 from conftest import run_all
+from odd_messages import odd_messages
 
-from app import store as store_module
-from app.forms import one_line
-from app.i18n import Words
-from app.render import items
-from app.store import FORMAT, ID, Conversation, Store, check
-from app.transcript import to_markdown
-from app.turns import closed, edited, title_of
+from exaone4_mlx import Conversation, ConversationStore
+from exaone4_mlx.storage import store as store_module
+from exaone4_mlx.storage.conversation import FORMAT, ID, check
+from exaone4_mlx.storage.forms import one_line
+from exaone4_mlx.storage.transcript import to_markdown
+from exaone4_mlx.storage.turns import closed, edited, title_of
 
 ROOT = Path(__file__).parents[2]
 UNKNOWN = "20261125-093015-1f2e3d4c"
@@ -56,15 +56,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(folder: Path) -> Store:
-    return Store(folder)
+def store(folder: Path) -> ConversationStore:
+    return ConversationStore(folder)
 
 
-def file_of(store: Store, conversation: Conversation) -> Path:
+def file_of(store: ConversationStore, conversation: Conversation) -> Path:
     return store.folder / f"{conversation.id}.json"
 
 
-def changed(store: Store, conversation: Conversation, **fields: Any) -> Path:
+def changed(store: ConversationStore, conversation: Conversation, **fields: Any) -> Path:
     """The file of the conversation with other values in it, as another program would leave it."""
     path = file_of(store, conversation)
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
@@ -74,7 +74,7 @@ def changed(store: Store, conversation: Conversation, **fields: Any) -> Path:
 # --- reading and writing -----------------------------------------------------
 
 
-def test_what_is_written_is_read_back(store: Store):
+def test_what_is_written_is_read_back(store: ConversationStore):
     conversation = said("안녕?", "네!", title="인사", settings={"thinking": True}, dropped=1)
     conversation.messages += [
         {"role": "tool", "content": {"any": [1, None]}, "failed": False, "seconds": 0.5},
@@ -85,7 +85,7 @@ def test_what_is_written_is_read_back(store: Store):
     assert written == dataclasses.replace(conversation, revision=1, updated=written.updated)
 
 
-def test_a_file_is_readable_json_in_the_documented_order(store: Store):
+def test_a_file_is_readable_json_in_the_documented_order(store: ConversationStore):
     conversation = store.write(said("안녕?", title="인사"))
     text = file_of(store, conversation).read_text(encoding="utf-8")
     assert text.startswith('{\n "format": "exaone4_mlx conversation",\n "version": 2,\n "id": ')
@@ -96,7 +96,7 @@ def test_a_file_is_readable_json_in_the_documented_order(store: Store):
     assert " ".join(json.loads(text)) == names
 
 
-def test_writing_counts_revisions_and_leaves_what_it_was_given(store: Store):
+def test_writing_counts_revisions_and_leaves_what_it_was_given(store: ConversationStore):
     first = said("a")
     before = dataclasses.replace(first)
     second = store.write(first)
@@ -105,7 +105,7 @@ def test_writing_counts_revisions_and_leaves_what_it_was_given(store: Store):
     assert first.created == third.created and first.updated < second.updated < third.updated
 
 
-def test_nothing_is_touched_before_something_is_written(store: Store, tmp_path: Path):
+def test_nothing_is_touched_before_something_is_written(store: ConversationStore, tmp_path: Path):
     assert store.list() == [] and store.damaged == {}
     with pytest.raises(FileNotFoundError):
         store.read(UNKNOWN)
@@ -115,7 +115,7 @@ def test_nothing_is_touched_before_something_is_written(store: Store, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_others_on_the_machine_cannot_read_a_conversation(store: Store):
+def test_others_on_the_machine_cannot_read_a_conversation(store: ConversationStore):
     conversation = store.write(said("a"))
     assert file_of(store, conversation).stat().st_mode & 0o077 == 0
     assert store.folder.stat().st_mode & 0o077 == 0
@@ -133,20 +133,20 @@ def test_a_conversation_does_not_share_the_settings_it_was_made_with():
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb\ud83d", "\ud83d\ude00", "\\ud800", "\x00\u2028\ufeff"])
-def test_half_characters_are_kept_in_a_file_of_valid_utf8(store: Store, text: str):
+def test_half_characters_are_kept_in_a_file_of_valid_utf8(store: ConversationStore, text: str):
     conversation = store.write(said(text, title=text))
     file_of(store, conversation).read_bytes().decode("utf-8")
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")  # two halves are a character
     assert [store.read(conversation.id).messages[0]["content"], store.list()[0].title] == [whole, whole]
 
 
-def test_the_name_of_the_file_says_which_conversation_it_is(store: Store):
+def test_the_name_of_the_file_says_which_conversation_it_is(store: ConversationStore):
     conversation = store.write(said("a"))
     file_of(store, conversation).rename(store.folder / f"{UNKNOWN}.json")
     assert store.read(UNKNOWN).id == UNKNOWN
 
 
-def test_times_may_end_with_z(store: Store):
+def test_times_may_end_with_z(store: ConversationStore):
     conversation = store.write(said("a"))
     changed(store, conversation, updated="2020-01-01T00:00:00Z")
     newer = store.write(said("b"))
@@ -173,13 +173,13 @@ def test_times_may_end_with_z(store: Store):
         ({"dropped": 2}, "dropped cannot be 2"),
     ],
 )  # fmt: skip
-def test_what_could_not_be_read_back_is_not_written(store: Store, fields: dict[str, Any], message: str):
+def test_what_could_not_be_read_back_is_not_written(store: ConversationStore, fields: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         store.write(said("a", **fields))
     assert store.list() == []
 
 
-def test_what_is_nested_too_deeply_is_not_written(store: Store):
+def test_what_is_nested_too_deeply_is_not_written(store: ConversationStore):
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
@@ -189,7 +189,7 @@ def test_what_is_nested_too_deeply_is_not_written(store: Store):
         deep = deep.pop()  # or freeing it would go as deep
 
 
-def test_a_conversation_too_large_to_be_read_is_not_written(store: Store, monkeypatch: Any):
+def test_a_conversation_too_large_to_be_read_is_not_written(store: ConversationStore, monkeypatch: Any):
     conversation = store.write(said("a"))
     monkeypatch.setattr(store_module, "MAX_BYTES", 1000)
     with pytest.raises(ValueError, match=r"it has 1,\d+ bytes, and at most 1,000 are kept; start a new conversation"):
@@ -201,7 +201,7 @@ def test_a_conversation_too_large_to_be_read_is_not_written(store: Store, monkey
 
 
 @pytest.mark.parametrize("id", FOREIGN_IDS)
-def test_a_foreign_id_is_refused_before_the_disk_is_touched(store: Store, tmp_path: Path, id: str):
+def test_a_foreign_id_is_refused_before_the_disk_is_touched(store: ConversationStore, tmp_path: Path, id: str):
     message = "is no id of a conversation; those look like 20261125-093015-1f2e3d4c"
     calls = store.read, lambda id: store.rename(id, "title"), store.delete, lambda id: store.write(said("a", id=id))
     for call in calls:
@@ -234,7 +234,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("text", "problem"), DAMAGED.items(), ids=range(len(DAMAGED)))
-def test_a_damaged_file_is_named_and_not_overwritten(store: Store, text: str, problem: str):
+def test_a_damaged_file_is_named_and_not_overwritten(store: ConversationStore, text: str, problem: str):
     fine = store.write(said("fine"))
     path = store.folder / f"{UNKNOWN}.json"
     path.write_bytes(data := text.encode(errors="surrogateescape"))
@@ -250,43 +250,17 @@ def test_a_damaged_file_is_named_and_not_overwritten(store: Store, text: str, pr
     assert store.read(written.id) == written
 
 
-ODD: list[Any] = [
-    None,
-    True,
-    -1,
-    1e308,
-    "",
-    "x",
-    "\ud800",
-    [],
-    {},
-    [1],
-    [None],
-    [{"name": 1}],
-    [{"name": "n", "tokens": "x", "text": 5}],
-]
-ODD += [[{"function": 3}], [{"function": {"name": None}}], {"a": 1}]
+def test_fields_of_any_form_are_read_exported_and_edited():
+    for messages in odd_messages():
+        conversation = dataclasses.replace(Conversation.new(), messages=messages)
+        check(conversation)  # as of a file that is read
+        to_markdown(conversation)
+        title_of(messages)
+        closed(messages)
+        assert edited(messages[0], "new")["content"].endswith("new")
 
 
-def test_fields_of_any_form_are_read_shown_exported_and_edited():
-    fields = "files text tool_calls stats reasoning_content finish_reason failed seconds tool_call_id metadata".split()
-    for field in fields:
-        for value in ODD:
-            messages = [
-                {"role": "user", "content": " ", field: value},
-                {"role": "assistant", "content": "b", field: value},
-                {"role": "tool", "content": {}, field: value},
-            ]
-            conversation = dataclasses.replace(Conversation.new(), messages=messages)
-            check(conversation)  # as of a file that is read
-            items(messages, Words("en"))
-            to_markdown(conversation)
-            title_of(messages)
-            closed(messages)
-            assert edited(messages[0], "new")["content"].endswith("new")
-
-
-def test_a_damaged_file_can_be_deleted(store: Store):
+def test_a_damaged_file_can_be_deleted(store: ConversationStore):
     store.write(said("a"))
     (store.folder / f"{UNKNOWN}.json").write_text("{")
     store.list()
@@ -294,7 +268,7 @@ def test_a_damaged_file_can_be_deleted(store: Store):
     assert len(store.list()) == 1 and store.damaged == {}
 
 
-def test_what_is_larger_than_64_mb_is_not_read(store: Store):
+def test_what_is_larger_than_64_mb_is_not_read(store: ConversationStore):
     store.write(said("a"))
     path = store.folder / f"{UNKNOWN}.json"
     with path.open("wb") as stream:
@@ -303,14 +277,14 @@ def test_what_is_larger_than_64_mb_is_not_read(store: Store):
     assert store.damaged == {path.name: "it has 67,108,865 bytes, and at most 67,108,864 are read"}
 
 
-def test_a_pipe_with_an_id_is_not_waited_for(store: Store):
+def test_a_pipe_with_an_id_is_not_waited_for(store: ConversationStore):
     store.write(said("a"))
     os.mkfifo(store.folder / f"{UNKNOWN}.json")
     assert len(store.list()) == 1
     assert store.damaged == {f"{UNKNOWN}.json": "it is not a file"}
 
 
-def test_a_file_that_cannot_be_read_is_tried_again(store: Store, monkeypatch: Any):
+def test_a_file_that_cannot_be_read_is_tried_again(store: ConversationStore, monkeypatch: Any):
     conversation = store.write(said("a"))
 
     def refuse(path: Path) -> bytes:
@@ -326,7 +300,7 @@ def test_a_file_that_cannot_be_read_is_tried_again(store: Store, monkeypatch: An
 @pytest.mark.parametrize(
     "name", ["notes.json", ".DS_Store", f"{UNKNOWN} copy.json", f"{UNKNOWN}.yaml", f".x{UNKNOWN}.partial"]
 )
-def test_files_of_others_are_left_alone(store: Store, name: str):
+def test_files_of_others_are_left_alone(store: ConversationStore, name: str):
     conversation = store.write(said("a"))
     (store.folder / name).write_text("theirs")
     store.write(conversation)
@@ -334,7 +308,7 @@ def test_files_of_others_are_left_alone(store: Store, name: str):
     assert (store.folder / name).read_text() == "theirs"
 
 
-def test_deleting_a_link_leaves_what_it_leads_to(store: Store, tmp_path: Path):
+def test_deleting_a_link_leaves_what_it_leads_to(store: ConversationStore, tmp_path: Path):
     store.write(said("a"))
     (tmp_path / "precious").write_text("precious")
     (link := store.folder / f"{UNKNOWN}.json").symlink_to(tmp_path / "precious")
@@ -342,7 +316,7 @@ def test_deleting_a_link_leaves_what_it_leads_to(store: Store, tmp_path: Path):
     assert not link.is_symlink() and (tmp_path / "precious").read_text() == "precious"
 
 
-def test_writing_through_a_link_replaces_the_link(store: Store, tmp_path: Path):
+def test_writing_through_a_link_replaces_the_link(store: ConversationStore, tmp_path: Path):
     conversation = store.write(said("a"))
     outside = file_of(store, conversation).rename(tmp_path / "outside.json")
     file_of(store, conversation).symlink_to(outside)
@@ -354,14 +328,14 @@ def test_writing_through_a_link_replaces_the_link(store: Store, tmp_path: Path):
 # --- the list -----------------------------------------------------------------
 
 
-def test_the_list_has_the_newest_first_with_its_turns(store: Store):
+def test_the_list_has_the_newest_first_with_its_turns(store: ConversationStore):
     first, second = store.write(said("a", "b", "c", title="one")), store.write(said("a", title="two"))
     assert [(summary.title, summary.turns) for summary in store.list()] == [("two", 1), ("one", 2)]
     store.write(first)
     assert [summary.id for summary in store.list()] == [first.id, second.id]
 
 
-def test_a_search_finds_all_its_words_in_titles_and_in_what_was_said(store: Store):
+def test_a_search_finds_all_its_words_in_titles_and_in_what_was_said(store: ConversationStore):
     conversation = store.write(said("What is the Capital of Perú?", "Lima, STRASSE", title="리마 여행"))
     conversation.messages += [{"role": "tool", "content": "secret"}]
     store.write(conversation)
@@ -374,16 +348,16 @@ def test_a_search_finds_all_its_words_in_titles_and_in_what_was_said(store: Stor
         assert store.list(query) == [], query
 
 
-def test_a_search_finds_decomposed_text_by_composed_words(store: Store):
+def test_a_search_finds_decomposed_text_by_composed_words(store: ConversationStore):
     store.write(said(unicodedata.normalize("NFD", "한국어 설명")))
     assert len(store.list("설명")) == 1
 
 
-def test_a_file_is_read_again_only_when_it_has_changed(store: Store, monkeypatch: Any):
+def test_a_file_is_read_again_only_when_it_has_changed(store: ConversationStore, monkeypatch: Any):
     first, second = store.write(said("a")), store.write(said("b"))
     reads: list[str] = []
-    load = store_module._load
-    monkeypatch.setattr(store_module, "_load", lambda path, id: [reads.append(id), load(path, id)][1])
+    load = store_module.read_conversation
+    monkeypatch.setattr(store_module, "read_conversation", lambda path, id: [reads.append(id), load(path, id)][1])
     assert len(store.list()) == len(store.list("a b")) + 2 == 2
     assert sorted(reads) == sorted([first.id, second.id])
     reads.clear()
@@ -395,7 +369,7 @@ def test_a_file_is_read_again_only_when_it_has_changed(store: Store, monkeypatch
     assert [summary.id for summary in store.list()] == [second.id] and reads == []
 
 
-def test_a_change_within_a_tick_of_the_clock_is_seen(store: Store):
+def test_a_change_within_a_tick_of_the_clock_is_seen(store: ConversationStore):
     """File times are coarse; a file that was replaced is another file."""
     conversation = store.write(said("a"))
     path = file_of(store, conversation)
@@ -408,7 +382,7 @@ def test_a_change_within_a_tick_of_the_clock_is_seen(store: Store):
     assert path.stat().st_size == info.st_size and store.list("b") and not store.list("a")
 
 
-def test_a_folder_that_cannot_be_read_says_so(store: Store, monkeypatch: Any):
+def test_a_folder_that_cannot_be_read_says_so(store: ConversationStore, monkeypatch: Any):
     def refuse(path: Path) -> list[str]:
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -420,35 +394,37 @@ def test_a_folder_that_cannot_be_read_says_so(store: Store, monkeypatch: Any):
 # --- two programs ---------------------------------------------------------------
 
 
-def test_what_another_program_wrote_is_not_overwritten(store: Store, folder: Path):
+def test_what_another_program_wrote_is_not_overwritten(store: ConversationStore, folder: Path):
     mine = store.write(said("a"))
-    theirs = Store(folder).write(dataclasses.replace(mine, messages=[{"role": "user", "content": "theirs"}]))
+    theirs = ConversationStore(folder).write(
+        dataclasses.replace(mine, messages=[{"role": "user", "content": "theirs"}])
+    )
     written = store.write(mine)
     assert (written.id != mine.id, written.revision, store.read(mine.id)) == (True, 1, theirs)
     assert store.write(written).id == written.id
     assert {summary.id for summary in store.list()} == {mine.id, written.id}
 
 
-def test_a_first_write_overwrites_nothing(store: Store):
+def test_a_first_write_overwrites_nothing(store: ConversationStore):
     there = store.write(said("a"))
     changed(store, there, revision=0)
     written = store.write(said("b", id=there.id))
     assert written.id != there.id and store.read(there.id).messages[0]["content"] == "a"
 
 
-def test_what_was_deleted_meanwhile_is_there_again_when_written(store: Store):
+def test_what_was_deleted_meanwhile_is_there_again_when_written(store: ConversationStore):
     conversation = store.write(said("a"))
     store.delete(conversation.id)
     assert store.write(conversation).id == conversation.id and len(store.list()) == 1
 
 
-def test_of_programs_that_write_at_once_each_keeps_its_own(store: Store, folder: Path):
+def test_of_programs_that_write_at_once_each_keeps_its_own(store: ConversationStore, folder: Path):
     conversation = store.write(said("start"))
     start = threading.Barrier(8)
     written: list[Conversation] = []
 
     def write(index: int) -> None:
-        own = Store(folder)
+        own = ConversationStore(folder)
         start.wait()
         message = {"role": "user", "content": f"program {index}"}
         written.append(own.write(dataclasses.replace(conversation, messages=[message])))
@@ -458,7 +434,7 @@ def test_of_programs_that_write_at_once_each_keeps_its_own(store: Store, folder:
     assert all(store.read(one.id) == one for one in written)
 
 
-def test_threads_of_one_program_do_not_need_locks_of_the_file_system(store: Store, monkeypatch: Any):
+def test_threads_of_one_program_do_not_need_locks_of_the_file_system(store: ConversationStore, monkeypatch: Any):
     def refuse(stream: Any, operation: int) -> None:
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
@@ -469,7 +445,7 @@ def test_threads_of_one_program_do_not_need_locks_of_the_file_system(store: Stor
     assert len({one.id for one in written}) == 20 and sum(one.id == conversation.id for one in written) == 1
 
 
-def test_a_store_is_used_by_many_threads_at_once(store: Store):
+def test_a_store_is_used_by_many_threads_at_once(store: ConversationStore):
     problems: list[Exception] = []
 
     def work(index: int) -> None:
@@ -492,7 +468,7 @@ def test_a_store_is_used_by_many_threads_at_once(store: Store):
 # --- titles ---------------------------------------------------------------------
 
 
-def test_a_name_is_one_line_of_at_most_120_characters(store: Store):
+def test_a_name_is_one_line_of_at_most_120_characters(store: ConversationStore):
     conversation = store.write(said("a"))
     for title, name in [
         ("  여행\n계획\t\x00\x1b[31m ", "여행 계획 [31m"),
@@ -504,21 +480,21 @@ def test_a_name_is_one_line_of_at_most_120_characters(store: Store):
 
 
 @pytest.mark.parametrize("title", ["", "  \n\t", "\x00\x1f", "\u2028\u3000"])
-def test_a_name_is_not_empty(store: Store, title: str):
+def test_a_name_is_not_empty(store: ConversationStore, title: str):
     conversation = store.write(said("a", title="old"))
     with pytest.raises(ValueError, match="a conversation needs a title that is not empty"):
         store.rename(conversation.id, title)
     assert store.read(conversation.id).title == "old"
 
 
-def test_a_name_with_slashes_is_no_path(store: Store, tmp_path: Path):
+def test_a_name_with_slashes_is_no_path(store: ConversationStore, tmp_path: Path):
     conversation = store.write(said("a"))
     store.rename(conversation.id, "../../x")
     assert {path.name for path in store.folder.iterdir()} == {f"{conversation.id}.json", ".lock"}
     assert [path.name for path in tmp_path.iterdir()] == ["app"]
 
 
-def test_a_conversation_renamed_while_a_reply_came_keeps_both(store: Store):
+def test_a_conversation_renamed_while_a_reply_came_keeps_both(store: ConversationStore):
     conversation = store.write(said("a", title="by itself"))
     store.rename(conversation.id, "chosen")
     written = store.write(dataclasses.replace(conversation, messages=[{"role": "user", "content": "more"}]))
@@ -526,13 +502,13 @@ def test_a_conversation_renamed_while_a_reply_came_keeps_both(store: Store):
     assert store.read(conversation.id) == written
 
 
-def test_renaming_does_not_move_a_conversation_up(store: Store):
+def test_renaming_does_not_move_a_conversation_up(store: ConversationStore):
     older, newer = store.write(said("a")), store.write(said("b"))
     store.rename(older.id, "older")
     assert [summary.id for summary in store.list()] == [newer.id, older.id]
 
 
-def test_a_title_that_nobody_chose_may_change(store: Store):
+def test_a_title_that_nobody_chose_may_change(store: ConversationStore):
     conversation = store.write(said("a", title="first"))
     assert store.write(dataclasses.replace(conversation, title="second")).title == "second"
 
@@ -546,7 +522,7 @@ def test_a_title_is_cut_where_it_is_too_long():
 
 def test_a_place_that_cannot_be_written_says_so_at_the_first_write(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    store = Store(tmp_path / "file" / "conversations")
+    store = ConversationStore(tmp_path / "file" / "conversations")
     assert store.list() == []
     store.delete(UNKNOWN)
     with pytest.raises(FileNotFoundError, match=f"there is no conversation {store.folder}/{UNKNOWN}.json"):
@@ -555,7 +531,7 @@ def test_a_place_that_cannot_be_written_says_so_at_the_first_write(tmp_path: Pat
         store.write(said("a"))
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(store: Store, monkeypatch: Any):
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(store: ConversationStore, monkeypatch: Any):
     conversation = store.write(said("a"))
 
     def full(stream: int) -> None:
@@ -570,7 +546,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(store: Store, monkeypa
     assert store.write(conversation).revision == 2
 
 
-def test_a_conversation_that_cannot_be_deleted_says_so(store: Store):
+def test_a_conversation_that_cannot_be_deleted_says_so(store: ConversationStore):
     (store.folder / f"{UNKNOWN}.json").mkdir(parents=True)
     (store.folder / "trash").write_text("a file where the folder should be")
     with pytest.raises(OSError, match=f"^{store.folder}/{UNKNOWN}.json cannot be deleted: "):
@@ -580,9 +556,9 @@ def test_a_conversation_that_cannot_be_deleted_says_so(store: Store):
 WRITE_FOR_EVER = """
 import sys
 from pathlib import Path
-from app.store import Store
+from exaone4_mlx import ConversationStore
 
-store = Store(Path(sys.argv[1]))
+store = ConversationStore(Path(sys.argv[1]))
 conversation = store.read(sys.argv[2])
 while True:
     conversation.messages[-1]["content"] = str(conversation.revision) * 300_000
@@ -591,7 +567,7 @@ while True:
 """
 
 
-def test_a_program_killed_while_it_writes_leaves_whole_files(store: Store):
+def test_a_program_killed_while_it_writes_leaves_whole_files(store: ConversationStore):
     conversation = store.write(said("a"))
     partials = 0
     for attempt in range(40):
@@ -616,6 +592,6 @@ def test_a_program_killed_while_it_writes_leaves_whole_files(store: Store):
 
 
 def test_the_store_and_transcripts_import_neither_gradio_nor_mlx():
-    code = "import sys, app.store, app.transcript; print([name for name in sys.modules if name.split('.')[0] in ('gradio', 'mlx')])"
+    code = "import sys, exaone4_mlx.storage.store, exaone4_mlx.storage.transcript; print([name for name in sys.modules if name.split('.')[0] in ('gradio', 'mlx')])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

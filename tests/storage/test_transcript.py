@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from app import transcript
-from app.store import ID, Conversation, Store
-from app.transcript import file_name, from_text, to_json, to_markdown
+from exaone4_mlx import Conversation, ConversationStore
+from exaone4_mlx.storage import transcript
+from exaone4_mlx.storage.conversation import ID
+from exaone4_mlx.storage.transcript import file_name, from_text, to_json, to_markdown
 
 ASK = {"role": "user", "content": "안녕?"}
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
@@ -141,7 +142,7 @@ def test_what_is_imported_is_a_conversation_of_its_own():
 
 
 def test_json_is_what_the_store_writes(tmp_path: Path):
-    conversation = Store(tmp_path).write(LONG)
+    conversation = ConversationStore(tmp_path).write(LONG)
     assert (tmp_path / f"{LONG.id}.json").read_text(encoding="utf-8") == to_json(conversation)
 
 
@@ -502,7 +503,7 @@ def test_a_value_nested_deeply_is_shown_in_part():
 
 
 def test_what_is_imported_can_be_written(tmp_path: Path):
-    store = Store(tmp_path)
+    store = ConversationStore(tmp_path)
     for text in (to_markdown(LONG), to_json(LONG), json.dumps([{"role": "user", "content": "\ud800"}])):
         conversation = from_text(text)
         assert store.read(store.write(conversation).id).messages == conversation.messages

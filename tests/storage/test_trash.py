@@ -9,26 +9,26 @@ from pathlib import Path
 
 import pytest
 
-from app.store import Conversation, Store
-from app.trash import KEPT_SECONDS
+from exaone4_mlx import Conversation, ConversationStore
+from exaone4_mlx.storage.trash import KEPT_SECONDS
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "conversations")
+def store(tmp_path: Path) -> ConversationStore:
+    return ConversationStore(tmp_path / "conversations")
 
 
-def written(store: Store, text: str = "hi", **fields: object) -> Conversation:
+def written(store: ConversationStore, text: str = "hi", **fields: object) -> Conversation:
     conversation = Conversation.new()
     conversation.messages = [{"role": "user", "content": text}]
     return store.write(dataclasses.replace(conversation, **fields))  # type: ignore[arg-type]
 
 
-def in_trash(store: Store) -> list[Path]:
+def in_trash(store: ConversationStore) -> list[Path]:
     return sorted(store.trash.folder.glob("*"))
 
 
-def test_a_deleted_conversation_comes_back_byte_for_byte(store: Store):
+def test_a_deleted_conversation_comes_back_byte_for_byte(store: ConversationStore):
     conversation = written(store, "안녕", title="인사", pinned=True)
     path = store.folder / f"{conversation.id}.json"
     before = path.read_bytes()
@@ -39,7 +39,7 @@ def test_a_deleted_conversation_comes_back_byte_for_byte(store: Store):
     assert [one.title for one in store.list()] == ["인사"]
 
 
-def test_a_damaged_file_comes_back_too(store: Store):
+def test_a_damaged_file_comes_back_too(store: ConversationStore):
     conversation = written(store)
     path = store.folder / f"{conversation.id}.json"
     path.write_bytes(b"{")
@@ -48,7 +48,7 @@ def test_a_damaged_file_comes_back_too(store: Store):
     assert path.read_bytes() == b"{"
 
 
-def test_what_was_deleted_twice_is_in_the_trash_twice_and_the_last_comes_back(store: Store):
+def test_what_was_deleted_twice_is_in_the_trash_twice_and_the_last_comes_back(store: ConversationStore):
     first = written(store, "first")
     store.delete(first.id)
     second = store.write(dataclasses.replace(first, messages=[{"role": "user", "content": "second"}]))
@@ -62,7 +62,7 @@ def test_what_was_deleted_twice_is_in_the_trash_twice_and_the_last_comes_back(st
     assert store.read(other).messages[0]["content"] == "first" and len(store.list()) == 2
 
 
-def test_the_trash_is_emptied_after_thirty_days(store: Store):
+def test_the_trash_is_emptied_after_thirty_days(store: ConversationStore):
     conversation = written(store)
     store.delete(conversation.id)
     (file,) = in_trash(store)
@@ -74,7 +74,7 @@ def test_the_trash_is_emptied_after_thirty_days(store: Store):
     assert [file.name.split(".")[0] for file in in_trash(store)] == [kept.id, "notes"]
 
 
-def test_what_the_trash_does_not_hold_cannot_be_restored(store: Store):
+def test_what_the_trash_does_not_hold_cannot_be_restored(store: ConversationStore):
     with pytest.raises(FileNotFoundError, match="the trash holds no conversation 20260101-000000-00000000"):
         store.restore("20260101-000000-00000000")
     with pytest.raises(ValueError, match="is no id"):
@@ -82,7 +82,7 @@ def test_what_the_trash_does_not_hold_cannot_be_restored(store: Store):
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
-def test_a_deletion_that_fails_leaves_the_file(store: Store):
+def test_a_deletion_that_fails_leaves_the_file(store: ConversationStore):
     conversation = written(store)
     store.folder.chmod(0o500)
     try:
@@ -93,7 +93,7 @@ def test_a_deletion_that_fails_leaves_the_file(store: Store):
         store.folder.chmod(0o700)
 
 
-def test_pinned_conversations_come_first_and_stay_pinned_when_a_reply_is_written(store: Store):
+def test_pinned_conversations_come_first_and_stay_pinned_when_a_reply_is_written(store: ConversationStore):
     first = written(store, title="first")
     written(store, title="second")
     store.pin(first.id, True)

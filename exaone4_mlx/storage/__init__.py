@@ -1,0 +1,1 @@
+"""Conversations on disk: files, search, branches, deletion, export and import. Nothing here imports MLX."""
