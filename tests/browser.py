@@ -34,6 +34,21 @@ START_SECONDS = 120
 PATIENCE = 60_000  # ms, for what a busy machine may be slow at
 HERE = "127.0.0.1"
 
+#: A file of tools, for `--tools`. The tool writes a line into the file `ran`.
+TOOLS = '''
+import pathlib
+
+def roll_dice(max_num: int):
+    """Roll a dice with the number 1 to N
+
+    Args:
+        max_num: Maximum number on the dice
+    """
+    with pathlib.Path({ran!r}).open("a") as file:
+        file.write("rolled\\n")
+    return 4
+'''
+
 expect.set_options(timeout=PATIENCE)
 
 
@@ -312,6 +327,11 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = PATIENCE
         if time.monotonic() > until:
             raise AssertionError(f"in vain: {what}")
         time.sleep(0.05)
+
+
+def id_of(number: int) -> str:
+    """Of a stored conversation."""
+    return f"20261125-090000-{number:08x}"
 
 
 @contextlib.contextmanager

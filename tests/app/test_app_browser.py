@@ -1,4 +1,5 @@
 """The app as a person uses it: Chromium drives the page of a real server. What may fail here may fail for a person."""
+# ruff: noqa: F811
 
 from __future__ import annotations
 
@@ -18,12 +19,10 @@ pytestmark = pytest.mark.browser
 pytest.importorskip("gradio", reason="the app needs the extra `app`")
 pytest.importorskip("playwright", reason="the browser tests need the extra `browser`")
 
-from browser import CHROMIUM, Server, Tab, endless_model, launch, opened, wait_for  # noqa: E402
-from playwright.sync_api import Browser, FilePayload, expect, sync_playwright  # noqa: E402
+from browser import TOOLS, Server, Tab, id_of, opened, wait_for  # noqa: E402
+from browser_fixtures import browser, endless, server, tab  # noqa: E402, F401
+from playwright.sync_api import Browser, FilePayload, expect  # noqa: E402
 from shown import TORTURE  # noqa: E402
-
-if not Path(CHROMIUM).exists():
-    pytest.skip("there is no chromium", allow_module_level=True)
 
 SEOUL = "What is the capital of South Korea?"
 PHONE = {"width": 390, "height": 844}
@@ -48,50 +47,6 @@ WATCH = """() => {
 }"""
 LONG_ENOUGH = re.compile(r"[\s\S]{50}")
 GREETING = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello! How can I help you?"}]
-TOOLS = '''
-import pathlib
-
-def roll_dice(max_num: int):
-    """Roll a dice with the number 1 to N
-
-    Args:
-        max_num: Maximum number on the dice
-    """
-    with pathlib.Path({ran!r}).open("a") as file:
-        file.write("rolled\\n")
-    return 4
-'''
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright, launch(playwright) as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The demo, for all tests that need nothing else."""
-    with Server(tmp_path_factory.mktemp("demo")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A demo whose replies do not end by themselves."""
-    folder = tmp_path_factory.mktemp("endless")
-    with Server(folder / "data", model=str(endless_model(folder / "model"))) as server:
-        yield server
-
-
-@pytest.fixture
-def tab(browser: Browser, server: Server) -> Iterator[Tab]:
-    with opened(browser, server) as tab:
-        yield tab
-
-
-def id_of(number: int) -> str:
-    return f"20261125-090000-{number:08x}"
 
 
 def brightness(tab: Tab, element: str) -> float:
@@ -782,6 +737,7 @@ def test_a_phone_shows_the_chat_first(browser: Browser, server: Server) -> None:
 # --- without a network ---------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("browser")
 def test_it_works_without_a_network(tmp_path: Path) -> None:
     """Server and browser in a network namespace that has a loopback and nothing else."""
     command = ["unshare", "-n", "bash", "-c", 'ip link set lo up && exec "$0" "$@"']

@@ -1,9 +1,9 @@
 """Branches, Undo and the details of a reply, as a person uses them in Chromium."""
+# ruff: noqa: F811
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,25 +12,11 @@ pytestmark = pytest.mark.browser
 pytest.importorskip("gradio", reason="the app needs the extra `app`")
 pytest.importorskip("playwright", reason="the browser tests need the extra `browser`")
 
-from browser import CHROMIUM, Server, Tab, launch, opened  # noqa: E402
-from playwright.sync_api import Browser, Locator, expect, sync_playwright  # noqa: E402
-
-if not Path(CHROMIUM).exists():
-    pytest.skip("there is no chromium", allow_module_level=True)
+from browser import Server, Tab, opened  # noqa: E402
+from browser_fixtures import browser, server  # noqa: E402, F401
+from playwright.sync_api import Browser, Locator, expect  # noqa: E402
 
 SEOUL, ROME, LIMA = (f"What is the capital of {name}?" for name in ("South Korea", "Italy", "Peru"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright, launch(playwright) as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("demo")) as server:
-        yield server
 
 
 def versions(tab: Tab, text: str) -> Locator:

@@ -1,4 +1,5 @@
 """In the page of the app: a cut reply goes on, a reply can be edited, and what the page asks the server is checked."""
+# ruff: noqa: F811
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import json
 import os
 import re
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -17,12 +17,10 @@ pytestmark = pytest.mark.browser
 pytest.importorskip("gradio", reason="the app needs the extra `app`")
 pytest.importorskip("playwright", reason="the browser tests need the extra `browser`")
 
-from browser import CHROMIUM, Server, launch, opened, wait_for  # noqa: E402
+from browser import Server, opened, wait_for  # noqa: E402
+from browser_fixtures import browser, server  # noqa: E402, F401
 from pdfs import pdf  # noqa: E402
-from playwright.sync_api import Browser, FilePayload, expect, sync_playwright  # noqa: E402
-
-if not Path(CHROMIUM).exists():
-    pytest.skip("there is no chromium", allow_module_level=True)
+from playwright.sync_api import Browser, FilePayload, expect  # noqa: E402
 
 ID = "20261125-090000-00000001"
 ITALY = [
@@ -31,18 +29,6 @@ ITALY = [
 ]
 #: A folder for pictures of what the test shows.
 PICTURES = os.environ.get("EXAONE4_MLX_TEST_PICTURES", "")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright, launch(playwright) as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("demo")) as server:
-        yield server
 
 
 @pytest.mark.parametrize("locale", ["en-US", "ko-KR"])

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.browser
 pytest.importorskip("gradio", reason="the app needs the extra `app`")
 pytest.importorskip("playwright", reason="the browser tests need the extra `browser`")
 
-from browser import Server, Tab, endless_model, opened  # noqa: E402
+from browser import Server, Tab, endless_model, id_of, opened  # noqa: E402
 from browser_fixtures import browser, server, tab  # noqa: E402, F401
 from playwright.sync_api import Browser, expect  # noqa: E402
 
@@ -31,10 +31,6 @@ COMPOSED = """([selector, key]) => document.querySelector(selector).dispatchEven
 
 def greeting(text: str = "Hello!", reply: str = "Hello! How can I help you?") -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]
-
-
-def id_of(number: int) -> str:
-    return f"20261125-090000-{number:08x}"
 
 
 def days_ago(days: float) -> str:

@@ -1,11 +1,11 @@
 """How the page looks: what Markdown becomes in a browser, its parts at several widths, and what axe-core finds."""
+# ruff: noqa: F811
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -16,12 +16,10 @@ pytest.importorskip("playwright", reason="the browser tests need the extra `brow
 pytest.importorskip("axe_playwright_python", reason="the browser tests need the extra `browser`")
 
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
-from browser import CHROMIUM, Server, Tab, launch, opened, wait_for  # noqa: E402
-from playwright.sync_api import Browser, expect, sync_playwright  # noqa: E402
+from browser import Server, Tab, opened, wait_for  # noqa: E402
+from browser_fixtures import browser  # noqa: E402, F401
+from playwright.sync_api import Browser, expect  # noqa: E402
 from shown import TORTURE  # noqa: E402
-
-if not Path(CHROMIUM).exists():
-    pytest.skip("there is no chromium", allow_module_level=True)
 
 PHONE = {"width": 390, "height": 844}
 #: What a reply can hold beside the torture text.
@@ -67,12 +65,6 @@ EVERYTHING = [
     {"role": "assistant", "content": "굴리지 못했습니다.", "finish_reason": "length"},
 ]
 ID = "20261125-090000-00000001"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright, launch(playwright) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

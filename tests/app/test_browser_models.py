@@ -1,30 +1,26 @@
 """The picker of models in Chromium: a model is downloaded, converted, used and deleted without a terminal."""
+# ruff: noqa: F811
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fake_hub import FileServer
 
 pytestmark = pytest.mark.browser
-pytest.importorskip("playwright", reason="the tests in a browser need the extra `browser`")
+pytest.importorskip("gradio", reason="the app needs the extra `app`")
+pytest.importorskip("playwright", reason="the browser tests need the extra `browser`")
 
-from browser import Server, launch, opened  # noqa: E402
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright  # noqa: E402
+from browser import Server, opened  # noqa: E402
+from browser_fixtures import browser  # noqa: E402, F401
+from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
 from exaone4_mlx.files.folders import DEMO_FOLDER  # noqa: E402
 
 REPO = "LGAI-EXAONE/EXAONE-4.0-1.2B"
 QUESTION, ANSWER = "What is the capital of South Korea?", "The capital of South Korea is Seoul."
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright, launch(playwright) as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Questions before tools run, and the permission to run one without a question, in Chromium."""
+# ruff: noqa: F811
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,34 +12,10 @@ pytestmark = pytest.mark.browser
 pytest.importorskip("gradio", reason="the app needs the extra `app`")
 pytest.importorskip("playwright", reason="the browser tests need the extra `browser`")
 
-from browser import CHROMIUM, Server, Tab, launch, opened  # noqa: E402
+from browser import TOOLS, Server, Tab, opened  # noqa: E402
+from browser_fixtures import browser  # noqa: E402, F401
 from mcp_servers import config, gone, stdio  # noqa: E402
-from playwright.sync_api import Browser, expect, sync_playwright  # noqa: E402
-
-if not Path(CHROMIUM).exists():
-    pytest.skip("there is no chromium", allow_module_level=True)
-
-TOOLS = '''
-import pathlib
-
-def roll_dice(max_num: int):
-    """Roll a dice with the number 1 to N
-
-    Args:
-        max_num: Maximum number on the dice
-    """
-    with pathlib.Path({ran!r}).open("a") as file:
-        file.write("rolled\\n")
-    return 4
-'''
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        made = launch(playwright)
-        yield made
-        made.close()
+from playwright.sync_api import Browser, expect  # noqa: E402
 
 
 def test_two_calls_have_two_questions_and_always_is_taken_back_in_the_settings(

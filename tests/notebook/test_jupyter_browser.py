@@ -1,4 +1,5 @@
 """JupyterLab as a person uses it: Chromium drives a notebook of a real server, with a real kernel behind it."""
+# ruff: noqa: F811
 
 from __future__ import annotations
 
@@ -16,12 +17,10 @@ pytest.importorskip("playwright", reason="the browser tests need the extra `brow
 for extra in ("jupyterlab", "ipywidgets", "matplotlib"):
     pytest.importorskip(extra, reason="notebooks need the extra `notebook`")
 
-from browser import CHROMIUM, launch, wait_for  # noqa: E402
+from browser import wait_for  # noqa: E402
+from browser_fixtures import browser  # noqa: E402, F401
 from jupyter import Lab, opened, take  # noqa: E402
-from playwright.sync_api import Browser, expect, sync_playwright  # noqa: E402
-
-if not Path(CHROMIUM).exists():
-    pytest.skip("there is no chromium", allow_module_level=True)
+from playwright.sync_api import Browser, expect  # noqa: E402
 
 LOAD = """
 from exaone4_mlx import Chat, Sampling, generate, load, stream_generate
@@ -30,12 +29,6 @@ model, tokenizer = load("demo")
 ends = [tokenizer.think_end_id, *tokenizer.stop_token_ids, *tokenizer.encode("<tool_call>")]
 endless = Sampling(temperature=2.0, top_p=1.0, logit_bias=dict.fromkeys(ends, -100))  # in ever new words
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright, launch(playwright) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
