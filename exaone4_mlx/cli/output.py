@@ -205,10 +205,10 @@ class TextPrinter:
         self._at_line_start = True
 
     def show(self, event: TurnEvent) -> None:
-        from ..text.events import Done, Logprobs, Thinking
+        from ..text.events import CallPart, Done, Logprobs, Thinking
         from ..tools.call import ToolCall, ToolResult
 
-        if isinstance(event, Logprobs):
+        if isinstance(event, (Logprobs, CallPart)):
             return
         if isinstance(event, Done):
             self.close()

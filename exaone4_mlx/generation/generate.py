@@ -151,7 +151,9 @@ class Generation(EventStream[ReplyEvent]):
         prompt_cache: PromptCache | None = None,
         constraint: GrammarConstraint | None = None,
         draft: DraftModel | None = None,
+        call_parts: bool = False,
     ) -> None:
+        """With `call_parts` the arguments of a call are events while they are written (`CallPart`)."""
         given: object = prompt_cache
         if not isinstance(given, PromptCache | None):
             kind = "a list of caches" if isinstance(given, list) else type(given).__name__
@@ -161,7 +163,7 @@ class Generation(EventStream[ReplyEvent]):
         evaluate_weights(model, draft)
         self._worker, self._uses = Worker.of(model), id(cache)
         constraint = constraint or request.answer_constraint
-        self._loop = ReplyLoop(model, request, cache, constraint, draft, self._worker.batch)
+        self._loop = ReplyLoop(model, request, cache, constraint, draft, self._worker.batch, call_parts)
         self._job: Job[ReplyEvent] | None = None
         self._finish_reason: str | None = None
 

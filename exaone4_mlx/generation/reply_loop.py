@@ -49,12 +49,14 @@ class ReplyLoop:
         constraint: GrammarConstraint | None = None,
         draft: DraftModel | None = None,
         batch: Batch | None = None,
+        call_parts: bool = False,
     ) -> None:
         self._model, self._tokenizer = model, request.tokenizer
         self._ids, self._options = list(request.ids), request.options
         self._cache, self._constraint, self._draft, self._batch = cache, constraint, draft, batch or Batch()
         self._begun = request.begun
         self._parser, self._begun_answer, begun_answer = request.begun_reply()
+        self._parser.call_parts = call_parts
         self.sampling = request.options.resolved(thinking=request.inside_thought)
         self._max_tokens, self._wrap_up = request.max_tokens, request.wrap_up
         if request.options.thinking_budget is not None:

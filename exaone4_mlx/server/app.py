@@ -30,7 +30,8 @@ from .engine import EngineEvent, ModelServer, Prepared, QueueFull, ServerEnds, T
 from .errors import Json, Refused, checked, fault, http_error, invalid, refusal_of, refused
 from .messages import CountRequest, MessagesRequest, MessagesWriter
 from .openai import ChatRequest, ChatWriter, numbered
-from .responses import ResponsesRequest, ResponsesWriter
+from .response_events import ResponsesWriter
+from .responses import ResponsesRequest
 from .streams import Stream, Writer, all_of, guarded, merged, unless_closed, with_pings
 
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from ..generation.options import Options
-from ..text.events import Done, Logprobs
+from ..text.calls import arguments_text
+from ..text.events import CallPart, Done, Logprobs
 from ..text.tokenizer import Tokenizer
 from .contract import Collected, Object, ReplyPart, SampledRequest, Whole, new_id, now, sse
 from .engine import EngineEvent, Task
@@ -76,6 +77,8 @@ class CompletionWriter:
     async def stream(self, events: AsyncIterator[tuple[int, EngineEvent]], count: int) -> AsyncIterator[str]:
         replies = [Collected() for _ in range(count)]
         async for index, event in events:
+            if isinstance(event, CallPart):
+                continue  # a call is text here, which is written at its end
             piece = replies[index].add(event)
             if piece is not None:
                 yield sse({**self._head, "choices": [self._choice(index, text_of(piece), piece.logprobs, None)]})
@@ -98,13 +101,14 @@ class CompletionWriter:
 
 
 def text_of(piece: ReplyPart) -> str:
-    """A piece as the text that the model wrote, near enough: a call is written as the template writes it."""
-    if piece.call is not None:
-        call = {"name": piece.call[1].name, "arguments": piece.call[1].arguments}
-        return f"<tool_call>{json.dumps(call, ensure_ascii=False)}</tool_call>"
-    return piece.thinking or piece.text
+    """A piece as the text that the model wrote, near enough."""
+    return piece.thinking or piece.text if piece.call is None else call_text(piece.call.name, piece.call.arguments)
 
 
 def whole_text(reply: Collected) -> str:
-    calls = "".join(text_of(ReplyPart(call=call)) for call in reply.calls)
-    return reply.thinking + reply.text + calls
+    return reply.thinking + reply.text + "".join(call_text(call.name, arguments_text(call)) for _, call in reply.calls)
+
+
+def call_text(name: str, arguments: str) -> str:
+    """A call as the template writes it."""
+    return f'<tool_call>{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}</tool_call>'

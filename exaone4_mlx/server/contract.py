@@ -12,14 +12,15 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..generation.options import Options
-from ..text.events import Answer, Done, Logprobs, Thinking, TokenLogprob
+from ..text.calls import arguments_text
+from ..text.events import CallPart, Done, Logprobs, Thinking, TokenLogprob
 from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
 from .engine import EngineEvent, StopFound
@@ -100,6 +101,17 @@ def now() -> int:
 
 
 @dataclass
+class WrittenCall:
+    """A call in a stream: its id, its number in the reply, and the arguments that were sent."""
+
+    id: str
+    name: str
+    number: int
+    arguments: str = ""
+    is_complete: bool = False
+
+
+@dataclass
 class Collected:
     """A reply as it grows: its parts in order, and its counts at the end."""
 
@@ -111,6 +123,8 @@ class Collected:
     done: Done | None = None
     _pending: list[Logprobs] = field(default_factory=list)
     _space: str = ""
+    _written: WrittenCall | None = None  # the call that is being written
+    _begun: int = 0  # calls
 
     def add(self, event: EngineEvent) -> ReplyPart | None:
         """Adds an event. Returns what a stream sends for it."""
@@ -123,23 +137,45 @@ class Collected:
         if isinstance(event, StopFound):
             self.stop = event.text
             return None
-        tokens, self._pending = self._pending, []
+        if isinstance(event, (CallPart, ToolCall)):
+            return self._add_call(event)
+        tokens, self._pending, self._written = self._pending, [], None
         if isinstance(event, Thinking):
             self.thinking += event.text
             return ReplyPart(thinking=event.text)
-        if isinstance(event, Answer):
-            text = self._space + event.text
-            if (not self.text or self.calls) and not text.strip():
-                self._space, self._pending = text, tokens  # it may be the line ends before a call
-                return None
-            self._space = ""
-            self.text += text
-            self.logprobs += tokens
-            return ReplyPart(text=text, logprobs=tokens)
+        text = self._space + event.text
+        if (not self.text or self.calls) and not text.strip():
+            self._space, self._pending = text, tokens  # it may be the line ends before a call
+            return None
         self._space = ""
-        call = new_id("call_"), event
-        self.calls.append(call)
-        return ReplyPart(call=call, number=len(self.calls) - 1)
+        self.text += text
+        self.logprobs += tokens
+        return ReplyPart(text=text, logprobs=tokens)
+
+    def _add_call(self, event: CallPart | ToolCall) -> ReplyPart:
+        written = self._written
+        if isinstance(event, CallPart):
+            arguments = event.arguments
+        else:
+            self._space = ""
+            arguments = whole = arguments_text(event)
+            if written is not None and (written.name, written.arguments) == (
+                event.name,
+                whole[: len(written.arguments)],
+            ):
+                arguments = whole[len(written.arguments) :]
+            else:
+                written = None  # what was sent, if anything, is not this call
+        opens = written is None
+        if written is None:
+            written = WrittenCall(new_id("call_"), event.name, self._begun)
+            self._begun += 1
+        written.arguments += arguments
+        self._written = written
+        if isinstance(event, ToolCall):
+            written.is_complete, self._written = True, None
+            self.calls.append((written.id, event))
+        return ReplyPart(call=written, arguments=arguments, opens=opens)
 
     @property
     def counts(self) -> Done:
@@ -155,23 +191,17 @@ class Collected:
 
 @dataclass(frozen=True)
 class ReplyPart:
-    """A part of a reply that a stream sends: of the thought, of the answer, or a call with its number."""
+    """A part of a reply that a stream sends: of the thought, of the answer, or of the arguments of a call.
+
+    A call whose text turns out to be none stays incomplete: its arguments are the beginning of an object.
+    """
 
     thinking: str = ""
     text: str = ""
-    call: tuple[str, ToolCall] | None = None
-    number: int = 0
+    call: WrittenCall | None = None
+    arguments: str = ""
+    opens: bool = False  # whether the call begins here
     logprobs: list[Logprobs] = field(default_factory=list)
-
-
-def arguments_text(call: ToolCall) -> str:
-    return json.dumps(call.arguments, ensure_ascii=False)
-
-
-def pieces_of(text: str, size: int = 64) -> Iterator[str]:
-    """A text in parts of at most `size` characters."""
-    for start in range(0, len(text), size):
-        yield text[start : start + size]
 
 
 def sse(data: Mapping[str, Any] | str, event: str | None = None) -> str:
@@ -188,5 +218,6 @@ async def collect(events: AsyncIterator[EngineEvent]) -> Collected:
     """The whole reply of `events`."""
     reply = Collected()
     async for event in events:
-        reply.add(event)
+        if not isinstance(event, CallPart):
+            reply.add(event)
     return reply

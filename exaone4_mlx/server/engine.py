@@ -137,7 +137,9 @@ class ModelServer:
         """The events of a reply. It waits in the queue first. Raises QueueFull, and ServerEnds after `end`."""
         async with self.queue.slot(client):
             cache = self._caches.take(client, list(prepared.request.ids))
-            generation = Generation(self.model, prepared.request, prompt_cache=cache, constraint=prepared.constraint)
+            generation = Generation(
+                self.model, prepared.request, prompt_cache=cache, constraint=prepared.constraint, call_parts=True
+            )
             started, loop = time.perf_counter(), asyncio.get_running_loop()
             first = None
             self._made.add(generation)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ..generation.options import Options
-from .contract import Collected, Contract, Number, Object, Whole, arguments_text, is_continued, new_id, pieces_of, sse
+from .contract import Collected, Contract, Number, Object, Whole, WrittenCall, is_continued, new_id, sse
 from .engine import EngineEvent, Task
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "repetition": "max_tokens"}
@@ -199,14 +199,14 @@ class MessagesWriter:
             if piece is None:
                 continue
             new = "tool_use" if piece.call else ("thinking" if piece.thinking else "text")
-            if new != kind or piece.call:
+            if new != kind or piece.opens:
                 if kind:
                     yield self._event("content_block_stop", index=index)
                 kind, index = new, index + 1
                 yield self._event("content_block_start", index=index, content_block=self._block(new, piece.call))
             if piece.call is not None:
-                for part in pieces_of(arguments_text(piece.call[1])):
-                    yield self._delta(index, {"type": "input_json_delta", "partial_json": part})
+                if piece.arguments:
+                    yield self._delta(index, {"type": "input_json_delta", "partial_json": piece.arguments})
             elif piece.thinking:
                 yield self._delta(index, {"type": "thinking_delta", "thinking": piece.thinking})
             else:
@@ -220,9 +220,9 @@ class MessagesWriter:
         """The event for an error after the first events."""
         return self._event("error", error={"type": "api_error", "message": error["message"]})
 
-    def _block(self, kind: str, call: tuple[str, Any] | None) -> Object:
+    def _block(self, kind: str, call: WrittenCall | None) -> Object:
         if call is not None:
-            return {"type": "tool_use", "id": call[0], "name": call[1].name, "input": {}}
+            return {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
         return (
             {"type": "thinking", "thinking": "", "signature": ""} if kind == "thinking" else {"type": kind, "text": ""}
         )

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from .. import __version__
 from ..generation.options import Options
+from ..text.calls import arguments_text
 from ..text.events import Done, Logprobs
 from ..text.tokenizer import Tokenizer
 from .contract import (
@@ -26,12 +27,10 @@ from .contract import (
     ReplyPart,
     SampledRequest,
     Whole,
-    arguments_text,
     bytes_of,
     is_continued,
     new_id,
     now,
-    pieces_of,
     sse,
     with_seed,
 )
@@ -205,18 +204,12 @@ class ChatWriter:
         yield sse("[DONE]")
 
     def _chunks(self, index: int, piece: ReplyPart) -> list[str]:
-        if piece.call is not None:
-            id, call = piece.call
-            head = {
-                "index": piece.number,
-                "id": id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": ""},
-            }
-            rest = [
-                {"index": piece.number, "function": {"arguments": part}} for part in pieces_of(arguments_text(call))
-            ]
-            return [self._chunk(index, {"tool_calls": [one]}) for one in (head, *rest)]
+        if (call := piece.call) is not None:
+            deltas: list[Object] = [{"index": call.number, "function": {"arguments": piece.arguments}}]
+            if piece.opens:
+                head = {"name": call.name, "arguments": ""}
+                deltas.insert(0, {"index": call.number, "id": call.id, "type": "function", "function": head})
+            return [self._chunk(index, {"tool_calls": [delta]}) for delta in deltas[: None if piece.arguments else 1]]
         if piece.thinking:
             return [self._chunk(index, {"reasoning_content": piece.thinking, "reasoning": piece.thinking})]
         logprobs = self._logprobs(piece.logprobs) if self._request.logprobs else None

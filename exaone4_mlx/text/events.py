@@ -27,6 +27,17 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class CallPart:
+    """A piece of the arguments of a call that is being written, as JSON. The whole call follows as a `ToolCall`.
+
+    If an `Answer` with a problem follows instead, the text was no valid call; the arguments are incomplete JSON then.
+    """
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class TokenLogprob:
     """A token and the natural logarithm of its probability. An incomplete character has the text "\ufffd"."""
 
@@ -84,7 +95,7 @@ class Done:
         return dataclasses.replace(whole, prompt_tokens=self.prompt_tokens, cached_tokens=self.cached_tokens)
 
 
-#: What the reply parser returns.
-Event = Thinking | Answer | ToolCall
+#: What the reply parser returns. `CallPart` comes only where it was asked for.
+Event = Thinking | Answer | CallPart | ToolCall
 #: What a model's reply consists of.
 ReplyEvent = Event | Logprobs | Done

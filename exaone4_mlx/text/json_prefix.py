@@ -23,10 +23,11 @@ _WHOLE = {"0", "1", "d", "x", "true", "false", "null"}
 
 
 class JsonPrefix:
-    """Reads each character once. `valid` and `in_string` describe the text so far."""
+    """Reads each character once. `valid` and `in_string` describe the text so far; `length` characters are valid."""
 
     def __init__(self) -> None:
         self.valid = True
+        self.length = 0
         self.in_string = False
         self._escape = 0  # 5 after a backslash, then the number of hexadecimal digits to read
         self._stack: list[str] = []  # open brackets
@@ -39,6 +40,7 @@ class JsonPrefix:
             if not self.valid:
                 return
             self.valid = self._read_in_string(character) if self.in_string else self._read_outside(character)
+            self.length += self.valid
 
     def _read_in_string(self, character: str) -> bool:
         if self._escape:

@@ -9,9 +9,9 @@ from typing import Any
 
 from ..tools.call import ToolCall, ToolResult
 from ..tools.schema import shortened
+from .calls import VALUE_ONLY
 from .events import Answer, Done, Event, Logprobs, Thinking
 from .format import count_text
-from .reply import VALUE_ONLY
 
 Message = dict[str, Any]
 #: What a turn of a chat consists of.

@@ -7,26 +7,23 @@ Notes:
   The text of a `<tool_call>` that is not a valid call becomes answer text, with the reason.
 - A `<tool_call>` inside a thought is part of the thought, so that a call which the model only considers does not run.
   A `</think>` inside a code block of the thought ends the thought, as in the reference.
+- With `call_parts` the arguments of a call are events while they are written (`CallPart`), before its `ToolCall`. Where
+  the text turns out to be no valid call, its parts are incomplete JSON, and the answer text follows as ever.
 - A loop is many copies of one block and nothing else, for hundreds of tokens. A table of zeros looks the same, so a
   caller who wants such a table must turn `stop_on_repetition` off.
 """
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
-from ..files.text import HALF, parse_json
-from ..tools.call import ToolCall
-from .events import Answer, Event, Thinking
+from .calls import CallReader, read_calls
+from .events import Answer, CallPart, Event, Thinking
 from .json_prefix import JsonPrefix
 
 THINK_END, CALL_START, CALL_END = "</think>", "<tool_call>", "</tool_call>"
-#: The problem of a tag with a value instead of a call. EXAONE's prompt allows that for tools without names.
-VALUE_ONLY = "a value only, which names no tool"
 
 
 class ReplyParser:
@@ -36,8 +33,10 @@ class ReplyParser:
     thought. A line end at the end of a begun thought is held back, and returned with what follows it.
     """
 
-    def __init__(self, inside_thought: bool, begun: str = "", thought_before: bool = False) -> None:
-        self.inside_thought = inside_thought
+    def __init__(
+        self, inside_thought: bool, begun: str = "", thought_before: bool = False, call_parts: bool = False
+    ) -> None:
+        self.inside_thought, self.call_parts = inside_thought, call_parts
         self.held = ""  # text whose meaning is not clear yet
         self.line_ends_left = 0  # how many more line ends may belong to the last </think>
         self._call: _CallBody | None = None
@@ -105,7 +104,10 @@ class ReplyParser:
         assert self._call is not None
         self._call.feed(self.held)
         self.held = ""
-        if (ended := self._call.ended(final)) is None:
+        ended = self._call.ended(final)
+        if self.call_parts and (part := self._call.part()):
+            yield part
+        if ended is None:
             return
         body, closed, self.held = ended
         self._call = None
@@ -129,6 +131,7 @@ class _CallBody:
         self._read = 0  # how many characters the JSON reader has read
         self._searched = 0  # no unexamined </tool_call> begins before this position
         self._first_end: int | None = None
+        self._arguments, self._shown = CallReader(), 0  # how many characters it has read
 
     @property
     def empty(self) -> bool:
@@ -159,45 +162,17 @@ class _CallBody:
             self._json.feed(self._text[self._read : stop])
             self._read = stop
 
+    def part(self) -> CallPart | None:
+        """Further arguments of the call, if it has begun. None after a tag that may have been its end."""
+        stop = self._json.length if self._first_end is None else min(self._json.length, self._first_end)
+        is_new = self._arguments.name is None
+        text = self._arguments.feed(self._text[self._shown : stop])
+        self._shown = max(self._shown, stop)
+        name = self._arguments.name
+        return CallPart(name, text) if name is not None and (text or is_new) else None
+
     def _cut(self, end: int) -> tuple[str, bool, str]:
         return self._text[:end], True, self._text[end + len(CALL_END) :]
-
-
-def read_calls(body: str) -> tuple[list[ToolCall], str | None]:
-    """The calls in the body of one tag (an object, or an array of objects), or no call and the reason."""
-    try:
-        value = parse_json(body, strict=False, parse_constant=_refuse_constant)
-        if HALF.search(json.dumps(value, ensure_ascii=False)):
-            raise ValueError("it is not JSON: it holds half a character")
-    except ValueError as error:
-        return [], str(error).removeprefix("it is ")
-    items = value if isinstance(value, list) else [value]
-    calls = []
-    for item in items:
-        if not isinstance(item, dict):
-            return [], VALUE_ONLY
-        if isinstance(item.get("function"), dict):
-            item = item["function"]
-        if not isinstance(item.get("name"), str) or not item["name"]:
-            return [], "a call needs a name"
-        arguments = item.get("arguments", item.get("parameters", {}))
-        if isinstance(arguments, str):
-            arguments = _parse_object(arguments)
-        calls.append(ToolCall(item["name"], {} if arguments is None else arguments))
-    return calls, None if calls else "an empty list of calls"
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _parse_object(arguments: str) -> Any:
-    """The object in a JSON string (OpenAI's form). Any other string is itself the value."""
-    try:
-        value = parse_json(arguments, strict=False)
-    except ValueError:
-        return arguments
-    return value if isinstance(value, dict) else arguments
 
 
 def open_end(text: str, *tags: str) -> int:
@@ -215,6 +190,8 @@ def join_events(events: Iterator[Event]) -> list[Event]:
             isinstance(event, Thinking) and isinstance(last, Thinking)
         ):
             result[-1] = replace(last, text=last.text + event.text)
+        elif isinstance(event, CallPart) and isinstance(last, CallPart):
+            result[-1] = replace(last, arguments=last.arguments + event.arguments)
         else:
             result.append(event)
     return result

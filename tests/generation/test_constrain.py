@@ -16,7 +16,7 @@ from exaone4_mlx import Tokenizer
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation import constrain
 from exaone4_mlx.generation.constrain import ToolConstraint
-from exaone4_mlx.text.reply import read_calls
+from exaone4_mlx.text.calls import read_calls
 from exaone4_mlx.tools.schema import normalized
 
 jsonschema = pytest.importorskip("jsonschema")

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
 from exaone4_mlx import Answer, ReplyParser, Thinking, Tokenizer, ToolCall
-from exaone4_mlx.text.events import Event
+from exaone4_mlx.text.calls import VALUE_ONLY, arguments_text, read_calls
+from exaone4_mlx.text.events import CallPart, Event
 from exaone4_mlx.text.json_prefix import JsonPrefix
-from exaone4_mlx.text.reply import (
-    CALL_END,
-    CALL_START,
-    VALUE_ONLY,
-    LoopDetector,
-    StopStrings,
-    join_events,
-    read_calls,
-)
+from exaone4_mlx.text.reply import CALL_END, CALL_START, LoopDetector, StopStrings, join_events
 
 CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
+RICH = '<tool_call>{"name":"g", "arguments":{"a":[1,-2.50,{"b":null}],\n"c":"\\u00e9\\ud83d\\ude00\\t","d":{}}}</tool_call>'
 F = ToolCall("f", {"x": 1})
 
 
-def parse(text: str, inside_thought: bool = False, cuts: tuple[int, ...] = ()) -> list[Event]:
-    parser = ReplyParser(inside_thought)
+def parse(text: str, inside_thought: bool = False, cuts: tuple[int, ...] = (), call_parts: bool = False) -> list[Event]:
+    parser = ReplyParser(inside_thought, call_parts=call_parts)
     events: list[Event] = []
     for start, stop in zip((0, *cuts), (*cuts, len(text)), strict=True):
         events += parser.feed(text[start:stop])
@@ -161,6 +156,29 @@ def test_a_careless_call_is_a_call() -> None:
         assert parse(f"{CALL_START}{body}") == calls, "also if the reply ends before the tag is closed"
 
 
+def test_arguments_are_events_while_they_are_written() -> None:
+    def parts(body: str) -> list[tuple[str, str]]:
+        found = parse(CALL_START + body + CALL_END, call_parts=True)
+        return [(event.name, event.arguments) for event in found if isinstance(event, CallPart)]
+
+    head = '{"name": "f", "arguments": '
+    for body, pieces in (
+        (head + '{"x": 1}}', '{"x": 1'),  # the last brace waits for the end of the call
+        (
+            ' {"name":"f" ,"arguments" : {"x":1e2,"y":[ ],"z":{"한":"\\ud55c\\n\\/"}}}',
+            '{"x": 100.0, "y": [], "z": {"한": "한\\n/"}',
+        ),
+        (head + '{"x": "a\nb"}', '{"x": "a\\nb"'),
+        (head + '{"x": "\\ud83d\\ude00\\ud83d"}}', '{"x": "😀'),
+        (head + '{"x": "1</tool_call> 2', '{"x": "1'),  # text after what may be the end of the call
+        (head + "{}}", "{"),
+        (head + '{"x": 1e999, "y": 2}}', '{"x": '),
+    ):
+        assert parts(body) == [("f", pieces)], body
+    for body in ("oops", '[{"name": "f", "arguments": {"x": 1}}]', head + '"{}"}', '{"arguments": {}, "name": "f"}'):
+        assert not parts(body), body
+
+
 PIECES = [
     *("<tool_call>", "</tool_call>", "</think>", "<think>", "<", "tool", "</", "\n", " ", "한글", "👩‍👧"),
     *("{", "}", "[", "]", ",", ":", '"', "\\", "\\u00", "1", "-0.5e", "01", "tru", "true", "null"),
@@ -177,6 +195,28 @@ def test_any_cut_gives_the_same_events() -> None:
         cuts = tuple(sorted(rng.choices(range(len(text) + 1), k=rng.randrange(6))))
         assert parse(text, inside_thought, cuts) == whole, (text, cuts)
         assert parse(text, inside_thought, tuple(range(len(text)))) == whole, text
+
+
+def test_parts_of_a_call_are_the_beginning_of_its_arguments_in_any_cut() -> None:
+    rng = random.Random(5)
+    complete = 0
+    for number in range(3000):
+        text, inside_thought = (
+            random_text(rng, 12) + rng.choice(("", CALL, RICH)) + random_text(rng, 6),
+            number % 2 == 0,
+        )
+        whole = parse(text, inside_thought, call_parts=True)
+        cuts = tuple(sorted(rng.choices(range(len(text) + 1), k=rng.randrange(6))))
+        assert parse(text, inside_thought, cuts, call_parts=True) == whole, (text, cuts)
+        assert parse(text, inside_thought, tuple(range(len(text))), call_parts=True) == whole, text
+        assert [event for event in whole if not isinstance(event, CallPart)] == parse(text, inside_thought), text
+        for part, event in pairwise(whole):
+            if isinstance(part, CallPart) and isinstance(event, ToolCall) and '"x"' not in part.arguments[5:]:  # once
+                complete += 1
+                assert part.name == event.name and arguments_text(event) == part.arguments + "}", text
+            elif isinstance(part, CallPart):
+                assert isinstance(event, ToolCall) or (isinstance(event, Answer) and event.problem), text
+    assert complete > 100
 
 
 def rebuilt(events: list[Event], text: str, inside_thought: bool) -> bool:
