@@ -19,7 +19,7 @@ from .common import Shared, Update, key_of
 from .frames import frame, history
 from .i18n import EXAMPLES, Words
 from .models import memory_in_use
-from .session import Busy
+from .record import Busy
 from .state import Tab
 from .status import status_html
 from .work import View

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from .session import Busy
+from .record import Busy
 from .settings import Settings, recommended
 from .state import AppState, Tab
 from .tools import permission_text

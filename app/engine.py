@@ -24,7 +24,8 @@ from exaone4_mlx.measure.library import LocalModel, find_models
 
 from .messages import Message
 from .models import Choice, Draft, Loading, choices, memory_in_use, step_size
-from .session import Busy, Session
+from .record import Busy
+from .session import Session
 
 MAX_CACHES = 8  # conversations at rest that keep their caches
 LOOK_SECONDS = 0.2  # between two reports of the progress of loading

@@ -27,7 +27,7 @@ from exaone4_mlx.text.format import size_text
 
 from .common import Shared
 from .i18n import Words
-from .session import Busy
+from .record import Busy
 from .status import notes
 
 Row = dict[str, Any]

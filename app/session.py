@@ -4,14 +4,13 @@ Notes:
 - A turn runs in its own thread and does not depend on a page: a page that is loaded again finds it still running.
 - Any number of tabs can show one conversation. They all show the same.
 - The conversation is written when a turn begins, every few seconds, and when it ends. If a write fails, the reply goes
-  on, the view reports it, and the next write tries again.
+  on.
 - The `Chat` and its caches can be released between turns (another model, memory). It is rebuilt from the messages.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,33 +20,20 @@ from exaone4_mlx import Chat, Conversation, Done, ToolCall, Turn
 from exaone4_mlx.files.attachments import Attachment
 from exaone4_mlx.storage.branches import Tree
 from exaone4_mlx.storage.forms import one_line
-from exaone4_mlx.storage.turns import (
-    as_read,
-    closed,
-    edited,
-    reply_place,
-    title_of,
-    turn_place,
-    turn_starts,
-    user_message,
-)
+from exaone4_mlx.storage.turns import closed, edited, reply_place, turn_place, user_message
 
 from .messages import Message
+from .record import Record, last_action
 from .settings import Settings
 from .tools import origin, permission
 from .work import View, Work
 
 SAVE_SECONDS = 5.0
-REVISIONS = itertools.count(int(time.time() * 1000))  # unique, also after a restart
 END_SECONDS = 10.0  # the longest wait for a turn that was stopped
 
 
-class Busy(ValueError):
-    """This conversation has a running turn."""
-
-
-class Session:
-    """A conversation that is open. Its methods may be called from any thread."""
+class Session(Record):
+    """A conversation that is open, with its model. Its methods may be called from any thread."""
 
     def __init__(
         self,
@@ -69,41 +55,18 @@ class Session:
         `step_size` says how many prompt tokens are read between two looks at Stop, `measure` how many tokens
         messages have, and how many they may have, `label` what the model is called.
         """
-        conversation.messages = as_read(conversation.messages)
-        conversation.branches = [one | {"messages": as_read(one["messages"])} for one in conversation.branches]
-        self.conversation, self.settings, self.keeps = conversation, settings, keeps
+        super().__init__(conversation, settings, keeps=keeps, save=save)
         self.tools = tuple(tools)
-        self._chat_of, self._save, self._ended = chat_of, save, ended
+        self._chat_of, self._ended = chat_of, ended
         self._step_size, self._measure, self._label = step_size, measure, label
         self._context: tuple[int, int] | None = None  # tokens used, and the limit, as long as there is no chat
         self._chat: Chat | None = None
         self._work: Work | None = None
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._version, self._revision = 0, next(REVISIONS)
         self._last = View([])  # counts and error of the last turn
-        self._tree = conversation.tree  # of the revision
-        self._redo: list[Tree] = []  # what `undo` took back, the last one at the end
-        self._unsaved: str | None = None
-        self.used = time.monotonic()
-
-    @property
-    def id(self) -> str:
-        return self.conversation.id
 
     @property
     def running(self) -> bool:
         return self._work is not None
-
-    @property
-    def revision(self) -> int:
-        """A number that changes with every change of the finished messages."""
-        return self._revision
-
-    @property
-    def version(self) -> int:
-        """A number that changes with every change of the view."""
-        return self._version
 
     @property
     def has_caches(self) -> bool:
@@ -113,11 +76,6 @@ class Session:
     def context_tokens(self) -> int:
         """The tokens of the conversation, as the next prompt will hold them; 0 without a chat."""
         return 0 if (chat := self._chat) is None else chat.context_tokens
-
-    @property
-    def is_saved(self) -> bool:
-        """Whether all of it is on disk."""
-        return self._unsaved is None
 
     # --- turns ----------------------------------------------------------------
 
@@ -159,40 +117,6 @@ class Session:
             turn = chat.continue_reply(text, turn=number, **options)
             self._begin(turn, chat, tree.begun("continue", at), [], settings)
 
-    def save_reply(self, text: str, number: int | None = None) -> None:
-        """Puts `text` in place of the last reply of a turn, which becomes a branch. The thought stays."""
-        with self._lock:
-            self._rest()
-            tree = self.conversation.tree
-            _, at = reply_place(tree.messages, number)
-            made = tree.begun("edit", at)
-            self._show(dataclasses.replace(made, messages=[*made.messages, edited(tree.messages[at], text)]))
-            self._redo = []
-
-    def switch(self, at: int, place: int) -> None:
-        """Shows another branch at position `at`, counted after the system prompt. Raises ValueError without it."""
-        with self._lock:
-            self._show(self.conversation.tree.switched(at, place))
-            self._redo = []
-
-    def undo(self) -> str:
-        """Takes back the last action. Returns the text that the user typed, if a message is taken back."""
-        with self._lock:
-            tree = self.conversation.tree
-            before = tree.undone()
-            self._show(before)
-            self._redo.append(tree)
-            removed = tree.messages[len(before.messages) :][:1] if _what(tree) == "send" else []
-            return "".join(str(message.get("text", message["content"])) for message in removed)
-
-    def redo(self) -> None:
-        """Takes back an `undo` that no other action followed."""
-        with self._lock:
-            if not self._redo:
-                raise ValueError("there is nothing to redo")
-            self._show(self._redo[-1])
-            self._redo.pop()
-
     def stop(self) -> None:
         """Stops the running turn. The reply so far is kept."""
         with self._lock:
@@ -216,33 +140,6 @@ class Session:
                 named = [permission(one) for one in work.chat.tools if getattr(one, "__name__", "") == name]
                 self.permit([*self.settings.always, *named])
             self._touch()
-
-    def permit(self, always: Sequence[str]) -> None:
-        """Replaces the permissions of tools that run without a question."""
-        with self._lock:
-            self.settings = self.settings.updated({"always": tuple(dict.fromkeys(always))})
-            self.conversation.settings = self.settings.as_dict()
-            if self.conversation.messages:
-                self._write()
-
-    def rename(self, title: str) -> None:
-        """Sets the user's title in memory. The file has it already, or gets it at the next write."""
-        with self._lock:
-            self.conversation.title, self.conversation.named = title, True
-            self._touch()
-
-    def entitle(self, title: str) -> None:
-        """Sets a title in memory that is not the user's, where there is none of the user's. The file has it already."""
-        with self._lock:
-            if not self.conversation.named:
-                self.conversation.title = title
-                self._touch()
-
-    def save(self) -> None:
-        """Writes what an earlier write could not."""
-        with self._lock:
-            if self._unsaved is not None:
-                self._write()
 
     def delete(self, file: Callable[[], None]) -> None:
         """Stops the running turn, calls `file` to delete the file, and writes no more. Raises what `file` raises."""
@@ -286,14 +183,9 @@ class Session:
                 dropped=conversation.dropped if chat is None else chat.dropped,
                 unsaved=self._unsaved,
                 forks=tree.forks,
-                undo=_what(tree),
-                redo=_what(self._redo[-1]) if self._redo else "",
+                undo=last_action(tree),
+                redo=last_action(self._redo[-1]) if self._redo else "",
             )
-
-    def wait(self, version: int, timeout: float) -> None:
-        """Returns after a change since `version`, or after `seconds`."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._version != version, timeout)
 
     # --- inside ---------------------------------------------------------------
 
@@ -325,24 +217,15 @@ class Session:
         chat.approve = self._approve if settings.ask else None
         return chat
 
-    def _rest(self) -> None:
-        """Raises `Busy` while a turn runs."""
-        if self._work is not None:
-            raise Busy("a reply of this conversation is in progress")
-        self.used = time.monotonic()
-
     def _show(self, tree: Tree) -> None:
         """Shows another state of the conversation. The caches keep what is the same at its beginning."""
-        self._rest()
-        self.conversation.show(tree)
+        super()._show(tree)
         self._last, self._context = View([]), None
         if self._chat is not None:
             try:
                 self._chat.set_messages(self.conversation.messages, tree.dropped)
             except ValueError:  # of a file that a person wrote; it is said once something is sent
                 self._chat = None
-        self._write()
-        self._touch(revised=True)
 
     def _options(self, settings: Settings) -> dict[str, Any]:
         return settings.options() | {"prefill_step_size": self._step_size(), "progress": self._read}
@@ -365,7 +248,7 @@ class Session:
         work.asks = lambda name: self._asks(work, name)
         self.settings, self.conversation.settings, self._redo = settings, settings.as_dict(), []
         try:
-            self._grow(work, [])
+            self._add(work, [])
             self._write()
             self._touch(revised=True)
             threading.Thread(target=self._run, args=(work,), name="turn", daemon=True).start()
@@ -375,17 +258,10 @@ class Session:
             turn.close()
             raise
 
-    def _grow(self, work: Work, reply: Sequence[Message]) -> None:
+    def _add(self, work: Work, reply: Sequence[Message]) -> None:
         """Adds what is said, and what there is of the reply. Until then a retry leaves the old reply in its place."""
-        if not (work.said or reply):
-            return
-        made = [one | {"made": work.made} if one["role"] == "assistant" else one for one in reply]
-        messages = [*work.tree.messages, *work.said, *made]
-        dropped = work.chat.dropped if reply else work.tree.dropped
-        conversation = self.conversation
-        conversation.show(dataclasses.replace(work.tree, messages=messages, dropped=dropped), work.system)
-        if not conversation.title or (not conversation.named and len(turn_starts(messages)) == 1):
-            conversation.title = title_of(messages)
+        if work.said or reply:
+            self._grow(work.grown(reply), work.system)
 
     def _run(self, work: Work) -> None:
         """Runs in the thread of a turn."""
@@ -411,9 +287,9 @@ class Session:
     def _keep(self, work: Work, reason: str) -> None:
         """Takes the replies of a turn that has ended, and writes the conversation."""
         if (messages := work.chat.messages) != work.before:
-            self._grow(work, messages[len(work.history) :])
+            self._add(work, messages[len(work.history) :])
         elif work.said:  # the chat has taken the turn back, because nothing came of it
-            self._grow(work, [{"role": "assistant", "content": "", "finish_reason": reason}])
+            self._add(work, [{"role": "assistant", "content": "", "finish_reason": reason}])
             work.chat.set_messages(self.conversation.messages, self.conversation.dropped)
         else:
             self.conversation.show(work.tree.undone(), work.system)
@@ -421,13 +297,10 @@ class Session:
 
     def _take(self, work: Work, event: object) -> None:
         with self._lock:
-            if work.first_token_seconds is None and not isinstance(event, Done):
-                work.first_token_seconds = time.monotonic() - work.started
-            work.live.count(work.turn.so_far)  # of the round that ends, before the next begins
-            work.live.add(event)
+            work.take(event)
             if time.monotonic() - work.saved > SAVE_SECONDS:
                 work.saved = time.monotonic()
-                self._grow(work, closed(work.live.messages))
+                self._add(work, closed(work.live.messages))
                 self._write()
             self._touch()
 
@@ -446,24 +319,3 @@ class Session:
         """Where a tool of the turn that asks comes from; None for one that runs without a question."""
         found = [tool for tool in work.chat.tools if getattr(tool, "__name__", "") == name]
         return origin(found[0]) if found and permission(found[0]) not in self.settings.always else None
-
-    def _write(self) -> None:
-        """Writes the conversation, or notes why it cannot. Memory still has it."""
-        try:
-            self._save(self)
-            self._unsaved = None
-        except Exception as error:  # of any kind: the turn continues
-            self._unsaved = f"{error}" or type(error).__name__
-
-    def _touch(self, revised: bool = False) -> None:
-        """Notes a change of the view; with `revised` also of its finished messages."""
-        with self._changed:
-            self._version += 1
-            if revised:
-                self._revision, self._tree = next(REVISIONS), self.conversation.tree
-            self._changed.notify_all()
-
-
-def _what(tree: Tree) -> str:
-    """The last action, as one of `branches.ACTIONS`."""
-    return "" if (step := tree.last_step) is None else str(step["what"])

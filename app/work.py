@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -68,6 +69,19 @@ class Work:
         self.reading = (done, total) if done < total else None
         if done >= total:
             self.reading_began = None  # the next round reads its own
+
+    def take(self, event: object) -> None:
+        """Takes an event of the turn."""
+        if self.first_token_seconds is None and not isinstance(event, Done):
+            self.first_token_seconds = time.monotonic() - self.started
+        self.live.count(self.turn.so_far)  # of the round that ends, before the next begins
+        self.live.add(event)
+
+    def grown(self, reply: Sequence[Message]) -> Tree:
+        """The conversation with what is said, and with what there is of the reply."""
+        made = [one | {"made": self.made} if one["role"] == "assistant" else one for one in reply]
+        dropped = self.chat.dropped if reply else self.tree.dropped
+        return dataclasses.replace(self.tree, messages=[*self.tree.messages, *self.said, *made], dropped=dropped)
 
     @property
     def calls(self) -> list[str]:

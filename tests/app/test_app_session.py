@@ -14,7 +14,8 @@ from app_sessions import ENDLESS, PLAIN, WAIT_SECONDS, finished, say, underway, 
 from conftest import call_text, roll_dice, run_all
 
 from app import session as session_module
-from app.session import Busy, Session
+from app.record import Busy
+from app.session import Session
 from app.settings import Settings
 from app.work import View
 from exaone4_mlx import BUILTIN_TOOLS, Chat, Conversation, ConversationStore, Sampling

@@ -24,7 +24,8 @@ from scripted import ScriptedModel
 from app import engine as engine_module, state as state_module
 from app.engine import ChatEngine, LoadedModel
 from app.models import Choice, Draft, memory_in_use
-from app.session import Busy, Session
+from app.record import Busy
+from app.session import Session
 from app.settings import Settings
 from app.state import AppState
 from exaone4_mlx import Conversation, ConversationStore, KVQuantization, Tokenizer, fit
