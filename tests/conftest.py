@@ -176,6 +176,21 @@ def roll_dice(max_num: int) -> int:
     return max_num - 2
 
 
+#: The tool of the documentation of EXAONE 4.0, with its type `int`.
+ROLL_DICE = {
+    "type": "function",
+    "function": {
+        "name": "roll_dice",
+        "description": "Roll a dice with the number 1 to N. User can select the number N.",
+        "parameters": {
+            "type": "object",
+            "required": ["max_num"],
+            "properties": {"max_num": {"type": "int", "description": "Max number of the dice"}},
+        },
+    },
+}
+
+
 def get_weather(city: str) -> dict[str, Any]:
     """Get the current weather of a city.
 
@@ -311,6 +326,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
         monkeypatch.delenv(name, raising=False)
     yield hub
     hub.close()
+
+
+@pytest.fixture
+def exaone(hub: Any) -> Any:
+    """A hub whose repositories hold the demo model."""
+    files = [file for file in DEMO_FOLDER.iterdir() if file.suffix in (".json", ".jinja", ".safetensors")]
+    hub.files = {file.name: file.read_bytes() for file in files}
+    return hub
 
 
 @pytest.fixture

@@ -6,25 +6,13 @@ import json
 from typing import Any
 
 import pytest
-from conftest import Always
+from conftest import ROLL_DICE, Always
 
 from exaone4_mlx import Sampling, ToolCall, generate, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
 
 GREEDY = Sampling(temperature=0.0)
 
-ROLL_DICE = {
-    "type": "function",
-    "function": {
-        "name": "roll_dice",
-        "description": "Roll a dice with the number 1 to N. User can select the number N.",
-        "parameters": {
-            "type": "object",
-            "required": ["max_num"],
-            "properties": {"max_num": {"type": "int", "description": "Max number of the dice"}},
-        },
-    },
-}
 GET_WEATHER = {
     "type": "function",
     "function": {

@@ -20,23 +20,12 @@ from app.model_actions import CAUSES, ModelActions, _job_row
 from app.models import Choice
 from app.state import AppState
 from exaone4_mlx import ConversationStore, convert, fit
-from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.files.hub_errors import CAUSES as HUB_CAUSES
 from exaone4_mlx.measure import library
 from exaone4_mlx.measure.model_jobs import ModelJob, ModelJobs
 
 REPO = "LGAI-EXAONE/EXAONE-4.0-1.2B"
 SECONDS = 30.0
-
-
-@pytest.fixture
-def exaone(hub: FileServer) -> FileServer:
-    """A hub whose repositories hold the demo model, in two files of weights."""
-    hub.files.clear()
-    for file in DEMO_FOLDER.iterdir():
-        if file.is_file() and file.suffix in (".json", ".jinja", ".safetensors"):
-            hub.files[file.name] = file.read_bytes()
-    return hub
 
 
 @pytest.fixture

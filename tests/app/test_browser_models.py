@@ -17,20 +17,8 @@ from browser import Server, opened  # noqa: E402
 from browser_fixtures import browser  # noqa: E402, F401
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
-from exaone4_mlx.files.folders import DEMO_FOLDER  # noqa: E402
-
 REPO = "LGAI-EXAONE/EXAONE-4.0-1.2B"
 QUESTION, ANSWER = "What is the capital of South Korea?", "The capital of South Korea is Seoul."
-
-
-@pytest.fixture
-def exaone(hub: FileServer) -> FileServer:
-    """A hub whose repositories hold the demo model."""
-    hub.files.clear()
-    for file in DEMO_FOLDER.iterdir():
-        if file.is_file() and file.suffix in (".json", ".jinja", ".safetensors"):
-            hub.files[file.name] = file.read_bytes()
-    return hub
 
 
 class Picker:

@@ -79,11 +79,8 @@ def test_nothing_else_is_removed(made: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in made.iterdir()) == ["link", "mine", "short"] and DEMO_FOLDER.is_dir()
 
 
-def test_a_revision_of_the_cache_is_removed(hub: FileServer, tmp_path: Path) -> None:
-    for file in DEMO_FOLDER.iterdir():
-        if file.is_file() and file.suffix in (".json", ".safetensors", ".jinja"):
-            hub.files[file.name] = file.read_bytes()
+def test_a_revision_of_the_cache_is_removed(exaone: FileServer, tmp_path: Path) -> None:
     download_resumably("x/y", USEFUL_FILES, lambda *_: None)
     cached = next(model for model in find_models("demo") if model.repo == "x/y")
-    assert remove_model(cached, tmp_path) == sum(map(len, hub.files.values()))
+    assert remove_model(cached, tmp_path) == sum(map(len, exaone.files.values()))
     assert not any(blobs_of("x/y").glob("*")) and "x/y" not in [model.repo for model in find_models("demo")]

@@ -6,21 +6,10 @@ import json
 from typing import Any, Literal
 
 import pytest
+from conftest import ROLL_DICE
 
 pytestmark = pytest.mark.heavy
 
-DICE = {
-    "type": "function",
-    "function": {
-        "name": "roll_dice",
-        "description": "Roll a dice with the number 1 to N. User can select the number N.",
-        "parameters": {
-            "type": "object",
-            "required": ["max_num"],
-            "properties": {"max_num": {"type": "int", "description": "Max number of the dice"}},
-        },
-    },
-}
 QUESTION = [{"role": "user", "content": "Which one is bigger, 3.12 vs 3.9?"}]
 COLD = {"temperature": 0}
 THOUGHT, ANSWER = "Integer parts 3 and 3: =. Decimals 12 and 90: <.", "3.9 is bigger than 3.12."
@@ -75,21 +64,21 @@ def test_openai_stream_is_the_whole_answer(openai: Any) -> None:
 
 def test_openai_tools_round_trip(openai: Any) -> None:
     messages: list[Any] = [{"role": "user", "content": "Roll D6 dice twice!"}]
-    answer = openai.chat.completions.create(model="demo", messages=messages, tools=[DICE], temperature=0)
+    answer = openai.chat.completions.create(model="demo", messages=messages, tools=[ROLL_DICE], temperature=0)
     message = answer.choices[0].message
     assert answer.choices[0].finish_reason == "tool_calls"
     assert [json.loads(call.function.arguments) for call in message.tool_calls] == [{"max_num": 6}] * 2
     messages.append(message)
     for call, number in reversed(list(zip(message.tool_calls, (2, 5), strict=True))):  # in another order
         messages.append({"role": "tool", "tool_call_id": call.id, "content": str(number)})
-    final = openai.chat.completions.create(model="demo", messages=messages, tools=[DICE], temperature=0)
+    final = openai.chat.completions.create(model="demo", messages=messages, tools=[ROLL_DICE], temperature=0)
     assert final.choices[0].message.content.strip() == "You rolled 2 and 5."
     assert final.usage.prompt_tokens_details.cached_tokens >= 283
 
 
 def test_openai_streams_calls(openai: Any) -> None:
     with openai.chat.completions.stream(
-        model="demo", messages=[{"role": "user", "content": "Roll D6 dice twice!"}], tools=[DICE], temperature=0
+        model="demo", messages=[{"role": "user", "content": "Roll D6 dice twice!"}], tools=[ROLL_DICE], temperature=0
     ) as stream:
         message = stream.get_final_completion().choices[0].message
     assert [call.function.name for call in message.tool_calls] == ["roll_dice", "roll_dice"]
@@ -102,7 +91,7 @@ def test_openai_tool_choice(openai: Any, choice: Any) -> None:
     answer = openai.chat.completions.create(
         model="demo",
         messages=[{"role": "user", "content": "Hello"}],
-        tools=[DICE],
+        tools=[ROLL_DICE],
         tool_choice=choice,
         temperature=0,
         max_tokens=60,
@@ -170,7 +159,7 @@ def test_openai_responses(openai: Any) -> None:
         instructions="Be short.",
     )
     assert answer.status == "completed" and [item.type for item in answer.output] == ["reasoning", "message"]
-    tool = {"type": "function", **DICE["function"], "strict": False}
+    tool = {"type": "function", **ROLL_DICE["function"], "strict": False}
     first = openai.responses.create(
         model="demo", input="Roll D6 dice twice!", tools=[tool, {"type": "web_search"}], temperature=0
     )
@@ -187,7 +176,7 @@ def test_openai_responses(openai: Any) -> None:
 
 
 def test_openai_responses_stream(openai: Any) -> None:
-    tool = {"type": "function", **DICE["function"], "strict": False}
+    tool = {"type": "function", **ROLL_DICE["function"], "strict": False}
     for given in (
         {"input": QUESTION[0]["content"], "reasoning": {"effort": "low"}},
         {"input": "Roll D6 dice twice!", "tools": [tool]},
@@ -214,7 +203,7 @@ def test_openai_errors(openai: Any) -> None:
             400,
             "image_url",
         ),
-        ({"tools": [DICE], "tool_choice": {"type": "function", "function": {"name": "no"}}}, 400, "'no'"),
+        ({"tools": [ROLL_DICE], "tool_choice": {"type": "function", "function": {"name": "no"}}}, 400, "'no'"),
     ):
         with pytest.raises(module.APIStatusError) as error:
             openai.chat.completions.create(**{"model": "demo", "messages": QUESTION, **changed})
@@ -248,8 +237,8 @@ def test_anthropic_messages(anthropic: Any) -> None:
 def test_anthropic_tools_and_stream(anthropic: Any) -> None:
     tool = {
         "name": "roll_dice",
-        "description": DICE["function"]["description"],
-        "input_schema": DICE["function"]["parameters"],
+        "description": ROLL_DICE["function"]["description"],
+        "input_schema": ROLL_DICE["function"]["parameters"],
     }
     messages: list[Any] = [{"role": "user", "content": "Roll D6 dice twice!"}]
     with anthropic.messages.stream(
