@@ -224,14 +224,14 @@ def _load(
 def _needs_download(model: str, revision: str | None) -> bool:
     """Whether it is a hub id whose weights are not in the cache of the hub."""
     from ..files.folders import BUILT_IN
+    from ..files.safetensors import INDEX_NAME, WHOLE_NAME
 
     if model in BUILT_IN or Path(model).expanduser().exists() or model.count("/") != 1:
         return False
     from huggingface_hub import try_to_load_from_cache  # here: its import takes longer than a reply of the demo
 
     return not any(
-        isinstance(try_to_load_from_cache(model, name, revision=revision), str)
-        for name in ("model.safetensors", "model.safetensors.index.json")
+        isinstance(try_to_load_from_cache(model, name, revision=revision), str) for name in (WHOLE_NAME, INDEX_NAME)
     )
 
 

@@ -17,6 +17,8 @@ FIRST_PORT, PORTS = 8080, 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ..server.access import MAX_BODY_BYTES
+
     network = parser.add_argument_group("network")
     network.add_argument("--host", default="127.0.0.1", help="default: %(default)s; 0.0.0.0 is every network")
     network.add_argument("--port", type=int, metavar="N", help=f"default: the first free one from {FIRST_PORT}")
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--api-key", action="append", default=[], metavar="KEY", help="clients need one of these keys")
     network.add_argument("--api-key-file", type=Path, metavar="FILE", help="a file with a key in each line")
     network.add_argument(
-        "--max-body-bytes", type=int, default=4_000_000, metavar="N", help="of a request (default: %(default)s)"
+        "--max-body-bytes", type=int, default=MAX_BODY_BYTES, metavar="N", help="of a request (default: %(default)s)"
     )
     queue = parser.add_argument_group("queue")
     queue.add_argument(

@@ -110,11 +110,6 @@ def download_model(repo: str, progress: Callable[[int, int], None]) -> Path:
     return download_resumably(repo, USEFUL_FILES, progress)
 
 
-def discard_download(repo: str) -> int:
-    """Removes what an interrupted download left. Returns the bytes freed."""
-    return discard_incomplete(repo)
-
-
 def discard_conversion(target: Path) -> int:
     """Removes what an interrupted conversion to `target` left. Returns the bytes freed."""
     with suppress(FileNotFoundError):

@@ -67,10 +67,6 @@ class CheckedModel:
         return self._opened.bits_per_weight < 16
 
     @property
-    def weights_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
-
-    @property
     def description(self) -> str:
         """The shape of the model. It names no folder, so that a report holds nothing personal."""
         config = self._opened.config
@@ -185,7 +181,7 @@ def _with_guesses(model: CheckedModel) -> Finding:
 
 def _four_bits(model: CheckedModel) -> Finding:
     """What 4 bits cost on some held-out texts: the model is converted without a search, and measured block by block."""
-    if model.is_quantized or model.weights_bytes > MOST_WEIGHTS:
+    if model.is_quantized or fit(model.folder).weights_bytes > MOST_WEIGHTS:
         return True, "left out: the weights are " + ("quantized" if model.is_quantized else "large"), ""
     with tempfile.TemporaryDirectory() as folder:
         texts, converted = Path(folder, "texts.jsonl"), Path(folder, "EXAONE-4bit")

@@ -20,7 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .library import discard_conversion, discard_download
+from ..files.folders import atomic_file
+from ..files.resumable import discard_incomplete
+from .library import discard_conversion
 
 DOWNLOAD, CONVERT = "download", "convert"
 WAITING, RUNNING, PAUSED, FAILED = "waiting", "running", "paused", "failed"
@@ -129,7 +131,7 @@ class ModelJobs:
             self._jobs.remove(job)
             self._begin_next()
         if job.kind == DOWNLOAD:
-            return discard_download(job.name)
+            return discard_incomplete(job.name)
         return discard_conversion(self.folder / job.name)
 
     def close(self) -> None:
@@ -221,6 +223,5 @@ class ModelJobs:
             return
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self._file.with_suffix(".partial")
-            partial.write_text(json.dumps({"accepted": self._accepted, "jobs": jobs}, indent=1), encoding="utf-8")
-            partial.replace(self._file)
+            with atomic_file(self._file) as stream:
+                stream.write(json.dumps({"accepted": self._accepted, "jobs": jobs}, indent=1).encode())

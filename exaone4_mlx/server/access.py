@@ -26,6 +26,13 @@ SEND_SECONDS = 60.0  # in which a client must read what was sent
 KEY_VARIABLE = "EXAONE4_MLX_API_KEY"
 MIN_KEY = 8  # characters
 OPEN_PATHS = ("/health",)
+ERROR_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
 
 
 def read_keys(given: Sequence[str], file: Path | None) -> tuple[str, ...]:
@@ -105,7 +112,7 @@ class AccessGuard:
             except ValueError as error:
                 refusal = 413, str(error)
         if refusal is not None:
-            await _refuse(scope, send, *refusal)
+            await _refuse(scope["path"], send, *refusal)
             return
         first: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -132,14 +139,19 @@ class AccessGuard:
                 return bytes(body)
 
 
-async def _refuse(scope: Any, send: Any, status: int, reason: str) -> None:
-    kind = {401: "authentication_error", 403: "permission_error", 413: "request_too_large"}.get(status)
-    error: dict[str, Any] = {"message": reason, "type": kind or "invalid_request_error"}
-    body: dict[str, Any] = {"error": {**error, "param": None, "code": None}}
-    if scope["path"].endswith(("/messages", "/count_tokens")):  # Anthropic's form
-        body = {"type": "error", "error": error}
-    data = json.dumps(body).encode()
+async def _refuse(path: str, send: Any, status: int, reason: str) -> None:
+    data = json.dumps(error_body(path, status, reason)).encode()
     length = str(len(data)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": data})
+
+
+def error_body(
+    path: str, status: int, message: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """An error in the form of the dialect that has this path."""
+    kind = ERROR_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
+    if path.endswith(("/messages", "/count_tokens")):  # Anthropic's form
+        return {"type": "error", "error": {"type": kind, "message": message}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -12,12 +12,14 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from .contract import Object, log
+from .access import error_body
+from .contract import log
 from .messages import MessagesRequest
 from .openai import ChatRequest
 from .responses import ResponsesRequest
 
 RETRY_SECONDS = 5
+FIELDS = {*ChatRequest.model_fields, *ResponsesRequest.model_fields, *MessagesRequest.model_fields}
 
 
 class Json(JSONResponse):
@@ -49,19 +51,12 @@ def refusal_of(error: Exception) -> Refused:
         error = ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
     message = " ".join(str(error).split()) or type(error).__name__
     word = message.partition(" ")[0].partition(".")[0].strip(":,'")
-    known = {*ChatRequest.model_fields, *ResponsesRequest.model_fields, *MessagesRequest.model_fields}
-    return Refused(400, message, word if word in known else None)
+    return Refused(400, message, word if word in FIELDS else None)
 
 
 def _error(status: int, message: str, param: str | None, code: str | None, path: str) -> JSONResponse:
-    kinds = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
-    kind = kinds.get(status, "invalid_request_error" if status < 500 else "api_error")
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    body: Object = {"error": error}
-    if path.endswith(("/messages", "/count_tokens")):
-        body = {"type": "error", "error": {"type": kind, "message": message}}
     headers = {"retry-after": str(RETRY_SECONDS)} if status == 429 else None
-    return Json(body, status, headers=headers)
+    return Json(error_body(path, status, message, param, code), status, headers=headers)
 
 
 async def refused(request: HttpRequest, error: Refused) -> JSONResponse:
