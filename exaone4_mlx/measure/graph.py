@@ -26,6 +26,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..files.safetensors import read_dtype
+from ..model.adapter import Adapter, AdapterConfig, projection_shapes
 from ..model.config import Exaone4Config
 from ..model.network import Exaone4ForCausalLM
 from ..model.pretrained import load_network
@@ -73,15 +74,18 @@ def host_seconds(
     return {name: list(found.seconds[0]) for name, found in samples.items()}
 
 
-def count_nodes(engine: str, config: Mapping[str, Any], dtype: str, is_quantized: bool) -> dict[str, int]:
+def count_nodes(
+    engine: str, config: Mapping[str, Any], dtype: str, is_quantized: bool, adapter: str | None = None
+) -> dict[str, int]:
     """Graph nodes of one decode step of a model with this config, and of each kind of its layers.
 
-    The model is narrow, since widths do not change the number. The nodes of a layer are those that one more layer adds.
+    `adapter` is "lora" or "dora" for an adapter on all projections. The model is narrow, since widths do not change the
+    number. The nodes of a layer are those that one more layer adds.
     """
 
     def nodes(layer_types: Sequence[str]) -> Counter[str]:
         # Quantizing needs the real `mx.dequantize`.
-        model = _zero_model(engine, _narrow(config, layer_types), dtype, is_quantized)
+        model = _zero_model(engine, _narrow(config, layer_types), dtype, is_quantized, adapter)
         with one_node_each():
             return step_nodes(model, model.make_cache())
 
@@ -109,14 +113,16 @@ def _narrow(config: Mapping[str, Any], layer_types: Sequence[str]) -> Exaone4Con
     )
 
 
-def _zero_model(engine: str, config: Exaone4Config, dtype: str, is_quantized: bool) -> Any:
+def _zero_model(engine: str, config: Exaone4Config, dtype: str, is_quantized: bool, adapter: str | None = None) -> Any:
     """A loaded model of this shape whose weights are zeros."""
     zeros = {name: mx.zeros(shape, read_dtype(dtype)) for name, shape in weight_shapes(config).items()}
     if engine == Ours.name:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(json.dumps(config.to_dict()))
             mx.save_safetensors(f"{folder}/model.safetensors", zeros)
-            return load_network(Exaone4ForCausalLM, Path(folder), q_bits=4 if is_quantized else None).fused()
+            network = load_network(Exaone4ForCausalLM, Path(folder), q_bits=4 if is_quantized else None)
+            network.set_adapters([] if adapter is None else _zero_adapter(adapter, config))
+            return network.fused()
     from mlx_lm.models import exaone4
 
     arguments: Any = exaone4.ModelArgs
@@ -124,8 +130,29 @@ def _zero_model(engine: str, config: Exaone4Config, dtype: str, is_quantized: bo
     model.load_weights(list(zeros.items()))
     if is_quantized:
         nn.quantize(model)
+    if adapter is not None:
+        from mlx_lm.tuner.utils import linear_to_lora_layers
+
+        settings = {"rank": 8, "scale": 1.0, "dropout": 0.0}
+        linear_to_lora_layers(model, len(model.layers), settings, use_dora=adapter == "dora")
+        model.eval()
     mx.eval(model.parameters())
     return model
+
+
+def _zero_adapter(kind: str, config: Exaone4Config) -> Adapter:
+    """An adapter on all projections of the layers."""
+    settings, shapes = AdapterConfig(kind), projection_shapes(config)
+    arrays: dict[str, mx.array] = {}
+    for name in settings.modules(config):
+        outputs, inputs = shapes[name]
+        arrays |= {
+            f"{name}.lora_a": mx.zeros((inputs, settings.rank)),
+            f"{name}.lora_b": mx.zeros((settings.rank, outputs)),
+        }
+        if kind == "dora":
+            arrays[f"{name}.m"] = mx.ones(outputs)
+    return Adapter(settings, arrays)
 
 
 def step_nodes(model: Callable[[mx.array, Any], mx.array], cache: Sequence[Any]) -> Counter[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -118,6 +118,15 @@ class Adapter:
         if not found:
             raise ValueError(f"{self.name} has no arrays")
 
+    def rows(self, module: str, weight: mx.array, start: int) -> tuple[mx.array, mx.array | None]:
+        """Rows of a weight from `start` on, [rows, E] in float32 -> LoRA's change of them, and DoRA's gain [rows]."""
+        columns = slice(start, start + len(weight))
+        a, b = (self.arrays[f"{module}.{part}"].astype(mx.float32) for part in ("lora_a", "lora_b"))
+        change = self.config.scale * b[:, columns].T @ a.T
+        if self.config.fine_tune_type != "dora":
+            return change, None
+        return change, self.arrays[f"{module}.m"][columns] / mx.linalg.norm(weight + change, axis=1)
+
     @property
     def _kind(self) -> str:
         return {"lora": "a LoRA", "dora": "a DoRA", "full": "a full adapter"}[self.config.fine_tune_type]
@@ -125,6 +134,18 @@ class Adapter:
     @property
     def _base(self) -> str:
         return f"; it was trained on {self.config.base}" if self.config.base else ""
+
+
+def adapted_rows(given: Sequence[WeightedAdapter], name: str, weight: mx.array, start: int = 0) -> mx.array:
+    """Rows of the parameter `name` from `start` on, in float32 -> the same rows with all adapters fused into them."""
+    total = weight
+    for adapter, share in given:
+        if (whole := adapter.arrays.get(name)) is not None:  # of a full adapter
+            total = total + share * (whole[start : start + len(weight)].astype(mx.float32) - weight)
+        elif f"{(module := name.removesuffix('.weight'))}.lora_a" in adapter.arrays:
+            change, gain = adapter.rows(module, weight, start)
+            total = total + share * (change if gain is None else gain[:, None] * (weight + change) - weight)
+    return total
 
 
 def projection_shapes(config: Exaone4Config) -> dict[str, tuple[int, int]]:
@@ -144,3 +165,7 @@ def projection_shapes(config: Exaone4Config) -> dict[str, tuple[int, int]]:
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number."""
     return type(value) in (int, float) and math.isfinite(value)
+
+
+#: An adapter, and the number that multiplies its change: 0 is the model without it, 1 the adapter as it was trained.
+WeightedAdapter = tuple[Adapter, float]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,11 @@ import mlx.core as mx
 
 from ..files.folders import atomic_file, find_folder, read_json
 from ..files.safetensors import FLOATS, CheckpointError, check_finite, read_header
-from .adapter import KEYS, Adapter, AdapterConfig, is_number
+from .adapter import KEYS, Adapter, AdapterConfig, WeightedAdapter, is_number
+
+AdapterPath = str | Path | Adapter
+AdapterPaths = AdapterPath | Sequence[AdapterPath]
+Scales = float | Sequence[float]
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS = {"mlx-lm": "adapters.safetensors", "peft": "adapter_model.safetensors"}
@@ -40,6 +44,16 @@ PEFT_REFUSED: dict[str, tuple[Any, ...]] = {
 def is_adapter_folder(folder: Path) -> bool:
     """Whether a folder holds an adapter and no model."""
     return (folder / CONFIG_NAME).is_file() and not (folder / "config.json").is_file()
+
+
+def read_adapters(adapters: AdapterPaths, scales: Scales = 1.0) -> tuple[WeightedAdapter, ...]:
+    """Adapters with their scales. Each adapter is a folder, a hub id or an `Adapter`. Errors as for `read_adapter`."""
+    several = [adapters] if isinstance(adapters, str | Path | Adapter) else list(adapters)
+    each = list(scales) if isinstance(scales, Sequence) else [scales] * len(several)
+    if len(each) != len(several):
+        raise ValueError(f"there are {len(several)} adapters and {len(each)} scales: give one scale, or one for each")
+    found = [adapter if isinstance(adapter, Adapter) else read_adapter(adapter) for adapter in several]
+    return tuple(zip(found, each, strict=True))
 
 
 def read_adapter(path_or_repo: str | Path, revision: str | None = None) -> Adapter:

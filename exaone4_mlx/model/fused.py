@@ -1,9 +1,7 @@
 """The inference form of a model: immutable, with few products, and compiled for single tokens.
 
 Notes:
-- Projections with the same input are one product where their kind allows it: query, key and value, and gate and up.
-  Adapters, biases and different bits stay separate. The weights of the modules become slices of the joint arrays, so
-  that the model takes no more memory.
+- Projections with the same input are one product: see `products.py`.
 - For a few tokens, everything between two attentions is one compiled function, whose weights are constants. That saves
   most of Python's time per token, which limits a small model on a fast machine. Prompts take the plain call.
 - Several conversations can take a step together. Only attention runs row by row, in the caches of each row. So nothing
@@ -26,18 +24,18 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
 
+from .adapted import bare, bare_parameters
 from .cache import Cache, new_caches
 from .context import AttentionContext
 from .kv import KVQuantization
-from .layer import Layer, Mask, Pause, Projection, attend, beside, check_depth, head_norm, run_layers
+from .layer import Layer, Mask, Pause, Projection, attend, check_depth, run_layers
+from .products import Parameters, adapted, frozen, fuse, product, same_arrays, with_adapters
 
 #: Up to this many tokens per row, a step runs compiled functions: one token and the guesses behind it.
 MAX_COMPILED_LENGTH = 17
 
-Parameters = list[tuple[str, mx.array]]
 Row = tuple[mx.array, Sequence[Cache]]  # the new ids of a conversation [B, L], and its caches
 Shapes = Sequence[tuple[int, ...]]  # (B, L) of each row
 Functions = tuple[Callable[..., Any], list[Callable[..., Any]], Callable[..., mx.array]]
@@ -52,20 +50,24 @@ class FusedModel:
     def __init__(self, model: Any, previous: FusedModel | None = None) -> None:
         """Makes the weights of `model` slices of joint arrays. Layers that `previous` holds unchanged are kept."""
         self.config = model.config
-        kept = [] if previous is None else [*zip(previous._sources, previous.layers, strict=True)]
-        self._sources: list[Parameters] = []
-        layers = []
+        kept = [] if previous is None else previous._bare
+        self._bare: list[tuple[Parameters, Layer]] = []  # the layers without adapters, and what they are made of
         for number, block in enumerate(model.layers):
-            is_kept = number < len(kept) and same_arrays(kept[number][0], tree_flatten(block.parameters()))
-            layers.append(kept[number][1] if is_kept else fuse(block))
-            self._sources.append(tree_flatten(block.parameters()))
-        self.layers: tuple[Layer, ...] = tuple(layers)
+            is_kept = number < len(kept) and same_arrays(kept[number][0], bare_parameters(block))
+            layer = kept[number][1] if is_kept else fuse(block)
+            self._bare.append((bare_parameters(block), layer))
+        pairs = zip(self._bare, model.layers, strict=True)
+        self.layers: tuple[Layer, ...] = tuple(with_adapters(layer, block) for (_, layer), block in pairs)
         embedding, norm = frozen(model.model.embed_tokens), frozen(model.model.norm)
         self.embed: Projection = embedding  # ids [B, L] -> [B, L, E]
         self.norm: Projection = norm
-        self.head: Projection = embedding.as_linear if self.config.tie_word_embeddings else product(model.lm_head)
+        self.head: Projection = (
+            embedding.as_linear
+            if self.config.tie_word_embeddings
+            else adapted(product(bare(model.lm_head)), model.lm_head)
+        )
         self._rope_is_static = not self.config.rope_parameters.depends_on_length
-        self._layer_of_window = {layer.window: i for i, layer in enumerate(layers)}
+        self._layer_of_window = {layer.window: i for i, layer in enumerate(self.layers)}
         self._threads = threading.local()
         self._parameters: Parameters = tree_flatten(model.parameters())
 
@@ -201,97 +203,3 @@ def by_token(attended: Sequence[mx.array]) -> mx.array:
         for out in attended
     ]
     return parts[0] if len(parts) == 1 else mx.concatenate(parts)
-
-
-def fuse(block: Any) -> Layer:
-    """The layer of a block, on arrays that no other code can change in place."""
-    attention, mlp = block.self_attn, block.mlp
-    qkv, keys_values = joined(attention.q_proj, attention.k_proj, attention.v_proj)
-    gate_up, _ = joined(mlp.gate_proj, mlp.up_proj)
-    norm = head_norm(attention)
-    mx.eval(norm)
-    return Layer(
-        spec=attention.spec,
-        qkv=qkv,
-        keys_values=keys_values,
-        output=product(attention.o_proj),
-        gate_up=gate_up,
-        down=product(mlp.down_proj),
-        head_norm=norm,
-        attention_norm=block.post_attention_layernorm.weight[...],
-        mlp_norm=block.post_feedforward_layernorm.weight[...],
-    )
-
-
-def joined(*modules: Any) -> tuple[Projection, Projection]:
-    """(all projections as one, all but the first as one). The modules' weights become slices of the joint arrays."""
-    first = modules[0]
-    if not all(is_plain(module) and alike(module, first) for module in modules):
-        projections = [product(module) for module in modules]
-        return beside(*projections), beside(*projections[1:])
-    arrays = {key: mx.concatenate([module[key] for module in modules]) for key in first}
-    mx.eval(arrays)
-    ends = list(accumulate(module.weight.shape[0] for module in modules))
-    parts = [{key: array[a:b] for key, array in arrays.items()} for a, b in pairwise([0, *ends])]
-    rest = {key: array[ends[0] :] for key, array in arrays.items()}
-    mx.eval(parts, rest)
-    for module, part in zip(modules, parts, strict=True):
-        module.update(part)  # evaluated arrays only: other threads may read the parameters meanwhile
-    return multiplication(first, arrays), multiplication(first, rest)
-
-
-def product(module: Any) -> Projection:
-    """A projection on array objects of its own."""
-    if is_plain(module):
-        return multiplication(module, {key: array[...] for key, array in module.items()})
-    return frozen(module)
-
-
-def multiplication(module: Any, arrays: dict[str, mx.array]) -> Projection:
-    """The product with weights of the kind that `module` has."""
-    weight = arrays["weight"]
-    if isinstance(module, nn.Linear):
-        transposed = weight.T
-        mx.eval(transposed)  # a view
-        return lambda x: x @ transposed
-    scales, biases = arrays["scales"], arrays.get("biases")
-    group_size, bits, mode = module.group_size, module.bits, module.mode
-    return lambda x: mx.quantized_matmul(x, weight, scales, biases, True, group_size, bits, mode)
-
-
-def frozen(module: Any) -> Any:
-    """A copy of a module on array objects of its own, in evaluation mode."""
-    kind: Any = type(module)
-    copy = kind.__new__(kind)
-    copy.__dict__.update(module.__dict__, _training=False)
-
-    def frozen_leaf(leaf: Any) -> Any:
-        if isinstance(leaf, nn.Module):
-            return frozen(leaf)
-        return leaf[...] if isinstance(leaf, mx.array) else leaf
-
-    for name, value in module.items():
-        dict.__setitem__(copy, name, tree_map(frozen_leaf, value, is_leaf=lambda leaf: isinstance(leaf, nn.Module)))
-    return copy
-
-
-def is_plain(module: Any) -> bool:
-    """Whether a projection is only its weights: no bias, no adapter."""
-    return type(module) in (nn.Linear, nn.QuantizedLinear) and "bias" not in module
-
-
-def alike(module: Any, other: Any) -> bool:
-    """Whether two plain projections can be one product."""
-    settings = ("group_size", "bits", "mode")
-    return (
-        type(module) is type(other)
-        and [getattr(module, name, None) for name in settings] == [getattr(other, name, None) for name in settings]
-        and {key: module[key].dtype for key in module} == {key: other[key].dtype for key in other}
-    )
-
-
-def same_arrays(before: Parameters, now: Parameters) -> bool:
-    """Whether two lists of parameters have the same names and the same array objects."""
-    return len(before) == len(now) and all(
-        a is b and name == other for (name, a), (other, b) in zip(before, now, strict=True)
-    )

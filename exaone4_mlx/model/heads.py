@@ -21,7 +21,8 @@ import mlx.nn as nn
 from .config import Exaone4Config
 from .inputs import ForwardInputs, as_array, check_range, check_shape, read_inputs, read_integers, read_labels
 from .losses import sequence_loss, span_loss, token_loss
-from .network import Exaone4Model, new_linear, with_return_dict
+from .network import Exaone4Model, with_return_dict
+from .new_weights import new_linear
 from .outputs import QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast, TokenClassifierOutput
 from .pretrained import Pretrained
 

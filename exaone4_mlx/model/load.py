@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ..files.folders import find_folder
 from ..text.tokenizer import Tokenizer
+from .adapter_file import AdapterPaths, Scales, read_adapters
 from .generation_config import GenerationConfig
 from .network import Exaone4ForCausalLM
 from .pretrained import Progress, load_network
@@ -21,13 +22,16 @@ def load(
     dtype: mx.Dtype | str | None = None,
     q_bits: int | None = None,
     q_group_size: int = 64,
+    adapter_path: AdapterPaths = (),
+    adapter_scale: Scales = 1.0,
     progress: Progress | None = None,
 ) -> tuple[Exaone4ForCausalLM, Tokenizer]:
     """Loads an EXAONE 4 checkpoint: a folder in Hugging Face or MLX format, a hub id, or "demo".
 
     `dtype` (bfloat16, float16 or float32, as `mx.Dtype` or name) is the dtype of the floating-point weights; None keeps
     the checkpoint's. With `q_bits` a full-precision checkpoint is quantized while it loads, in groups of
-    `q_group_size`. `progress(done, total)` counts bytes read.
+    `q_group_size`. `adapter_path` and `adapter_scale` are as for `set_adapters` of the model.
+    `progress(done, total)` counts bytes read.
 
     AWQ weights keep their codes, and so do GPTQ and compressed-tensors weights whose groups are contiguous. Other GPTQ
     weights and FP8 weights are computed in full precision, with a warning.
@@ -35,12 +39,14 @@ def load(
     Raises FileNotFoundError for a missing folder or file, and ValueError (CheckpointError for damaged weights) for a
     folder that is no EXAONE 4 checkpoint. Each error names the file. No model is loaded in part.
     """
-    folder = find_folder(path_or_repo, revision)
+    folder, adapters = find_folder(path_or_repo, revision), read_adapters(adapter_path, adapter_scale)
     tokenizer = Tokenizer.from_pretrained(folder)
     model = load_network(
         Exaone4ForCausalLM, folder, dtype=dtype, q_bits=q_bits, q_group_size=q_group_size, progress=progress
     )
     model.generation_config = GenerationConfig.from_folder(folder)
+    if adapters:
+        model.set_adapters([adapter for adapter, _ in adapters], [scale for _, scale in adapters])
     model.fused()
     if warning := model.config.vocabulary_warning(tokenizer.vocab_size):
         warnings.warn(warning, stacklevel=2)

@@ -8,7 +8,6 @@ Notes:
   encoding.
 - Modules and parameters have the names of the checkpoint. They are plain `mlx.nn` modules, which training, LoRA,
   `nn.quantize` and mlx-lm's tools use. `layer.py` has the mathematics.
-- New weights are drawn as transformers draws them, for training from the start.
 - `model(input_ids, cache)` is mlx-lm's call, `forward` is transformers'. Generation uses `model.fused()`.
 
 Shapes: B batch, L new tokens, S attended tokens, H query heads, K key heads, D head size, E hidden size, V vocabulary.
@@ -18,12 +17,16 @@ Source: transformers' modeling_exaone4.py, and the EXAONE 4.0 report (arXiv 2507
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from .adapted import ActiveAdapters, put_on
+from .adapter import WeightedAdapter
+from .adapter_file import AdapterPaths, Scales, read_adapters
 from .cache import Cache, new_caches
 from .config import Exaone4Config, LayerAttention
 from .context import AttentionContext
@@ -33,6 +36,7 @@ from .kv import KVQuantization
 from .layer import AttentionSpec, Layer, Mask, Pause, Rotation, run_layers
 from .losses import causal_lm_loss
 from .mlx_lm_caches import usable_caches
+from .new_weights import new_embedding, new_linear
 from .outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
 from .pretrained import Pretrained
 
@@ -41,6 +45,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 Output = TypeVar("Output", bound=ModelOutput)
+#: Held while adapters change and while a fused form is made, so that no form has some adapters in part of its layers.
+_CHANGE = threading.RLock()
 
 
 class Attention(nn.Module):
@@ -192,6 +198,7 @@ class Exaone4ForCausalLM(Pretrained):
         if not config.tie_word_embeddings:
             self.lm_head = new_linear(config, config.hidden_size, config.vocab_size)
         self._fused: FusedModel | None = None
+        self._adapters = ActiveAdapters()
 
     def __call__(self, input_ids: mx.array, cache: Sequence[Cache] | None = None) -> mx.array:
         return self.logits(self.model(input_ids, cache))
@@ -204,11 +211,32 @@ class Exaone4ForCausalLM(Pretrained):
         a weight (`w *= 2`) is not noticed: call `model.fused(refresh=True)` after it. The arrays of the modules become
         slices of those of the fused form.
         """
-        if refresh:
-            self._fused = None
-        if self._fused is None or not self._fused.is_current(self):
-            self._fused = FusedModel(self, self._fused)
-        return self._fused
+        with _CHANGE:
+            if refresh:
+                self._fused = None
+            if self._fused is None or not self._fused.is_current(self):
+                self._fused = FusedModel(self, self._fused)
+            return self._fused
+
+    @property
+    def adapters(self) -> tuple[WeightedAdapter, ...]:
+        """The adapters on this model, each with its scale."""
+        return self._adapters.given
+
+    def set_adapters(self, adapters: AdapterPaths = (), scales: Scales = 1.0) -> None:
+        """Puts adapters onto this model, in place of those that are on it; without arguments takes them off.
+
+        `adapters` is a folder or hub id of mlx-lm's or PEFT's format, an `Adapter`, or a list of these. `scales`, one
+        for all or one for each, multiply what an adapter changes: 0 is the model without it. The weights of the model
+        stay as they are, quantized or not, and are not read again. The adapters count from the next reply on, and
+        prompt caches that were made with others are not reused.
+
+        Raises FileNotFoundError and ValueError that name the adapter and the array, for one that is damaged or made for
+        another model. Then the model does not change.
+        """
+        given = read_adapters(adapters, scales)
+        with _CHANGE:
+            self._adapters = put_on(self, given, self._adapters)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_fused": None}  # copies make their own
@@ -259,21 +287,3 @@ class Exaone4ForCausalLM(Pretrained):
     def make_cache(self, kv: KVQuantization | int | None = None) -> list[Cache]:
         """As `Exaone4Model.make_cache`."""
         return self.model.make_cache(kv)
-
-
-def new_linear(config: Exaone4Config, inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
-    """A projection with new weights: normal, with the standard deviation `initializer_range`."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
-    layer.weight = mx.random.normal((outputs, inputs), scale=config.initializer_range)
-    if bias:
-        layer.bias = mx.zeros(outputs)
-    return layer
-
-
-def new_embedding(config: Exaone4Config) -> nn.Embedding:
-    """Token embeddings with new weights. The padding token's embedding is zero."""
-    layer = nn.Embedding(config.vocab_size, config.hidden_size)
-    layer.weight = mx.random.normal((config.vocab_size, config.hidden_size), scale=config.initializer_range)
-    if config.pad_token_id is not None:
-        layer.weight = mx.where(mx.arange(config.vocab_size)[:, None] == config.pad_token_id, 0, layer.weight)
-    return layer

@@ -41,8 +41,9 @@ HEAD_PREFIXES = ("lm_head.", "score.", "qa_outputs.")
 ROTARY_FREQUENCIES = re.compile(r"((model|transformer)\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 LAYER = re.compile(r"(?:\w+\.)?layers\.(\d+)\.")
 Network = TypeVar("Network", bound=nn.Module)
-#: The modules with a checkpoint's weights, beside those of this folder.
+#: The modules with a checkpoint's weights, and the files of further ones.
 PLAIN = (nn.Linear, nn.Embedding, nn.RMSNorm, nn.Dropout)
+OWN_LAYERS = tuple(f"{__package__}.{name}" for name in ("network", "heads"))
 
 
 @dataclass(frozen=True)
@@ -314,7 +315,7 @@ class Pretrained(nn.Module):
         for name, part in self.named_modules():
             if isinstance(part, nn.QuantizedLinear | nn.QuantizedEmbedding):
                 settings[name] = Quantization(part.bits, part.group_size, part.mode)
-            elif (kind := type(part)) not in PLAIN and not kind.__module__.startswith(__package__):
+            elif (kind := type(part)) not in PLAIN and kind.__module__ not in OWN_LAYERS:
                 raise ValueError(f"{name} is a {kind.__name__}, not a layer of {type(self).__name__}: fuse it first")
         weights, folder = named_parameters(self), Path(folder).expanduser()
         others = {file.name for file in folder.glob("*model*.safetensors*")} - {"model.safetensors"}

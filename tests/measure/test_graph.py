@@ -86,6 +86,21 @@ def test_a_layer_has_15_nodes_with_rope_and_14_without(engine: str, rope: int, p
     assert counts["dispatching nodes of a global layer"] == plain
 
 
+@pytest.mark.parametrize(
+    ("engine", "kind", "rope"),
+    [
+        ("exaone4_mlx", "lora", 15 + 4 * 2),
+        ("exaone4_mlx", "dora", 15 + 4 * 3),
+        pytest.param("mlx-lm", "lora", 19 + 7 * 4, marks=pytest.mark.heavy),
+        pytest.param("mlx-lm", "dora", 19 + 7 * 13, marks=pytest.mark.heavy),
+    ],
+)
+def test_an_adapter_adds_two_thin_products_to_each_of_four(engine: str, kind: str, rope: int) -> None:
+    """A product and one that adds to the base's; DoRA's gain is a third node."""
+    counts = graph.in_own_process("count_nodes", engine, tiny_model().config.to_dict(), "float32", True, kind)
+    assert counts["dispatching nodes of a RoPE layer"] == rope
+
+
 @pytest.mark.parametrize("is_quantized", [False, True])
 def test_pythons_share_is_that_of_whole_steps_without_evaluation(is_quantized: bool, monkeypatch: Any) -> None:
     steps, argmax, rms_norm = [], mx.argmax, mx.fast.rms_norm

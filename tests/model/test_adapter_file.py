@@ -10,25 +10,14 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from adapters import random_adapter
 from conftest import tiny_model
 
 from exaone4_mlx.files.safetensors import CheckpointError
-from exaone4_mlx.model.adapter import Adapter, AdapterConfig, projection_shapes
+from exaone4_mlx.model.adapter import Adapter, AdapterConfig
 from exaone4_mlx.model.adapter_file import read_adapter, write_adapter
 
 CONFIG = tiny_model().config
-
-
-def random_adapter(kind: str = "lora", **changes: Any) -> Adapter:
-    config = AdapterConfig(**{"fine_tune_type": kind, "rank": 3, "scale": 2.0, "base": "me/tiny"} | changes)
-    arrays, shapes = {}, projection_shapes(CONFIG)
-    for number, name in enumerate(config.modules(CONFIG)):
-        (outputs, inputs), keys = shapes[name], mx.random.split(mx.random.key(number), 3)
-        arrays[f"{name}.lora_a"] = mx.random.normal((inputs, config.rank), key=keys[0])
-        arrays[f"{name}.lora_b"] = mx.random.normal((config.rank, outputs), key=keys[1])
-        if kind == "dora":
-            arrays[f"{name}.m"] = mx.random.uniform(1, 2, (outputs,), key=keys[2])
-    return Adapter(config, arrays)
 
 
 @pytest.mark.parametrize("layout", ["mlx-lm", "peft"])
