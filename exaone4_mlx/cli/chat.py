@@ -44,7 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("error", "drop_oldest"),
         help="when the context is full, refuse the turn or hide the oldest turns from the model (default: drop_oldest)",
     )
-    chat.add_argument("--load", type=Path, metavar="FILE", help="continue a conversation that /save wrote")
+    chat.add_argument(
+        "--load",
+        type=Path,
+        metavar="FILE",
+        help="continue a conversation that /save wrote, or the desktop chat (an export, or one of its files)",
+    )
     chat.add_argument(
         "--ask-tools",
         action=argparse.BooleanOptionalAction,

@@ -251,7 +251,8 @@ def read_tools(options: argparse.Namespace, failed: Callable[[str], None] | None
 
 
 def read_text(path: Path | None) -> str:
-    """The text of a file, or of standard input. Errors name the source."""
+    """The text of a text file or of a PDF, or of standard input. Errors name the source."""
+    from ..files.pdf import read_pdf
     from ..files.text import decode_text
 
     source = "standard input" if path is None else str(path)
@@ -259,7 +260,7 @@ def read_text(path: Path | None) -> str:
         data = sys.stdin.buffer.read() if path is None else path.read_bytes()
     except OSError as error:
         raise OSError(f"cannot read {source}: {error.strerror}") from error
-    return decode_text(data, source)
+    return read_pdf(data, source) if data.startswith(b"%PDF-") else decode_text(data, source)
 
 
 def as_messages(given: str | list[dict[str, Any]], system_prompt: str | None) -> list[dict[str, Any]]:

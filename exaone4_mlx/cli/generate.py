@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..files.text import parse_json
 from ..generation.options import Options
+from ..storage.transcript import read_content
+from ..text.input_messages import check_messages
 from . import flags, loading
 from .main import on_ctrl_c
 from .output import (
@@ -49,12 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the prompt, taken literally (--prompt=TEXT if it begins with a dash); - reads standard input",
     )
     prompt.add_argument(
-        "--prompt-file", type=Path, metavar="FILE", help="a text file that holds the prompt, or follows --prompt"
+        "--prompt-file",
+        type=Path,
+        metavar="FILE",
+        help="a text or PDF file that holds the prompt, or follows --prompt",
     )
     prompt.add_argument(
         "--messages",
         metavar="FILE",
-        help="OpenAI-style messages, as a JSON list or one in a line, or a saved chat; - reads standard input",
+        help="OpenAI-style messages, as a JSON list or one in a line, a saved chat, or an export of the desktop chat; "
+        "- reads standard input",
     )
     prompt.add_argument(
         "--batch",
@@ -205,21 +211,13 @@ def _read_prompt(options: argparse.Namespace) -> str:
 
 
 def _read_messages(source: str) -> list[dict[str, Any]]:
-    """The messages of a JSON list, of JSON lines, or of an object with `messages`, such as a saved chat."""
+    """The messages of a file that `read_content` reads, or of standard input."""
     name = "standard input" if source == "-" else source
     text = flags.read_text(None if source == "-" else Path(source))
     try:
-        content = parse_json(text, name)
+        return check_messages(read_content(text)["messages"])
     except ValueError as error:
-        try:
-            content = [parse_json(line) for line in text.split("\n") if line.strip()]
-        except ValueError:
-            raise error from None
-    if isinstance(content, dict):
-        content = [content] if "role" in content else content.get("messages")
-    if not isinstance(content, list) or not content or not all(isinstance(message, dict) for message in content):
-        raise ValueError(f'{name} must hold a list of messages: [{{"role": …, "content": …}}, …]')
-    return content
+        raise ValueError(f"{name} cannot be read as messages: {error}") from error
 
 
 # --- the prompt cache -----------------------------------------------------------------------------------------

@@ -28,14 +28,14 @@ from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.format import count_text
 from ..text.input_messages import check_messages
-from ..text.message import Message, Reply, tool_messages
+from ..text.message import Message, Reply, tool_messages, turn_starts
 from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
 from ..tools.describe import Tool
 from ..tools.toolbox import Toolbox
 from .begun import BegunReply, begun_reply
 from .chat_file import cache_path, check_place, read_chat, saved_options, write_chat
-from .history import ChatSettings, History, turn_starts
+from .history import ChatSettings, History
 from .turn import Turn, TurnState
 
 if TYPE_CHECKING:
@@ -302,7 +302,8 @@ class Chat(History):
     def save(self, path: str | Path, caches: bool = False) -> None:
         """Writes the conversation to a JSON file, whole or not at all; with `caches` also its caches, to PATH.cache.
 
-        The caches may be large. Of the tools, which are functions, only the names are saved. Raises ValueError if
+        A name that ends in .md gives readable Markdown with the messages and without the settings. The caches may be
+        large. Of the tools, which are functions, only the names are saved. Raises ValueError if
         another kind of file is there.
         """
         path = Path(path)
@@ -331,6 +332,7 @@ class Chat(History):
     ) -> Chat:
         """The conversation that `save` wrote. `settings` are those of `Chat`; they override the saved ones.
 
+        Of an export of the desktop chat, one of its files, or OpenAI-style messages it takes the messages.
         `caches` loads the caches, too. If their file is missing or damaged, there is a warning, and the model reads
         the conversation again. Raises FileNotFoundError for a missing file, and ValueError for one that is no saved
         chat, or, with `caches`, for caches of another model.

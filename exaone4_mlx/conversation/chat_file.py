@@ -1,19 +1,26 @@
-"""The JSON file of a saved chat."""
+"""The file of a saved chat.
+
+Notes:
+- It is JSON. A name that ends in .md gives Markdown, without the settings.
+- What the desktop chat writes and exports is read too: its messages, not its settings.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..files.folders import atomic_file
-from ..files.text import decode_text
+from ..files.text import json_text
 from ..generation.options import SAMPLING_FIELDS, Options, Sampling
+from ..storage.conversation import Conversation
+from ..storage.markdown import MARK, to_markdown
+from ..storage.transcript import CHAT_FORMAT, CHAT_VERSION, read_content, read_dropped
+from ..storage.turns import title_of
 from ..text.input_messages import check_messages
 
-FILE_FORMAT, FILE_VERSION = "exaone4_mlx chat", 1
 CACHE_SUFFIX = ".cache"  # of the file beside a saved chat that holds its caches
 #: Options that a saved chat keeps, beside those of sampling.
 SAVED_OPTIONS = tuple(
@@ -35,13 +42,23 @@ def saved_options(options: Options) -> dict[str, Any]:
 
 def check_place(path: Path) -> None:
     """Raises ValueError if a file is there that is no saved chat."""
-    if path.is_file() and path.stat().st_size and FILE_FORMAT not in path.read_text("utf-8", "replace")[:200]:
-        raise ValueError(f"{path} is there already and is no saved chat; choose another name, or delete it")
+    if path.is_file() and path.stat().st_size:
+        text = path.read_text("utf-8", "replace")
+        if not (text.startswith(MARK) if is_markdown(path) else CHAT_FORMAT in text[:200]):
+            raise ValueError(f"{path} is there already and is no saved chat; choose another name, or delete it")
+
+
+def is_markdown(path: Path) -> bool:
+    return path.suffix.lower() == ".md"
 
 
 def write_chat(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes the file, whole or not at all."""
-    text = json.dumps({"format": FILE_FORMAT, "version": FILE_VERSION, **content}, ensure_ascii=False, indent=1)
+    """Writes the file, whole or not at all: JSON, or for a name that ends in .md Markdown of the messages."""
+    if is_markdown(path):
+        made = dataclasses.replace(Conversation.new(), messages=content["messages"], dropped=content["dropped"])
+        text = to_markdown(dataclasses.replace(made, title=title_of(made.messages)))
+    else:
+        text = json_text({"format": CHAT_FORMAT, "version": CHAT_VERSION, **content}, indent=1)
     with atomic_file(path) as stream:
         stream.write(text.encode())
 
@@ -49,21 +66,17 @@ def write_chat(path: Path, content: Mapping[str, Any]) -> None:
 def read_chat(path: Path) -> dict[str, Any]:
     """The content of a saved chat, checked; its settings are keyword arguments of `Chat`.
 
-    Raises FileNotFoundError for a missing file, and ValueError for one that is no saved chat.
+    Other files that `read_content` reads have messages only. Raises FileNotFoundError for a missing file, and
+    ValueError for one without messages.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no saved chat {path}")
     try:
-        content = json.loads(decode_text(path.read_bytes()))
-        if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
-            raise ValueError(f"its format is not {FILE_FORMAT!r}")
-        if content.get("version") != FILE_VERSION:
-            raise ValueError(f"it has version {content.get('version')!r}, and this program reads {FILE_VERSION}")
-        messages, dropped = content.get("messages"), content.get("dropped", 0)
-        messages = [] if messages == [] else check_messages(messages)  # type: ignore[arg-type]
-        if not isinstance(dropped, int) or not 0 <= dropped <= len(messages):
-            raise ValueError(f"dropped is {dropped!r}")
-        settings, tools = content.get("settings", {}), content.get("tools", [])
+        content = read_content(path.read_bytes())
+        is_own = content.get("format") == CHAT_FORMAT
+        settings, tools = (content.get("settings", {}), content.get("tools", [])) if is_own else ({}, [])
+        messages = [] if is_own and content["messages"] == [] else check_messages(content["messages"])
+        dropped = read_dropped(content, messages)
         if not isinstance(settings, dict) or set(settings) - SAVED_SETTINGS:
             raise ValueError("its settings are malformed")
         if not isinstance(tools, list) or not all(isinstance(name, str) for name in tools):

@@ -26,7 +26,7 @@ from ..generation.request import Request, render
 from ..generation.worker import Job, Worker
 from ..model.network import Exaone4ForCausalLM
 from ..text.input_messages import check_messages
-from ..text.message import Message
+from ..text.message import Message, turn_starts
 from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
 from ..tools.describe import Tool
@@ -259,8 +259,3 @@ class History:
                 request, self.dropped = self.request(self._messages, tools, options)
                 return request
         return None
-
-
-def turn_starts(messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The indices of the user's messages."""
-    return [i for i, message in enumerate(messages) if message["role"] == "user"]

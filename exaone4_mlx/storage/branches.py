@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from ..text.message import Message
+from ..text.message import Message, turn_starts
 
 #: {"parent": None or a number, "at": …, "place": …, "dropped": …, "messages": […]}, as in the file
 Branch = dict[str, Any]
@@ -55,7 +55,7 @@ class Tree:
             at, place = step["at"], step["place"]
             if at <= len(self.messages) and (place is None or place in range(self.forks.get(at, (0, 1))[1])):
                 return step  # of a file that was changed by hand it may not fit
-        turns = [at for at, message in enumerate(self.messages) if message["role"] == "user"]
+        turns = turn_starts(self.messages)
         return {"what": "send", "at": turns[-1], "place": None, "dropped": 0} if turns else None
 
     def begun(self, what: str, at: int) -> Tree:

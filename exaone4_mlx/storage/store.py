@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..text.message import turn_starts
 from .conversation import ID, MAX_BYTES, Conversation, check, new_id, read_conversation, timestamp, to_json
 from .forms import folded, moment, one_line
 from .trash import Trash
@@ -42,10 +43,10 @@ Summaries = list[ConversationSummary]  # inside ConversationStore, `list` is its
 class ConversationStore:
     """The conversations in a folder, from any thread; other programs may use the folder too."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str | Path) -> None:
         """Changes nothing on the disk: the first write makes the folder."""
-        self.folder = folder
-        self.trash = Trash(folder / "trash")
+        self.folder = Path(folder)
+        self.trash = Trash(self.folder / "trash")
         self._lock = threading.RLock()
         self._seen: dict[str, _Seen] = {}
 
@@ -227,7 +228,7 @@ def _see(path: Path, id: str, stamp: tuple[int, ...]) -> _Seen:
     beside = (message for branch in conversation.branches for message in branch["messages"])
     said = [one for one in (*conversation.messages, *beside) if one["role"] in ("user", "assistant")]
     text = "\n".join([conversation.title, *(message.get("content") or "" for message in said)])
-    turns = sum(message["role"] == "user" for message in conversation.messages)
+    turns = len(turn_starts(conversation.messages))
     return _Seen(
         stamp,
         ConversationSummary(id, conversation.title, conversation.updated, turns, conversation.pinned),

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..files.attachments import Attachment, in_prompt
 from ..text.input_messages import check_messages
-from ..text.message import Message
-from .forms import number, objects
+from ..text.message import Message, turn_starts
+from .forms import number, objects, one_line
 
 TITLE_LENGTH = 48  # characters
 
@@ -72,21 +72,15 @@ def title_of(messages: Sequence[Message]) -> str:
         if message["role"] == "user":
             said = str(message.get("text") or message["content"])
             files = objects(message.get("files"))
-            words = " ".join(said.split()) or ", ".join(str(file.get("name")) for file in files)
+            words = one_line(said) or one_line(", ".join(str(file.get("name")) for file in files))
             return words if len(words) <= TITLE_LENGTH else words[: TITLE_LENGTH - 1] + "…"
     return ""
 
 
-def turn_starts(messages: Sequence[Message]) -> list[int]:
-    starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
-    if not starts:
-        raise ValueError("the conversation has no turns yet")
-    return starts
-
-
 def turn_place(messages: Sequence[Message], number: int | None) -> tuple[int, int]:
     """The number of a turn, of the last one for None, and the position of its message."""
-    starts = turn_starts(messages)
+    if not (starts := turn_starts(messages)):
+        raise ValueError("the conversation has no turns yet")
     number = len(starts) - 1 if number is None else number
     if not 0 <= number < len(starts):
         raise ValueError(f"there is no turn {number}")

@@ -289,7 +289,7 @@ COMMANDS = {
     ),
     "/undo": Command("", "remove the last turn", _undo),
     "/edit": Command("[N]", "edit a turn and send it again", _edit),
-    "/save": Command("FILE [caches]", "write the conversation to a file", _save),
+    "/save": Command("FILE [caches]", "write the conversation to a file; FILE.md is readable Markdown", _save),
     "/load": Command("FILE", "continue a saved conversation", _load),
     "/reset": Command("", "begin a new conversation with the same system prompt", _reset),
     "/thought": Command("", "show the last thought", _thought),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,3 +115,8 @@ class PartialReply:
 def tool_messages(contents: Sequence[Any], **more: Any) -> list[Message]:
     """The messages of tools with these contents."""
     return [{"role": "tool", "content": content, **more} for content in contents]
+
+
+def turn_starts(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The indices of the user's messages."""
+    return [i for i, message in enumerate(messages) if message["role"] == "user"]

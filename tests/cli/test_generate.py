@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -15,8 +16,11 @@ import mlx.core as mx
 import pytest
 from commands import GENERATE, TerminalText, errors, output
 from mcp_servers import config, stdio
+from pdfs import pdf
 
+from exaone4_mlx import Conversation
 from exaone4_mlx.cli.main import main
+from exaone4_mlx.storage.transcript import to_markdown
 from exaone4_mlx.text.tokenizer import StreamDecoder
 
 CLARA = [
@@ -38,7 +42,9 @@ def test_decomposed_text_is_composed_unless_the_flag_says_otherwise(capsys: pyte
 
 
 @pytest.mark.usefixtures("demo_model")
-def test_text_files_are_read_in_any_usual_encoding(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_text_files_are_read_in_any_usual_encoding_and_pdfs_as_their_text(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """A byte order mark is not part of the text."""
     prompt, messages = tmp_path / "prompt.txt", tmp_path / "messages.json"
     expected = json.loads(output(capsys, "-p", "안녕?", "--json", "-m", "3"))
@@ -48,6 +54,9 @@ def test_text_files_are_read_in_any_usual_encoding(capsys: pytest.CaptureFixture
         for flags in (["--prompt-file", str(prompt)], ["--messages", str(messages)]):
             found = json.loads(output(capsys, *flags, "--json", "-m", "3"))
             assert [found[key] for key in ("prompt_tokens", "text")] == [expected["prompt_tokens"], expected["text"]]
+    pytest.importorskip("pypdf", reason="PDFs need the extra `pdf`")
+    prompt.write_bytes(pdf(["Name the capital of Peru."]))
+    assert output(capsys, "--prompt-file", str(prompt)) == output(capsys, "-p", "Name the capital of Peru.")
     prompt.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
     assert errors(capsys, *GENERATE, "--prompt-file", str(prompt)) == f"error: {prompt} holds no text\n"
 
@@ -215,11 +224,17 @@ def test_an_instruction_and_a_file_are_one_prompt_and_a_file_may_hold_the_system
 
 
 @pytest.mark.usefixtures("demo_model")
-def test_messages_come_from_a_file_a_saved_chat_or_a_pipe(
+def test_messages_come_from_a_file_a_saved_chat_an_export_or_a_pipe(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "messages.json"
-    for content in (json.dumps(CLARA), json.dumps({"messages": CLARA}), "\n".join(map(json.dumps, CLARA)) + "\n\n"):
+    export = to_markdown(dataclasses.replace(Conversation.new(), messages=CLARA))
+    for content in (
+        json.dumps(CLARA),
+        json.dumps({"messages": CLARA}),
+        "\n".join(map(json.dumps, CLARA)) + "\n\n",
+        export,
+    ):
         file.write_text(content)
         assert output(capsys, "--messages", str(file)) == "Your name is Clara.\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps(CLARA).encode())))

@@ -61,9 +61,9 @@ WRONG = (
     ("--prompt-file /no/file", "cannot read /no/file: No such file or directory"),
     ("--prompt-file FOLDER", "cannot read FOLDER: Is a directory"),
     ("--messages /no/file", "cannot read /no/file: No such file or directory"),
-    ("--messages FOLDER/text", "FOLDER/text is not JSON"),
-    ("--messages FOLDER/no-messages", "FOLDER/no-messages must hold a list of messages"),
-    ("--messages FOLDER/empty", "FOLDER/empty must hold a list of messages"),
+    ("--messages FOLDER/text", "FOLDER/text cannot be read as messages: it is neither JSON with messages nor Markdown"),
+    ("--messages FOLDER/no-messages", "FOLDER/no-messages cannot be read as messages: it has no messages"),
+    ("--messages FOLDER/empty", "FOLDER/empty cannot be read as messages: there are no messages"),
     ("--messages FOLDER/answered", "there is nothing to reply to"),
     ("--messages FOLDER/robot", "'robot'"),
     (

@@ -21,6 +21,7 @@ from scripted import ScriptedModel
 from exaone4_mlx import (
     Answer,
     Chat,
+    Conversation,
     Done,
     Generation,
     Options,
@@ -34,11 +35,13 @@ from exaone4_mlx import (
 )
 from exaone4_mlx.conversation import turn as turn_module
 from exaone4_mlx.conversation.begun import is_cut
+from exaone4_mlx.files.text import json_text
 from exaone4_mlx.generation import reply_loop, worker
 from exaone4_mlx.generation.constrain import ToolConstraint
 from exaone4_mlx.generation.decode import Sampler, TokenStream
 from exaone4_mlx.generation.prompt_cache import prefill
 from exaone4_mlx.generation.worker import Worker
+from exaone4_mlx.storage.transcript import to_json, to_markdown
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -759,8 +762,12 @@ def test_saving_overwrites_saved_chats_only(demo: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is there already and is no saved chat"):
         chat.save(file)
     assert file.read_text() == "precious = 1"
-    for _ in range(2):
-        chat.save(tmp_path / "chat.json")
+    file = tmp_path / "notes.md"
+    file.write_text(f"My notes, and an export:\n\n{to_markdown(Conversation.new())}")
+    with pytest.raises(ValueError, match="is there already and is no saved chat"):
+        chat.save(file)
+    for name in ("chat.json", "chat.md") * 2:
+        chat.save(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         chat.save(tmp_path / "none" / "chat.json")
     with pytest.warns(UserWarning, match="there are no caches"):
@@ -1047,9 +1054,9 @@ def test_caches_are_saved_beside_the_chat(demo: Any, tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("no json", "is not a saved chat"),
-        ("[]", "its format is not"),
+        ("[]", "there are no messages"),
         ('{"format": "exaone4_mlx chat", "version": 2}', "it has version 2, and this program reads 1"),
-        ('{"format": "exaone4_mlx chat", "version": 1}', "messages must be a list"),
+        ('{"format": "exaone4_mlx chat", "version": 1}', "it has no messages"),
         ('{"format": "exaone4_mlx chat", "version": 1, "messages": [{"role": "robot"}]}', "unknown role 'robot'"),
         ('{"format": "exaone4_mlx chat", "version": 1, "messages": [], "dropped": 5}', "dropped is 5"),
         (
@@ -1074,6 +1081,35 @@ def test_files_that_are_no_saved_chats(demo: Any, tmp_path: Path, content: str, 
         Chat.load(file, *demo)
     with pytest.raises(FileNotFoundError, match="there is no saved chat"):
         Chat.load(tmp_path / "none.json", *demo)
+
+
+@pytest.mark.parametrize("name", ["chat.json", "chat.md", "export.json", "list.json", "lines.jsonl"])
+def test_a_chat_goes_on_from_any_file_with_messages(demo: Any, tmp_path: Path, name: str) -> None:
+    said = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi.", "reasoning_content": "A greeting.", "finish_reason": "stop"},
+        {"role": "user", "content": "Bye"},
+        {"role": "assistant", "content": "Bye!"},
+    ]
+    file, export = tmp_path / name, dataclasses.replace(Conversation.new(), messages=said, dropped=2)
+    chat = Chat(*demo, messages=said, settle=False)
+    chat.dropped = 2
+    if name.startswith("chat"):
+        chat.save(file)
+    else:
+        texts = {
+            "export.json": to_json(export),
+            "list.json": json_text(said),
+            "lines.jsonl": "\n".join(map(json_text, said)),
+        }
+        file.write_text(texts[name])
+    loaded = Chat.load(file, *demo, settle=False)
+    assert loaded.messages == said
+    assert loaded.dropped == (0 if name.startswith("li") else 2)
+    if name == "chat.md":
+        page = file.read_text()
+        assert "# Hello" in page and "<summary>Thought</summary>" in page
 
 
 # --- threads ------------------------------------------------------------------

@@ -374,12 +374,6 @@ def test_a_chat_that_the_package_saved_is_read():
     assert (conversation.settings, conversation.title, conversation.named) == (settings, "안녕?", False)
 
 
-def test_the_format_of_saved_chats_is_that_of_the_package():
-    from exaone4_mlx.conversation.chat_file import FILE_FORMAT, FILE_VERSION
-
-    assert (FILE_FORMAT, FILE_VERSION) == (transcript.CHAT_FORMAT, 1)
-
-
 def test_openai_messages_come_in_the_form_of_the_package():
     call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"x": "한"}'}}
     messages = [
@@ -413,11 +407,11 @@ def test_results_that_came_in_another_order_are_shown_and_read_with_their_calls(
 @pytest.mark.parametrize(
     ("fields", "title", "named"),
     [
-        ({}, "What is the capital of Peru, and how many people live in it", False),
+        ({}, "What is the capital of Peru, and how many peopl…", False),
         ({"title": "Peru\n\x00"}, "Peru", False),
         ({"title": "Peru", "named": True}, "Peru", True),
-        ({"title": " ", "named": True}, "What is the capital of Peru, and how many people live in it", False),
-        ({"title": ["Peru"], "named": True}, "What is the capital of Peru, and how many people live in it", False),
+        ({"title": " ", "named": True}, "What is the capital of Peru, and how many peopl…", False),
+        ({"title": ["Peru"], "named": True}, "What is the capital of Peru, and how many peopl…", False),
         ({"title": "a" * 200}, "a" * 120, False),
     ],
 )
