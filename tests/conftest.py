@@ -26,6 +26,7 @@ from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation.decode import TokenStream
 from exaone4_mlx.generation.draft import DraftScheduler
 from exaone4_mlx.generation.prompt_cache import prefill
+from exaone4_mlx.generation.worker import Worker
 from exaone4_mlx.model.cache import KVCache, RotatingKVCache
 from exaone4_mlx.model.kv import KVQuantization
 from exaone4_mlx.text.template import ChatTemplate
@@ -211,6 +212,20 @@ def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, "the condition does not come true"
         time.sleep(0.005)
+
+
+def hold(worker: Worker) -> threading.Event:
+    """Keeps the thread of a worker busy until the event is set."""
+    go, begun = threading.Event(), threading.Event()
+
+    def work() -> Iterator[None]:
+        begun.set()
+        go.wait(20)
+        yield
+
+    worker.submit(work())
+    assert begun.wait(20)
+    return go
 
 
 def run_all(threads: Iterable[threading.Thread]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import call_text, distance, get_weather, roll_dice, small_caches, tiny_model
+from conftest import call_text, distance, get_weather, hold, roll_dice, small_caches, tiny_model
 from scripted import ScriptedModel
 
 from exaone4_mlx import (
@@ -572,16 +572,7 @@ def test_no_error_of_any_kind_leaves_a_turn_in_progress(scripted: Any, monkeypat
 
 def test_cancel_ends_a_turn_that_waits_for_another_chat(scripted: Any) -> None:
     model, tokenizer = scripted("never")
-    go = threading.Event()
-    begun = threading.Event()
-
-    def busy() -> Iterator[None]:
-        begun.set()
-        go.wait(20)
-        yield
-
-    Worker.of(model).submit(busy())
-    begun.wait(20)
+    go = hold(Worker.of(model))
     chat = Chat(model, tokenizer)
     turn = chat.send("a")
     threading.Timer(0.2, chat.cancel).start()
@@ -1135,15 +1126,7 @@ def test_chats_in_many_threads_are_answered_in_fair_order(demo: Any) -> None:
 def test_place_in_the_line_is_told(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "MOST_TOGETHER", 1)
     model, tokenizer = scripted("one", "two")
-    go, begun = threading.Event(), threading.Event()
-
-    def busy() -> Iterator[None]:
-        begun.set()
-        go.wait(20)
-        yield
-
-    Worker.of(model).submit(busy())
-    begun.wait(20)
+    go = hold(Worker.of(model))
     turns = [Chat(model, tokenizer, settle=False).send("a") for _ in range(2)]
     threads = [threading.Thread(target=lambda turn=turn: list(turn)) for turn in turns]
     for number, (thread, turn) in enumerate(zip(threads, turns, strict=True)):

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import Greedy, random_ids, roll_dice, run_all, tiny_model, until
+from conftest import Greedy, hold, random_ids, roll_dice, run_all, tiny_model, until
 
 from exaone4_mlx import BUILTIN_TOOLS, Chat, Sampling, generate, stream_generate
 from exaone4_mlx.generation import decode, worker
@@ -156,15 +156,7 @@ def pieces(log: list[str], name: str, *kinds: Piece) -> Iterator[Any]:
 def test_a_round_has_all_short_pieces_and_one_long_piece() -> None:
     model = tiny_model()
     log, short, long = list[str](), [Piece.SHORT] * 4, [Piece.LONG] * 2
-    go, begun = threading.Event(), threading.Event()
-
-    def hold() -> Iterator[Any]:
-        begun.set()
-        go.wait(10)
-        yield
-
-    Worker.of(model).submit(hold())
-    begun.wait(10)
+    go = hold(Worker.of(model))
     jobs = [Worker.of(model).submit(pieces(log, *given)) for given in (("a", *short), ("b", *long), ("c", *long))]
     go.set()
     assert [list(job) for job in jobs] == [[], [], []]

@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import tiny_model
+from conftest import hold, tiny_model
 
 from exaone4_mlx.generation.worker import Worker
 
@@ -21,20 +21,6 @@ def worker() -> Iterator[Worker]:
     model = tiny_model()
     yield Worker.of(model)
     del model
-
-
-def hold(worker: Worker) -> threading.Event:
-    """Keeps the thread busy until the event is set."""
-    go, begun = threading.Event(), threading.Event()
-
-    def work() -> Iterator[None]:
-        begun.set()
-        go.wait(10)
-        yield
-
-    worker.submit(work())
-    begun.wait(10)
-    return go
 
 
 def test_a_model_has_one_worker_with_one_thread() -> None:
