@@ -25,7 +25,7 @@ from exaone4_mlx.cli.flags import (
 from exaone4_mlx.cli.program import run
 from exaone4_mlx.server.address import Address
 
-from .server import PageAddress, password_of, say, serve
+from .server import PageAddress, data_folder, password_of, say, serve
 
 if TYPE_CHECKING:
     from exaone4_mlx import Fit
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m app")
             Address.checked(options.host, options.port, options.allowed_host), password_of(options)
         )
         state = _state(options)
-        serve(state, address, folder=options.data_dir or _data_folder(), opens_browser=not options.no_browser)
+        serve(state, address, folder=options.data_dir or data_folder(), opens_browser=not options.no_browser)
         return 0
     except KeyboardInterrupt:
         return 130
@@ -124,7 +124,7 @@ def _state(options: argparse.Namespace) -> AppState:
     servers = mcp_servers(options.mcp_config) if options.mcp_config else []
     names = {tool.__name__ for tool in tools}
     tools += [tool for tool in BUILTIN_TOOLS if tool.__name__ not in names]
-    folder = options.data_dir or _data_folder()
+    folder = options.data_dir or data_folder()
 
     from exaone4_mlx import ConversationStore
     from exaone4_mlx.measure.model_jobs import ModelJobs
@@ -193,12 +193,6 @@ def _check_memory(needs: Fit) -> None:
         say(f"warning: this may take {needs.arithmetic}")
         fitting = f"--max-kv-size {needs.largest_context} fits; " if needs.largest_context > 1 else ""
         say(f"({fitting}--kv-bits 8 and fewer bits of weights take less; --ignore-memory hides this warning)")
-
-
-def _data_folder() -> Path:
-    from platformdirs import user_data_path
-
-    return user_data_path("exaone4_mlx", appauthor=False)
 
 
 if __name__ == "__main__":

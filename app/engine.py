@@ -62,10 +62,11 @@ class ChatEngine:
         drafting: Mapping[str, Any] | None = None,
         draft: Draft | None = None,
         ignores_memory: bool = False,
+        is_shared: bool = False,
     ) -> None:
         """`folders` is where models are looked for; `kv` says how caches are quantized, and `drafting` how tokens are
         drafted, as for `Chat`; `draft` is for every model with its tokenizer. With `ignores_memory` models are loaded
-        that are too large.
+        that are too large. A model that `is_shared` has other users, and is not replaced.
         """
         #: The open conversations. The state sets it.
         self.sessions: Callable[[], Sequence[Session]] = tuple
@@ -78,7 +79,7 @@ class ChatEngine:
         self.failure = ""  # why the last switch failed
         self._folders, self._given = tuple(folders), given or loaded.choice.path
         self._kv, self._drafting, self._draft = dict(kv or {}), dict(drafting or {}), draft
-        self._ignores_memory = ignores_memory
+        self._ignores_memory, self._is_shared = ignores_memory, is_shared
         self._switching = threading.Lock()
 
     @property
@@ -148,9 +149,11 @@ class ChatEngine:
         """Begins to load another model, or to give the one in use another context: its thread, and where its error is.
 
         Where both models have room, the one in use answers until the other is ready; otherwise its turns are ended
-        first, and it is loaded again if the other fails. Raises `Busy`. The error is of `fit` or `load`, or a
-        MemoryError where the weights alone are more than the memory.
+        first, and it is loaded again if the other fails. Raises `Busy`, and ValueError for a shared model. The error is
+        of `fit` or `load`, or a MemoryError where the weights alone are more than the memory.
         """
+        if self._is_shared and path != self.path:
+            raise ValueError("this page is beside a server, which uses the same model; start it with another --model")
         if not self._switching.acquire(blocking=False):
             raise Busy("another model is being loaded")
         errors: list[Exception] = []

@@ -255,5 +255,12 @@ def _network_address() -> str:
     return ""
 
 
+def data_folder() -> Path:
+    """The user's folder for conversations."""
+    from platformdirs import user_data_path
+
+    return user_data_path("exaone4_mlx", appauthor=False)
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

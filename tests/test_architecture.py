@@ -38,7 +38,7 @@ MOST_PARAMETERS = 12
 
 APP_ORDER = [
     "i18n", "settings", "messages", "models", "work", "tools", "record", "session", "details", "render", "frames", "engine", "titles", "state",
-    "status", "theme", "widgets", "common", "chat_actions", "listing", "model_actions", "actions", "api", "ui", "server", "__main__",
+    "status", "theme", "widgets", "common", "chat_actions", "listing", "model_actions", "actions", "api", "ui", "server", "beside", "__main__",
 ]  # fmt: skip
 #: The flags that all programs share, what Markdown means, and the models at hand.
 APP_SHARES = {

@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 NAME = "exaone4_mlx.app"
 NEEDED = ("gradio", "platformdirs", "latex2mathml", "pygments")  # the extra `app`
@@ -18,6 +19,12 @@ NEEDED = ("gradio", "platformdirs", "latex2mathml", "pygments")  # the extra `ap
 
 def run_app(arguments: Sequence[str]) -> int:
     """Runs the app until Ctrl-C, and returns the exit code. Raises ValueError without the extra `app`."""
+    code: int = app_module("__main__").main(arguments, "exaone4-mlx app")
+    return code
+
+
+def app_module(name: str) -> Any:
+    """A module of the app. Raises ValueError without the extra `app`."""
     if missing := [name for name in NEEDED if not _is_installed(name)]:
         raise ValueError(f"the app needs {', '.join(missing)}: pip install 'exaone4_mlx[app]'")
     clone = Path(__file__).parents[2] / "app"
@@ -27,8 +34,7 @@ def run_app(arguments: Sequence[str]) -> int:
         )
         assert spec is not None
         sys.modules[NAME] = importlib.util.module_from_spec(spec)
-    code: int = importlib.import_module(f"{NAME}.__main__").main(arguments, "exaone4-mlx app")
-    return code
+    return importlib.import_module(f"{NAME}.{name}")
 
 
 def _is_installed(name: str) -> bool:

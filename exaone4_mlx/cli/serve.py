@@ -5,15 +5,21 @@ from __future__ import annotations
 import argparse
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from . import flags, loading
+from .app import app_module
 from .output import log, note
+
+if TYPE_CHECKING:
+    from ..server.address import Address
 
 DESCRIPTION = (
     "Serves a model to OpenAI's clients (chat completions, completions, responses) and Anthropic's (messages), "
     "on this computer only unless --host says otherwise."
 )
 FIRST_PORT, PORTS = 8080, 20
+PAGE_SECONDS = 5.0  # until the replies of the page are written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     queue.add_argument(
         "--shutdown-seconds", type=int, default=10, metavar="N", help="for replies in progress at the end (default: 10)"
     )
+    page = parser.add_argument_group("the desktop chat (the extra `app`)")
+    page.add_argument("--app", action="store_true", help="serve it too, at / of the same port, on the same model")
+    page.add_argument(
+        "--password", nargs="?", const="", metavar="TEXT", help="ask browsers for it, as `exaone4-mlx app` does"
+    )
+    page.add_argument("--no-password", action="store_true", help="serve the page to other computers without a password")
+    page.add_argument("--data-dir", type=Path, metavar="FOLDER", help="where its conversations are kept")
     parser.add_argument("--thinking", action="store_true", help="think where a request does not say (default: no)")
     parser.add_argument("--model-name", metavar="NAME", help="the name in answers (default: --model)")
     parser.add_argument("--log-contents", action="store_true", help="write the bodies of requests into the log")
@@ -65,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Checks address and keys, loads the model, and serves until Ctrl-C."""
+    """Checks address and keys, loads the model, and serves until Ctrl-C. A second Ctrl-C does not wait for replies."""
     try:
         from ..server.access import Access, read_keys
         from ..server.address import Address
@@ -74,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
         from ..server.http import HttpServer
     except ImportError as error:
         raise RuntimeError("the server needs more packages: pip install 'exaone4_mlx[server]'") from error
+    page = _Page(options)
     port = options.port or next(
         port for port in range(FIRST_PORT, FIRST_PORT + PORTS + 1) if _is_free(options.host, port)
     )
@@ -81,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
     keys = read_keys(options.api_key, options.api_key_file)
     if not address.is_local and not keys:
         raise ValueError(f"--host {options.host} lets other computers in: give --api-key or --api-key-file")
+    page.check(address)
     if wrong := [origin for origin in options.allowed_origin if not origin.startswith(("http://", "https://"))]:
         raise ValueError(f"--allowed-origin is {wrong[0]!r}, and must be like http://localhost:3000")
     for name in ("max_running", "max_waiting", "max_body_bytes", "cache_bytes", "shutdown_seconds"):
@@ -101,15 +116,63 @@ def run(options: argparse.Namespace) -> int:
         cache_bytes=options.cache_bytes,
     )
     access = Access(address, keys, frozenset(options.allowed_origin), options.max_body_bytes)
-    app = make_app(engine, access, thinks=options.thinking, logs_contents=options.log_contents)
+    app = page.beside(make_app(engine, access, thinks=options.thinking, logs_contents=options.log_contents), ready)
     server = HttpServer(app, engine, options.shutdown_seconds, host=options.host, port=port, log_config=LOGGING)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    note(f"EXAONE is at http://{_shown(options.host)}:{port}/v1 (Ctrl-C ends it)")
+    at = f"http://{_shown(options.host)}:{port}"
+    note(f"EXAONE is at {at}/v1{f', and the desktop chat at {at}' if options.app else ''} (Ctrl-C ends it)")
     if not address.is_local:
         log("this server is reachable from other computers; keys travel in the clear without HTTPS in front of it")
-    server.run()
-    engine.close()
+    try:
+        server.run()
+    finally:
+        engine.close()
+        page.close(at_once=server.force_exit)
     return 0
+
+
+class _Page:
+    """The desktop chat beside the server, if it was asked for."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._made: Any = None
+        self._module: Any = app_module("beside") if options.app else None
+        for name in ("password", "no_password", "data_dir"):
+            if not options.app and getattr(options, name):
+                raise ValueError(f"--{name.replace('_', '-')} is for the desktop chat: give --app, too")
+
+    def check(self, address: Address) -> None:
+        """Raises ValueError where a password is missing."""
+        if self._module is not None:
+            server = app_module("server")
+            self._address = server.PageAddress.with_password(address, server.password_of(self._options))
+
+    def beside(self, api: Any, ready: loading.ReadyModel) -> Any:
+        """The page and the API as one application; without a page `api` itself."""
+        if self._module is None:
+            return api
+        from ..measure.fit import fit
+        from ..server.http import Beside
+
+        options = self._options
+        self._made = self._module.PageBeside(
+            ready.model,
+            ready.tokenizer,
+            name=options.model,
+            needs=fit(
+                options.model, max_kv_size=options.max_kv_size, dtype=options.dtype, q_bits=options.q_bits, kv=ready.kv
+            ),
+            address=self._address,
+            folder=options.data_dir,
+            kv=flags.kv_options(options),
+            thinking=options.thinking,
+        )
+        return Beside(api, self._made)
+
+    def close(self, at_once: bool) -> None:
+        if self._made is not None:
+            self._made.close(0.0 if at_once else PAGE_SECONDS)
 
 
 #: Lines of requests go to standard error as JSON. uvicorn says what is wrong only.

@@ -197,6 +197,10 @@ class Queue:
     def waiting(self) -> int:
         return sum(map(len, self._waiting.values()))
 
+    @property
+    def is_empty(self) -> bool:
+        return self.running + self.waiting == 0
+
     def has_room(self, count: int = 1) -> bool:
         """Whether `count` more replies are taken."""
         return self.running + self.waiting + count <= self.max_running + self.max_waiting

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from typing import Any
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .access import AccessGuard
 from .engine import ModelServer
 
 HEAD_SECONDS = 20.0  # in which the head of a request must be there
+LOOK_SECONDS = 0.1  # between two looks at the replies in progress at the end
 END_SECONDS = 5  # for the last words of replies that are ended
+LAST_SECONDS = 1.0  # for the same after a second Ctrl-C
 
 
 class HttpProtocol(H11Protocol):
@@ -48,15 +52,32 @@ class HttpProtocol(H11Protocol):
             self.transport.close()
 
 
+class Beside:
+    """A page beside the API on one port. It has every path that is not the API's."""
+
+    def __init__(self, api: AccessGuard, page: Any) -> None:
+        self._api, self.page = api, page
+        self._paths = {route.path for route in api.app.routes}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        path = scope.get("path", "")
+        is_api = scope["type"] != "lifespan" and (path in self._paths or path.startswith("/v1/"))
+        await (self._api if is_api else self.page)(scope, receive, send)
+
+
 class HttpServer(uvicorn.Server):
-    """Serves `app`. At the end, replies in progress have `seconds`; then `engine` ends them with an error."""
+    """Serves `app`. At the end, replies in progress have `seconds`; then `engine` ends them with an error.
+
+    A second Ctrl-C ends them at once.
+    """
 
     def __init__(self, app: Any, engine: ModelServer, seconds: int, **settings: Any) -> None:
+        self._page = app.page if isinstance(app, Beside) else None
         config = uvicorn.Config(
             app,
             http=HttpProtocol,
             ws="none",
-            lifespan="off",
+            lifespan="off" if self._page is None else "on",
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=seconds + END_SECONDS,
@@ -66,8 +87,28 @@ class HttpServer(uvicorn.Server):
         self._engine, self._seconds = engine, seconds
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        ending = asyncio.get_running_loop().call_later(self._seconds, self._engine.end)
+        ending = asyncio.ensure_future(self._end())
         try:
             await super().shutdown(sockets)
         finally:
             ending.cancel()
+            self._end_all()
+            deadline = time.monotonic() + LAST_SECONDS  # for the last words, which a second Ctrl-C leaves
+            while self.server_state.tasks and time.monotonic() < deadline:
+                await asyncio.sleep(LOOK_SECONDS)
+            if self.force_exit:
+                await self.lifespan.shutdown()
+
+    async def _end(self) -> None:
+        """Waits for the replies in progress, and ends what is left then."""
+        deadline = time.monotonic() + self._seconds
+        while time.monotonic() < deadline and not self.force_exit:
+            if self._engine.queue.is_empty and not (self._page and self._page.is_busy):
+                break
+            await asyncio.sleep(LOOK_SECONDS)
+        self._end_all()
+
+    def _end_all(self) -> None:
+        self._engine.end()
+        if self._page is not None:
+            self._page.end()

@@ -63,3 +63,40 @@ def test_it_answers_and_ends_by_ctrl_c() -> None:
     assert process.returncode in (0, 130)
     line = next(line for line in err.splitlines() if line.startswith("{"))
     assert json.loads(line)["reply_tokens"] > 0 and "Hello" not in line
+
+
+@pytest.mark.heavy
+def test_a_second_ctrl_c_does_not_wait_for_replies() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "exaone4_mlx", "serve", "--model", "demo", "--port", str(port)]
+    process = subprocess.Popen([*command, "--shutdown-seconds", "600"], stderr=subprocess.PIPE, text=True)
+    try:
+        while "at http" not in process.stderr.readline():  # type: ignore[union-attr]
+            pass
+        body = {"messages": [{"role": "user", "content": "Hello"}], "min_tokens": 7000, "stream": True}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )
+        answer = _opened(request)
+        answer.readline()
+        process.send_signal(signal.SIGINT)
+        for _ in range(20):
+            assert answer.readline(), "the first one lets the reply go on"
+        process.send_signal(signal.SIGINT)
+        assert b"shutting down" in answer.read()
+    finally:
+        _, err = process.communicate(timeout=30)
+    assert "Traceback" not in err, err
+
+
+def _opened(request: urllib.request.Request) -> Any:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return urllib.request.urlopen(request)
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)

@@ -30,19 +30,24 @@ class Served:
 
 @contextmanager
 def serving(keys: tuple[str, ...] = (), origins: tuple[str, ...] = (), **options: Any) -> Iterator[Served]:
-    """`options` are those of ModelServer, `max_body_bytes` of Access, and `seconds` of HttpServer."""
+    """`options` are those of ModelServer, `max_body_bytes` of Access, and `seconds` of HttpServer.
+
+    `page(model, tokenizer, port)` makes the page beside the API.
+    """
     pytest.importorskip("uvicorn", reason="the server needs the extra `server`")
     from exaone4_mlx.server.app import make_app
     from exaone4_mlx.server.engine import ModelServer
-    from exaone4_mlx.server.http import HttpServer
+    from exaone4_mlx.server.http import Beside, HttpServer
 
     body = {"max_body_bytes": options.pop("max_body_bytes")} if "max_body_bytes" in options else {}
-    seconds = options.pop("seconds", 5)
+    seconds, page = options.pop("seconds", 5), options.pop("page", None)
     model, tokenizer = options.pop("loaded", None) or load("demo", dtype="float32")
     engine = ModelServer(model, tokenizer, "demo", **options)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     app = make_app(engine, Access(Address(port=port), keys, frozenset(origins), **body))
+    if page is not None:
+        app = Beside(app, page(model, tokenizer, port))
     server = HttpServer(app, engine, seconds, log_level="error")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
