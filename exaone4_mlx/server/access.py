@@ -13,7 +13,7 @@ import contextlib
 import hmac
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,14 +93,16 @@ class Stalled(Exception):
 class AccessGuard:
     """Refuses requests before `app` sees them, and hands on bodies that are whole."""
 
-    def __init__(self, app: Any, access: Access) -> None:
-        self.app, self.access = app, access
+    def __init__(self, app: Any, access: Access, count: Callable[[str, int], None] = lambda path, status: None) -> None:
+        """`count(path, status)` is called for each answer."""
+        self.app, self.access, self._count = app, access, count
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
+        send = self._counted(scope["path"], send)
         headers = dict(scope["headers"])
         refusal = self.access.refusal(scope, headers)
         if refusal is None:
@@ -128,6 +130,14 @@ class AccessGuard:
         with contextlib.suppress(Stalled):
             await self.app(scope, again, sent)
 
+    def _counted(self, path: str, send: Any) -> Any:
+        async def counted(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self._count(path, message["status"])
+            await send(message)
+
+        return counted
+
     async def _body(self, receive: Any) -> bytes:
         body = bytearray()
         while True:
@@ -151,7 +161,11 @@ def error_body(
     path: str, status: int, message: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
     """An error in the form of the dialect that has this path."""
-    kind = ERROR_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
+    kind = error_kind(status)
     if path.endswith(("/messages", "/count_tokens")):  # Anthropic's form
         return {"type": "error", "error": {"type": kind, "message": message}}
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_kind(status: int) -> str:
+    return ERROR_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")

@@ -66,7 +66,11 @@ def make_app(engine: ModelServer, access: Access, *, thinks: bool = False, logs_
             allow_methods=["GET", "POST", "OPTIONS"],
             allow_headers=["Authorization", "Content-Type", "X-Api-Key", "Anthropic-Version", "Anthropic-Beta"],
         )
-    return AccessGuard(app, access)
+    paths = {route.path for route in app.routes if isinstance(route, APIRoute)}
+    app.state.metrics = engine.metrics
+    return AccessGuard(
+        app, access, lambda path, status: engine.metrics.request(path if path in paths else "other", status)
+    )
 
 
 class StrictRequest(HttpRequest):
@@ -128,8 +132,8 @@ class Routes:
         return {"input_tokens": len(prepared.request.ids)}
 
     async def models(self) -> Object:
-        """The one model."""
-        return {"object": "list", "data": [self._model()]}
+        """The one model. Codex reads `models`, which names none: it keeps its own instructions and settings."""
+        return {"object": "list", "data": [self._model()], "models": []}
 
     async def model(self, name: str) -> Object:
         """The model, under any name that clients use for it."""
@@ -174,10 +178,10 @@ class Routes:
         if not queue.has_room(len(tasks)):
             raise Refused(429, "too many requests wait already; try again later", code="queue_full")
         client = request.state.client
-        counted = _Counted(self._engine, request, client, started, self._logs_contents)
+        counted = _Counted(request, client, started, self._logs_contents)
         if streams:
             events = counted.of(merged([self._engine.events(one, client) for one in prepared]))
-            lines = with_pings(guarded(writer, events, len(prepared)))
+            lines = with_pings(guarded(writer, events, len(prepared), self._engine.metrics))
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
             return Stream(lines, media_type="text/event-stream", headers=headers)
         works = [collect(self._engine.events(one, client)) for one in prepared]
@@ -196,8 +200,8 @@ class Routes:
 class _Counted:
     """Logs a request as one line of JSON at its end, without what was said unless that was asked for."""
 
-    def __init__(self, engine: ModelServer, request: HttpRequest, client: str, started: float, contents: bool) -> None:
-        self._engine, self._request, self._client, self._started = engine, request, client, started
+    def __init__(self, request: HttpRequest, client: str, started: float, contents: bool) -> None:
+        self._request, self._client, self._started = request, client, started
         self._contents = contents
 
     async def of(self, events: AsyncIterator[tuple[int, EngineEvent]]) -> AsyncIterator[tuple[int, EngineEvent]]:
@@ -214,10 +218,8 @@ class _Counted:
             self.end(counts)
 
     def end(self, counts: Sequence[Any]) -> None:
-        path = self._request.url.path
-        self._engine.metrics.request(path, 200)
         line: Object = {
-            "path": path,
+            "path": self._request.url.path,
             "client": self._client,
             "seconds": round(time.perf_counter() - self._started, 3),
             "prompt_tokens": sum(one.prompt_tokens for one in counts),

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from .access import error_body
+from .access import error_body, error_kind
 from .contract import log
 from .messages import MessagesRequest
 from .openai import ChatRequest
@@ -54,13 +54,14 @@ def refusal_of(error: Exception) -> Refused:
     return Refused(400, message, word if word in FIELDS else None)
 
 
-def _error(status: int, message: str, param: str | None, code: str | None, path: str) -> JSONResponse:
+def _error(status: int, message: str, param: str | None, code: str | None, request: HttpRequest) -> JSONResponse:
+    request.app.state.metrics.error(error_kind(status))
     headers = {"retry-after": str(RETRY_SECONDS)} if status == 429 else None
-    return Json(error_body(path, status, message, param, code), status, headers=headers)
+    return Json(error_body(request.url.path, status, message, param, code), status, headers=headers)
 
 
 async def refused(request: HttpRequest, error: Refused) -> JSONResponse:
-    return _error(error.status, error.message, error.param, error.code, request.url.path)
+    return _error(error.status, error.message, error.param, error.code, request)
 
 
 async def invalid(request: HttpRequest, error: RequestValidationError) -> JSONResponse:
@@ -74,13 +75,13 @@ async def invalid(request: HttpRequest, error: RequestValidationError) -> JSONRe
     if first["type"] == "model_attributes_type" and not place:
         reason = "a JSON object is needed, with the header Content-Type: application/json"
     param = ".".join(place) or None
-    return _error(400, f"{param}: {reason}" if param else f"the body: {reason}", param, first["type"], request.url.path)
+    return _error(400, f"{param}: {reason}" if param else f"the body: {reason}", param, first["type"], request)
 
 
 async def http_error(request: HttpRequest, error: HTTPException) -> JSONResponse:
-    return _error(error.status_code, str(error.detail), None, None, request.url.path)
+    return _error(error.status_code, str(error.detail), None, None, request)
 
 
 async def fault(request: HttpRequest, error: Exception) -> JSONResponse:
     log.error("%s failed: %s", request.url.path, error)
-    return _error(500, "the server failed; its log says why", None, None, request.url.path)
+    return _error(500, "the server failed; its log says why", None, None, request)

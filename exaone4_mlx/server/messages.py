@@ -28,6 +28,10 @@ class Tool(Contract):
     type: Literal["custom"] | None = None
     cache_control: Object | None = Field(None, description="No effect.")
     strict: bool | None = None
+    eager_input_streaming: bool | None = Field(None, description="No effect: arguments are streamed as they come.")
+    defer_loading: bool | None = Field(None, description="No effect: each tool is offered from the beginning.")
+    input_examples: list[Object] | None = Field(None, description="No effect.")
+    allowed_callers: list[str] | None = Field(None, description="No effect.")
 
 
 class ToolChoice(Contract):
@@ -51,6 +55,9 @@ class CountRequest(Contract):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     thinking: ThinkingMode | None = None
+    output_config: Object | None = Field(None, description="`format` is the schema of the answer.")
+    context_management: Object | None = Field(None, description="No effect.")
+    cache_control: Object | None = Field(None, description="No effect.")
 
     def task(self, thinks: bool, **options: Any) -> Task:
         thinking = thinks if self.thinking is None else self.thinking.type != "disabled"
@@ -96,8 +103,6 @@ class MessagesRequest(CountRequest):
     stream: bool | None = None
     metadata: Object | None = Field(None, description="No effect.")
     service_tier: str | None = Field(None, description="No effect.")
-    context_management: Object | None = Field(None, description="No effect.")
-    output_config: Object | None = Field(None, description="`format` is the schema of the answer.")
 
     def task(self, thinks: bool, **options: Any) -> Task:
         given = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}

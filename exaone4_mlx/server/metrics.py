@@ -18,6 +18,7 @@ class Metrics:
             return Counter(f"exaone4_{name}", text, labels, registry=self.registry)
 
         self._requests = counter("requests", "Requests, by path and status", ("path", "status"))
+        self._errors = counter("errors", "Errors that clients were told of, by kind", ("kind",))
         self._prompt = counter("prompt_tokens", "Tokens of prompts")
         self._cached = counter("cached_tokens", "Tokens of prompts that were not processed again")
         self._generated = counter("generated_tokens", "Tokens of replies")
@@ -32,6 +33,9 @@ class Metrics:
 
     def request(self, path: str, status: int) -> None:
         self._requests.labels(path, str(status)).inc()
+
+    def error(self, kind: str) -> None:
+        self._errors.labels(kind).inc()
 
     def queue(self, running: int, waiting: int) -> None:
         self._running.set(running)

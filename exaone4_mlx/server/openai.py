@@ -110,12 +110,12 @@ class ChatRequest(SampledRequest):
             given["thinking_budget"] = self.thinking_budget
         if self.response_format is not None and self.response_format.get("type") != "text":
             given["response_format"] = self.response_format
-        tools, forced, strict = read_tools(self.tools, self.tool_choice)
+        tools, forced, strict = chosen_tools(self.tools, self.tool_choice)
         options = Options(**given, thinking=thinking and not continued, continue_final_message=continued)
         return Task(self.messages, options, tools, forced, strict, self.parallel_tool_calls is False)
 
 
-def read_tools(
+def chosen_tools(
     tools: Sequence[FunctionTool] | None, choice: str | NamedChoice | None
 ) -> tuple[tuple[Object, ...], tuple[Object, ...], bool]:
     """(tools that are offered, tools of which one must be called, whether calls follow the schemas)."""

@@ -16,7 +16,7 @@ class ResponsesWriter:
     """Writes a reply as a response, whole or as a stream of events."""
 
     def __init__(self, model: str, request: ResponsesRequest) -> None:
-        self._request = request
+        self._names = request.functions()[1]
         self._head: Object = {
             "id": new_id("resp_"),
             "object": "response",
@@ -127,7 +127,7 @@ class ResponsesWriter:
         place: Object = {"item_id": item["id"], "output_index": len(output)}
         if call is not None:
             status = "completed" if call.is_complete else "incomplete"
-            done = self._call(item["id"], item["call_id"], item["name"], text, status)
+            done = self._call(item["id"], item["call_id"], call.name, text, status)
             lines = [self._event("response.function_call_arguments.done", **place, name=item["name"], arguments=text)]
         elif kind == "reasoning":
             done, part = self._reasoning(item["id"], text), {"type": "summary_text", "text": text}
@@ -180,7 +180,8 @@ class ResponsesWriter:
         return {"id": id, "type": "reasoning", "summary": parts, "status": status}
 
     def _call(self, id: str, call_id: str, name: str, arguments: str, status: str = "completed") -> Object:
-        return {
+        space, name = self._names.get(name, (None, name))
+        item = {
             "id": id,
             "type": "function_call",
             "call_id": call_id,
@@ -188,3 +189,4 @@ class ResponsesWriter:
             "arguments": arguments,
             "status": status,
         }
+        return item if space is None else {**item, "namespace": space}

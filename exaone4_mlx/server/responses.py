@@ -1,7 +1,7 @@
 """OpenAI's dialect /v1/responses, without stored state: each request holds the whole conversation.
 
 Notes:
-- Tools of other types than `function` (a web search, a namespace) are left out, because clients send them always.
+- Tools of other types than `function` and `namespace` (a web search) are left out, because clients send them always.
 - Items that hold no text of a conversation (an encrypted thought, say) are left out, too.
 """
 
@@ -14,8 +14,8 @@ from pydantic import Field, field_validator
 from ..generation.options import Options
 from .contract import EFFORTS, Contract, Effort, Number, Object, Whole, is_continued
 from .engine import Task
-from .items import read_items, with_system
-from .openai import Function, FunctionTool, NamedChoice, NamedFunction, read_tools
+from .items import read_items, read_tools, with_system
+from .openai import Function, FunctionTool, NamedChoice, NamedFunction, chosen_tools
 
 
 class Reasoning(Contract):
@@ -54,6 +54,9 @@ class ResponsesRequest(Contract):
     metadata: Object | None = Field(None, description="No effect.")
     client_metadata: Object | None = Field(None, description="No effect.")
     prompt_cache_key: str | None = Field(None, description="No effect.")
+    prompt_cache_retention: str | None = Field(None, description="No effect.")
+    prompt_cache_options: Object | None = Field(None, description="No effect.")
+    stream_options: Object | None = Field(None, description="No effect.")
     safety_identifier: str | None = Field(None, description="No effect.")
     service_tier: str | None = Field(None, description="No effect.")
     truncation: Literal["disabled"] | None = None
@@ -67,6 +70,10 @@ class ResponsesRequest(Contract):
         if value is not None:
             raise ValueError("no response is stored here: send the whole conversation in input")
         return value
+
+    def functions(self) -> tuple[list[Object], dict[str, tuple[str, str]]]:
+        """The functions that are offered; (namespace, name) of each that is in a namespace, by its name."""
+        return read_tools(self.tools or (), [] if isinstance(self.input, str) else self.input)
 
     def task(self, thinks: bool) -> Task:
         items = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input
@@ -88,7 +95,7 @@ class ResponsesRequest(Contract):
             given["response_format"] = {"type": "json_schema", "json_schema": {"schema": form.get("schema")}}
         elif form is not None and form.get("type") != "text":
             given["response_format"] = form
-        functions = [tool for tool in self.tools or () if tool.get("type") == "function"]
+        functions, _ = self.functions()
         tools = [
             FunctionTool(
                 function=Function(**{key: value for key, value in tool.items() if key in Function.model_fields})
@@ -97,5 +104,5 @@ class ResponsesRequest(Contract):
         ]
         choice = self.tool_choice
         named = NamedChoice(function=NamedFunction(name=choice.name)) if isinstance(choice, FunctionChoice) else choice
-        offered, forced, strict = read_tools(tools, named)
+        offered, forced, strict = chosen_tools(tools, named)
         return Task(messages, Options(**given), offered, forced, strict, self.parallel_tool_calls is False)

@@ -13,6 +13,7 @@ from fastapi.responses import StreamingResponse
 from .contract import Collected, Object, log, sse
 from .engine import EngineEvent, QueueFull, ServerEnds
 from .errors import Refused
+from .metrics import Metrics
 
 PING_SECONDS = 5.0
 
@@ -67,15 +68,22 @@ async def merged(sources: Sequence[AsyncIterator[EngineEvent]]) -> AsyncIterator
             await source.aclose()  # type: ignore[attr-defined]
 
 
-async def guarded(writer: Writer, events: AsyncIterator[tuple[int, EngineEvent]], count: int) -> AsyncIterator[str]:
+#: Errors that end a stream -> their kind in the metrics. All others are faults, which are logged.
+KINDS = {QueueFull: "queue_full", ServerEnds: "shutting_down", FloatingPointError: "nonfinite"}
+
+
+async def guarded(
+    writer: Writer, events: AsyncIterator[tuple[int, EngineEvent]], count: int, metrics: Metrics
+) -> AsyncIterator[str]:
     """The lines of a stream. An error in the middle is an event of the dialect."""
     lines = writer.stream(events, count)
     try:
         async for line in lines:
             yield line
     except Exception as problem:
-        if not isinstance(problem, (QueueFull, ServerEnds, FloatingPointError)):
+        if type(problem) not in KINDS:
             log.exception("a reply failed")
+        metrics.error(KINDS.get(type(problem), "fault"))
         error = {
             "message": str(problem) or type(problem).__name__,
             "type": "server_error",

@@ -70,3 +70,15 @@ def served() -> Iterator[Served]:
 @pytest.fixture(name="serving", scope="session")
 def serving_fixture() -> Callable[..., Any]:
     return serving
+
+
+@pytest.fixture
+def saying(scripted: Callable[..., Any], serving: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """saying(*replies) sets what the model of a server says next; the server is returned."""
+    with serving(loaded=scripted("x")) as server:
+
+        def say(*replies: str) -> Any:
+            scripted(*replies)
+            return server
+
+        yield say

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,18 +24,6 @@ HELLO = [{"role": "user", "content": "Hello"}]
 CHAT = {"messages": HELLO, "tools": [{"type": "function", "function": TOOL}]}
 RESPONSES = {"input": "Hello", "tools": [{"type": "function", **TOOL}]}
 MESSAGES = {"messages": HELLO, "max_tokens": 500, "tools": [{"name": "weather", "input_schema": TOOL["parameters"]}]}
-
-
-@pytest.fixture
-def saying(scripted: Callable[..., Any], serving: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """saying(*replies) sets what the model of a server says next; the server is returned."""
-    with serving(loaded=scripted("x")) as server:
-
-        def say(*replies: str) -> Any:
-            scripted(*replies)
-            return server
-
-        yield say
 
 
 def events(served: Any, path: str, body: Any) -> list[Any]:
