@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
         from ..server.http import HttpServer
     except ImportError as error:
         raise RuntimeError("the server needs more packages: pip install 'exaone4_mlx[server]'") from error
-    page = _Page(options)
+    page = _DesktopChat(options)
     port = options.port or next(
         port for port in range(FIRST_PORT, FIRST_PORT + PORTS + 1) if _is_free(options.host, port)
     )
@@ -131,7 +131,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-class _Page:
+class _DesktopChat:
     """The desktop chat beside the server, if it was asked for."""
 
     def __init__(self, options: argparse.Namespace) -> None:
