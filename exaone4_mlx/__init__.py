@@ -16,6 +16,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `as` exports a name to type checkers
+    from .cluster.ranks import join_ranks as join_ranks
     from .conversation.chat import Chat as Chat
     from .conversation.turn import Turn as Turn
     from .conversion.convert import ConversionSummary as ConversionSummary, convert as convert
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .files.text import decode_text as decode_text
     from .generation.batch import generate_batch as generate_batch
     from .generation.causal_lm import Exaone4ForCausalLM as Exaone4ForCausalLM, load as load
+    from .generation.follow import follow as follow
     from .generation.generate import (
         Generation as Generation,
         generate as generate,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
 __version__ = "0.2.0"
 
 _HOME = {
+    "cluster.ranks": ("join_ranks",),
     "conversation.chat": ("Chat",),
     "conversation.turn": ("Turn",),
     "conversion.convert": ("ConversionSummary", "convert"),
@@ -67,6 +70,7 @@ _HOME = {
     "files.text": ("decode_text",),
     "generation.batch": ("generate_batch",),
     "generation.causal_lm": ("Exaone4ForCausalLM", "load"),  # with the method `generate`
+    "generation.follow": ("follow",),
     "generation.generate": ("Generation", "generate", "stream_generate"),
     "generation.options": ("Options", "Sampling"),
     "generation.reply_options": ("ReplyOptions",),

@@ -15,6 +15,7 @@ APP = sorted((ROOT / "app").glob("*.py"))
 #: The rooms of the package, lowest first. A file imports from its own room and from rooms before it.
 ROOMS = [
     "files",
+    "cluster",
     "tools",
     "text",
     "storage",

@@ -21,6 +21,7 @@ from ..files.safetensors import DTYPES, FLOAT_DTYPES, FLOATS, Checkpoint, Checkp
 from .integer_layouts import AWQLayout, GPTQLayout, Int8Layout, PackedLayout
 from .layouts import Float8Layout, Layout, MLXLayout, StoredTensor
 from .quantize import read_quantization, read_settings
+from .share import ROWS, Cut
 
 #: The files with the settings of releases without a quantization_config, and the default quant_method of each.
 SIDE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
@@ -121,6 +122,13 @@ class Source:
             mx.eval(slabs[-1])
         return slabs[0] if len(slabs) == 1 else mx.concatenate([mx.zeros((0, tensor.shape[1]), dtype), *slabs])
 
+    def part(self, name: str, cut: Cut) -> mx.array:
+        """The part of a weight in full precision that one rank has."""
+        tensor = self.tensors[name]
+        if self._layout is None or len(tensor.stored) == 1:
+            return cut.read(self._checkpoint, tensor.stored[0])
+        return self.weight(name, *cut.span(tensor.shape)) if cut.axis == ROWS else cut.of(self.weight(name))
+
     def equal(self, name: str, other: str) -> bool:
         """Whether two weights are the same. Compares some rows at a time, because these may be the largest weights."""
         shape = self.tensors[name].shape
@@ -129,16 +137,17 @@ class Source:
             for start in range(0, shape[0], 4096)
         )
 
-    def parts(self, name: str) -> list[tuple[str, mx.array]]:
+    def parts(self, name: str, cut: Cut | None = None) -> list[tuple[str, mx.array]]:
         """MLX's tensors with the same values as the stored ones: weight [out, packed] as uint32, scales, biases.
 
-        Scales keep their dtype if it holds the biases exactly. Otherwise both are float32. Raises ValueError if the
-        tensor's `exact` is None, and CheckpointError for scales of bytes that mean NaN or infinity.
+        With `cut` the part of one rank; only MLX's own layout reads no other byte. Scales keep their dtype if it holds
+        the biases exactly. Otherwise both are float32. Raises ValueError if the tensor's `exact` is None, and
+        CheckpointError for scales of bytes that mean NaN or infinity.
         """
         tensor = self.tensors[name]
         if self._layout is None or tensor.exact is None:
             raise ValueError(f"MLX has no quantization with the values of {name} ({self.format})")
-        parts = self._layout.parts(tensor)
+        parts = self._layout.parts(tensor) if cut is None else self._layout.parts_of(tensor, cut)
         if tensor.exact.mode != "affine":  # the scales are bytes, and some bytes mean NaN or infinity
             check_finite(tensor.exact.dequantized(parts), f"{self.file(name)}: {name}")
         return tensor.exact.named(name, parts)

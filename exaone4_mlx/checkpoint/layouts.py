@@ -16,6 +16,7 @@ import mlx.core as mx
 
 from ..files.safetensors import DTYPES, FLOATS, Checkpoint, CheckpointError
 from .quantize import Quantization, stored_settings
+from .share import Cut
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ class Layout(ABC):
     def parts(self, tensor: StoredTensor) -> list[mx.array]:
         """MLX's packed weight, scales and biases. Only a tensor with `exact` has them."""
         raise NotImplementedError
+
+    def parts_of(self, tensor: StoredTensor, cut: Cut) -> list[mx.array]:
+        """The part of them that one rank has."""
+        return [cut.of(array) for array in self.parts(tensor)]
 
     def close(self) -> None:  # noqa: B027 (most layouts keep nothing)
         """Frees what the layout keeps between calls."""
@@ -137,6 +142,9 @@ class MLXLayout(Layout):
 
     def parts(self, tensor: StoredTensor) -> list[mx.array]:
         return [self.checkpoint.read(name) for name in tensor.stored]
+
+    def parts_of(self, tensor: StoredTensor, cut: Cut) -> list[mx.array]:
+        return [cut.read(self.checkpoint, name) for name in tensor.stored]
 
 
 @dataclass(kw_only=True)

@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_q_bits_flag(parser, "show only these bits per weight, in groups of 64, for a full-precision checkpoint")
     add_kv_flags(parser)
     parser.add_argument("--draft-model", metavar="PATH", help="also count this draft model")
+    parser.add_argument(
+        "--ranks", type=int, default=1, metavar="N", help="count for each of N machines that share the model"
+    )
     parser.add_argument("--metal", action="store_true", help="count as on a Mac, on any machine")
     parser.add_argument("--json", action="store_true", help="print the first column as one JSON object")
 
@@ -51,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..checkpoint.quantize import Quantization
     from ..files.safetensors import read_dtype
-    from ..measure.fit import check_draft, check_max_kv_size, fit_sizes, read_memory
+    from ..measure.fit import check_draft, check_max_kv_size, fit_sizes, ranked, read_memory
     from ..measure.sizes import read_sizes
     from ..model.kv import KVQuantization
 
@@ -66,7 +69,8 @@ def run(options: argparse.Namespace) -> int:
         check_draft(sizes, draft)
 
     def fit(quantization: Quantization | None, kv: KVQuantization | None) -> Fit:
-        return fit_sizes(sizes, options.max_kv_size, memory, cast, quantization, metal, kv=kv, draft=draft)
+        own = ranked(sizes, options.ranks, quantization)
+        return fit_sizes(own, options.max_kv_size, memory, cast, quantization, metal, kv=kv, draft=draft)
 
     others = [] if first or sizes.is_quantized or options.json else map(Quantization, OTHER_BITS)
     fits = {_heading(sizes, cast, quantization): fit(quantization, kv) for quantization in (first, *others)}
@@ -82,6 +86,8 @@ def run(options: argparse.Namespace) -> int:
         saved = total - fit(first, KVQuantization.read(sizes.config, 8)).total_bytes
         if saved > WORTH_LISTING * total:
             show(f"--kv-bits 8 saves {size_text(saved)}.")
+    if options.ranks > 1:
+        show(f"This is what rank 0 of {options.ranks} needs. The others need no draft model and no output head.")
     for note in _notes(sizes, metal, options.memory):
         show(note)
     return 0 if any(one.fits for one in fits.values()) else 1

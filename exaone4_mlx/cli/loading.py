@@ -136,7 +136,7 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
 
     try:
         if not options.ignore_memory and _needs_download(options.model, options.revision):
-            _check_weights(read_sizes(options.model, options.revision), options)
+            _check_weights(_of_this_rank(read_sizes(options.model, options.revision), options), options)
         folder = find_folder(options.model, options.revision)
         config = Exaone4Config.from_file(folder / "config.json")
         tokenizer = Tokenizer.from_pretrained(folder, nfc=options.nfc)
@@ -167,7 +167,7 @@ def check_memory(files: ModelFiles, options: argparse.Namespace, context: int, p
     from ..measure.fit import fit_sizes
     from ..model.kv import KVQuantization
 
-    sizes, draft = files.sizes, files.draft_sizes
+    sizes, draft = _of_this_rank(files.sizes, options), files.draft_sizes
     bits, kv = _quantization(options), files.kv
     fit = partial(fit_sizes, sizes, context, None, read_dtype(options.dtype), draft=draft, prompt_tokens=prompt)
     needs = fit(bits, kv=kv)
@@ -187,7 +187,10 @@ def check_memory(files: ModelFiles, options: argparse.Namespace, context: int, p
 def load(files: ModelFiles, options: argparse.Namespace) -> ReadyModel:
     """Reads the weights of the model and its draft model, with progress bars."""
     started = time.perf_counter()
-    model = _load(files.folder, options, options.q_bits, options.q_group_size)
+    given = {"q_bits": options.q_bits, "q_group_size": options.q_group_size}
+    if (ranks := getattr(options, "ranks", None)) is not None:
+        given["ranks"] = ranks
+    model = _load(files.folder, options, **given)
     if options.verbose:
         note(
             f"{files.folder}: {files.config.num_hidden_layers} layers, context {files.context} tokens, "
@@ -198,25 +201,17 @@ def load(files: ModelFiles, options: argparse.Namespace) -> ReadyModel:
             f"quantized to {options.q_bits} bits while loading; this command stores the model with a smaller error: "
             f"{_convert_command(options)}"
         )
-    draft = _load(files.draft_folder, options) if files.draft_folder else None
+    draft_folder = None if ranks is not None and ranks.rank else files.draft_folder  # rank 0 drafts alone
+    draft = _load(draft_folder, options) if draft_folder else None
     return ReadyModel(model, files.tokenizer, files.kv, files.max_kv_size, draft)
 
 
-def _load(
-    folder: Path, options: argparse.Namespace, q_bits: int | None = None, q_group_size: int = 64
-) -> Exaone4ForCausalLM:
+def _load(folder: Path, options: argparse.Namespace, **given: Any) -> Exaone4ForCausalLM:
     from ..model.network import Exaone4ForCausalLM
     from ..model.pretrained import load_network
 
     with progress_bar("loading", "B") as progress:
-        model = load_network(
-            Exaone4ForCausalLM,
-            folder,
-            dtype=options.dtype,
-            q_bits=q_bits,
-            q_group_size=q_group_size,
-            progress=progress,
-        )
+        model = load_network(Exaone4ForCausalLM, folder, dtype=options.dtype, progress=progress, **given)
         model.fused()
         return model
 
@@ -249,6 +244,14 @@ def _check_weights(sizes: Sizes, options: argparse.Namespace) -> None:
         if bits is None and not sizes.is_quantized:
             remedy = f"; --q-bits 4 reduces them to {size_text(sizes.weights_bytes(cast, Quantization(4)))}"
         raise MemoryError(f"{error}{remedy}; --ignore-memory loads them anyway") from error
+
+
+def _of_this_rank(sizes: Sizes, options: argparse.Namespace) -> Sizes:
+    """The sizes of the part that this process loads."""
+    from ..measure.fit import ranked
+
+    ranks = getattr(options, "ranks", None)
+    return sizes if ranks is None else ranked(sizes, ranks.size, _quantization(options))
 
 
 def _quantization(options: argparse.Namespace) -> Quantization | None:

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from .. import __version__
-from . import INTERRUPTED
+from . import INTERRUPTED, ranks
 from .flags import CommandParser, HelpAll, with_flag_names
 from .output import log, prepare_streams, progress_bar, set_quiet
 
@@ -55,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from ..files.folders import downloads_shown_by
 
         with on_ctrl_c(_interrupt), logged_warnings(), downloads_shown_by(_download_bar):
-            code: int = options.run(options)
-            return code
+            return ranks.run(options) if ranks.is_launched() else int(options.run(options))
     except KeyboardInterrupt as interrupt:
         if str(interrupt):
             log(str(interrupt))
@@ -80,6 +79,8 @@ def _app(arguments: Sequence[str]) -> int:
     try:
         if message := _unsupported_platform():
             raise ValueError(message)
+        if ranks.is_launched():
+            ranks.check_command("app")
         return run_app(arguments)
     except ValueError as error:
         log(f"error: {error}")
@@ -135,6 +136,8 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
             module = importlib.import_module(f".{name}", __package__)
             command.command, command.description = name, module.DESCRIPTION
             module.add_arguments(command)
+            if name in ranks.RANKED:
+                ranks.add_flags(command)
             command.add_argument("--quiet", action="store_true", help="print no progress and no remarks")
             command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
             command.add_argument("--help-all", action=HelpAll, nargs=0, help="show all options and exit")

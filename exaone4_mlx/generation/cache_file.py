@@ -52,6 +52,7 @@ def write_cache(
 
     Raises ValueError for an existing file that is not a prompt cache, and FloatingPointError for NaN and infinity.
     """
+    _check_ranks(model)
     _check_file_kind(path)
     arrays = {"ids": mx.array(content.ids, dtype=mx.int32)}
     for i, (snapshot, layer) in enumerate(zip(content.layers, layers, strict=True)):
@@ -79,6 +80,7 @@ def read_cache(
     Raises FileNotFoundError if there is no file, ValueError for a file that is not a prompt cache or belongs to another
     model or cache layout, and CheckpointError for a damaged file.
     """
+    _check_ranks(model)
     if not path.is_file():
         raise FileNotFoundError(f"there is no prompt cache {path}")
     _check_file_kind(path)
@@ -94,6 +96,11 @@ def read_cache(
         return _content(arrays, json.loads(metadata["checkpoints"]), layers, model.config)
     except (CheckpointError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the prompt cache {path} is damaged ({error})") from error
+
+
+def _check_ranks(model: Exaone4ForCausalLM) -> None:
+    if model.ranks is not None:
+        raise ValueError("caches of a model of several ranks cannot be in a file: each rank has a part of them")
 
 
 def _check_file_kind(path: Path) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
 
 from ..checkpoint.quantize import Quantization
+from ..checkpoint.share import Share
 from ..files.safetensors import read_dtype
 from ..model.kv import KVQuantization
 from ..text.format import size_text
@@ -93,6 +94,7 @@ def fit(
     metal: bool | None = None,
     kv: int | KVQuantization | None = None,
     draft_model: str | Path | None = None,
+    ranks: int = 1,
 ) -> Fit:
     """What a model needs: a folder, a config.json, a hub id (only its config.json is downloaded), or "demo".
 
@@ -100,7 +102,8 @@ def fit(
     Metal gives a model about three quarters of it. None means this machine. `dtype` and `q_bits` are those of `load`;
     without them the weights are counted as they are stored, or without weight files as config.json says. `metal` counts
     memory and prefill as on a Mac, or as elsewhere; None means as on this machine. `kv` quantizes the caches, as for
-    `Chat`. `draft_model` is a path or id; its weights are cast as those of the model, and not quantized.
+    `Chat`. `draft_model` is a path or id; its weights are cast as those of the model, and not quantized. With
+    several `ranks` it is what rank 0 needs, which has the most: see `load(…, group=)`.
 
     Raises FileNotFoundError and ValueError as `load` does for what is visible without reading weights, and ValueError
     for a max_kv_size beyond max_position_embeddings, an invalid `kv`, and a draft model with another tokenizer.
@@ -108,7 +111,7 @@ def fit(
     check_max_kv_size(max_kv_size)
     memory_bytes, cast = read_memory(memory, metal), read_dtype(dtype)
     quantization = None if q_bits is None else Quantization(q_bits)
-    sizes = read_sizes(path_or_repo, revision)
+    sizes = ranked(read_sizes(path_or_repo, revision), ranks, quantization)
     draft = None if draft_model is None else read_sizes(draft_model)
     if draft:
         check_draft(sizes, draft)
@@ -170,6 +173,23 @@ def fit_sizes(
     return Fit(
         max_kv_size, weights_bytes, *caches, reading(max_kv_size), draft_bytes(max_kv_size), memory_bytes, largest
     )
+
+
+def ranked(sizes: Sizes, ranks: int, quantization: Quantization | None) -> Sizes:
+    """The sizes of rank 0 of so many ranks, of a model that is to be quantized so."""
+    if type(ranks) is not int or ranks < 1:
+        raise ValueError(f"ranks must be a positive whole number, not {ranks!r}")
+    if ranks == 1:
+        return sizes
+    share, tensors = Share(0, ranks), dict(sizes.tensors)
+    settings = {name: tensor.exact or quantization for name, tensor in tensors.items()}
+    grouped = {name: chosen for name, chosen in settings.items() if chosen is not None}
+    divided = share.divided(sizes.config)
+    share.check_groups(grouped, {name: tensor.shape for name, tensor in tensors.items()})
+    for name, tensor in tensors.items():
+        if cut := share.cut(name):
+            tensors[name] = replace(tensor, shape=cut.shape(tensor.shape), nbytes=tensor.nbytes // ranks)
+    return replace(sizes, config=sizes.config.replace(**divided), tensors=tensors)
 
 
 def check_max_kv_size(max_kv_size: int | None) -> None:

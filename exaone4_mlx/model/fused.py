@@ -61,11 +61,11 @@ class FusedModel:
         embedding, norm = frozen(model.model.embed_tokens), frozen(model.model.norm)
         self.embed: Projection = embedding  # ids [B, L] -> [B, L, E]
         self.norm: Projection = norm
-        self.head: Projection = (
-            embedding.as_linear
-            if self.config.tie_word_embeddings
-            else adapted(product(bare(model.lm_head)), model.lm_head)
-        )
+        self.head: Projection = lambda x: x  # of a rank that computes no logits
+        if self.config.tie_word_embeddings:
+            self.head = embedding.as_linear
+        elif model.ranks is None or model.ranks.rank == 0:
+            self.head = adapted(product(bare(model.lm_head)), model.lm_head)
         self._rope_is_static = not self.config.rope_parameters.depends_on_length
         self._layer_of_window = {layer.window: i for i, layer in enumerate(self.layers)}
         self._threads = threading.local()
@@ -77,8 +77,6 @@ class FusedModel:
 
     def __call__(self, ids: mx.array, cache: Sequence[Cache]) -> mx.array:
         """Logits [B, L, V] for ids [B, L], which continue what `cache` holds."""
-        if ids.shape[1] > MAX_COMPILED_LENGTH or not self._rope_is_static:
-            return self.head(self.norm(run_layers(self.layers, self.embed(ids), cache)))
         return self.together([(ids, cache)])[0]
 
     def together(self, rows: Sequence[Row]) -> list[mx.array]:
@@ -87,8 +85,8 @@ class FusedModel:
         All tokens go through each projection together. Attention runs row by row, in the caches of each row. Rows with
         dynamic or longrope RoPE run one after the other.
         """
-        if not self._rope_is_static:
-            return [self(*row) for row in rows]
+        if not self._rope_is_static or (len(rows) == 1 and rows[0][0].shape[1] > MAX_COMPILED_LENGTH):
+            return [self.head(self.norm(run_layers(self.layers, self.embed(ids), cache))) for ids, cache in rows]
         for _, cache in rows:
             check_depth(cache, len(self.layers))
         shapes = [ids.shape for ids, _ in rows]

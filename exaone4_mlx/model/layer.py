@@ -130,11 +130,14 @@ class Layer:
     attention_norm: mx.array  # [E]
     mlp_norm: mx.array  # [E]
     dropout: float = 0.0  # of attention weights
+    total: Projection | None = None  # the sum over ranks, before the norms: each has some heads and some of the MLP
 
     @classmethod
     def of(cls, block: Any) -> Layer:
         """The layer of a block's modules, with the weights that they have now."""
         attention, mlp = block.self_attn, block.mlp
+        if block.total is not None:
+            raise ValueError("the modules of a model of several ranks have a part of the weights: use model.fused()")
         return cls(
             spec=attention.spec,
             qkv=beside(attention.q_proj, attention.k_proj, attention.v_proj),
@@ -156,15 +159,13 @@ class Layer:
         self, x: mx.array, mask: Mask, cache: Cache | None, context: AttentionContext | None = None, last: bool = False
     ) -> mx.array:
         """Hidden states [B, L, E] -> the hidden states after this layer; with `last` those of the last token only."""
-        attended = self.attention(x, mask, cache, context, last)
-        return self.after(x[:, -1:] if last else x, attended)
+        return self.after(x[:, -1:] if last else x, self.attention(x, mask, cache, context, last))
 
     def attention(
         self, x: mx.array, mask: Mask, cache: Cache | None, context: AttentionContext | None = None, last: bool = False
     ) -> mx.array:
         """Hidden states [B, L, E] -> the output of attention [B, H, L, D]. The cache takes all tokens in any case."""
-        L = x.shape[1]
-        last = last and L > 1
+        L, last = x.shape[1], last and x.shape[1] > 1
         offset = cache.offset if cache is not None else 0
         positions, length = (offset, offset + L) if context is None else context.positions_of(offset, L)
         queries, keys, values = (self.before_last if last else self.before)(x, positions, length)
@@ -186,8 +187,7 @@ class Layer:
     def before_last(self, x: mx.array, first: int | mx.array, length: int = 0) -> tuple[mx.array, mx.array, mx.array]:
         """The same for positions from `first` on, but with the queries of the last token only, [B, H, 1, D]."""
         _, keys, values = self._before(self.keys_values(x), 0, first, length)
-        queries, _, _ = self.before(x[:, -1:], first + x.shape[1] - 1, length)
-        return queries, keys, values
+        return self.before(x[:, -1:], first + x.shape[1] - 1, length)[0], keys, values
 
     def _before(
         self, projected: mx.array, heads: int, positions: int | mx.array, length: int
@@ -210,10 +210,13 @@ class Layer:
         return self.after_mlp(self.after_attention(x, attended))
 
     def after_attention(self, x: mx.array, attended: mx.array) -> mx.array:
-        return x + mx.fast.rms_norm(self.output(merge_heads(attended)), self.attention_norm, self.spec.eps)
+        return self._added(x, self.output(merge_heads(attended)), self.attention_norm)
 
     def after_mlp(self, x: mx.array) -> mx.array:
-        return x + mx.fast.rms_norm(self.down(self.mlp_hidden(x)), self.mlp_norm, self.spec.eps)
+        return self._added(x, self.down(self.mlp_hidden(x)), self.mlp_norm)
+
+    def _added(self, x: mx.array, out: mx.array, norm: mx.array) -> mx.array:
+        return x + mx.fast.rms_norm(out if self.total is None else self.total(out), norm, self.spec.eps)
 
     def mlp_hidden(self, x: mx.array) -> mx.array:
         """Hidden states [B, L, E] -> the input of the MLP's down projection [B, L, I]."""

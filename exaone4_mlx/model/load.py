@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from ..cluster.ranks import Ranks
 from ..files.folders import find_folder
 from ..text.tokenizer import Tokenizer
 from .adapter_file import AdapterPaths, Scales, read_adapters
@@ -25,6 +26,7 @@ def load(
     adapter_path: AdapterPaths = (),
     adapter_scale: Scales = 1.0,
     progress: Progress | None = None,
+    group: Ranks | None = None,
 ) -> tuple[Exaone4ForCausalLM, Tokenizer]:
     """Loads an EXAONE 4 checkpoint: a folder in Hugging Face or MLX format, a hub id, or "demo".
 
@@ -36,13 +38,23 @@ def load(
     AWQ weights keep their codes, and so do GPTQ and compressed-tensors weights whose groups are contiguous. Other GPTQ
     weights and FP8 weights are computed in full precision, with a warning.
 
+    `group` is what `join_ranks()` returns in a process of `mlx.launch`: each rank reads and keeps its part of the
+    weights. Then rank 0 uses the model as any other, and the other ranks call `follow(model)`. All ranks must have the
+    same package, checkpoint and options.
+
     Raises FileNotFoundError for a missing folder or file, and ValueError (CheckpointError for damaged weights) for a
     folder that is no EXAONE 4 checkpoint. Each error names the file. No model is loaded in part.
     """
     folder, adapters = find_folder(path_or_repo, revision), read_adapters(adapter_path, adapter_scale)
     tokenizer = Tokenizer.from_pretrained(folder)
     model = load_network(
-        Exaone4ForCausalLM, folder, dtype=dtype, q_bits=q_bits, q_group_size=q_group_size, progress=progress
+        Exaone4ForCausalLM,
+        folder,
+        dtype=dtype,
+        q_bits=q_bits,
+        q_group_size=q_group_size,
+        progress=progress,
+        ranks=group,
     )
     model.generation_config = GenerationConfig.from_folder(folder)
     if adapters:

@@ -19,11 +19,14 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..checkpoint.share import Share
+from ..cluster.ranks import Ranks
 from .adapted import ActiveAdapters, put_on
 from .adapter import WeightedAdapter
 from .adapter_file import AdapterPaths, Scales, read_adapters
@@ -33,7 +36,8 @@ from .context import AttentionContext
 from .fused import FusedModel
 from .inputs import ForwardInputs, Inputs, read_inputs, read_kept, read_labels
 from .kv import KVQuantization
-from .layer import AttentionSpec, Layer, Mask, Pause, Rotation, run_layers
+from .layer import AttentionSpec, Layer, Mask, Pause, Projection, Rotation, run_layers
+from .led import LedModel
 from .losses import causal_lm_loss
 from .mlx_lm_caches import usable_caches
 from .new_weights import new_embedding, new_linear
@@ -90,6 +94,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_feedforward_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.total: Projection | None = None  # the sum over several ranks
 
     @property
     def window(self) -> int | None:
@@ -199,6 +204,7 @@ class Exaone4ForCausalLM(Pretrained):
             self.lm_head = new_linear(config, config.hidden_size, config.vocab_size)
         self._fused: FusedModel | None = None
         self._adapters = ActiveAdapters()
+        self.ranks: Ranks | None = None  # that compute this model together: see `spread`
 
     def __call__(self, input_ids: mx.array, cache: Sequence[Cache] | None = None) -> mx.array:
         return self.logits(self.model(input_ids, cache))
@@ -215,7 +221,8 @@ class Exaone4ForCausalLM(Pretrained):
             if refresh:
                 self._fused = None
             if self._fused is None or not self._fused.is_current(self):
-                self._fused = FusedModel(self, self._fused)
+                is_led = self.ranks is not None and self.ranks.rank == 0
+                self._fused = (LedModel if is_led else FusedModel)(self, self._fused)
             return self._fused
 
     @property
@@ -234,9 +241,22 @@ class Exaone4ForCausalLM(Pretrained):
         Raises FileNotFoundError and ValueError that name the adapter and the array, for one that is damaged or made for
         another model. Then the model does not change.
         """
+        if self.ranks is not None:
+            raise ValueError("a model of several ranks takes no adapters: fuse them into the weights first")
         given = read_adapters(adapters, scales)
         with _CHANGE:
             self._adapters = put_on(self, given, self._adapters)
+
+    def spread(self, ranks: Ranks) -> None:
+        """Makes this model, whose weights are the part of one rank, compute as one of `ranks`."""
+        divided = Share(ranks.rank, ranks.size).divided(self.config)
+        for block in self.layers:
+            heads, key_heads = divided["num_attention_heads"], divided["num_key_value_heads"]
+            block.self_attn.spec = replace(block.self_attn.spec, heads=heads, key_heads=key_heads)
+            block.total = ranks.total
+        self.ranks = ranks
+        if ranks.rank and not self.config.tie_word_embeddings:
+            del self.lm_head  # rank 0 computes the logits
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_fused": None}  # copies make their own
@@ -286,4 +306,4 @@ class Exaone4ForCausalLM(Pretrained):
 
     def make_cache(self, kv: KVQuantization | int | None = None) -> list[Cache]:
         """As `Exaone4Model.make_cache`."""
-        return self.model.make_cache(kv)
+        return self.model.make_cache(kv) if self.ranks is None else self.fused().make_cache(kv)

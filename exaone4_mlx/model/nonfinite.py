@@ -22,7 +22,8 @@ CHUNK = 512  # tokens that are examined at once
 def explain(model: Any, ids: Sequence[int]) -> str:
     """An error message for a causal language model whose logits after `ids` are not finite."""
     dtype = str(model.model.norm.weight.dtype).removeprefix("mlx.core.")
-    where = next(filter(None, _first_parts(model, list(ids)[:EXAMINED])), "the logits")
+    parts = () if model.ranks else _first_parts(model, list(ids)[:EXAMINED])  # a rank alone has no whole layer
+    where = next(filter(None, parts), "the logits")
     if dtype == "float16":
         meaning = "beyond the range of float16 (65,504): load the model in bfloat16 or float32 (--dtype)"
     else:

@@ -14,7 +14,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -24,6 +24,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoint.formats import Source
 from ..checkpoint.quantize import Quantization, quantization_keys
+from ..checkpoint.share import Share, fingerprint
+from ..cluster.ranks import Ranks
 from ..files.folders import atomic_file, find_folder, read_json
 from ..files.safetensors import Checkpoint, CheckpointError, check_finite, read_dtype
 from .config import Exaone4Config
@@ -58,6 +60,7 @@ class OpenCheckpoint:
     source: Source
     shapes: Mapping[str, tuple[int, ...]]
     new: Mapping[str, mx.array] = field(default_factory=dict)
+    share: Share | None = None  # the part that this rank reads
 
     @property
     def folder(self) -> Path:
@@ -75,10 +78,10 @@ class OpenCheckpoint:
 
     def parts(self, name: str) -> list[tuple[str, mx.array]]:
         """The arrays of a weight: MLX's packed weight, scales and biases if it has them, or the weight itself."""
-        tensor = self.source.tensors[name]
+        tensor, cut = self.source.tensors[name], None if self.share is None else self.share.cut(name)
         if not tensor.exact:
-            return [(name, self.source.weight(name))]
-        return [(part, _cast(array, tensor.scale_dtype)) for part, array in self.source.parts(name)]
+            return [(name, self.source.weight(name) if cut is None else self.source.part(name, cut))]
+        return [(part, _cast(array, tensor.scale_dtype)) for part, array in self.source.parts(name, cut)]
 
 
 def open_checkpoint(
@@ -119,8 +122,12 @@ def load_network(
     q_bits: int | None = None,
     q_group_size: int = 64,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> Network:
-    """A network with the weights of a folder. Arguments and errors as for `open_checkpoint` and `load`."""
+    """A network with the weights of a folder. Arguments and errors as for `open_checkpoint` and `load`.
+
+    With `ranks`, a causal language model gets the part of this rank. All ranks call it together.
+    """
     cast = read_dtype(dtype)
     if q_bits is None and q_group_size != 64:
         raise ValueError(f"q_group_size {q_group_size} needs q_bits beside it")
@@ -133,6 +140,14 @@ def load_network(
         raise ValueError(f"{folder} is already quantized ({source.format}); load it without q_bits")
     else:
         settings = {name: quantization for name, shape in opened.shapes.items() if quantization.applies_to(name, shape)}
+    if ranks is not None:
+        share = Share(ranks.rank, ranks.size)
+        share.divided(opened.config)
+        share.check_groups(settings, opened.shapes)
+        casts = {"dtype": str(dtype), "q_bits": q_bits, "q_group_size": q_group_size}
+        ranks.agree("the checkpoint", fingerprint(opened.checkpoint) | casts)
+        kept = {name: shape for name, shape in opened.shapes.items() if share.has(name)}
+        opened = replace(opened, shapes=kept, share=share)
     if quantization is None and source.is_foreign:
         warnings.warn(
             f"{folder} is {source.format}, which MLX has no kernels for: it is computed in full precision; "
@@ -144,6 +159,9 @@ def load_network(
     network = kind(opened.config)
     quantize_layers(network, {name.removesuffix(".weight"): chosen for name, chosen in settings.items()})
     fill(network, _weights(opened, settings, cast, progress))
+    if ranks is not None:
+        network.spread(ranks)
+        ranks.agree("the end of loading", {})
     return network
 
 

@@ -41,6 +41,7 @@ def fuse(block: Any) -> Layer:
         head_norm=norm,
         attention_norm=block.post_attention_layernorm.weight[...],
         mlp_norm=block.post_feedforward_layernorm.weight[...],
+        total=block.total,
     )
 
 

@@ -322,3 +322,28 @@ def test_errors_are_one_line_and_exit_1(flags: list[str], message: str, capsys: 
     assert main(["fit", *flags]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("size", ["1.2B", "32B"])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_divide_layers_and_caches(shared: Path, size: str, ranks: int) -> None:
+    """Embedding, head and norms are in each rank."""
+    config = shared / "configs" / f"EXAONE-4.0-{size}.config.json"
+    whole, part = (fit(config, max_kv_size=4096, metal=True, ranks=count) for count in (1, ranks))
+    assert part.cache_bytes * ranks == whole.cache_bytes
+    read = Exaone4Config.from_file(config)
+    heads = 1 if read.tie_word_embeddings else 2
+    both = heads * read.vocab_size * read.hidden_size * 2
+    norms = (2 * read.num_hidden_layers + 1) * read.hidden_size * 2 + 2 * read.num_hidden_layers * read.head_dim * 2
+    assert part.weights_bytes == both + norms + (whole.weights_bytes - both - norms) // ranks
+
+
+def test_ranks_that_do_not_divide_are_refused(shared: Path) -> None:
+    config = shared / "configs" / "EXAONE-4.0-32B.config.json"
+    with pytest.raises(ValueError, match="num_attention_heads 40 is not a multiple of 3 ranks"):
+        fit(config, ranks=3)
+    with pytest.raises(ValueError, match=r"each of 8 ranks would have 3424, which are 53.5 groups of 64"):
+        fit(config, ranks=8, q_bits=4)
+    assert fit(config, ranks=8).weights_bytes
+    with pytest.raises(ValueError, match="ranks must be a positive whole number, not 0"):
+        fit(config, ranks=0)

@@ -1,0 +1,96 @@
+"""A command on several machines: `mlx.launch` starts it on each of them, and the processes are ranks of one model.
+
+Notes:
+- Rank 0 runs the command. It alone reads standard input, prints, runs tools and listens to clients.
+- The other ranks load their part of the model and follow. They ignore Ctrl-C, which is for rank 0; they end with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import warnings
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from . import loading
+from .output import set_quiet
+
+if TYPE_CHECKING:
+    from ..cluster.ranks import Ranks
+
+#: The commands that several ranks can run.
+RANKED = ("generate", "chat", "serve")
+#: Values of a command that are no flags.
+NO_FLAGS = {"run", "parser", "ranks"}
+
+
+def is_launched() -> bool:
+    """Whether `mlx.launch`, or MPI, started this process beside others."""
+    return "MLX_RANK" in os.environ or "OMPI_COMM_WORLD_SIZE" in os.environ
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    several = parser.add_argument_group("several machines", "with mlx.launch: see docs/several-macs.md")
+    several.add_argument(
+        "--rank-timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="a rank that is silent or makes no progress for so long ends the others (default: %(default)g)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs a command as one of several ranks. Returns its exit code."""
+    from ..cluster.ranks import Place, join_ranks
+
+    if Place.of_process() is None:
+        return int(options.run(options))
+    check_command(options.command)
+    if getattr(options, "prompt_cache_file", None):
+        raise ValueError("--prompt-cache-file is not available with several ranks: each has a part of the caches")
+    ranks = join_ranks(options.rank_timeout)
+    assert ranks is not None
+    options.ranks = ranks
+    if ranks.rank:
+        return _follow(options, ranks)
+    try:
+        ranks.agree("the command and its versions", _command(options))
+        code = int(options.run(options))
+    except BaseException as error:
+        ranks.leave(error)
+        raise
+    ranks.leave()
+    return code
+
+
+def check_command(command: str) -> None:
+    """Raises ValueError for a command that several ranks cannot run."""
+    if command not in RANKED:
+        raise ValueError(f"{command} runs in one process: start it without mlx.launch ({', '.join(RANKED)} take ranks)")
+
+
+def _follow(options: argparse.Namespace, ranks: Ranks) -> int:
+    from ..generation.follow import follow
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_quiet(True)
+    warnings.simplefilter("ignore")  # rank 0 gives the same ones
+    try:
+        ranks.agree("the command and its versions", _command(options))
+        files = loading.find_model(options)
+        loading.check_memory(files, options, context=2)
+        follow(loading.load(files, options).model)
+    except Exception as error:
+        ranks.watchdog.end_by(error)
+    return 0
+
+
+def _command(options: argparse.Namespace) -> dict[str, str]:
+    """What all ranks must have in common."""
+    from importlib.metadata import version
+
+    flags = {name: str(value) for name, value in vars(options).items() if name not in NO_FLAGS}
+    return {"exaone4_mlx": __version__, "mlx": version("mlx"), **flags}

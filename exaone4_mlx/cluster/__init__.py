@@ -1,0 +1,1 @@
+"""Several machines that compute one model: their connections, and what ends them together."""

@@ -1,0 +1,175 @@
+"""A model that several ranks compute: what rank 0 does with its part, the others do with theirs.
+
+Notes:
+- Rank 0 tells the others each call of the model before it builds it, and each change of a cache. It decides
+  everything else alone: prompts, sampling, stops, drafts, batches. So the others cannot part from it.
+- What is told travels beside MLX. The ids of a step, which may not be computed yet, travel as a sum: so the others
+  build a step while the one before it is computed.
+- Each call of the model is queued as it is built. Its sums run in all ranks, or in none.
+
+Shapes: B batch, L new tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from ..cluster.ranks import Ranks
+from .cache import Cache, KVCache, RotatingKVCache, Snapshot
+from .fused import FusedModel, Row
+from .kv import KVQuantization
+from .layer import Pause
+
+#: A change of a cache: the name of the method and its arguments, for the others.
+Change = list[Any]
+
+
+@dataclass(frozen=True)
+class NumberedSnapshot(Snapshot):
+    """A snapshot that the other ranks have taken, too."""
+
+    number: int = 0
+
+
+class Journal:
+    """The changes of the caches of rank 0 that the others have not been told yet."""
+
+    def __init__(self) -> None:
+        self._changes: deque[Change] = deque()
+        self.numbers = itertools.count(1)
+
+    def add(self, *change: Any) -> None:
+        """Any thread may call it, the garbage collector too."""
+        self._changes.append(list(change))
+
+    def take(self) -> list[Change]:
+        return [self._changes.popleft() for _ in range(len(self._changes))]
+
+
+class Recorded:
+    """A cache whose changes are told to the other ranks. `update` is a part of each call of the model."""
+
+    journal: Journal
+    number: int
+
+    def record(self, journal: Journal, number: int) -> None:
+        self.journal, self.number = journal, number
+        weakref.finalize(self, journal.add, "free", number)
+
+    def rewind(self, n: int) -> None:
+        super().rewind(n)  # type: ignore[misc]
+        if n:
+            self.journal.add("rewind", self.number, n)
+
+    def snapshot(self, whole: bool = False) -> Snapshot:
+        taken: Snapshot = super().snapshot(whole)  # type: ignore[misc]
+        if not taken.arrays:
+            return taken
+        numbered = NumberedSnapshot(taken.offset, taken.arrays, next(self.journal.numbers))
+        self.journal.add("snapshot", self.number, whole, numbered.number)
+        weakref.finalize(numbered, self.journal.add, "drop", numbered.number)
+        return numbered
+
+    def restore(self, snapshot: Snapshot) -> None:
+        if snapshot.arrays and not isinstance(snapshot, NumberedSnapshot):
+            raise ValueError("caches from elsewhere cannot be restored in a model of several ranks")
+        super().restore(snapshot)  # type: ignore[misc]
+        self.journal.add("restore", self.number, getattr(snapshot, "number", 0), snapshot.offset)
+
+
+class RecordedKVCache(Recorded, KVCache):
+    """A global layer's."""
+
+
+class RecordedRotatingKVCache(Recorded, RotatingKVCache):
+    """A local layer's."""
+
+    def undo(self, n: int) -> bool:
+        is_done = super().undo(n)
+        if n and is_done:
+            self.journal.add("undo", self.number, n)
+        return is_done
+
+
+class LedModel(FusedModel):
+    """The inference form of rank 0."""
+
+    def __init__(self, model: Any, previous: FusedModel | None = None) -> None:
+        if previous is not None:
+            raise ValueError("the weights of a model of several ranks cannot change: load it again")
+        super().__init__(model)
+        self.ranks: Ranks = model.ranks
+        self._journal = Journal()
+
+    def together(self, rows: Sequence[Row]) -> list[mx.array]:
+        rows = self._tell_step(rows)
+        found = super().together(rows)
+        self.ranks.queued(*found)
+        return found
+
+    def prefill(self, ids: mx.array, cache: Sequence[Cache], whole_length: int, pause: Pause | None = None) -> mx.array:
+        self._tell("prefill", _number(cache), whole_length, pause is not None, ids.tolist())
+        hidden = super().prefill(ids, cache, whole_length, pause and self._told(pause))
+        self.ranks.queued(hidden)
+        return hidden
+
+    def make_cache(self, kv: KVQuantization | int | None = None) -> list[Cache]:
+        kv = KVQuantization.coerce(kv, self.config)
+        length, caches = self.config.max_position_embeddings, list[Any]()
+        for layer in self.config.layers:
+            stored = kv and kv.of_layer(layer.window)
+            caches.append(
+                RecordedKVCache(length, stored)
+                if layer.window is None
+                else RecordedRotatingKVCache(layer.window, kv=stored)
+            )
+        numbers = [next(self._journal.numbers) for _ in caches]
+        self._journal.add("caches", numbers, kv and dataclasses.asdict(kv))
+        for cache, number in zip(caches, numbers, strict=True):
+            cache.record(self._journal, number)
+        return caches
+
+    def _tell(self, call: str, *arguments: Any) -> None:
+        self.ranks.in_order()
+        self.ranks.tell({"call": [call, *arguments], "changes": self._journal.take()}, is_work=True)
+
+    def _tell_step(self, rows: Sequence[Row]) -> list[Row]:
+        """Tells a step. Returns its rows, whose ids the other ranks get as they are computed."""
+        self._tell("step", [(_number(cache), *ids.shape) for ids, cache in rows])
+        return shared_ids(self.ranks, [ids for ids, _ in rows], [cache for _, cache in rows])
+
+    def _told(self, pause: Pause) -> Pause:
+        """The others go on after each layer, or stop, as this pause does."""
+
+        def told(layers: int, x: mx.array) -> None:
+            try:
+                pause(layers, x)
+            except BaseException:
+                self.ranks.tell({"stop": True}, is_work=True)
+                raise
+            self.ranks.tell({"go": True}, is_work=True)
+
+        return told
+
+
+def shared_ids(ranks: Ranks, ids: Sequence[mx.array], caches: Sequence[Sequence[Cache]]) -> list[Row]:
+    """Rows with the ids of rank 0: the sum of its ids [B, L] and of the zeros of the others."""
+    total = ranks.total(mx.concatenate([part.reshape(-1).astype(mx.int32) for part in ids]))
+    ends = list(itertools.accumulate(part.size for part in ids))[:-1]
+    parts = mx.split(total, ends) if ends else [total]
+    return [(part.reshape(old.shape), cache) for part, old, cache in zip(parts, ids, caches, strict=True)]
+
+
+def _number(cache: Sequence[Any]) -> int:
+    """The number of the first layer's cache, which stands for all of them."""
+    if not isinstance(cache[0], Recorded):
+        raise ValueError("a model of several ranks takes the caches of its own make_cache()")
+    return cache[0].number

@@ -1,0 +1,134 @@
+"""A rank that is lost ends the others, with its name."""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import mostly_heavy, until
+from ranks import Launched
+
+from exaone4_mlx.cluster.peers import LOST, Peer, Watchdog
+
+TIMEOUT = 10  # seconds; a busy machine may let a process wait for some
+ENDLESS = ["-m", "exaone4_mlx.generate", "--model", "demo", "--prompt", "x", "--dtype", "float32"]
+ENDLESS += ["--max-tokens", "3000", "--min-tokens", "3000", "--rank-timeout", str(TIMEOUT)]
+KILLED, SILENT = "ended, or its connection was lost", f"has been silent for {TIMEOUT} s"
+
+
+def moments() -> Iterator[tuple[signal.Signals, int, float]]:
+    """Random moments between the start and the middle of a reply, in which a rank is killed or stopped."""
+    rng = random.Random(7)
+    for number in range(10):
+        yield (signal.SIGKILL, signal.SIGSTOP)[number % 2], number // 2 % 2, rng.uniform(0, 8)
+
+
+@pytest.mark.parametrize("moment", mostly_heavy(moments(), 1), ids=str)
+def test_a_lost_rank_ends_the_other_with_its_name(tmp_path: Path, moment: tuple[signal.Signals, int, float]) -> None:
+    fault, rank, after = moment
+    with Launched(ENDLESS, tmp_path) as launched:
+        time.sleep(after)
+        lost, other = launched.processes[rank], launched.processes[1 - rank]
+        lost.send_signal(fault)
+        _, error = other.communicate(timeout=4 * TIMEOUT)
+    before = "did not come within", "did not answer within"  # it was lost before it was there
+    assert f"rank {rank} (" in error, error
+    if not any(text in error for text in before):
+        assert (SILENT if fault is signal.SIGSTOP else KILLED) in error, error
+        assert other.returncode == LOST
+    assert [file.name for file in tmp_path.iterdir()] == ["hosts.json"], "nothing else is written"
+
+
+def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
+    command = [*ENDLESS[:-1], "1"]
+    with Launched(command, tmp_path, ranks=[0]) as launched:
+        code, _, error = launched.ended()[0]
+    assert code == 1 and error == "error: rank 1 (127.0.0.1) did not come within 1 s\n"
+    with Launched(command, tmp_path, ranks=[1]) as launched:
+        code, _, error = launched.ended()[1]
+    assert code == 1 and error.startswith("error: rank 0 (127.0.0.1, port ") and "within 1 s" in error
+
+
+@pytest.mark.heavy
+def test_ctrl_c_ends_all_and_keeps_the_reply(tmp_path: Path) -> None:
+    with Launched(ENDLESS, tmp_path) as launched:
+        first = launched.processes[0]
+        assert first.stdout is not None
+        text = first.stdout.read(1)
+        for process in launched.processes.values():  # as a terminal does
+            process.send_signal(signal.SIGINT)
+        ended = launched.ended()
+    assert text and ended[0][0] == 130 and "cancelled" in ended[0][2]
+    assert ended[1] == (0, "", "")
+
+
+@pytest.fixture
+def pair() -> Iterator[Callable[[float], tuple[Watchdog, socket.socket, list[str]]]]:
+    """Makes a watchdog with one peer, the other end of its connection, and a list of reasons to end the process."""
+    ends = []
+
+    def make(timeout: float = 1.0) -> tuple[Watchdog, socket.socket, list[str]]:
+        reasons: list[str] = []
+        watchdog = Watchdog(timeout, reasons.append)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            theirs = socket.create_connection(server.getsockname())
+            ours, _ = server.accept()
+        peer = Peer(ours, 3, "mac3")
+        watchdog.add(peer)
+        watchdog.start()
+        ends.append((theirs, peer))
+        return watchdog, theirs, reasons
+
+    yield make
+    for theirs, peer in ends:
+        theirs.close()
+        until(lambda peer=peer: peer.is_closed)
+
+
+def test_silence_is_found(pair: Any) -> None:
+    _, _, reasons = pair()
+    until(lambda: bool(reasons))
+    assert reasons == ["rank 3 (mac3) has been silent for 1 s: it is stopped or cannot be reached"]
+
+
+def test_a_rank_without_progress_is_found_and_one_without_work_is_not(pair: Any) -> None:
+    watchdog, theirs, reasons = pair()
+    for _ in range(12):
+        theirs.sendall(b'{"beat": 0}\n')
+        time.sleep(0.1)
+    assert not reasons
+    watchdog.peers[0].sent = 1
+    for _ in range(20):
+        theirs.sendall(b'{"beat": 0}\n')
+        time.sleep(0.1)
+    assert reasons == ["rank 3 (mac3) has made no progress for 1 s"]
+
+
+def test_a_rank_that_fails_tells_why(pair: Any) -> None:
+    _, theirs, reasons = pair(30)
+    theirs.sendall(b'{"end": "no memory"}\n')
+    until(lambda: bool(reasons))
+    assert reasons == ["rank 3 (mac3): no memory"]
+
+
+def test_a_rank_that_leaves_is_not_lost(pair: Any) -> None:
+    watchdog, theirs, reasons = pair(30)
+    watchdog.peers[0].leaves = True
+    theirs.close()
+    until(lambda: watchdog.peers[0].is_closed)
+    assert not reasons
+
+
+def test_a_call_of_mlx_that_takes_too_long_is_named(pair: Any) -> None:
+    watchdog, theirs, reasons = pair()
+    with watchdog.limited("the last sum"):
+        for _ in range(15):
+            theirs.sendall(b'{"beat": 0}\n')
+            time.sleep(0.1)
+    assert reasons == ["the last sum took over 1 s"]

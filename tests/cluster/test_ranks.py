@@ -1,0 +1,132 @@
+"""Several ranks give the replies of one process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import random_ids, tiny_model
+from ranks import Launched, results
+
+from exaone4_mlx import PromptCache
+from exaone4_mlx.cluster.ranks import Place, join_ranks
+from exaone4_mlx.files.folders import DEMO_FOLDER
+from exaone4_mlx.generation.follow import follow
+
+FLOAT32 = json.dumps({"dtype": "float32"})
+HEAVY = pytest.mark.heavy
+
+
+def check(found: dict[str, Any], size: int = 2) -> None:
+    """All checks of `ranks_script.py` hold, and rank 0 has its part of the weights."""
+    assert found.pop("logits", 0) < 1e-4
+    whole, kept, cut = found.pop("whole"), found.pop("kept"), found.pop("cut")
+    assert kept == whole - cut + cut // size, "a rank keeps its part, and what is not divided"
+    del found["read"]
+    assert found == dict.fromkeys(found, True)
+
+
+def test_two_ranks_compute_as_one_process(tmp_path: Path) -> None:
+    check(results(tmp_path, "logits", "greedy", "demo", FLOAT32))
+
+
+@HEAVY
+def test_two_ranks_reply_as_one_process(tmp_path: Path) -> None:
+    """Seeded draws, turns with thought, tools and reuse, drafts, and replies together."""
+    check(results(tmp_path, "seeded", "chat", "drafts", "batch", "stopped", "demo", FLOAT32))
+
+
+@HEAVY
+@pytest.mark.parametrize("options", [{"q_bits": 4}, {"q_bits": 8}, {"kv": 8}, {"q_bits": 4, "kv": 4}], ids=str)
+def test_quantized_weights_and_caches(tmp_path: Path, options: dict[str, int]) -> None:
+    check(results(tmp_path, "logits", "greedy", "seeded", "demo", json.dumps({"dtype": "float32", **options})))
+
+
+@HEAVY
+def test_500_tokens(tmp_path: Path) -> None:
+    check(results(tmp_path, "many", "demo", FLOAT32))
+
+
+@HEAVY
+@pytest.mark.parametrize("bits", [None, 4])
+def test_four_ranks_of_a_hybrid_with_a_head_of_its_own(tmp_path: Path, bits: int | None) -> None:
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4}
+    more = {"head_dim": 32, "vocab_size": 3072, "max_position_embeddings": 2048, "sliding_window": 12}
+    model = tmp_path / "model"
+    tiny_model(seed=3, **sizes, **more).save_pretrained(model)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(DEMO_FOLDER / name, model)
+    options = {"dtype": "float32"} | ({"q_bits": bits, "q_group_size": 32} if bits else {})
+    check(results(tmp_path, "logits", "greedy", "stopped", str(model), json.dumps(options), size=4), size=4)
+
+
+def test_the_place_of_a_process(tmp_path: Path) -> None:
+    hosts, devices = tmp_path / "hosts", tmp_path / "devices"
+    hosts.write_text('[["10.0.0.1:32323", "10.0.1.1:32324"], ["10.0.0.2:32325"]]')
+    devices.write_text('[[null, "rdma_en2"], ["rdma_en2", null]]')
+    assert Place.of_process({}) is None
+    ring = Place.of_process({"MLX_RANK": "1", "MLX_HOSTFILE": str(hosts)})
+    assert ring == Place(1, "ring", (("10.0.0.1", 32323), ("10.0.0.2", 32325)))
+    jaccl = Place.of_process(
+        {"MLX_RANK": "0", "MLX_JACCL_COORDINATOR": "10.0.0.1:32323", "MLX_IBV_DEVICES": str(devices)}
+    )
+    assert jaccl == Place(0, "jaccl", (("10.0.0.1", 32323), ("host 1", 0)))
+    hosts.write_text("")  # mlx.launch -n 1
+    assert Place.of_process({"MLX_RANK": "0", "MLX_HOSTFILE": str(hosts)}) is None
+    with pytest.raises(ValueError, match="ranks of MPI are not supported"):
+        Place.of_process({"OMPI_COMM_WORLD_SIZE": "2"})
+    with pytest.raises(ValueError, match="MLX_RANK is set without MLX_HOSTFILE"):
+        Place.of_process({"MLX_RANK": "0"})
+
+
+def test_wrong_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLX_RANK", raising=False)
+    assert join_ranks() is None
+    with pytest.raises(ValueError, match="must be a number of seconds from 1, not 0"):
+        join_ranks(0)
+    with pytest.raises(ValueError, match="for the ranks other than 0"):
+        follow(tiny_model())
+
+
+class OneRank:
+    """Stands for the ranks of a model in this process: sums are those of rank 0 alone."""
+
+    rank, size = 0, 2
+
+    def total(self, x: Any) -> Any:
+        return x
+
+
+def test_modules_and_files_of_a_part_are_refused(tmp_path: Path, tokenizer: Any) -> None:
+    model = tiny_model()
+    model.spread(OneRank())
+    with pytest.raises(ValueError, match="several ranks have a part of the weights: use model"):
+        model(random_ids(3))
+    with pytest.raises(ValueError, match="cannot be in a file: each rank has a part"):
+        PromptCache(model, tokenizer).save(tmp_path / "caches")
+
+
+def test_a_rank_with_other_flags_is_named(tmp_path: Path) -> None:
+    command = ["-m", "exaone4_mlx.generate", "--model", "demo", "--prompt", "x", "--rank-timeout", "30"]
+    with Launched(command, tmp_path, ranks=[0]) as launched:
+        launched.start(1, [*command, "--q-bits", "4"])
+        ended = launched.ended()
+    assert ended[0][0] == 1 and "(" in ended[0][2]
+    assert "differs from rank 0 in the command and its versions: --q-bits 4 there, None here" in ended[0][2]
+    assert ended[1][0] == 75 and not ended[1][2], "rank 0 says it"
+
+
+@pytest.mark.parametrize("command", ["convert", "bench", "evaluate", "doctor", "fit"])
+def test_other_commands_are_refused_by_name(command: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    from exaone4_mlx.cli.main import main
+
+    hosts = tmp_path / "hosts"
+    hosts.write_text('[["127.0.0.1:1"], ["127.0.0.1:2"]]')
+    monkeypatch.setenv("MLX_RANK", "0")
+    monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
+    needed = {"convert": ["--hf-path", "demo"], "evaluate": ["--model", "demo", "--reference", "demo"], "doctor": []}
+    assert main([command, *needed.get(command, ["--model", "demo"])]) == 1
+    assert f"error: {command} runs in one process: start it without mlx.launch" in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""Processes as ranks on this machine, over loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from conftest import ROOT
+
+from exaone4_mlx.cluster.ranks import PORT_DISTANCE
+
+SCRIPT = Path(__file__).parent / "ranks_script.py"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free, and whose ports for messages are free, too."""
+    found: list[int] = []
+    held = []
+    while len(found) < count:
+        one = socket.create_server(("127.0.0.1", 0))
+        held.append(one)
+        port = one.getsockname()[1]
+        try:
+            held.append(socket.create_server(("127.0.0.1", port - PORT_DISTANCE)))
+        except OSError:
+            continue
+        if port - PORT_DISTANCE > 1024:
+            found.append(port - PORT_DISTANCE)
+    for one in held:
+        one.close()
+    return found
+
+
+class Launched:
+    """The processes of all ranks. It ends those that are left."""
+
+    def __init__(
+        self, arguments: Sequence[str], folder: Path, size: int = 2, ranks: Sequence[int] | None = None
+    ) -> None:
+        """Starts `python ARGUMENTS` once for each of the `ranks`, by default all. `folder` takes the host file."""
+        self._folder, self.processes = folder, dict[int, subprocess.Popen[str]]()
+        self._hosts().write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
+        for rank in range(size) if ranks is None else ranks:
+            self.start(rank, arguments)
+
+    def _hosts(self) -> Path:
+        return self._folder / "hosts.json"
+
+    def start(self, rank: int, arguments: Sequence[str]) -> None:
+        paths = f"{ROOT}:{ROOT / 'tests'}"
+        self.processes[rank] = subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(self._hosts()), "PYTHONPATH": paths},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self._folder,
+        )
+
+    def __enter__(self) -> Launched:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+    def ended(self, seconds: float = 240) -> dict[int, tuple[int, str, str]]:
+        """Waits until all have ended: the exit code, standard output and standard error of each rank."""
+        found = {}
+        for rank, process in self.processes.items():
+            out, err = process.communicate(timeout=seconds)
+            found[rank] = process.returncode, out, err
+        return found
+
+
+def results(folder: Path, *arguments: str, size: int = 2) -> dict[str, Any]:
+    """What rank 0 of `ranks_script.py` printed. All ranks must end well."""
+    with Launched([str(SCRIPT), *arguments], folder, size) as launched:
+        ended = launched.ended()
+    assert all(code == 0 for code, _, _ in ended.values()), ended
+    assert not any(out for rank, (_, out, _) in ended.items() if rank), "only rank 0 speaks"
+    found: dict[str, Any] = json.loads(ended[0][1].splitlines()[-1])
+    return found

@@ -1,0 +1,158 @@
+"""One rank of a model, beside the same model in rank 0 alone. Usage: ranks_script.py WHAT… MODEL [OPTIONS as JSON].
+
+Rank 0 prints what differs as one JSON object. `ranks.py` starts it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from conftest import distance, roll_dice
+from mlx.utils import tree_flatten
+
+from exaone4_mlx import Chat, PromptCache, generate, load, stream_generate
+from exaone4_mlx.checkpoint.share import Share
+from exaone4_mlx.cluster.ranks import join_ranks
+from exaone4_mlx.generation.follow import follow
+from exaone4_mlx.generation.prompt_cache import prefill
+
+PROMPT = "Which one is bigger, 3.12 vs 3.9? " * 4  # several windows of the demo
+
+
+def logits(model: Any, tokenizer: Any, kv: int | None = None) -> mx.array:
+    """The logits after a prompt in chunks, after one token, after a rewind, and after several tokens."""
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": PROMPT}], enable_thinking=True)
+    cache, fused = model.make_cache(kv), model.fused()
+    found = [prefill(fused, ids, cache, 40), fused(mx.array([[5]]), cache)[0]]
+    for layer in cache:
+        layer.rewind(3)
+    found += [fused(mx.array([[7, 8, 9]]), cache)[0], fused(mx.array([ids[:20]]), cache)[0]]
+    other = model.make_cache(kv)
+    prefill(fused, ids[:50], other)
+    together = fused.together([(mx.array([[5]]), cache), (mx.array([[6, 7]]), other)])
+    return mx.concatenate([*found, *[part[0] for part in together]])
+
+
+def greedy(model: Any, tokenizer: Any, count: int = 12) -> Any:
+    return generate(model, tokenizer, PROMPT, temperature=0, max_tokens=count, min_tokens=count).token_ids
+
+
+def many(model: Any, tokenizer: Any) -> Any:
+    return greedy(model, tokenizer, 500)
+
+
+def seeded(model: Any, tokenizer: Any) -> Any:
+    given = {"temperature": 0.9, "top_p": 0.95, "seed": 4, "repetition_penalty": 1.1}
+    return generate(model, tokenizer, "Tell me a story", max_tokens=12, thinking=True, **given).token_ids
+
+
+def chat(model: Any, tokenizer: Any) -> Any:
+    """Turns with thought, with tools and with reuse; one is cancelled, and one is made again."""
+    talk = Chat(model, tokenizer, tools=[roll_dice], temperature=0, max_tokens=60, settle=False)
+    replies = [talk.ask("Roll a dice with 20 sides.", thinking=True)]
+    turn = talk.send("What is 17 * 23?")
+    next(turn)
+    turn.cancel()
+    assert list(turn)[-1].finish_reason == "cancelled"
+    talk.undo()  # how far it came depends on time
+    replies += [talk.ask("Hello", max_tokens=8), talk.ask("And now?", thinking=True, max_tokens=8)]
+    assert replies[-1].cached_tokens > 20
+    tools = [message["content"] for message in talk.messages if message["role"] == "tool"]
+    assert tools
+    return [(reply.text, reply.thinking) for reply in replies], tools
+
+
+def drafts(model: Any, tokenizer: Any) -> Any:
+    draft, _ = load("demo-draft", dtype="float32")
+    prompt = "Repeat: a b c d a b c d a b c d"
+    by_lookup = generate(model, tokenizer, prompt, temperature=0, max_tokens=20, prompt_lookup=True)
+    by_model = generate(model, tokenizer, prompt, temperature=0, max_tokens=20, draft_model=draft)
+    return by_lookup.token_ids, by_model.token_ids
+
+
+def batch(model: Any, tokenizer: Any) -> Any:
+    """Replies together."""
+    prompts = ["Hello", "What is 17 * 23?", PROMPT]
+    made = [stream_generate(model, tokenizer, prompt, temperature=0, max_tokens=6) for prompt in prompts]
+    for reply in made:
+        next(reply)
+    for reply in made:
+        list(reply)
+    return [reply.token_ids for reply in made]
+
+
+def stopped(model: Any, tokenizer: Any) -> Any:
+    """A prompt that is stopped within a chunk; then one that begins the same."""
+    cache = PromptCache(model, tokenizer)
+    ids = tokenizer.encode("word " * 600)
+
+    class Stop(Exception):
+        pass
+
+    def progress(done: int, total: int) -> None:
+        if done > 0:
+            raise Stop
+
+    import exaone4_mlx.generation.prompt_cache as module
+
+    module.CHECK_SECONDS = 0.0
+    try:
+        cache.prefill(ids, progress=progress)
+    except Stop:
+        pass
+    else:
+        raise AssertionError("the prompt was not stopped")
+    return mx.argmax(cache.prefill(ids[:400])[0]).item()
+
+
+CHECKS: dict[str, Callable[..., Any]] = {
+    check.__name__: check for check in (greedy, many, seeded, chat, drafts, batch, stopped)
+}
+
+
+def main(*arguments: str) -> None:
+    options = json.loads(arguments[-1]) if arguments[-1].startswith("{") else {}
+    *names, name = arguments[:-1] if options else arguments
+    kv = options.pop("kv", None)
+    ranks = join_ranks(60)
+    assert ranks is not None
+    before = read_bytes()
+    model, tokenizer = load(name, group=ranks, **options)
+    read = read_bytes() - before
+    if ranks.rank:
+        follow(model)
+        return
+    found: dict[str, Any] = {"read": read, "kept": nbytes(model)}
+    whole, _ = load(name, **options)
+    found["whole"] = nbytes(whole)
+    share = Share(0, ranks.size)
+    found["cut"] = sum(array.nbytes for name, array in tree_flatten(whole.parameters()) if share.cut(name))
+    for check in names:
+        if check == "logits":
+            ours, theirs = logits(model, tokenizer, kv), logits(whole, tokenizer, kv)
+            found[check] = distance(ours, theirs)
+            assert mx.max(mx.abs(theirs)).item() > 1
+        else:
+            ours, theirs = CHECKS[check](model, tokenizer), CHECKS[check](whole, tokenizer)
+            found[check] = ours == theirs or [ours, theirs]
+    ranks.leave()
+    print(json.dumps(found))
+
+
+def nbytes(model: Any) -> int:
+    return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+
+
+def read_bytes() -> int:
+    """Bytes that this process has read by system calls."""
+    io = Path("/proc/self/io")
+    return int(io.read_text().split()[1]) if io.is_file() else 0
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
