@@ -17,7 +17,7 @@ FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = {file.stem: file.read_text(encoding="utf-8") for file in FILES}
 EVERYTHING = "\n".join(PAGES.values())
 OF_OTHER_PROGRAMS = set(
-    "--version --seed --python --no-index --find-links --local-dir --to --execute --output-dir --strict".split()
+    "--version --seed --python --backend --hostfile --no-index --find-links --local-dir --to --execute --output-dir --strict".split()
 ) | {"--CoalesceStreamsPreprocessor"}
 SNIPPETS = re.findall(r"```python\n(.*?)```", EVERYTHING, re.DOTALL)
 

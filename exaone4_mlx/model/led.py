@@ -22,6 +22,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..checkpoint.share import Share
 from ..cluster.ranks import Ranks
 from .cache import Cache, KVCache, RotatingKVCache, Snapshot
 from .fused import FusedModel, Row
@@ -166,6 +167,18 @@ def shared_ids(ranks: Ranks, ids: Sequence[mx.array], caches: Sequence[Sequence[
     ends = list(itertools.accumulate(part.size for part in ids))[:-1]
     parts = mx.split(total, ends) if ends else [total]
     return [(part.reshape(old.shape), cache) for part, old, cache in zip(parts, ids, caches, strict=True)]
+
+
+def spread(model: Any, ranks: Ranks) -> None:
+    """Makes a causal language model, whose weights are the part of one rank, compute as one of `ranks`."""
+    divided = Share(ranks.rank, ranks.size).divided(model.config)
+    for block in model.layers:
+        heads, key_heads = divided["num_attention_heads"], divided["num_key_value_heads"]
+        block.self_attn.spec = dataclasses.replace(block.self_attn.spec, heads=heads, key_heads=key_heads)
+        block.total = ranks.total
+    model.ranks = ranks
+    if ranks.rank and not model.config.tie_word_embeddings:
+        del model.lm_head  # rank 0 computes the logits
 
 
 def _number(cache: Sequence[Any]) -> int:

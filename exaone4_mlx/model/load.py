@@ -46,6 +46,8 @@ def load(
     folder that is no EXAONE 4 checkpoint. Each error names the file. No model is loaded in part.
     """
     folder, adapters = find_folder(path_or_repo, revision), read_adapters(adapter_path, adapter_scale)
+    if adapters and group is not None:
+        raise ValueError("a model of several ranks takes no adapters: fuse them into the weights first")
     tokenizer = Tokenizer.from_pretrained(folder)
     model = load_network(
         Exaone4ForCausalLM,

@@ -19,13 +19,11 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checkpoint.share import Share
 from ..cluster.ranks import Ranks
 from .adapted import ActiveAdapters, put_on
 from .adapter import WeightedAdapter
@@ -204,7 +202,7 @@ class Exaone4ForCausalLM(Pretrained):
             self.lm_head = new_linear(config, config.hidden_size, config.vocab_size)
         self._fused: FusedModel | None = None
         self._adapters = ActiveAdapters()
-        self.ranks: Ranks | None = None  # that compute this model together: see `spread`
+        self.ranks: Ranks | None = None  # that compute this model together: see `led.spread`
 
     def __call__(self, input_ids: mx.array, cache: Sequence[Cache] | None = None) -> mx.array:
         return self.logits(self.model(input_ids, cache))
@@ -246,17 +244,6 @@ class Exaone4ForCausalLM(Pretrained):
         given = read_adapters(adapters, scales)
         with _CHANGE:
             self._adapters = put_on(self, given, self._adapters)
-
-    def spread(self, ranks: Ranks) -> None:
-        """Makes this model, whose weights are the part of one rank, compute as one of `ranks`."""
-        divided = Share(ranks.rank, ranks.size).divided(self.config)
-        for block in self.layers:
-            heads, key_heads = divided["num_attention_heads"], divided["num_key_value_heads"]
-            block.self_attn.spec = replace(block.self_attn.spec, heads=heads, key_heads=key_heads)
-            block.total = ranks.total
-        self.ranks = ranks
-        if ranks.rank and not self.config.tie_word_embeddings:
-            del self.lm_head  # rank 0 computes the logits
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_fused": None}  # copies make their own

@@ -30,6 +30,7 @@ from ..files.folders import atomic_file, find_folder, read_json
 from ..files.safetensors import Checkpoint, CheckpointError, check_finite, read_dtype
 from .config import Exaone4Config
 from .generation_config import GenerationConfig
+from .led import spread
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -160,7 +161,7 @@ def load_network(
     quantize_layers(network, {name.removesuffix(".weight"): chosen for name, chosen in settings.items()})
     fill(network, _weights(opened, settings, cast, progress))
     if ranks is not None:
-        network.spread(ranks)
+        spread(network, ranks)
         ranks.agree("the end of loading", {})
     return network
 

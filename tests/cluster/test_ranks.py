@@ -15,6 +15,7 @@ from exaone4_mlx import PromptCache
 from exaone4_mlx.cluster.ranks import Place, join_ranks
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation.follow import follow
+from exaone4_mlx.model.led import spread
 
 FLOAT32 = json.dumps({"dtype": "float32"})
 HEAVY = pytest.mark.heavy
@@ -102,11 +103,13 @@ class OneRank:
 
 def test_modules_and_files_of_a_part_are_refused(tmp_path: Path, tokenizer: Any) -> None:
     model = tiny_model()
-    model.spread(OneRank())
+    spread(model, OneRank())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="several ranks have a part of the weights: use model"):
         model(random_ids(3))
     with pytest.raises(ValueError, match="cannot be in a file: each rank has a part"):
         PromptCache(model, tokenizer).save(tmp_path / "caches")
+    with pytest.raises(ValueError, match="a model of several ranks takes no adapters"):
+        model.set_adapters()
 
 
 def test_a_rank_with_other_flags_is_named(tmp_path: Path) -> None:
