@@ -110,9 +110,9 @@ class Watchdog:
             self._deadline = None
 
     def end(self, reason: str) -> None:
-        """Ends this process, and tells the other ranks to end."""
+        """Ends this process, and tells the other ranks to end. Without a reason, rank 0 has told this rank."""
         if self._ended.acquire(blocking=False):
-            for peer in self.peers:
+            for peer in self.peers if reason else ():
                 peer.send({"end": reason}, waits=False)
             self._end(reason)
 
