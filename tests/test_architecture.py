@@ -222,7 +222,8 @@ def test_every_folder_is_in_the_wheel() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 cannot read TOML by itself")
     packages = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {".".join(f.parent.relative_to(ROOT).parts) for f in PACKAGE.rglob("__init__.py")}
-    assert found | {"exaone4_mlx.app", "exaone4_mlx.demo", "exaone4_mlx.demo.draft", "exaone4_mlx.texts"} == packages
+    others = ("app", "app.page", "app.vendor", "app.words", "demo", "demo.draft", "texts")
+    assert found | {f"exaone4_mlx.{name}" for name in others} == packages
 
 
 def test_app_uses_public_names_only() -> None:
