@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from exaone4_mlx.storage.forms import number
+from exaone4_mlx.files.text import number
 
 from .i18n import Words
 from .messages import Message

@@ -19,8 +19,7 @@ from html import escape
 from typing import Any
 from xml.etree import ElementTree
 
-from exaone4_mlx.files.text import HALF
-from exaone4_mlx.storage.forms import number, objects
+from exaone4_mlx.files.text import HALF, number, objects
 from exaone4_mlx.text.format import value_text
 from exaone4_mlx.text.markdown import CODE_LANGUAGES, new_parser
 

@@ -12,8 +12,9 @@ from typing import Any
 from exaone4_mlx import Chat, Done, Turn
 from exaone4_mlx.storage.branches import Tree
 from exaone4_mlx.storage.turns import missing_results
+from exaone4_mlx.text.live_messages import LiveMessages
 
-from .messages import LiveReply, Message
+from .messages import Message
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Work:
         self.before = chat.messages
         self.system = self.before[: int(chat.system_prompt is not None)]
         self.history = [*self.system, *tree.messages, *said]
-        self.live = LiveReply(turn.begun)
+        self.live = LiveMessages(turn.begun)
         self.started = time.monotonic()
         self.first_token_seconds: float | None = None
         self.reading: tuple[int, int] | None = None

@@ -57,6 +57,7 @@ APP_MODULES = {
     "exaone4_mlx.measure.model_jobs",
     *(f"exaone4_mlx.storage.{name}" for name in ("branches", "forms", "search", "store", "transcript", "turns")),
     "exaone4_mlx.text.format",
+    "exaone4_mlx.text.live_messages",
     "exaone4_mlx.text.message",
 }  # any file of the app
 WITH_GRADIO = set(APP_ORDER[APP_ORDER.index("theme") :])

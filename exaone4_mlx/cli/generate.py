@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..files.text import parse_json
 from ..generation.options import Options
-from ..storage.transcript import read_content
 from ..text.input_messages import check_messages
 from . import flags, loading
 from .main import on_ctrl_c
@@ -212,6 +211,8 @@ def _read_prompt(options: argparse.Namespace) -> str:
 
 def _read_messages(source: str) -> list[dict[str, Any]]:
     """The messages of a file that `read_content` reads, or of standard input."""
+    from ..storage.transcript import read_content
+
     name = "standard input" if source == "-" else source
     text = flags.read_text(None if source == "-" else Path(source))
     try:

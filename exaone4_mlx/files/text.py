@@ -13,6 +13,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 BOMS_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -59,6 +60,16 @@ def check_depth(value: Any, name: str = "it") -> None:
             return
         level = [child for one in parents for child in (one.values() if isinstance(one, dict) else one)]
     raise ValueError(f"{name} is nested too deeply: more than {MAX_DEPTH} levels")
+
+
+def objects(value: Any) -> list[Mapping[str, Any]]:
+    """The objects in a JSON value that should be a list of them."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, (list, tuple)) else []
+
+
+def number(value: Any) -> Any:
+    """A JSON value as a count or as seconds; 0 for what is none."""
+    return value if isinstance(value, (int, float)) and 0 < value < 1e12 else 0
 
 
 def clean(text: str) -> str:

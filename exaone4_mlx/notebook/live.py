@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from ..text.events import Answer, Done, Thinking
-from ..text.message import PartialReply, Reply, TurnEvent, tool_messages
+from ..text.events import Done
+from ..text.live_messages import LiveMessages
+from ..text.message import Message, Reply, TurnEvent
 from ..tools.call import ToolCall, ToolResult
 from .conversation_view import messages_html, reply_html, turn_html
 
@@ -100,12 +101,14 @@ class LiveTurn:
 
     def __init__(self, events: object) -> None:
         self._so_far: Callable[[], Done | None] = lambda: getattr(events, "so_far", None)
-        self.messages: list[dict[str, Any]] = []
+        self._live = LiveMessages()
         self.done: Done | None = None
         self.prompt_progress: tuple[int, int] | None = None  # while a prompt is read
-        self._partial: PartialReply | None = None  # of the reply in progress
         self._events: list[TurnEvent] = []
-        self._thoughts_before: tuple[int, float] | None = (0, 0.0)  # tokens and seconds in earlier rounds, if known
+
+    @property
+    def messages(self) -> list[Message]:
+        return self._live.messages
 
     def add(self, event: TurnEvent) -> None:
         self.prompt_progress = None
@@ -113,41 +116,21 @@ class LiveTurn:
             self.done = event
             return
         self._events.append(event)
-        if isinstance(event, ToolResult):
-            self.messages += tool_messages([event.content], failed=event.failed, seconds=event.seconds)
-            self._partial = None
-            before = self._so_far()
-            self._thoughts_before = None if before is None else (before.thinking_tokens, before.thinking_seconds)
-            return
-        if not isinstance(event, (Thinking, Answer, ToolCall)):
-            return  # part of the reply, but not shown
-        if self._partial is None:
-            self._partial = PartialReply()
-            self.messages.append({})
-        partial, stats = self._partial, self.messages[-1].get("stats")
-        was_thinking = not (partial.answer or partial.calls)
-        partial.add(event)
-        self.messages[-1] = partial.message(**({"stats": stats} if stats else {}))
-        if was_thinking and partial.thinking:
-            self._count_thought(self._so_far())
+        self._live.add(event)
+        self._live.count(self._so_far())
 
     def end(self, reason: str) -> None:
         """Ends the turn; events without `Done` get this finish reason."""
+        counts = self._so_far()
         if self.done is None:
-            so_far = self._so_far() or Done("", 0, 0, 0, 0, 0.0, 0.0, 0.0, 0)
-            self.done = dataclasses.replace(so_far, finish_reason=reason)
-        if self.messages and self.messages[-1]["role"] == "assistant":
-            if "reasoning_content" in self.messages[-1]:
-                self._count_thought(self.done)
-            self.messages[-1]["finish_reason"] = self.done.finish_reason
+            self.done = dataclasses.replace(counts or Done("", 0, 0, 0, 0, 0.0, 0.0, 0.0, 0), finish_reason=reason)
+        if counts is not None or not self._has_results:  # else the thoughts of earlier rounds are not known
+            self._live.count(self.done)
+        self._live.end(self.done.finish_reason)
 
-    def _count_thought(self, counts: Done | None) -> None:
-        if counts is not None and self._thoughts_before is not None:
-            tokens, seconds = self._thoughts_before
-            self.messages[-1]["stats"] = {
-                "thinking_tokens": counts.thinking_tokens - tokens,
-                "thinking_seconds": counts.thinking_seconds - seconds,
-            }
+    @property
+    def _has_results(self) -> bool:
+        return any(isinstance(event, ToolResult) for event in self._events)
 
     def reply(self) -> Reply:
         assert self.done is not None
@@ -158,7 +141,7 @@ class LiveTurn:
         if self.done is None:
             shown = messages_html(self.messages, in_progress=True) if self.messages else ""
             return shown + ("" if shown and self.prompt_progress is None else f"<div>{self._waiting()}</div>")
-        if not any(isinstance(event, ToolResult) for event in self._events):
+        if not self._has_results:
             return reply_html(self.reply())
         return turn_html(self.messages, self.done)
 

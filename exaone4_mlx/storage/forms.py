@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import unicodedata
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -31,12 +30,3 @@ def moment(text: str) -> datetime:
 def folded(text: str) -> str:
     """`text` as it is compared: macOS hands over Korean syllables in pieces, and they are composed here."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-
-
-def objects(value: Any) -> list[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, (list, tuple)) else []
-
-
-def number(value: Any) -> Any:
-    """A count or seconds; 0 for what is none."""
-    return value if isinstance(value, (int, float)) and 0 < value < 1e12 else 0

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..files.attachments import Attachment, in_prompt
+from ..files.text import number, objects
 from ..text.input_messages import check_messages
 from ..text.message import Message, turn_starts
-from .forms import number, objects, one_line
+from .forms import one_line
 
 TITLE_LENGTH = 48  # characters
 

@@ -11,11 +11,11 @@ from app_sessions import ENDLESS, PLAIN, WAIT_SECONDS, contents, finished, say, 
 from conftest import call_text, roll_dice
 
 from app.i18n import Words
-from app.messages import LiveReply
 from app.render import items
 from app.session import Session
 from app.settings import Settings
 from exaone4_mlx import Chat, Conversation, ConversationStore, Done, Thinking
+from exaone4_mlx.text.live_messages import LiveMessages
 
 SHORT = Settings(max_tokens=3)
 THINKING = Settings(thinking=True, max_tokens=3)
@@ -158,11 +158,13 @@ def test_the_thought_of_both_parts_is_counted() -> None:
     def counts(tokens: int, seconds: float) -> Done:
         return Done("unfinished", 1, 0, tokens, 0, 0.0, seconds, seconds, 0)
 
-    live = LiveReply({"role": "assistant", "content": "", "reasoning_content": "a", "stats": counts(4, 2.0).__dict__})
+    live = LiveMessages(
+        {"role": "assistant", "content": "", "reasoning_content": "a", "stats": counts(4, 2.0).__dict__}
+    )
     assert live.messages[0]["stats"] == {"thinking_tokens": 4, "thinking_seconds": 2.0}
     live.add(Thinking("b"))
     live.count(counts(3, 1.0))
     assert live.messages == [live.messages[0]] and live.messages[0]["reasoning_content"] == "ab"
     assert live.messages[0]["stats"] == {"thinking_tokens": 7, "thinking_seconds": 3.0}
     for stats in (None, 5, {"thinking_tokens": "x"}):
-        LiveReply({"role": "assistant", "content": "", "stats": stats}).count(counts(3, 1.0))
+        LiveMessages({"role": "assistant", "content": "", "stats": stats}).count(counts(3, 1.0))

@@ -17,10 +17,11 @@ from odd_messages import odd_messages
 
 from app.frames import history
 from app.i18n import LANGUAGES, Words
-from app.messages import LiveReply, call_text
+from app.messages import call_text
 from app.render import LONG, blocks, items, mathml
 from app.work import View
 from exaone4_mlx import Answer, Done, Thinking, ToolCall, ToolResult
+from exaone4_mlx.text.live_messages import LiveMessages
 
 WORDS = Words("en")
 SENTENCE = {"role": "user", "content": "Roll!"}
@@ -100,8 +101,8 @@ def html_of(markdown: str) -> str:
     return "".join(blocks(markdown, WORDS))
 
 
-def live(*events: object) -> LiveReply:
-    made = LiveReply()
+def live(*events: object) -> LiveMessages:
+    made = LiveMessages()
     for event in events:
         made.add(event)
     return made
@@ -130,7 +131,7 @@ def test_thought_without_counts_has_a_plain_title() -> None:
 
 
 def test_counts_before_the_first_event_show_nothing() -> None:
-    made = LiveReply()
+    made = LiveMessages()
     made.count(counted(1, 1.0))
     made.count(None)
     assert made.messages == [] and parts(made.messages) == []
