@@ -15,7 +15,8 @@ from typing import Any
 
 import gradio as gr
 
-from .messages import Message
+from exaone4_mlx.text.message import Message
+
 from .render import tool_results
 from .session import Session
 from .settings import SAMPLING

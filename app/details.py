@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from exaone4_mlx.files.text import number
+from exaone4_mlx.text.message import Message
 
 from .i18n import Words
-from .messages import Message
 
 #: Settings and the values with which they have no effect
 SHOWN = {

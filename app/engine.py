@@ -21,8 +21,8 @@ import mlx.core as mx
 
 from exaone4_mlx import Chat, Exaone4ForCausalLM, Fit, KVQuantization, Tokenizer, fit
 from exaone4_mlx.measure.library import LocalModel, find_models
+from exaone4_mlx.text.message import Message
 
-from .messages import Message
 from .models import Choice, Draft, Loading, choices, memory_in_use, step_size
 from .record import Busy
 from .session import Session

@@ -17,9 +17,8 @@ from typing import Any
 from exaone4_mlx import Conversation
 from exaone4_mlx.storage.branches import Tree
 from exaone4_mlx.storage.turns import as_read, edited, reply_place, title_of
-from exaone4_mlx.text.message import turn_starts
+from exaone4_mlx.text.message import Message, turn_starts
 
-from .messages import Message
 from .settings import Settings
 
 REVISIONS = itertools.count(int(time.time() * 1000))  # unique, also after a restart

@@ -21,8 +21,8 @@ from exaone4_mlx.files.attachments import Attachment
 from exaone4_mlx.storage.branches import Tree
 from exaone4_mlx.storage.forms import one_line
 from exaone4_mlx.storage.turns import closed, edited, reply_place, turn_place, user_message
+from exaone4_mlx.text.message import Message
 
-from .messages import Message
 from .record import Record, last_action
 from .settings import Settings
 from .tools import origin, permission

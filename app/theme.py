@@ -12,7 +12,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from .render import highlighting_css
+from .markdown import highlighting_css
 
 HERE = Path(__file__).parent / "page"
 SCRIPT = (

@@ -13,8 +13,7 @@ from exaone4_mlx import Chat, Done, Turn
 from exaone4_mlx.storage.branches import Tree
 from exaone4_mlx.storage.turns import missing_results
 from exaone4_mlx.text.live_messages import LiveMessages
-
-from .messages import Message
+from exaone4_mlx.text.message import Message
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ LONGEST_FILE, LONGEST_APP_FILE = 400, 350  # lines
 MOST_PARAMETERS = 12
 
 APP_ORDER = [
-    "i18n", "settings", "messages", "models", "work", "tools", "record", "session", "details", "render", "frames", "engine", "titles", "state",
+    "i18n", "settings", "models", "work", "tools", "record", "session", "details", "markdown", "render", "frames", "engine", "titles", "state",
     "status", "theme", "widgets", "common", "chat_actions", "listing", "model_actions", "actions", "api", "ui", "server", "beside", "__main__",
 ]  # fmt: skip
 #: The flags that all programs share, what Markdown means, and the models at hand.
@@ -47,7 +47,7 @@ APP_SHARES = {
     ("__main__.py", "exaone4_mlx.cli.program"),
     ("__main__.py", "exaone4_mlx.server.address"),
     ("server.py", "exaone4_mlx.server.address"),
-    ("render.py", "exaone4_mlx.text.markdown"),
+    ("markdown.py", "exaone4_mlx.text.markdown"),
 }
 APP_MODULES = {
     "exaone4_mlx",
@@ -264,5 +264,5 @@ def test_app_files_import_in_order_and_few_import_gradio() -> None:
                 assert APP_ORDER.index(parts[1]) < APP_ORDER.index(file.stem), f"{file.stem} must come after {parts[1]}"
             assert parts[0] != "gradio" or file.stem in WITH_GRADIO, file
         assert "print(" not in file.read_text() or file.stem == "server"
-        if file.stem in ("messages", "render", "i18n"):
+        if file.stem in ("i18n", "details", "markdown", "render"):
             assert not any(parts[0] == "mlx" for parts in imports(file)), "pure Python, tested in milliseconds"

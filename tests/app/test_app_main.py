@@ -37,14 +37,14 @@ def test_help_needs_neither_gradio_nor_mlx() -> None:
 def test_logic_of_the_app_needs_no_gradio() -> None:
     code = (
         "import sys; sys.modules['gradio'] = None\n"
-        "import app.i18n, app.settings, app.messages, app.models, app.session, "
+        "import app.i18n, app.settings, app.render, app.models, app.session, "
         "app.engine, app.state, app.status"
     )
     assert run(code=code) == (0, "")
 
 
 def test_messages_and_words_need_no_mlx() -> None:
-    code = "import sys; sys.modules['mlx.core'] = None; import app.i18n, app.messages, app.render"
+    code = "import sys; sys.modules['mlx.core'] = None; import app.i18n, app.render"
     assert run(code=code) == (0, "")
 
 

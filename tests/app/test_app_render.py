@@ -17,8 +17,8 @@ from odd_messages import odd_messages
 
 from app.frames import history
 from app.i18n import LANGUAGES, Words
-from app.messages import call_text
-from app.render import LONG, blocks, items, mathml
+from app.markdown import LONG, blocks, mathml
+from app.render import call_text, items
 from app.work import View
 from exaone4_mlx import Answer, Done, Thinking, ToolCall, ToolResult
 from exaone4_mlx.text.live_messages import LiveMessages
