@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from exaone4_mlx.cli.flags import (
     DEFAULT_MODEL,
+    adapter_options,
+    add_adapter_flags,
     add_draft_flags,
     add_ignore_memory_flag,
     add_kv_flags,
@@ -71,6 +73,7 @@ def parser(program: str = "python -m app") -> argparse.ArgumentParser:
         "maximum number of tokens of a conversation, and in its caches; the page marks the turns that the model no "
         "longer sees (default: the context length of the model)",
     )
+    add_adapter_flags(parser)
     network = parser.add_argument_group("network")
     network.add_argument(
         "--host",
@@ -137,6 +140,7 @@ def _state(options: argparse.Namespace) -> AppState:
     if options.max_kv_size == 1:
         raise ValueError("--max-kv-size must be at least 2: a token of the prompt and a token of the reply")
     kv = kv_options(options)
+    adapters = adapter_options(options)
     drafting = _given(options, "num_draft_tokens", "prompt_lookup")
     check_draft_flags(options)
     Options(**drafting)  # raises for wrong values
@@ -150,7 +154,7 @@ def _state(options: argparse.Namespace) -> AppState:
         _check_memory(needs)
     started = time.monotonic()
     say(f"loading {options.model}")
-    loading = Loading(options.model)
+    loading = Loading(options.model, **adapters)
     model, tokenizer = loading.result()
     draft = None
     if options.draft_model:
@@ -172,6 +176,7 @@ def _state(options: argparse.Namespace) -> AppState:
         drafting=drafting,
         draft=draft,
         ignores_memory=options.ignore_memory,
+        adapters=adapters,
     )
     store = ConversationStore(folder / "conversations")
     store.trash.empty()

@@ -63,10 +63,12 @@ class ChatEngine:
         draft: Draft | None = None,
         ignores_memory: bool = False,
         is_shared: bool = False,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
         """`folders` is where models are looked for; `kv` says how caches are quantized, and `drafting` how tokens are
         drafted, as for `Chat`; `draft` is for every model with its tokenizer. With `ignores_memory` models are loaded
-        that are too large. A model that `is_shared` has other users, and is not replaced.
+        that are too large. A model that `is_shared` has other users, and is not replaced. `adapters` are arguments of
+        `load`, for the model `given` alone.
         """
         #: The open conversations. The state sets it.
         self.sessions: Callable[[], Sequence[Session]] = tuple
@@ -80,6 +82,7 @@ class ChatEngine:
         self._folders, self._given = tuple(folders), given or loaded.choice.path
         self._kv, self._drafting, self._draft = dict(kv or {}), dict(drafting or {}), draft
         self._ignores_memory, self._is_shared = ignores_memory, is_shared
+        self._adapters = dict(adapters or {})
         self._switching = threading.Lock()
 
     @property
@@ -213,7 +216,7 @@ class ChatEngine:
             raise
 
     def _load(self, path: str, needs: Fit) -> None:
-        loading = self._loading = Loading(path)
+        loading = self._loading = Loading(path, **(self._adapters if path == self._given else {}))
         model, tokenizer = loading.result()
         label = next((choice.label for choice in self.models() if choice.path == path), path)
         warnings, draft = list(loading.warnings), None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..text.format import size_text
-from .flags import add_checkpoint_flags, add_kv_flags, add_q_bits_flag, kv_options
+from .flags import adapter_options, add_adapter_flags, add_checkpoint_flags, add_kv_flags, add_q_bits_flag, kv_options
 from .output import note, progress_bar, show, show_json
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="PATH", help="a folder, a hub id, or demo")
     add_checkpoint_flags(parser)
     add_q_bits_flag(parser, "quantize while loading, in groups of 64")
+    add_adapter_flags(parser)
 
     measured = parser.add_argument_group("measurements", "lengths in tokens; several are separated by commas")
     measured.add_argument(
@@ -121,6 +122,7 @@ def run(options: argparse.Namespace) -> int:
         q_bits=options.q_bits,
         prefill_step_size=options.prefill_step_size,
         kv=KVQuantization.from_flags(**kv_options(options)),
+        **adapter_options(options),
     )
     with progress_bar("measuring", " tests") as progress:
         found = bench(request, progress)

@@ -86,6 +86,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="weights per scale (default: %(default)s)",
     )
+    add_adapter_flags(model)
     memory = parser.add_argument_group("memory")
     add_max_kv_size_flag(
         memory,
@@ -94,6 +95,32 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_kv_flags(memory)
     add_ignore_memory_flag(memory)
+
+
+def add_adapter_flags(flags: Flags) -> None:
+    flags.add_argument(
+        "--adapter-path",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="put this adapter onto the model: a folder or a hub id, of mlx-lm's format or PEFT's; may be repeated",
+    )
+    flags.add_argument(
+        "--adapter-scale",
+        action="append",
+        type=float,
+        metavar="X",
+        help="multiplies what the adapter changes (default: 1); one for all, or one for each --adapter-path",
+    )
+
+
+def adapter_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The flags of adapters that were given, as keyword arguments of `load`."""
+    if options.adapter_scale and not options.adapter_path:
+        raise ValueError("--adapter-scale needs --adapter-path")
+    scales = options.adapter_scale or [1.0]
+    given = {"adapter_path": options.adapter_path, "adapter_scale": scales if len(scales) > 1 else scales[0]}
+    return given if options.adapter_path else {}
 
 
 def add_q_bits_flag(flags: Flags, help: str) -> None:

@@ -9,12 +9,12 @@ WIDTH = 80
 #: Command -> its common flags in order, and two examples.
 COMMON = {
     "generate": (
-        "--prompt --prompt-file --system-prompt --thinking --tools --max-tokens --temp --model --q-bits --json",
+        "--prompt --prompt-file --system-prompt --thinking --tools --temp --model --q-bits --adapter-path --json",
         "exaone4-mlx generate --model demo --thinking --prompt 'What is 17 * 23?'",
         "exaone4-mlx generate --q-bits 4 --prompt 'Summarize:' --prompt-file report.txt",
     ),
     "chat": (
-        "--system-prompt --thinking --tools --builtin-tools --temp --load --model --q-bits",
+        "--system-prompt --thinking --tools --builtin-tools --temp --load --model --q-bits --adapter-path",
         "exaone4-mlx chat --model demo --builtin-tools",
         "exaone4-mlx chat --q-bits 4 --system-prompt 'Answer in Korean.'",
     ),
@@ -39,7 +39,7 @@ COMMON = {
         "exaone4-mlx bench --model mlx_model -p 512,4096 -g 128 -d 0,8192",
     ),
     "serve": (
-        "--model --host --port --api-key --thinking --max-kv-size --q-bits --max-running",
+        "--model --host --port --api-key --thinking --max-kv-size --q-bits --adapter-path --max-running",
         "exaone4-mlx serve --model demo",
         "exaone4-mlx serve --q-bits 4 --host 0.0.0.0 --api-key-file keys.txt",
     ),

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..text.format import size_text
-from .flags import read_kv
+from .flags import adapter_options, read_kv
 from .output import log, note, progress_bar
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..generation.request import Prompt, Request
     from ..measure.fit import Fit
     from ..measure.sizes import Sizes
+    from ..model.adapter import WeightedAdapter
     from ..model.config import Exaone4Config
     from ..model.kv import KVQuantization
     from ..model.network import Exaone4ForCausalLM
@@ -46,7 +47,7 @@ LIMIT_STEP, LIMIT_SPARE = 512, 3072
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Everything about a model except its weights, the settings of its caches, and the folder of a draft model."""
+    """Everything about a model except its weights: settings of caches, the folder of a draft model, adapters."""
 
     folder: Path
     config: Exaone4Config
@@ -54,6 +55,7 @@ class ModelFiles:
     kv: KVQuantization | None
     max_kv_size: int | None
     draft_folder: Path | None
+    adapters: tuple[WeightedAdapter, ...] = ()
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -131,6 +133,7 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
     from ..generation.request import check_drafting, check_kv_size
     from ..measure.fit import check_draft
     from ..measure.sizes import read_sizes
+    from ..model.adapter_file import read_adapters
     from ..model.config import Exaone4Config
     from ..text.tokenizer import Tokenizer
 
@@ -145,7 +148,11 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
     if options.max_kv_size is not None:
         check_kv_size(options.max_kv_size, config)
     draft_folder = find_folder(options.draft_model) if options.draft_model else None
-    files = ModelFiles(folder, config, tokenizer, read_kv(config, options), options.max_kv_size, draft_folder)
+    adapters = read_adapters(**adapter_options(options))
+    for adapter, _ in adapters:
+        adapter.check(config)
+    kv = read_kv(config, options)
+    files = ModelFiles(folder, config, tokenizer, kv, options.max_kv_size, draft_folder, adapters)
     if draft := files.draft_sizes:
         check_draft(files.sizes, draft, tokenizer)
     drafting = Options(prompt_lookup=bool(options.prompt_lookup), num_draft_tokens=options.num_draft_tokens)
@@ -191,6 +198,8 @@ def load(files: ModelFiles, options: argparse.Namespace) -> ReadyModel:
     if (ranks := getattr(options, "ranks", None)) is not None:
         given["ranks"] = ranks
     model = _load(files.folder, options, **given)
+    if files.adapters:
+        model.set_adapters(*zip(*files.adapters, strict=True))
     if options.verbose:
         note(
             f"{files.folder}: {files.config.num_hidden_layers} layers, context {files.context} tokens, "

@@ -93,8 +93,10 @@ def check_files(folder: Path) -> None:
 
 
 def other_format(path: Path) -> str:
-    """What to do with the weights of a folder, or with a file, in a format that is not read here; else ""."""
+    """What to do with a folder or file that is no model, or has weights in a format that is not read here; else ""."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
+    if any(file.name == "adapter_config.json" for file in files):
+        return "; it is an adapter: give its base as the model, and this folder with --adapter-path"
     if gguf := [file.name for file in files if file.suffix == ".gguf"]:
         return f"; {gguf[0]} is a GGUF file for llama.cpp, so take the original repository or an MLX one in its place"
     if other := [file.name for file in files if file.suffix in (".bin", ".pt", ".pth") and "model" in file.name]:

@@ -94,6 +94,7 @@ def bench(request: BenchRequest, progress: Progress | None = None) -> Bench:
     kv = KVQuantization.coerce(request.kv, config)
     tokenizer = Tokenizer.from_pretrained(folder)
     model = load_network(Exaone4ForCausalLM, folder, dtype=request.dtype, q_bits=request.q_bits)
+    model.set_adapters(request.adapter_path, request.adapter_scale)
     model.fused()
     engines: list[Engine] = [Ours(model, tokenizer, folder, request.prefill_step_size, kv)]
     if "mlx-lm" in request.peers:
@@ -154,8 +155,11 @@ def _node_rows(model: Exaone4ForCausalLM, engines: Sequence[str]) -> Iterator[Be
             yield BenchRow(test, engine, "nodes", count, count, count, ratio=ratio, ratio_low=ratio, ratio_high=ratio)
 
 
-def _kind(model: Exaone4ForCausalLM) -> tuple[dict[str, Any], str, bool]:
-    return model.config.to_dict(), dtype_name(model), bool(quantization_of(model))
+def _kind(model: Exaone4ForCausalLM) -> tuple[dict[str, Any], str, bool, str | None]:
+    """Config, dtype, whether it is quantized, and the kind of adapter that takes most nodes."""
+    kinds = {adapter.config.fine_tune_type for adapter, _ in model.adapters}
+    adapter = next((kind for kind in ("dora", "lora") if kind in kinds), None)
+    return model.config.to_dict(), dtype_name(model), bool(quantization_of(model)), adapter
 
 
 def _conditions(
@@ -169,7 +173,7 @@ def _conditions(
         system=machine.system,
         device=machine.device,
         versions=machine.versions,
-        model=request.model,
+        model=" + ".join([request.model, *(adapter.name for adapter, _ in model.adapters)]),
         layers=model.config.num_hidden_layers,
         dtype=dtype_name(model),
         bits_per_weight=bits_per_weight(model),

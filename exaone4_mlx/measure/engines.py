@@ -104,8 +104,9 @@ class Ours:
         return build_seconds(self._model.fused())
 
     def command(self, prompt: str) -> list[str]:
-        folder = str(self._folder)
-        return [sys.executable, "-m", "exaone4_mlx.generate", "--model", folder, *one_token_flags(prompt)]
+        adapters = [("--adapter-path", one.name, "--adapter-scale", str(scale)) for one, scale in self._model.adapters]
+        flags = ["--model", str(self._folder), *(flag for flags in adapters for flag in flags)]
+        return [sys.executable, "-m", "exaone4_mlx.generate", *flags, *one_token_flags(prompt)]
 
 
 def seconds_of(tokens: Iterator[Any], count: int) -> float:

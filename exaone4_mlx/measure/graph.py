@@ -51,12 +51,18 @@ def in_own_process(function: str, *arguments: Any) -> Any:
 
 
 def host_seconds(
-    engines: Sequence[str], config: Mapping[str, Any], dtype: str, is_quantized: bool, repeat: int
+    engines: Sequence[str],
+    config: Mapping[str, Any],
+    dtype: str,
+    is_quantized: bool,
+    adapter: str | None,
+    repeat: int,
 ) -> dict[str, list[float]]:
     """The seconds that Python takes to build the graph of one decode step, in each of `repeat` rounds, by engine.
 
     Each function of `mx.fast` is one node, as on GPUs. Nothing is evaluated between the steps: on the CPU backend an
-    evaluation would evict Python's data from the caches of the processor. So the model can be narrow.
+    evaluation would evict Python's data from the caches of the processor. So the model can be narrow. `adapter` is as
+    for `count_nodes`.
     """
 
     def build(engine: Any) -> list[float]:
@@ -64,7 +70,7 @@ def host_seconds(
 
     shape = _narrow(config, config["layer_types"])
     narrow: list[Any] = [
-        SimpleNamespace(name=name, weights_bytes=0, model=_zero_model(name, shape, dtype, is_quantized))
+        SimpleNamespace(name=name, weights_bytes=0, model=_zero_model(name, shape, dtype, is_quantized, adapter))
         for name in engines
     ]
     fast = ("rms_norm", "rope", "scaled_dot_product_attention")

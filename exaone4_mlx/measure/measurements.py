@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..files.safetensors import read_dtype
 from ..generation.options import PREFILL_STEP_SIZE
+from ..model.adapter_file import AdapterPaths, Scales
 from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
@@ -34,7 +35,8 @@ class BenchRequest:
 
     Reads a prompt of each length in `prompt_tokens`, and generates `decode_tokens` tokens after a prompt of each length
     in `depths`. Measures each figure `repeat` times, after one time for warming up. `peers` are other engines. `kv`
-    quantizes our caches, as for `generate`; the caches of peers are not quantized.
+    quantizes our caches, as for `generate`; the caches of peers are not quantized. `adapter_path` and `adapter_scale`
+    are those of `load`; no peer runs beside adapters.
     Raises ValueError for an invalid value.
     """
 
@@ -49,6 +51,8 @@ class BenchRequest:
     q_bits: int | None = None
     prefill_step_size: int = PREFILL_STEP_SIZE
     kv: int | KVQuantization | None = None
+    adapter_path: AdapterPaths = ()
+    adapter_scale: Scales = 1.0
 
     def __post_init__(self) -> None:
         counts: dict[str, tuple[int, ...]]
@@ -59,6 +63,8 @@ class BenchRequest:
             if wrong := [value for value in values if value < least]:
                 raise ValueError(f"{name} must be {least} or more, not {wrong[0]}")
         read_dtype(self.dtype)
+        if self.adapter_path and self.peers:
+            raise ValueError(f"{self.peers[0]} runs without the adapter: leave out peer, or fuse the adapter first")
         for peer in self.peers:
             check_installed(peer)
 

@@ -46,10 +46,10 @@ def is_adapter_folder(folder: Path) -> bool:
     return (folder / CONFIG_NAME).is_file() and not (folder / "config.json").is_file()
 
 
-def read_adapters(adapters: AdapterPaths, scales: Scales = 1.0) -> tuple[WeightedAdapter, ...]:
+def read_adapters(adapter_path: AdapterPaths = (), adapter_scale: Scales = 1.0) -> tuple[WeightedAdapter, ...]:
     """Adapters with their scales. Each adapter is a folder, a hub id or an `Adapter`. Errors as for `read_adapter`."""
-    several = [adapters] if isinstance(adapters, str | Path | Adapter) else list(adapters)
-    each = list(scales) if isinstance(scales, Sequence) else [scales] * len(several)
+    several = [adapter_path] if isinstance(adapter_path, str | Path | Adapter) else list(adapter_path)
+    each = list(adapter_scale) if isinstance(adapter_scale, Sequence) else [adapter_scale] * len(several)
     if len(each) != len(several):
         raise ValueError(f"there are {len(several)} adapters and {len(each)} scales: give one scale, or one for each")
     found = [adapter if isinstance(adapter, Adapter) else read_adapter(adapter) for adapter in several]

@@ -60,7 +60,7 @@ def load(
     )
     model.generation_config = GenerationConfig.from_folder(folder)
     if adapters:
-        model.set_adapters([adapter for adapter, _ in adapters], [scale for _, scale in adapters])
+        model.set_adapters(*zip(*adapters, strict=True))
     model.fused()
     if warning := model.config.vocabulary_warning(tokenizer.vocab_size):
         warnings.warn(warning, stacklevel=2)

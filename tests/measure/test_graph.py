@@ -106,7 +106,7 @@ def test_pythons_share_is_that_of_whole_steps_without_evaluation(is_quantized: b
     steps, argmax, rms_norm = [], mx.argmax, mx.fast.rms_norm
     monkeypatch.setattr(mx, "argmax", lambda logits, axis: steps.append(logits.shape) or argmax(logits, axis=axis))
     config = tiny_model(head_dim=64).config.to_dict()
-    seconds = graph.host_seconds(["exaone4_mlx"], config, "float32", is_quantized, 2)["exaone4_mlx"]
+    seconds = graph.host_seconds(["exaone4_mlx"], config, "float32", is_quantized, None, 2)["exaone4_mlx"]
     assert len(seconds) == 2 and min(seconds) > 0
     assert steps == [(1, 128)] * 3 * engines.BUILT_STEPS, "a round for warming up"
     assert mx.fast.rms_norm is rms_norm

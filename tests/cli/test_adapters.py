@@ -1,0 +1,67 @@
+"""`--adapter-path` puts adapters onto the model of a command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from adapters import random_adapter
+from commands import GENERATE, errors, output
+
+from exaone4_mlx import load
+from exaone4_mlx.cli.main import main
+from exaone4_mlx.model.adapter import Adapter, AdapterConfig
+from exaone4_mlx.model.adapter_file import write_adapter
+
+PROMPT = ("-p", "What is the capital of France?", "-m", "12")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the demo that changes every reply."""
+    adapter = random_adapter("lora", load("demo")[0].config, scale=40.0)
+    folder = tmp_path_factory.mktemp("adapter")
+    write_adapter(folder, adapter)
+    return folder
+
+
+def test_a_reply_is_that_of_the_model_with_the_adapter(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    plain, adapted = output(capsys, *PROMPT), output(capsys, *PROMPT, "--adapter-path", str(folder))
+    assert plain.strip() == "The capital of France is Paris." and adapted != plain
+    assert output(capsys, *PROMPT, "--adapter-path", str(folder), "--adapter-scale", "0") == plain
+    twice = ("--adapter-path", str(folder)) * 2
+    assert output(capsys, *PROMPT, *twice, "--adapter-scale", "0.5", "--adapter-scale", "0.5") == adapted
+
+
+def test_a_folder_of_an_adapter_is_no_model(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    found = errors(capsys, "generate", "--model", str(folder), *PROMPT)
+    assert found.endswith("it is an adapter: give its base as the model, and this folder with --adapter-path\n")
+
+
+def test_adapters_that_do_not_fit_are_refused_before_the_weights_are_read(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exaone4_mlx.model import pretrained
+
+    monkeypatch.setattr(pretrained, "load_network", lambda *given, **options: pytest.fail("weights were read"))
+    assert "there is no folder nowhere" in errors(capsys, *GENERATE, *PROMPT, "--adapter-path", "nowhere")
+    found = errors(
+        capsys, *GENERATE, *PROMPT, "--adapter-path", str(folder), "--adapter-scale", "1", "--adapter-scale", "2"
+    )
+    assert found == "error: there are 1 adapters and 2 scales: give one scale, or one for each\n"
+    assert errors(capsys, *GENERATE, *PROMPT, "--adapter-scale", "2") == "error: --adapter-scale needs --adapter-path\n"
+    arrays = {"model.layers.99.mlp.up_proj.lora_a": mx.ones((256, 8))}
+    write_adapter(tmp_path, Adapter(AdapterConfig(base="LGAI-EXAONE/EXAONE-4.0-32B"), arrays))
+    found = errors(capsys, *GENERATE, *PROMPT, "--adapter-path", str(tmp_path))
+    assert "has model.layers.99.mlp.up_proj.lora_a" in found and "trained on LGAI-EXAONE/EXAONE-4.0-32B" in found
+
+
+@pytest.mark.heavy
+def test_a_measurement_counts_the_nodes_of_the_adapter(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    flags = ["-p", "8", "-g", "4", "-d", "0", "--repeat", "1", "--adapter-path", str(folder)]
+    assert main(["bench", "--model", "demo", *flags]) == 0
+    found = capsys.readouterr().out
+    assert f"demo + {folder}: 8 layers" in found
+    assert any("RoPE layer" in line and "| 23 " in line for line in found.splitlines())
+    assert "mlx-lm runs without the adapter" in errors(capsys, "bench", "--model", "demo", *flags, "--peer", "mlx-lm")
