@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exaone4_mlx.cli.adapter_flags import adapter_options, add_adapter_flags
 from exaone4_mlx.cli.flags import (
     DEFAULT_MODEL,
-    adapter_options,
-    add_adapter_flags,
     add_draft_flags,
     add_ignore_memory_flag,
     add_kv_flags,

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..text.format import size_text
-from .flags import adapter_options, add_adapter_flags, add_checkpoint_flags, add_kv_flags, add_q_bits_flag, kv_options
+from .adapter_flags import adapter_options, add_adapter_flags
+from .flags import add_checkpoint_flags, add_kv_flags, add_q_bits_flag, kv_options
 from .output import note, progress_bar, show, show_json
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..files.text import parse_json
 from ..generation.options import OPTION_NAMES, Options
 from ..text.input_messages import check_messages
+from .adapter_flags import add_adapter_flags
 
 if TYPE_CHECKING:
     from ..model.config import Exaone4Config
@@ -95,32 +96,6 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_kv_flags(memory)
     add_ignore_memory_flag(memory)
-
-
-def add_adapter_flags(flags: Flags) -> None:
-    flags.add_argument(
-        "--adapter-path",
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="put this adapter onto the model: a folder or a hub id, of mlx-lm's format or PEFT's; may be repeated",
-    )
-    flags.add_argument(
-        "--adapter-scale",
-        action="append",
-        type=float,
-        metavar="X",
-        help="multiplies what the adapter changes (default: 1); one for all, or one for each --adapter-path",
-    )
-
-
-def adapter_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The flags of adapters that were given, as keyword arguments of `load`."""
-    if options.adapter_scale and not options.adapter_path:
-        raise ValueError("--adapter-scale needs --adapter-path")
-    scales = options.adapter_scale or [1.0]
-    given = {"adapter_path": options.adapter_path, "adapter_scale": scales if len(scales) > 1 else scales[0]}
-    return given if options.adapter_path else {}
 
 
 def add_q_bits_flag(flags: Flags, help: str) -> None:

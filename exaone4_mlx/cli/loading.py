@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..text.format import size_text
-from .flags import adapter_options, read_kv
+from .adapter_flags import find_adapters
+from .flags import read_kv
 from .output import log, note, progress_bar
 
 if TYPE_CHECKING:
@@ -133,7 +134,6 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
     from ..generation.request import check_drafting, check_kv_size
     from ..measure.fit import check_draft
     from ..measure.sizes import read_sizes
-    from ..model.adapter_file import read_adapters
     from ..model.config import Exaone4Config
     from ..text.tokenizer import Tokenizer
 
@@ -148,10 +148,7 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
     if options.max_kv_size is not None:
         check_kv_size(options.max_kv_size, config)
     draft_folder = find_folder(options.draft_model) if options.draft_model else None
-    adapters = read_adapters(**adapter_options(options))
-    for adapter, _ in adapters:
-        adapter.check(config)
-    kv = read_kv(config, options)
+    adapters, kv = find_adapters(options, config), read_kv(config, options)
     files = ModelFiles(folder, config, tokenizer, kv, options.max_kv_size, draft_folder, adapters)
     if draft := files.draft_sizes:
         check_draft(files.sizes, draft, tokenizer)
