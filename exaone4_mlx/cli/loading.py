@@ -191,9 +191,10 @@ def check_memory(files: ModelFiles, options: argparse.Namespace, context: int, p
 def load(files: ModelFiles, options: argparse.Namespace) -> ReadyModel:
     """Reads the weights of the model and its draft model, with progress bars."""
     started = time.perf_counter()
-    given = {"q_bits": options.q_bits, "q_group_size": options.q_group_size}
-    if (ranks := getattr(options, "ranks", None)) is not None:
-        given["ranks"] = ranks
+    ranks = getattr(options, "ranks", None)
+    given = {"q_bits": options.q_bits, "q_group_size": options.q_group_size} | (
+        {} if ranks is None else {"ranks": ranks}
+    )
     model = _load(files.folder, options, **given)
     if files.adapters:
         model.set_adapters(*zip(*files.adapters, strict=True))
