@@ -158,3 +158,18 @@ def _stages() -> Iterator[Callable[[int, int, str], None]]:
             current[1](done, total)
 
         yield report
+
+
+def convert_command(options: argparse.Namespace) -> str:
+    """The command that converts the model as --q-bits quantized it, with a smaller error."""
+    flags = {
+        "--hf-path": options.model,
+        "--mlx-path": "FOLDER",
+        "--q-bits": options.q_bits,
+        "--q-group-size": options.q_group_size,
+        "--dtype": options.dtype,
+        "--revision": options.revision,
+    }
+    return shlex.join(
+        ["exaone4-mlx", "convert", *(str(x) for pair in flags.items() if pair[1] is not None for x in pair)]
+    )

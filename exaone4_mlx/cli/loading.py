@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..text.format import size_text
 from .adapter_flags import find_adapters
+from .convert import convert_command
 from .flags import read_kv
 from .output import log, note, progress_bar
 
@@ -206,7 +206,7 @@ def load(files: ModelFiles, options: argparse.Namespace) -> ReadyModel:
     if options.q_bits is not None:
         note(
             f"quantized to {options.q_bits} bits while loading; this command stores the model with a smaller error: "
-            f"{_convert_command(options)}"
+            f"{convert_command(options)}"
         )
     draft_folder = None if ranks is not None and ranks.rank else files.draft_folder  # rank 0 drafts alone
     draft = _load(draft_folder, options) if draft_folder else None
@@ -286,18 +286,3 @@ def more_metal_memory(needed: int) -> Iterator[str]:
     limit = math.ceil(needed / 2**20 / LIMIT_STEP) * LIMIT_STEP
     if mx.metal.is_available() and limit + LIMIT_SPARE < physical_memory() / 2**20:
         yield f"sudo sysctl iogpu.wired_limit_mb={limit} raises the memory limit of models"
-
-
-def _convert_command(options: argparse.Namespace) -> str:
-    """The command that converts the model as --q-bits quantized it, with a smaller error."""
-    flags = {
-        "--hf-path": options.model,
-        "--mlx-path": "FOLDER",
-        "--q-bits": options.q_bits,
-        "--q-group-size": options.q_group_size,
-        "--dtype": options.dtype,
-        "--revision": options.revision,
-    }
-    return shlex.join(
-        ["exaone4-mlx", "convert", *(str(x) for pair in flags.items() if pair[1] is not None for x in pair)]
-    )
