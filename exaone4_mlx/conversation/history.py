@@ -29,7 +29,7 @@ from ..text.input_messages import check_messages
 from ..text.message import Message, turn_starts
 from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
-from ..tools.describe import Tool
+from ..tools.describe import Tool, schemas
 from ..tools.toolbox import Toolbox
 from .begun import BegunReply, WrittenReply, is_cut, last_reply
 
@@ -183,8 +183,9 @@ class History:
                 f"reply: {advice}"
             )
         draft = self._draft.model.config if self._draft else None
-        config, kv = self.model.config, self._cache.kv
-        return Request(config, self.tokenizer, tuple(ids), options, self.max_kv_size, kv, draft, count), dropped
+        config, kv, offered = self.model.config, self._cache.kv, tuple(schemas(tools) or ())
+        request = Request(config, self.tokenizer, tuple(ids), options, self.max_kv_size, kv, draft, count, offered)
+        return request, dropped
 
     def constraint(self, tools: tuple[Tool, ...], options: Options) -> ToolConstraint | None:
         """The constraint for calls of `tools`, if the options ask for it; made once for the chat's own tools."""

@@ -2,13 +2,14 @@
 
 Notes:
 - The answer begins after the thought, and ends with the token that ends the turn.
+- Where tools are offered, the model may call them instead. The calls follow their schemas.
 - Objects are closed, and the spacing of JSON is that of json.dumps, as in calls of tools (constrain.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..text.reply import ReplyParser
@@ -16,6 +17,7 @@ from ..text.tokenizer import Tokenizer
 from ..tools.schema import check_schema, normalized
 from .constrain import (
     GrammarConstraint,
+    ToolConstraint,
     closed_at_every_depth,
     compile_problem,
     forces,
@@ -70,6 +72,53 @@ class AnswerConstraint(GrammarConstraint):
 
     def _mask(self) -> bytes:
         return self._line_ends.added_to(bytearray(super()._mask()))
+
+
+class AnswerOrCalls(AnswerConstraint):
+    """An answer in a format, or calls of tools that follow their schemas: the first token of the answer decides."""
+
+    what = "an answer or a call"
+
+    def __init__(
+        self, tokenizer: Tokenizer, kind: str, content: Any, vocab_size: int, tools: Sequence[Mapping[str, Any]]
+    ) -> None:
+        super().__init__(tokenizer, kind, content, vocab_size)
+        self._call = ToolConstraint(tokenizer, tools, vocab_size)
+        self._is_open, self._called = True, False  # nothing of the answer is written; a call is complete
+
+    def reset(self) -> None:
+        super().reset()
+        self._call.reset()
+        self._is_open, self._called = True, False
+
+    def advance(self, token: int) -> None:
+        self._known_mask = None
+        if self._call.active:
+            self._call.advance(token)
+            if token == self._call.end_id:
+                self._called, self._line_ends.left = True, 2
+        elif self._is_open and token == self._call.start_id:
+            self._call.begin()
+        elif self._line_ends.take(token):
+            return
+        elif not self._called:
+            super().advance(token)
+            self._is_open = False
+        elif token == self.end_id:
+            self.reset()
+        else:
+            raise ValueError(f"token {token} was not allowed here: after a call, another one comes, or the end")
+
+    def _mask(self) -> bytes:
+        if self._call.active:
+            return self._call._mask()
+        if self._called:
+            mask = bytearray(self._line_ends.added_to(bytearray(self._vocab_size)))
+            mask[self.end_id] = 1
+        else:
+            mask = bytearray(super()._mask())
+        mask[self._call.start_id] = self._is_open
+        return bytes(mask)
 
 
 def _answer(vocabulary: LLTokenizer, kind: str, content: Any, forced: bool) -> LLMatcher:

@@ -192,11 +192,12 @@ class TokenStream:
 
     Streams in the same list `together` take their steps together. A step is due for a stream once its token was handed
     out, and the next `next()` of any of these streams takes it. Raises NonFiniteLogits at most CHECK_EVERY tokens
-    later, or in `close`. `restrict` and `force` change the token after the one handed out last. `drafted` and
-    `accepted` are the counts of `SpeculativeStream`; here they are 0.
+    later, or in `close`. `restrict` and `force` change the token after the one handed out last. `drafted`,
+    `accepted` and `reads_next` are those of `SpeculativeStream`; here there are no drafts.
     """
 
     drafted = accepted = 0
+    reads_next = False
 
     def __init__(
         self,

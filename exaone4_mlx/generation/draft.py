@@ -12,6 +12,7 @@ Source of shared noise in place of rejection: https://arxiv.org/abs/2408.07978 (
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections import deque
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from ..model.cache import Cache, make_caches
 from ..model.fused import FusedModel
 from ..model.network import Exaone4ForCausalLM
 from ..model.nonfinite import explain
+from .pieces import Batch
 from .prompt_cache import common_prefix, prefill_chunks
 from .truncation import Sample
 
@@ -31,6 +33,7 @@ DRAFT_WINDOW = 4096  # tokens that a draft model attends to, in every layer
 DRAFT_STEP_SIZE = 512  # tokens of one prefill chunk of a draft model
 MODEL_DRAFTS, LOOKUP_DRAFTS = 4, 8  # default limits of the draft tokens in one step
 LONGEST_MATCH, SHORTEST_MATCH = 6, 2  # tokens that prompt lookup compares
+READER = "draft model"  # its name in a `Batch`
 TAIL = 64  # tokens at the end of a history that may have changed since the last draft
 
 
@@ -44,6 +47,7 @@ class Drafter(Protocol):
         """At most `count` draft tokens, [1] each, that may follow `history`. It restores the state of `sample`."""
 
     is_free: bool  # whether a draft costs almost no time
+    reads_next: bool  # whether the next draft reads a chunk of the prompt
     scheduler: DraftScheduler
     processed_tokens: int  # before the last draft
 
@@ -52,6 +56,7 @@ class PromptLookup:
     """Proposes the tokens that followed the same few tokens earlier in the text, as in edits, quotations and code."""
 
     is_free = True
+    reads_next = False
     processed_tokens = 0
 
     def __init__(self) -> None:
@@ -80,14 +85,20 @@ class PromptLookup:
 
 
 class DraftModel:
-    """A smaller model. It sees the last `window` tokens, and keeps its caches from one reply to the next."""
+    """A smaller model. It sees the last `window` tokens, and keeps its caches from one reply to the next.
+
+    With a `batch` it reads a prompt in chunks, one for every other draft, and proposes nothing meanwhile. `reads_next`
+    says so before such a draft.
+    """
 
     is_free = False
+    batch: Batch | None = None
 
     def __init__(self, model: Exaone4ForCausalLM, window: int = DRAFT_WINDOW) -> None:
         self.model, self._window, self.scheduler = model, window, DraftScheduler()
         self._fused: FusedModel | None = None
         self.processed_tokens, self._is_checked = 0, False  # the logits, once in a reply
+        self.reads_next = False
         self._ids: list[int] = []  # the tokens of the history, from _start on, in the caches
         self._drafted: list[mx.array] = []  # the draft tokens after them in the caches
         self.clear(0)
@@ -96,15 +107,23 @@ class DraftModel:
         fused = self.model.fused()
         if fused is not self._fused:
             self.clear()  # the weights have changed
-        self._fused, self._is_checked = fused, False
+        self._fused, self._is_checked, self.reads_next = fused, False, False
         self._align(history, whole=True)
 
     def draft(self, history: Sequence[int], count: int, sample: Sample) -> list[mx.array]:
+        self.processed_tokens = 0
         if count == 0:
+            self.reads_next = False
             return []
         self._align(history)
         fused = self._fused = self._fused or self.model.fused()
         missing = list(history[self._start + len(self._ids) :])
+        if self.batch is not None and len(missing) > (size := self.batch.chunk_size(len(missing), READER)):
+            if self.reads_next:
+                self._read(missing[:size])
+            self.reads_next = not self.reads_next
+            return []
+        self.reads_next = False
         for _, last in prefill_chunks(fused, missing, self._layers, DRAFT_STEP_SIZE):
             hidden = last
         self._ids += missing
@@ -119,6 +138,16 @@ class DraftModel:
             drafts.append(sample(fused(drafts[-1][None], self._layers)[:, -1]))
         sample.state = before
         return drafts
+
+    def _read(self, ids: Sequence[int]) -> None:
+        """Reads a chunk of a prompt."""
+        assert self._fused is not None and self.batch is not None
+        started = time.perf_counter()
+        for _ in prefill_chunks(self._fused, ids, self._layers, DRAFT_STEP_SIZE):
+            mx.eval([layer.buffers for layer in self._layers])
+        self.batch.measured(len(ids), time.perf_counter() - started, READER)
+        self._ids += ids
+        self.processed_tokens = len(ids)
 
     def _align(self, history: Sequence[int], whole: bool = False) -> None:
         """Rewinds the caches to the prefix that they share with `history`, or clears them if that is impossible.

@@ -27,11 +27,11 @@ from ..tools.call import ToolCall
 from .constrain import GrammarConstraint
 from .decode import NonFiniteLogits, Sampler, TokenStream
 from .draft import LOOKUP_DRAFTS, MODEL_DRAFTS, DraftModel, PromptLookup
+from .pieces import Batch, Piece
 from .prompt_cache import PromptCache
 from .request import WRAP_UP, Request, thought_limit
 from .speculate import SpeculativeStream
 from .truncation import logprobs
-from .worker import Batch, Piece
 
 Stream = TokenStream | SpeculativeStream
 
@@ -127,6 +127,8 @@ class ReplyLoop:
         given = self._cache.fused, logits, self._cache.layers, sampler
         if self._draft is None and not self._options.prompt_lookup:
             return TokenStream(*given, self._options.logprobs, self._batch.streams)
+        if self._draft is not None:
+            self._draft.batch = self._batch
         drafter, most = (self._draft, MODEL_DRAFTS) if self._draft else (PromptLookup(), LOOKUP_DRAFTS)
         limit = len(self._ids) + self._max_tokens
         most = self._options.num_draft_tokens or most
@@ -146,7 +148,7 @@ class ReplyLoop:
             yield from self._end_thought(stream)
         self._constrain(stream)
         while True:
-            yield Piece.SHORT
+            yield Piece.LONG if stream.reads_next else Piece.SHORT
             token = next(stream)
             if self._cache.work is not work:
                 raise RuntimeError("other work used the prompt cache of this reply before it ended")

@@ -25,8 +25,8 @@ from ..text.encoding import read_ids
 from ..text.input_messages import Message, check_messages
 from ..text.reply import ReplyParser
 from ..text.tokenizer import Tokenizer
-from ..tools.describe import Tool
-from .answer import AnswerConstraint
+from ..tools.describe import Tool, schemas
+from .answer import AnswerConstraint, AnswerOrCalls
 from .formats import read_format
 from .options import Options, check
 from .truncation import check_bias
@@ -44,8 +44,9 @@ class Request:
     """A reply to make: the ids of the prompt, its options and its limits. Needs a config, and no weights.
 
     `max_kv_size` limits prompt and reply together; None means the model's context. `kv` says how caches are stored.
-    `draft` is the config of a draft model. The last `begun` of the ids are the beginning of the reply. Raises
-    ValueError for what no reply can be made to.
+    `draft` is the config of a draft model. The last `begun` of the ids are the beginning of the reply. `tools`
+    are the schemas of tools that may be called instead of an answer in a format. Raises ValueError for what no reply
+    can be made to.
     """
 
     config: Exaone4Config
@@ -56,6 +57,7 @@ class Request:
     kv: KVQuantization | None = None
     draft: Exaone4Config | None = None
     begun: int = 0
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def render(
@@ -73,7 +75,9 @@ class Request:
         """A request for a reply to `prompt`: text, messages, or ids. Renders the chat template."""
         ids, begun = prompt_ids(tokenizer, prompt, options=options, tools=tools)
         stored = KVQuantization.coerce(kv, config)
-        return cls(config, tokenizer, tuple(ids), options, max_kv_size, stored, draft, begun)
+        return cls(
+            config, tokenizer, tuple(ids), options, max_kv_size, stored, draft, begun, tuple(schemas(tools) or ())
+        )
 
     def __post_init__(self) -> None:
         ids, config, options = self.ids, self.config, self.options
@@ -161,10 +165,12 @@ class Request:
 
     @cached_property
     def answer_constraint(self) -> AnswerConstraint | None:
-        """The constraint of `response_format`."""
+        """The constraint of `response_format`, which leaves calls of the tools."""
         found = None if self.options.response_format is None else read_format(self.options.response_format)
         if found is None:
             return None
+        if self.tools:
+            return AnswerOrCalls(self.tokenizer, *found, self.config.vocab_size, self.tools)
         return AnswerConstraint(self.tokenizer, *found, self.config.vocab_size)
 
     @property
@@ -228,8 +234,6 @@ def render(
     It opens a turn of the assistant. The reply is begun by tokens that the model has `written`, by `prefill_response`,
     or, with `continue_final_message`, by the last message; whether it has a thought then follows from this message.
     """
-    if tools and options.response_format is not None:
-        raise ValueError("response_format decides the whole answer: it leaves no calls to tools")
     variables, offered = options.chat_template_args or {}, tools or None
     if options.prefill_response is not None:
         messages = [*messages, {"role": "assistant", "content": options.prefill_response}]

@@ -91,6 +91,11 @@ class SpeculativeStream:
         return token
 
     @property
+    def reads_next(self) -> bool:
+        """Whether the next step reads a chunk of the prompt for the drafts."""
+        return self._drafter.reads_next
+
+    @property
     def logprobs(self) -> TopLogprobs:
         """The log-probabilities of the token handed out last."""
         step, position = self._last
@@ -207,7 +212,7 @@ class SpeculativeStream:
         self._was_steered = False
         ids = mx.concatenate([mx.array(self._history[-1:]), *drafts])
         self._step = _Step(drafts, self._model(ids[None], self._cache))
-        if not drafts or self._drafter.processed_tokens <= len(drafts) + 1:  # a prefill of the drafter does not count
+        if self._drafter.processed_tokens <= len(drafts) + 1:  # a prefill of the drafter does not count
             self._step.started = started
         self._is_running = True
         self._sample_each(self._step)

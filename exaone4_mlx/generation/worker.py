@@ -16,18 +16,16 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-import time
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Iterator
-from enum import Enum
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
 
 from ..model.network import Exaone4ForCausalLM
-from .decode import TokenStream
+from .pieces import Batch, Piece
 from .prompt_cache import CheckpointPool
 
 T = TypeVar("T")
@@ -37,39 +35,6 @@ EXIT_SECONDS = 2.0  # the longest wait for the thread at the end of a model or o
 #: Waits end after this time and begin again. A signal that arrives just before a wait of Python does not end the wait.
 WAIT_SECONDS = 0.2
 MOST_TOGETHER = 8  # jobs
-#: While other jobs are in progress, a chunk of a prompt takes about this time. The first chunk has FIRST_CHUNK tokens.
-CHUNK_SECONDS, FIRST_CHUNK = 0.2, 64
-
-
-class Piece(Enum):
-    """What a job yields where other jobs may run: how long its next piece takes, a step or a chunk of a prompt."""
-
-    SHORT, LONG = "step", "chunk"
-
-
-class Batch:
-    """What replies share: the streams that take their steps together, and the size of the chunks of their prompts."""
-
-    def __init__(self) -> None:
-        self.streams: list[TokenStream] = []
-        self.has_others = False  # whether a job is in progress or waits beside the one that runs
-        self._speed: float | None = None  # tokens per second of the last chunk
-
-    def chunk_size(self, limit: int) -> int:
-        """The tokens of the next chunk, at most `limit`."""
-        size = FIRST_CHUNK if self._speed is None else max(1, int(self._speed * CHUNK_SECONDS))
-        return min(limit, size) if self.has_others else limit
-
-    def timed(self, steps: Generator[int, None, T]) -> Generator[Piece, None, T]:
-        """Runs `steps`, which yields the number of tokens after each chunk, as long pieces. Returns what it returns."""
-        while True:
-            started = time.perf_counter()
-            try:
-                tokens = next(steps)
-            except StopIteration as end:
-                return end.value
-            self._speed = tokens / max(time.perf_counter() - started, 1e-6)
-            yield Piece.LONG
 
 
 class Job(Generic[T]):

@@ -10,12 +10,13 @@ Notes:
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..generation.constrain import ToolConstraint
@@ -121,15 +122,17 @@ class ModelServer:
         return await asyncio.get_running_loop().run_in_executor(self.threads, self._prepare, task)
 
     def _prepare(self, task: Task) -> Prepared:
-        ids, begun = prompt_ids(self.tokenizer, task.prompt, task.options, task.tools or None)
+        options = dataclasses.replace(task.options, response_format=None) if task.forced else task.options
+        ids, begun = prompt_ids(self.tokenizer, task.prompt, options, task.tools or None)
         if len(ids) >= self.context:
             raise TooLong(f"the prompt has {len(ids)} tokens, and the context of {self.context} must hold a reply, too")
         config = self.model.config
-        request = Request(config, self.tokenizer, tuple(ids), task.options, self.max_kv_size, self.kv, None, begun)
+        tools = task.tools if options.response_format is not None else ()
+        request = Request(config, self.tokenizer, tuple(ids), options, self.max_kv_size, self.kv, None, begun, tools)
         constraint: ToolConstraint | None = None
         if task.forced:
             constraint = ForcedCall(self.tokenizer, task.forced, config.vocab_size)
-        elif task.strict and task.tools:
+        elif task.strict and task.tools and request.answer_constraint is None:
             constraint = ToolConstraint(self.tokenizer, task.tools, config.vocab_size)
         return Prepared(task, request, constraint)
 
@@ -150,7 +153,7 @@ class ModelServer:
                         raise ServerEnds
                     if isinstance(event, ToolCall) and prepared.task.one_call:
                         yield event
-                        yield replace(generation.so_far, finish_reason="tool_calls")
+                        yield dataclasses.replace(generation.so_far, finish_reason="tool_calls")
                         return
                     if isinstance(event, Done) and generation.stop_text:
                         yield StopFound(generation.stop_text)

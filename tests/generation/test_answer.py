@@ -12,9 +12,9 @@ import mlx.core as mx
 import pytest
 from conftest import Always, random_ids, roll_dice, tiny_model
 
-from exaone4_mlx import Chat, Options, Sampling, Tokenizer, generate
+from exaone4_mlx import Chat, Options, Sampling, Tokenizer, ToolCall, generate
 from exaone4_mlx.generation import constrain
-from exaone4_mlx.generation.answer import AnswerConstraint
+from exaone4_mlx.generation.answer import AnswerConstraint, AnswerOrCalls
 from exaone4_mlx.generation.decode import Sampler, TokenStream
 from exaone4_mlx.generation.formats import read_format
 from exaone4_mlx.generation.prompt_cache import prefill
@@ -99,8 +99,41 @@ def test_the_answer_of_a_model_follows_the_schema_after_its_thought(thinking: bo
 def test_a_chat_answers_in_a_format(demo: Any) -> None:
     chat = Chat(*demo, settle=False)
     assert chat.ask("Hello", response_format={"type": "regex", "regex": "yes|no"}).text in ("yes", "no")
-    with pytest.raises(ValueError, match="leaves no calls to tools"):
-        chat.send("Hello", response_format=FORMAT, tools=[roll_dice])
+
+
+def test_where_tools_are_offered_the_model_calls_them_or_answers_in_the_format(scripted: Any) -> None:
+    call = '<tool_call>{"name": "roll_dice", "arguments": {"max_num": 6}}</tool_call>'
+    schema = {"type": "object", "properties": {"a": {"enum": [7]}}, "required": ["a"]}
+    chat = Chat(*scripted(f"{call}\n{call}", '{"a": 7}'), settle=False, tools=[roll_dice])
+    events = list(chat.send("Roll!", response_format={"type": "json_schema", "json_schema": {"schema": schema}}))
+    calls = [event for event in events if isinstance(event, ToolCall)]
+    assert [call.arguments for call in calls] == [{"max_num": 6}] * 2, "several calls, as without a format"
+    assert json.loads(str(chat.messages[-1]["content"])) == {"a": 7}
+
+
+def test_an_answer_or_calls_is_one_of_both(tokenizer: Tokenizer) -> None:
+    """At random: the first token decides, and calls follow their schemas."""
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"]}}
+    rng, kinds = random.Random(0), set[str]()
+    start, end = (tokenizer.encode(tag)[0] for tag in ("<tool_call>", "</tool_call>"))
+    for _ in range(20):
+        held = AnswerOrCalls(tokenizer, "regex", "yes|no", tokenizer.vocab_size, [tool])
+        held.begin()
+        ids: list[int] = []
+        while held.active and len(ids) < 100:
+            allowed = [id for id, may in enumerate(held.allowed().tolist()) if may]
+            ids.append(rng.choice([*allowed, *({start, end} & set(allowed))]))
+            held.advance(ids[-1])
+        text = tokenizer.decode(ids[:-1])
+        found = re.fullmatch(
+            r'(?:yes|no)|(?:<tool_call>\{"name": "f", "arguments": \{"x": [12]\}\}</tool_call>\n{0,2})+', text
+        )
+        assert found or len(ids) == 100, text
+        kinds.add(text[:1])
+    assert kinds == {"y", "n", "<"}
+    held.begin()
+    with pytest.raises(ValueError, match="not allowed here"):
+        held.advance(end)
 
 
 def test_formats_that_cannot_be_enforced_are_refused_before_work(unread: Any) -> None:

@@ -10,13 +10,15 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import Greedy, hold, random_ids, roll_dice, run_all, tiny_model, until
+from conftest import Always, Greedy, hold, random_ids, roll_dice, run_all, tiny_model, until
 
-from exaone4_mlx import BUILTIN_TOOLS, Chat, Sampling, generate, stream_generate
-from exaone4_mlx.generation import decode, worker
+from exaone4_mlx import BUILTIN_TOOLS, Chat, Sampling, generate, load, stream_generate
+from exaone4_mlx.generation import decode, pieces, worker
 from exaone4_mlx.generation.decode import Sampler, TokenStream
+from exaone4_mlx.generation.draft import DraftModel
+from exaone4_mlx.generation.pieces import FIRST_CHUNK, Batch, Piece
 from exaone4_mlx.generation.prompt_cache import prefill
-from exaone4_mlx.generation.worker import Batch, Piece, Worker
+from exaone4_mlx.generation.worker import Job, Worker
 
 CALCULATOR = [tool for tool in BUILTIN_TOOLS if getattr(tool, "__name__", "") == "calculator"]
 TEXTS = (
@@ -147,7 +149,7 @@ def test_streams_of_changed_weights_take_steps_of_their_own() -> None:
 # --- the worker ---------------------------------------------------------------
 
 
-def pieces(log: list[str], name: str, *kinds: Piece) -> Iterator[Any]:
+def logged(log: list[str], name: str, *kinds: Piece) -> Iterator[Any]:
     for kind in kinds:
         yield kind
         log.append(f"{name} {kind.value}")
@@ -157,7 +159,7 @@ def test_a_round_has_all_short_pieces_and_one_long_piece() -> None:
     model = tiny_model()
     log, short, long = list[str](), [Piece.SHORT] * 4, [Piece.LONG] * 2
     go = hold(Worker.of(model))
-    jobs = [Worker.of(model).submit(pieces(log, *given)) for given in (("a", *short), ("b", *long), ("c", *long))]
+    jobs = [Worker.of(model).submit(logged(log, *given)) for given in (("a", *short), ("b", *long), ("c", *long))]
     go.set()
     assert [list(job) for job in jobs] == [[], [], []]
     steps = [place for place, entry in enumerate(log) if entry == "a step"]
@@ -168,7 +170,7 @@ def test_a_round_has_all_short_pieces_and_one_long_piece() -> None:
 def test_jobs_that_use_the_same_cache_run_one_after_the_other() -> None:
     model = tiny_model()
     log: list[str] = []
-    jobs = [Worker.of(model).submit(pieces(log, name, *[Piece.SHORT] * 5), uses=1) for name in "ab"]
+    jobs = [Worker.of(model).submit(logged(log, name, *[Piece.SHORT] * 5), uses=1) for name in "ab"]
     assert [list(job) for job in jobs] == [[], []]
     assert log == ["a step"] * 5 + ["b step"] * 5
 
@@ -194,9 +196,42 @@ def test_a_chunk_takes_about_the_same_time_while_others_wait() -> None:
     batch = Batch()
     assert batch.chunk_size(2048) == 2048
     batch.has_others = True
-    assert batch.chunk_size(2048) == worker.FIRST_CHUNK and batch.chunk_size(16) == 16
-    batch._speed = 500.0
+    assert batch.chunk_size(2048) == FIRST_CHUNK and batch.chunk_size(16) == 16
+    batch.measured(500, 1.0)
+    assert batch.chunk_size(2048, "draft model") == FIRST_CHUNK, "another reader has another speed"
     assert batch.chunk_size(2048) == 100
+
+
+def test_the_prompt_of_a_draft_model_is_read_in_chunks_between_steps(
+    demo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoding reply waits for one chunk at most, of a prompt or of a draft model's prompt."""
+    ran: list[tuple[int, Piece]] = []  # the pieces, with their jobs
+    original = Job.run
+    monkeypatch.setattr(Job, "run", lambda job: ran.append((id(job), job.next_piece)) or original(job))
+    monkeypatch.setattr("exaone4_mlx.generation.draft.DraftScheduler", Always)
+    monkeypatch.setattr(pieces, "CHUNK_SECONDS", 0.004)
+    read: list[int] = []
+    real = DraftModel._read
+    monkeypatch.setattr(DraftModel, "_read", lambda self, ids: read.append(len(ids)) or real(self, ids))
+    draft = load("demo-draft", dtype="float32")[0]
+    long = "Tell me about the sea. " * 60
+    found: dict[str, Any] = {}
+
+    def reply(name: str, text: str, **options: Any) -> None:
+        found[name] = generate(*demo, text, temperature=0, max_tokens=60, min_tokens=60, **options).text
+
+    reply("alone", long)
+    ran.clear()
+    first = stream_generate(*demo, "Hello", temperature=0, max_tokens=400, min_tokens=400)
+    next(first)
+    run_all([threading.Thread(target=reply, args=("drafted", long), kwargs={"draft_model": draft})])
+    first.close()
+    assert found["drafted"] == found["alone"]
+    assert len(read) > 3, "in chunks"
+    steps = [place for place, (job, _) in enumerate(ran) if job == ran[0][0]]
+    for a, b in pairwise(steps):
+        assert sum(piece is Piece.LONG for _, piece in ran[a + 1 : b]) <= 1
 
 
 # --- replies ------------------------------------------------------------------

@@ -286,6 +286,29 @@ def test_langchain_agent_with_a_tool(served: Any) -> None:
     assert result["messages"][-1].content.strip() == "You rolled 3 and 3."
 
 
+def test_tools_and_a_schema_in_one_request(saying: Any) -> None:
+    """langchain's agents send both: the model calls the tool, and then answers in the schema."""
+    chat = pytest.importorskip("langchain_openai").ChatOpenAI
+    agents = pytest.importorskip("langchain.agents")
+    strategy = pytest.importorskip("langchain.agents.structured_output").ProviderStrategy
+    pytest.importorskip("llguidance")
+    from pydantic import BaseModel
+
+    class Rolled(BaseModel):
+        number: int
+
+    def roll_dice(max_num: int) -> int:
+        """Roll a dice with the number 1 to N."""
+        return 3
+
+    served = saying('<tool_call>{"name": "roll_dice", "arguments": {"max_num": 6}}</tool_call>', '{"number": 3}')
+    model = chat(model="x", base_url=f"{served.url}/v1", api_key="none", max_retries=0, max_tokens=60)
+    agent = agents.create_agent(model, [roll_dice], response_format=strategy(Rolled))
+    result = agent.invoke({"messages": [{"role": "user", "content": "Roll a dice."}]})
+    assert result["structured_response"] == Rolled(number=3)
+    assert [message.type for message in result["messages"]] == ["human", "ai", "tool", "ai"]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_litellm(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no request to its site
