@@ -43,6 +43,11 @@ COMMON = {
         "exaone4-mlx serve --model demo",
         "exaone4-mlx serve --q-bits 4 --host 0.0.0.0 --api-key-file keys.txt",
     ),
+    "cluster": (
+        "--hostfile --backend --model --json",
+        "exaone4-mlx cluster check --hostfile hosts.json",
+        "exaone4-mlx cluster check --hostfile hosts.json --backend jaccl --model mlx_model",
+    ),
     "doctor": (
         "--model --reference --output --json",
         "exaone4-mlx doctor",

@@ -34,6 +34,7 @@ COMMANDS = {
     "fit": "compute the memory that a model needs",
     "bench": "measure the speed of a model on this machine",
     "doctor": "check that this machine computes correctly",
+    "cluster": "check the machines of a host file and their links",
     "serve": "serve a model to OpenAI's and Anthropic's clients",
 }
 

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs a command as one of several ranks. Returns its exit code."""
     from ..cluster.ranks import Place, join_ranks
 
-    if Place.of_process() is None:
+    if Place.of_process() is None or options.command == "cluster":  # which joins by itself
         return int(options.run(options))
     check_command(options.command)
     if getattr(options, "prompt_cache_file", None):

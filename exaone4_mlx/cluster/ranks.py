@@ -90,22 +90,30 @@ class Ranks:
 
         The error is raised in rank 0; it ends the others.
         """
-        if self.rank:
-            self.peers[0].send({"agree": what, "value": value})
-            self.receive("agreed")
-            return
-        for peer in self.peers:
-            found = peer.inbox.get()
-            if found.get("agree") != what:
-                raise ValueError(
-                    f"{peer} is at {found.get('agree')!r}, and rank 0 at {what!r}: it runs another command"
-                )
-            own, other = json.loads(json.dumps(value)), found["value"]
-            names = [name for name in own | other if own.get(name) != other.get(name)]
+        found = self.gather({"at": what, "value": value})
+        for peer, other in zip(self.peers, found[1:], strict=False):
+            if other["at"] != what:
+                raise ValueError(f"{peer} is at {other['at']!r}, and rank 0 at {what!r}: it runs another command")
+            own, there = json.loads(json.dumps(value)), other["value"]
+            names = [name for name in own | there if own.get(name) != there.get(name)]
             if names:
-                text = "; ".join(f"{name} {other.get(name)} there, {own.get(name)} here" for name in names[:MOST_NAMED])
+                text = "; ".join(f"{name} {there.get(name)} there, {own.get(name)} here" for name in names[:MOST_NAMED])
                 raise ValueError(f"{peer} differs from rank 0 in {what}: {text}")
-        self.tell({"agreed": what})
+        if self.rank == 0:
+            self.tell({"agreed": what})
+        else:
+            self.receive("agreed")
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, which are JSON values, by rank; nothing in the ranks other than 0."""
+        if self.rank:
+            self.peers[0].send({"value": value})
+            return []
+        return [value, *(peer.inbox.get()["value"] for peer in self.peers)]
+
+    @property
+    def backend(self) -> str:
+        return self._place.backend
 
     def receive(self, *kinds: str) -> Message:
         """The next message of rank 0, which is of one of these kinds."""

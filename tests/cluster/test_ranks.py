@@ -21,9 +21,9 @@ FLOAT32 = json.dumps({"dtype": "float32"})
 HEAVY = pytest.mark.heavy
 
 
-def check(found: dict[str, Any], size: int = 2) -> None:
+def check(found: dict[str, Any], size: int = 2, limit: float = 1e-4) -> None:
     """All checks of `ranks_script.py` hold, and rank 0 has its part of the weights."""
-    assert found.pop("logits", 0) < 1e-4
+    assert found.pop("logits", 0) < limit
     whole, kept, cut = found.pop("whole"), found.pop("kept"), found.pop("cut")
     assert kept == whole - cut + cut // size, "a rank keeps its part, and what is not divided"
     del found["read"]
@@ -43,7 +43,8 @@ def test_two_ranks_reply_as_one_process(tmp_path: Path) -> None:
 @HEAVY
 @pytest.mark.parametrize("options", [{"q_bits": 4}, {"q_bits": 8}, {"kv": 8}, {"q_bits": 4, "kv": 4}], ids=str)
 def test_quantized_weights_and_caches(tmp_path: Path, options: dict[str, int]) -> None:
-    check(results(tmp_path, "logits", "greedy", "seeded", "demo", json.dumps({"dtype": "float32", **options})))
+    found = results(tmp_path, "logits", "greedy", "seeded", "demo", json.dumps({"dtype": "float32", **options}))
+    check(found, limit=0.05 if "kv" in options else 1e-4)  # the last bit of a key may give it another code
 
 
 @HEAVY

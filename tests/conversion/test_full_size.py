@@ -105,3 +105,35 @@ def test_memory_is_bounded_and_the_result_runs(full_size: Path, capsys: pytest.C
     assert {name: array.shape for name, array in ours.items()} == {n: array.shape for n, array in theirs.items()}
     assert max(peaks["search"], peaks["plain"]) < 900 < peaks["theirs"]
     assert reply_values["answer_tokens"] + (reply_values["finish_reason"] == "stop") == 1
+
+
+#: Loads the part of a rank. Prints the bytes that were read, those of the weights, and MLX's peak.
+READ_A_PART = """
+import types, pathlib, mlx.core as mx
+from mlx.utils import tree_flatten
+from exaone4_mlx import Exaone4ForCausalLM
+from exaone4_mlx.model.pretrained import load_network
+read = lambda: int(pathlib.Path("/proc/self/io").read_text().split()[1])
+ranks = types.SimpleNamespace(rank={rank}, size={size}, agree=lambda *a: None, total=lambda x: x)
+before = read()
+model = load_network(Exaone4ForCausalLM, pathlib.Path({folder!r}), ranks=ranks)
+weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+print(read() - before, weights, mx.get_active_memory(), end=" ")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").is_file(), reason="bytes that were read are counted on Linux only")
+@pytest.mark.parametrize(("rank", "size"), [(1, 2), (3, 4)])
+def test_a_rank_reads_and_keeps_its_share(full_size: Path, rank: int, size: int) -> None:
+    """Embedding and norms are in each rank; of all else it reads and keeps 1/N."""
+    whole = (full_size / "model.safetensors").stat().st_size
+    replicated = 2 * (102_400 * 2048 + (2 * 30 + 1) * 2048 + 2 * 30 * 64)
+    share = replicated + (whole - replicated) / size
+    script = READ_A_PART.format(rank=rank, size=size, folder=str(full_size)) + PRINT_PEAK
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    read, weights, active, peak = map(float, done.stdout.split())
+    print(f"\nrank {rank} of {size}: read {read / 1e6:.0f} MB, kept {weights / 1e6:.0f} MB, peak {peak:.0f} MB", end="")
+    assert weights <= share
+    assert read < share + 8e6, "headers, and the first bytes of each tensor for the fingerprint"
+    assert active < share + 1e6
+    assert peak < share / 1e6 + 600, "MLX and Python, and one tensor"
