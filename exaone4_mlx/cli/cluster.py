@@ -102,7 +102,8 @@ def _lines(report: ClusterReport) -> Iterator[str]:
         reads, sums = 1e3 * found.read_seconds, 1e3 * found.sums * found.sum_seconds
         yield (
             f"predicted, not measured: at most {found.tokens_per_second:.3g} tokens/s ({reads:,.1f} ms to read weights "
-            f"and {found.sums} sums in {sums:,.1f} ms); {1 / found.alone_seconds:.3g} on rank 0 alone, if the model fits"
+            f"and {found.sums} sums in {sums:,.1f} ms); "
+            f"{1 / found.alone_seconds:.3g} on rank 0 alone, if the model fits"
         )
     for difference in report.differences:
         yield f"update: {difference}"

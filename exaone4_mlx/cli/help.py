@@ -46,7 +46,7 @@ COMMON = {
     "cluster": (
         "--hostfile --backend --model --json",
         "exaone4-mlx cluster check --hostfile hosts.json",
-        "exaone4-mlx cluster check --hostfile hosts.json --backend jaccl --model mlx_model",
+        "exaone4-mlx cluster check --hostfile hosts.json --model mlx_model",
     ),
     "doctor": (
         "--model --reference --output --json",

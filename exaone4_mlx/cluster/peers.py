@@ -14,10 +14,11 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
@@ -101,7 +102,7 @@ class Watchdog:
         threading.Thread(target=self._read, args=(peer,), name=f"rank {peer.rank}", daemon=True).start()
 
     @contextlib.contextmanager
-    def limited(self, what: str) -> Any:
+    def limited(self, what: str) -> Iterator[None]:
         """The block may take the timeout. It is for calls of MLX that wait for all ranks."""
         self._deadline = time.monotonic() + self.timeout, what
         try:
@@ -139,6 +140,30 @@ class Watchdog:
     def _check(self, peers: Iterable[Peer]) -> None:
         if problem := next(filter(None, (peer.problem(self.timeout) for peer in peers)), None):
             self.end(problem)
+
+
+#: Kills its parent after some seconds. It ends with its parent.
+KILL_LATER = """
+import os, signal, sys, time
+parent, until = int(sys.argv[1]), time.monotonic() + float(sys.argv[2])
+while os.getppid() == parent and time.monotonic() < until:
+    time.sleep(0.1)
+if os.getppid() == parent:
+    sys.stderr.write("error: " + sys.argv[3] + chr(10))
+    sys.stderr.flush()
+    os.kill(parent, signal.SIGKILL)
+"""
+
+
+@contextlib.contextmanager
+def killed_after(seconds: float, reason: str) -> Iterator[None]:
+    """The block may take so long. It is for calls that hold Python's lock, so that no thread can watch them."""
+    command = [sys.executable, "-S", "-E", "-c", KILL_LATER, str(os.getpid()), str(seconds), reason]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as helper:
+        try:
+            yield
+        finally:
+            helper.kill()
 
 
 def end_process(reason: str) -> None:

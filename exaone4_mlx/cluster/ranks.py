@@ -22,7 +22,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .peers import CAUSE_SECONDS, MAX_LINE, Message, Peer, Watchdog
+from .peers import CAUSE_SECONDS, MAX_LINE, Message, Peer, Watchdog, killed_after
 
 TIMEOUT = 60.0  # seconds without a sign of life, or without progress, after which a rank is lost
 PORT_DISTANCE = 1000  # between the port of rank 0 in MLX's file and that of its messages
@@ -81,7 +81,9 @@ class Ranks:
             self._accept()
         else:
             self.watchdog.add(self._connect())
-        with self.watchdog.limited(f"the start of MLX's {self._place.backend} backend"):
+        others = ", ".join(f"rank {r} ({host})" for r, (host, _) in enumerate(self._place.addresses) if r != self.rank)
+        seconds = self.watchdog.timeout
+        with killed_after(seconds, f"{others} did not start MLX's {self.backend} backend within {seconds:g} s"):
             self.group = mx.distributed.init(strict=True, backend=self._place.backend)
         return self
 

@@ -205,7 +205,7 @@ def test_help_fits_a_screen_and_help_all_has_every_option(capsys: pytest.Capture
 
 
 def test_each_command_is_a_module_too() -> None:
-    for command in COMMANDS:
+    for command in COMMANDS.keys() - {"cluster"}:  # the name of a room
         done = subprocess.run(
             [sys.executable, "-m", f"exaone4_mlx.{command}", "--help"], capture_output=True, text=True
         )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import mostly_heavy, until
+from conftest import ROOT, mostly_heavy, until
 from ranks import Launched
 
 from exaone4_mlx.cluster.peers import LOST, Peer, Watchdog
@@ -37,7 +39,7 @@ def test_a_lost_rank_ends_the_other_with_its_name(tmp_path: Path, moment: tuple[
         lost, other = launched.processes[rank], launched.processes[1 - rank]
         lost.send_signal(fault)
         _, error = other.communicate(timeout=4 * TIMEOUT)
-    before = "did not come within", "did not answer within"  # it was lost before it was there
+    before = "did not come within", "did not answer within", "did not start MLX's ring"  # it was lost before
     assert f"rank {rank} (" in error, error
     if not any(text in error for text in before):
         assert (SILENT if fault is signal.SIGSTOP else KILLED) in error, error
@@ -55,6 +57,14 @@ def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
     assert code == 1 and error.startswith("error: rank 0 (127.0.0.1, port ") and "within 1 s" in error
 
 
+def test_a_call_that_holds_the_lock_of_python_is_ended() -> None:
+    """As `mx.distributed.init` does: no thread runs meanwhile."""
+    script = "import ctypes\nfrom exaone4_mlx.cluster.peers import killed_after\n"
+    script += "with killed_after(0.5, 'rank 3 is slow'): ctypes.PyDLL(None).sleep(60)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=30)
+    assert done.returncode == -signal.SIGKILL and done.stderr == "error: rank 3 is slow\n"
+
+
 @pytest.mark.heavy
 def test_ctrl_c_ends_all_and_keeps_the_reply(tmp_path: Path) -> None:
     with Launched(ENDLESS, tmp_path) as launched:
@@ -64,7 +74,7 @@ def test_ctrl_c_ends_all_and_keeps_the_reply(tmp_path: Path) -> None:
         for process in launched.processes.values():  # as a terminal does
             process.send_signal(signal.SIGINT)
         ended = launched.ended()
-    assert text and ended[0][0] == 130 and "cancelled" in ended[0][2]
+    assert text and ended[0][0] == 130 and ", stopped |" in ended[0][2]
     assert ended[1] == (0, "", "")
 
 
