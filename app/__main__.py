@@ -24,6 +24,7 @@ from exaone4_mlx.cli.flags import (
     with_flag_names,
 )
 from exaone4_mlx.cli.program import run
+from exaone4_mlx.cli.prompt_cache import add_prompt_cache_flags, open_prefix_store
 from exaone4_mlx.server.address import Address
 
 from .server import PageAddress, data_folder, password_of, say, serve
@@ -109,6 +110,7 @@ def parser(program: str = "python -m app") -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     memory = parser.add_argument_group("memory")
     add_kv_flags(memory)
+    add_prompt_cache_flags(memory)
     add_ignore_memory_flag(memory)
     add_draft_flags(parser)
     return parser
@@ -151,6 +153,7 @@ def _state(options: argparse.Namespace) -> AppState:
     )
     if not options.ignore_memory:
         _check_memory(needs)
+    prefixes = open_prefix_store(options, needs)
     started = time.monotonic()
     say(f"loading {options.model}")
     loading = Loading(options.model, **adapters)
@@ -174,6 +177,7 @@ def _state(options: argparse.Namespace) -> AppState:
         kv=kv,
         drafting=drafting,
         draft=draft,
+        prefixes=prefixes,
         ignores_memory=options.ignore_memory,
         adapters=adapters,
     )

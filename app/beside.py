@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from exaone4_mlx import BUILTIN_TOOLS, ConversationStore, Exaone4ForCausalLM, Fit, Tokenizer
+from exaone4_mlx import BUILTIN_TOOLS, ConversationStore, Exaone4ForCausalLM, Fit, PrefixStore, Tokenizer
 from exaone4_mlx.measure.model_jobs import ModelJobs
 
 from .engine import ChatEngine, LoadedModel
@@ -37,8 +37,12 @@ class PageBeside:
         folder: Path | None = None,
         kv: Mapping[str, Any] | None = None,
         thinking: bool = False,
+        prefixes: PrefixStore | None = None,
     ) -> None:
-        """`needs` has the longest conversation; `folder` is where conversations are (default: the user's)."""
+        """`needs` has the longest conversation; `folder` is where conversations are (default: the user's).
+
+        `prefixes` is the store of the server.
+        """
         from fastapi import FastAPI
         from gradio import mount_gradio_app
 
@@ -50,7 +54,7 @@ class PageBeside:
         store = ConversationStore(folder / "conversations")
         store.trash.empty()
         self.state = AppState(
-            ChatEngine(loaded, given=name, kv=kv, is_shared=True),
+            ChatEngine(loaded, given=name, kv=kv, prefixes=prefixes, is_shared=True),
             store,
             tools=BUILTIN_TOOLS,
             settings=Settings(thinking=thinking),

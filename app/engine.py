@@ -1,7 +1,8 @@
 """The model in use: what loads it, replaces it, makes chats with it, and makes room for their caches.
 
 Notes:
-- The caches of idle conversations are limited in number and bytes. The least recently used are released first.
+- The caches of idle conversations are limited in number and bytes. The least recently used are released first. What was
+  read for them is in a prefix store, so that a conversation that is opened again continues from there.
 - A model is replaced in its own thread. A page that stops to follow the progress ends nothing.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from exaone4_mlx import Chat, Exaone4ForCausalLM, Fit, KVQuantization, Tokenizer, fit
+from exaone4_mlx import Chat, Exaone4ForCausalLM, Fit, KVQuantization, PrefixStore, Tokenizer, fit
 from exaone4_mlx.measure.library import LocalModel, find_models
 from exaone4_mlx.text.message import Message
 
@@ -61,15 +62,20 @@ class ChatEngine:
         kv: Mapping[str, Any] | None = None,
         drafting: Mapping[str, Any] | None = None,
         draft: Draft | None = None,
+        prefixes: PrefixStore | None = None,
         ignores_memory: bool = False,
         is_shared: bool = False,
         adapters: Mapping[str, Any] | None = None,
     ) -> None:
         """`folders` is where models are looked for; `kv` says how caches are quantized, and `drafting` how tokens are
-        drafted, as for `Chat`; `draft` is for every model with its tokenizer. With `ignores_memory` models are loaded
-        that are too large. A model that `is_shared` has other users, and is not replaced. `adapters` are arguments of
-        `load`, for the model `given` alone.
+        drafted, as for `Chat`; `draft` is for every model with its tokenizer. `prefixes` are for all conversations, and
+        limited to the memory that the model leaves. With `ignores_memory` models are loaded that are too large. A model
+        that `is_shared` has other users, and is not replaced. `adapters` are arguments of `load`, for the model `given`
+        alone.
         """
+        self._prefixes = PrefixStore() if prefixes is None else prefixes
+        self._prefix_bytes = self._prefixes.max_bytes
+        self._prefixes.max_bytes = min(self._prefix_bytes, loaded.fit.store_bytes)
         #: The open conversations. The state sets it.
         self.sessions: Callable[[], Sequence[Session]] = tuple
         #: Ends other work on the model before it is released. The state sets it.
@@ -229,6 +235,7 @@ class ChatEngine:
 
     def _use(self, loaded: LoadedModel) -> None:
         self._loaded, self._used = loaded, (loaded.choice.path, loaded.fit)
+        self._prefixes.max_bytes = min(self._prefix_bytes, loaded.fit.store_bytes)
         self._release_all()
 
     def _unload(self) -> None:
@@ -242,6 +249,7 @@ class ChatEngine:
     def _release_all(self) -> None:
         for session in self.sessions():
             session.release()
+        self._prefixes.clear()
         gc.collect()
         mx.clear_cache()
 
@@ -260,6 +268,7 @@ class ChatEngine:
             overflow="drop_oldest",
             max_kv_size=min(loaded.context, loaded.model.config.max_position_embeddings),
             kv=KVQuantization.read(loaded.model.config, **self._kv),
+            prefix_store=self._prefixes,
             **drafting,
         )
 
@@ -286,7 +295,7 @@ class ChatEngine:
         if loaded.draft is not None:
             weights += loaded.draft.weights_bytes
             local += max(0, needs.draft_bytes - loaded.draft.weights_bytes)
-        room = (needs.memory_bytes - weights) / 2 - row * session.context_tokens - local
+        room = (needs.memory_bytes - weights) / 2 - self._prefixes.nbytes - row * session.context_tokens - local
         kept = 1
         for other in resting:
             if other is session or other.running or not other.has_caches:

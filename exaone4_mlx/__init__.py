@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
         stream_generate as stream_generate,
     )
     from .generation.options import Options as Options, Sampling as Sampling
+    from .generation.prefix_store import PrefixStore as PrefixStore
     from .generation.prompt_cache import PromptCache as PromptCache
     from .generation.reply_options import ReplyOptions as ReplyOptions
     from .measure.fit import Fit as Fit, fit as fit
@@ -74,6 +75,7 @@ _HOME = {
     "generation.generate": ("Generation", "generate", "stream_generate"),
     "generation.options": ("Options", "Sampling"),
     "generation.reply_options": ("ReplyOptions",),
+    "generation.prefix_store": ("PrefixStore",),
     "generation.prompt_cache": ("PromptCache",),
     "measure.fit": ("Fit", "fit"),
     "model.kv": ("KVQuantization",),

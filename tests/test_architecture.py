@@ -46,6 +46,7 @@ APP_SHARES = {
     ("__main__.py", "exaone4_mlx.cli.adapter_flags"),
     ("__main__.py", "exaone4_mlx.cli.flags"),
     ("__main__.py", "exaone4_mlx.cli.program"),
+    ("__main__.py", "exaone4_mlx.cli.prompt_cache"),
     ("__main__.py", "exaone4_mlx.server.address"),
     ("server.py", "exaone4_mlx.server.address"),
     ("markdown.py", "exaone4_mlx.text.markdown"),

@@ -25,6 +25,7 @@ from ..terminal.repl import Repl
 from ..terminal.status import extras_text
 from . import flags, loading
 from .output import can_draw, log, reply_json, results, results_alone, show_json
+from .prompt_cache import add_prompt_cache_dir_flags, open_prefix_store
 
 if TYPE_CHECKING:
     from ..terminal.input import TerminalInput
@@ -67,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     chat.add_argument("--json", action="store_true", help="without a terminal: print one JSON object for each turn")
     chat.add_argument("-v", "--verbose", action="store_true", help="print the model")
+    add_prompt_cache_dir_flags(parser)
     flags.add_reply_flags(parser, prefill_step_size=STEP_SIZE)
 
 
@@ -111,8 +113,9 @@ def _repl(options: argparse.Namespace, terminal: bool) -> Repl:
     if asks and not terminal:
         raise ValueError("a tool that asks before it runs needs a terminal: add --no-ask-tools")
     files = loading.find_model(options)
-    loading.check_memory(files, options, files.context)
-    made = loading.load(files, options)
+    needs = loading.check_memory(files, options, files.context)
+    store = open_prefix_store(options, needs) if options.prompt_cache_dir else None
+    made = loading.load(files, options)._replace(prefix_store=store)
 
     from ..conversation.chat import Chat
 

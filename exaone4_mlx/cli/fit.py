@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..text.format import size_text
 from .flags import add_checkpoint_flags, add_kv_flags, add_max_kv_size_flag, add_q_bits_flag, kv_options
 from .output import show, show_json
+from .prompt_cache import byte_count
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -47,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks", type=int, default=1, metavar="N", help="count for each of N machines that share the model"
     )
+    parser.add_argument(
+        "--prompt-cache-bytes",
+        type=byte_count,
+        default=0,
+        metavar="SIZE",
+        help="also count what a server keeps of prompts",
+    )
     parser.add_argument("--metal", action="store_true", help="count as on a Mac, on any machine")
     parser.add_argument("--json", action="store_true", help="print the first column as one JSON object")
 
@@ -70,7 +78,17 @@ def run(options: argparse.Namespace) -> int:
 
     def fit(quantization: Quantization | None, kv: KVQuantization | None) -> Fit:
         own = ranked(sizes, options.ranks, quantization)
-        return fit_sizes(own, options.max_kv_size, memory, cast, quantization, metal, kv=kv, draft=draft)
+        return fit_sizes(
+            own,
+            options.max_kv_size,
+            memory,
+            cast,
+            quantization,
+            metal,
+            kv=kv,
+            draft=draft,
+            prompt_cache_bytes=options.prompt_cache_bytes,
+        )
 
     others = [] if first or sizes.is_quantized or options.json else map(Quantization, OTHER_BITS)
     fits = {_heading(sizes, cast, quantization): fit(quantization, kv) for quantization in (first, *others)}
@@ -105,12 +123,15 @@ def print_table(fits: dict[str, Fit]) -> None:
         "rewind reserve and slack": [size(fit.local_reserve_bytes) for fit in columns],
         "prefill transient": [size(fit.prefill_bytes) for fit in columns],
         "draft model, its caches": [size(fit.draft_bytes) for fit in columns],
+        "earlier prompts": [size(fit.prompt_cache_bytes) for fit in columns],
         "total": [size(fit.total_bytes) for fit in columns],
         f"fits into {size(one.memory_bytes)}": ["yes" if fit.fits else "no" for fit in columns],
         "largest context that fits": [f"{fit.largest_context:,}" if fit.largest_context else "none" for fit in columns],
     }
     if not one.draft_bytes:
         del rows["draft model, its caches"]
+    if not one.prompt_cache_bytes:
+        del rows["earlier prompts"]
     for name, cells in rows.items():
         show(f"{name:26}" + "".join(f"{cell:>12}" for cell in cells))
 

@@ -72,7 +72,8 @@ def add_checkpoint_flags(flags: Flags, dtype_help: str = "cast the weights (defa
     flags.add_argument("--dtype", choices=DTYPES, help=dtype_help)
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
+def add_model_flags(parser: argparse.ArgumentParser) -> Flags:
+    """Adds them, and returns the group of those about memory."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="PATH", help='a folder, a hub id, or "demo" (default: %(default)s)'
@@ -96,6 +97,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_kv_flags(memory)
     add_ignore_memory_flag(memory)
+    return memory
 
 
 def add_q_bits_flag(flags: Flags, help: str) -> None:

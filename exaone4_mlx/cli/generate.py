@@ -30,14 +30,13 @@ from .output import (
     results_alone,
     show_json,
 )  # fmt: skip
+from .prompt_cache import add_prompt_cache_dir_flags, check_cache_file, open_prefix_store, open_prompt_cache
 
 if TYPE_CHECKING:
     from ..conversation.turn import Turn
     from ..generation.generate import Generation
-    from ..generation.prompt_cache import PromptCache
     from ..text.events import Done
     from ..text.message import TurnEvent
-    from .loading import ReadyModel
 
 DESCRIPTION = "Streams the reply to one prompt to standard output."
 
@@ -85,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="store the processed prompt in FILE, and reuse it for the next prompt that begins the same",
     )
+    add_prompt_cache_dir_flags(parser)
     form = parser.add_argument_group("format of the answer").add_mutually_exclusive_group()
     form.add_argument("--json-schema", type=Path, metavar="FILE", help="JSON that follows the JSON schema in FILE")
     form.add_argument("--grammar", type=Path, metavar="FILE", help="text of the grammar in FILE (llguidance's Lark)")
@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     given: Any = _read_messages(options.messages) if options.messages else _read_prompt(options)
-    _check_cache_file(options.prompt_cache_file)
+    check_cache_file(options.prompt_cache_file)
     chosen, tools = Options(**flags.given_options(options)), flags.read_tools(options)
     files = loading.find_model(options)
     if options.raw:
@@ -121,9 +121,10 @@ def _run(options: argparse.Namespace) -> int:
     else:
         given = flags.as_messages(given, options.system_prompt)
         request = files.request(given, chosen, tools or None)
-    loading.check_memory(files, options, len(request.ids) + request.max_tokens, len(request.ids))
-    made = loading.load(files, options)
-    cache = _open_prompt_cache(options.prompt_cache_file, made)
+    needs = loading.check_memory(files, options, len(request.ids) + request.max_tokens, len(request.ids))
+    store = open_prefix_store(options, needs) if options.prompt_cache_dir else None
+    made = loading.load(files, options)._replace(prefix_store=store)
+    cache = open_prompt_cache(options.prompt_cache_file, made)
     with progress_bar("reading the prompt", " tokens") as progress:
         request = dataclasses.replace(request, options=dataclasses.replace(chosen, progress=progress))
         reply = made.reply(request, given, tools, cache)
@@ -134,7 +135,7 @@ def _run(options: argparse.Namespace) -> int:
             done = _print_reply(reply, options)
     if not options.json and not options.jsonl:
         note(reply_summary(done))
-    if cache is not None:
+    if cache is not None and options.prompt_cache_file:
         try:
             cache.save(options.prompt_cache_file)
         except OSError as error:
@@ -161,8 +162,10 @@ def _check_flags(options: argparse.Namespace) -> None:
         error("one of --prompt (with or without --prompt-file), --prompt-file, --messages and --batch is required")
     if (options.batch is None) != (options.output is None):
         error("--batch and -o need each other")
-    if options.batch and (options.json or options.jsonl or options.prompt_cache_file):
-        error("--batch writes JSON objects to -o: it takes no --json, no --jsonl and no --prompt-cache-file")
+    if options.batch and (options.json or options.jsonl or options.prompt_cache_file or options.prompt_cache_dir):
+        error("--batch writes JSON objects to -o: it takes no --json, no --jsonl and no --prompt-cache-file or -dir")
+    if options.prompt_cache_file and options.prompt_cache_dir:
+        error("--prompt-cache-file and --prompt-cache-dir exclude each other")
     templated = (
         "thinking",
         "system_prompt",
@@ -219,32 +222,6 @@ def _read_messages(source: str) -> list[dict[str, Any]]:
         return check_messages(read_content(text)["messages"])
     except ValueError as error:
         raise ValueError(f"{name} cannot be read as messages: {error}") from error
-
-
-# --- the prompt cache -----------------------------------------------------------------------------------------
-
-
-def _check_cache_file(path: Path | None) -> None:
-    """Raises OSError, before any work, for a place where no prompt cache can be stored."""
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"--prompt-cache-file: there is no folder {path.parent}")
-    if path.is_dir():
-        raise IsADirectoryError(f"--prompt-cache-file: {path} is a folder; give the name of a file")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"--prompt-cache-file: the folder {path.parent} is read-only")
-
-
-def _open_prompt_cache(path: Path | None, made: ReadyModel) -> PromptCache | None:
-    if path is None:
-        return None
-
-    from ..generation.prompt_cache import PromptCache
-
-    if not path.exists():
-        return PromptCache(made.model, made.tokenizer, kv=made.kv)
-    return PromptCache.load(path, made.model, made.tokenizer, kv=made.kv)
 
 
 # --- the reply ------------------------------------------------------------------------------------------------

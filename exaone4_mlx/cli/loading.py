@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..conversation.turn import Turn
     from ..generation.generate import Generation
     from ..generation.options import Options
+    from ..generation.prefix_store import PrefixStore
     from ..generation.prompt_cache import PromptCache
     from ..generation.request import Prompt, Request
     from ..measure.fit import Fit
@@ -101,11 +102,12 @@ class ReadyModel(NamedTuple):
     kv: KVQuantization | None
     max_kv_size: int | None
     draft_model: Exaone4ForCausalLM | None
+    prefix_store: PrefixStore | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a `Chat` needs besides model and tokenizer."""
-        return {"kv": self.kv, "max_kv_size": self.max_kv_size, "draft_model": self.draft_model}
+        return {name: getattr(self, name) for name in ("kv", "max_kv_size", "draft_model", "prefix_store")}
 
     def reply(
         self, request: Request, messages: Any, tools: Sequence[Tool], cache: PromptCache | None = None
@@ -159,13 +161,13 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
     return files
 
 
-def check_memory(files: ModelFiles, options: argparse.Namespace, context: int, prompt: int | None = None) -> None:
+def check_memory(files: ModelFiles, options: argparse.Namespace, context: int, prompt: int | None = None) -> Fit | None:
     """Warns if `context` tokens do not fit. At most `prompt` of them, by default all, are read as one prompt.
 
-    Raises MemoryError if the weights alone exceed the memory.
+    Returns what the model needs; None with --ignore-memory. Raises MemoryError if the weights alone exceed the memory.
     """
     if options.ignore_memory:
-        return
+        return None
     from ..checkpoint.quantize import Quantization
     from ..files.safetensors import read_dtype
     from ..measure.fit import fit_sizes
@@ -174,6 +176,7 @@ def check_memory(files: ModelFiles, options: argparse.Namespace, context: int, p
     sizes, draft = _of_this_rank(files.sizes, options), files.draft_sizes
     bits, kv = _quantization(options), files.kv
     fit = partial(fit_sizes, sizes, context, None, read_dtype(options.dtype), draft=draft, prompt_tokens=prompt)
+    fit = partial(fit, prompt_cache_bytes=getattr(options, "prompt_cache_bytes", None) or 0)
     needs = fit(bits, kv=kv)
     if not needs.fits:
         _check_weights(sizes, options)
@@ -186,6 +189,7 @@ def check_memory(files: ModelFiles, options: argparse.Namespace, context: int, p
             remedies["without --draft-model"] = fit(bits, kv=kv, draft=None)
         log(f"warning: this may take {needs.arithmetic}")
         log(f"({'; '.join(_remedies(needs, remedies, shortest=(prompt or 1) + 1))})")
+    return needs
 
 
 def load(files: ModelFiles, options: argparse.Namespace) -> ReadyModel:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import flags, loading
 from .app import app_module
 from .output import log, note
+from .prompt_cache import add_prompt_cache_flags, open_prefix_store
 
 if TYPE_CHECKING:
     from ..server.address import Address
@@ -55,10 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests that wait; more get 429 (default: %(default)s)",
     )
     queue.add_argument(
-        "--share-prefixes", action="store_true", help="let clients with different keys share prompt caches"
-    )
-    queue.add_argument(
-        "--cache-bytes", type=int, default=4 << 30, metavar="N", help="for prompt caches at rest (default: 4 GiB)"
+        "--share-prefixes", action="store_true", help="let clients with different keys share what was read for them"
     )
     queue.add_argument(
         "--shutdown-seconds", type=int, default=10, metavar="N", help="for replies in progress at the end (default: 10)"
@@ -73,7 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--thinking", action="store_true", help="think where a request does not say (default: no)")
     parser.add_argument("--model-name", metavar="NAME", help="the name in answers (default: --model)")
     parser.add_argument("--log-contents", action="store_true", help="write the bodies of requests into the log")
-    flags.add_model_flags(parser)
+    memory = flags.add_model_flags(parser)
+    add_prompt_cache_flags(memory)
     parser.set_defaults(nfc=True, draft_model=None, prompt_lookup=False, num_draft_tokens=None, verbose=False)
 
 
@@ -98,12 +97,14 @@ def run(options: argparse.Namespace) -> int:
     page.check(address)
     if wrong := [origin for origin in options.allowed_origin if not origin.startswith(("http://", "https://"))]:
         raise ValueError(f"--allowed-origin is {wrong[0]!r}, and must be like http://localhost:3000")
-    for name in ("max_running", "max_waiting", "max_body_bytes", "cache_bytes", "shutdown_seconds"):
+    for name in ("max_running", "max_waiting", "max_body_bytes", "shutdown_seconds"):
         if getattr(options, name) < (1 if name in ("max_running", "max_body_bytes") else 0):
             raise ValueError(f"--{name.replace('_', '-')} must be a positive number")
     files = loading.find_model(options)
-    loading.check_memory(files, options, files.context)
-    ready = loading.load(files, options)
+    needs = loading.check_memory(files, options, files.context)
+    store = open_prefix_store(options, needs)
+    access = Access(address, keys, frozenset(options.allowed_origin), options.max_body_bytes)
+    ready = loading.load(files, options)._replace(prefix_store=store)
     engine = ModelServer(
         ready.model,
         ready.tokenizer,
@@ -112,10 +113,9 @@ def run(options: argparse.Namespace) -> int:
         max_waiting=options.max_waiting,
         max_kv_size=options.max_kv_size,
         kv=ready.kv,
-        shares_prefixes=options.share_prefixes,
-        cache_bytes=options.cache_bytes,
+        salt_of=(lambda client: "") if options.share_prefixes else access.salt,
+        prefix_store=store,
     )
-    access = Access(address, keys, frozenset(options.allowed_origin), options.max_body_bytes)
     app = page.beside(make_app(engine, access, thinks=options.thinking, logs_contents=options.log_contents), ready)
     server = HttpServer(app, engine, options.shutdown_seconds, host=options.host, port=port, log_config=LOGGING)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -167,6 +167,7 @@ class _DesktopChat:
             folder=options.data_dir,
             kv=flags.kv_options(options),
             thinking=options.thinking,
+            prefixes=ready.prefix_store,
         )
         return Beside(api, self._made)
 

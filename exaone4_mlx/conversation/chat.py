@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..generation.generate import evaluate_weights, make_draft
 from ..generation.options import OPTION_NAMES, SAMPLING_FIELDS, Options, check
+from ..generation.prefix_store import PrefixStore
 from ..generation.prompt_cache import PromptCache
 from ..generation.reply_options import ReplyOptions
 from ..generation.request import check_answerable, check_drafting, check_kv_size
@@ -64,7 +65,9 @@ REPLACED = {
     "context_limit": "set chat.max_kv_size",
     "sampling": "set chat.options = dataclasses.replace(chat.options, temperature=…)",
 }
-CHAT_PARAMETERS = ("system_prompt", "tools", "messages", "approve", "max_kv_size", "prompt_cache", "kv", "draft_model")
+CHAT_PARAMETERS = (
+    "system_prompt", "tools", "messages", "approve", "max_kv_size", "prompt_cache", "kv", "draft_model", "prefix_store",
+)  # fmt: skip
 
 
 class Chat(History):
@@ -88,6 +91,7 @@ class Chat(History):
         prompt_cache: PromptCache | None = None,
         kv: KVQuantization | int | None = None,
         draft_model: Exaone4ForCausalLM | None = None,
+        prefix_store: PrefixStore | None = None,
         **options: Unpack[ChatOptions],
     ) -> None:
         """A new conversation, or one that continues `messages`.
@@ -98,7 +102,8 @@ class Chat(History):
 
         `approve(call)` is called, in the caller's thread, before each tool call runs. `max_kv_size` limits the tokens
         that the model sees at once, and so the memory of the caches. `prompt_cache` is one that holds a part of the
-        conversation already. `kv` and `draft_model` are those of `stream_generate`.
+        conversation already; without one, `prefix_store` has what other chats read. `kv` and `draft_model` are those of
+        `stream_generate`.
 
         Raises ValueError for an invalid setting, and TypeError for an unknown one.
         """
@@ -125,7 +130,7 @@ class Chat(History):
         evaluate_weights(model, self._draft)  # for idle work, which may come before the first reply
         check("prompt_cache", prompt_cache, isinstance(prompt_cache, (PromptCache, type(None))), "a PromptCache")
         stored = KVQuantization.coerce(kv, model.config)
-        self._cache = prompt_cache or PromptCache(model, tokenizer, self._worker.checkpoints, stored)
+        self._cache = prompt_cache or PromptCache(model, tokenizer, self._worker.checkpoints, stored, prefix_store)
         self._cache.check_model(model, stored)
         if messages:
             self.prepare()
@@ -350,10 +355,9 @@ class Chat(History):
         chat.dropped = content["dropped"]
         chat.stop_settling()
         if caches and cache_path(path).is_file():
-            worker, kv = chat._worker, chat._cache.kv
-            chat._cache = worker.call(
-                lambda: PromptCache.load(cache_path(path), model, tokenizer, worker.checkpoints, kv)
-            )
+            worker, made = chat._worker, chat._cache
+            given = model, tokenizer, worker.checkpoints, made.kv, made.prefix_store
+            chat._cache = worker.call(lambda: PromptCache.load(cache_path(path), *given))
         elif caches:
             warnings.warn(f"there are no caches {cache_path(path)}; starting without them", stacklevel=2)
         chat.prepare()

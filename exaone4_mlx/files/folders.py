@@ -151,22 +151,19 @@ def read_tokenizer(path: Path) -> bytes:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """A file to write, which replaces `path` at the end of the block unless the block fails.
 
     It is written in the same folder as .DIGEST.PROCESS-THREAD.partial, with the digest of its name. Partial files of
-    killed processes are removed. The new file has the mode of the old one.
+    killed processes are removed. The new file has the mode of the old one, else `mode`, less the umask.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent}")
     name = hashlib.sha256(path.name.encode()).hexdigest()[:16]
-    for left in path.parent.glob(f".{name}.*-*.partial"):
-        process = left.name.split(".")[2].partition("-")[0]
-        if process.isdecimal() and not _is_running(int(process)):
-            left.unlink(missing_ok=True)
+    remove_partial_files(path.parent, name)
     partial = path.with_name(f".{name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        with partial.open("wb") as stream:
+        with open(partial, "wb", opener=lambda file, flags: os.open(file, flags, mode)) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -177,6 +174,14 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def remove_partial_files(folder: Path, name: str = "*") -> None:
+    """Removes what killed processes left of the atomic files with this digest of their name."""
+    for left in folder.glob(f".{name}.*-*.partial"):
+        process = left.name.split(".")[2].partition("-")[0]
+        if process.isdecimal() and not _is_running(int(process)):
+            left.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:

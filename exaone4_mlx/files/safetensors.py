@@ -169,6 +169,11 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     The format: eight bytes of header length, a JSON header, the data, which the tensors fill without gaps. (The
     safetensors package would import numpy, which takes longer than loading the demo.)
     """
+    return read_whole_header(file)[0]
+
+
+def read_whole_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The same, and the metadata."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -178,7 +183,8 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         try:
             header = json.loads(stream.read(length), object_pairs_hook=_unique)
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            if not all(isinstance(value, str) for value in (header.get("__metadata__") or {}).values()):
+            metadata = header.get("__metadata__") or {}
+            if not all(isinstance(value, str) for value in metadata.values()):
                 raise TypeError("metadata other than text")
             found = {name: _read_entry(file, name, entry, 8 + length, size) for name, entry in entries.items()}
         except CheckpointError:
@@ -194,7 +200,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         end += info.nbytes
     if end != size:
         raise CheckpointError(f"{file} has {size} bytes, and its tensors end at byte {end}")
-    return found
+    return found, metadata
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,22 @@ from ..text.tokenizer import Tokenizer
 FILE_FORMAT = "exaone4_mlx prompt cache, version 1"
 
 DIGEST_BLOCK = 1 << 24  # weights per step of `weights_digest`
+
+
+@dataclass(frozen=True)
+class Part:
+    """An array of a file: its name, and its bytes in `data`."""
+
+    name: str
+    dtype: mx.Dtype
+    shape: tuple[int, ...]
+    data: memoryview
+
+    @classmethod
+    def of(cls, name: str, array: mx.array) -> Part:
+        """It shares the memory of an evaluated array, unless that has gaps."""
+        bits: Any = mx.contiguous(array).view(mx.uint8)
+        return cls(name, array.dtype, array.shape, memoryview(bits).cast("B") if array.size else memoryview(b""))
 
 
 @dataclass(frozen=True)
@@ -56,15 +72,15 @@ def write_cache(
     _check_file_kind(path)
     arrays = {"ids": mx.array(content.ids, dtype=mx.int32)}
     for i, (snapshot, layer) in enumerate(zip(content.layers, layers, strict=True)):
-        arrays |= _named(f"{i}", snapshot, layer)
+        arrays |= named_arrays(f"{i}", snapshot, layer)
     for k, checkpoint in enumerate(content.checkpoints):
         for i, (snapshot, layer) in enumerate(zip(checkpoint, layers, strict=True)):
-            arrays |= _named(f"checkpoint {k}.{i}", snapshot, layer)
+            arrays |= named_arrays(f"checkpoint {k}.{i}", snapshot, layer)
     if wrong := [name for name, array in arrays.items() if not is_finite(array)]:
         raise FloatingPointError(f"the prompt cache is not saved: its layer {wrong[0]} holds NaN or infinity")
     metadata = {
         "format": FILE_FORMAT,
-        "fingerprints": json.dumps(_fingerprints(model, tokenizer, layers, kv)),
+        "fingerprints": json.dumps(fingerprints(model, tokenizer, layers, kv)),
         "checkpoints": json.dumps([checkpoint[0].offset for checkpoint in content.checkpoints]),
     }
     metadata["digest"] = _digest(arrays, metadata)
@@ -84,8 +100,8 @@ def read_cache(
     if not path.is_file():
         raise FileNotFoundError(f"there is no prompt cache {path}")
     _check_file_kind(path)
-    arrays, metadata = _read_file(path)
-    written, expected = json.loads(metadata.get("fingerprints", "{}")), _fingerprints(model, tokenizer, layers, kv)
+    arrays, metadata = read_arrays(path, FILE_FORMAT)
+    written, expected = json.loads(metadata.get("fingerprints", "{}")), fingerprints(model, tokenizer, layers, kv)
     if different := [name for name, digest in expected.items() if dict(written).get(name) != digest]:
         if different == ["cache layout"]:
             raise ValueError(
@@ -111,10 +127,17 @@ def _check_file_kind(path: Path) -> None:
                 raise ValueError(f"{path} is there already and is no prompt cache; choose another name, or delete it")
 
 
-def _fingerprints(
-    model: Exaone4ForCausalLM, tokenizer: Tokenizer, layers: Sequence[Cache], kv: KVQuantization | None
+def fingerprints(
+    model: Exaone4ForCausalLM,
+    tokenizer: Tokenizer,
+    layers: Sequence[Cache],
+    kv: KVQuantization | None,
+    weights: str | None = None,
 ) -> dict[str, str]:
-    """Digests of everything that the numbers depend on. It reads every weight once, as one decode step does."""
+    """Digests of everything that the numbers depend on.
+
+    Without `weights`, the digest of the weights, it reads every weight once, as one decode step does.
+    """
     layout = [
         "global" if isinstance(layer, KVCache) else f"window {layer.window} reserve {layer.rewind_capacity}"
         for layer in layers
@@ -123,7 +146,7 @@ def _fingerprints(
         layout.append(str(kv))
     return {
         "config": hashlib.sha256(json.dumps(model.config.to_dict()).encode()).hexdigest(),
-        "weights": weights_digest(model),
+        "weights": weights or weights_digest(model),
         **tokenizer.fingerprints,
         "cache layout": ", ".join(layout),
     }
@@ -146,14 +169,14 @@ def weights_digest(model: Exaone4ForCausalLM) -> str:
     return digest.hexdigest()
 
 
-def _read_file(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+def read_arrays(path: Path, file_format: str) -> tuple[dict[str, mx.array], dict[str, str]]:
     """The arrays and the metadata. Raises CheckpointError for any damage."""
     try:
         read_header(path)
         loaded: Any = mx.load(str(path), format="safetensors", return_metadata=True)
         arrays, metadata = loaded
         mx.eval(arrays)
-        is_whole = metadata.get("format") == FILE_FORMAT and metadata.get("digest") == _digest(arrays, metadata)
+        is_whole = metadata.get("format") == file_format and metadata.get("digest") == _digest(arrays, metadata)
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"the prompt cache {path} is damaged ({error})") from error
     if not is_whole:
@@ -162,14 +185,19 @@ def _read_file(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
 
 
 def _digest(arrays: dict[str, mx.array], metadata: dict[str, str]) -> str:
+    return digest_of_parts((Part.of(name, array) for name, array in sorted(arrays.items())), metadata)
+
+
+def digest_of_parts(parts: Iterable[Part], metadata: dict[str, str]) -> str:
+    """The digest of a file with these parts, in the order of their names."""
     digest = hashlib.sha256(json.dumps({key: metadata[key] for key in sorted(metadata) if key != "digest"}).encode())
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(memoryview(mx.contiguous(array).view(mx.uint8)) if array.size else b"")  # type: ignore[arg-type]
+    for part in parts:
+        digest.update(f"{part.name} {part.dtype} {part.shape}".encode())
+        digest.update(part.data)
     return digest.hexdigest()
 
 
-def _named(name: str, snapshot: Snapshot, layer: Cache) -> dict[str, mx.array]:
+def named_arrays(name: str, snapshot: Snapshot, layer: Cache) -> dict[str, mx.array]:
     return {f"{name} {kind}": array for kind, array in zip(layer.rows.layout(0), snapshot.arrays, strict=False)}
 
 
@@ -183,7 +211,8 @@ def _content(
         for i, layer in enumerate(layers):
             names = [f"{prefix}{i} {kind}" for kind in layer.rows.layout(0)]
             found.append(Snapshot(length, tuple(arrays[name] for name in names if name in arrays)))
-            _check_snapshot(found[-1], layer, config)
+            check_rows(found[-1], layer, config)
+            _check_window(found[-1], layer)
         return found
 
     ids: Any = arrays["ids"].tolist()
@@ -199,7 +228,7 @@ def _content(
     return CacheContent(ids, whole, checkpoints)
 
 
-def _check_snapshot(snapshot: Snapshot, layer: Cache, config: Exaone4Config) -> None:
+def check_rows(snapshot: Snapshot, layer: Cache, config: Exaone4Config) -> None:
     """Raises CheckpointError for a snapshot whose shapes, data types or values do not fit the layer."""
     layout = layer.rows.layout(config.head_dim).values()
     shapes = [(1, config.num_key_value_heads, snapshot.rows, width) for width, _ in layout]
@@ -211,6 +240,9 @@ def _check_snapshot(snapshot: Snapshot, layer: Cache, config: Exaone4Config) -> 
             raise CheckpointError(f"rows of {array.dtype}")
         if not is_finite(array):
             raise CheckpointError("rows with NaN or infinity")
+
+
+def _check_window(snapshot: Snapshot, layer: Cache) -> None:
     if isinstance(layer, RotatingKVCache):
         least = min(snapshot.offset, layer.window - 1)
         if not least <= snapshot.rows <= snapshot.offset:

@@ -18,7 +18,7 @@ MEANT = {
     "prompt, which may be a list of messages": "messages",
     "max_kv_size": "context context_limit",
     "kv=8, kv=4 or kv=KVQuantization(…)": "kv_bits kv_bits_keys kv_bits_values kv_group_size kv_layers",
-    "the option of this name where the Chat is made": "max_kv_size kv draft_model prompt_cache "
+    "the option of this name where the Chat is made": "max_kv_size kv draft_model prompt_cache prefix_store "
     "overflow settle tool_timeout max_tool_rounds approve",
 }
 

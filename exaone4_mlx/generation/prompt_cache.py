@@ -6,6 +6,8 @@ Notes:
   checkpoints where a new turn begins and where a prompt ends, and the caches go back to the best checkpoint.
 - A checkpoint of a global layer is a number, because its rows are only appended. Windows are copied. A
   `CheckpointPool` limits the number and the size of the checkpoints of all conversations that share it.
+- A `PrefixStore` has what other conversations read. A prompt continues from it where that reaches further, and what
+  is read goes into it: where a turn begins, where a prompt and a reply end, and where an earlier prompt differs.
 - A prompt is processed in chunks, which limits memory and lets the caller report progress.
 - `settle` processes a history in small chunks, in idle time, so that the next prompt has only new tokens.
 """
@@ -16,7 +18,6 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -29,11 +30,12 @@ from ..model.layer import Pause
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
 from .cache_file import CacheContent, read_cache, write_cache
+from .checkpoints import CacheCheckpoint, CheckpointPool
 from .decode import Model, checked
 from .options import PREFILL_STEP_SIZE, PrefillProgress
+from .prefix_entry import common_prefix
+from .prefix_store import PrefixStore
 
-MAX_CHECKPOINTS = 16  # of all conversations that share a pool
-MAX_CHECKPOINT_BYTES = 2 << 30  # of all of them together; one checkpoint of the 32B has 0.8 GB in bfloat16
 CHECK_TOKENS, CHECK_SECONDS = 128, 0.3  # a prefill can be stopped after both
 SETTLE_STEP_SIZE = 128  # tokens; a new prompt waits for one such chunk at most
 StepSize = int | Callable[[], int]  # tokens of a chunk
@@ -92,60 +94,6 @@ def prefill(model: Model, ids: Sequence[int], cache: list[Cache], step_size: int
     return checked(model.logits(hidden)[:, -1])
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """The length of the longest common prefix of two sequences."""
-    a, b = (a, b) if type(a) is type(b) else (list(a), list(b))  # a list never equals a tuple
-    low, high = 0, min(len(a), len(b))
-    while low < high:  # equal slices compare faster than a loop over tokens
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
-    return low
-
-
-@dataclass(frozen=True, eq=False)
-class CacheCheckpoint:
-    """The state of every layer after `length` tokens. `conversation` is the prompt cache that it belongs to."""
-
-    length: int
-    layers: tuple[Snapshot, ...]
-    conversation: weakref.ref[PromptCache]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(snapshot.nbytes for snapshot in self.layers)
-
-
-class CheckpointPool:
-    """Limits many conversations' checkpoints. It removes the least recently used first, the newest of each last."""
-
-    def __init__(self, max_count: int = MAX_CHECKPOINTS, max_bytes: int = MAX_CHECKPOINT_BYTES) -> None:
-        self.max_count, self.max_bytes = max_count, max_bytes
-        self._used: list[weakref.ref[CacheCheckpoint]] = []  # least recently used first
-
-    @property
-    def checkpoints(self) -> list[CacheCheckpoint]:
-        """The existing checkpoints, least recently used first."""
-        return [checkpoint for ref in self._used if (checkpoint := ref()) is not None]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(checkpoint.nbytes for checkpoint in self.checkpoints)
-
-    def use(self, checkpoint: CacheCheckpoint) -> None:
-        """Adds a checkpoint, or marks it as used again, and removes others to stay within the limits."""
-        all_used = [*(other for other in self.checkpoints if other is not checkpoint), checkpoint]
-        self._used = [weakref.ref(used) for used in all_used]
-        newest = {id(used.conversation()): used for used in all_used}
-        victims = sorted(all_used, key=lambda used: newest[id(used.conversation())] is used)
-        count, size = len(victims), sum(used.nbytes for used in victims)
-        for victim in victims:
-            if count <= self.max_count and size <= self.max_bytes:
-                break
-            if (conversation := victim.conversation()) is not None:
-                conversation.checkpoints[:] = [kept for kept in conversation.checkpoints if kept is not victim]
-            count, size = count - 1, size - victim.nbytes
-
-
 class PromptCache:
     """The caches of one conversation. `ids` are the tokens that they hold.
 
@@ -160,10 +108,20 @@ class PromptCache:
         tokenizer: Tokenizer,
         pool: CheckpointPool | None = None,
         kv: KVQuantization | int | None = None,
+        prefix_store: PrefixStore | None = None,
+        salt: str = "",
     ) -> None:
-        """`pool` limits the checkpoints (default: a new pool). `kv` quantizes the caches: 8, 4 or a KVQuantization."""
-        self.model, self._tokenizer = model, tokenizer
+        """`pool` limits the checkpoints (default: a new pool). `kv` quantizes the caches: 8, 4 or a KVQuantization.
+
+        `prefix_store` has what other conversations read, and gets what this one reads. It is used among prompt caches
+        of the same `salt` only: a client, say, or whatever else the rows depend on.
+        """
+        self.model, self._tokenizer, self._salt = model, tokenizer, salt
         self.kv = KVQuantization.coerce(kv, model.config)
+        # Rows of a RoPE that depends on the length belong to one prompt.
+        self.prefix_store = None if model.config.rope_parameters.depends_on_length else prefix_store
+        self._prefix_root = ""  # where the conversations of this model and salt begin in the store
+        self._shared = 0  # tokens that an earlier prompt shares with the one in progress
         self._fused: FusedModel | None = None
         self._pool = pool or CheckpointPool()
         self.checkpoints: list[CacheCheckpoint] = []  # shortest first; each one is a prefix of `ids`
@@ -186,8 +144,8 @@ class PromptCache:
         self.layers = self.model.make_cache(self.kv)
         self.checkpoints.clear()
         reserves = [layer.rewind_capacity for layer in self.layers if isinstance(layer, RotatingKVCache)]
-        #: Tokens that every layer can always remove. None if checkpoints are not needed, or not allowed.
-        self._reserve = min(reserves) if reserves and self._pool.max_count else None
+        #: Tokens that every layer can always remove. None without local layers: they can remove all.
+        self._reserve = min(reserves, default=None)
 
     @property
     def fused(self) -> FusedModel:
@@ -230,8 +188,7 @@ class PromptCache:
         cached = read = self.reuse(ids, total - 1)  # the last token is always processed, for its logits
         report(cached)
         begin = max(self._turn_start(ids), cached)  # of the new turn, or of its part that is not cached
-        far = self._reserve is not None and 0 < begin < total - self._reserve
-        for stop in (begin, total) if far else (total,):
+        for stop in (*self._stops(ids, cached, begin), total):
             for done, last in self._process(ids[:stop], step_size, report):
                 hidden = last
                 if done < total:
@@ -239,11 +196,14 @@ class PromptCache:
                     self.finish()
                     yield done - read
                     read = done
-            if stop < total:
+            if stop == begin < total:
                 self._take_checkpoint()
+            if stop < total:
+                self.keep()
         logits = checked(self.fused.logits(hidden)[:, -1])
         self.finish()
         self._take_checkpoint()
+        self.keep()
         report(total)
         return logits, cached
 
@@ -256,6 +216,14 @@ class PromptCache:
             for done, _ in self._process(ids, step_size):
                 self.finish()
                 yield done
+            if self.work is work:
+                self.keep()
+
+    def keep(self) -> None:
+        """Adds what the caches hold to the prefix store, if there is one."""
+        if self.prefix_store is not None and self.ids:
+            self._repair()
+            self.prefix_store.add(self._prefix_root, self.ids, self.layers, self._tokenizer.turn_start_ids)
 
     def finish(self) -> None:
         """Evaluates the caches, so that any thread can use them."""
@@ -264,13 +232,15 @@ class PromptCache:
     def reuse(self, ids: Sequence[int], limit: int) -> int:
         """Takes the caches back to the prefix that they share with `ids`. Returns its length, at most `limit`.
 
-        The reachable states are the present one and the checkpoints, each with its possible rewind. The state with
-        the longest shared prefix is used.
+        The reachable states are the present one and the checkpoints, each with its possible rewind, and the prefix
+        store. The state with the longest shared prefix is used.
         """
         self.work = object()
         fused = self.model.fused()
-        if fused is not self._fused and self.ids:
-            self.clear()  # the weights have changed
+        if fused is not self._fused:
+            self._prefix_root = ""
+            if self.ids:
+                self.clear()  # the weights have changed
         self._fused = fused
         self._repair()
         shared = common_prefix(self.ids, ids)
@@ -284,8 +254,16 @@ class PromptCache:
             rewindable = min(layer.rewindable_from(snapshot) for layer, snapshot in pairs)
             if length > best and checkpoint.length - length <= rewindable:
                 best, source = length, checkpoint
-        self._go_to(best, source)
         self.checkpoints[:] = [c for c in self.checkpoints if c.length <= shared]
+        if (store := self.prefix_store) is not None:
+            if not self._prefix_root:
+                self._prefix_root = store.root(self.model, fused, self._tokenizer, self.layers, self.kv, self._salt)
+            given = self._prefix_root, list(ids), self.layers, self.model.config
+            length, self._shared = store.restore(*given, least=best, limit=limit)
+            if length:
+                self.ids = list(ids[:length])
+                return length
+        self._go_to(best, source)
         return best
 
     def _go_to(self, length: int, source: CacheCheckpoint | None) -> None:
@@ -315,6 +293,21 @@ class PromptCache:
         """The position where the last turn of the user or of a tool begins; 0 if there is none."""
         marks = self._tokenizer.turn_start_ids
         return next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in marks), 0)
+
+    def _stops(self, ids: Sequence[int], cached: int, begin: int) -> list[int]:
+        """The positions within a prompt whose state is kept: `begin`, where the last turn begins.
+
+        With a prefix store also where the first new turn begins, after a system prompt, say, and where an earlier
+        prompt differs. Without local layers any position can be reused later.
+        """
+        if self._reserve is None:
+            return []
+        wanted = {begin} if self._pool.max_count else set()
+        if self.prefix_store is not None:
+            marks = self._tokenizer.turn_start_ids
+            first = next((i for i in range(cached + 1, begin) if ids[i] in marks), begin)
+            wanted |= {begin, *(stop for stop in (first, self._shared) if stop > cached)}
+        return sorted(stop for stop in wanted if 0 < stop < len(ids) - self._reserve)
 
     def _process(
         self, ids: list[int], step_size: StepSize, report: Callable[[int], None] = lambda done: None
@@ -355,7 +348,8 @@ class PromptCache:
 
     def _take_checkpoint(self) -> None:
         """Takes a checkpoint of the present state, if a layer could lose it."""
-        if self._reserve is None or any(c.length == len(self.ids) for c in self.checkpoints):
+        wanted = self._reserve is not None and self._pool.max_count
+        if not wanted or any(c.length == len(self.ids) for c in self.checkpoints):
             return
         snapshots = tuple(layer.snapshot() for layer in self.layers)
         mx.eval([snapshot.arrays for snapshot in snapshots])
@@ -380,12 +374,13 @@ class PromptCache:
         tokenizer: Tokenizer,
         pool: CheckpointPool | None = None,
         kv: KVQuantization | int | None = None,
+        prefix_store: PrefixStore | None = None,
     ) -> PromptCache:
         """Reads a file that `save` wrote. A damaged file gives a warning and an empty prompt cache.
 
         Raises FileNotFoundError, and ValueError for a file that is no prompt cache, or one of another model or layout.
         """
-        cache = cls(model, tokenizer, pool, kv)
+        cache = cls(model, tokenizer, pool, kv, prefix_store)
         try:
             content = read_cache(Path(path), model, tokenizer, cache.layers, cache.kv)
         except CheckpointError as error:

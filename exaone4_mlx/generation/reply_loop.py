@@ -54,7 +54,7 @@ class ReplyLoop:
         self._model, self._tokenizer = model, request.tokenizer
         self._ids, self._options = list(request.ids), request.options
         self._cache, self._constraint, self._draft, self._batch = cache, constraint, draft, batch or Batch()
-        self._begun = request.begun
+        self._begun, self._thinks = request.begun, request.inside_thought
         self._parser, self._begun_answer, begun_answer = request.begun_reply()
         self._parser.call_parts = call_parts
         self.sampling = request.options.resolved(thinking=request.inside_thought)
@@ -92,6 +92,8 @@ class ReplyLoop:
             finally:
                 self._batch.streams[:] = [other for other in self._batch.streams if other is not stream]
                 self._cache.finish()
+                if not self._thinks:  # the next prompt will not have this thought
+                    self._cache.keep()
                 del self._cache, self._draft  # a reference to the reply does not keep the caches
         yield self.counts.done(finish_reason)
 

@@ -25,8 +25,8 @@ from typing import Any, Generic, TypeVar
 import mlx.core as mx
 
 from ..model.network import Exaone4ForCausalLM
+from .checkpoints import CheckpointPool
 from .pieces import Batch, Piece
-from .prompt_cache import CheckpointPool
 
 T = TypeVar("T")
 Cancel = Callable[[], None]

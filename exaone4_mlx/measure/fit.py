@@ -19,6 +19,7 @@ import mlx.core as mx
 from ..checkpoint.quantize import Quantization
 from ..checkpoint.share import Share
 from ..files.safetensors import read_dtype
+from ..generation.prefix_store import MAX_BYTES
 from ..model.kv import KVQuantization
 from ..text.format import size_text
 from ..text.tokenizer import Tokenizer
@@ -35,8 +36,8 @@ class Fit:
 
     The cache of a local layer is split into its window and the reserve: rows for going back, and for appending in
     place. `prefill_bytes` is an upper bound for reading a prompt. `draft_bytes` are weights and caches of the draft
-    model, if there is one. `largest_context` is the longest context that fits into `memory_bytes`; 0 if the weights do
-    not fit.
+    model, if there is one; `prompt_cache_bytes` is the limit of a `PrefixStore`. `largest_context` is the longest
+    context that fits into `memory_bytes`; 0 if the weights do not fit.
     """
 
     max_kv_size: int
@@ -48,6 +49,7 @@ class Fit:
     draft_bytes: int
     memory_bytes: int
     largest_context: int
+    prompt_cache_bytes: int = 0
 
     @property
     def cache_bytes(self) -> int:
@@ -56,7 +58,12 @@ class Fit:
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.cache_bytes + self.prefill_bytes + self.draft_bytes
+        return self.weights_bytes + self.cache_bytes + self.prefill_bytes + self.draft_bytes + self.prompt_cache_bytes
+
+    @property
+    def store_bytes(self) -> int:
+        """The limit of a prefix store by default: what is left of the memory, at least an eighth, at most MAX_BYTES."""
+        return min(MAX_BYTES, max(self.memory_bytes - self.total_bytes, self.memory_bytes // 8))
 
     @property
     def fits(self) -> bool:
@@ -66,10 +73,11 @@ class Fit:
     def arithmetic(self) -> str:
         """The sum and its parts, in words."""
         draft = f", {size_text(self.draft_bytes)} of draft model" if self.draft_bytes else ""
+        store = f", {size_text(self.prompt_cache_bytes)} of earlier prompts" if self.prompt_cache_bytes else ""
         return (
             f"{size_text(self.total_bytes)} ({size_text(self.weights_bytes)} of weights, "
             f"{size_text(self.cache_bytes)} of caches at {self.max_kv_size:,} tokens, "
-            f"{size_text(self.prefill_bytes)} to read the prompt{draft}), and a model may have "
+            f"{size_text(self.prefill_bytes)} to read the prompt{draft}{store}), and a model may have "
             f"{size_text(self.memory_bytes)} here"
         )
 
@@ -95,6 +103,7 @@ def fit(
     kv: int | KVQuantization | None = None,
     draft_model: str | Path | None = None,
     ranks: int = 1,
+    prompt_cache_bytes: int = 0,
 ) -> Fit:
     """What a model needs: a folder, a config.json, a hub id (only its config.json is downloaded), or "demo".
 
@@ -104,11 +113,14 @@ def fit(
     memory and prefill as on a Mac, or as elsewhere; None means as on this machine. `kv` quantizes the caches, as for
     `Chat`. `draft_model` is a path or id; its weights are cast as those of the model, and not quantized. With
     several `ranks` it is what rank 0 needs, which has the most: see `load(…, group=)`.
+    `prompt_cache_bytes` is the limit of a `PrefixStore`.
 
     Raises FileNotFoundError and ValueError as `load` does for what is visible without reading weights, and ValueError
     for a max_kv_size beyond max_position_embeddings, an invalid `kv`, and a draft model with another tokenizer.
     """
     check_max_kv_size(max_kv_size)
+    if type(prompt_cache_bytes) is not int or prompt_cache_bytes < 0:
+        raise ValueError(f"prompt_cache_bytes must be a number of bytes, not {prompt_cache_bytes!r}")
     memory_bytes, cast = read_memory(memory, metal), read_dtype(dtype)
     quantization = None if q_bits is None else Quantization(q_bits)
     sizes = ranked(read_sizes(path_or_repo, revision), ranks, quantization)
@@ -116,7 +128,17 @@ def fit(
     if draft:
         check_draft(sizes, draft)
     kv = KVQuantization.coerce(kv, sizes.config)
-    return fit_sizes(sizes, max_kv_size, memory_bytes, cast, quantization, metal, kv=kv, draft=draft)
+    return fit_sizes(
+        sizes,
+        max_kv_size,
+        memory_bytes,
+        cast,
+        quantization,
+        metal,
+        kv=kv,
+        draft=draft,
+        prompt_cache_bytes=prompt_cache_bytes,
+    )
 
 
 def fit_sizes(
@@ -130,6 +152,7 @@ def fit_sizes(
     kv: KVQuantization | None = None,
     draft: Sizes | None = None,
     prompt_tokens: int | None = None,
+    prompt_cache_bytes: int = 0,
 ) -> Fit:
     """`fit` for sizes that are already read, with weights cast or quantized.
 
@@ -168,10 +191,17 @@ def fit_sizes(
     def needed(tokens: int) -> int:
         return sum(cache_bytes(config, tokens, dtype_size, kv)) + reading(tokens) + draft_bytes(tokens)
 
-    largest = bisect_right(range(1, longest + 1), memory_bytes - weights_bytes, key=needed)
+    largest = bisect_right(range(1, longest + 1), memory_bytes - weights_bytes - prompt_cache_bytes, key=needed)
     caches = cache_bytes(config, max_kv_size, dtype_size, kv)
     return Fit(
-        max_kv_size, weights_bytes, *caches, reading(max_kv_size), draft_bytes(max_kv_size), memory_bytes, largest
+        max_kv_size,
+        weights_bytes,
+        *caches,
+        reading(max_kv_size),
+        draft_bytes(max_kv_size),
+        memory_bytes,
+        largest,
+        prompt_cache_bytes,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import hmac
 import json
 import os
@@ -70,6 +71,11 @@ class Access:
             given = token.strip()
         matches = [hmac.compare_digest(given, key.encode()) for key in self.keys]
         return f"key {matches.index(True) + 1}" if any(matches) else None
+
+    def salt(self, client: str) -> str:
+        """What keeps the stored prefixes of a client apart from those of others, also if keys come in another order."""
+        keys = {f"key {number}": key for number, key in enumerate(self.keys, 1)}
+        return hashlib.sha256(keys[client].encode()).hexdigest() if client in keys else ""
 
     def refusal(self, scope: Any, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         """The status and the reason with which a request is refused."""

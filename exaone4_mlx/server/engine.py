@@ -2,8 +2,8 @@
 
 Notes:
 - At most `max_running` replies are in progress. Others wait, at most `max_waiting`; clients take turns.
-- A reply takes the prompt cache of its client that has the longest common prefix. Caches of different clients are
-  apart, unless `shares_prefixes` is set: how long a prompt takes tells whether another client sent its beginning.
+- What the model read for a client is in the prefix store, with a salt of the client, `salt_of`: how long a prompt
+  takes tells whether its beginning was read before. Clients with the same salt share prefixes.
 - A reply whose iteration ends early is cancelled, and its slot is free.
 """
 
@@ -13,28 +13,26 @@ import asyncio
 import dataclasses
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ..generation.checkpoints import CheckpointPool
 from ..generation.constrain import ToolConstraint
 from ..generation.forced_call import ForcedCall
 from ..generation.generate import Generation
 from ..generation.options import Options
-from ..generation.prompt_cache import CheckpointPool, PromptCache, common_prefix
+from ..generation.prefix_store import PrefixStore
+from ..generation.prompt_cache import PromptCache
 from ..generation.request import Prompt, Request, prompt_ids
-from ..generation.worker import Worker
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.events import Done, ReplyEvent
 from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
 from .metrics import Metrics
-
-MAX_CACHES = 16
-LEAST_SHARED = 0.5  # the part of a cache that a prompt must share, so that the rest of it is given up
 
 
 class TooLong(ValueError):
@@ -88,7 +86,7 @@ class Prepared:
 
 
 class ModelServer:
-    """A model with its queue, its prompt caches and its metrics. Its methods run in the thread of the event loop."""
+    """A model with its queue, its prefix store and its metrics. Its methods run in the thread of the event loop."""
 
     def __init__(
         self,
@@ -100,8 +98,8 @@ class ModelServer:
         max_waiting: int = 64,
         max_kv_size: int | None = None,
         kv: KVQuantization | None = None,
-        shares_prefixes: bool = False,
-        cache_bytes: int = 4 << 30,
+        salt_of: Callable[[str], str] = str,
+        prefix_store: PrefixStore | None = None,
     ) -> None:
         self.model, self.tokenizer, self.name, self.created = model, tokenizer, name, int(time.time())
         self.max_kv_size, self.kv = max_kv_size, kv
@@ -110,7 +108,8 @@ class ModelServer:
         self.threads = ThreadPoolExecutor(2 * max_running + 4, thread_name_prefix="server")
         self._made: set[Generation] = set()  # replies in progress
         self._ends = False
-        self._caches = CacheStore(model, tokenizer, kv, cache_bytes, shares_prefixes)
+        self.prefix_store = prefix_store or PrefixStore()
+        self._salt_of = salt_of
 
     @property
     def context(self) -> int:
@@ -139,10 +138,11 @@ class ModelServer:
     async def events(self, prepared: Prepared, client: str) -> AsyncIterator[EngineEvent]:
         """The events of a reply. It waits in the queue first. Raises QueueFull, and ServerEnds after `end`."""
         async with self.queue.slot(client):
-            cache = self._caches.take(client, list(prepared.request.ids))
+            cache = self._prompt_cache(client)
             generation = Generation(
                 self.model, prepared.request, prompt_cache=cache, constraint=prepared.constraint, call_parts=True
             )
+            del cache
             started, loop = time.perf_counter(), asyncio.get_running_loop()
             first = None
             self._made.add(generation)
@@ -163,7 +163,10 @@ class ModelServer:
                 await _closed(generation, loop, self.threads)
                 counts = generation.so_far
                 self.metrics.count(counts, (first or time.perf_counter()) - started)
-                self._caches.give(client, cache)
+
+    def _prompt_cache(self, client: str) -> PromptCache:
+        pool, salt = CheckpointPool(max_count=0), self._salt_of(client)
+        return PromptCache(self.model, self.tokenizer, pool, self.kv, self.prefix_store, salt)
 
     def end(self) -> None:
         """Ends all replies, in progress and waiting, with ServerEnds."""
@@ -174,6 +177,7 @@ class ModelServer:
 
     def close(self) -> None:
         self.threads.shutdown(wait=False, cancel_futures=True)
+        self.prefix_store.flush()
 
 
 async def _closed(generation: Generation, loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor) -> None:
@@ -257,38 +261,3 @@ class Queue:
             if not future.done():
                 self.running += 1
                 future.set_result(None)
-
-
-class CacheStore:
-    """Prompt caches that no reply uses now, the least recently used first, within a limit of bytes."""
-
-    def __init__(
-        self,
-        model: Exaone4ForCausalLM,
-        tokenizer: Tokenizer,
-        kv: KVQuantization | None,
-        max_bytes: int,
-        shared: bool,
-    ) -> None:
-        self._model, self._tokenizer, self._kv = model, tokenizer, kv
-        self._max_bytes, self._shared = max_bytes, shared
-        self._idle: list[tuple[str, PromptCache]] = []
-
-    def take(self, client: str, ids: list[int]) -> PromptCache:
-        """The cache with the longest prefix of `ids`, or a new one."""
-        owner = "" if self._shared else client
-        mine = [(common_prefix(cache.ids, ids), cache) for name, cache in self._idle if name == owner]
-        length, best = max(mine, key=lambda pair: pair[0], default=(0, None))
-        if best is None or length < LEAST_SHARED * len(best.ids):
-            pool: CheckpointPool = Worker.of(self._model).checkpoints
-            return PromptCache(self._model, self._tokenizer, pool, self._kv)
-        self._idle = [pair for pair in self._idle if pair[1] is not best]
-        return best
-
-    def give(self, client: str, cache: PromptCache) -> None:
-        """Takes a cache back. Others are given up where there are too many."""
-        if not cache.ids:
-            return
-        self._idle.append(("" if self._shared else client, cache))
-        while len(self._idle) > MAX_CACHES or sum(cache.nbytes for _, cache in self._idle) > self._max_bytes:
-            self._idle.pop(0)

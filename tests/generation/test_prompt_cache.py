@@ -20,7 +20,8 @@ from exaone4_mlx import PromptCache, Tokenizer
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation import cache_file, prompt_cache
 from exaone4_mlx.generation.cache_file import weights_digest
-from exaone4_mlx.generation.prompt_cache import CheckpointPool, common_prefix
+from exaone4_mlx.generation.checkpoints import CheckpointPool
+from exaone4_mlx.generation.prefix_entry import common_prefix
 from exaone4_mlx.model.cache import RotatingKVCache
 
 TURN = 7  # in place of [|user|]

@@ -254,7 +254,7 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
 
 FIELDS = {
     "weights_bytes", "global_cache_bytes", "local_window_bytes", "local_reserve_bytes", "prefill_bytes", "total_bytes",
-    "draft_bytes", "fits", "largest_context", "max_kv_size", "memory_bytes",
+    "draft_bytes", "fits", "largest_context", "max_kv_size", "memory_bytes", "prompt_cache_bytes",
 }  # fmt: skip
 
 
@@ -347,3 +347,13 @@ def test_ranks_that_do_not_divide_are_refused(shared: Path) -> None:
     assert fit(config, ranks=8).weights_bytes
     with pytest.raises(ValueError, match="ranks must be a positive whole number, not 0"):
         fit(config, ranks=0)
+
+
+def test_a_prefix_store_counts() -> None:
+    plain, counted = fit("demo", memory=1), fit("demo", memory=1, prompt_cache_bytes=10**8)
+    assert counted.total_bytes == plain.total_bytes + 10**8
+    assert "100 MB of earlier prompts" in counted.arithmetic and "earlier" not in plain.arithmetic
+    assert fit("demo", memory=0.1, metal=False).largest_context > 0
+    assert fit("demo", memory=0.1, metal=False, prompt_cache_bytes=10**8).largest_context == 0
+    with pytest.raises(ValueError, match="prompt_cache_bytes must be a number of bytes"):
+        fit("demo", prompt_cache_bytes=-1)

@@ -42,10 +42,11 @@ def serving(keys: tuple[str, ...] = (), origins: tuple[str, ...] = (), **options
     body = {"max_body_bytes": options.pop("max_body_bytes")} if "max_body_bytes" in options else {}
     seconds, page = options.pop("seconds", 5), options.pop("page", None)
     model, tokenizer = options.pop("loaded", None) or load("demo", dtype="float32")
-    engine = ModelServer(model, tokenizer, "demo", **options)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    app = make_app(engine, Access(Address(port=port), keys, frozenset(origins), **body))
+    access = Access(Address(port=port), keys, frozenset(origins), **body)
+    engine = ModelServer(model, tokenizer, "demo", **{"salt_of": access.salt, **options})
+    app = make_app(engine, access)
     if page is not None:
         app = Beside(app, page(model, tokenizer, port))
     server = HttpServer(app, engine, seconds, log_level="error")

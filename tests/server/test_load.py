@@ -70,7 +70,7 @@ def test_sixty_four_clients(served: Any) -> None:
     assert (served.engine.queue.running, served.engine.queue.waiting) == (0, 0)
     print(f"\n{counts}; memory {before / 1e6:.0f} and {mx.get_active_memory() / 1e6:.0f} MB", end="")
     assert counts["answered"] > CLIENTS and counts["closed"]
-    served.engine._caches._idle.clear()
+    served.engine.prefix_store.clear()
     mx.clear_cache()
     assert mx.get_active_memory() <= before + 5e6
 

@@ -246,26 +246,6 @@ def test_a_stream_pings_while_a_prompt_is_read(served: Any, monkeypatch: pytest.
     assert lines[0] == ": ping\n\n" and lines[-1] == "data: x\n\n"
 
 
-def test_prefixes_of_different_keys_are_apart(served: Any) -> None:
-    from exaone4_mlx.server.engine import CacheStore
-
-    model, tokenizer = served.engine.model, served.engine.tokenizer
-
-    class Filled:
-        ids, nbytes = list(range(100)), 10
-
-    for shared, found in ((False, False), (True, True)):
-        store = CacheStore(model, tokenizer, None, 1000, shared)
-        cache: Any = Filled()
-        store.give("key 1", cache)
-        assert (store.take("key 2", list(range(120))) is cache) is found
-    store = CacheStore(model, tokenizer, None, 25, False)
-    caches: list[Any] = [Filled() for _ in range(3)]
-    for one in caches:
-        store.give("key 1", one)
-    assert [cache for _, cache in store._idle] == caches[1:]  # within 25 bytes
-
-
 def test_an_address_is_checked() -> None:
     assert Address.checked("127.0.0.1", None).is_local and not Address.checked("0.0.0.0", None).is_local
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ValueError, match="in use"):
