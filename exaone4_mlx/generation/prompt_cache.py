@@ -225,9 +225,11 @@ class PromptCache:
             self._repair()
             self.prefix_store.add(self._prefix_root, self.ids, self.layers, self._tokenizer.turn_start_ids)
 
-    def finish(self) -> None:
-        """Evaluates the caches, so that any thread can use them."""
+    def finish(self, keeps: bool = False) -> None:
+        """Evaluates the caches, so that any thread can use them. With `keeps` it is followed by `keep`."""
         mx.eval([layer.buffers for layer in self.layers])
+        if keeps:
+            self.keep()
 
     def reuse(self, ids: Sequence[int], limit: int) -> int:
         """Takes the caches back to the prefix that they share with `ids`. Returns its length, at most `limit`.

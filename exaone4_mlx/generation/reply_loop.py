@@ -91,9 +91,7 @@ class ReplyLoop:
                 raise
             finally:
                 self._batch.streams[:] = [other for other in self._batch.streams if other is not stream]
-                self._cache.finish()
-                if not self._thinks:  # the next prompt will not have this thought
-                    self._cache.keep()
+                self._cache.finish(keeps=not self._thinks)  # the next prompt will not have a thought
                 del self._cache, self._draft  # a reference to the reply does not keep the caches
         yield self.counts.done(finish_reason)
 
