@@ -9,8 +9,9 @@ Notes:
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -20,6 +21,8 @@ from .frames import frame, history
 from .i18n import EXAMPLES, Words
 from .models import memory_in_use
 from .record import Busy
+from .session import Session
+from .settings import Settings
 from .state import Tab
 from .status import status_html
 from .work import View
@@ -83,42 +86,46 @@ class ChatActions(Shared):
         return self._answer(id=given.get("id"), **refusal, **edited)
 
     def _act(self, tab: Tab, given: dict[str, Any], values: Sequence[Any]) -> Update:
-        session, what = tab.session, given["what"]
-        if what == "stop":
-            session.stop()
-        elif what == "answer":
-            session.answer(given["allowed"] is True, int(given["call"]), given.get("always") is True)
-            return {**self._answer(id=given.get("id")), **self._always(tab)}
-        elif what == "undo":
-            view = session.view()
-            files = _files_of_last_turn(view) if view.undo == "send" else []
-            text = session.undo() or None
-            hint = tab.words("attach_again", names=", ".join(files)) if files else None
-            return self._answer(text=text, error=hint)
-        elif what == "redo":
-            session.redo()
-        elif what == "switch":
-            session.switch(int(given["at"]), int(given["place"]))
-        elif what == "retry":
-            session.retry(self._settings(tab, values), int(given["turn"]))
-        elif what == "edit":
-            session.edit(int(given["turn"]), str(given["text"]), self._settings(tab, values))
-        elif what == "continue":
-            session.continue_reply(self._settings(tab, values), given.get("text"), int(given["turn"]))
-        elif what == "save-reply":
-            session.save_reply(str(given["text"]), int(given["turn"]))
-        elif what == "send":
-            attached = [self.state.attachment(str(path)) for path in given.get("files") or ()]
-            session.send(str(given["text"]), attached, self._settings(tab, values))
-        elif what == "example":
-            known = {example[0]: example for examples in EXAMPLES.values() for example in examples}
-            text, thinking, tools = known[given["text"]]
-            wanted = self._settings(tab, values).updated({"thinking": thinking, "use_tools": tools})
-            session.send(text, [], wanted)
-            return {self.page.thinking: thinking, self.page.use_tools: tools}
-        else:
-            raise ValueError(f"there is no action {what!r}")
-        return self._answer(id=given.get("id"))
+        session, settings = tab.session, functools.partial(self._settings, tab, values)
+        does: dict[str, Callable[[], Update | None]] = {
+            "send": lambda: self._send(session, given, settings()),
+            "example": lambda: self._send_example(session, given["text"], settings()),
+            "stop": session.stop,
+            "answer": lambda: self._allow(tab, given),
+            "retry": lambda: session.retry(settings(), int(given["turn"])),
+            "edit": lambda: session.edit(int(given["turn"]), str(given["text"]), settings()),
+            "continue": lambda: session.continue_reply(settings(), given.get("text"), int(given["turn"])),
+            "save-reply": lambda: session.save_reply(str(given["text"]), int(given["turn"])),
+            "switch": lambda: session.switch(int(given["at"]), int(given["place"])),
+            "undo": lambda: self._undo(tab),
+            "redo": session.redo,
+        }
+        if given["what"] not in does:
+            raise ValueError(f"there is no action {given['what']!r}")
+        return does[given["what"]]() or self._answer(id=given.get("id"))
+
+    def _send(self, session: Session, given: dict[str, Any], settings: Settings) -> None:
+        attached = [self.state.attachment(str(path)) for path in given.get("files") or ()]
+        session.send(str(given["text"]), attached, settings)
+
+    def _send_example(self, session: Session, text: str, settings: Settings) -> Update:
+        known = {example[0]: example for examples in EXAMPLES.values() for example in examples}
+        text, thinking, tools = known[text]
+        session.send(text, [], settings.updated({"thinking": thinking, "use_tools": tools}))
+        return {self.page.thinking: thinking, self.page.use_tools: tools}
+
+    def _allow(self, tab: Tab, given: dict[str, Any]) -> Update:
+        """The user's answer about a call of a tool."""
+        tab.session.answer(given["allowed"] is True, int(given["call"]), given.get("always") is True)
+        return {**self._answer(id=given.get("id")), **self._always(tab)}
+
+    def _undo(self, tab: Tab) -> Update:
+        """The text of a message that is taken back returns to the box. Its files do not."""
+        view = tab.session.view()
+        files = _files_of_last_turn(view) if view.undo == "send" else []
+        text = tab.session.undo() or None
+        hint = tab.words("attach_again", names=", ".join(files)) if files else None
+        return self._answer(text=text, error=hint)
 
     def _answer(self, **values: Any) -> Update:
         self._answers += 1
