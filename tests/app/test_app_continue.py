@@ -14,8 +14,7 @@ from app.i18n import Words
 from app.render import items
 from app.session import Session
 from app.settings import Settings
-from exaone4_mlx import Chat, Conversation, ConversationStore, Done, Thinking
-from exaone4_mlx.text.live_messages import LiveMessages
+from exaone4_mlx import Chat, Conversation, ConversationStore
 
 SHORT = Settings(max_tokens=3)
 THINKING = Settings(thinking=True, max_tokens=3)
@@ -152,19 +151,3 @@ def test_items_say_how_a_reply_ended() -> None:
     ]
     shown = [items([{"role": "user", "content": "x"}, {"role": "assistant", **one}], Words("en")) for one in replies]
     assert [of[-1]["ending"] for of in shown] == ["cut", "whole", "calls"]
-
-
-def test_the_thought_of_both_parts_is_counted() -> None:
-    def counts(tokens: int, seconds: float) -> Done:
-        return Done("unfinished", 1, 0, tokens, 0, 0.0, seconds, seconds, 0)
-
-    live = LiveMessages(
-        {"role": "assistant", "content": "", "reasoning_content": "a", "stats": counts(4, 2.0).__dict__}
-    )
-    assert live.messages[0]["stats"] == {"thinking_tokens": 4, "thinking_seconds": 2.0}
-    live.add(Thinking("b"))
-    live.count(counts(3, 1.0))
-    assert live.messages == [live.messages[0]] and live.messages[0]["reasoning_content"] == "ab"
-    assert live.messages[0]["stats"] == {"thinking_tokens": 7, "thinking_seconds": 3.0}
-    for stats in (None, 5, {"thinking_tokens": "x"}):
-        LiveMessages({"role": "assistant", "content": "", "stats": stats}).count(counts(3, 1.0))

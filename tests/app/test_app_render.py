@@ -20,7 +20,7 @@ from app.i18n import LANGUAGES, Words
 from app.markdown import LONG, blocks, mathml
 from app.render import call_text, items
 from app.work import View
-from exaone4_mlx import Answer, Done, Thinking, ToolCall, ToolResult
+from exaone4_mlx import Answer, Thinking, ToolCall, ToolResult
 from exaone4_mlx.text.live_messages import LiveMessages
 
 WORDS = Words("en")
@@ -130,13 +130,6 @@ def test_thought_without_counts_has_a_plain_title() -> None:
     assert titles_of([reply("Yes", reasoning_content="Hm")]) == ["Thought"]
 
 
-def test_counts_before_the_first_event_show_nothing() -> None:
-    made = LiveMessages()
-    made.count(counted(1, 1.0))
-    made.count(None)
-    assert made.messages == [] and parts(made.messages) == []
-
-
 def test_counts_of_a_round_do_not_hold_those_of_the_rounds_before() -> None:
     made = live(Thinking("I roll."))
     made.count(counted(10, 1.0))
@@ -147,14 +140,6 @@ def test_counts_of_a_round_do_not_hold_those_of_the_rounds_before() -> None:
     made.count(counted(13, 1.5))
     titles = [title for title in titles_of(made.messages, live=True) if title.startswith("Th")]
     assert titles == ["Thought for 1.0 s · 10 tokens", "Thinking · 0.50 s · 3 tokens"]
-
-
-def test_counts_never_go_back() -> None:
-    """Between two rounds the counts of a reply have ended, and the sum does not have them yet."""
-    made = live(Thinking("Hm"))
-    made.count(counted(10, 1.0))
-    made.count(counted(0, 0.0))
-    assert made.messages[0]["stats"]["thinking_tokens"] == 10
 
 
 def test_call_is_a_panel_with_its_arguments_and_its_result() -> None:
@@ -301,20 +286,6 @@ def test_only_the_last_part_of_an_answer_changes_while_it_grows() -> None:
         now = parts([reply(text[:end])], live=True)
         assert now[: len(before) - 1] == before[:-1], text[:end]
         before = now
-
-
-def test_the_end_of_a_turn_changes_no_message() -> None:
-    made = live(Answer("Hi"))
-    before = made.messages
-    made.add(Done("stop", 1, 0, 0, 1, 0.1, 0.1, 0.0, 0))
-    assert made.messages == before
-
-
-def test_messages_can_be_read_while_more_comes() -> None:
-    made = live(ToolCall("a", {}))
-    before = made.messages
-    made.add(ToolCall("b", {}))
-    assert len(before[0]["tool_calls"]) == 1
 
 
 # --- what a person says -----------------------------------------------------------------
