@@ -40,7 +40,8 @@ def find_adapters(options: argparse.Namespace, config: Exaone4Config) -> tuple[W
     """The adapters of the flags, with their scales. Raises ValueError for one that a model of `config` cannot have."""
     from ..model.adapter_file import read_adapters
 
-    adapters = read_adapters(**adapter_options(options))
+    given = adapter_options(options)
+    adapters = read_adapters(**given) if given else ()
     for adapter, _ in adapters:
         adapter.check(config)
     return adapters

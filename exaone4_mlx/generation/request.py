@@ -74,10 +74,8 @@ class Request:
     ) -> Request:
         """A request for a reply to `prompt`: text, messages, or ids. Renders the chat template."""
         ids, begun = prompt_ids(tokenizer, prompt, options=options, tools=tools)
-        stored = KVQuantization.coerce(kv, config)
-        return cls(
-            config, tokenizer, tuple(ids), options, max_kv_size, stored, draft, begun, tuple(schemas(tools) or ())
-        )
+        stored, offered = KVQuantization.coerce(kv, config), tuple(schemas(tools)) if tools else ()
+        return cls(config, tokenizer, tuple(ids), options, max_kv_size, stored, draft, begun, offered)
 
     def __post_init__(self) -> None:
         ids, config, options = self.ids, self.config, self.options
