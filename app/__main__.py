@@ -102,6 +102,9 @@ def parser(program: str = "python -m app") -> argparse.ArgumentParser:
     parser.add_argument(
         "--mcp-config", type=Path, metavar="FILE", help="MCP servers, each of which is started by a switch on the page"
     )
+    parser.add_argument(
+        "--api-tools", action="store_true", help="let programs use tools over the API, without a question (default: no)"
+    )
     parser.add_argument("--system-prompt", default="", metavar="TEXT", help="what new conversations begin with")
     parser.add_argument("--thinking", action="store_true", help="let new conversations think first (default: no)")
     parser.add_argument(
@@ -183,7 +186,8 @@ def _state(options: argparse.Namespace) -> AppState:
     )
     store = ConversationStore(folder / "conversations")
     store.trash.empty()
-    return AppState(engine, store, tools=tools, servers=servers, settings=settings, makes_titles=True, jobs=jobs)
+    own = {"tools": tools, "servers": servers, "api_tools": options.api_tools, "settings": settings}
+    return AppState(engine, store, **own, makes_titles=True, jobs=jobs)
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -81,9 +81,9 @@ class Actions(ChatActions, ListActions, ModelActions):
         """Both panels: there is room for two on a wide page only."""
         return {panel: gr.Sidebar(open=True), other: gr.skip() if width >= TWO_PANELS else gr.Sidebar(open=False)}
 
-    def servers_switched(self, wanted: list[str], tools: list[str], request: gr.Request) -> Update:
-        """Starts and ends MCP servers. The tools of one that starts are offered at once."""
-        words, before, started = self._tab(request).words, self.state.tool_names, False
+    def servers_switched(self, wanted: list[str], request: gr.Request) -> Update:
+        """Starts and ends MCP servers."""
+        words, started = self._tab(request).words, False
         for name, server in self.state.servers.items():
             if server.runs == (name in wanted):
                 continue
@@ -96,13 +96,13 @@ class Actions(ChatActions, ListActions, ModelActions):
                     gr.Warning(plain(warning))
             except ValueError as error:
                 gr.Warning(plain(words("server_failed", error=error)))
-        names = self.state.tool_names
-        ticked = [name for name in names if name in tools or name not in before]
-        return {
-            self.page.servers: [name for name, server in self.state.servers.items() if server.runs],
-            self.page.tools: gr.update(choices=names, value=ticked),
-            self.page.use_tools: True if started else gr.skip(),
-        }
+        return {self.page.servers: self.state.running_servers, self.page.use_tools: True if started else gr.skip()}
+
+    def tools_offered(self, event: gr.EventData, ticked: list[str]) -> Update:
+        """A tab, this one or another, has started or ended MCP servers. Tools that were not there before are ticked."""
+        names, before = self.state.tool_names, event._data["before"]
+        ticked = [name for name in names if name in ticked or name not in before]
+        return {self.page.servers: self.state.running_servers, self.page.tools: gr.update(choices=names, value=ticked)}
 
     def always_changed(self, always: list[str], request: gr.Request) -> Update:
         """A tool that is no longer ticked asks again. None can be added here."""

@@ -4,7 +4,7 @@ Notes:
 - Only these endpoints have names. The actions of the page have none, but any client that reaches the port can call
   them.
 - Each client has its own conversation. It ends with the client and is never written to disk.
-- The API cannot ask for approval: a tool runs only if the request names it.
+- The API cannot ask for approval. A tool runs only if the app was started with --api-tools and the request names it.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ def add_endpoints(state: AppState) -> None:
     for endpoint in (
         endpoints.chat,
         endpoints.retry,
+        endpoints.continue_,
         endpoints.undo,
         endpoints.clear,
         endpoints.stop,
         endpoints.messages,
         endpoints.state,
     ):
-        gr.events.api(endpoint, api_name=endpoint.__name__, queue=endpoint.__name__ != "stop", concurrency_limit=None)
+        name = endpoint.__name__.rstrip("_")
+        gr.events.api(endpoint, api_name=name, queue=name != "stop", concurrency_limit=None)
 
 
 class Endpoints:
@@ -56,7 +58,8 @@ class Endpoints:
 
         Parameters:
             message: the text of the user
-            options: thinking (true or false), thinking_budget (tokens), tools (a list of names), system_prompt,
+            options: thinking (true or false), thinking_budget (tokens), tools (a list of names,
+                where the app was started with --api-tools), system_prompt,
                 max_tokens, and temperature, top_p, top_k, min_p, presence_penalty, frequency_penalty,
                 repetition_penalty, seed; null for the defaults
         Returns:
@@ -83,6 +86,22 @@ class Endpoints:
             session.retry(session.settings)
         yield from self._follow(session)
 
+    def continue_(self, request: gr.Request, text: str | None = None) -> Iterator[dict[str, Any]]:
+        """
+        Continues the last reply of this client, with the same options; streams like chat.
+
+        Parameters:
+            text: what the reply begins with, in place of what is there; null to keep that
+        Returns:
+            the same as chat
+        """
+        session = self._session(request)
+        with _errors_shown():
+            if text is not None and not isinstance(text, str):
+                raise ValueError("text must be a text, or null")
+            session.continue_reply(session.settings, text)
+        yield from self._follow(session)
+
     def undo(self, request: gr.Request) -> str:
         """
         Removes the last turn of this client's conversation.
@@ -93,7 +112,7 @@ class Endpoints:
         session = self._session(request)
         with _errors_shown():
             while session.view().undo not in ("", "send"):
-                session.undo()  # a retry of the turn
+                session.undo()  # a retry or a continuation of the turn
             return session.undo()
 
     def clear(self, request: gr.Request) -> None:
@@ -120,7 +139,7 @@ class Endpoints:
 
     def state(self, request: gr.Request) -> dict[str, Any]:
         """
-        The model in use, the tools there are, and how full the context of this client's conversation is.
+        The model in use, the tools that programs may use, and how full the context of this client's conversation is.
 
         Returns:
             model, context_limit, context_tokens, tools, running, place (how many replies come before this client's)
@@ -132,10 +151,15 @@ class Endpoints:
             "model": loaded.choice.label,
             "context_limit": loaded.context,
             "context_tokens": view.context_tokens,
-            "tools": self._state.tool_names,
+            "tools": self._tools,
             "running": view.running,
             "place": view.place,
         }
+
+    @property
+    def _tools(self) -> list[str]:
+        """The tools that programs may use."""
+        return self._state.tool_names if self._state.api_tools else []
 
     def _tab(self, request: gr.Request) -> Any:
         if not request.session_hash:
@@ -151,8 +175,10 @@ class Endpoints:
         if unknown := sorted(set(given) - known):
             raise ValueError(f"there is no option {unknown[0]!r}; there are {', '.join(sorted(known))}")
         tools = given.pop("tools", None) or []
-        if not isinstance(tools, list) or (unknown := [name for name in tools if name not in self._state.tool_names]):
-            raise ValueError(f"tools must be a list of these names: {', '.join(self._state.tool_names)}")
+        if tools and not self._state.api_tools:
+            raise ValueError("programs may not use tools; to allow it, start the app with --api-tools")
+        if not isinstance(tools, list) or any(name not in self._tools for name in tools):
+            raise ValueError(f"tools must be a list of these names: {', '.join(self._tools)}")
         given = {name: value for name, value in given.items() if value is not None}
         if "system_prompt" in given:
             given["system"] = given.pop("system_prompt")

@@ -61,6 +61,7 @@ class ChatActions(Shared):
             "conversation": session.id,
             "title": session.conversation.title,
             "listed": self.state.listed,
+            "offered": [self.state.tool_names, self.state.running_servers],
             "fresh": "" if view.messages else session.id,
             "model": self._model_label,
             "note": self._welcome_note(tab),

@@ -66,9 +66,8 @@ class Shared:
 
     def _settings_of(self, tab: Tab) -> Update:
         """The settings of the conversation of a tab, and its id."""
-        running = [name for name, server in self.state.servers.items() if server.runs]
-        own = {self.page.conversation: tab.session.id, self.page.servers: running, **self._always(tab)}
-        return {**self._widgets(tab.session.settings), **own}
+        own = {self.page.conversation: tab.session.id, self.page.servers: self.state.running_servers}
+        return {**self._widgets(tab.session.settings), **own, **self._always(tab)}
 
     def _always(self, tab: Tab) -> Update:
         """The tools that run without a question; there is no widget without one."""

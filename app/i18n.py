@@ -31,6 +31,7 @@ EXAMPLES: dict[str, list[tuple[str, bool, bool]]] = {
     code: [(one["text"], one["thinking"], one["tools"]) for one in found]
     for code, found in _table(HERE / "examples.json").items()
 }
+ERRNO = re.compile(r"\[Errno -?\d+\] ")
 #: key of an error -> what its English text looks like
 ERRORS = {
     key: re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(texts["en"])), re.DOTALL)
@@ -53,7 +54,8 @@ class Words:
         return WORDS[key][self.language].format(**values)
 
     def error(self, text: str) -> str:
-        """The text of an exception. Those that a user often meets are translated, others are English."""
+        """The text of an exception without its number, translated if a user often meets it."""
+        text = ERRNO.sub("", text)
         for key, pattern in ERRORS.items():
             if self.language != "en" and (found := pattern.fullmatch(text)):
                 return WORDS[key][self.language].format(**found.groupdict())

@@ -9,7 +9,6 @@ Notes:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -17,12 +16,10 @@ import gradio as gr
 from exaone4_mlx.storage.forms import moment
 from exaone4_mlx.storage.search import marked, place
 from exaone4_mlx.storage.store import ConversationSummary
-from exaone4_mlx.storage.transcript import file_name, to_json, to_markdown
+from exaone4_mlx.storage.transcript import HEADINGS, file_name, to_json, to_markdown
 
 from .common import Shared, Update, plain
 from .state import Tab
-
-FORMS: dict[str, Callable[[Any], str]] = {".md": to_markdown, ".json": to_json}
 
 
 class ListActions(Shared):
@@ -81,7 +78,7 @@ class ListActions(Shared):
         }
         if query.strip():
             with contextlib.suppress(OSError, ValueError):  # deleted or changed meanwhile: the next answer has it
-                row |= place(self.state.store.read(one.id).messages, query)
+                row |= place(self.state.store.read(one.id), query)
         return row
 
     def _rename(self, tab: Tab, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +104,9 @@ class ListActions(Shared):
     def _export(self, tab: Tab, wanted: dict[str, Any]) -> dict[str, Any]:
         conversation = self.state.session(str(wanted["id"])).conversation
         name = file_name(conversation.title, wanted["form"])
-        return {"name": name, "text": FORMS[wanted["form"]](conversation)}
+        headings = {one: tab.words(f"md_{one}", count="{count}") for one in HEADINGS}
+        markdown = wanted["form"] == ".md"
+        return {"name": name, "text": to_markdown(conversation, headings) if markdown else to_json(conversation)}
 
     def _import(self, tab: Tab, wanted: dict[str, Any]) -> dict[str, Any]:
         session = self.state.import_upload(str(wanted["path"]), str(wanted["name"]))

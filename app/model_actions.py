@@ -218,4 +218,6 @@ def _download_text(words: Words, cause: str, detail: str, error: str) -> str:
     if cause == "disk":
         missing, free = (size_text(int(number)) for number in re.findall(r"\d+", detail))
         return words("hub_disk", missing=missing, free=free)
-    return words(CAUSES.get(cause, "hub_network"), detail=detail)
+    said = words(CAUSES.get(cause, "hub_network"), detail=detail)
+    is_told = cause in CAUSES or (detail.startswith("[Errno") and "proxy" not in detail)  # that says no more
+    return said if is_told else f"{said} ({words.error(detail)})"

@@ -124,10 +124,10 @@ def _call(call: Any, result: Message | None, words: Words, live: bool) -> str:
     inside = "" if given is None else _preformatted(pretty(given))
     if result is None:
         return _panel("call", title, inside, grows=live)
-    failed, outcome = _outcome(result)
+    failed, outcome = _outcome(result, words)
     label = words("failed" if failed else "result")
     title += f" → {escape(label) + ': ' if failed else ''}<code>{escape(short(value_text(outcome)))}</code>"
-    if seconds := number(result.get("seconds")):
+    if (seconds := number(result.get("seconds"))) >= 0.1:
         title += f' <span class="quiet">{escape(words.seconds(seconds))}</span>'
     return _panel(
         "call failed" if failed else "call", title, f"{inside}<h6>{escape(label)}</h6>{_preformatted(pretty(outcome))}"
@@ -152,16 +152,16 @@ def _question(call: str, asking: tuple[int, str, str], words: Words) -> str:
 
 def _result(message: Message, words: Words) -> str:
     """A result without its call."""
-    failed, outcome = _outcome(message)
+    failed, outcome = _outcome(message, words)
     return _panel("call", escape(words("failed" if failed else "result")), _preformatted(pretty(outcome)))
 
 
-def _outcome(result: Message) -> tuple[bool, Any]:
+def _outcome(result: Message, words: Words) -> tuple[bool, Any]:
     """Whether a call failed, and its result. An error without other fields is its text."""
     content, failed = result.get("content"), bool(result.get("failed"))
     if failed and isinstance(content, Mapping) and content.keys() == {"error"}:
         content = content["error"]
-    return failed, content
+    return failed, words.error(content) if failed and isinstance(content, str) else content
 
 
 def _panel(kind: str, title: str, inside: str, is_open: bool = False, grows: bool = False) -> str:

@@ -67,18 +67,20 @@ class AppState:
         *,
         tools: Sequence[Callable[..., Any]] = (),
         servers: Sequence[Any] = (),
+        api_tools: bool = False,
         settings: Settings | None = None,
         makes_titles: bool = False,
         jobs: ModelJobs | None = None,
     ) -> None:
         """`settings` are those of a new conversation; `makes_titles` says whether the model makes titles.
 
-        `servers` are MCP servers, which the user switches on.
+        `servers` are MCP servers, which the user switches on; `api_tools` allows programs to use tools.
         `jobs` download and convert models; their folder is beside the conversations unless given.
         """
         self.engine, self.store, self.tools, self.settings = engine, store, tuple(tools), settings or Settings()
         self.jobs = jobs or ModelJobs(store.folder.parent / "models")
         self.servers, self._own_tools = {server.name: server for server in servers}, tuple(tools)
+        self.api_tools = api_tools
         self._tabs: dict[str, Tab] = {}
         self._attachments: dict[str, tuple[Attachment, int]] = {}  # by path
         self._sessions: dict[str, Session] = {}  # those that are open, by the conversation's id
@@ -98,6 +100,10 @@ class AppState:
     def tool_names(self) -> list[str]:
         return [tool.__name__ for tool in self.tools]
 
+    @property
+    def running_servers(self) -> list[str]:
+        return [name for name, server in self.servers.items() if server.runs]
+
     def switch_server(self, name: str, on: bool) -> None:
         """Starts or ends an MCP server. Raises ValueError for one that does not work."""
         try:
@@ -110,6 +116,7 @@ class AppState:
             self.tools = (*self._own_tools, *mcp_tools(self.servers.values(), taken))
             for session in list(self._sessions.values()):
                 session.tools = self.tools
+            self._list_changed()  # every tab gets a frame
 
     # --- tabs and conversations -----------------------------------------------
 

@@ -44,18 +44,11 @@ def _state(view: View, words: Words) -> list[str]:
         return [words("tool_runs")]
     if view.running and (view.counts is None or view.first_token_seconds is None):
         return [words("starting")]
-    return [words("word_speed", speed=speed)] if (speed := _word_speed(view)) else []
-
-
-def _word_speed(view: View) -> str:
-    """How many words of the last reply came in a second; "" before it has some."""
-    counts, said = view.counts, [*view.messages[-1:], *view.coming]
-    if counts is None or not counts.decode_seconds or not said:
-        return ""
-    last = said[-1]
-    size = len(f"{last.get('reasoning_content') or ''} {last.get('content') or ''}".split())
-    speed = size / counts.decode_seconds
-    return f"{speed:.0f}" if speed >= 9.5 else f"{speed:.1f}" if size else ""
+    counts = view.counts
+    generated = 0 if counts is None else counts.thinking_tokens + counts.answer_tokens
+    if counts is None or not generated or not counts.decode_seconds:
+        return []
+    return [words("speed", speed=f"{generated / counts.decode_seconds:.1f}")]
 
 
 def _counts(view: View, words: Words) -> list[str]:
@@ -63,8 +56,6 @@ def _counts(view: View, words: Words) -> list[str]:
         return []
     generated = counts.thinking_tokens + counts.answer_tokens
     parts = [words("tokens", count=f"{generated:,}")]
-    if generated and counts.decode_seconds:
-        parts.append(words("speed", speed=f"{generated / counts.decode_seconds:.1f}"))
     if view.first_token_seconds is not None:
         parts.append(words("first_after", seconds=words.seconds(view.first_token_seconds)))
     if counts.drafted_tokens:

@@ -17,7 +17,7 @@ from .markdown import highlighting_css
 HERE = Path(__file__).parent / "page"
 SCRIPT = (
     "elements", "start", "frames", "conversation", "branches", "found", "asking", "welcome", "scrolling", "actions",
-    "composer", "files", "keys", "diagrams", "numbers", "appearance", "labels",
+    "composer", "files", "notices", "keys", "diagrams", "numbers", "appearance", "labels",
 )  # fmt: skip
 LIST_SCRIPT = ("elements", "list", "list-rows", "list-menu", "list-keys")
 MODELS_SCRIPT = ("elements", "models")

@@ -211,10 +211,11 @@ def _connect(blocks: gr.Blocks, do: Actions) -> None:
     )
     page.reset.click(do.reset, [page.thinking], page.settings, **event)
 
-    switched = [page.servers, page.tools, page.use_tools]
-    page.servers.input(do.servers_switched, [page.servers, page.tools], switched, **event)
+    page.servers.input(do.servers_switched, [page.servers], [page.servers, page.use_tools], **event)
+    page.chat.offered(do.tools_offered, [page.tools], [page.servers, page.tools], **event)
     page.always.input(do.always_changed, [page.always], [page.always], **event)
     page.chat.closed(lambda: gr.Sidebar(open=False), None, [page.right], **event)
+    page.listed.folded(lambda: gr.Sidebar(open=False), None, [page.left], **event)
     panels: dict[str, Any] = {"inputs": [page.width], "outputs": [page.left, page.right], "js": WIDTH}
     for opens in (page.open_settings.click, page.right.expand):
         opens(do.right_opened, **panels, **event)

@@ -35,7 +35,7 @@ function submit() {
 
 /** Sends the next message that waits. */
 function pump() {
-    if (frame.conversation === null || frame.running || outbox.some((one) => one.sent)) return;
+    if (isLost || frame.conversation === null || frame.running || outbox.some((one) => one.sent)) return;
     const next = outbox.find((one) => one.conversation === frame.conversation);
     if (!next) return;
     next.sent = true;
@@ -73,13 +73,14 @@ function putBack(message) {
 }
 
 function say(text) {
+    text ||= isLost ? words("no_connection") : "";
     notice.textContent = text;
     notice.hidden = !text;
 }
 
 function drawOutbox() {
     sessionStorage.setItem(WAITING, JSON.stringify([...interrupted, ...outbox]));
-    const waiting = outbox.filter((one) => !one.sent && one.conversation === frame.conversation);
+    const waiting = outbox.filter((one) => (isLost || !one.sent) && one.conversation === frame.conversation);
     outboxList.replaceChildren(
         ...waiting.map((one) => {
             const back = button("take-back", { text: "×", label: words("take_back"), look: "close", id: one.id });

@@ -22,6 +22,9 @@ function button(name, { text = "", label = text, look = "", ...data }) {
 /** Whether the key belongs to an input method: Enter ends a syllable or chooses a Hanja. Safari says it by the code alone. */
 const isComposed = (event) => event.isComposing || event.keyCode === 229;
 
-/** Events between the scripts of this page: "frame" (`bus.frame` is the last one), "find", "search", "keys". */
+/** Why a request failed, in the language of the page. Each browser has its own words for a server that does not answer. */
+const reason = (problem) => /fetch|^Connection|NetworkError|Load failed/.test(problem.message) ? words("no_connection") : (problem.message ?? problem);
+
+/** Events between the scripts of this page: "frame" (`bus.frame` is the last one), "find", "search", "fold" (the list), "keys". */
 const bus = (window.exaone4_mlx ??= new EventTarget());
 const announce = (name, detail = null) => bus.dispatchEvent(new CustomEvent(name, { detail }));

@@ -36,10 +36,10 @@ async function attach(chosen) {
             if (!files.includes(entry)) continue; // it was removed meanwhile
             entry.path = path;
             const read = await server.read({ path, tab: frame.tab });
-            if (!read) throw new Error("the server does not answer");
+            if (!read) throw new Error(words("no_connection"));
             Object.assign(entry, read);
         } catch (problem) {
-            entry.error = `${file.name}: ${problem.message ?? problem}`;
+            entry.error = `${file.name}: ${reason(problem)}`;
         }
         drawChips();
     }

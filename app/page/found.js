@@ -32,6 +32,7 @@ async function seek() {
 function showFound(item, texts) {
     const ranges = rangesOf(item, texts);
     clearTimeout(unmark);
+    find(".item.found", list)?.classList.remove("found");
     item.classList.add("found");
     if (window.Highlight && CSS.highlights) CSS.highlights.set("found", new Highlight(...ranges));
     unmark = setTimeout(() => {

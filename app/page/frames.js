@@ -4,6 +4,7 @@ watch("value", () => {
     if (!props.value) return;
     const before = frame;
     frame = props.value;
+    if (isLost) regain();
     if (frame.language !== before.language) label();
     if (frame.conversation !== before.conversation) changed(before);
     else if (before.fresh && !frame.fresh) {
@@ -12,24 +13,40 @@ watch("value", () => {
         keepDraft(frame.conversation);
     }
     if (before.conversation !== null && frame.conversation !== before.conversation) trigger("changed", {});
+    if (before.offered && JSON.stringify(frame.offered) !== JSON.stringify(before.offered)) trigger("offered", { before: before.offered[0] });
     showAddress();
     if (frame.status !== before.status) showStatus();
     if (before.running && !frame.running && frame.error) say(frame.error);
-    draw(liveList, frame.live);
-    askPanel();
+    drawLive();
     const running = frame.running;
     sendButton.hidden = running;
     stopButton.hidden = !running;
     scroller.setAttribute("aria-busy", running);
     welcome.hidden = frame.total > 0 || frame.live.length > 0;
     if (welcome.hidden === false) drawWelcome();
-    keepBottom();
     if (frame.undo !== before.undo || frame.redo !== before.redo) markLast();
     if (frame.revision !== shown.revision || frame.conversation !== shown.conversation) refresh();
     if (!running) pump();
     bus.frame = frame;
     announce("frame");
 });
+
+let drawing = false, undrawn = false; // the reply in progress; whether a frame came meanwhile
+
+/** Draws the reply in progress, and then pauses for as long as that took, so that the page answers to keys also when it is slow. */
+function drawLive() {
+    undrawn = drawing;
+    if (drawing) return;
+    drawing = true;
+    const began = performance.now();
+    draw(liveList, frame.live);
+    askPanel();
+    keepBottom();
+    requestAnimationFrame(() => setTimeout(() => setTimeout(() => {
+        drawing = false;
+        if (undrawn) drawLive();
+    }, performance.now() - began)));
+}
 
 /** The line below the box, a gr.HTML of its own. Its details stay open. */
 function showStatus() {

@@ -31,6 +31,11 @@ const openPanel = () => {
     const place = document.querySelector("#settings-heading")?.getBoundingClientRect();
     return place && place.width > 0 && place.left < window.innerWidth && place.right > 0;
 };
+/** Whether the list lies over the conversation, as on a phone. */
+const listCovers = () => {
+    const panel = document.querySelector("#conversations")?.getBoundingClientRect();
+    return panel && panel.right > 0 && panel.width > window.innerWidth / 2;
+};
 /** Whether something lies over the page that Escape closes first. */
 const isCovered = () => document.querySelector("dialog[open], :popover-open:not([popover=manual])") !== null;
 
@@ -38,6 +43,7 @@ document.addEventListener("keydown", (event) => {
     if (isComposed(event)) return;
     const command = event.metaKey || event.ctrlKey, key = event.key.toLowerCase();
     if (key === "escape" && !isCovered() && openPanel()) trigger("closed", {});
+    else if (key === "escape" && !isCovered() && listCovers()) announce("fold");
     else if (key === "escape" && !isCovered() && frame.running) act("stop");
     else if (command && !event.shiftKey && key === "k") announce("search");
     else if (command && event.shiftKey && key === "o") document.querySelector("#new-chat")?.click();

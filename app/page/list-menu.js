@@ -40,9 +40,9 @@ place.addEventListener("contextmenu", (event) => {
 
 /** Shows a conversation; a result of the search also at its place. */
 function open(id) {
-    const { message, snippet } = rows.get(id);
+    const { message, snippet, hidden } = rows.get(id); // of a hidden branch, the message with its versions is shown
     if (has.query && message !== undefined)
-        announce("find", { conversation: id, message, texts: snippet.filter((_, number) => number % 2) });
+        announce("find", { conversation: id, message, texts: hidden ? [] : snippet.filter((_, number) => number % 2) });
     trigger("chosen", { id });
 }
 

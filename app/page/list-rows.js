@@ -76,7 +76,8 @@ function line(row) {
     link.href = address;
     const title = row.title.some(Boolean) ? parts(row.title) : [words("untitled")];
     link.append(make("span", { className: "title", dir: "auto" }, ...title));
-    if (row.snippet) link.append(make("span", { className: "snippet quiet", dir: "auto" }, ...parts(row.snippet)));
+    const other = row.hidden ? `${words("other_version")} · ` : "";
+    if (row.snippet) link.append(make("span", { className: "snippet quiet", dir: "auto" }, other, ...parts(row.snippet)));
     link.title = row.title.join("");
     if (row.running) link.append(make("span", { className: "dot", title: words("in_progress") }, make("span", { className: "unseen", textContent: words("in_progress") })));
     const more = button("more", { label: words("more"), look: "icon" });

@@ -87,6 +87,8 @@ bus.addEventListener("search", () => {
     searchBox.select();
 });
 
+bus.addEventListener("fold", () => trigger("folded", {}));
+
 // --- files -----------------------------------------------------------------------
 
 async function bring(files) {
@@ -95,7 +97,7 @@ async function bring(files) {
         try {
             path = (await upload(file)).path;
         } catch (problem) {
-            notify(words("not_imported", { error: `${file.name}: ${problem.message ?? problem}` }));
+            notify(words("not_imported", { error: `${file.name}: ${reason(problem)}` }));
         }
         const answer = path && (await ask("import", { path, name: file.name }));
         if (answer) notify(words("imported", { title: answer.title || words("untitled") }));

@@ -25,7 +25,9 @@ async function ask(what = "", more = {}) {
     let answer = {};
     try {
         answer = (await server.models({ what, language, looks: dialog.open, ...more })) ?? {};
-    } catch {} // the server is gone for a moment
+    } catch {
+        if (what) answer = { error: words("no_connection") };
+    }
     if (answer.state && mine === asking) {
         state = answer.state;
         draw();
@@ -180,9 +182,12 @@ function hubRow(one) {
     const licence = make("div", { className: "licence", hidden: one.accepted },
         make("p", {}, `${words("licence", { licence: props.licence[0] })} `, link),
         make("label", {}, check, ` ${words("licence_accept")}`));
+    const download = button("download", { text: words("download_model"), look: "primary", ...data });
+    download.disabled = !check.checked;
+    check.onchange = () => (download.disabled = !check.checked);
     const more = make("details", {}, summary(one, one.path),
         make("div", { className: "more" }, needs, licence,
-            make("div", { className: "buttons" }, button("download", { text: words("download_model"), look: "primary", ...data }))));
+            make("div", { className: "buttons" }, download)));
     more.name = "models-known";
     more.ontoggle = () => more.open && !needs.textContent && tell();
     return [more];

@@ -13,7 +13,7 @@ Notes:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,15 @@ from .conversation import EXTRAS, FORMAT, ROLES, Conversation, is_attached
 from .forms import one_line
 
 FIELDS = ("text", "reasoning_content", "content", "tool_calls")  # sections of a message in Markdown, in this order
-HEADINGS = {"system": "System prompt", "user": "You", "assistant": "EXAONE", "tool": "Tool"}
+#: What is written for readers, by its name. Other languages can replace it: `from_markdown` does not read it.
+HEADINGS = {
+    "system": "System prompt",
+    "user": "You",
+    "tool": "Tool",
+    "thought": "Thought",
+    "content": "What the model saw",
+    "branches": "Other branches that are not shown here: {count}. An export as JSON has all of them.",
+}
 
 MARK = "<!-- exaone4_mlx:"
 _MARKER = re.compile(MARK + r" (\w+)(?: (\{.*\}))? -->")
@@ -33,25 +41,23 @@ _HALF = re.compile("[\ud800-\udfff]|&(?=(?:amp;)*#xd[89a-f][0-9a-f]{2};)")
 _HALF_ENTITY = re.compile(r"&(amp;)?((?:amp;)*)#x(d[89a-f][0-9a-f]{2});")
 
 
-def to_markdown(conversation: Conversation) -> str:
-    """Readable Markdown. `from_text` reads its messages, thoughts and calls without loss."""
+def to_markdown(conversation: Conversation, headings: Mapping[str, str] = HEADINGS) -> str:
+    """Readable Markdown. `from_text` reads its messages, thoughts and calls without loss, whatever the headings."""
     head = {name: getattr(conversation, name) for name in ("title", "named", "model", "created", "dropped", "settings")}
     about = " · ".join(filter(None, (conversation.created[:10], _shown(one_line(conversation.model)))))
     lines = [_marker("conversation", {"version": 1} | head), _title_line(conversation.title), "", about, ""]
     if beside := len(conversation.branches):
-        more = f"{beside} other branch" + ("es are" if beside > 1 else " is")
-        lines += [f"{more} not shown here. An export as JSON has all of them.", ""]
+        lines += [headings["branches"].format(count=beside), ""]
     for message in conversation.messages:
-        lines += _message_lines(message)
+        lines += _message_lines(message, headings)
     return "\n".join([*lines, _marker("end"), ""])
 
 
-def _message_lines(message: Message) -> Iterable[str]:
+def _message_lines(message: Message, headings: Mapping[str, str]) -> Iterable[str]:
     yield _marker(message["role"], {name: message[name] for name in EXTRAS if name in message and name not in FIELDS})
-    yield from (f"## {HEADINGS[message['role']]}", "")
-    files = message["files"] if isinstance(message.get("files"), list) else []
-    if names := [one_line(file["name"]) for file in files if is_attached(file)]:
-        yield from (f"Files: {_shown(', '.join(names))}", "")
+    yield from (f"## {headings.get(message['role'], 'EXAONE')}", "")
+    if files := _files_line(message):
+        yield from (files, "")
     for name in FIELDS:
         value = message.get(name)
         if name not in message or (value is None and message["role"] != "tool"):
@@ -66,16 +72,22 @@ def _message_lines(message: Message) -> Iterable[str]:
         text = _shown(value) + (f"\n{fence}" if fence else "")
         yield _marker(name, {"closed": fence} if fence else None)
         if summary := _summary(name, message):
-            yield from (f"<details><summary>{summary}</summary>", "", text, "", "</details>", "")
+            yield from (f"<details><summary>{headings[summary]}</summary>", "", text, "", "</details>", "")
         else:
             yield from ("", text, "")
 
 
+def _files_line(message: Message) -> str:
+    files = message["files"] if isinstance(message.get("files"), list) else []
+    names = [one_line(file["name"]) for file in files if is_attached(file)]
+    return f"+ {_shown(', '.join(names))}" if names else ""
+
+
 def _summary(name: str, message: Message) -> str:
-    """The line under which a field is folded; "" for a field that is not folded."""
+    """The heading under which a field is folded; "" for a field that is not folded."""
     if name == "reasoning_content":
-        return "Thought"
-    return "What the model saw" if name == "content" and "text" in message else ""
+        return "thought"
+    return "content" if name == "content" and "text" in message else ""
 
 
 def _marker(name: str, values: dict[str, Any] | None = None) -> str:
@@ -84,7 +96,7 @@ def _marker(name: str, values: dict[str, Any] | None = None) -> str:
 
 
 def _title_line(title: str) -> str:
-    return f"# {_shown(one_line(title)) or 'Conversation'}"
+    return f"# {_shown(one_line(title)) or 'EXAONE'}"
 
 
 def _open_fence(text: str) -> str:
@@ -165,7 +177,8 @@ def _sections(text: str) -> list[_Section]:
 def _check_heading(section: _Section) -> None:
     """Raises ValueError for text between a heading and its message, where it would be lost."""
     for number, line in enumerate(section.lines, section.line + 1):
-        if line.strip() and not line.startswith(("## ", "Files: ")):
+        is_ours = line.startswith(("## ", "Files: ")) or line.strip() == _files_line(section.values).strip()
+        if line.strip() and not is_ours:
             raise ValueError(f"line {number}: {line[:60]!r} belongs to no message; move it below the next comment")
 
 

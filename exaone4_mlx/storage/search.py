@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from ..text.message import Message
+from .conversation import Conversation
 from .forms import folded
 
 BEFORE, LENGTH = 30, 120  # characters of a snippet before its first found word, and in all
 
 
-def place(messages: Sequence[Message], query: str) -> dict[str, Any]:
+def place(conversation: Conversation, query: str) -> dict[str, Any]:
     """`message`, the index of the first message with the most words of `query`, and its `snippet`; {} without one.
 
-    The parts of a snippet are unmarked and found text in turn.
+    The parts of a snippet are unmarked and found text in turn. Where another branch has more words, `hidden` is true,
+    and `message` is the shown one whose place the branch takes.
     """
     words = folded(query).split()
-    best, most = -1, 0
-    for index, message in enumerate(messages):
-        if message["role"] in ("user", "assistant") and most < len(words):
-            text = folded(message.get("content") or "")
-            if (count := sum(word in text for word in words)) > most:
-                best, most = index, count
-    return {} if best < 0 else {"message": best, "snippet": marked(messages[best]["content"], query, LENGTH)}
+    best: dict[str, Any] = {}
+    most = 0
+    for index, message, hidden in _said(conversation):
+        text = folded(message.get("content") or "") if message["role"] in ("user", "assistant") else ""
+        if (count := sum(word in text for word in words)) > most:
+            best, most = {"message": index, "hidden": hidden, "snippet": message["content"]}, count
+        if most == len(words):
+            break
+    return best and best | {"snippet": marked(best["snippet"], query, LENGTH)}
+
+
+def _said(conversation: Conversation) -> Iterator[tuple[int, Message, bool]]:
+    """The shown messages, and then those of the branches, as (index of a shown one, message, whether it is hidden)."""
+    yield from ((index, message, False) for index, message in enumerate(conversation.messages))
+    system = len(conversation.messages) - len(conversation.tree.messages)
+    for branch in conversation.branches:
+        root = branch
+        while root["parent"] is not None:
+            root = conversation.branches[root["parent"]]
+        yield from ((system + root["at"], message, True) for message in branch["messages"])
 
 
 def marked(text: str, query: str, length: int | None = None) -> list[str]:

@@ -17,10 +17,10 @@ from ..text.input_messages import check_messages
 from ..text.message import Message
 from .conversation import EXTRAS, FORMAT, MAX_BYTES, Conversation, check, check_version, to_json
 from .forms import is_time, one_line
-from .markdown import HEADER, MARK, from_markdown, to_markdown
+from .markdown import HEADER, HEADINGS, MARK, from_markdown, to_markdown
 from .turns import title_of
 
-__all__ = ["file_name", "from_text", "to_json", "to_markdown"]
+__all__ = ["HEADINGS", "file_name", "from_text", "to_json", "to_markdown"]
 
 CHAT_FORMAT, CHAT_VERSION = "exaone4_mlx chat", 1  # what `Chat.save` writes
 MAX_STEM_BYTES = 120  # of a file name, which may have 255 with its folder's own additions

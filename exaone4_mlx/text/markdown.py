@@ -5,6 +5,7 @@ Notes:
   Korean attaches particles to the word. Beside a letter of Chinese, Japanese or Korean, `delimits` ignores that rule.
 - A single tilde is text (`3~5시`): GitHub's Markdown strikes out what is between two of them.
 - Between two letters or digits `*` is a product (`2*3*4`) and `**` beside a digit a power (`x**2`).
+- Addresses of pages are links (addresses.py); in a terminal they are text.
 - HTML, entities and pictures are text, formulas keep their backslashes, and a line end is a line end.
 - A formula may have empty lines: a block rule groups its lines. `$5 and $6` are two prices.
 - A footnote that nothing refers to is shown with the others. The boxes of a task list are the characters ☐ and ☑.
@@ -18,6 +19,8 @@ import unicodedata
 from collections.abc import Container, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING
+
+from .addresses import address_link
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -137,6 +140,7 @@ def new_parser(as_written: bool = False, formula_token: str = "text") -> Markdow
         parser.use(footnote_plugin, inline=False)
         parser.inline.ruler.at("footnote_ref", _footnote)
         parser.core.ruler.before("footnote_tail", "lone_footnotes", _lone_footnotes)
+        parser.inline.ruler.before("newline", "address", address_link)
     return parser
 
 

@@ -19,7 +19,7 @@ gradio = pytest.importorskip("gradio", reason="the app needs the extra `app`")
 from exaone4_mlx import BUILTIN_TOOLS, fit, load  # noqa: E402
 
 CLIENTS, TURNS = 8, 5
-ENDPOINTS = {"/chat", "/retry", "/undo", "/clear", "/stop", "/messages", "/state"}
+ENDPOINTS = {"/chat", "/retry", "/continue", "/undo", "/clear", "/stop", "/messages", "/state"}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,8 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     model, tokenizer = load("demo")
     loaded = LoadedModel(Choice("demo", "demo"), model, tokenizer, fit("demo"))
-    return AppState(ChatEngine(loaded), ConversationStore(tmp_path_factory.mktemp("data")), tools=BUILTIN_TOOLS)
+    store = ConversationStore(tmp_path_factory.mktemp("data"))
+    return AppState(ChatEngine(loaded), store, tools=BUILTIN_TOOLS, api_tools=True)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,30 @@ def test_tools_run_only_where_they_are_named(client: Any) -> None:
     assert all(call["result"] in range(1, 7) and not call["failed"] for call in reply["tool_calls"])
     client.predict(api_name="/clear")
     assert client.predict("Roll D6 dice twice!", api_name="/chat")["tool_calls"] == []
+
+
+def test_no_tool_runs_for_a_program_unless_the_app_allows_it(client: Any, state: Any, monkeypatch: Any) -> None:
+    assert "roll_dice" in client.predict(api_name="/state")["tools"]
+    monkeypatch.setattr(state, "api_tools", False)
+    assert client.predict(api_name="/state")["tools"] == []
+    with pytest.raises(Exception, match="programs may not use tools; to allow it, start the app with --api-tools"):
+        client.predict("Roll D6 dice twice!", {"tools": ["roll_dice"]}, api_name="/chat")
+    assert client.predict("Roll D6 dice twice!", {"tools": []}, api_name="/chat")["tool_calls"] == []
+
+
+def test_a_reply_is_continued_and_begun_anew(client: Any) -> None:
+    with pytest.raises(Exception, match="no turns yet"):
+        client.predict(api_name="/continue")
+    said = "What is the capital of Italy?"
+    cut = client.predict(said, {"max_tokens": 3, "temperature": 0.01}, api_name="/chat")
+    assert cut["finish_reason"] == "length"
+    states = list(client.submit(api_name="/continue"))
+    assert states[-1]["answer"].startswith(cut["answer"]) and len(states[-1]["answer"]) > len(cut["answer"])
+    assert client.predict("The capital of Peru", api_name="/continue")["answer"].startswith("The capital of Peru")
+    with pytest.raises(Exception, match="text must be a text"):
+        client.predict(7, api_name="/continue")
+    assert client.predict(api_name="/undo") == said
+    assert client.predict(api_name="/messages") == []
 
 
 @pytest.mark.parametrize(
@@ -194,7 +219,7 @@ def _converse(address: str, number: int, failures: list[str]) -> None:
                 time.sleep(0.3)
                 client.predict(api_name="/stop")
                 stopped = job.result(timeout=120)
-                if stopped["finish_reason"] not in ("cancelled", "stop", "length"):
+                if stopped["finish_reason"] not in ("cancelled", "stop", "length", "repetition"):
                     failures.append(f"{number}: ended with {stopped['finish_reason']}")
                 client.predict(api_name="/undo")
                 continue

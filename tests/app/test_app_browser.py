@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -57,7 +58,7 @@ def brightness(tab: Tab, element: str) -> float:
 
 def tokens(tab: Tab) -> int:
     """Of the reply, as the line below the chat counts them."""
-    return int(re.findall(r"([\d,]+) tokens", tab.status.text_content() or "")[0].replace(",", ""))
+    return int(re.findall(r"([\d,]+) tokens(?!/)", tab.status.text_content() or "")[0].replace(",", ""))
 
 
 # --- a turn ----------------------------------------------------------------------
@@ -440,32 +441,57 @@ def test_every_tab_of_a_conversation_shows_the_same_and_old_states_change_nothin
 ANSWER = "Seoul is **the capital**.\n\n```python\nprint(1)\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
 
 
-def test_a_reply_costs_the_page_the_same_at_any_length(browser: Browser, server: Server) -> None:
-    """Main-thread time of a short reply after 200 turns, against one in an empty conversation."""
+#: The nodes of the document, without those that wait for the garbage collection.
+NODES = """() => { let count = 0; for (const walker = document.createNodeIterator(document); walker.nextNode();) count++; return count }"""
 
-    def costs(conversation: str) -> tuple[float, float]:
-        with opened(browser, server, conversation) as tab:
-            counters = tab.context.new_cdp_session(tab.page)
-            counters.send("Performance.setTimeDomain", {"timeDomain": "threadTicks"})
-            counters.send("Performance.enable")
 
-            def busy() -> float:
-                found = {one["name"]: one["value"] for one in counters.send("Performance.getMetrics")["metrics"]}
-                nodes.append(found["Nodes"])
-                return float(found["TaskDuration"])
+def test_a_reply_costs_the_page_the_same_at_any_length(browser: Browser, tmp_path: Path) -> None:
+    """Main-thread seconds of a ten-token reply and of opening the page, and DOM nodes, at 0 to 200 turns.
 
-            nodes: list[float] = []
-            expect(tab.said).to_have_count(15 if conversation else 0)
-            tab.ask(SEOUL)  # reads the whole prompt
+    With branches, every reply has three versions.
+    """
+    turn = [{"role": "user", "content": SEOUL}, {"role": "assistant", "content": ANSWER}]
+    beside = [
+        {"parent": None, "at": at, "place": place, "dropped": 0, "messages": [turn[1], *turn]}
+        for at in range(1, 400, 2)
+        for place in (0, 1)
+    ]
+    with (
+        Server(tmp_path, "--max-kv-size", "2000") as server,
+        opened(browser, server) as tab,
+    ):  # reads the last turns only
+        numbers, counters = itertools.count(100), tab.context.new_cdp_session(tab.page)
+        counters.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+        def busy() -> float:
+            found = {one["name"]: one["value"] for one in counters.send("Performance.getMetrics")["metrics"]}
+            return float(found["TaskDuration"])
+
+        def costs(turns: int, branches: list[Any]) -> tuple[float, float, int]:
+            """Seconds of a reply and of opening, and nodes."""
+            id = id_of(next(numbers)) if turns else ""
+            if turns:
+                server.store(id, turn * turns, branches=branches)
+            tab.open(id)  # the counter begins anew
+            expect(tab.said).to_have_count(15 if turns else 0)
+            opening = busy()
+            tab.ask(SEOUL)  # reads the prompt
             before = busy()
             tab.ask(SEOUL)
-            return busy() - before, nodes[-1]
+            return busy() - before, opening, tab.page.evaluate(NODES)
 
-    said = [{"role": "user", "content": SEOUL}, {"role": "assistant", "content": ANSWER}]
-    server.store(id_of(11), said * 200)
-    empty, long = [min(times) for times in zip(*[(costs("")[0], costs(id_of(11))[0]) for _ in range(3)], strict=True)]
-    print(f"seconds of the main thread for a reply: {empty:.3f} empty, {long:.3f} after 200 turns")
-    assert long < 2 * empty + 0.1
+        cases = {"empty": (0, []), "50 turns": (50, []), "200 turns": (200, []), "200 with branches": (200, beside)}
+        costs(0, [])  # what the first page compiles
+        found = {
+            name: [min(values) for values in zip(*[costs(*case) for _ in range(2)], strict=True)]
+            for name, case in cases.items()
+        }
+    for name, (reply, opening, nodes) in found.items():
+        print(f"{name}: {reply:.3f} s for a reply, {opening:.2f} s to open, {nodes} nodes")
+    empty = found.pop("empty")
+    for name, (reply, opening, nodes) in found.items():
+        assert reply <= 2 * empty[0], f"{name}: a reply costs {reply:.3f} s, and {empty[0]:.3f} s in an empty one"
+        assert opening <= empty[1] + 1 and nodes <= found["50 turns"][2] + 500, name
 
 
 def test_older_messages_come_when_the_user_scrolls_up(browser: Browser, server: Server) -> None:
@@ -538,6 +564,26 @@ def test_a_restart_of_the_server_and_a_reload_bring_it_back(browser: Browser, tm
         expect(tab.said).to_have_text([SEOUL])
         tab.ask("What is the capital of Italy?")
         expect(tab.said).to_have_count(2)
+
+
+def test_a_lost_connection_is_said_above_the_box_and_loses_no_message(browser: Browser, tmp_path: Path) -> None:
+    with Server(tmp_path) as server, opened(browser, server, locale="ko-KR") as tab:
+        tab.ask("대한민국의 수도는?")
+        server.stop()
+        expect(tab.refusal).to_have_text("앱이 응답하지 않습니다. 실행 중인지 확인하세요.")
+        tab.box.fill("안녕하세요?")
+        tab.box.press("Enter")
+        expect(tab.chat.locator(".waiting")).to_contain_text("안녕하세요?")
+        tab.attach({"name": "a.txt", "mimeType": "text/plain", "buffer": b"hello"})
+        expect(tab.files).to_contain_text("a.txt: 앱이 응답하지 않습니다")
+        assert not re.search("Error|Connection", tab.page.locator("body").inner_text()), "Gradio's English words"
+        server.start()
+        expect(tab.box).to_have_value("안녕하세요?")  # Gradio loads the page again
+        expect(tab.refusal).to_be_hidden()
+        tab.ready()
+        tab.box.press("Enter")
+        expect(tab.said).to_have_count(2)
+        tab.done()
 
 
 # --- settings ----------------------------------------------------------------------
@@ -726,6 +772,11 @@ def test_a_phone_shows_the_chat_first(browser: Browser, server: Server) -> None:
         tab.ask(SEOUL)
         expect(tab.replies.last).to_be_in_viewport()
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], "it scrolls sideways"
+        for _ in range(2):
+            tab.page.get_by_role("button", name="Toggle Sidebar").first.click()
+            expect(tab.page.locator("#new-chat")).to_be_in_viewport()
+            tab.page.keyboard.press("Escape")
+            expect(tab.page.locator("#new-chat")).not_to_be_in_viewport()
         tab.page.get_by_role("button", name="Toggle Sidebar").first.click()
         expect(tab.page.locator("#new-chat")).to_be_in_viewport()
         expect(tab.titles.first).to_be_in_viewport()

@@ -14,6 +14,7 @@ from app.i18n import ERRORS, EXAMPLES, HERE, LANGUAGES, WORDS, Words, translatio
 from app.settings import SAMPLING
 from app.tools import permission_text
 from exaone4_mlx.storage.branches import ACTIONS
+from exaone4_mlx.storage.transcript import HEADINGS
 
 SOURCES = [file for file in (ROOT / "app").glob("*.py") if file.stem != "i18n"]
 
@@ -45,7 +46,7 @@ def test_every_text_is_used_and_every_text_that_is_used_exists() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     strings |= {"seconds", "minutes"}  # of Words.seconds itself
-    strings |= {f"act_{name}" for name in ACTIONS}
+    strings |= {f"act_{name}" for name in ACTIONS} | {f"md_{name}" for name in HEADINGS}
     scripts = "".join(file.read_text() for file in HERE.glob("page/*.js"))
     strings |= set(re.findall(r'"([\w-]+)"', scripts)) | set(ERRORS)
     assert set(WORDS) <= strings, f"nobody says {sorted(set(WORDS) - strings)}"

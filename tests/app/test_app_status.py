@@ -29,13 +29,10 @@ def line_of(view: View) -> str:
 
 
 def test_the_line_is_in_plain_words_and_its_details_are_behind_it() -> None:
-    said = dataclasses.replace(REST, messages=[{"role": "assistant", "content": "a b c " * 10}])
-    assert line_of(said) == "15 words a second 7% of the context used"
-    assert (
-        line_of(dataclasses.replace(said, messages=[{"role": "assistant", "content": "a b c"}]))[:18]
-        == "1.5 words a second"
-    )
-    assert line_of(REST) == "7% of the context used", "no message, no speed"
+    assert line_of(REST) == "25.0 tokens/s 7% of the context used"
+    assert "25.0토큰/초" in status_html(REST, Words("ko"), "demo", 0)
+    silent = dataclasses.replace(COUNTS, thinking_tokens=0, answer_tokens=0)
+    assert line_of(dataclasses.replace(REST, counts=silent)) == "7% of the context used", "no token, no speed"
     assert line_of(View([], context_limit=8192)) == "0% of the context used"
     assert line_of(View([], context_limit=8192, context_tokens=3)) == "1% of the context used", "it is not empty"
 

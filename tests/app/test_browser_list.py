@@ -15,7 +15,7 @@ pytestmark = pytest.mark.browser
 pytest.importorskip("gradio", reason="the app needs the extra `app`")
 pytest.importorskip("playwright", reason="the browser tests need the extra `browser`")
 
-from browser import Server, Tab, endless_model, id_of, opened  # noqa: E402
+from browser import Server, Tab, id_of, opened  # noqa: E402
 from browser_fixtures import browser, server, tab  # noqa: E402, F401
 from playwright.sync_api import Browser, expect  # noqa: E402
 
@@ -113,7 +113,8 @@ def test_the_list_is_grouped_by_date_in_the_language_and_time_zone_of_the_user(b
 def test_a_search_shows_the_place_and_a_click_goes_to_the_message(browser: Browser, own: Server) -> None:
     turns = [message for number in range(60) for message in greeting(f"Question {number}", f"Answer {number}. " * 30)]
     turns[21]["content"] = "서울에서 출발해 제주도 해안 도로를 따라 여행합니다. " * 3
-    own.store(id_of(2), turns, title="long")
+    other = {"parent": None, "at": 50, "place": 1, "dropped": 0, "messages": greeting("울릉도에 갑니다.")}
+    own.store(id_of(2), turns, title="long", branches=[other])
     own.store(id_of(1), greeting("다른 이야기"), title="해안")
     with opened(browser, own) as tab:
         tab.search.fill("해안 도로")
@@ -128,6 +129,11 @@ def test_a_search_shows_the_place_and_a_click_goes_to_the_message(browser: Brows
         assert tab.page.evaluate("CSS.highlights.get('found').size") == 6
         tab.search.fill("해안")
         expect(tab.titles).to_have_text(["long", "해안"])
+        tab.search.fill("울릉도")  # in a version that is not shown
+        expect(snippet).to_have_text("Another version · 울릉도에 갑니다.")
+        tab.line("long").click()
+        expect(found).to_have_text(re.compile("Question 25"))
+        expect(found.locator(".versions")).to_contain_text("1/2")
         tab.search.fill("nothing like that")
         expect(tab.hint).to_have_text("None found.")
         tab.search.press("Escape")
@@ -196,34 +202,35 @@ def test_two_thousand_conversations_stay_quick(browser: Browser, own: Server, re
         expect(tab.titles).to_have_text(["title 1234"])
 
 
-def test_a_running_reply_is_marked_in_the_list(browser: Browser, tmp_path: Path) -> None:
-    with Server(tmp_path / "data", model=str(endless_model(tmp_path / "model"))) as endless:
-        endless.store(id_of(1), greeting(), title="endless", settings=RAMBLING)
-        with opened(browser, endless, id_of(1)) as tab:
-            keys = tab.page.keyboard
-            tab.say(SEOUL)
-            expect(tab.replies.last).to_have_text(LONG_ENOUGH)
-            expect(tab.line("endless").get_by_text("A reply is in progress")).to_be_attached()
-            tab.page.evaluate(COMPOSED, [".composer textarea", "Escape"])
-            tab.box.focus()
-            keys.press("?")  # in the box it is a letter
-            expect(tab.box).to_have_value("?")
-            tab.box.fill("")
-            tab.line("endless").focus()
-            keys.press("?")
-            shortcuts = tab.page.get_by_role("dialog", name="Keyboard shortcuts")
-            expect(shortcuts).to_be_visible()
-            keys.press("Escape")
-            expect(shortcuts).to_be_hidden()
-            tab.menu("endless", "Rename")
-            keys.press("Escape")
-            tab.page.locator("#conversations .more").first.click()
-            keys.press("Escape")
-            expect(tab.page.get_by_role("menu")).to_have_count(0)
-            assert tab.stop.is_visible(), "a key that closed something stopped the reply"
-            keys.press("Escape")
-            tab.done()
-            expect(tab.line("endless").get_by_text("A reply is in progress")).to_have_count(0)
+def test_a_running_reply_is_marked_in_the_list(browser: Browser, own: Server) -> None:
+    """The reply waits for an answer of the user, so that it runs as long as the test, on a busy machine too."""
+    own.store(id_of(1), greeting(), title="waits", settings={"use_tools": True, "ask": True})
+    with opened(browser, own, id_of(1)) as tab:
+        keys, mark = tab.page.keyboard, tab.line("waits").get_by_text("A reply is in progress")
+        tab.say("Roll D6 dice!")
+        expect(tab.chat.locator(".question")).to_be_visible()
+        expect(mark).to_be_attached()
+        tab.page.evaluate(COMPOSED, [".composer textarea", "Escape"])
+        tab.box.focus()
+        keys.press("?")  # in the box it is a letter
+        expect(tab.box).to_have_value("?")
+        tab.box.fill("")
+        tab.line("waits").focus()
+        keys.press("?")
+        shortcuts = tab.page.get_by_role("dialog", name="Keyboard shortcuts")
+        expect(shortcuts).to_be_visible()
+        keys.press("Escape")
+        expect(shortcuts).to_be_hidden()
+        tab.menu("waits", "Rename")
+        keys.press("Escape")
+        tab.page.locator("#conversations .more").first.click()
+        keys.press("Escape")
+        expect(tab.page.get_by_role("menu")).to_have_count(0)
+        expect(tab.stop).to_be_visible()  # a key that closed something stopped nothing
+        expect(mark).to_be_attached()
+        keys.press("Escape")
+        tab.done()
+        expect(mark).to_have_count(0)
 
 
 @pytest.mark.parametrize("form", ["Markdown", "JSON"])

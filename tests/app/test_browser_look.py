@@ -177,14 +177,19 @@ def test_a_number_out_of_range_is_refused_at_its_field(browser: Browser, server:
         tab.unfold("sampling")
         for id, wrong, said in (
             ("temperature", "9", "0~2 사이의 수"),
-            ("max-tokens", "-5", "16~32768 사이의 수"),
-            ("top-k", "", "0~200 사이의 수"),
+            ("max-tokens", "-5", "16~32768 사이의 정수"),
+            ("max-tokens", "99999", "16~32768 사이의 정수"),
+            ("top-k", "", "0~200 사이의 정수"),
+            ("top-k", "2.5", "0~200 사이의 정수"),
             ("seed", "-1", "0 이상의 정수"),
             ("seed", "1.5", "0 이상의 정수"),
+            ("seed", "12345678901234567890", "0~9007199254740991 사이의 정수"),
         ):
             field = tab.number(id).first
             before = field.input_value()
-            field.fill(wrong)
+            field.press("ControlOrMeta+a")
+            field.press("Delete")
+            field.press_sequentially(wrong)  # parts of it are in range, and are not taken
             field.press("Tab")
             expect(tab.page.locator(".refusal")).to_contain_text(said)
             expect(field).to_have_value(before)

@@ -59,7 +59,13 @@ def test_an_mcp_server_is_started_by_its_switch_and_its_calls_ask(browser: Brows
     pytest.importorskip("mcp", reason="the extra mcp is not installed")
     mark = f"{tmp_path}-mark"
     file = config(tmp_path, dice=stdio("stubborn", mark), broken=stdio("fails"))
-    with Server(tmp_path / "data", "--mcp-config", str(file)) as server, opened(browser, server) as tab:
+    with (
+        Server(tmp_path / "data", "--mcp-config", str(file)) as server,
+        opened(browser, server) as tab,
+        opened(browser, server) as other,
+    ):
+        other.settings()
+        other.page.locator("#system textarea").fill("not sent yet")
         tab.settings()
         servers = tab.page.locator("#servers")
         expect(servers).to_contain_text(f"mcp_server_script.py stubborn {mark}")
@@ -68,6 +74,10 @@ def test_an_mcp_server_is_started_by_its_switch_and_its_calls_ask(browser: Brows
         servers.get_by_role("checkbox").first.click()
         expect(tab.page.locator("#tools")).to_contain_text("dice_calculator")
         expect(tab.page.locator("#tools").get_by_role("checkbox", name="dice_calculator")).to_be_checked()
+        for name in ("dice_calculator", "calculator"):
+            expect(other.page.locator("#tools").get_by_role("checkbox", name=name, exact=True)).to_be_checked()
+        expect(other.page.locator("#servers").get_by_role("checkbox").first).to_be_checked()
+        expect(other.page.locator("#system textarea")).to_have_value("not sent yet")
         servers.get_by_role("checkbox").last.click()
         expect(tab.page.get_by_text("Not started: the MCP server broken has ended")).to_be_visible()
         expect(servers.get_by_role("checkbox").last).not_to_be_checked()
@@ -89,7 +99,8 @@ def test_an_mcp_server_is_started_by_its_switch_and_its_calls_ask(browser: Brows
         tab.chat.get_by_role("button", name="Run it", exact=True).click()
         tab.done()
         servers.get_by_role("checkbox").first.click()
-        expect(tab.page.locator("#tools")).not_to_contain_text("dice_calculator")
+        for one in (tab, other):
+            expect(one.page.locator("#tools")).not_to_contain_text("dice_calculator")
         assert gone(mark), "the server runs on"
         servers.get_by_role("checkbox").first.click()
         expect(tab.page.locator("#tools")).to_contain_text("dice_calculator")

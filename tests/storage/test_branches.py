@@ -190,7 +190,7 @@ def test_json_has_all_branches_and_markdown_says_that_they_exist(tree: Tree) -> 
     read = from_text(to_json(conversation))
     assert (read.messages, read.tree) == (conversation.messages, tree)
     page = to_markdown(conversation)
-    assert "3 other branches are not shown here. An export as JSON has all of them." in page and "B1" not in page
+    assert "Other branches that are not shown here: 3. An export as JSON has all of them." in page and "B1" not in page
     again = from_text(page)
     assert again.messages == conversation.messages and again.branches == []
     conversation.show(Tree(tree.messages))

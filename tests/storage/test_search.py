@@ -1,4 +1,4 @@
-"""The place of a search in a conversation, with `app.search`."""
+"""The place of a search in a conversation, with `storage.search`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import unicodedata
 
 import pytest
 
+from exaone4_mlx.storage.conversation import Conversation
 from exaone4_mlx.storage.search import LENGTH, marked, place
 
 MESSAGES = [
@@ -29,13 +30,26 @@ MESSAGES = [
     ],
 )
 def test_the_place_is_the_first_message_with_most_of_the_words(query: str, message: int, found: list[str]):
-    place_found = place(MESSAGES, query)
-    assert place_found["message"] == message
+    place_found = place(Conversation("", messages=MESSAGES), query)
+    assert (place_found["message"], place_found["hidden"]) == (message, False)
     assert place_found["snippet"][1::2] == found
 
 
 def test_words_of_the_title_alone_have_no_place_in_the_messages():
-    assert place(MESSAGES, "quito") == {} == place(MESSAGES, "")
+    conversation = Conversation("", messages=MESSAGES)
+    assert place(conversation, "quito") == {} == place(conversation, "")
+
+
+def test_what_another_branch_says_is_found_at_the_message_in_whose_place_it_stands():
+    """Positions of branches count after the system prompt, and a branch of a branch is where its parent is."""
+    branches = [
+        {"parent": 1, "at": 3, "place": 0, "dropped": 0, "messages": [{"role": "assistant", "content": "Quito and Lima"}]},
+        {"parent": None, "at": 1, "place": 0, "dropped": 0, "messages": [{"role": "assistant", "content": "Bogotá"}] * 4},
+    ]  # fmt: skip
+    conversation = Conversation("", messages=MESSAGES, branches=branches)
+    assert place(conversation, "quito") == {"message": 2, "hidden": True, "snippet": ["", "Quito", " and Lima"]}
+    assert place(conversation, "quito lima")["snippet"][1::2] == ["Quito", "Lima"], "it has both words"
+    assert place(conversation, "lima")["hidden"] is False
 
 
 @pytest.mark.parametrize(

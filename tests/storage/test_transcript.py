@@ -15,7 +15,7 @@ import pytest
 from exaone4_mlx import Conversation, ConversationStore
 from exaone4_mlx.storage import transcript
 from exaone4_mlx.storage.conversation import ID
-from exaone4_mlx.storage.transcript import file_name, from_text, to_json, to_markdown
+from exaone4_mlx.storage.transcript import HEADINGS, file_name, from_text, to_json, to_markdown
 
 ASK = {"role": "user", "content": "안녕?"}
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
@@ -58,7 +58,7 @@ PAGE = """\
 <!-- exaone4_mlx: user {"files": [{"name": "a.txt", "tokens": 2}]} -->
 ## You
 
-Files: a.txt
++ a.txt
 
 <!-- exaone4_mlx: text -->
 
@@ -311,13 +311,21 @@ def test_an_editor_may_trim_blank_lines_and_change_all_line_breaks():
         assert carried(from_text(page)) == carried(SHORT)
 
 
+def test_headings_in_another_language_are_read_like_these():
+    """And the list of files as it was written before."""
+    headings = {name: f"{name} 제목 {{count}}" for name in HEADINGS}
+    page = to_markdown(LONG, headings)
+    assert "## user 제목" in page and "<summary>thought 제목" in page and "You" not in page.replace("You are", "")
+    assert carried(from_text(page)) == carried(LONG) == carried(from_text(page.replace("\n+ a", "\nFiles: a")))
+
+
 def test_notes_around_a_conversation_are_not_of_it():
     assert carried(from_text(f"---\nlayout: post\n---\n\n{PAGE}\nsee also\n")) == carried(SHORT)
 
 
 def test_a_page_without_a_title_is_called_by_the_first_words():
     page = to_markdown(conversation_of(ASK, title=""))
-    assert "\n# Conversation\n" in page and from_text(page).title == "안녕?"
+    assert "\n# EXAONE\n" in page and from_text(page).title == "안녕?"
 
 
 @pytest.mark.parametrize(
