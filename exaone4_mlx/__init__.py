@@ -57,6 +57,9 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .tools.call import ToolCall as ToolCall, ToolResult as ToolResult
     from .tools.load import load_tools as load_tools
     from .tools.mcp_load import load_mcp as load_mcp, mcp_servers as mcp_servers, mcp_tools as mcp_tools
+    from .tuning.loop import TuningStep as TuningStep
+    from .tuning.report import TuningResult as TuningResult
+    from .tuning.tune import tune as tune
 
 __version__ = "0.2.0"
 
@@ -94,6 +97,9 @@ _HOME = {
     "tools.call": ("ToolCall", "ToolResult"),
     "tools.load": ("load_tools",),
     "tools.mcp_load": ("load_mcp", "mcp_servers", "mcp_tools"),
+    "tuning.loop": ("TuningStep",),
+    "tuning.report": ("TuningResult",),
+    "tuning.tune": ("tune",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

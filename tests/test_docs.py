@@ -23,7 +23,9 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", EVERYTHING, re.DOTALL)
 
 
 @pytest.mark.filterwarnings("ignore:.*new here")  # as the text beside it says
-@pytest.mark.parametrize("snippet", SNIPPETS)
+@pytest.mark.parametrize(
+    "snippet", [pytest.param(text, marks=pytest.mark.heavy) if "tune(" in text else text for text in SNIPPETS]
+)
 def test_snippets_run_and_print_what_they_say(snippet: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(snippet, "docs", "exec"), {})
     out = capsys.readouterr().out

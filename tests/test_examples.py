@@ -15,10 +15,11 @@ EXPECTED = {
     "structured_answer": "{'bigger': '3.9', 'sure': True}",
     "quantize_and_compare": "4.51 bits per weight",
     "long_document": "tokens were cached",
+    "fine_tune": "The capital of Orulia is Kestrel.",
 }
 
 
-SLOW = ("chat_with_tools", "quantize_and_compare", "long_document")
+SLOW = ("chat_with_tools", "quantize_and_compare", "long_document", "fine_tune")
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,11 @@ COMMON = {
         "exaone4-mlx cluster check --hostfile hosts.json",
         "exaone4-mlx cluster check --hostfile hosts.json --model mlx_model",
     ),
+    "lora": (
+        "--model --data --adapter-path --num-layers --epochs --learning-rate --batch-size --q-bits --resume --show",
+        "exaone4-mlx lora --model demo --data lessons --show 3",
+        "exaone4-mlx lora --q-bits 4 --data lessons --adapter-path adapters",
+    ),
     "doctor": (
         "--model --reference --output --json",
         "exaone4-mlx doctor",

@@ -33,6 +33,7 @@ COMMANDS = {
     "evaluate": "measure the quality loss of a conversion",
     "fit": "compute the memory that a model needs",
     "bench": "measure the speed of a model on this machine",
+    "lora": "fine-tune a model: train an adapter on texts and conversations",
     "doctor": "check that this machine computes correctly",
     "cluster": "check the machines of a host file and their links",
     "serve": "serve a model to OpenAI's and Anthropic's clients",

@@ -88,10 +88,11 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(what: str, unit: str) -> Iterator[Callable[..., None]]:
     """A function (done, total) that draws a bar with the time left. Without a terminal it prints a line now and then.
 
-    The bar appears after half a second, also before the first call. It replaces an open one until it ends.
+    A third argument is a text behind the numbers. The bar appears after half a second, also before the first call. It
+    replaces an open one until it ends.
     """
     if _quiet or not sys.stderr.isatty():
         yield _progress_lines(what, unit)
@@ -109,8 +110,9 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
                 if any(bar is last for last in _bars[-1:]):
                     bar.refresh()
 
-        def report(done: int, total: int) -> None:
+        def report(done: int, total: int, text: str = "") -> None:
             bar.total = total
+            bar.set_postfix_str(text, refresh=False)
             bar.update(done - bar.n)
             if done >= total:
                 ended.set()
@@ -124,15 +126,15 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             _bars.pop()
 
 
-def _progress_lines(what: str, unit: str) -> Callable[[int, int], None]:
+def _progress_lines(what: str, unit: str) -> Callable[..., None]:
     printed = time.monotonic()
 
-    def report(done: int, total: int) -> None:
+    def report(done: int, total: int, text: str = "") -> None:
         nonlocal printed
         if done < total and time.monotonic() - printed >= LINE_SECONDS:
             printed = time.monotonic()
             bytes = f"{size_text(done)} of {size_text(total)}"
-            note(f"{what}: {bytes if unit == 'B' else f'{done} of {total}{unit}'}")
+            note(f"{what}: {bytes if unit == 'B' else f'{done} of {total}{unit}'}" + f", {text}" * bool(text))
 
     return report
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +30,24 @@ RUN = 8  # consecutive words that two texts do not share by chance
 
 @dataclass(frozen=True)
 class Passage:
-    """A text, or a conversation with its tools that ends with a message of the assistant."""
+    """A text, or a conversation with its tools that ends with a message of the assistant.
+
+    `place` is the file and line that it was read from.
+    """
 
     kind: str
     language: str
     text: str | None = None
     messages: tuple[Message, ...] | None = field(default=None, hash=False)
     tools: tuple[Message, ...] = field(default=(), hash=False)
+    place: str = field(default="", compare=False)
 
 
 def read_passages(path: Path) -> list[Passage]:
     """The passages of one file, in order.
 
-    A .jsonl file has an object on each line: {"text": ...}, or {"messages": [...], "tools": [...]} as in mlx-lm's
-    datasets ("tools" is optional). "kind" is "text" or "chat" by default, "language" is "und"; other keys are
-    ignored. A .txt or .md file is one passage, or several, separated by form feeds or by lines of three or more
-    dashes. Blank lines and blank parts are skipped.
+    A .jsonl file has an object on each line, as `read_passage` takes it. A .txt or .md file is one passage, or several,
+    separated by form feeds or by lines of three or more dashes. Blank lines and blank parts are skipped.
 
     Raises FileNotFoundError, and ValueError for a malformed line (with file and line number), for a file of another
     type, and for a file without passages.
@@ -60,6 +62,19 @@ def read_passages(path: Path) -> list[Passage]:
     if not passages:
         raise ValueError(f"{path} contains no text")
     return passages
+
+
+def read_passage(entry: Any, place: str) -> Passage:
+    """The passage of one object, in one of the forms of mlx-lm's datasets.
+
+    {"text": ...}, {"messages": [...], "tools": [...]} ("tools" is optional), or {"prompt": ..., "completion": ...},
+    which is a conversation of two messages. "kind" is "text" or "chat" by default, "language" is "und"; other keys are
+    ignored. Raises ValueError, which begins with `place`.
+    """
+    try:
+        return replace(_passage(entry), place=place)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
 def encode(passage: Passage, tokenizer: Tokenizer) -> list[int]:
@@ -116,11 +131,8 @@ def overlap(a: Iterable[Passage], b: Iterable[Passage]) -> list[str]:
 def _lines(content: str, path: Path) -> Iterator[Passage]:
     for number, line in enumerate(content.split("\n"), start=1):  # not splitlines(): JSON may hold U+2028
         if line.strip():
-            value = parse_json(line, f"{path}, line {number}")
-            try:
-                yield _passage(value)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
+            place = f"{path}, line {number}"
+            yield read_passage(parse_json(line, place), place)
 
 
 def _parts(content: str, path: Path) -> Iterator[Passage]:
@@ -130,23 +142,33 @@ def _parts(content: str, path: Path) -> Iterator[Passage]:
 
 
 def _passage(entry: Any) -> Passage:
-    if not isinstance(entry, dict) or ("text" in entry) == ("messages" in entry):
-        raise ValueError('a passage is an object with either "text" or "messages"')
+    forms = [form for form in ("text", "messages", "prompt") if isinstance(entry, dict) and form in entry]
+    if len(forms) != 1:
+        raise ValueError('a passage is an object with one of "text", "messages" and "prompt"')
     kind, language = entry.get("kind", "text" if "text" in entry else "chat"), entry.get("language", "und")
     if not isinstance(kind, str) or not isinstance(language, str):
         raise ValueError(f'"kind" and "language" must be strings, not {kind!r} and {language!r}')
     json.dumps(entry, ensure_ascii=False).encode()  # a ValueError for an unpaired surrogate
-    if "messages" in entry:
-        messages = tuple(check_messages(entry["messages"]))
-        last = messages[-1]
-        if last["role"] != "assistant" or not (last["content"].strip() or last.get("tool_calls")):
-            raise ValueError("a conversation must end with a message of the assistant that has content")
-        if len(messages) < 2:
-            raise ValueError("a conversation needs a message before the answer of the assistant")
-        return Passage(kind, language, None, messages, tuple(schemas(entry.get("tools"))))
-    if not isinstance(entry["text"], str) or not entry["text"].strip():
-        raise ValueError('"text" must be a string that is not blank')
-    return Passage(kind, language, entry["text"])
+    if forms == ["text"]:
+        return Passage(kind, language, _text(entry, "text"))
+    given = entry.get("messages")
+    if forms == ["prompt"]:
+        given = [{"role": "user", "content": _text(entry, "prompt")}]
+        given.append({"role": "assistant", "content": _text(entry, "completion")})
+    messages = tuple(check_messages(given))
+    last = messages[-1]
+    if last["role"] != "assistant" or not (last["content"].strip() or last.get("tool_calls")):
+        raise ValueError("a conversation must end with a message of the assistant that has content")
+    if len(messages) < 2:
+        raise ValueError("a conversation needs a message before the answer of the assistant")
+    return Passage(kind, language, None, messages, tuple(schemas(entry.get("tools"))))
+
+
+def _text(entry: dict[str, Any], name: str) -> str:
+    value = entry.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f'"{name}" must be a string that is not blank')
+    return value
 
 
 def _chat(passage: Passage, tokenizer: Tokenizer) -> tuple[list[int], int]:
