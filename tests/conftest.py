@@ -25,7 +25,7 @@ from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, Tokenizer, convert, l
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation.decode import TokenStream
 from exaone4_mlx.generation.draft import DraftScheduler
-from exaone4_mlx.generation.prompt_cache import prefill
+from exaone4_mlx.generation.prefill import prefill
 from exaone4_mlx.generation.worker import Worker
 from exaone4_mlx.model.cache import KVCache, RotatingKVCache
 from exaone4_mlx.model.kv import KVQuantization

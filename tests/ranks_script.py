@@ -19,7 +19,7 @@ from exaone4_mlx import Chat, PromptCache, generate, load, stream_generate
 from exaone4_mlx.checkpoint.share import Share
 from exaone4_mlx.cluster.ranks import join_ranks
 from exaone4_mlx.generation.follow import follow
-from exaone4_mlx.generation.prompt_cache import prefill
+from exaone4_mlx.generation.prefill import prefill
 
 PROMPT = "Which one is bigger, 3.12 vs 3.9? " * 4  # several windows of the demo
 

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 from conftest import Always
 
-from exaone4_mlx.generation.prompt_cache import prefill
+from exaone4_mlx.generation.prefill import prefill
 from exaone4_mlx.generation.speculate import SpeculativeStream
 from exaone4_mlx.model.cache import KVCache
 

@@ -45,12 +45,16 @@ class Batch:
         self._speeds[reader] = tokens / max(seconds, 1e-6)
 
     def timed(self, steps: Generator[int, None, T]) -> Generator[Piece, None, T]:
-        """Runs `steps`, which yields the number of tokens after each chunk, as long pieces. Returns what it returns."""
+        """Runs `steps`, which yields the tokens of each chunk, or 0 after other work, as long pieces.
+
+        Returns what it returns.
+        """
         while True:
             started = time.perf_counter()
             try:
                 tokens = next(steps)
             except StopIteration as end:
                 return end.value
-            self.measured(tokens, time.perf_counter() - started)
+            if tokens:
+                self.measured(tokens, time.perf_counter() - started)
             yield Piece.LONG

@@ -134,6 +134,21 @@ class PrefixStore:
                 key, start, size = entry.key, stop, size + entry.nbytes
             self._limit()
 
+    def fetch(
+        self, root: str, ids: list[int], layers: Sequence[Cache], config: Exaone4Config, limit: int
+    ) -> Iterator[None]:
+        """Reads the files that `restore` needs, and yields after each: the caller can do other work between them."""
+        windows = [layer.window for layer in layers if isinstance(layer, RotatingKVCache)]
+        with self._lock:
+            _, chain, _ = self._find(root, ids, limit, max(windows, default=None))
+        for entry in chain:
+            if entry.layers is None and entry.file_bytes:
+                with self._lock:
+                    self._now += 1
+                    if self._pieces((entry,), layers, config) is None:
+                        return
+                yield
+
     def restore(
         self, root: str, ids: list[int], layers: Sequence[Cache], config: Exaone4Config, least: int, limit: int
     ) -> tuple[int, int]:

@@ -8,13 +8,11 @@ Notes:
   `CheckpointPool` limits the number and the size of the checkpoints of all conversations that share it.
 - A `PrefixStore` has what other conversations read. A prompt continues from it where that reaches further, and what
   is read goes into it: where a turn begins, where a prompt and a reply end, and where an earlier prompt differs.
-- A prompt is processed in chunks, which limits memory and lets the caller report progress.
 - `settle` processes a history in small chunks, in idle time, so that the next prompt has only new tokens.
 """
 
 from __future__ import annotations
 
-import time
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,75 +21,20 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..files.safetensors import CheckpointError
-from ..model.cache import Cache, RotatingKVCache, Snapshot
+from ..model.cache import RotatingKVCache, Snapshot
 from ..model.fused import FusedModel
 from ..model.kv import KVQuantization
-from ..model.layer import Pause
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
 from .cache_file import CacheContent, read_cache, write_cache
 from .checkpoints import CacheCheckpoint, CheckpointPool
-from .decode import Model, checked
+from .decode import checked
 from .options import PREFILL_STEP_SIZE, PrefillProgress
+from .prefill import StepSize, prefill_chunks
 from .prefix_entry import common_prefix
 from .prefix_store import PrefixStore
 
-CHECK_TOKENS, CHECK_SECONDS = 128, 0.3  # a prefill can be stopped after both
 SETTLE_STEP_SIZE = 128  # tokens; a new prompt waits for one such chunk at most
-StepSize = int | Callable[[], int]  # tokens of a chunk
-
-
-def prefill_chunks(
-    model: Model,
-    ids: Sequence[int],
-    cache: list[Cache],
-    step_size: StepSize = PREFILL_STEP_SIZE,
-    check: Callable[[int], None] | None = None,
-) -> Iterator[tuple[int, mx.array]]:
-    """Processes `ids` into `cache`, `step_size` tokens at a time. `check` is called as `pauses` says.
-
-    After each chunk it yields the number of processed tokens and the hidden state of the last one, [1, 1, E]. Each
-    chunk but the last one is evaluated.
-    """
-    done, whole_length = 0, cache[0].offset + len(ids)
-    while done < len(ids):
-        start, size = done, step_size if isinstance(step_size, int) else step_size()
-        chunk = mx.array(list(ids[start : start + size]))[None]  # [1, L]
-        hidden = model.prefill(chunk, cache, whole_length, check and pauses(start, chunk.size, cache, check))
-        done += chunk.size
-        if done < len(ids):
-            mx.eval([layer.buffers for layer in cache])
-            mx.clear_cache()
-        yield done, hidden
-
-
-def pauses(start: int, length: int, cache: Sequence[Cache], check: Callable[[int], None]) -> Pause | None:
-    """Evaluates a chunk of `length` tokens in parts of a few layers, each as much work as CHECK_TOKENS tokens.
-
-    Calls `check(done)` between them, where `done` is `start` and the work since then in tokens. An exception of it
-    leaves the chunk in some layers of `cache` only. Chunks of fewer tokens would round differently.
-    """
-    if length <= CHECK_TOKENS:
-        return None
-    step, checked = max(1, CHECK_TOKENS * len(cache) // length), time.perf_counter()
-
-    def pause(layers: int, x: mx.array) -> None:
-        nonlocal checked
-        if layers % step:
-            return
-        mx.eval(x, [layer.buffers for layer in cache[layers - step : layers]])
-        if time.perf_counter() - checked >= CHECK_SECONDS:
-            checked = time.perf_counter()
-            check(start + length * layers // len(cache))
-
-    return pause
-
-
-def prefill(model: Model, ids: Sequence[int], cache: list[Cache], step_size: int = PREFILL_STEP_SIZE) -> mx.array:
-    """Processes `ids` into `cache`. Returns the logits after the last token, [1, V]. Raises NonFiniteLogits."""
-    for _, last in prefill_chunks(model, ids, cache, step_size):
-        hidden = last
-    return checked(model.logits(hidden)[:, -1])
 
 
 class PromptCache:
@@ -174,10 +117,10 @@ class PromptCache:
     ) -> Generator[int, None, tuple[mx.array, int]]:
         """Processes a prompt. Returns the logits after it, [1, V], and the number of tokens that were reused.
 
-        Yields the tokens of each chunk but the last one, after the chunk. `progress(done, total)` is first called with
-        the reused tokens, then after each chunk and within a long chunk. An exception that it raises ends the prefill.
-        The chunks that are done stay in the caches; where a local layer cannot go back to them, the caches go back to
-        the last checkpoint. Raises NonFiniteLogits.
+        Yields the tokens of each chunk but the last one, after the chunk, and before that 0 after each file of the
+        prefix store. `progress(done, total)` is first called with the reused tokens, then after each chunk and within a
+        long chunk. An exception that it raises ends the prefill. The chunks that are done stay in the caches; where a
+        local layer cannot go back to them, the caches go back to the last checkpoint. Raises NonFiniteLogits.
         """
         ids, total = list(ids), len(ids)
 
@@ -185,6 +128,8 @@ class PromptCache:
             if progress:
                 progress(done, total)
 
+        for _ in self._fetch(ids, total - 1):
+            yield 0
         cached = read = self.reuse(ids, total - 1)  # the last token is always processed, for its logits
         report(cached)
         begin = max(self._turn_start(ids), cached)  # of the new turn, or of its part that is not cached
@@ -210,6 +155,8 @@ class PromptCache:
     def settle(self, ids: Sequence[int], step_size: int = SETTLE_STEP_SIZE) -> Iterator[int]:
         """Processes a history. Yields the number of tokens in the caches after each chunk; it may be dropped then."""
         ids = list(ids)
+        for _ in self._fetch(ids, len(ids)):
+            yield 0
         reused, work = self.reuse(ids, len(ids)), self.work
         yield reused
         if self.work is work:
@@ -258,8 +205,7 @@ class PromptCache:
                 best, source = length, checkpoint
         self.checkpoints[:] = [c for c in self.checkpoints if c.length <= shared]
         if (store := self.prefix_store) is not None:
-            if not self._prefix_root:
-                self._prefix_root = store.root(self.model, fused, self._tokenizer, self.layers, self.kv, self._salt)
+            self._prefix_root = self._prefix_root or self._root(fused)
             given = self._prefix_root, list(ids), self.layers, self.model.config
             length, self._shared = store.restore(*given, least=best, limit=limit)
             if length:
@@ -267,6 +213,16 @@ class PromptCache:
                 return length
         self._go_to(best, source)
         return best
+
+    def _root(self, fused: FusedModel) -> str:
+        """Where the conversations of this model and salt begin in the prefix store."""
+        assert self.prefix_store is not None
+        return self.prefix_store.root(self.model, fused, self._tokenizer, self.layers, self.kv, self._salt)
+
+    def _fetch(self, ids: list[int], limit: int) -> Iterator[None]:
+        """Reads what `reuse` needs from the files of the prefix store, one at a time."""
+        if (store := self.prefix_store) is not None:
+            yield from store.fetch(self._root(self.model.fused()), ids, self.layers, self.model.config, limit)
 
     def _go_to(self, length: int, source: CacheCheckpoint | None) -> None:
         """Goes back to `length` tokens, from a checkpoint, or from the present state if `source` is None."""

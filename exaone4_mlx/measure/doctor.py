@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from ..generation.generate import generate
 from ..generation.options import Sampling
-from ..generation.prompt_cache import prefill
+from ..generation.prefill import prefill
 from ..model.kv import QuantizedKV
 from ..model.layer import attend
 from ..model.load import load

@@ -24,7 +24,8 @@ from ..checkpoint.quantize import Quantization
 from ..conversation.chat import Chat
 from ..generation.decode import Sampler, TokenStream
 from ..generation.options import Sampling
-from ..generation.prompt_cache import PromptCache, prefill
+from ..generation.prefill import prefill
+from ..generation.prompt_cache import PromptCache
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer

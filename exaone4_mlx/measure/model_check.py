@@ -20,7 +20,7 @@ from ..conversion.convert import convert
 from ..conversion.evaluate import evaluate
 from ..conversion.texts import HELD_OUT, encode, read_passages
 from ..generation.generate import generate
-from ..generation.prompt_cache import prefill
+from ..generation.prefill import prefill
 from ..model.cache import Cache
 from ..model.load import load
 from ..model.network import Exaone4ForCausalLM

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..generation.options import Options
-from ..generation.prompt_cache import prefill
+from ..generation.prefill import prefill
 from ..generation.request import Prompt, prompt_ids
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer

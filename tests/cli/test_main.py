@@ -72,9 +72,9 @@ def test_ctrl_c_keeps_the_partial_reply_and_exits_with_130(hf_folder: Path, edit
 
 SLOW_PROMPT = """
 import os, signal, sys, time
-from exaone4_mlx.generation import prompt_cache
+from exaone4_mlx.generation import prefill
 from exaone4_mlx.model import layer
-prompt_cache.CHECK_SECONDS, call = 0, layer.Layer.__call__
+prefill.CHECK_SECONDS, call = 0, layer.Layer.__call__
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 def slow(self, x, *rest):
     if x.shape[1] > 128:

@@ -39,7 +39,7 @@ from exaone4_mlx.files.text import json_text
 from exaone4_mlx.generation import reply_loop, worker
 from exaone4_mlx.generation.constrain import ToolConstraint
 from exaone4_mlx.generation.decode import Sampler, TokenStream
-from exaone4_mlx.generation.prompt_cache import prefill
+from exaone4_mlx.generation.prefill import prefill
 from exaone4_mlx.generation.worker import Worker
 from exaone4_mlx.storage.transcript import to_json, to_markdown
 

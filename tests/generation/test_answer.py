@@ -17,7 +17,7 @@ from exaone4_mlx.generation import constrain
 from exaone4_mlx.generation.answer import AnswerConstraint, AnswerOrCalls
 from exaone4_mlx.generation.decode import Sampler, TokenStream
 from exaone4_mlx.generation.formats import read_format
-from exaone4_mlx.generation.prompt_cache import prefill
+from exaone4_mlx.generation.prefill import prefill
 
 jsonschema = pytest.importorskip("jsonschema")
 pytest.importorskip("llguidance")

@@ -17,7 +17,7 @@ from exaone4_mlx.generation import decode, pieces, worker
 from exaone4_mlx.generation.decode import Sampler, TokenStream
 from exaone4_mlx.generation.draft import DraftModel
 from exaone4_mlx.generation.pieces import FIRST_CHUNK, Batch, Piece
-from exaone4_mlx.generation.prompt_cache import prefill
+from exaone4_mlx.generation.prefill import prefill
 from exaone4_mlx.generation.worker import Job, Worker
 
 CALCULATOR = [tool for tool in BUILTIN_TOOLS if getattr(tool, "__name__", "") == "calculator"]

@@ -19,7 +19,7 @@ from conftest import Greedy, random_ids, tiny_model
 
 from exaone4_mlx import Sampling
 from exaone4_mlx.generation.decode import Sampler, TokenStream
-from exaone4_mlx.generation.prompt_cache import prefill
+from exaone4_mlx.generation.prefill import prefill
 from exaone4_mlx.generation.truncation import Truncation, draws_for, xtc_excluded
 
 

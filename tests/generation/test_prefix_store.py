@@ -15,6 +15,7 @@ from exaone4_mlx import Chat, PrefixStore, PromptCache, Tokenizer
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation import prefix_folder, prefix_store
 from exaone4_mlx.generation.checkpoints import CheckpointPool
+from exaone4_mlx.generation.pieces import Batch
 from exaone4_mlx.generation.prefix_entry import PrefixEntry, usable_length
 from exaone4_mlx.model.cache import Snapshot
 from exaone4_mlx.model.kv import BUCKET
@@ -310,6 +311,20 @@ def test_files_outlive_the_process(dtype: mx.Dtype, tokenizer: Tokenizer, tmp_pa
     assert cached == len(prompt)
     expected = PromptCache(model, tokenizer).prefill([*prompt, TURN, 9])[0]
     assert distance(logits, expected) < (1e-4 if dtype == mx.float32 else 0.1)
+
+
+def test_files_are_read_one_at_a_time_between_which_other_replies_go_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = small_model(sliding_window=None)
+    prompt = stored(model, tokenizer, tmp_path)
+    store = PrefixStore(folder=tmp_path)
+    steps = fresh(model, tokenizer, store).prefill_steps(prompt)
+    held = [(tokens, store.nbytes // (4 * ROW)) for tokens in steps]
+    assert held == [(0, 60), (0, 91), (0, 112)], "the system prompt, and two turns"
+    batch = Batch()
+    steps = fresh(model, tokenizer, PrefixStore(folder=tmp_path)).prefill_steps([*prompt, *ids(20, 3)], 5)
+    assert len(list(batch.timed(steps))) == 3 + 3
+    batch.has_others = True
+    assert batch.chunk_size(10**9) > 10, "a file is no chunk, from which the size of the next one follows"
 
 
 def test_only_the_owner_can_read_the_files_and_without_a_folder_there_are_none(

@@ -18,7 +18,7 @@ from conftest import ROOT, distance, mostly_heavy, random_ids, small_caches, tin
 
 from exaone4_mlx import PromptCache, Tokenizer
 from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.generation import cache_file, prompt_cache
+from exaone4_mlx.generation import cache_file, prefill, prompt_cache
 from exaone4_mlx.generation.cache_file import weights_digest
 from exaone4_mlx.generation.checkpoints import CheckpointPool
 from exaone4_mlx.generation.prefix_entry import common_prefix
@@ -176,8 +176,8 @@ def test_a_prefill_can_be_stopped_within_a_chunk(
     slack: int, kept: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The chunks before it stay. Where a window cannot go back so far, the last checkpoint stays."""
-    monkeypatch.setattr(prompt_cache, "CHECK_TOKENS", 4)
-    monkeypatch.setattr(prompt_cache, "CHECK_SECONDS", 0)
+    monkeypatch.setattr(prefill, "CHECK_TOKENS", 4)
+    monkeypatch.setattr(prefill, "CHECK_SECONDS", 0)
     model = small_model(slack=slack)
     cache = PromptCache(model, tokenizer)
     prompt = [TURN, *ids(100)]

@@ -27,7 +27,7 @@ from exaone4_mlx import Chat, Logprobs, PromptCache, Reply, Sampling, Tokenizer,
 from exaone4_mlx.generation import speculate
 from exaone4_mlx.generation.decode import Sampler, TokenStream
 from exaone4_mlx.generation.draft import DraftModel
-from exaone4_mlx.generation.prompt_cache import prefill
+from exaone4_mlx.generation.prefill import prefill
 from exaone4_mlx.model.cache import RotatingKVCache
 from exaone4_mlx.model.kv import KVQuantization
 

@@ -21,7 +21,7 @@ from exaone4_mlx import Exaone4Config, convert, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation.draft import DRAFT_STEP_SIZE, DRAFT_WINDOW, DraftModel
 from exaone4_mlx.generation.options import PREFILL_STEP_SIZE
-from exaone4_mlx.generation.prompt_cache import prefill
+from exaone4_mlx.generation.prefill import prefill
 from exaone4_mlx.measure.fit import fit, fit_sizes
 from exaone4_mlx.measure.sizes import (
     cache_bytes,

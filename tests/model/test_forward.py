@@ -24,7 +24,7 @@ from documented import (
 )
 
 from exaone4_mlx import Exaone4Model
-from exaone4_mlx.generation.prompt_cache import prefill
+from exaone4_mlx.generation.prefill import prefill
 from exaone4_mlx.model import context, inputs, network
 from exaone4_mlx.model.layer import Layer
 from exaone4_mlx.model.rope import RopeParameters

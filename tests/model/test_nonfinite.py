@@ -16,7 +16,7 @@ from exaone4_mlx.files.safetensors import all_finite, is_finite
 from exaone4_mlx.generation.decode import CHECK_EVERY, Sampler, TokenStream
 from exaone4_mlx.generation.draft import DraftModel, PromptLookup
 from exaone4_mlx.generation.options import Sampling
-from exaone4_mlx.generation.prompt_cache import prefill
+from exaone4_mlx.generation.prefill import prefill
 from exaone4_mlx.generation.speculate import SpeculativeStream
 from exaone4_mlx.model.nonfinite import explain
 
