@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 #: The commands that several ranks can run.
 RANKED = ("generate", "chat", "serve")
+A_PART = "each has a part of the caches"
+REFUSED = {
+    "prompt_cache_file": A_PART,
+    "prompt_cache_dir": A_PART,
+    "adapter_path": "fuse the adapter into the weights first",
+}
 #: Values of a command that are no flags.
 NO_FLAGS = {"run", "parser", "ranks"}
 
@@ -49,8 +55,9 @@ def run(options: argparse.Namespace) -> int:
     if Place.of_process() is None or options.command == "cluster":  # which joins by itself
         return int(options.run(options))
     check_command(options.command)
-    if getattr(options, "prompt_cache_file", None):
-        raise ValueError("--prompt-cache-file is not available with several ranks: each has a part of the caches")
+    for name, reason in REFUSED.items():
+        if getattr(options, name, None):
+            raise ValueError(f"--{name.replace('_', '-')} is not available with several ranks: {reason}")
     ranks = join_ranks(options.rank_timeout)
     assert ranks is not None
     options.ranks = ranks

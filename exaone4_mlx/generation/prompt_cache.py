@@ -62,7 +62,8 @@ class PromptCache:
         self.model, self._tokenizer, self._salt = model, tokenizer, salt
         self.kv = KVQuantization.coerce(kv, model.config)
         # Rows of a RoPE that depends on the length belong to one prompt.
-        self.prefix_store = None if model.config.rope_parameters.depends_on_length else prefix_store
+        cannot_share = model.config.rope_parameters.depends_on_length or model.ranks is not None
+        self.prefix_store = None if cannot_share else prefix_store
         self._prefix_root = ""  # where the conversations of this model and salt begin in the store
         self._shared = 0  # tokens that an earlier prompt shares with the one in progress
         self._fused: FusedModel | None = None
