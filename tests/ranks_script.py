@@ -5,8 +5,13 @@ Rank 0 prints what differs as one JSON object. `ranks.py` starts it.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
+import struct
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +22,7 @@ from mlx.utils import tree_flatten
 
 from exaone4_mlx import Chat, PromptCache, generate, load, stream_generate
 from exaone4_mlx.checkpoint.share import Share
-from exaone4_mlx.cluster.ranks import join_ranks
+from exaone4_mlx.cluster.ranks import PORT_DISTANCE, join_ranks
 from exaone4_mlx.generation.follow import follow
 from exaone4_mlx.generation.prefill import prefill
 
@@ -110,6 +115,29 @@ def stopped(model: Any, tokenizer: Any) -> Any:
     return mx.argmax(cache.prefill(ids[:400])[0]).item()
 
 
+def sent_per_token(model: Any, count: int = 10) -> float:
+    """Bytes that the sockets of MLX's ring have sent for a token, from the figures of Linux for each connection."""
+    fused, cache = model.fused(), model.make_cache()
+    mx.eval(fused(mx.array([[5]]), cache))
+    before = sent_bytes()
+    for _ in range(count):
+        mx.eval(fused(mx.array([[5]]), cache))
+    time.sleep(0.5)  # until all is acknowledged
+    return (sent_bytes() - before) / count
+
+
+def sent_bytes() -> int:
+    """Acknowledged bytes of all connections but those of the messages of the ranks."""
+    hosts = json.loads(Path(os.environ["MLX_HOSTFILE"]).read_text())
+    messages, total = {int(host[0].rpartition(":")[2]) + PORT_DISTANCE for host in hosts}, 0
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(fd))) as one:
+            if not {one.getsockname()[1], one.getpeername()[1]} & messages:
+                info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+                total += struct.unpack_from("=Q", info, 120)[0]  # tcpi_bytes_acked
+    return total
+
+
 CHECKS: dict[str, Callable[..., Any]] = {
     check.__name__: check for check in (greedy, many, seeded, chat, drafts, batch, stopped)
 }
@@ -133,7 +161,9 @@ def main(*arguments: str) -> None:
     share = Share(0, ranks.size)
     found["cut"] = sum(array.nbytes for name, array in tree_flatten(whole.parameters()) if share.cut(name))
     for check in names:
-        if check == "logits":
+        if check == "sent":
+            found[check] = sent_per_token(model)
+        elif check == "logits":
             ours, theirs = logits(model, tokenizer, kv), logits(whole, tokenizer, kv)
             found[check] = distance(ours, theirs)
             assert mx.max(mx.abs(theirs)).item() > 1

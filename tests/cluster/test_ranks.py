@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def test_two_ranks_reply_as_one_process(tmp_path: Path) -> None:
 def test_quantized_weights_and_caches(tmp_path: Path, options: dict[str, int]) -> None:
     found = results(tmp_path, "logits", "greedy", "seeded", "demo", json.dumps({"dtype": "float32", **options}))
     check(found, limit=0.05 if "kv" in options else 1e-4)  # the last bit of a key may give it another code
+
+
+@HEAVY
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's figures of a connection")
+def test_bytes_sent_for_a_token(tmp_path: Path) -> None:
+    """Two sums of 256 numbers for each of 8 layers, and one of the token's id, which a ring of two sends in halves."""
+    sent = results(tmp_path, "sent", "demo", FLOAT32)["sent"]
+    assert sent == 2 * 8 * 256 * 4 + 2 * 4
 
 
 @HEAVY
