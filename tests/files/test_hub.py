@@ -38,7 +38,7 @@ def test_ctrl_c_ends_a_stalled_download_and_the_next_one_continues_it(hub: FileS
     environment = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(tmp_path / "hub")}
     command = [*PROGRAM, "generate", "--model", "x/y", "-p", "Hello"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as running:
-        assert hub.stalled.wait(20)
+        assert hub.stalled.wait(60)
         blobs = tmp_path / "hub" / "models--x--y" / "blobs"
         until(lambda: any(file.stat().st_size > 500_000 for file in blobs.glob("*.incomplete")))
         running.send_signal(signal.SIGINT)

@@ -243,7 +243,7 @@ def test_the_end_of_a_model_cancels_the_job_in_progress() -> None:
     del model
     gc.collect()
     assert list(job) in ([], [None])
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 15, "it waited for its end"
 
 
 def test_the_thread_ends_with_its_model() -> None:

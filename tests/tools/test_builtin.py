@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import ROOT, roll_dice as documented_roll_dice
 
-from exaone4_mlx.text.reply import ToolCall
 from exaone4_mlx.tools.builtin import BUILTIN_TOOLS, roll_dice
+from exaone4_mlx.tools.call import ToolCall
 from exaone4_mlx.tools.describe import function_schema
 from exaone4_mlx.tools.toolbox import Toolbox
 
