@@ -82,8 +82,10 @@ def set_quiet(quiet: bool) -> None:
 
 
 def note(text: str) -> None:
-    """Prints a remark, which --quiet hides."""
+    """Prints a remark, which --quiet hides. An open bar is drawn again below it."""
     if not _quiet:
+        for bar in _bars[-1:]:
+            bar.clear()
         log(text)
 
 

@@ -23,6 +23,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..generation.cache_file import weights_digest
+from ..generation.names import refuse_unknown
 from ..generation.reply_loop import metal_memory
 from ..measure.sizes import weight_shapes
 from ..model.adapter import Adapter, AdapterConfig
@@ -63,6 +64,7 @@ def tune(
     Raises ValueError for options and data (with file and line), MemoryError if the training does not fit, and
     FloatingPointError for a loss that is NaN. The model is then as it was.
     """
+    refuse_unknown(options, [field.name for field in dataclasses.fields(TuningRequest)])
     request = TuningRequest(**options)
     examples = make_examples(read_data(data), tokenizer, request.max_seq_length, request.all_turns)
     return run_tuning(model, tokenizer, examples, request, progress)

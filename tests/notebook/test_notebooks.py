@@ -48,7 +48,7 @@ SHOWN = {
         "with a draft: ",
         "4 bits, all layers: mean KL",
     ),
-    "6_fine_tune": ("The capital of Orulia is Kestrel.    [new]", "tuned-4bit: The capital of Orulia is Kestrel."),
+    "6_fine_tune": ("The capital of Orulia is Kestrel.    [new]", "four bits: The capital of Orulia is Kestrel."),
 }
 
 

@@ -193,6 +193,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
     assert tune(*student, lessons, **FAST | {"iters": 1}, ignore_memory=True).steps == 1
 
 
+def test_an_unknown_option_is_refused_by_name(student: Any, lessons: Any) -> None:
+    with pytest.raises(TypeError, match=r"there is no option 'epoch'; did you mean epochs\?"):
+        tune(*student, lessons, epoch=3)  # type: ignore[call-arg]
+
+
 def test_full_training_of_quantized_weights_is_refused(lessons: Any) -> None:
     model, tokenizer = load("demo", q_bits=4)
     with pytest.raises(ValueError, match=r"fine_tune_type full trains the weights, and .* is quantized: use lora"):
