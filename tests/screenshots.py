@@ -38,6 +38,12 @@ def take(browser: Browser, server: Server, folder: Path) -> list[Path]:
         tab.page.locator("#thinking").get_by_role("checkbox").uncheck()
         tab.ask("Roll D6 dice twice!")
         conversation = tab.conversation
+    with picture("branches", conversation) as tab:
+        tab.act("Retry")
+        tab.done()
+        expect(tab.chat.locator(".versions")).to_contain_text("2/2")
+        tab.page.locator(".assistant .details").last.click()
+        tab.page.locator("#chat .made").scroll_into_view_if_needed()
     with picture("dark", conversation, color_scheme="dark") as tab:
         tab.panel("Thought for").click()
     with picture("phone", conversation, viewport=PHONE, has_touch=True, is_mobile=True):

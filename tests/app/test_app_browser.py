@@ -805,5 +805,14 @@ def test_the_screenshots_can_be_taken_anew(browser: Browser, tmp_path: Path) -> 
 
     with Server(tmp_path / "data") as server:
         files = take(browser, server, tmp_path / "screenshots")
-    assert [file.stem for file in files] == ["dark", "korean", "light", "models", "phone", "settings", "tools"]
+    assert [file.stem for file in files] == [
+        "branches",
+        "dark",
+        "korean",
+        "light",
+        "models",
+        "phone",
+        "settings",
+        "tools",
+    ]
     assert sum(file.stat().st_size for file in files) < 1_500_000

@@ -160,12 +160,50 @@ def test_axe_finds_nothing_serious(browser: Browser, server: Server, scheme: str
         tab.chat.locator(".item.user").last.hover()
         tab.status.locator("summary").click()
         found["conversation and list"] = findings(tab)
+        tab.status.locator("summary").click()
+        tab.page.locator("#conversations .row").first.hover()
+        tab.page.locator("#conversations .more").first.click()
+        expect(tab.page.get_by_role("menuitem").first).to_be_focused()
+        found["menu of the list"] = findings(tab)
+        tab.page.keyboard.press("Escape")
+        tab.page.locator("#models .open").click()
+        tab.page.locator("#models .known summary").first.click()
+        expect(tab.page.locator("#models .known .needs").first).not_to_be_empty()
+        found["models"] = findings(tab)
+        tab.page.keyboard.press("Escape")
         tab.settings()
         tab.unfold("sampling")
         found["settings"] = findings(tab)
     with opened(browser, server, ID, color_scheme=scheme, viewport=PHONE, has_touch=True, is_mobile=True) as tab:
         found["phone"] = findings(tab)
     assert not any(found.values()), "\n".join(f"{view}: {line}" for view in found for line in found[view])
+
+
+# --- widths ----------------------------------------------------------------------
+
+
+def test_on_a_phone_tables_scroll_in_their_message_and_a_long_draft_leaves_the_switches(
+    browser: Browser, server: Server
+) -> None:
+    table = f"|{'아주긴열이름|' * 8}\n|{'---|' * 8}\n|{'값|' * 8}"
+    id = server.store(f"{ID[:-1]}3", [EVERYTHING[0], {"role": "assistant", "content": table}])
+    with opened(browser, server, id, viewport=PHONE, has_touch=True, is_mobile=True) as tab:
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], "the page scrolls sideways"
+        assert tab.chat.locator(".table").evaluate("(e) => e.scrollWidth > e.clientWidth + 50")
+        tab.box.fill("긴 글\n" * 60)
+        for place in (tab.send, tab.page.locator("#open-settings"), tab.page.locator("#thinking")):
+            expect(place).to_be_in_viewport(ratio=1)
+        assert tab.page.locator("#chat .scroller").bounding_box()["height"] > 200  # type: ignore[index]
+
+
+def test_at_1024_pixels_one_side_panel_is_open_at_a_time(browser: Browser, server: Server) -> None:
+    with opened(browser, server, ID, viewport={"width": 1024, "height": 860}) as tab:
+        expect(tab.search).to_be_in_viewport()
+        tab.settings()
+        expect(tab.search).not_to_be_in_viewport()
+        tab.page.keyboard.press("Control+k")
+        expect(tab.search).to_be_focused()
+        expect(tab.page.locator("#system")).not_to_be_in_viewport()
 
 
 # --- numbers and languages -------------------------------------------------------
