@@ -23,6 +23,7 @@ from queue import SimpleQueue
 from typing import Any
 
 LOST = 75  # the exit code of ranks that another rank was lost to: EX_TEMPFAIL
+INTERRUPTED = 130  # the exit code of all ranks after Ctrl-C
 MOST_BEATS = 1.0  # seconds between two signs of life, or less with a short timeout
 CAUSE_SECONDS = 1.0  # after an error of MLX, until another rank must have been found lost
 MAX_LINE = 1 << 24  # bytes of a message
@@ -56,14 +57,14 @@ class Peer:
             finally:
                 self._lock.release()
 
-    def read(self, end: Callable[[str], None]) -> None:
-        """Reads messages until the connection is closed. `end` gets the reason why the other rank ends all ranks."""
+    def read(self, end: Callable[[str, int], None]) -> None:
+        """Reads messages until the connection is closed. `end` gets why and how the other rank ends all ranks."""
         with contextlib.suppress(OSError, ValueError), self._connection.makefile("rb") as lines:
             while line := lines.readline(MAX_LINE):
                 message = json.loads(line)
                 self.heard = time.monotonic()
                 if "end" in message:
-                    end(message["end"])
+                    end(message["end"], message.get("code", LOST))
                 elif "beat" not in message:
                     self.inbox.put(message)
                 elif message["beat"] != self.done:
@@ -88,7 +89,7 @@ class Peer:
 class Watchdog:
     """A thread that sends signs of life to `peers`, and ends this process if one of them is lost."""
 
-    def __init__(self, timeout: float, end: Callable[[str], None] | None = None) -> None:
+    def __init__(self, timeout: float, end: Callable[[str, int], None] | None = None) -> None:
         self.timeout, self.peers, self.done = timeout, list[Peer](), 0
         self._end, self._ended = end or end_process, threading.Lock()
         self._deadline: tuple[float, str] | None = None
@@ -110,12 +111,12 @@ class Watchdog:
         finally:
             self._deadline = None
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, code: int = LOST) -> None:
         """Ends this process, and tells the other ranks to end. Without a reason, rank 0 has told this rank."""
         if self._ended.acquire(blocking=False):
             for peer in self.peers if reason else ():
                 peer.send({"end": reason}, waits=False)
-            self._end(reason)
+            self._end(reason, code)
 
     def end_by(self, error: BaseException) -> None:
         """Ends this process and the others by an error of this rank, unless another rank turns out to be the cause."""
@@ -125,7 +126,7 @@ class Watchdog:
 
     def _read(self, peer: Peer) -> None:
         # Rank 0 prints the reason. The others have told it theirs.
-        peer.read(lambda reason: self.end(f"{peer}: {reason}" if peer.rank else ""))
+        peer.read(lambda reason, code: self.end(f"{peer}: {reason}" if peer.rank else "", code))
         self._check([peer])
 
     def _watch(self) -> None:
@@ -166,10 +167,10 @@ def killed_after(seconds: float, reason: str) -> Iterator[None]:
             helper.kill()
 
 
-def end_process(reason: str) -> None:
-    """Ends the process with the exit code LOST. It waits for no thread: one of them may wait inside MLX for ever."""
+def end_process(reason: str, code: int = LOST) -> None:
+    """Ends the process, with an error if there is a reason. It waits for no thread: one may be inside MLX for ever."""
     if reason:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(f"error: {reason}\n")
             sys.stderr.flush()
-    os._exit(LOST)
+    os._exit(code)

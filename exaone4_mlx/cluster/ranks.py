@@ -22,7 +22,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .peers import CAUSE_SECONDS, MAX_LINE, Message, Peer, Watchdog, killed_after
+from .peers import CAUSE_SECONDS, INTERRUPTED, LOST, MAX_LINE, Message, Peer, Watchdog, killed_after
 
 TIMEOUT = 60.0  # seconds without a sign of life, or without progress, after which a rank is lost
 PORT_DISTANCE = 1000  # between the port of rank 0 in MLX's file and that of its messages
@@ -62,7 +62,7 @@ class Ranks:
 
     group: Any
 
-    def __init__(self, place: Place, timeout: float = TIMEOUT, end: Callable[[str], None] | None = None) -> None:
+    def __init__(self, place: Place, timeout: float = TIMEOUT, end: Callable[[str, int], None] | None = None) -> None:
         self.rank, self.size, self._place = place.rank, len(place.addresses), place
         self.watchdog = Watchdog(timeout, end)
         self._queued: tuple[int, Any] = (0, [])  # the thread that built it, and what it built last
@@ -155,7 +155,7 @@ class Ranks:
         for peer in self.peers:
             peer.leaves = True
             if error is not None:
-                peer.send({"end": str(error)})
+                peer.send({"end": str(error), "code": INTERRUPTED if isinstance(error, KeyboardInterrupt) else LOST})
         if error is not None:
             return
         if self.rank == 0:

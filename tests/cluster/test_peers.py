@@ -85,7 +85,7 @@ def pair() -> Iterator[Callable[[float], tuple[Watchdog, socket.socket, list[str
 
     def make(timeout: float = 1.0) -> tuple[Watchdog, socket.socket, list[str]]:
         reasons: list[str] = []
-        watchdog = Watchdog(timeout, reasons.append)
+        watchdog = Watchdog(timeout, lambda reason, code: reasons.append(reason))
         with socket.create_server(("127.0.0.1", 0)) as server:
             theirs = socket.create_connection(server.getsockname())
             ours, _ = server.accept()
@@ -125,6 +125,18 @@ def test_a_rank_that_fails_tells_why(pair: Any) -> None:
     theirs.sendall(b'{"end": "no memory"}\n')
     until(lambda: bool(reasons))
     assert reasons == ["rank 3 (mac3): no memory"]
+
+
+def test_after_ctrl_c_in_rank_0_the_others_end_without_an_error() -> None:
+    ended: list[tuple[str, int]] = []
+    watchdog = Watchdog(30, lambda *end: ended.append(end))
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as theirs:
+        peer = Peer(server.accept()[0], 0, "mac0")
+        watchdog.add(peer)
+        theirs.sendall(b'{"end": "KeyboardInterrupt", "code": 130}\n')
+        until(lambda: bool(ended))
+    assert ended == [("", 130)]
+    until(lambda: peer.is_closed)
 
 
 def test_a_rank_that_leaves_is_not_lost(pair: Any) -> None:
