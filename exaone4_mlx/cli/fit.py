@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_flags(parser)
     add_max_kv_size_flag(parser, "number of tokens in the caches (default: the context length of the model)")
     parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="conversations at the same time (default: %(default)s)"
+    )
+    parser.add_argument(
         "--memory",
         type=float,
         metavar="GB",
@@ -88,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
             kv=kv,
             draft=draft,
             prompt_cache_bytes=options.prompt_cache_bytes,
+            batch_size=options.batch_size,
         )
 
     others = [] if first or sizes.is_quantized or options.json else map(Quantization, OTHER_BITS)
@@ -116,7 +120,7 @@ def print_table(fits: dict[str, Fit]) -> None:
     columns = list(fits.values())
     one, size = columns[0], size_text
     rows = {
-        f"{one.max_kv_size:,} tokens": list(fits),
+        (f"{one.batch_size} × " if one.batch_size > 1 else "") + f"{one.max_kv_size:,} tokens": list(fits),
         "weights": [size(fit.weights_bytes) for fit in columns],
         "global cache": [size(fit.global_cache_bytes) for fit in columns],
         "local windows": [size(fit.local_window_bytes) for fit in columns],

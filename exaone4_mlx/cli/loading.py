@@ -174,7 +174,7 @@ def check_memory(files: ModelFiles, options: argparse.Namespace, context: int, p
     from ..model.kv import KVQuantization
 
     sizes, draft = _of_this_rank(files.sizes, options), files.draft_sizes
-    bits, kv = _quantization(options), files.kv
+    bits, kv = quantization_of(options), files.kv
     fit = partial(fit_sizes, sizes, context, None, read_dtype(options.dtype), draft=draft, prompt_tokens=prompt)
     fit = partial(fit, prompt_cache_bytes=getattr(options, "prompt_cache_bytes", None) or 0)
     needs = fit(bits, kv=kv)
@@ -247,7 +247,7 @@ def _check_weights(sizes: Sizes, options: argparse.Namespace) -> None:
     from ..files.safetensors import read_dtype
     from ..measure.fit import fit_sizes
 
-    cast, bits = read_dtype(options.dtype), _quantization(options)
+    cast, bits = read_dtype(options.dtype), quantization_of(options)
     try:
         fit_sizes(sizes, 1, None, cast, bits).check_weights()
     except MemoryError as error:
@@ -262,10 +262,11 @@ def _of_this_rank(sizes: Sizes, options: argparse.Namespace) -> Sizes:
     from ..measure.fit import ranked
 
     ranks = getattr(options, "ranks", None)
-    return sizes if ranks is None else ranked(sizes, ranks.size, _quantization(options))
+    return sizes if ranks is None else ranked(sizes, ranks.size, quantization_of(options))
 
 
-def _quantization(options: argparse.Namespace) -> Quantization | None:
+def quantization_of(options: argparse.Namespace) -> Quantization | None:
+    """The quantization of --q-bits."""
     from ..checkpoint.quantize import Quantization
 
     return None if options.q_bits is None else Quantization(options.q_bits, options.q_group_size)

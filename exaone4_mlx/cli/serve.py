@@ -13,6 +13,7 @@ from .output import log, note
 from .prompt_cache import add_prompt_cache_flags, open_prefix_store
 
 if TYPE_CHECKING:
+    from ..measure.fit import Fit
     from ..server.address import Address
 
 DESCRIPTION = (
@@ -20,6 +21,7 @@ DESCRIPTION = (
     "on this computer only unless --host says otherwise."
 )
 FIRST_PORT, PORTS = 8080, 20
+LEAST_TOKENS = 1024  # of a reply that must have room
 PAGE_SECONDS = 5.0  # until the replies of the page are written
 
 
@@ -104,6 +106,7 @@ def run(options: argparse.Namespace) -> int:
     needs = loading.check_memory(files, options, files.context)
     store = open_prefix_store(options, needs)
     access = Access(address, keys, frozenset(options.allowed_origin), options.max_body_bytes)
+    room = None if needs is None else _room(needs, files, options, store.max_bytes)
     ready = loading.load(files, options)._replace(prefix_store=store)
     engine = ModelServer(
         ready.model,
@@ -115,6 +118,7 @@ def run(options: argparse.Namespace) -> int:
         kv=ready.kv,
         salt_of=(lambda client: "") if options.share_prefixes else access.salt,
         prefix_store=store,
+        room_bytes=room,
     )
     app = page.beside(make_app(engine, access, thinks=options.thinking, logs_contents=options.log_contents), ready)
     server = HttpServer(app, engine, options.shutdown_seconds, host=options.host, port=port, log_config=LOGGING)
@@ -129,6 +133,32 @@ def run(options: argparse.Namespace) -> int:
         engine.close()
         page.close(at_once=server.force_exit)
     return 0
+
+
+def _room(needs: Fit, files: loading.ModelFiles, options: argparse.Namespace, stored: int) -> int:
+    """Bytes for the caches of all replies in progress. Raises MemoryError where not even a short one has room.
+
+    `needs` is what one conversation needs; `stored` is for what was read before.
+    """
+    from ..files.safetensors import read_dtype
+    from ..measure.sizes import cache_bytes
+    from ..text.format import size_text
+
+    room = needs.memory_bytes - needs.weights_bytes - needs.prefill_bytes - stored
+    dtype = files.sizes.activation_dtype(read_dtype(options.dtype))
+    if room < sum(cache_bytes(files.config, LEAST_TOKENS, dtype.size, files.kv)):
+        raise MemoryError(
+            f"a model may have {size_text(needs.memory_bytes)} here: beside {size_text(needs.weights_bytes)} of "
+            f"weights, {size_text(needs.prefill_bytes)} to read prompts and {size_text(stored)} for what was read "
+            "before (--prompt-cache-bytes) there is no room for a reply; --max-kv-size, --q-bits 4 and --kv-bits 8 "
+            "take less, and --ignore-memory serves anyway"
+        )
+    if needs.cache_bytes * options.max_running > room:
+        log(
+            f"the caches of replies in progress have {size_text(room)}, for {room // needs.cache_bytes} of "
+            f"{files.context:,} tokens: long replies wait for each other"
+        )
+    return room
 
 
 class _DesktopChat:

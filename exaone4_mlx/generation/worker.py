@@ -207,9 +207,9 @@ class JobQueue:
             return bool(self._running)
 
     def _run_round(self) -> None:
-        """Runs a piece of each job with a short piece, and the oldest long piece."""
-        long = [job for job in self._running if job.next_piece is Piece.LONG]
-        for job in [job for job in self._running if job not in long[1:]]:
+        """Runs a piece of each job with a short piece, then the oldest long piece: one between two steps of a job."""
+        kinds = {kind: [job for job in self._running if job.next_piece is kind] for kind in Piece}
+        for job in (*kinds[Piece.SHORT], *kinds[Piece.LONG][:1]):
             has_ended = job.run()
             if has_ended or job.idle:
                 with self._changed:

@@ -32,12 +32,13 @@ METAL_PART = 0.75
 
 @dataclass(frozen=True)
 class Fit:
-    """The memory that a model needs for `max_kv_size` tokens. Sizes are in bytes, lengths in tokens.
+    """The memory that a model needs for `batch_size` conversations of `max_kv_size` tokens. Sizes are in bytes.
 
     The cache of a local layer is split into its window and the reserve: rows for going back, and for appending in
-    place. `prefill_bytes` is an upper bound for reading a prompt. `draft_bytes` are weights and caches of the draft
-    model, if there is one; `prompt_cache_bytes` is the limit of a `PrefixStore`. `largest_context` is the longest
-    context that fits into `memory_bytes`; 0 if the weights do not fit.
+    place. `prefill_bytes` is an upper bound for reading a prompt: one is read at a time. `draft_bytes` are weights and
+    caches of the draft model, if there is one; `prompt_cache_bytes` is the limit of a `PrefixStore`. `largest_context`
+    is the longest context of each conversation that fits into `memory_bytes`; 0 if the weights do not fit. Checkpoints
+    are not counted: those of all conversations together have at most 2 GiB.
     """
 
     max_kv_size: int
@@ -50,6 +51,7 @@ class Fit:
     memory_bytes: int
     largest_context: int
     prompt_cache_bytes: int = 0
+    batch_size: int = 1
 
     @property
     def cache_bytes(self) -> int:
@@ -74,9 +76,10 @@ class Fit:
         """The sum and its parts, in words."""
         draft = f", {size_text(self.draft_bytes)} of draft model" if self.draft_bytes else ""
         store = f", {size_text(self.prompt_cache_bytes)} of earlier prompts" if self.prompt_cache_bytes else ""
+        count = f"{self.batch_size} × " if self.batch_size > 1 else ""
         return (
             f"{size_text(self.total_bytes)} ({size_text(self.weights_bytes)} of weights, "
-            f"{size_text(self.cache_bytes)} of caches at {self.max_kv_size:,} tokens, "
+            f"{size_text(self.cache_bytes)} of caches at {count}{self.max_kv_size:,} tokens, "
             f"{size_text(self.prefill_bytes)} to read the prompt{draft}{store}), and a model may have "
             f"{size_text(self.memory_bytes)} here"
         )
@@ -104,6 +107,7 @@ def fit(
     draft_model: str | Path | None = None,
     ranks: int = 1,
     prompt_cache_bytes: int = 0,
+    batch_size: int = 1,
 ) -> Fit:
     """What a model needs: a folder, a config.json, a hub id (only its config.json is downloaded), or "demo".
 
@@ -114,6 +118,7 @@ def fit(
     `Chat`. `draft_model` is a path or id; its weights are cast as those of the model, and not quantized. With
     several `ranks` it is what rank 0 needs, which has the most: see `load(…, group=)`.
     `prompt_cache_bytes` is the limit of a `PrefixStore`.
+    `batch_size` is the number of conversations that have caches at the same time.
 
     Raises FileNotFoundError and ValueError as `load` does for what is visible without reading weights, and ValueError
     for a max_kv_size beyond max_position_embeddings, an invalid `kv`, and a draft model with another tokenizer.
@@ -138,6 +143,7 @@ def fit(
         kv=kv,
         draft=draft,
         prompt_cache_bytes=prompt_cache_bytes,
+        batch_size=batch_size,
     )
 
 
@@ -153,6 +159,7 @@ def fit_sizes(
     draft: Sizes | None = None,
     prompt_tokens: int | None = None,
     prompt_cache_bytes: int = 0,
+    batch_size: int = 1,
 ) -> Fit:
     """`fit` for sizes that are already read, with weights cast or quantized.
 
@@ -168,6 +175,8 @@ def fit_sizes(
             f"max_kv_size {max_kv_size} is more than the {longest} tokens of this model's context "
             "(max_position_embeddings)"
         )
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive whole number of conversations, not {batch_size!r}")
     if quantization and sizes.is_quantized:
         raise ValueError(f"{sizes.title} is quantized already; leave q_bits out")
     weights_bytes, dtype_size = sizes.weights_bytes(cast, quantization), sizes.activation_dtype(cast).size
@@ -178,7 +187,11 @@ def fit_sizes(
     draft_dtype_size = draft.activation_dtype(cast).size if draft else 0
 
     def draft_bytes(tokens: int) -> int:
-        return draft_weights + draft_cache_bytes(draft.config, tokens, draft_dtype_size) if draft else 0
+        return draft_weights + batch_size * draft_cache_bytes(draft.config, tokens, draft_dtype_size) if draft else 0
+
+    def caches_of(tokens: int) -> tuple[int, int, int]:
+        seen, windows, reserves = cache_bytes(config, tokens, dtype_size, kv)
+        return batch_size * seen, batch_size * windows, batch_size * reserves
 
     def reading(tokens: int) -> int:
         tokens = min(tokens, prompt_tokens or tokens)
@@ -189,19 +202,19 @@ def fit_sizes(
         return needed
 
     def needed(tokens: int) -> int:
-        return sum(cache_bytes(config, tokens, dtype_size, kv)) + reading(tokens) + draft_bytes(tokens)
+        return sum(caches_of(tokens)) + reading(tokens) + draft_bytes(tokens)
 
     largest = bisect_right(range(1, longest + 1), memory_bytes - weights_bytes - prompt_cache_bytes, key=needed)
-    caches = cache_bytes(config, max_kv_size, dtype_size, kv)
     return Fit(
         max_kv_size,
         weights_bytes,
-        *caches,
+        *caches_of(max_kv_size),
         reading(max_kv_size),
         draft_bytes(max_kv_size),
         memory_bytes,
         largest,
         prompt_cache_bytes,
+        batch_size,
     )
 
 

@@ -40,10 +40,10 @@ VIEWS = {
 }  # fmt: skip
 
 
-def in_own_process(function: str, *arguments: Any) -> Any:
-    """Calls a function of this module in a new process. Raises RuntimeError with its error message if it fails."""
+def in_own_process(function: str, *arguments: Any, module: str = __name__) -> Any:
+    """Calls a function of a module in a new process. Raises RuntimeError with its error message if it fails."""
     given = json.dumps(arguments)
-    code = f"import json; from {__name__} import {function}; print(json.dumps({function}(*json.loads({given!r}))))"
+    code = f"import json; from {module} import {function}; print(json.dumps({function}(*json.loads({given!r}))))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if ended.returncode:
         raise RuntimeError(f"{function}{tuple(arguments[:1])} failed: {ended.stderr.strip()[-300:]}")
@@ -68,15 +68,15 @@ def host_seconds(
     def build(engine: Any) -> list[float]:
         return [build_seconds(engine.model, evaluates=False)]
 
-    shape = _narrow(config, config["layer_types"])
-    narrow: list[Any] = [
-        SimpleNamespace(name=name, weights_bytes=0, model=_zero_model(name, shape, dtype, is_quantized, adapter))
+    shape = narrow(config, config["layer_types"])
+    models: list[Any] = [
+        SimpleNamespace(name=name, weights_bytes=0, model=zero_model(name, shape, dtype, is_quantized, adapter))
         for name in engines
     ]
     fast = ("rms_norm", "rope", "scaled_dot_product_attention")
     # One node with one input, which mx.compile does not join with its neighbours.
     with replaced({(mx.fast, name): lambda x, *others, **named: mx.stop_gradient(x) for name in fast}):
-        samples = take_turns(narrow, build, repeat)
+        samples = take_turns(models, build, repeat)
     return {name: list(found.seconds[0]) for name, found in samples.items()}
 
 
@@ -91,7 +91,7 @@ def count_nodes(
 
     def nodes(layer_types: Sequence[str]) -> Counter[str]:
         # Quantizing needs the real `mx.dequantize`.
-        model = _zero_model(engine, _narrow(config, layer_types), dtype, is_quantized, adapter)
+        model = zero_model(engine, narrow(config, layer_types), dtype, is_quantized, adapter)
         with one_node_each():
             return step_nodes(model, model.make_cache())
 
@@ -108,7 +108,7 @@ def count_nodes(
     return counts
 
 
-def _narrow(config: Mapping[str, Any], layer_types: Sequence[str]) -> Exaone4Config:
+def narrow(config: Mapping[str, Any], layer_types: Sequence[str]) -> Exaone4Config:
     """A config with these layers and small dimensions."""
     return Exaone4Config.from_dict(
         {name: value for name, value in config.items() if name not in ("sliding_window_pattern", "pad_token_id")}
@@ -119,7 +119,7 @@ def _narrow(config: Mapping[str, Any], layer_types: Sequence[str]) -> Exaone4Con
     )
 
 
-def _zero_model(engine: str, config: Exaone4Config, dtype: str, is_quantized: bool, adapter: str | None = None) -> Any:
+def zero_model(engine: str, config: Exaone4Config, dtype: str, is_quantized: bool, adapter: str | None = None) -> Any:
     """A loaded model of this shape whose weights are zeros."""
     zeros = {name: mx.zeros(shape, read_dtype(dtype)) for name, shape in weight_shapes(config).items()}
     if engine == Ours.name:

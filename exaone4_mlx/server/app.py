@@ -26,10 +26,11 @@ from .. import __version__
 from .access import Access, AccessGuard
 from .completions import CompletionRequest, CompletionWriter
 from .contract import Object, collect, log
-from .engine import EngineEvent, ModelServer, Prepared, QueueFull, ServerEnds, Task, TooLong
+from .engine import EngineEvent, ModelServer, Prepared, Task, TooLong
 from .errors import Json, Refused, checked, fault, http_error, invalid, refusal_of, refused
 from .messages import CountRequest, MessagesRequest, MessagesWriter
 from .openai import ChatRequest, ChatWriter, numbered
+from .queue import QueueFull, ServerEnds
 from .response_events import ResponsesWriter
 from .responses import ResponsesRequest
 from .streams import Stream, Writer, all_of, guarded, merged, unless_closed, with_pings

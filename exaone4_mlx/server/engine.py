@@ -1,7 +1,8 @@
 """Replies of one model for many clients.
 
 Notes:
-- At most `max_running` replies are in progress. Others wait, at most `max_waiting`; clients take turns.
+- At most `max_running` replies are in progress, whose caches have room at their longest. Others wait, at most
+  `max_waiting`; clients take turns.
 - What the model read for a client is in the prefix store, with a salt of the client, `salt_of`: how long a prompt
   takes tells whether its beginning was read before. Clients with the same salt share prefixes.
 - A reply whose iteration ends early is cancelled, and its slot is free.
@@ -12,10 +13,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections import OrderedDict, deque
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,27 +27,19 @@ from ..generation.options import Options
 from ..generation.prefix_store import PrefixStore
 from ..generation.prompt_cache import PromptCache
 from ..generation.request import Prompt, Request, prompt_ids
+from ..measure.sizes import cache_bytes
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.events import Done, ReplyEvent
+from ..text.format import size_text
 from ..text.tokenizer import Tokenizer
 from ..tools.call import ToolCall
 from .metrics import Metrics
+from .queue import Queue, ServerEnds
 
 
 class TooLong(ValueError):
     """The prompt does not fit into the context."""
-
-
-class QueueFull(RuntimeError):
-    """All places in the queue are taken."""
-
-
-class ServerEnds(RuntimeError):
-    """The server ends, and ends its replies."""
-
-    def __init__(self) -> None:
-        super().__init__("the server is shutting down; send the request again later")
 
 
 @dataclass(frozen=True)
@@ -100,11 +92,13 @@ class ModelServer:
         kv: KVQuantization | None = None,
         salt_of: Callable[[str], str] = str,
         prefix_store: PrefixStore | None = None,
+        room_bytes: int | None = None,
     ) -> None:
+        """`room_bytes` bounds the caches of all replies in progress."""
         self.model, self.tokenizer, self.name, self.created = model, tokenizer, name, int(time.time())
         self.max_kv_size, self.kv = max_kv_size, kv
         self.metrics = Metrics()
-        self.queue = Queue(max_running, max_waiting, self.metrics)
+        self.queue = Queue(max_running, max_waiting, self.metrics, room_bytes)
         self.threads = ThreadPoolExecutor(2 * max_running + 4, thread_name_prefix="server")
         self._made: set[Generation] = set()  # replies in progress
         self._ends = False
@@ -126,6 +120,7 @@ class ModelServer:
         if len(ids) >= self.context:
             raise TooLong(f"the prompt has {len(ids)} tokens, and the context of {self.context} must hold a reply, too")
         config = self.model.config
+        options = self._with_room(len(ids), options)
         tools = task.tools if options.response_format is not None else ()
         request = Request(config, self.tokenizer, tuple(ids), options, self.max_kv_size, self.kv, None, begun, tools)
         constraint: ToolConstraint | None = None
@@ -135,9 +130,30 @@ class ModelServer:
             constraint = ToolConstraint(self.tokenizer, task.tools, config.vocab_size)
         return Prepared(task, request, constraint)
 
+    def _needed(self, prompt_tokens: int, options: Options) -> int:
+        """Bytes of the caches of a reply at its longest."""
+        return self._caches_of(min(prompt_tokens + options.reply_limit, self.context))
+
+    def _caches_of(self, tokens: int) -> int:
+        return sum(cache_bytes(self.model.config, tokens, self.model.model.norm.weight.dtype.size, self.kv))
+
+    def _with_room(self, prompt_tokens: int, options: Options) -> Options:
+        """The options, with the longest reply that has room where `max_tokens` was left open. Raises TooLong."""
+        needed, room = self._needed(prompt_tokens, options), self.queue.room
+        if room is None or needed <= room:
+            return options
+        longest = bisect_right(range(1, self.context + 1), room, key=self._caches_of)
+        if options.max_tokens is None and longest > prompt_tokens:
+            return dataclasses.replace(options, max_tokens=longest - prompt_tokens)
+        raise TooLong(
+            f"the prompt of {prompt_tokens} tokens and its reply need {size_text(needed)} of caches, and there are "
+            f"{size_text(room)}, for {longest} tokens: ask for a smaller max_tokens"
+        )
+
     async def events(self, prepared: Prepared, client: str) -> AsyncIterator[EngineEvent]:
         """The events of a reply. It waits in the queue first. Raises QueueFull, and ServerEnds after `end`."""
-        async with self.queue.slot(client):
+        request = prepared.request
+        async with self.queue.slot(client, self._needed(len(request.ids), request.options)):
             cache = self._prompt_cache(client)
             generation = Generation(
                 self.model, prepared.request, prompt_cache=cache, constraint=prepared.constraint, call_parts=True
@@ -189,75 +205,3 @@ async def _closed(generation: Generation, loop: asyncio.AbstractEventLoop, threa
             await asyncio.shield(ending)
         except asyncio.CancelledError:
             continue
-
-
-class Queue:
-    """Slots for replies in progress, given to clients in turn."""
-
-    def __init__(self, max_running: int, max_waiting: int, metrics: Metrics) -> None:
-        self.max_running, self.max_waiting = max_running, max_waiting
-        self.running = 0
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        self._metrics = metrics
-
-    @property
-    def waiting(self) -> int:
-        return sum(map(len, self._waiting.values()))
-
-    @property
-    def is_empty(self) -> bool:
-        return self.running + self.waiting == 0
-
-    def has_room(self, count: int = 1) -> bool:
-        """Whether `count` more replies are taken."""
-        return self.running + self.waiting + count <= self.max_running + self.max_waiting
-
-    def end(self) -> None:
-        """Refuses all that wait."""
-        waiting = [future for futures in self._waiting.values() for future in futures]
-        self._waiting.clear()
-        for future in waiting:
-            if not future.done():
-                future.set_exception(ServerEnds())
-
-    @asynccontextmanager
-    async def slot(self, client: str) -> AsyncIterator[None]:
-        if self.running < self.max_running and not self._waiting:
-            self.running += 1
-        else:
-            if self.waiting >= self.max_waiting:
-                raise QueueFull(f"{self.waiting} requests wait already; try again later")
-            await self._turn(client)
-        self._metrics.queue(self.running, self.waiting)
-        try:
-            yield
-        finally:
-            self.running -= 1
-            self._next()
-            self._metrics.queue(self.running, self.waiting)
-
-    async def _turn(self, client: str) -> None:
-        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(client, deque()).append(mine)
-        self._metrics.queue(self.running, self.waiting)
-        try:
-            await mine
-        except asyncio.CancelledError:
-            if mine.done() and not mine.cancelled():  # it had the slot already
-                self.running -= 1
-                self._next()
-            elif client in self._waiting:
-                self._waiting[client] = deque(one for one in self._waiting[client] if one is not mine)
-                if not self._waiting[client]:
-                    del self._waiting[client]
-            raise
-
-    def _next(self) -> None:
-        while self._waiting and self.running < self.max_running:
-            client, futures = self._waiting.popitem(last=False)
-            future = futures.popleft()
-            if futures:
-                self._waiting[client] = futures  # behind the others
-            if not future.done():
-                self.running += 1
-                future.set_result(None)

@@ -11,9 +11,10 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import StreamingResponse
 
 from .contract import Collected, Object, log, sse
-from .engine import EngineEvent, QueueFull, ServerEnds
+from .engine import EngineEvent
 from .errors import Refused
 from .metrics import Metrics
+from .queue import QueueFull, ServerEnds
 
 PING_SECONDS = 5.0
 

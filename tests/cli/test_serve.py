@@ -35,6 +35,8 @@ def test_wrong_flags_are_refused_before_the_model_is_read(tmp_path: Path, capsys
             assert main(["serve", "--model", "demo", *flags]) == 1, flags
             err = capsys.readouterr().err
             assert message in err and err.count("\n") == 1, (flags, err)
+        assert main(["serve", "--model", "demo", "--prompt-cache-bytes", "900GB"]) == 1
+        assert "no room for a reply" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.heavy

@@ -254,7 +254,7 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
 
 FIELDS = {
     "weights_bytes", "global_cache_bytes", "local_window_bytes", "local_reserve_bytes", "prefill_bytes", "total_bytes",
-    "draft_bytes", "fits", "largest_context", "max_kv_size", "memory_bytes", "prompt_cache_bytes",
+    "batch_size", "draft_bytes", "fits", "largest_context", "max_kv_size", "memory_bytes", "prompt_cache_bytes",
 }  # fmt: skip
 
 
@@ -357,3 +357,12 @@ def test_a_prefix_store_counts() -> None:
     assert fit("demo", memory=0.1, metal=False, prompt_cache_bytes=10**8).largest_context == 0
     with pytest.raises(ValueError, match="prompt_cache_bytes must be a number of bytes"):
         fit("demo", prompt_cache_bytes=-1)
+
+
+def test_a_batch_has_caches_for_each_conversation() -> None:
+    one, four = (fit("demo", max_kv_size=2000, memory=1, batch_size=size) for size in (1, 4))
+    assert four.cache_bytes == 4 * one.cache_bytes
+    assert four.total_bytes - one.total_bytes == 3 * one.cache_bytes, "weights and the reading of a prompt count once"
+    assert "4 × 2,000 tokens" in four.arithmetic
+    with pytest.raises(ValueError, match="batch_size must be a positive"):
+        fit("demo", batch_size=0)

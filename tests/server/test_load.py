@@ -12,6 +12,9 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from exaone4_mlx.generation.pieces import Piece
+from exaone4_mlx.generation.worker import Job
+
 pytestmark = pytest.mark.heavy
 
 CLIENTS, SECONDS = 64, 60
@@ -22,8 +25,18 @@ QUESTIONS = {
 }
 
 
-def test_sixty_four_clients(served: Any) -> None:
-    """A quarter of them close half way; some send 100 kB, some nonsense."""
+def test_sixty_four_clients(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of them close half way; some send 100 kB, some nonsense. A decoding reply waits for one chunk at most."""
+    ran: list[tuple[Any, Piece, float]] = []  # the pieces of the model's thread, with their jobs and ends
+    original = Job.run
+
+    def run(job: Any) -> bool:
+        piece = job.next_piece
+        ended = original(job)
+        ran.append((None if job.idle else job, piece, time.perf_counter()))
+        return ended
+
+    monkeypatch.setattr(Job, "run", run)
     wrong: list[str] = []
     counts = {"answered": 0, "closed": 0, "refused": 0, "busy": 0}
     lock, end = threading.Lock(), time.monotonic() + SECONDS
@@ -68,11 +81,31 @@ def test_sixty_four_clients(served: Any) -> None:
     while served.engine.queue.running and time.monotonic() < deadline:
         time.sleep(0.1)
     assert (served.engine.queue.running, served.engine.queue.waiting) == (0, 0)
+    chunks, waits = waits_of(ran)
+    print(f"\nchunks between two steps of a reply: {max(chunks)}; its longest wait {max(waits):.2f} s", end="")
+    assert len(chunks) > 1000 and max(chunks) <= 1, "a decoding reply waits for one chunk at most"
     print(f"\n{counts}; memory {before / 1e6:.0f} and {mx.get_active_memory() / 1e6:.0f} MB", end="")
     assert counts["answered"] > CLIENTS and counts["closed"]
     served.engine.prefix_store.clear()
     mx.clear_cache()
     assert mx.get_active_memory() <= before + 5e6
+
+
+def waits_of(ran: list[tuple[Any, Piece, float]]) -> tuple[list[int], list[float]]:
+    """For each two steps of a reply one after the other: chunks of other replies between them, and the seconds."""
+    last: dict[int, tuple[int, float]] = {}  # the chunks and the time at the last step, by job
+    chunks, waits, count = [0], [0.0], 0
+    for job, piece, ended in ran:
+        if piece is Piece.LONG:
+            count += 1
+            last.pop(id(job), None)
+        elif job is not None:
+            if id(job) in last:
+                before, then = last[id(job)]
+                chunks.append(count - before)
+                waits.append(ended - then)
+            last[id(job)] = count, ended
+    return chunks, waits
 
 
 def _body(text: str, **more: Any) -> bytes:

@@ -19,8 +19,9 @@ from exaone4_mlx.generation.options import Options
 from exaone4_mlx.server import access, streams
 from exaone4_mlx.server.access import read_keys
 from exaone4_mlx.server.address import Address
-from exaone4_mlx.server.engine import Queue, QueueFull, Task
+from exaone4_mlx.server.engine import Task
 from exaone4_mlx.server.metrics import Metrics
+from exaone4_mlx.server.queue import Queue, QueueFull
 
 KEY, OTHER = "a-long-key-of-mine", "another-long-key"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -206,6 +207,36 @@ def test_clients_take_turns_and_a_full_queue_refuses() -> None:
 
     asyncio.run(run())
     assert order == ["a", "b", "a"]
+
+
+def test_replies_in_progress_have_room_for_their_caches(served: Any, serving: Any) -> None:
+    order: list[str] = []
+
+    async def one(queue: Queue, name: str, cost: int) -> None:
+        async with queue.slot(name, cost):
+            order.append(name)
+            await asyncio.sleep(0)
+
+    async def run() -> None:
+        queue = Queue(3, 9, Metrics(), room=10)
+        async with queue.slot("first", 6):
+            waiting = [
+                asyncio.ensure_future(one(queue, *given)) for given in (("large", 5), ("small", 1), ("huge", 11))
+            ]
+            await asyncio.sleep(0.01)
+            assert order == [] and queue.waiting == 3, "none overtakes one that waits for room"
+        await asyncio.gather(*waiting)
+        assert (queue.running, queue._used) == (0, 0)
+
+    asyncio.run(run())
+    assert order == ["large", "small", "huge"], "one alone is admitted"
+    loaded = served.engine.model, served.engine.tokenizer
+    with serving(loaded=loaded, room_bytes=3_000_000) as small:
+        status, answer, _ = call(small, "POST", "/v1/chat/completions", {"messages": HELLO, "max_tokens": 5000})
+        assert status == 413 and "smaller max_tokens" in answer["error"]["message"]
+        assert call(small, "POST", "/v1/chat/completions", {"messages": HELLO, "max_tokens": 5})[0] == 200
+        open_end = Task(HELLO, Options())
+        assert 100 < small.engine._prepare(open_end).request.max_tokens < 5000, "as long as there is room"
 
 
 def test_a_full_server_says_when_to_come_back(serving: Any, served: Any) -> None:
