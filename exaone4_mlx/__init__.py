@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .conversion.convert import ConversionSummary as ConversionSummary, convert as convert
     from .conversion.evaluate import evaluate as evaluate
     from .conversion.evaluation import Evaluation as Evaluation
+    from .conversion.fuse import export_adapter as export_adapter, fuse as fuse
     from .files.safetensors import CheckpointError as CheckpointError
     from .files.text import decode_text as decode_text
     from .generation.batch import generate_batch as generate_batch
@@ -70,6 +71,7 @@ _HOME = {
     "conversion.convert": ("ConversionSummary", "convert"),
     "conversion.evaluate": ("evaluate",),
     "conversion.evaluation": ("Evaluation",),
+    "conversion.fuse": ("export_adapter", "fuse"),
     "files.safetensors": ("CheckpointError",),
     "files.text": ("decode_text",),
     "generation.batch": ("generate_batch",),

@@ -20,7 +20,7 @@ from ..files.folders import read_json, shortened
 from ..files.safetensors import DTYPES, FLOAT_DTYPES, FLOATS, Checkpoint, CheckpointError, check_finite
 from .integer_layouts import AWQLayout, GPTQLayout, Int8Layout, PackedLayout
 from .layouts import Float8Layout, Layout, MLXLayout, StoredTensor
-from .quantize import read_quantization, read_settings
+from .quantize import Quantization, read_quantization, read_settings
 from .share import ROWS, Cut
 
 #: The files with the settings of releases without a quantization_config, and the default quant_method of each.
@@ -43,8 +43,11 @@ class Source:
     """A checkpoint of any supported format as the tensors of the model.
 
     Supported are full precision, MLX, AWQ (GEMM), GPTQ, FP8, and pack-, int- and float-quantized compressed-tensors.
-    `format` is the format's title for messages. `tensors` are the model's, by name.
+    `format` is the format's title for messages. `tensors` are the model's, by name. `changed` are those that adapters
+    change, with the MLX quantization in which they are stored.
     """
+
+    changed: Mapping[str, Quantization | None] = {}
 
     def __init__(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
         """`config` is the parsed config.json.
@@ -61,13 +64,7 @@ class Source:
                 self.tensors = {tensor.name: tensor for tensor in described}
         except CheckpointError:
             raise
-        except (
-            ValueError,
-            AttributeError,
-            TypeError,
-            KeyError,
-            ArithmeticError,
-        ) as error:  # most: a value of a wrong type
+        except (ValueError, AttributeError, TypeError, KeyError, ArithmeticError) as error:  # most: of a wrong type
             what = "" if isinstance(error, ValueError) else "the quantization in config.json is malformed: "
             raise ValueError(shortened(f"{what}{error}")) from error
         self.format = self._layout.title if self._layout and self.tensors else "full precision"

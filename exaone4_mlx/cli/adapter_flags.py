@@ -38,10 +38,12 @@ def adapter_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def find_adapters(options: argparse.Namespace, config: Exaone4Config) -> tuple[WeightedAdapter, ...]:
     """The adapters of the flags, with their scales. Raises ValueError for one that a model of `config` cannot have."""
+    given = adapter_options(options)
+    if not given:
+        return ()
+    from ..model.adapter import check_adapters
     from ..model.adapter_file import read_adapters
 
-    given = adapter_options(options)
-    adapters = read_adapters(**given) if given else ()
-    for adapter, _ in adapters:
-        adapter.check(config)
+    adapters = read_adapters(**given)
+    check_adapters(adapters, config)
     return adapters

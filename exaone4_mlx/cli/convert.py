@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..conversion.convert import ConversionSummary
     from ..conversion.plan import PlannedTensor
     from ..conversion.prepare import Conversion
+    from ..conversion.request import ConversionRequest
 
 DESCRIPTION = "Converts a checkpoint to an MLX folder, by default in 4 bits."
 #: Stages that count bytes; the others count steps.
@@ -24,14 +25,19 @@ BYTE_STAGES = ("converting", "verifying")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from ..conversion.request import ConversionRequest
-
     parser.add_argument(
         "--hf-path", "--model", required=True, metavar="PATH", help="the checkpoint: a folder, a hub id, or demo"
     )
     parser.add_argument(
         "--mlx-path", default="mlx_model", metavar="FOLDER", help="where to write (default: %(default)s)"
     )
+    add_request_flags(parser)
+
+
+def add_request_flags(parser: argparse.ArgumentParser, without: str = "") -> None:
+    """The flags of the fields of `ConversionRequest` but one, and those of every run."""
+    from ..conversion.request import ConversionRequest
+
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     bits = parser.add_argument_group("bits", "4 bits in groups of 64, unless the checkpoint is quantized already")
     whether = bits.add_mutually_exclusive_group()
@@ -45,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     groups = {"": parser, "bits": bits, "whether": whether, "quality": quality, "trust": trust, "rerun": rerun}
     groups["output"] = output
     for option in dataclasses.fields(ConversionRequest):
+        if option.name == without:
+            parser.set_defaults(**{without: option.default})
+            continue
         names = ("--" + option.name.replace("_", "-"), *option.metadata["names"])
         flags = sorted(names, key=lambda name: name.startswith("--"))  # short ones first
         keywords = {"default": option.default, "help": option.metadata["help"], **option.metadata["argument"]}
@@ -54,13 +63,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..conversion.convert import run_conversion
     from ..conversion.prepare import prepare
+
+    return carry_out(
+        prepare(options.hf_path, options.mlx_path, request_of(options), options.revision, options.dry_run), options
+    )
+
+
+def request_of(options: argparse.Namespace) -> ConversionRequest:
+    """The request of the flags. Raises ValueError for flags that contradict each other."""
     from ..conversion.request import ConversionRequest
 
-    values = {option.name: getattr(options, option.name) for option in dataclasses.fields(ConversionRequest)}
-    request = ConversionRequest(**values)
-    conversion = prepare(options.hf_path, options.mlx_path, request, options.revision, options.dry_run)
+    return ConversionRequest(
+        **{option.name: getattr(options, option.name) for option in dataclasses.fields(ConversionRequest)}
+    )
+
+
+def carry_out(conversion: Conversion, options: argparse.Namespace) -> int:
+    """Runs a prepared conversion, or shows its plan for --dry-run."""
+    from ..conversion.convert import run_conversion
+
     for remark in conversion.notes:
         note(f"note: {remark}")
     if warning := _memory_warning(conversion):

@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from ..text.format import size_text
+from .adapter_flags import adapter_options, add_adapter_flags
 from .flags import DTYPES, add_kv_flags, kv_options
 from .output import progress_bar, show, show_json
 
@@ -14,15 +15,21 @@ if TYPE_CHECKING:
     from ..conversion.evaluation import Evaluation
 
 
-DESCRIPTION = "Compares the next-token probabilities of a converted model with those of the original."
+DESCRIPTION = (
+    "Compares the next-token probabilities of a converted model with those of the original, or of a model with an "
+    "adapter with those of the model without."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="PATH", help="the converted model: a folder or a hub id")
     parser.add_argument(
-        "--reference", required=True, metavar="PATH", help="the original model: a folder, a hub id, or demo"
+        "--reference",
+        metavar="PATH",
+        help="the original model: a folder, a hub id, or demo (default: with --adapter-path, the model without it)",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of the reference, if it is a hub id")
+    add_adapter_flags(parser)
+    parser.add_argument("--revision", help="branch, tag or commit of the original model, if it is a hub id")
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -59,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
         found = evaluate(
             options.model,
             options.reference,
+            **adapter_options(options),
             data=options.data,
             dtype=options.dtype,
             max_tokens=options.max_tokens,

@@ -23,8 +23,13 @@ COMMON = {
         "exaone4-mlx convert --hf-path LGAI-EXAONE/EXAONE-4.0-1.2B --verify",
         "exaone4-mlx convert --hf-path demo --mlx-path demo-4bit --verify --evaluate",
     ),
+    "fuse": (
+        "--model --adapter-path --adapter-scale --mlx-path --q-bits --dequantize --evaluate --export",
+        "exaone4-mlx fuse --model demo --adapter-path my-adapter --mlx-path fused",
+        "exaone4-mlx fuse --model demo --adapter-path my-adapter --q-bits 4 --evaluate",
+    ),
     "evaluate": (
-        "--model --reference --data --replies-only --max-tokens --dtype --json",
+        "--model --reference --adapter-path --data --replies-only --max-tokens --dtype --json",
         "exaone4-mlx evaluate --model mlx_model --reference LGAI-EXAONE/EXAONE-4.0-1.2B",
         "exaone4-mlx evaluate --model demo --reference demo --kv-bits 8",
     ),

@@ -30,6 +30,7 @@ COMMANDS = {
     "generate": "stream one reply to a prompt",
     "chat": "hold a conversation in the terminal",
     "convert": "convert a checkpoint to an MLX folder",
+    "fuse": "add an adapter to the weights of its base",
     "evaluate": "measure the quality loss of a conversion",
     "fit": "compute the memory that a model needs",
     "bench": "measure the speed of a model on this machine",

@@ -40,7 +40,7 @@ def model_card(
     tensors = conversion.get("tensors") or []
     name = one_line(name) or "model"
     parts = [
-        _yaml_header(origin, tensors, licence_files, source_card),
+        _yaml_header(origin, conversion, licence_files, source_card),
         _introduction(name, origin, conversion),
         _usage(name),
         _quantization(conversion, tensors),
@@ -50,19 +50,47 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _yaml_header(
-    origin: str, tensors: Sequence[Mapping[str, Any]], files: Sequence[str], source_card: str | None
+def adapter_card(
+    name: str,
+    origin: str,
+    adapter: Mapping[str, Any],
+    layout: str,
+    licence_files: Sequence[str],
+    source_card: str | None,
 ) -> str:
-    source = public_origin(origin)
+    """The README.md of an exported adapter of the model `origin`. `adapter` has its type, rank and scale."""
+    source, quoted = public_origin(origin), shlex.quote(name)
+    fields: dict[str, str | list[str]] = {"library_name": "peft" if layout == "peft" else "mlx"}
+    fields |= {"tags": [str(adapter["type"]), "exaone4"], **_base_model(source, "adapter")}
+    facts = [(key, _text(value)) for key, value in adapter.items() if key != "name"]
+    parts = [
+        _yaml(fields | licence_fields(source, licence_files, source_card)),
+        f"# {_text(name)}\n\nAn adapter of {_source(source)}, in the format of {layout}.",
+        _table(("", ""), facts),
+        f"```bash\nexaone4-mlx generate --model {shlex.quote(source)} --adapter-path {quoted} --prompt Hello\n```",
+        _licence(origin, licence_files, source_card),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _yaml_header(origin: str, conversion: Mapping[str, Any], files: Sequence[str], source_card: str | None) -> str:
+    source, tensors = public_origin(origin), conversion.get("tensors") or []
     bits = {tensor["bits"] for tensor in tensors if tensor.get("group_size")}
     fields: dict[str, str | list[str]] = {"library_name": "mlx", "pipeline_tag": "text-generation"}
     fields["tags"] = ["mlx", "exaone4", *(f"{width}-bit" for width in sorted(bits))]
     fields["language"] = list(LANGUAGES)
-    if REPO_ID.fullmatch(source) and not source.startswith("./"):
-        fields["base_model"] = source
-        if bits:
-            fields["base_model_relation"] = "quantized"
-    fields |= licence_fields(source, files, source_card)
+    relation = "finetune" if conversion.get("adapters") else "quantized" if bits else ""
+    return _yaml(fields | _base_model(source, relation) | licence_fields(source, files, source_card))
+
+
+def _base_model(source: str, relation: str) -> dict[str, str]:
+    """The fields of the hub about the base, if it is on the hub."""
+    if not REPO_ID.fullmatch(source) or source.startswith("./"):
+        return {}
+    return {"base_model": source} | ({"base_model_relation": relation} if relation else {})
+
+
+def _yaml(fields: Mapping[str, str | list[str]]) -> str:
     lines = []
     for key, value in fields.items():
         if isinstance(value, list):
@@ -75,17 +103,31 @@ def _yaml_header(
 def _introduction(name: str, origin: str, conversion: Mapping[str, Any]) -> str:
     from .. import __version__
 
-    public = public_origin(origin)
-    source = _text(public)
-    if public == "demo":
-        source = "the demo model of exaone4_mlx, which is **not EXAONE**"
-    elif REPO_ID.fullmatch(public) and not public.startswith("./"):
-        source = f"[{source}](https://huggingface.co/{public})"
+    source = _source(public_origin(origin))
     form = f" ({_text(conversion['format'])})" if conversion.get("format") else ""
     return (
         f"# {_text(name.rpartition('/')[2] or name)}\n\n"
         f"Converted from {source}{form} with exaone4_mlx {__version__}, for MLX on Apple silicon."
+        f"{_adapters(conversion.get('adapters') or [])}"
     )
+
+
+def _source(public: str) -> str:
+    """The base of a model, as a part of a sentence."""
+    if public == "demo":
+        return "the demo model of exaone4_mlx, which is **not EXAONE**"
+    if REPO_ID.fullmatch(public) and not public.startswith("./"):
+        return f"[{_text(public)}](https://huggingface.co/{public})"
+    return _text(public)
+
+
+def _adapters(adapters: Sequence[Mapping[str, Any]]) -> str:
+    """The sentence about the adapters that are fused into the weights."""
+    named = [
+        f"{_text(one.get('name'))} ({_text(one.get('type'))}, scale {_number(one.get('scale'), 'g')})"
+        for one in adapters
+    ]
+    return f" The weights have adapters fused into them: {', '.join(named)}." if named else ""
 
 
 def _usage(name: str) -> str:

@@ -201,8 +201,9 @@ def _write_tensor(conversion: Conversion, shards: Shards, tensor: PlannedTensor)
             check_finite(array, name)
             shards.write(name, array)
     else:
+        dtype = read_dtype(conversion.request.dtype) if tensor.name in opened.source.changed else None  # rounded once
         for start in range(0, tensor.shape[0], tensor.rows_at_a_time):
-            rows = opened.source.weight(tensor.name, start, start + tensor.rows_at_a_time)
+            rows = opened.source.weight(tensor.name, start, start + tensor.rows_at_a_time, dtype)
             for name, array in _convert_rows(conversion, tensor, rows):
                 shards.write(name, array, start)
             del rows, array
@@ -238,10 +239,14 @@ def _evaluate(conversion: Conversion, folder: Path, progress: StageProgress | No
         folder,
         conversion.opened.folder,
         data=evaluation_file(conversion.request),
+        reference_adapters=conversion.adapters,
         max_tokens=min(MAX_TOKENS, conversion.opened.config.max_position_embeddings),
         progress=(lambda done, total: progress(done, total, "evaluating")) if progress else None,
     )
-    return replace(evaluation, model=conversion.target.name, reference=public_origin(conversion.origin))
+    reference = " + ".join(
+        public_origin(name) for name in (conversion.origin, *(a.name for a, _ in conversion.adapters))
+    )
+    return replace(evaluation, model=conversion.target.name, reference=reference)
 
 
 @contextmanager

@@ -19,10 +19,13 @@ import mlx.core as mx
 
 from ..files.folders import find_folder
 from ..files.safetensors import read_dtype
+from ..model.adapter import WeightedAdapter
+from ..model.adapter_file import AdapterPaths, Scales, read_adapters
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..model.pretrained import OpenCheckpoint, Progress, open_checkpoint
 from ..text.tokenizer import Tokenizer
+from .adapted_source import with_adapters
 from .evaluation import Evaluation, TextResult, rows_of
 from .layerwise import LayerwiseModel
 from .texts import HELD_OUT, Passage, encode_reply, read_passages, windows
@@ -38,8 +41,11 @@ _Window = tuple[str, int, int, list[int]]
 
 def evaluate(
     model: str | Path,
-    reference: str | Path,
+    reference: str | Path | None = None,
     *,
+    adapter_path: AdapterPaths = (),
+    adapter_scale: Scales = 1.0,
+    reference_adapters: Sequence[WeightedAdapter] = (),
     data: str | Path | None = None,
     dtype: mx.Dtype | str = "float32",
     max_tokens: int = MAX_TOKENS,
@@ -48,26 +54,34 @@ def evaluate(
     kv: KVQuantization | int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Compares a converted model with its source checkpoint, on texts that neither was tuned on.
+    """Compares a converted model with its source, or a model with an adapter with the one without, on held-out texts.
 
-    `model` and `reference` are folders, hub ids or "demo". `data` is a file of texts (default: the package's held-out
-    texts). A longer text is read in windows of `max_tokens`, each without the ones before.
-    `replies_only` counts the tokens of the last reply of each conversation, and leaves texts without one out.
-    `revision` is the reference's. `kv` (8, 4 or a `KVQuantization`) quantizes the candidate's cache.
-    `progress(done, total)` counts blocks of both models.
+    `model` and `reference` are folders, hub ids or "demo". `adapter_path` and `adapter_scale` are adapters of the
+    model, as for `load`; with them the reference may be None for the model without them. `reference_adapters` are
+    those of the reference. `data` is a file of texts (default: the package's held-out texts). A longer text is read in
+    windows of `max_tokens`, each without the ones before. `replies_only` counts the tokens of the last reply of each
+    conversation, and leaves texts without one out. `revision` is the reference's. `kv` (8, 4 or a `KVQuantization`)
+    quantizes the candidate's cache. `progress(done, total)` counts blocks of both models.
 
     Raises FileNotFoundError and ValueError as `load` does, and ValueError for two models with different vocabularies.
     """
     started = time.perf_counter()
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 2:
         raise ValueError(f"max_tokens must be a whole number of at least 2, not {max_tokens!r}")
+    adapters = read_adapters(adapter_path, adapter_scale)
+    if reference is None and not adapters:
+        raise ValueError("reference is needed: the model to compare with")
     file = HELD_OUT if data is None else Path(data).expanduser()
     passages = read_passages(file)
-    folders = find_folder(model), find_folder(reference, revision)
+    base = find_folder(model if reference is None else reference, revision)
+    folders = base if reference is None else find_folder(model), base
     parts = _encode(passages, folders, max_tokens, replies_only)
     if not parts:
         raise ValueError(f"no {'conversation' if replies_only else 'text'} of {file} has two tokens")
-    candidate, original = (open_checkpoint(folder, Exaone4ForCausalLM) for folder in folders)
+    candidate, original = (
+        with_adapters(open_checkpoint(folder, Exaone4ForCausalLM), own)
+        for folder, own in zip(folders, (adapters, reference_adapters), strict=True)
+    )
     _check_comparable(candidate, original, parts)
     kv = KVQuantization.coerce(kv, candidate.config)
 
@@ -80,11 +94,11 @@ def evaluate(
     )
     results, seconds = _measure(*sides, parts, kv, progress)
     if any(math.isnan(value) for result in results for value in result.kl):
-        raise ValueError(f"{model} or {reference} computes NaN on these texts")
+        raise ValueError(f"{model} or {reference or 'its base'} computes NaN on these texts")
     tokens = sum(len(result.kl) for result in results)
     return Evaluation(
-        model=str(model),
-        reference=str(reference),
+        model=" + ".join([str(model), *(adapter.name for adapter, _ in adapters)]),
+        reference=" + ".join([str(reference or model), *(adapter.name for adapter, _ in reference_adapters)]),
         data=("held-out texts of exaone4_mlx" if file == HELD_OUT else file.name) + ", replies only" * replies_only,
         dtype=str(computed).removeprefix("mlx.core."),
         kv=str(kv or ""),

@@ -48,7 +48,8 @@ class PlannedTensor:
     """The conversion of one weight of the model.
 
     `work` is "copy" (bit for bit), "repack" (the same codes in MLX's layout), "cast", "dequantize", "quantize",
-    "requantize", or "tune" (a weight in full precision whose values distillation changes).
+    "requantize", "fuse" (a weight in full precision with adapters added), or "tune" (one whose values distillation
+    changes).
     """
 
     name: str
@@ -178,6 +179,8 @@ def _planned(
         outputs = _packed(stored, quantization, result)
     else:
         work = "dequantize" if stored.is_quantized else "copy" if result == stored.dtype else "cast"
+        if stored.name in opened.source.changed:
+            work = "fuse"
         if is_tuned and stored.name.endswith(NORM):
             work = "tune"
         outputs = (OutputTensor(stored.name, result, stored.shape),)

@@ -18,11 +18,13 @@ from typing import Any
 from .. import __version__
 from ..files.folders import find_folder
 from ..files.safetensors import read_dtype
+from ..model.adapter import Adapter, WeightedAdapter
 from ..model.network import Exaone4ForCausalLM
 from ..model.pretrained import OpenCheckpoint, open_checkpoint
 from ..text.tokenizer import Tokenizer
+from .adapted_source import adapters_digest, with_adapters
 from .distill import POSITIONS
-from .licence import public_origin, source_card
+from .licence import is_exaone, public_origin, source_card
 from .plan import ConversionPlan, PlannedTensor, make_plan
 from .request import ConversionRequest
 from .search import SLICE_WEIGHTS
@@ -41,7 +43,8 @@ class Conversion:
     """A conversion that is checked and planned, and not yet begun.
 
     `disk_bytes` is the free space that the target's disk must have. `sequences` are the windows of the calibration
-    texts, as token ids. `is_done` says that an earlier run made the folder and only its upload failed.
+    texts, as token ids. `is_done` says that an earlier run made the folder and only its upload failed. `adapters` are
+    added to the weights.
     """
 
     origin: str
@@ -54,6 +57,7 @@ class Conversion:
     free_bytes: int
     is_done: bool
     sequences: Sequence[Sequence[int]]
+    adapters: Sequence[WeightedAdapter] = ()
 
     @property
     def peak_bytes(self) -> int:
@@ -92,6 +96,7 @@ class Conversion:
             "bytes": self.plan.nbytes,
             "source_bytes": self.plan.source_bytes,
             "parameters": self.plan.parameters,
+            "adapters": [describe_adapter(adapter, scale) for adapter, scale in self.adapters],
             "notes": list(self.notes),
             "shards": list(self.plan.shards),
             "tensors": [_describe_tensor(tensor) for tensor in self.plan.tensors],
@@ -104,17 +109,22 @@ def prepare(
     request: ConversionRequest,
     revision: str | None = None,
     dry_run: bool = False,
+    adapters: Sequence[WeightedAdapter] = (),
 ) -> Conversion:
-    """Checks and plans a conversion. With `dry_run` the target may exist, since nothing will be written."""
+    """Checks and plans a conversion of a checkpoint, with `adapters` added to its weights.
+
+    With `dry_run` the target may exist, since nothing will be written.
+    """
     target = Path(os.path.abspath(Path(mlx_path).expanduser()))
     source = find_folder(hf_path, revision)
     if request.upload_repo:
         check_upload_name(request.upload_repo, str(hf_path), source_card(source))
-    opened = open_checkpoint(source, Exaone4ForCausalLM)
+    opened = with_adapters(open_checkpoint(source, Exaone4ForCausalLM), adapters)
     tokenizer = Tokenizer.from_pretrained(source)  # without it the result could not be loaded
     sequences = read_texts(request, tokenizer, opened.config.max_position_embeddings)
     settings, keep_packed, recipe = choose_quantization(opened, request)
-    plan = make_plan(opened, settings, keep_packed, read_dtype(request.dtype), digest_options(request, recipe))
+    options = digest_options(request, recipe) | ({"adapters": adapters_digest(adapters)} if adapters else {})
+    plan = make_plan(opened, settings, keep_packed, read_dtype(request.dtype), options)
     is_done = bool(request.upload_repo) and not request.overwrite and _is_result(target, plan, request)
     if not is_done and not dry_run:
         check_target(target, source, request.overwrite)
@@ -127,12 +137,26 @@ def prepare(
         request=request,
         opened=opened,
         plan=plan,
-        notes=notes_on(opened, plan, request),
+        notes=(*notes_on(opened, plan, request), *naming_notes(target, str(hf_path), source, adapters)),
         disk_bytes=plan.nbytes + DISK_MARGIN,
         free_bytes=shutil.disk_usage(existing).free + held,
         is_done=is_done,
         sequences=sequences,
+        adapters=tuple(adapters),
     )
+
+
+def naming_notes(target: Path, origin: str, source: Path, adapters: Sequence[WeightedAdapter]) -> tuple[str, ...]:
+    """The rule of EXAONE's licence for the name of a derivative, where a fused folder has another name."""
+    if not adapters or target.name.startswith("EXAONE") or not is_exaone(origin, source_card(source)):
+        return ()
+    return (f'the licence asks that the name of a derivative begins with "EXAONE": rename {target.name} to publish it',)
+
+
+def describe_adapter(adapter: Adapter, scale: float) -> dict[str, Any]:
+    config = adapter.config
+    about: dict[str, Any] = {"name": public_origin(adapter.name), "type": config.fine_tune_type, "scale": scale}
+    return about if config.fine_tune_type == "full" else about | {"rank": config.rank}
 
 
 def _describe_tensor(tensor: PlannedTensor) -> dict[str, Any]:

@@ -40,7 +40,10 @@ def choose_quantization(
                 f"{opened.folder} is stored as {opened.source.format}; use dequantize (-d) to get full precision"
             )
         return {}, False, "full precision"
-    exact = {tensor.name: tensor.exact for tensor in quantized if tensor.exact}
+    changed = opened.source.changed  # keep their bits, but not their codes
+    exact = {tensor.name: kept for tensor in quantized if (kept := tensor.exact or changed.get(tensor.name))}
+    if changed and not quantized and not request.names_quantization:
+        return {}, False, "full precision"
     if exact and not request.names_quantization:
         shapes = {tensor.name: tensor.shape for tensor in quantized}
         name = "as stored" if len(exact) == len(shapes) else "4bit"
@@ -93,7 +96,7 @@ def notes_on(opened: OpenCheckpoint, plan: ConversionPlan, request: ConversionRe
             "a conversion of the original checkpoint would be more accurate"
         )
     left = [t.name for t in plan.tensors if t.quantization is None and len(t.shape) == 2]
-    if left and (request.names_quantization or not packed) and request.quantize and not request.dequantize:
+    if left and (request.names_quantization or not packed) and plan.options["recipe"] != "full precision":
         notes.append(
             f"{len(left)} matrices stay in full precision, {left[0]} for example: their rows do not divide into groups"
         )

@@ -20,7 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from .adapter import WeightedAdapter, adapted_rows, is_number, projection_shapes
+from .adapter import WeightedAdapter, adapted_rows, check_adapters, projection_shapes
 
 BLOCK_ROWS = 1024  # of a weight that are dequantized at a time
 
@@ -71,12 +71,7 @@ def put_on(model: Any, given: Sequence[WeightedAdapter], before: ActiveAdapters)
 
     Everything is checked and computed before the model changes. Raises ValueError that names the adapter and the array.
     """
-    for adapter, scale in given:
-        if not is_number(scale):
-            raise ValueError(f"the scale of {adapter.name} must be a number, not {scale!r:.99}")
-        adapter.check(model.config)
-        if adapter.config.fine_tune_type == "full" and len(given) > 1:
-            raise ValueError(f"{adapter.name} has whole weights: it cannot be combined with another adapter")
+    check_adapters(given, model.config)
     names = projection_shapes(model.config)
     modules = {name: bare(module) for name, module in model.named_modules() if name in names}
     plain = {**dict(bare_parameters(model)), **before.replaced}

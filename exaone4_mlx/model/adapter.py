@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import mlx.core as mx
@@ -90,6 +90,10 @@ class Adapter:
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays.values())
 
+    def with_base(self, base: str) -> Adapter:
+        """The adapter with another name of its base."""
+        return replace(self, config=replace(self.config, base=base))
+
     def check(self, config: Exaone4Config) -> None:
         """Raises ValueError that names the array, unless every array is for a model of `config`, with the rank given.
 
@@ -146,6 +150,16 @@ def adapted_rows(given: Sequence[WeightedAdapter], name: str, weight: mx.array, 
             change, gain = adapter.rows(module, weight, start)
             total = total + share * (change if gain is None else gain[:, None] * (weight + change) - weight)
     return total
+
+
+def check_adapters(given: Sequence[WeightedAdapter], config: Exaone4Config) -> None:
+    """Raises ValueError that names the adapter and the array, for one that a model of `config` cannot have."""
+    for adapter, scale in given:
+        if not is_number(scale):
+            raise ValueError(f"the scale of {adapter.name} must be a number, not {scale!r:.99}")
+        adapter.check(config)
+        if adapter.config.fine_tune_type == "full" and len(given) > 1:
+            raise ValueError(f"{adapter.name} has whole weights: it cannot be combined with another adapter")
 
 
 def projection_shapes(config: Exaone4Config) -> dict[str, tuple[int, int]]:
