@@ -16,7 +16,7 @@ def add_adapter_flags(flags: argparse.ArgumentParser | argparse._ArgumentGroup) 
         action="append",
         default=[],
         metavar="PATH",
-        help="put this adapter onto the model: a folder or a hub id, of mlx-lm's format or PEFT's; may be repeated",
+        help="an adapter: a folder or a hub id; may be repeated",
     )
     flags.add_argument(
         "--adapter-scale",

@@ -92,8 +92,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> Flags:
     memory = parser.add_argument_group("memory")
     add_max_kv_size_flag(
         memory,
-        "maximum number of tokens in the caches, prompt and reply together; a longer prompt is refused and a longer "
-        "reply is cut off, but nothing is dropped (default: the context length of the model)",
+        "maximum number of tokens of prompt and reply together; a longer prompt is refused, a longer reply is cut off, "
+        "nothing is dropped (default: the context length)",
     )
     add_kv_flags(memory)
     add_ignore_memory_flag(memory)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..text.format import size_text
 from .adapter_flags import find_adapters
-from .convert import convert_command
 from .flags import read_kv
 from .output import log, note, progress_bar
 
@@ -208,6 +207,8 @@ def load(files: ModelFiles, options: argparse.Namespace) -> ReadyModel:
             f"loaded in {time.perf_counter() - started:.2f} s"
         )
     if options.q_bits is not None:
+        from .convert import convert_command
+
         note(
             f"quantized to {options.q_bits} bits while loading; this command stores the model with a smaller error: "
             f"{convert_command(options)}"
