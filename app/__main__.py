@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from exaone4_mlx.cli.adapter_flags import adapter_options, add_adapter_flags
 from exaone4_mlx.cli.flags import (
     DEFAULT_MODEL,
+    CommandParser,
+    HelpAll,
     add_draft_flags,
     add_ignore_memory_flag,
     add_kv_flags,
@@ -56,7 +58,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m app")
 
 
 def parser(program: str = "python -m app") -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program, description="EXAONE 4.0 as a chat in the browser, on this computer.")
+    parser = CommandParser(prog=program, description="EXAONE 4.0 as a chat in the browser, on this computer.")
+    parser.command = "app"
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="PATH", help='a folder, a hub id, or "demo" (default: %(default)s)'
     )
@@ -111,6 +114,7 @@ def parser(program: str = "python -m app") -> argparse.ArgumentParser:
         "--data-dir", type=Path, metavar="FOLDER", help="where conversations are kept (default: the user's data folder)"
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--help-all", action=HelpAll, nargs=0, help="show all options and exit")
     memory = parser.add_argument_group("memory")
     add_kv_flags(memory)
     add_prompt_cache_flags(memory)

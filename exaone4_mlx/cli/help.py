@@ -29,7 +29,7 @@ COMMON = {
         "exaone4-mlx fuse --model demo --adapter-path my-adapter --q-bits 4 --evaluate",
     ),
     "evaluate": (
-        "--model --reference --adapter-path --data --replies-only --max-tokens --dtype --json",
+        "--model --reference --adapter-path --data --replies-only --max-tokens --json",
         "exaone4-mlx evaluate --model mlx_model --reference LGAI-EXAONE/EXAONE-4.0-1.2B",
         "exaone4-mlx evaluate --model demo --reference demo --kv-bits 8",
     ),
@@ -42,6 +42,11 @@ COMMON = {
         "--model --peer -p -g -d --repeat --format",
         "exaone4-mlx bench --model demo --peer mlx-lm",
         "exaone4-mlx bench --model mlx_model -p 512,4096 -g 128 -d 0,8192",
+    ),
+    "app": (
+        "--model --host --port --password --tools --mcp-config --system-prompt --thinking",
+        "exaone4-mlx app --model demo",
+        "exaone4-mlx app --model mlx_model --host 0.0.0.0 --password",
     ),
     "serve": (
         "--model --host --port --api-key --thinking --max-kv-size --q-bits --adapter-path --max-running",

@@ -61,12 +61,14 @@ def fit_html(fit: Fit) -> str:
     return rows_html(
         {
             "context": f"{fit.max_kv_size:,} tokens",
+            **({"conversations": f"{fit.batch_size:,}"} if fit.batch_size > 1 else {}),
             "weights": size_text(fit.weights_bytes),
             "global cache": size_text(fit.global_cache_bytes),
             "local windows": size_text(fit.local_window_bytes),
             "rewind reserve and slack": size_text(fit.local_reserve_bytes),
             "prefill transient": size_text(fit.prefill_bytes),
             **({"draft model": size_text(fit.draft_bytes)} if fit.draft_bytes else {}),
+            **({"earlier prompts": size_text(fit.prompt_cache_bytes)} if fit.prompt_cache_bytes else {}),
             "total": size_text(fit.total_bytes),
             f"fits into {size_text(fit.memory_bytes)}": "yes" if fit.fits else "no",
             "largest context that fits": f"{fit.largest_context:,} tokens" if fit.largest_context else "none",

@@ -34,6 +34,15 @@ def test_help_needs_neither_gradio_nor_mlx() -> None:
     assert status == 0 and "heavy: []" in out, out
 
 
+def test_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            main([flag])
+    short, _, long = capsys.readouterr().out.partition("all options.\n")
+    assert len(short.splitlines()) <= 24 and max(map(len, short.splitlines())) <= 80, short
+    assert "--ignore-memory" in long and "--ignore-memory" not in short
+
+
 def test_logic_of_the_app_needs_no_gradio() -> None:
     code = (
         "import sys; sys.modules['gradio'] = None\n"

@@ -1,0 +1,4 @@
+from .cli.program import run_program
+
+if __name__ == "__main__":
+    run_program("fuse")
