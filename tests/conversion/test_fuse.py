@@ -85,6 +85,7 @@ def test_without_options_the_form_is_that_of_the_base(adapter: Path, tmp_path: P
     assert distance(logits(tmp_path / "out"), exact) < distance(logits(tmp_path / "base"), exact)
 
 
+@pytest.mark.heavy
 def test_error_search_loses_less_than_minimum_and_maximum(adapter: Path, texts: Path, tmp_path: Path) -> None:
     found = {}
     for search in (True, False):
@@ -99,6 +100,7 @@ def test_error_search_loses_less_than_minimum_and_maximum(adapter: Path, texts: 
     assert found[True] < found[False]
 
 
+@pytest.mark.heavy
 def test_evaluate_compares_with_the_model_without_the_adapter(adapter: Path, texts: Path, tmp_path: Path) -> None:
     found = evaluate("demo", adapter_path=adapter, data=texts)
     fuse("demo", adapter, tmp_path / "out", dtype="float32")
