@@ -61,14 +61,12 @@ def test_every_documented_name_has_a_place(shared: Path) -> None:
 
 
 def test_flags_that_it_names_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    known = set()
-    for command in COMMANDS:
-        with pytest.raises(SystemExit):
-            cli.main([command, "--help-all"])
-        known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
-    from app.__main__ import parser
+    from app.__main__ import main as app
 
-    known |= set(re.findall(r"--[\w-]+", parser().format_help()))
+    for program, *command in [[cli.main, command] for command in COMMANDS] + [[app]]:
+        with pytest.raises(SystemExit):
+            program([*command, "--help-all"])
+    known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     for name in PAGES.keys() - {"measurements"}:  # that page has commands of other programs
         named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", PAGES[name]))
         assert named <= known | OF_OTHER_PROGRAMS, f"{name}: {named - known - OF_OTHER_PROGRAMS}"
