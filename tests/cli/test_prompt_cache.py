@@ -20,6 +20,7 @@ def cached(capsys: Any, *arguments: str) -> int:
     return json.loads(output(capsys, *PROMPT, *arguments))["cached_tokens"]
 
 
+@pytest.mark.heavy
 def test_generate_continues_from_the_folder(capsys: Any, tmp_path: Path) -> None:
     folder = ["--prompt-cache-dir", str(tmp_path / "store"), "--system-prompt", "You are kind. " * 20]
     assert cached(capsys, *folder) == 0

@@ -47,6 +47,7 @@ def test_a_lost_rank_ends_the_other_with_its_name(tmp_path: Path, moment: tuple[
     assert [file.name for file in tmp_path.iterdir()] == ["hosts.json"], "nothing else is written"
 
 
+@pytest.mark.heavy
 def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
     command = [*ENDLESS[:-1], "1"]
     with Launched(command, tmp_path, ranks=[0]) as launched:
@@ -107,6 +108,7 @@ def test_silence_is_found(pair: Any) -> None:
     assert reasons == ["rank 3 (mac3) has been silent for 1 s: it is stopped or cannot be reached"]
 
 
+@pytest.mark.heavy
 def test_a_rank_without_progress_is_found_and_one_without_work_is_not(pair: Any) -> None:
     watchdog, theirs, reasons = pair()
     for _ in range(12):
@@ -147,6 +149,7 @@ def test_a_rank_that_leaves_is_not_lost(pair: Any) -> None:
     assert not reasons
 
 
+@pytest.mark.heavy
 def test_a_call_of_mlx_that_takes_too_long_is_named(pair: Any) -> None:
     watchdog, theirs, reasons = pair()
     with watchdog.limited("the last sum"):

@@ -202,6 +202,7 @@ def test_a_chunk_takes_about_the_same_time_while_others_wait() -> None:
     assert batch.chunk_size(2048) == 100
 
 
+@pytest.mark.heavy
 def test_the_prompt_of_a_draft_model_is_read_in_chunks_between_steps(
     demo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

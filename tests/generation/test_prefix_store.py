@@ -85,7 +85,7 @@ def run_schedule(seed: int, model: Any, tokenizer: Tokenizer, store: PrefixStore
     return reused
 
 
-@pytest.mark.parametrize("seed", mostly_heavy(range(16), 3))
+@pytest.mark.parametrize("seed", mostly_heavy(range(16), 1))
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_any_schedule_of_conversations_gives_the_logits_of_cold_starts(
     seed: int, on_disk: bool, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -103,7 +103,7 @@ def test_any_schedule_of_conversations_gives_the_logits_of_cold_starts(
         assert run_schedule(seed, model, tokenizer, PrefixStore(limit, tmp_path / "store")) > 0
 
 
-@pytest.mark.parametrize("kv", [8, 4])
+@pytest.mark.parametrize("kv", mostly_heavy([8, 4], 1))
 def test_quantized_rows_are_stored_as_they_are(kv: int, tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = small_model(head_dim=32)
     assert run_schedule(1, model, tokenizer, PrefixStore(folder=tmp_path), kv) > 0

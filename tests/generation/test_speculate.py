@@ -255,7 +255,7 @@ def test_the_reply_is_the_same_with_drafts(what: str, how: str, demo: tuple[Any,
 
 
 @pytest.mark.usefixtures("always")
-@pytest.mark.parametrize("how", ["prompt_lookup", "draft_model"])
+@pytest.mark.parametrize("how", mostly_heavy(["prompt_lookup", "draft_model"], 1))
 def test_chat_turns_are_the_same_with_drafts(how: str, demo: tuple[Any, Tokenizer]) -> None:
     """With and without thinking. Draft tokens after the end of a reply are not in the next prompt."""
     greedy = Sampling(temperature=0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import TINY, distance, in_chunks, random_caches, random_ids, small_caches, tiny_model
+from conftest import TINY, distance, in_chunks, mostly_heavy, random_caches, random_ids, small_caches, tiny_model
 
 from exaone4_mlx import Exaone4Config, PromptCache, Tokenizer
 from exaone4_mlx.model import layer as layer_module
@@ -48,7 +48,7 @@ class RoundTrip:
         return self._cache.update(keys, values)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_heavy(KINDS, 3))
 @pytest.mark.parametrize("cuts", [[45], [1] * 45, [20, 1, 3, 1, 8, 12]], ids=["whole", "one by one", "mixed"])
 def test_logits_are_those_of_a_plain_cache_given_what_is_stored(kind: str, cuts: list[int]) -> None:
     kv, rng = KINDS[kind], random.Random(kind)

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from conftest import distance, in_a_thread, random_ids, tiny_model
+from conftest import distance, in_a_thread, mostly_heavy, random_ids, tiny_model
 from mlx.optimizers import SGD
 from mlx.utils import tree_flatten, tree_map
 
@@ -129,7 +129,7 @@ def modules_replaced(model: Any) -> None:
 CHANGES = [scaled, updated, norm_replaced, trained, embedding_replaced, modules_replaced, quantized, biased, adapted]
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", mostly_heavy(CHANGES, 5))
 def test_replaced_weights_count_from_the_next_fused_form(change: Callable[[Any], Any]) -> None:
     model = tiny_model(**WIDE)
     before = model.fused()

@@ -52,6 +52,7 @@ def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
+@pytest.mark.heavy
 def test_two_keys_share_nothing_unless_that_is_wanted(serving: Any) -> None:
     for shared in (False, True):
         options = {"salt_of": lambda client: ""} if shared else {}

@@ -84,6 +84,7 @@ def test_a_call_that_turns_out_to_be_none_stays_incomplete_and_its_text_is_the_a
     assert blocks[0]["delta"]["stop_reason"] == "end_turn"
 
 
+@pytest.mark.heavy
 def test_clients_read_the_stream(saying: Callable[..., Any]) -> None:
     openai, anthropic = pytest.importorskip("openai"), pytest.importorskip("anthropic")
     served = saying(CALL)

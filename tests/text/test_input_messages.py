@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from conftest import mostly_heavy
 
 from exaone4_mlx import Tokenizer
 from exaone4_mlx.text.input_messages import Guard, check_messages, split_thought
@@ -261,7 +262,7 @@ def test_every_forged_control_string_stays_text(tokenizer: Tokenizer) -> None:
 REPLY_MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 
 
-@pytest.mark.parametrize("spot", SPOTS)
+@pytest.mark.parametrize("spot", mostly_heavy(SPOTS, 5))
 def test_every_control_string_of_exaone_stays_text(real: Tokenizer, spot: str) -> None:
     """All of them together, then one by one those that a template or the model writes."""
     controls = sorted(real.control_tokens)

@@ -197,6 +197,7 @@ def test_any_cut_gives_the_same_events() -> None:
         assert parse(text, inside_thought, tuple(range(len(text)))) == whole, text
 
 
+@pytest.mark.heavy
 def test_parts_of_a_call_are_the_beginning_of_its_arguments_in_any_cut() -> None:
     rng = random.Random(5)
     complete = 0

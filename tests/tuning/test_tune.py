@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import distance, random_ids
+from conftest import distance, mostly_heavy, random_ids
 from mlx.utils import tree_flatten
 
 from exaone4_mlx import CheckpointError, load, tune
@@ -125,7 +125,7 @@ def interrupted(student: Any, lessons: Any, folder: Path, step: int, **options: 
 
 
 @pytest.mark.parametrize("kind", ["lora", *(pytest.param(kind, marks=pytest.mark.heavy) for kind in ("dora", "full"))])
-@pytest.mark.parametrize("is_best_first", [False, True])
+@pytest.mark.parametrize("is_best_first", mostly_heavy([True, False], 1))
 def test_a_resumed_run_ends_with_the_same_bytes(
     kind: str, is_best_first: bool, student: Any, lessons: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
