@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from conftest import ROLL_DICE, Always
+from conftest import ROLL_DICE, Always, mostly_heavy
 
 from exaone4_mlx import Sampling, ToolCall, generate, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
@@ -46,7 +46,7 @@ def reply(model: tuple[Any, Any], prompt: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("thinking", [False, True], ids=["plain", "thinking"])
-@pytest.mark.parametrize("question", ANSWERS)
+@pytest.mark.parametrize("question", mostly_heavy(ANSWERS, 4))
 def test_answers(demo: Any, question: str, thinking: bool) -> None:
     answered = reply(demo, question, thinking=thinking)
     assert (answered.text, answered.finish_reason) == (ANSWERS[question], "stop")

@@ -593,6 +593,7 @@ def test_damaged_weights_leave_the_model_in_use(state: AppState, folder: Path) -
     assert say(state.tab("one").session, "Hi").messages[-1]["content"] == "ok"
 
 
+@pytest.mark.heavy
 def test_without_room_for_both_the_old_model_goes_first(make: Any, held: Any, scripted: Any, monkeypatch: Any) -> None:
     tight(monkeypatch)
     state = make(model=fresh(ENDLESS, pause=0.005))
@@ -608,6 +609,7 @@ def test_without_room_for_both_the_old_model_goes_first(make: Any, held: Any, sc
     assert session._chat.model is state.engine.loaded.model
 
 
+@pytest.mark.heavy
 def test_old_model_is_loaded_again_when_the_other_fails(make: Any, held: Any, monkeypatch: Any) -> None:
     tight(monkeypatch)
     state = make()
@@ -621,6 +623,7 @@ def test_old_model_is_loaded_again_when_the_other_fails(make: Any, held: Any, mo
     assert len(say(state.tab("one").session, "Still there?").messages) == 4
 
 
+@pytest.mark.heavy
 def test_where_nothing_can_be_loaded_any_more_that_is_said_and_can_be_mended(
     make: Any, held: Any, monkeypatch: Any
 ) -> None:
@@ -663,6 +666,7 @@ def test_reply_under_way_ends_on_the_model_it_began_with(make: Any, held: Any, s
     until(lambda: gc.collect() is not None and before() is None, "the old model is gone")
 
 
+@pytest.mark.heavy
 def test_without_room_other_tabs_have_to_wait(make: Any, held: Any, monkeypatch: Any) -> None:
     tight(monkeypatch)
     state = make()
@@ -754,6 +758,7 @@ def load_tokenizer_of_other_words(folder: Path) -> Any:
     return Tokenizer.from_pretrained(folder)
 
 
+@pytest.mark.heavy
 def test_weights_beyond_the_memory_are_not_loaded(make: Any, held: Any, monkeypatch: Any) -> None:
     """Before anything is ended or let go for them."""
     held.go_on.set()

@@ -87,6 +87,7 @@ run_program()
 """
 
 
+@pytest.mark.heavy
 def test_the_second_ctrl_c_ends_a_chat_and_restores_the_terminal(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     before = termios.tcgetattr(slave)

@@ -173,6 +173,7 @@ def test_a_prompt_that_is_not_text_is_refused() -> None:
     assert (done.returncode, done.stderr) == (1, b"error: --prompt is not UTF-8 text\n")
 
 
+@pytest.mark.heavy
 def test_closed_standard_streams_are_no_error() -> None:
     command = " ".join([*PROGRAM, *GENERATE, "-p Hello -m 3"])
     for redirection in (">&-", "2>&-", "<&-"):

@@ -123,6 +123,7 @@ def test_modules_and_files_of_a_part_are_refused(tmp_path: Path, tokenizer: Any)
         model.set_adapters()
 
 
+@pytest.mark.heavy
 def test_a_rank_with_other_flags_is_named(tmp_path: Path) -> None:
     command = ["-m", "exaone4_mlx.generate", "--model", "demo", "--prompt", "x", "--rank-timeout", "30"]
     with Launched(command, tmp_path, ranks=[0]) as launched:

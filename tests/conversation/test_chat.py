@@ -782,6 +782,7 @@ def waiting(begun: Callable[[], None], leave: threading.Event) -> Callable[[str]
     return wait
 
 
+@pytest.mark.heavy
 def test_slow_tool_is_left_after_its_time_and_blocks_no_other_chat(scripted: Any) -> None:
     entered, leave = threading.Event(), threading.Event()
     script = scripted(call_text("wait", city="x"), "other chat", "Well.")

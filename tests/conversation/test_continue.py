@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import call_text, roll_dice, small_caches, tiny_model
+from conftest import call_text, mostly_heavy, roll_dice, small_caches, tiny_model
 
 from exaone4_mlx import Chat, Done, Thinking, Tokenizer, ToolCall
 from exaone4_mlx.conversation.begun import begun_reply
@@ -34,7 +34,7 @@ def cut_and_continued(whole: Chat, chat: Chat, count: int, **options: Any) -> Do
     return done
 
 
-@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("thinking", mostly_heavy([True, False], 1))
 def test_a_reply_that_was_cut_anywhere_becomes_the_whole_one(demo: Any, thinking: bool) -> None:
     """In the thought, at its end, in the answer. The model reads the token after which the reply was cut, again."""
     options: dict[str, Any] = {"temperature": 0, "thinking": thinking}

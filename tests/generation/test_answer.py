@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import Always, random_ids, roll_dice, tiny_model
+from conftest import Always, mostly_heavy, random_ids, roll_dice, tiny_model
 
 from exaone4_mlx import Chat, Options, Sampling, Tokenizer, ToolCall, generate
 from exaone4_mlx.generation import constrain
@@ -59,6 +59,7 @@ def test_random_answers_follow_their_formats(tokenizer: Tokenizer) -> None:
         assert re.fullmatch("yes|no, [a-c]{1,3}", sampled(tokenizer, {"type": "grammar", "grammar": grammar}, rng))
 
 
+@pytest.mark.heavy
 def test_a_grammar_that_costs_too_much_is_refused(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constrain, "COMPILE_SECONDS", 1)
     rules = "\n".join(f'r{n}: "a" r{n + 1} | "b" r{n + 1}' for n in range(20_000))
@@ -76,7 +77,7 @@ def test_a_grammar_that_costs_too_much_is_refused(tokenizer: Tokenizer, monkeypa
         assert len(str(caught.value)) < 700
 
 
-@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("thinking", mostly_heavy([True, False], 1))
 def test_the_answer_of_a_model_follows_the_schema_after_its_thought(thinking: bool, demo: Any) -> None:
     """The demo was never trained to write such JSON."""
     replies = []

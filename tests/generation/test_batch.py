@@ -307,6 +307,7 @@ def test_a_failing_reply_does_not_end_the_others(demo: Any) -> None:
     assert first.text + "".join(getattr(event, "text", "") for event in good) == expected
 
 
+@pytest.mark.heavy
 def test_a_short_reply_does_not_wait_for_a_long_prompt(demo: Any) -> None:
     """Those that decode take steps between the chunks of a newcomer's prompt."""
     order: list[str] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import ROOT, Greedy, greedy_tokens, random_ids, small_caches, tiny_model
+from conftest import ROOT, Greedy, greedy_tokens, mostly_heavy, random_ids, small_caches, tiny_model
 from speculation import Chain, speculative
 
 from exaone4_mlx import Tokenizer
@@ -18,7 +18,7 @@ from exaone4_mlx.generation.draft import LOOKUP_DRAFTS, DraftModel, DraftSchedul
 # --- a draft model ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [1, 12, 30])
+@pytest.mark.parametrize("length", mostly_heavy([12, 1, 30], 1))
 def test_a_draft_model_changes_no_token_and_saves_steps(length: int) -> None:
     model, draft = tiny_model(), tiny_model()
     draft.model.norm.weight = draft.model.norm.weight * (1 + 0.2 * mx.random.normal((32,), key=mx.random.key(0)))

@@ -71,7 +71,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", mostly_heavy(WAYS, 3))
 def test_a_seed_gives_the_same_tokens_with_and_without_drafts(way: str) -> None:
     """Also with penalties: each position counts the draft tokens before it."""
     model, prompt = small_caches(tiny_model(), reserve=12, slack=5), random_ids(20)[0].tolist()

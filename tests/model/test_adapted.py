@@ -161,6 +161,7 @@ def test_wrong_scales_are_named() -> None:
         model.set_adapters(adapter_for(model), "1")  # type: ignore[arg-type]
 
 
+@pytest.mark.heavy
 def test_layers_of_a_trainer_must_be_taken_off_first() -> None:
     from mlx_lm.tuner.utils import linear_to_lora_layers
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import pytest
-from conftest import distance, random_ids, tiny_model
+from conftest import distance, mostly_heavy, random_ids, tiny_model
 from documented import GOLDENS, HEADS, PADDED, PADDINGS, POSITION, arrays, config_of, labels_for, outputs_of, texts
 from mlx.utils import tree_flatten
 
@@ -221,7 +221,7 @@ def test_the_padding_token_is_not_trained() -> None:
     assert rows[given["input_ids"][0, PADDED]].item() > 0
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", mostly_heavy(HEADS, 1))
 def test_heads_can_be_trained_saved_and_read(head: str, tmp_path: Path) -> None:
     """A few steps of AdamW in training mode lower the loss. The saved folder gives the same network."""
     mx.random.seed(1)

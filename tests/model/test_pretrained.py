@@ -113,6 +113,7 @@ def test_saving_draws_no_random_numbers(tmp_path: Path) -> None:
     assert mx.array_equal(drawn, mx.random.normal((4,)))
 
 
+@pytest.mark.heavy
 def test_a_quantized_folder_is_read_as_any_network_and_saved(tmp_path: Path, hf_folder: Path) -> None:
     exaone4_mlx.convert(hf_folder, tmp_path / "mlx")
     model = exaone4_mlx.load(tmp_path / "mlx")[0]

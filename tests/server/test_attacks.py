@@ -132,6 +132,7 @@ def test_a_client_that_reads_nothing_loses_its_reply(monkeypatch: pytest.MonkeyP
     asyncio.run(run())
 
 
+@pytest.mark.heavy
 def test_a_head_that_does_not_come_is_not_waited_for(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "HEAD_SECONDS", 0.2)
     chat = {"messages": HELLO, "max_tokens": 300, "min_tokens": 250, "stream": True}

@@ -65,6 +65,7 @@ SLOW: list[tuple[Any, Any]] = [
 ]
 
 
+@pytest.mark.heavy
 def test_no_schema_takes_longer_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "CHECK_SECONDS", 0.3)
     monkeypatch.setattr(argument_errors, "__defaults__", (0.3,))

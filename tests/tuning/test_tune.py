@@ -39,7 +39,7 @@ def test_losses_fall_and_the_adapter_is_on_the_model(student: Any, lessons: Any)
     assert set(now) == set(weights) and all(mx.array_equal(now[name], weights[name]).item() for name in weights)
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "full"])
+@pytest.mark.parametrize("kind", mostly_heavy(["dora", "full", "lora"], 1))
 def test_the_adapter_on_the_model_has_the_loss_of_the_trained_one(kind: str, student: Any, lessons: Any) -> None:
     model, tokenizer = student
     result = tune(model, tokenizer, lessons | {"test": lessons["valid"]}, fine_tune_type=kind, **FAST)
