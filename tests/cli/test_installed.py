@@ -82,7 +82,7 @@ def test_the_commands_of_the_installed_package(environment: Path) -> None:
     assert str(environment / "venv") in started(environment, "python", "-c", where).stdout
     for command in (("exaone4-mlx", "app", "--help"), ("python", "-m", "exaone4_mlx.app", "--help")):
         shown = started(environment, *command)
-        assert shown.returncode == 0 and "--no-browser" in shown.stdout, shown
+        assert shown.returncode == 0 and "--mcp-config" in shown.stdout, shown
     hidden = "import sys; sys.modules['gradio'] = None; from exaone4_mlx.cli.main import main; sys.exit(main(['app']))"
     without = started(environment, "python", "-c", hidden)
     assert without.stderr == "error: the app needs gradio: pip install 'exaone4_mlx[app]'\n", without
