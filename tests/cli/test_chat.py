@@ -263,7 +263,7 @@ def test_ctrl_c_stops_a_tool_and_restores_the_terminal(tmux: Tmux, tmp_path: Pat
     assert "run it?" not in text
     assert tmux._run("display", "-p", "-t", tmux.name, "#{cursor_flag}").strip() == "1"
     tmux.keys("C-c")
-    tmux.wait_for("Ctrl-C again")
+    tmux.wait_for("press Ctrl-C again")
     tmux.keys("C-c")
     tmux.wait_for(r"^code 0")
     tmux.wait_for(r"(^|\s)echo\b")  # stty ends after the program
