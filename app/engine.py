@@ -73,9 +73,9 @@ class ChatEngine:
         that `is_shared` has other users, and is not replaced. `adapters` are arguments of `load`, for the model `given`
         alone.
         """
-        self._prefixes = PrefixStore() if prefixes is None else prefixes
-        self._prefix_bytes = self._prefixes.max_bytes
-        self._prefixes.max_bytes = min(self._prefix_bytes, loaded.fit.store_bytes)
+        self.prefixes = PrefixStore() if prefixes is None else prefixes
+        self._prefix_bytes = self.prefixes.max_bytes
+        self.prefixes.max_bytes = min(self._prefix_bytes, loaded.fit.store_bytes)
         #: The open conversations. The state sets it.
         self.sessions: Callable[[], Sequence[Session]] = tuple
         #: Ends other work on the model before it is released. The state sets it.
@@ -235,7 +235,7 @@ class ChatEngine:
 
     def _use(self, loaded: LoadedModel) -> None:
         self._loaded, self._used = loaded, (loaded.choice.path, loaded.fit)
-        self._prefixes.max_bytes = min(self._prefix_bytes, loaded.fit.store_bytes)
+        self.prefixes.max_bytes = min(self._prefix_bytes, loaded.fit.store_bytes)
         self._release_all()
 
     def _unload(self) -> None:
@@ -249,7 +249,7 @@ class ChatEngine:
     def _release_all(self) -> None:
         for session in self.sessions():
             session.release()
-        self._prefixes.clear()
+        self.prefixes.clear()
         gc.collect()
         mx.clear_cache()
 
@@ -268,7 +268,7 @@ class ChatEngine:
             overflow="drop_oldest",
             max_kv_size=min(loaded.context, loaded.model.config.max_position_embeddings),
             kv=KVQuantization.read(loaded.model.config, **self._kv),
-            prefix_store=self._prefixes,
+            prefix_store=self.prefixes,
             **drafting,
         )
 
@@ -295,7 +295,7 @@ class ChatEngine:
         if loaded.draft is not None:
             weights += loaded.draft.weights_bytes
             local += max(0, needs.draft_bytes - loaded.draft.weights_bytes)
-        room = (needs.memory_bytes - weights) / 2 - self._prefixes.nbytes - row * session.context_tokens - local
+        room = (needs.memory_bytes - weights) / 2 - self.prefixes.nbytes - row * session.context_tokens - local
         kept = 1
         for other in resting:
             if other is session or other.running or not other.has_caches:

@@ -261,6 +261,7 @@ def _settled(state: Any) -> None:
         gc.collect()
         time.sleep(0.2)
     assert not state.open_tabs, "clients that are gone still count"
+    state.engine.prefixes.clear()  # which has what was read, for conversations that are opened again
     gc.collect()
 
 

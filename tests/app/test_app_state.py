@@ -478,7 +478,7 @@ def test_memory_is_back_when_all_tabs_are_gone(state: AppState) -> None:
     for number in range(4):
         state.leave(f"{number}")
     until(lambda: not state._sessions, "all are closed")
-    state.engine._prefixes.clear()  # which has what was read for conversations that are opened again
+    state.engine.prefixes.clear()  # which has what was read for conversations that are opened again
     until(lambda: gc.collect() is not None and memory_in_use() <= before, f"{memory_in_use()} back to {before}")
 
 
