@@ -102,6 +102,7 @@ def pair() -> Iterator[Callable[[float], tuple[Watchdog, socket.socket, list[str
         until(lambda peer=peer: peer.is_closed)
 
 
+@pytest.mark.heavy
 def test_silence_is_found(pair: Any) -> None:
     _, _, reasons = pair()
     until(lambda: bool(reasons))

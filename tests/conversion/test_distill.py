@@ -36,6 +36,7 @@ def mean_kl(model: Exaone4ForCausalLM, texts: list[list[int]], targets: list[mx.
     return mx.mean(mx.concatenate(kl)).item()
 
 
+@pytest.mark.heavy
 def test_other_texts_are_predicted_better() -> None:
     model = quantized(4, mx.float32)
     unseen = training_data(10, first=100)

@@ -73,6 +73,7 @@ def test_a_release_loads_as_the_model_with_its_weights(title: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("title", mostly_heavy(TITLES, 1))
+@pytest.mark.heavy
 def test_a_release_is_converted_and_read_by_mlx_lm(title: str, tmp_path: Path) -> None:
     folder, exact = release(tmp_path / "release", title)
     summary = convert(folder, tmp_path / "out", q_bits=8 if title == "FP8 128x128" else None, verify=True)

@@ -33,6 +33,7 @@ def interrupt(*_: Any, **__: Any) -> Any:
     raise KeyboardInterrupt
 
 
+@pytest.mark.heavy
 def test_a_killed_conversion_is_resumed_with_the_same_bytes(tmp_path: Path, whole: dict[str, str]) -> None:
     rng = random.Random(5)
     for _ in range(3):

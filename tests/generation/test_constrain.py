@@ -155,6 +155,7 @@ def test_random_calls_follow_their_schemas(tokenizer: Tokenizer) -> None:
     check_random_calls(tokenizer, uniform(1))
 
 
+@pytest.mark.heavy
 def test_random_calls_in_exaones_own_tokens_follow_their_schemas(real: Tokenizer) -> None:
     check_random_calls(real, uniform(2), sets=10)
 

@@ -74,6 +74,7 @@ def assert_same(ours: Any, theirs: Any, limit: float = 1e-3) -> None:
     ],
     ids=["4 bit", "8 bit", "mxfp4", "unquantized"],
 )
+@pytest.mark.heavy
 def test_mlx_lm_reads_what_we_convert(mlx_lm: Any, tmp_path: Path, options: dict[str, Any]) -> None:
     convert("demo", tmp_path / "ours", search=False, **options)
     # An mxfp4 embedding is bfloat16, and there queries and keys are rounded between norm and weight, as in transformers.
