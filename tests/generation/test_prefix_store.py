@@ -1,18 +1,22 @@
 """The prefix store: what other conversations read gives the logits of a cold start, in memory and from files."""
 
+# ruff: noqa: F811 (pytest fixtures are imported and named as arguments)
+
 from __future__ import annotations
 
 import random
 import stat
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import distance, mostly_heavy, random_ids, small_caches, tiny_model
+import turns
+from conftest import distance, mostly_heavy
+from turns import TURN, cold, ids, tokenizer  # noqa: F401
 
 from exaone4_mlx import Chat, PrefixStore, PromptCache, Tokenizer
-from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation import prefix_folder, prefix_store
 from exaone4_mlx.generation.checkpoints import CheckpointPool
 from exaone4_mlx.generation.pieces import Batch
@@ -20,28 +24,10 @@ from exaone4_mlx.generation.prefix_entry import PrefixEntry, usable_length
 from exaone4_mlx.model.cache import Snapshot
 from exaone4_mlx.model.kv import BUCKET
 
-TURN = 7  # in place of [|user|]
 ROW = 2 * 2 * 16 * 4  # bytes of a token in a layer of the tiny model: key and value, 2 heads of 16 floats
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer.from_pretrained(DEMO_FOLDER)
-    tokenizer.turn_start_ids = frozenset({TURN})
-    return tokenizer
-
-
-def small_model(seed: int = 0, reserve: int = 4, slack: int = 3, **changes: Any) -> Any:
-    """A tiny model of three local layers and a global one, whose caches compact every few tokens."""
-    return small_caches(tiny_model(seed, **({"max_position_embeddings": 900} | changes)), reserve, slack)
-
-
-def ids(length: int, seed: int = 0) -> list[int]:
-    return [id if id != TURN else TURN + 1 for id in random_ids(length, seed)[0].tolist()]
-
-
-def cold(model: Any, prompt: list[int]) -> mx.array:
-    return model(mx.array([prompt]))[:, -1]
+small_model = partial(turns.small_model, max_position_embeddings=900)
 
 
 def fresh(model: Any, tokenizer: Tokenizer, store: PrefixStore, **more: Any) -> PromptCache:

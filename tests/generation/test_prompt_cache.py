@@ -1,5 +1,7 @@
 """Prompt caches: reused tokens give the logits of a cold start, and a file is correct or is not used."""
 
+# ruff: noqa: F811 (pytest fixtures are imported and named as arguments)
+
 from __future__ import annotations
 
 import gc
@@ -14,7 +16,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import ROOT, distance, mostly_heavy, random_ids, small_caches, tiny_model
+from conftest import ROOT, distance, mostly_heavy, tiny_model
+from turns import TURN, cold, ids, small_model, tokenizer  # noqa: F401
 
 from exaone4_mlx import PromptCache, Tokenizer
 from exaone4_mlx.files.folders import DEMO_FOLDER
@@ -23,29 +26,6 @@ from exaone4_mlx.generation.cache_file import weights_digest
 from exaone4_mlx.generation.checkpoints import CheckpointPool
 from exaone4_mlx.generation.prefix_entry import common_prefix
 from exaone4_mlx.model.cache import RotatingKVCache
-
-TURN = 7  # in place of [|user|]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer.from_pretrained(DEMO_FOLDER)
-    tokenizer.turn_start_ids = frozenset({TURN})
-    return tokenizer
-
-
-def small_model(seed: int = 0, reserve: int = 4, slack: int = 3, **changes: Any) -> Any:
-    """A tiny hybrid model whose caches compact every few tokens and can rewind `reserve` tokens."""
-    return small_caches(tiny_model(seed, **({"max_position_embeddings": 600} | changes)), reserve, slack)
-
-
-def ids(length: int, seed: int = 0) -> list[int]:
-    return [id if id != TURN else TURN + 1 for id in random_ids(length, seed)[0].tolist()]
-
-
-def cold(model: Any, prompt: list[int]) -> mx.array:
-    return model(mx.array([prompt]))[:, -1]
-
 
 # --- reuse --------------------------------------------------------------------
 
