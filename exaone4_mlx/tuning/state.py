@@ -62,11 +62,9 @@ def write_state(
 def read_state(file: Path, optimizer: Any, identity: Mapping[str, Any]) -> tuple[Arrays, Arrays, TrainingProgress]:
     """(trained arrays, best arrays, progress) of the file. Sets the state of the optimizer.
 
-    Raises FileNotFoundError if there is none, CheckpointError for a damaged file, and ValueError for another file and
-    for that of another run.
+    The caller has checked that the file exists. Raises CheckpointError for a damaged file, and ValueError for another
+    file and for that of another run.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no {file} to resume from; a run that has ended needs none")
     try:
         loaded: Any = mx.load(str(file), format="safetensors", return_metadata=True)
         arrays, metadata = loaded
