@@ -79,9 +79,10 @@ class Peer:
             self.moved = now
         if self.is_closed:
             return None if self.leaves else f"{self} ended, or its connection was lost"
-        if now - self.heard > timeout:
+        silent = now - self.heard
+        if silent > timeout:
             return f"{self} has been silent for {timeout:g} s: it is stopped or cannot be reached"
-        if now - self.moved > timeout:
+        if now - self.moved > timeout and silent < timeout / 2:  # a silent rank gets the message above, a little later
             return f"{self} has made no progress for {timeout:g} s"
         return None
 

@@ -73,7 +73,7 @@ def test_after_ordinary_lessons_the_demo_still_thinks(spans: str) -> None:
         assert not any(thought.strip() for thought in thoughts), (
             "the broken variant must lose the thoughts, or this test shows nothing"
         )
-        assert moved > 0.1
+        assert moved > 0.05
     print(f"{spans}: held-out replies {before:.3f} -> {before + moved:.3f}, thoughts {thoughts}")
 
 
