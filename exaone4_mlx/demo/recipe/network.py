@@ -71,6 +71,9 @@ DRAFT = CONFIG | {
     "sliding_window_pattern": "LG",
 }
 
+# The layout of EXAONE 4.0 1.2B: no window, RoPE on all layers.
+ALL_GLOBAL = CONFIG | {"layer_types": ["full_attention"] * 8, "sliding_window": None, "sliding_window_pattern": None}
+
 
 def build(seed, config=CONFIG):
     """A model with its first weights: every branch starts at the scale of the embedding."""
@@ -150,7 +153,9 @@ def hidden_states(model, tokens, dtype=torch.bfloat16):
     masks = Masks(L, config.num_attention_heads // config.num_key_value_heads, config.sliding_window, dtype)
     x = F.embedding(tokens, model.model.embed_tokens.weight).to(dtype)
     for layer, kind in zip(model.model.layers, config.layer_types, strict=False):
-        attended = attention(layer.self_attn, x, (cos, sin) if kind == "sliding_attention" else None, masks, config)
+        local = kind == "sliding_attention"
+        rotation = (cos, sin) if local or config.sliding_window is None else None
+        attended = attention(layer.self_attn, x, rotation, masks, config, local)
         x = x + Norm.apply(attended, layer.post_attention_layernorm.weight, config.rms_norm_eps)
         gate, up = F.linear(x, torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]).to(dtype)).chunk(2, -1)
         widened = F.linear(F.silu(gate) * up, layer.mlp.down_proj.weight.to(dtype))
@@ -163,10 +168,12 @@ class Masks:
 
     def __init__(self, length, repeats, window, dtype):
         self.window, self.repeats = window, repeats
-        self.blocked = length > 2 * window  # below that, blocks would save nothing
+        self.blocked = window is not None and length > 2 * window  # below that, blocks would save nothing
         row = torch.arange(length)
         distance = row[:, None] - row[None]
         self.causal = self.tensor(distance >= 0, dtype)  # (R L, L)
+        if window is None:
+            return
         self.local = self.tensor((distance >= 0) & (distance < window), dtype)
         # In a block, queries W..2W-1 see keys 0..2W-1: the block before, and their own.
         distance = torch.arange(window, 2 * window)[:, None] - torch.arange(2 * window)[None]
@@ -179,8 +186,8 @@ class Masks:
         return torch.where(seen, 0.0, -30000.0).repeat(self.repeats, 1).to(dtype)
 
 
-def attention(module, x, rotation, masks, config):
-    """One attention layer, x (B, L, hidden) -> (B, L, hidden). No `rotation`: a global layer, without RoPE."""
+def attention(module, x, rotation, masks, config, local):
+    """One attention layer, x (B, L, hidden) -> (B, L, hidden), with a window where it is `local`."""
     B, L, _ = x.shape
     H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     projections = torch.cat([module.q_proj.weight, module.k_proj.weight, module.v_proj.weight]).to(x.dtype)
@@ -191,10 +198,8 @@ def attention(module, x, rotation, masks, config):
         turned = Rotate.apply(turned, *rotation)
     queries = turned[:, :, :H].view(B, L, K, H // K, D)
     keys, values = turned[:, :, H:], heads[:, :, H + K :]
-    attend = blockwise if rotation and masks.blocked else rowwise
-    return F.linear(
-        attend(queries, keys, values, masks, bool(rotation)).reshape(B, L, H * D), module.o_proj.weight.to(x.dtype)
-    )
+    attend = blockwise if local and masks.blocked else rowwise
+    return F.linear(attend(queries, keys, values, masks, local).reshape(B, L, H * D), module.o_proj.weight.to(x.dtype))
 
 
 def rowwise(queries, keys, values, masks, local):

@@ -156,7 +156,7 @@ class Trainer:
     def __init__(self, options):
         self.options = options
         self.tokenizer = Tokenizer.from_file(str(options.tokenizer / "tokenizer.json"))
-        self.config = network.DRAFT if options.draft else network.CONFIG
+        self.config = {"demo": network.CONFIG, "draft": network.DRAFT, "all-global": network.ALL_GLOBAL}[options.model]
         self.model = network.build(options.seed, self.config)
         projections = [weight for name, weight in self.model.named_parameters() if "proj" in name]
         self.others = [weight for name, weight in self.model.named_parameters() if "proj" not in name]
@@ -278,7 +278,12 @@ def main():
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--draft", action="store_true", help="train the model that drafts for the demo")
+    parser.add_argument(
+        "--model",
+        choices=["demo", "draft", "all-global"],
+        default="demo",
+        help="the demo, the model that drafts for it, or one of the demo's size with the layout of the 1.2B",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pt")
     options = parser.parse_args()
     for change in options.share:
