@@ -201,18 +201,28 @@ def _write_tensor(conversion: Conversion, shards: Shards, tensor: PlannedTensor)
             check_finite(array, name)
             shards.write(name, array)
     else:
-        dtype = read_dtype(conversion.request.dtype) if tensor.name in opened.source.changed else None  # rounded once
+        ready: tuple[int, list[tuple[str, mx.array]]] = 0, []
         for start in range(0, tensor.shape[0], tensor.rows_at_a_time):
-            rows = opened.source.weight(tensor.name, start, start + tensor.rows_at_a_time, dtype)
-            for name, array in _convert_rows(conversion, tensor, rows):
-                shards.write(name, array, start)
-            del rows, array
-            mx.clear_cache()
+            converted = _convert_rows(conversion, tensor, start)
+            mx.async_eval([array for _, array in converted])  # while the rows before them are written
+            _write_rows(shards, *ready)
+            ready = start, converted
+        _write_rows(shards, *ready)
     shards.done(tensor.outputs)
 
 
-def _convert_rows(conversion: Conversion, tensor: PlannedTensor, rows: mx.array) -> list[tuple[str, mx.array]]:
-    dtype = read_dtype(conversion.request.dtype)
+def _write_rows(shards: Shards, start: int, converted: list[tuple[str, mx.array]]) -> None:
+    for name, array in converted:
+        shards.write(name, array, start)
+    converted.clear()
+    mx.clear_cache()
+
+
+def _convert_rows(conversion: Conversion, tensor: PlannedTensor, start: int) -> list[tuple[str, mx.array]]:
+    """The outputs of the rows from `start` on, not yet evaluated."""
+    dtype, source = read_dtype(conversion.request.dtype), conversion.opened.source
+    stop = start + tensor.rows_at_a_time
+    rows = source.weight(tensor.name, start, stop, dtype if tensor.name in source.changed else None)  # rounded once
     weight = rows if dtype is None else rows.astype(dtype)
     check_finite(weight, tensor.name, lambda: [rows])
     quantization = tensor.quantization

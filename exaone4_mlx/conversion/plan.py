@@ -97,9 +97,12 @@ class ConversionPlan:
     def shards(self) -> dict[str, list[PlannedTensor]]:
         """File name -> its tensors: consecutive, and together at most MAX_SHARD_BYTES."""
         shards: list[list[PlannedTensor]] = [[]]
+        nbytes = 0
         for tensor in self.tensors:
-            if shards[-1] and sum(other.nbytes for other in shards[-1]) + tensor.nbytes > MAX_SHARD_BYTES:
+            nbytes += tensor.nbytes
+            if shards[-1] and nbytes > MAX_SHARD_BYTES:
                 shards.append([])
+                nbytes = tensor.nbytes
             shards[-1].append(tensor)
         if len(shards) == 1:
             return {"model.safetensors": shards[0]}
