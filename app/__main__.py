@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exaone4_mlx.cli import ranks
 from exaone4_mlx.cli.adapter_flags import adapter_options, add_adapter_flags
 from exaone4_mlx.cli.flags import (
     DEFAULT_MODEL,
@@ -32,7 +33,7 @@ from exaone4_mlx.server.address import Address
 from .server import PageAddress, data_folder, password_of, say, serve
 
 if TYPE_CHECKING:
-    from exaone4_mlx import Fit
+    from exaone4_mlx import Exaone4ForCausalLM, Fit
 
     from .state import AppState
 
@@ -41,12 +42,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m app")
     """Runs the app until Ctrl-C, and returns the exit code. `program` is its name in the usage."""
     options = parser(program).parse_args(arguments)
     try:
-        address = PageAddress.with_password(
-            Address.checked(options.host, options.port, options.allowed_host), password_of(options)
-        )
-        state = _state(options)
-        serve(state, address, folder=options.data_dir or data_folder(), opens_browser=not options.no_browser)
-        return 0
+        return ranks.run(options) if ranks.is_launched() else _run(options)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -55,6 +51,22 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m app")
         message = " ".join(str(error).split()) or type(error).__name__
         say(f"error: {with_flag_names(message, parser())}")
         return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    address = PageAddress.with_password(
+        Address.checked(options.host, options.port, options.allowed_host), password_of(options)
+    )
+    state = _state(options)
+    serve(state, address, folder=options.data_dir or data_folder(), opens_browser=not options.no_browser)
+    return 0
+
+
+def _load_part(options: argparse.Namespace) -> Exaone4ForCausalLM:
+    """The model in a rank other than 0."""
+    from exaone4_mlx import load
+
+    return load(options.model, group=options.ranks)[0]
 
 
 def parser(program: str = "python -m app") -> argparse.ArgumentParser:
@@ -120,6 +132,8 @@ def parser(program: str = "python -m app") -> argparse.ArgumentParser:
     add_prompt_cache_flags(memory)
     add_ignore_memory_flag(memory)
     add_draft_flags(parser)
+    ranks.add_flags(parser)
+    parser.set_defaults(command="app", run=_run, load_part=_load_part, ranks=None)
     return parser
 
 
@@ -156,6 +170,7 @@ def _state(options: argparse.Namespace) -> AppState:
         options.model,
         max_kv_size=options.max_kv_size,
         draft_model=options.draft_model,
+        ranks=options.ranks.size if options.ranks else 1,
         kv=KVQuantization.from_flags(**kv),
     )
     if not options.ignore_memory:
@@ -163,7 +178,7 @@ def _state(options: argparse.Namespace) -> AppState:
     prefixes = open_prefix_store(options, needs)
     started = time.monotonic()
     say(f"loading {options.model}")
-    loading = Loading(options.model, **adapters)
+    loading = Loading(options.model, group=options.ranks, **adapters)
     model, tokenizer = loading.result()
     draft = None
     if options.draft_model:
@@ -187,6 +202,7 @@ def _state(options: argparse.Namespace) -> AppState:
         prefixes=prefixes,
         ignores_memory=options.ignore_memory,
         adapters=adapters,
+        shared="several ranks compute" if options.ranks else "",
     )
     store = ConversationStore(folder / "conversations")
     store.trash.empty()

@@ -54,7 +54,7 @@ class PageBeside:
         store = ConversationStore(folder / "conversations")
         store.trash.empty()
         self.state = AppState(
-            ChatEngine(loaded, given=name, kv=kv, prefixes=prefixes, is_shared=True),
+            ChatEngine(loaded, given=name, kv=kv, prefixes=prefixes, shared="this page is beside a server, which uses"),
             store,
             tools=BUILTIN_TOOLS,
             settings=Settings(thinking=thinking),

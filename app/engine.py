@@ -64,14 +64,14 @@ class ChatEngine:
         draft: Draft | None = None,
         prefixes: PrefixStore | None = None,
         ignores_memory: bool = False,
-        is_shared: bool = False,
+        shared: str = "",
         adapters: Mapping[str, Any] | None = None,
     ) -> None:
         """`folders` is where models are looked for; `kv` says how caches are quantized, and `drafting` how tokens are
         drafted, as for `Chat`; `draft` is for every model with its tokenizer. `prefixes` are for all conversations, and
         limited to the memory that the model leaves. With `ignores_memory` models are loaded that are too large. A model
-        that `is_shared` has other users, and is not replaced. `adapters` are arguments of `load`, for the model `given`
-        alone.
+        that is `shared` is not replaced: the text says with whom. `adapters` are arguments of `load`, for the model
+        `given` alone.
         """
         self.prefixes = PrefixStore() if prefixes is None else prefixes
         self._prefix_bytes = self.prefixes.max_bytes
@@ -87,7 +87,7 @@ class ChatEngine:
         self.failure = ""  # why the last switch failed
         self._folders, self._given = tuple(folders), given or loaded.choice.path
         self._kv, self._drafting, self._draft = dict(kv or {}), dict(drafting or {}), draft
-        self._ignores_memory, self._is_shared = ignores_memory, is_shared
+        self._ignores_memory, self._shared = ignores_memory, shared
         self._adapters = dict(adapters or {})
         self._switching = threading.Lock()
 
@@ -130,11 +130,14 @@ class ChatEngine:
 
     def needs(self, path: str, context: int | None = None) -> Fit:
         """The memory that a model needs. Of a model of the hub it downloads config.json. Errors are those of `fit`."""
-        kv = KVQuantization.from_flags(**self._kv)
+        loaded = self._loaded
+        given: dict[str, Any] = {"max_kv_size": context, "kv": KVQuantization.from_flags(**self._kv)}
+        if loaded is not None and path == loaded.choice.path and loaded.model.ranks is not None:
+            given["ranks"] = loaded.model.ranks.size
         if self._draft is not None:
             with contextlib.suppress(ValueError):  # of another tokenizer: that model goes without
-                return fit(path, max_kv_size=context, draft_model=self._draft.path, kv=kv)
-        return fit(path, max_kv_size=context, kv=kv)
+                return fit(path, draft_model=self._draft.path, **given)
+        return fit(path, **given)
 
     def uses(self, model: LocalModel) -> bool:
         """Whether a model is in use, drafts, or is being loaded."""
@@ -161,8 +164,8 @@ class ChatEngine:
         first, and it is loaded again if the other fails. Raises `Busy`, and ValueError for a shared model. The error is
         of `fit` or `load`, or a MemoryError where the weights alone are more than the memory.
         """
-        if self._is_shared and path != self.path:
-            raise ValueError("this page is beside a server, which uses the same model; start it with another --model")
+        if self._shared and path != self.path:
+            raise ValueError(f"{self._shared} the same model; start it with another --model")
         if not self._switching.acquire(blocking=False):
             raise Busy("another model is being loaded")
         errors: list[Exception] = []

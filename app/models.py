@@ -90,7 +90,7 @@ class Loading:
         revision: str | None = None,
         dtype: mx.Dtype | str | None = None,
         q_bits: int | None = None,
-        **adapters: Any,
+        **others: Any,
     ) -> None:
         """Starts at once. Options are those of `load`, and so are the errors, which `result` raises."""
         self.done = self.total = 0
@@ -99,7 +99,7 @@ class Loading:
         self._loaded: ModelAndTokenizer | None = None
         self._error: BaseException | None = None
         self._abandoned = False
-        options = {"revision": revision, "dtype": dtype, "q_bits": q_bits, **adapters}
+        options = {"revision": revision, "dtype": dtype, "q_bits": q_bits, **others}
         self._thread = threading.Thread(target=self._run, args=(path, options), name="loading", daemon=True)
         atexit.register(self._abandon)
         self._thread.start()

@@ -47,6 +47,7 @@ APP_SHARES = {
     ("__main__.py", "exaone4_mlx.cli.adapter_flags"),
     ("__main__.py", "exaone4_mlx.cli.flags"),
     ("__main__.py", "exaone4_mlx.cli.program"),
+    ("__main__.py", "exaone4_mlx.cli"),  # ranks
     ("__main__.py", "exaone4_mlx.cli.prompt_cache"),
     ("__main__.py", "exaone4_mlx.server.address"),
     ("server.py", "exaone4_mlx.server.address"),

@@ -17,6 +17,8 @@ from .output import note, progress_bar, show, show_json
 
 if TYPE_CHECKING:
     from ..measure.bench import Bench, BenchRow, Conditions
+    from ..measure.measurements import BenchRequest
+    from ..model.network import Exaone4ForCausalLM
 
 DESCRIPTION = "Measures the speed of a model on this machine, alone or compared with other engines on the same weights."
 PEERS = ("mlx-lm", "transformers")
@@ -88,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="format of the table (default: %(default)s)",
     )
     output.add_argument("--plot", type=Path, metavar="FILE.svg", help="also draw the speeds")
+    parser.set_defaults(load_part=_load_part, ranks=None)
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -101,9 +104,7 @@ def _counts(text: str) -> tuple[int, ...]:
 def run(options: argparse.Namespace) -> int:
     from ..files.svg import INSTALL_MATPLOTLIB, has_matplotlib
     from ..measure.bench import bench
-    from ..measure.measurements import BenchRequest
     from ..measure.speed_plot import write_speed_plot
-    from ..model.kv import KVQuantization
 
     if options.plot is not None and options.plot.suffix.lower() != ".svg":
         raise ValueError(f"--plot draws an SVG: the name must end in .svg, not {options.plot.name}")
@@ -111,7 +112,34 @@ def run(options: argparse.Namespace) -> int:
         raise FileNotFoundError(f"--plot: there is no folder {options.plot.parent}")
     if options.plot is not None and not has_matplotlib():
         raise ModuleNotFoundError(f"--plot needs matplotlib: {INSTALL_MATPLOTLIB}")
-    request = BenchRequest(
+    request = _request(options)
+    with progress_bar("measuring", " tests") as progress:
+        found = bench(request, progress, options.ranks)
+    if options.format == "json":
+        show_json(dataclasses.asdict(found))
+    elif options.format == "csv":
+        show(_csv(found))
+    else:
+        for line in _markdown(found):
+            show(line)
+    if options.plot is not None:
+        write_speed_plot(options.plot, found)
+        note(f"wrote {options.plot}")
+    return 0
+
+
+def _load_part(options: argparse.Namespace) -> Exaone4ForCausalLM:
+    """The model in a rank other than 0."""
+    from ..measure.bench import load_model
+
+    return load_model(_request(options), options.ranks)[0]
+
+
+def _request(options: argparse.Namespace) -> BenchRequest:
+    from ..measure.measurements import BenchRequest
+    from ..model.kv import KVQuantization
+
+    return BenchRequest(
         options.model,
         prompt_tokens=options.prompt_tokens,
         decode_tokens=options.decode_tokens,
@@ -125,19 +153,6 @@ def run(options: argparse.Namespace) -> int:
         kv=KVQuantization.from_flags(**kv_options(options)),
         **adapter_options(options),
     )
-    with progress_bar("measuring", " tests") as progress:
-        found = bench(request, progress)
-    if options.format == "json":
-        show_json(dataclasses.asdict(found))
-    elif options.format == "csv":
-        show(_csv(found))
-    else:
-        for line in _markdown(found):
-            show(line)
-    if options.plot is not None:
-        write_speed_plot(options.plot, found)
-        note(f"wrote {options.plot}")
-    return 0
 
 
 def _csv(found: Bench) -> str:
@@ -177,6 +192,8 @@ def _conditions(conditions: Conditions) -> Iterator[str]:
     yield f"{c.model}: {c.layers} layers, computed in {c.dtype}, {c.bits_per_weight:.3g} bits per weight" + (
         c.kv and f"; {c.kv}"
     )
+    if c.ranks > 1:
+        yield f"{c.ranks} ranks by {c.backend}; memory and bytes, and the machine below, are those of rank 0"
     yield f"{c.machine}, {c.cores} cores, {size_text(c.memory_bytes)}, {c.system}; MLX on the {c.device.upper()}"
     yield ", ".join(f"{name} {version}" for name, version in c.versions.items())
     yield (
@@ -187,7 +204,8 @@ def _conditions(conditions: Conditions) -> Iterator[str]:
     yield (
         f"memory bandwidth {c.bandwidth_bytes_per_second / 1e9:.3g} GB/s: the best of sums and copies of 256 MiB in MLX"
     )
-    yield "one token, whole process: the command line from start to end, with the folder as it is stored"
+    if c.ranks == 1:
+        yield "one token, whole process: the command line from start to end, with the folder as it is stored"
 
 
 def _cells(row: BenchRow) -> tuple[str, ...]:

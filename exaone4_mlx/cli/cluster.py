@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..cluster import TIMEOUT
 from ..text.format import size_text
 from .output import show, show_json
 from .ranks import is_launched
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--starting-port", type=int, default=32323, metavar="N", help="of mlx.launch; default: %(default)s"
     )
     parser.add_argument("--model", metavar="PATH", help="predict its speed: a folder, a config.json, a hub id, or demo")
-    parser.add_argument("--rank-timeout", type=float, default=60.0, metavar="SECONDS", help="default: %(default)g")
+    parser.add_argument("--rank-timeout", type=float, default=TIMEOUT, metavar="SECONDS", help="default: %(default)g")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

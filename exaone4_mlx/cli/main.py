@@ -82,8 +82,6 @@ def _app(arguments: Sequence[str]) -> int:
     try:
         if message := _unsupported_platform():
             raise ValueError(message)
-        if ranks.is_launched():
-            ranks.check_command("app")
         return run_app(arguments)
     except ValueError as error:
         log(f"error: {error}")

@@ -14,22 +14,27 @@ import warnings
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..cluster import TIMEOUT
 from . import loading
 from .output import set_quiet
 
 if TYPE_CHECKING:
     from ..cluster.ranks import Ranks
+    from ..model.network import Exaone4ForCausalLM
 
-#: The commands that several ranks can run.
-RANKED = ("generate", "chat", "serve")
+#: The commands that several ranks can run, and why others cannot.
+RANKED = ("generate", "chat", "serve", "bench", "app")
+A_LAYER = "it has one layer at a time in memory"
+ALONE = {"convert": A_LAYER, "fuse": A_LAYER, "evaluate": A_LAYER, "lora": "gradients are not summed over ranks"}
 A_PART = "each has a part of the caches"
 REFUSED = {
     "prompt_cache_file": A_PART,
     "prompt_cache_dir": A_PART,
     "adapter_path": "fuse the adapter into the weights first",
+    "peer": "other engines run in one process",
 }
 #: Values of a command that are no flags.
-NO_FLAGS = {"run", "parser", "ranks"}
+NO_FLAGS = {"run", "parser", "ranks", "load_part"}
 
 
 def is_launched() -> bool:
@@ -42,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     several.add_argument(
         "--rank-timeout",
         type=float,
-        default=60.0,
+        default=TIMEOUT,
         metavar="SECONDS",
         help="a rank that is silent or makes no progress for so long ends the others (default: %(default)g)",
     )
@@ -76,7 +81,10 @@ def run(options: argparse.Namespace) -> int:
 def check_command(command: str) -> None:
     """Raises ValueError for a command that several ranks cannot run."""
     if command not in RANKED:
-        raise ValueError(f"{command} runs in one process: start it without mlx.launch ({', '.join(RANKED)} take ranks)")
+        reason = f": {ALONE[command]}" if command in ALONE else ""
+        raise ValueError(
+            f"{command} runs in one process{reason}; start it without mlx.launch ({', '.join(RANKED)} take ranks)"
+        )
 
 
 def _follow(options: argparse.Namespace, ranks: Ranks) -> int:
@@ -87,12 +95,17 @@ def _follow(options: argparse.Namespace, ranks: Ranks) -> int:
     warnings.simplefilter("ignore")  # rank 0 gives the same ones
     try:
         ranks.agree("the command and its versions", _command(options))
-        files = loading.find_model(options)
-        loading.check_memory(files, options, context=2)
-        follow(loading.load(files, options).model)
+        follow(getattr(options, "load_part", _load_part)(options))
     except Exception as error:
         ranks.watchdog.end_by(error)
     return 0
+
+
+def _load_part(options: argparse.Namespace) -> Exaone4ForCausalLM:
+    """The part of this rank. A command that loads its model in another way has a `load_part` of its own."""
+    files = loading.find_model(options)
+    loading.check_memory(files, options, context=2)
+    return loading.load(files, options).model
 
 
 def _command(options: argparse.Namespace) -> dict[str, str]:

@@ -191,7 +191,12 @@ class _DesktopChat:
             ready.tokenizer,
             name=options.model,
             needs=fit(
-                options.model, max_kv_size=options.max_kv_size, dtype=options.dtype, q_bits=options.q_bits, kv=ready.kv
+                options.model,
+                max_kv_size=options.max_kv_size,
+                dtype=options.dtype,
+                q_bits=options.q_bits,
+                kv=ready.kv,
+                ranks=1 if ready.model.ranks is None else ready.model.ranks.size,
             ),
             address=self._address,
             folder=options.data_dir,

@@ -22,9 +22,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from . import TIMEOUT
 from .peers import CAUSE_SECONDS, INTERRUPTED, LOST, MAX_LINE, Message, Peer, Watchdog, killed_after
 
-TIMEOUT = 60.0  # seconds without a sign of life, or without progress, after which a rank is lost
 PORT_DISTANCE = 1000  # between the port of rank 0 in MLX's file and that of its messages
 RETRY_SECONDS = 0.2
 MOST_NAMED = 3  # differences in one error

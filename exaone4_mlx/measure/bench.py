@@ -11,8 +11,10 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ..cluster.ranks import Ranks
 from ..files.folders import find_folder
 from ..files.safetensors import read_dtype
 from ..model.config import Exaone4Config
@@ -74,6 +76,8 @@ class Conditions:
     repeat: int
     load_average: float
     bandwidth_bytes_per_second: float
+    ranks: int = 1
+    backend: str = ""  # that joins the ranks
 
 
 @dataclass(frozen=True)
@@ -82,20 +86,16 @@ class Bench:
     rows: tuple[BenchRow, ...]
 
 
-def bench(request: BenchRequest, progress: Progress | None = None) -> Bench:
-    """Measures what `request` lists.
+def bench(request: BenchRequest, progress: Progress | None = None, ranks: Ranks | None = None) -> Bench:
+    """Measures what `request` lists. With `ranks` it runs in rank 0, while the others `follow` their `load_model`.
 
+    Figures of other processes are left out with ranks: the time to start, the nodes, and Python's share with a GPU.
     Raises FileNotFoundError and ValueError before the first measurement: for a missing model, for a folder that a peer
     cannot read, and for lengths beyond the model's context.
     """
-    folder = find_folder(request.model, request.revision)
-    config = Exaone4Config.from_file(folder / "config.json")
-    request.check_model(folder, config)
-    kv = KVQuantization.coerce(request.kv, config)
+    model, folder = load_model(request, ranks)
+    kv = KVQuantization.coerce(request.kv, model.config)
     tokenizer = Tokenizer.from_pretrained(folder)
-    model = load_network(Exaone4ForCausalLM, folder, dtype=request.dtype, q_bits=request.q_bits)
-    model.set_adapters(request.adapter_path, request.adapter_scale)
-    model.fused()
     engines: list[Engine] = [Ours(model, tokenizer, folder, request.prefill_step_size, kv)]
     if "mlx-lm" in request.peers:
         engines.append(MlxLm(model, folder, request.prefill_step_size, read_dtype(request.dtype)))
@@ -105,21 +105,39 @@ def bench(request: BenchRequest, progress: Progress | None = None) -> Bench:
     conditions = _conditions(request, model, bandwidth, kv)
 
     rows: list[BenchRow] = []
-    tests = list(measurements(request, tokenizer, config.vocab_size))
+    tests = list(measurements(request, tokenizer, model.config.vocab_size))
     for done, test in enumerate(tests):
         if progress:
             progress(done, len(tests) + 1)
         rows += _rows(test, take_turns(engines, test.measure, request.repeat), model, bandwidth, kv)
     if progress:
         progress(len(tests), len(tests) + 1)
-    names = [engine.name for engine in engines if engine.name != Transformers.name]
-    seconds: dict[str, list[float]] = in_own_process("host_seconds", names, *_kind(model), request.repeat)
-    host = Measurement({"Python's share of a step, as with a GPU": None}, "ms", lambda engine: None)
-    rows += _rows(host, {name: Samples((found,), 0) for name, found in seconds.items()}, model, bandwidth)
-    rows += _node_rows(model, names)
+    if ranks is None:
+        rows += _rows_of_own_processes(engines, model, request.repeat, bandwidth)
     if progress:
         progress(len(tests) + 1, len(tests) + 1)
     return Bench(conditions, tuple(rows))
+
+
+def load_model(request: BenchRequest, ranks: Ranks | None = None) -> tuple[Exaone4ForCausalLM, Path]:
+    """The model of a request and its folder; of several ranks, the part of this one. Errors are those of `bench`."""
+    folder = find_folder(request.model, request.revision)
+    request.check_model(folder, Exaone4Config.from_file(folder / "config.json"))
+    model = load_network(Exaone4ForCausalLM, folder, dtype=request.dtype, q_bits=request.q_bits, ranks=ranks)
+    if request.adapter_path:
+        model.set_adapters(request.adapter_path, request.adapter_scale)
+    model.fused()
+    return model, folder
+
+
+def _rows_of_own_processes(
+    engines: Sequence[Engine], model: Exaone4ForCausalLM, repeat: int, bandwidth: float
+) -> Iterator[BenchRow]:
+    names = [engine.name for engine in engines if engine.name != Transformers.name]
+    seconds: dict[str, list[float]] = in_own_process("host_seconds", names, *_kind(model), repeat)
+    host = Measurement({"Python's share of a step, as with a GPU": None}, "ms", lambda engine: None)
+    yield from _rows(host, {name: Samples((found,), 0) for name, found in seconds.items()}, model, bandwidth)
+    yield from _node_rows(model, names)
 
 
 def _rows(
@@ -129,7 +147,7 @@ def _rows(
     bandwidth: float,
     kv: KVQuantization | None = None,
 ) -> Iterator[BenchRow]:
-    for number, (name, length) in enumerate(test.lengths.items()):
+    for number, (name, length) in enumerate(test.lengths.items() if Ours.name in taken else ()):
         ours = [test.figure(name, seconds) for seconds in taken[Ours.name].seconds[number]]
         for engine, found in taken.items():
             figures = [test.figure(name, seconds) for seconds in found.seconds[number]]
@@ -182,6 +200,8 @@ def _conditions(
         repeat=request.repeat,
         load_average=os.getloadavg()[0],
         bandwidth_bytes_per_second=bandwidth,
+        ranks=1 if model.ranks is None else model.ranks.size,
+        backend="" if model.ranks is None else model.ranks.backend,
     )
 
 

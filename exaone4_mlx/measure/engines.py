@@ -21,11 +21,13 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..checkpoint.quantize import Quantization
+from ..checkpoint.share import Share
 from ..conversation.chat import Chat
 from ..generation.decode import Sampler, TokenStream
 from ..generation.options import Sampling
 from ..generation.prefill import prefill
 from ..generation.prompt_cache import PromptCache
+from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
@@ -104,7 +106,9 @@ class Ours:
     def build(self) -> float:
         return build_seconds(self._model.fused())
 
-    def command(self, prompt: str) -> list[str]:
+    def command(self, prompt: str) -> list[str] | None:
+        if self._model.ranks is not None:
+            return None
         adapters = [("--adapter-path", one.name, "--adapter-scale", str(scale)) for one, scale in self._model.adapters]
         flags = ["--model", str(self._folder), *(flag for flags in adapters for flag in flags)]
         return [sys.executable, "-m", "exaone4_mlx.generate", *flags, *one_token_flags(prompt)]
@@ -145,7 +149,7 @@ def bytes_per_token(model: Exaone4ForCausalLM, depth: float, kv: KVQuantization 
 
     With tied embeddings the head reads all rows, and the embedding reads one more. `kv` is the quantization of caches.
     """
-    config, dtype_size = model.config, model.model.norm.weight.dtype.size
+    config, dtype_size = own_config(model), model.model.norm.weight.dtype.size
     embeddings = nbytes(model.model.embed_tokens)
     weights = nbytes(model) - (0 if config.tie_word_embeddings else embeddings)
     attended = 0.0
@@ -155,9 +159,15 @@ def bytes_per_token(model: Exaone4ForCausalLM, depth: float, kv: KVQuantization 
     return int(weights + embeddings / config.vocab_size + attended)
 
 
+def own_config(model: Exaone4ForCausalLM) -> Exaone4Config:
+    """The config with the sizes that this process has: of several ranks, those of this one's part."""
+    ranks, config = model.ranks, model.config
+    return config if ranks is None else config.replace(**Share(ranks.rank, ranks.size).divided(config))
+
+
 def bits_per_weight(model: Exaone4ForCausalLM) -> float:
     """Bits per weight as stored, including scales and biases."""
-    shapes = weight_shapes(model.config).values()
+    shapes = weight_shapes(own_config(model)).values()
     return 8 * nbytes(model) / sum(math.prod(shape) for shape in shapes)
 
 

@@ -13,7 +13,6 @@ from conftest import random_ids, tiny_model
 from ranks import Launched, results
 
 from exaone4_mlx import PrefixStore, PromptCache
-from exaone4_mlx.cli.main import main
 from exaone4_mlx.cluster.ranks import Place, join_ranks
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation.follow import follow
@@ -132,27 +131,6 @@ def test_a_rank_with_other_flags_is_named(tmp_path: Path) -> None:
     assert ended[0][0] == 1 and "(" in ended[0][2]
     assert "differs from rank 0 in the command and its versions: --q-bits 4 there, None here" in ended[0][2]
     assert ended[1][0] == 75 and not ended[1][2], "rank 0 says it"
-
-
-@pytest.mark.parametrize("command", ["convert", "bench", "evaluate", "doctor", "fit"])
-def test_other_commands_are_refused_by_name(command: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    hosts = tmp_path / "hosts"
-    hosts.write_text('[["127.0.0.1:1"], ["127.0.0.1:2"]]')
-    monkeypatch.setenv("MLX_RANK", "0")
-    monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
-    needed = {"convert": ["--hf-path", "demo"], "evaluate": ["--model", "demo", "--reference", "demo"], "doctor": []}
-    assert main([command, *needed.get(command, ["--model", "demo"])]) == 1
-    assert f"error: {command} runs in one process: start it without mlx.launch" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("flag", ["--prompt-cache-file", "--prompt-cache-dir", "--adapter-path"])
-def test_flags_that_several_ranks_do_not_have(flag: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    hosts = tmp_path / "hosts"
-    hosts.write_text('[["127.0.0.1:1"], ["127.0.0.1:2"]]')
-    monkeypatch.setenv("MLX_RANK", "0")
-    monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
-    assert main(["generate", "--model", "demo", "--prompt", "x", flag, str(tmp_path / "x")]) == 1
-    assert f"error: {flag} is not available with several ranks" in capsys.readouterr().err
 
 
 def test_a_prompt_cache_of_several_ranks_takes_nothing_from_a_store(tokenizer: Any) -> None:

@@ -193,7 +193,7 @@ def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """printed(flags…) is what the command prints of FOUND."""
     asked: list[BenchRequest] = []
 
-    def fake(request: BenchRequest, progress: Any) -> Bench:
+    def fake(request: BenchRequest, progress: Any, ranks: Any = None) -> Bench:
         asked.append(request)
         return FOUND
 

@@ -1,0 +1,87 @@
+"""Commands on several ranks: those that take them, as `mlx.launch` starts them, and those that refuse."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import Launched
+
+from exaone4_mlx.cli.main import main
+
+HEAVY = pytest.mark.heavy
+
+
+@pytest.fixture
+def as_rank_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process as rank 0 of two that do not exist."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text('[["127.0.0.1:1"], ["127.0.0.1:2"]]')
+    monkeypatch.setenv("MLX_RANK", "0")
+    monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
+
+
+@pytest.mark.parametrize("command", ["convert", "fuse", "evaluate", "lora", "doctor", "fit"])
+def test_other_commands_are_refused_by_name(command: str, as_rank_0: None, capsys: Any) -> None:
+    needed = {
+        "convert": ["--hf-path", "demo"],
+        "evaluate": ["--model", "demo", "--reference", "demo"],
+        "doctor": [],
+        "fuse": ["--model", "demo", "--adapter-path", "x", "--mlx-path", "y"],
+        "lora": ["--model", "demo", "--data", "x"],
+    }
+    assert main([command, *needed.get(command, ["--model", "demo"])]) == 1
+    error = capsys.readouterr().err
+    assert f"error: {command} runs in one process" in error and "start it without mlx.launch" in error
+    assert ("one layer at a time" in error) == (command in ("convert", "fuse", "evaluate"))
+
+
+@pytest.mark.parametrize("flag", ["--prompt-cache-file", "--prompt-cache-dir", "--adapter-path"])
+def test_flags_that_several_ranks_do_not_have(flag: str, as_rank_0: None, tmp_path: Path, capsys: Any) -> None:
+    assert main(["generate", "--model", "demo", "--prompt", "x", flag, str(tmp_path / "x")]) == 1
+    assert f"error: {flag} is not available with several ranks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("peer", ["mlx-lm", "transformers"])
+def test_bench_of_several_ranks_has_no_peers(peer: str, as_rank_0: None, capsys: Any) -> None:
+    assert main(["bench", "--model", "demo", "--peer", peer]) == 1
+    assert "error: --peer is not available with several ranks: other engines run in one" in capsys.readouterr().err
+
+
+@HEAVY
+def test_bench_measures_all_ranks_together(tmp_path: Path) -> None:
+    sizes = ["-p", "32", "-d", "0", "-g", "4", "--repeat", "1", "--dtype", "float32", "--format", "json"]
+    with Launched(["-m", "exaone4_mlx", "bench", "--model", "demo", *sizes, "--q-bits", "4"], tmp_path) as launched:
+        ended = launched.ended()
+    assert ended[1] == (0, "", "") and ended[0][0] == 0, ended
+    found = json.loads(ended[0][1])
+    assert (found["conditions"]["ranks"], found["conditions"]["backend"]) == (2, "ring")
+    assert found["conditions"]["bits_per_weight"] == pytest.approx(5, abs=0.1), (
+        "in rank 0: 4, and 2 * 32 for 64 weights"
+    )
+    tests = [row["test"] for row in found["rows"]]
+    assert tests[:2] == ["prefill", "decode"] and not {"one token, whole process", "nodes"} & set(tests)
+
+
+@HEAVY
+def test_the_desktop_chat_answers_on_several_ranks(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="the app needs the extra `app`")
+    from gradio_client import Client
+
+    command = ["-m", "app", "--model", "demo", "--no-browser", "--data-dir", str(tmp_path / "data")]
+    with Launched(command, tmp_path) as launched:
+        error = launched.processes[0].stderr
+        assert error is not None
+        address = next(line.split()[2] for line in error if line.startswith("EXAONE is at "))
+        client = Client(address, verbose=False)
+        found = client.predict("Hello", {"temperature": 0, "max_tokens": 4}, api_name="/chat")
+        assert found["stats"]["answer_tokens"] == 4
+        again = client.predict("And you?", {"temperature": 0, "max_tokens": 4}, api_name="/chat")
+        assert again["stats"]["cached_tokens"] > 10
+        launched.processes[0].send_signal(signal.SIGINT)
+        ended = launched.ended()
+    assert {rank: code for rank, (code, _, _) in ended.items()} == {0: 130, 1: 130}
+    assert ended[1][1:] == ("", "")
