@@ -13,6 +13,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -35,8 +36,16 @@ BATCH_TOKENS = 1 << 15  # whose hidden states are in memory at a time
 POSITIONS = 64  # whose logits are in memory at a time
 
 
-#: The kind of a text, its number, the place of the first token that counts in a window of it, and the window's ids.
-_Window = tuple[str, int, int, list[int]]
+@dataclass(frozen=True)
+class _Window:
+    """A part of a text: the text's kind and number, the token ids, and the places of the first token that counts and
+    of the first of the last reply."""
+
+    kind: str
+    number: int
+    ids: list[int]
+    first: int
+    reply: int
 
 
 def evaluate(
@@ -59,9 +68,9 @@ def evaluate(
     `model` and `reference` are folders, hub ids or "demo". `adapter_path` and `adapter_scale` are adapters of the
     model, as for `load`; with them the reference may be None for the model without them. `reference_adapters` are
     those of the reference. `data` is a file of texts (default: the package's held-out texts). A longer text is read in
-    windows of `max_tokens`, each without the ones before. `replies_only` counts the tokens of the last reply of each
-    conversation, and leaves texts without one out. `revision` is the reference's. `kv` (8, 4 or a `KVQuantization`)
-    quantizes the candidate's cache. `progress(done, total)` counts blocks of both models.
+    windows of `max_tokens`, each without the ones before. The last row counts the last replies of the conversations;
+    `replies_only` counts nothing else, and leaves texts without one out. `revision` is the reference's. `kv` (8, 4 or a
+    `KVQuantization`) quantizes the candidate's cache. `progress(done, total)` counts blocks of both models.
 
     Raises FileNotFoundError and ValueError as `load` does, and ValueError for two models with different vocabularies.
     """
@@ -92,7 +101,7 @@ def evaluate(
         LayerwiseModel(candidate.source, candidate.config, computed, unpacked=computed == mx.float32),
         LayerwiseModel(original.source, original.config, mx.float32),
     )
-    results, seconds = _measure(*sides, parts, kv, progress)
+    results, replies, seconds = _measure(*sides, parts, kv, progress)
     if any(math.isnan(value) for result in results for value in result.kl):
         raise ValueError(f"{model} or {reference or 'its base'} computes NaN on these texts")
     tokens = sum(len(result.kl) for result in results)
@@ -106,7 +115,7 @@ def evaluate(
         tokens=tokens,
         bits_per_weight=candidate.bits_per_weight,
         reference_bits_per_weight=original.bits_per_weight,
-        rows=rows_of(results),
+        rows=rows_of(results, [] if replies_only else replies),
         seconds=time.perf_counter() - started,
         tokens_per_second=tokens / seconds,
         peak_bytes=mx.get_peak_memory(),
@@ -126,9 +135,10 @@ def _encode(
         if ids != reference_ids:
             raise ValueError(f"{folders[0]} and {folders[1]} have different tokenizers")
         for place, window in enumerate(windows(ids, max_tokens)):
-            first = max(1, reply - place * max_tokens) if replies_only else 1
+            start = max(1, reply - place * max_tokens) if passage.messages else len(window)
+            first = start if replies_only else 1
             if len(window) > first:
-                parts.append((passage.kind, number, first, window))
+                parts.append(_Window(passage.kind, number, window, first, start))
     return parts
 
 
@@ -139,7 +149,7 @@ def _check_comparable(candidate: OpenCheckpoint, original: OpenCheckpoint, parts
             f"{original.folder} one of {original.config.vocab_size}"
         )
     context = min(candidate.config.max_position_embeddings, original.config.max_position_embeddings)
-    longest = max(len(ids) for *_, ids in parts)
+    longest = max(len(part.ids) for part in parts)
     if longest > context:
         raise ValueError(f"a window of {longest} tokens is longer than the context of {context}; lower max_tokens")
 
@@ -150,25 +160,28 @@ def _measure(
     parts: Sequence[_Window],
     kv: KVQuantization | None,
     progress: Progress | None,
-) -> tuple[list[TextResult], float]:
-    """The results of all texts, and the seconds that the candidate's blocks took."""
+) -> tuple[list[TextResult], list[TextResult], float]:
+    """The results of all texts, those of the last replies, and the seconds that the candidate's blocks took."""
     batches = _batches(parts)
     layers = candidate.config.num_hidden_layers + reference.config.num_hidden_layers
     steps, total = itertools.count(1), layers * len(batches)
     counter: Progress | None = (lambda *_: progress(next(steps), total)) if progress else None
     results: dict[int, TextResult] = {}  # by the number of the text
+    replies: dict[int, TextResult] = {}
     seconds = 0.0
     for batch in batches:
-        sequences = [ids for *_, ids in batch]
+        sequences = [part.ids for part in batch]
         reference_states = reference.hidden_states(sequences, counter)
         before = time.perf_counter()
         states = candidate.hidden_states(sequences, counter, kv)
         seconds += time.perf_counter() - before
         heads = candidate.head(), reference.head()
-        for (kind, number, first, ids), *hidden in zip(batch, states, reference_states, strict=True):
-            _compare(results.setdefault(number, TextResult(kind)), ids, first, heads, hidden)
+        for part, *hidden in zip(batch, states, reference_states, strict=True):
+            counted = [(part.first, results)] + [(part.reply, replies)] * (part.reply < len(part.ids))
+            found = [(first, to.setdefault(part.number, TextResult(part.kind))) for first, to in counted]
+            _compare(found, part.ids, heads, hidden)
         mx.clear_cache()
-    return list(results.values()), seconds
+    return list(results.values()), list(replies.values()), seconds
 
 
 def divergence(logits: mx.array, reference: mx.array) -> mx.array:
@@ -179,14 +192,13 @@ def divergence(logits: mx.array, reference: mx.array) -> mx.array:
 
 
 def _compare(
-    result: TextResult,
+    results: Sequence[tuple[int, TextResult]],
     ids: list[int],
-    first: int,
     heads: Sequence[Callable[[mx.array], mx.array]],
     states: Sequence[mx.array],
 ) -> None:
-    """Adds a window's tokens from `first` on to the result of its text, from the final hidden states [L, E]."""
-    for start in range(first - 1, len(ids) - 1, POSITIONS):
+    """Adds a window to `results`, to each the tokens from a place on. `states` are the final hidden states [L, E]."""
+    for start in range(results[0][0] - 1, len(ids) - 1, POSITIONS):
         stop = min(start + POSITIONS, len(ids) - 1)
         following = mx.array(ids[start + 1 : stop + 1])[:, None]
         q, p = (head(state[start:stop]) for head, state in zip(heads, states, strict=True))  # [positions, V]
@@ -194,10 +206,13 @@ def _compare(
         agrees = mx.argmax(q, axis=-1) == mx.argmax(p, axis=-1)
         nll = [mx.logsumexp(x, axis=-1) - mx.take_along_axis(x, following, axis=-1)[:, 0] for x in (q, p)]
         mx.eval(divergences, agrees, nll)
-        result.kl += divergences.tolist()  # type: ignore[arg-type]
-        result.agrees += _sum(agrees)
-        result.nll += _sum(nll[0])
-        result.reference_nll += _sum(nll[1])
+        for first, result in results:
+            skipped = max(0, first - 1 - start)
+            if skipped < stop - start:
+                result.kl += divergences[skipped:].tolist()  # type: ignore[arg-type]
+                result.agrees += _sum(agrees[skipped:])
+                result.nll += _sum(nll[0][skipped:])
+                result.reference_nll += _sum(nll[1][skipped:])
 
 
 def _sum(array: mx.array) -> float:
@@ -209,9 +224,9 @@ def _batches(parts: Sequence[_Window]) -> list[list[_Window]]:
     batches: list[list[_Window]] = [[]]
     size = 0
     for part in parts:
-        if batches[-1] and size + len(part[-1]) > BATCH_TOKENS:
+        if batches[-1] and size + len(part.ids) > BATCH_TOKENS:
             batches.append([])
             size = 0
         batches[-1].append(part)
-        size += len(part[-1])
+        size += len(part.ids)
     return batches

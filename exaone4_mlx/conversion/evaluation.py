@@ -19,6 +19,8 @@ RESAMPLES = 1000
 class EvaluationRow:
     """One row of the table. KL is in nats per token; the interval of the ratio holds 95 % of the resamples.
 
+    `kind` is "all", a kind of text, or "replies" for the last replies of all conversations.
+
     One text alone has no interval: low and high are None.
     """
 
@@ -43,7 +45,7 @@ class EvaluationRow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A comparison of two models: a row for all texts, then one for each kind of text.
+    """A comparison of two models: a row for all texts, one for each kind of text, and one for the replies.
 
     `kv` describes the quantization of the candidate's cache. `tokens_per_second` is the candidate's, block by block;
     `peak_bytes` is MLX's own peak.
@@ -82,11 +84,11 @@ class TextResult:
     reference_nll: float = 0.0
 
 
-def rows_of(texts: Sequence[TextResult]) -> tuple[EvaluationRow, ...]:
-    """A row for all texts, then, if there are several kinds, one for each kind."""
+def rows_of(texts: Sequence[TextResult], replies: Sequence[TextResult] = ()) -> tuple[EvaluationRow, ...]:
+    """A row for all texts; if there are several kinds, one for each; and one for the `replies`, if there are any."""
     kinds = list(dict.fromkeys(text.kind for text in texts))
     groups = [("all", list(texts))] + [(kind, [t for t in texts if t.kind == kind]) for kind in kinds if len(kinds) > 1]
-    return tuple(_row(kind, group) for kind, group in groups)
+    return tuple(_row(kind, group) for kind, group in [*groups, ("replies", list(replies))] if group)
 
 
 def _row(kind: str, texts: Sequence[TextResult]) -> EvaluationRow:

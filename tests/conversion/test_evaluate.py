@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -85,8 +86,11 @@ def test_replies_alone_can_be_counted(tmp_path: Path, quantized: Path, texts: Pa
     (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": messages}) + "\n" + json.dumps({"text": TEXTS[0]}))
     model, tokenizer = load(quantized, dtype="float32")
     prompt, reply = tokenizer.apply_chat_template(messages[:1]), tokenizer.encode(f"{said}[|endofturn|]")
-    row = evaluate(quantized, "demo", data=tmp_path / "chat.jsonl", replies_only=True).rows[0]
+    (row,) = evaluate(quantized, "demo", data=tmp_path / "chat.jsonl", replies_only=True).rows
     assert (row.documents, row.tokens) == (1, len(reply))
+    rows = evaluate(quantized, "demo", data=tmp_path / "chat.jsonl").rows
+    assert [row.kind for row in rows] == ["all", "chat", "text", "replies"], "a row of their own, beside the whole"
+    assert rows[3] == dataclasses.replace(row, kind="replies") and rows[1].tokens == len(prompt + reply) - 1
     logs = log_probabilities(model(mx.array([prompt + reply]))[0])[len(prompt) - 1 :]
     nll = -sum(log[token] for log, token in zip(logs, reply, strict=False))
     assert row.perplexity == pytest.approx(math.exp(nll / len(reply)), rel=1e-3)
