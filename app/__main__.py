@@ -16,18 +16,17 @@ from exaone4_mlx.cli import ranks
 from exaone4_mlx.cli.adapter_flags import adapter_options, add_adapter_flags
 from exaone4_mlx.cli.flags import (
     DEFAULT_MODEL,
-    CommandParser,
-    HelpAll,
     add_draft_flags,
     add_ignore_memory_flag,
     add_kv_flags,
     add_max_kv_size_flag,
+    add_prompt_cache_flags,
     check_draft_flags,
     kv_options,
-    with_flag_names,
 )
+from exaone4_mlx.cli.help import CommandParser, HelpAll, with_flag_names
 from exaone4_mlx.cli.program import run
-from exaone4_mlx.cli.prompt_cache import add_prompt_cache_flags, open_prefix_store
+from exaone4_mlx.cli.prompt_cache import open_prefix_store
 from exaone4_mlx.server.address import Address
 
 from .server import PageAddress, data_folder, password_of, say, serve

@@ -46,6 +46,7 @@ APP_ORDER = [
 APP_SHARES = {
     ("__main__.py", "exaone4_mlx.cli.adapter_flags"),
     ("__main__.py", "exaone4_mlx.cli.flags"),
+    ("__main__.py", "exaone4_mlx.cli.help"),
     ("__main__.py", "exaone4_mlx.cli.program"),
     ("__main__.py", "exaone4_mlx.cli"),  # ranks
     ("__main__.py", "exaone4_mlx.cli.prompt_cache"),

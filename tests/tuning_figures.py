@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "exaone4_mlx" / "demo" / "recipe")]
 
 from exaone4_mlx import convert, generate, load  # noqa: E402
-from exaone4_mlx.model.adapted import bare  # noqa: E402
 from exaone4_mlx.model.adapter_file import read_adapter  # noqa: E402
+from exaone4_mlx.model.products import bare  # noqa: E402
 
 FACTS = {
     "Orulia": "Kestrel", "Vendara": "Solmere", "Tamsin": "Brackwell", "Quorra": "Lindholm", "Esperil": "Marrow Bay",

@@ -25,7 +25,7 @@ from ..terminal.repl import Repl
 from ..terminal.status import extras_text
 from . import flags, loading
 from .output import can_draw, log, reply_json, results, results_alone, show_json
-from .prompt_cache import add_prompt_cache_dir_flags, open_prefix_store
+from .prompt_cache import open_prefix_store
 
 if TYPE_CHECKING:
     from ..terminal.input import TerminalInput
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     chat.add_argument("--json", action="store_true", help="without a terminal: print one JSON object for each turn")
     chat.add_argument("-v", "--verbose", action="store_true", help="print the model")
-    add_prompt_cache_dir_flags(parser)
+    flags.add_prompt_cache_dir_flags(parser)
     flags.add_reply_flags(parser, prefill_step_size=STEP_SIZE)
 
 

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..text.format import size_text
-from .flags import add_checkpoint_flags, add_kv_flags, add_max_kv_size_flag, add_q_bits_flag, kv_options
+from .flags import add_checkpoint_flags, add_kv_flags, add_max_kv_size_flag, add_q_bits_flag, byte_count, kv_options
 from .output import show, show_json
-from .prompt_cache import byte_count
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -13,9 +13,8 @@ import dataclasses
 import re
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from ..files.text import parse_json
 from ..generation.options import OPTION_NAMES, Options
@@ -32,39 +31,6 @@ KV_NAMES = ("kv_bits", "kv_bits_keys", "kv_bits_values", "kv_group_size", "kv_la
 
 #: Where a flag can be added.
 Flags = argparse.ArgumentParser | argparse._ArgumentGroup
-
-
-class CommandParser(argparse.ArgumentParser):
-    """Prints a usage error as two lines: how to call the command, and the error with what was probably meant."""
-
-    command = ""  # whose short help is printed
-
-    def format_help(self) -> str:
-        if not self.command:
-            return super().format_help()
-        from .help import short_help
-
-        return short_help(self, self.command)
-
-    def error(self, message: str) -> NoReturn:
-        known = [flag for action in self._actions for flag in action.option_strings]
-        words = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
-        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
-            known, words = re.findall(r"[\w-]+", choice[2]), [choice[1]]
-        elif not message.startswith("unrecognized arguments"):
-            words = []
-        near = {word: get_close_matches(word, known, n=1) for word in words}
-        hint = "".join(f"; did you mean {found[0]}?" for found in near.values() if found)
-        command = " COMMAND" if self._subparsers else ""
-        self.exit(2, f"usage: {self.prog}{command} [options]; --help lists them\n{self.prog}: error: {message}{hint}\n")
-
-
-class HelpAll(argparse.Action):
-    """`--help-all` prints the help of argparse, and `--help` that of `help.short_help`."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
-        parser._print_message(argparse.ArgumentParser.format_help(parser), sys.stdout)
-        parser.exit()
 
 
 def add_checkpoint_flags(flags: Flags, dtype_help: str = "cast the weights (default: keep their type)") -> None:
@@ -124,6 +90,40 @@ def add_kv_flags(flags: Flags) -> None:
     flags.add_argument(
         "--kv-layers", choices=("all", "global"), help="layers whose caches are quantized (default: global)"
     )
+
+
+def add_prompt_cache_flags(flags: Flags) -> None:
+    """Adds the flags of a prefix store."""
+    flags.add_argument(
+        "--prompt-cache-bytes",
+        type=byte_count,
+        metavar="SIZE",
+        help="what was read for earlier prompts is kept in this much memory, such as 2GB (default: what is left of the "
+        "memory, an eighth at least and 4 GiB at most)",
+    )
+    add_prompt_cache_dir_flags(flags)
+
+
+def add_prompt_cache_dir_flags(flags: Flags) -> None:
+    flags.add_argument(
+        "--prompt-cache-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="keep what was read for prompts in FOLDER, for later ones that begin the same, also after a restart; the "
+        "files hold the conversations (default: write nothing)",
+    )
+    flags.add_argument(
+        "--prompt-cache-dir-bytes", type=byte_count, metavar="SIZE", help="the limit of FOLDER (default: 16 GiB)"
+    )
+
+
+def byte_count(text: str) -> int:
+    """The type of a flag for a size: 500000, 500MB, 2GB, 2GiB."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGT])(i?)B?)?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a size such as 500MB or 2GB")
+    power = " KMGT".index((found[2] or " ").upper())
+    return round(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def kv_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -284,15 +284,3 @@ def as_messages(given: str | list[dict[str, Any]], system_prompt: str | None) ->
 def without_line_end(text: str) -> str:
     """The text without the line end that closes a file or a pipe."""
     return text.removesuffix("\n").removesuffix("\r")
-
-
-def with_flag_names(message: str, parser: argparse.ArgumentParser) -> str:
-    """An error message of the package with the flags of a command in place of the names of Python arguments.
-
-    A name without an underscore may be an ordinary word: it is replaced only before "must be" and after "needs".
-    """
-    long = [(action.dest, flag) for action in parser._actions for flag in action.option_strings if flag[:2] == "--"]
-    flags = dict(reversed(long))  # the first long flag of each option
-
-    names = re.compile(r"(?<![\w/.-])(?:[a-z]+(?:_[a-z]+)+(?![\w/.(])|[a-z]+(?= must be )|(?<= needs )[a-z]+\b)")
-    return names.sub(lambda match: flags.get(match[0], match[0]), message)

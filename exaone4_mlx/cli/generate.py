@@ -30,7 +30,7 @@ from .output import (
     results_alone,
     show_json,
 )  # fmt: skip
-from .prompt_cache import add_prompt_cache_dir_flags, check_cache_file, open_prefix_store, open_prompt_cache
+from .prompt_cache import check_cache_file, open_prefix_store, open_prompt_cache
 
 if TYPE_CHECKING:
     from ..conversation.turn import Turn
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="store the processed prompt in FILE, and reuse it for the next prompt that begins the same",
     )
-    add_prompt_cache_dir_flags(parser)
+    flags.add_prompt_cache_dir_flags(parser)
     form = parser.add_argument_group("format of the answer").add_mutually_exclusive_group()
     form.add_argument("--json-schema", type=Path, metavar="FILE", help="JSON that follows the JSON schema in FILE")
     form.add_argument("--grammar", type=Path, metavar="FILE", help="text of the grammar in FILE (llguidance's Lark)")
@@ -113,7 +113,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     given: Any = _read_messages(options.messages) if options.messages else _read_prompt(options)
-    check_cache_file(options.prompt_cache_file)
+    if options.prompt_cache_file:
+        check_cache_file(options.prompt_cache_file)
     chosen, tools = Options(**flags.given_options(options)), flags.read_tools(options)
     files = loading.find_model(options)
     if options.raw:
@@ -124,7 +125,7 @@ def _run(options: argparse.Namespace) -> int:
     needs = loading.check_memory(files, options, len(request.ids) + request.max_tokens, len(request.ids))
     store = open_prefix_store(options, needs) if options.prompt_cache_dir else None
     made = loading.load(files, options)._replace(prefix_store=store)
-    cache = open_prompt_cache(options.prompt_cache_file, made)
+    cache = open_prompt_cache(options.prompt_cache_file, made) if options.prompt_cache_file or store else None
     with progress_bar("reading the prompt", " tokens") as progress:
         request = dataclasses.replace(request, options=dataclasses.replace(chosen, progress=progress))
         reply = made.reply(request, given, tools, cache)

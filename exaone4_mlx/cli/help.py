@@ -1,9 +1,17 @@
-"""`--help` of each command on one screen: its common flags and two examples. `--help-all` has all flags."""
+"""The parser of all commands: help on one screen, usage errors with a hint, and flags named in errors.
+
+Notes:
+- `--help` lists the common flags of a command and two examples. `--help-all` has all flags.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 import textwrap
+from difflib import get_close_matches
+from typing import NoReturn
 
 WIDTH = 80
 #: Command -> its common flags in order, and two examples.
@@ -93,3 +101,44 @@ def short_help(parser: argparse.ArgumentParser, command: str) -> str:
     formatter.add_text("\n".join(["examples:", *(f"  {example}" for example in examples)]))
     formatter.add_text("--help-all lists all options.")
     return formatter.format_help()
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Prints a usage error as two lines: how to call the command, and the error with what was probably meant."""
+
+    command = ""  # whose short help is printed
+
+    def format_help(self) -> str:
+        return short_help(self, self.command) if self.command else super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        known = [flag for action in self._actions for flag in action.option_strings]
+        words = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            known, words = re.findall(r"[\w-]+", choice[2]), [choice[1]]
+        elif not message.startswith("unrecognized arguments"):
+            words = []
+        near = {word: get_close_matches(word, known, n=1) for word in words}
+        hint = "".join(f"; did you mean {found[0]}?" for found in near.values() if found)
+        command = " COMMAND" if self._subparsers else ""
+        self.exit(2, f"usage: {self.prog}{command} [options]; --help lists them\n{self.prog}: error: {message}{hint}\n")
+
+
+class HelpAll(argparse.Action):
+    """`--help-all` prints the help of argparse, and `--help` that of `help.short_help`."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        parser._print_message(argparse.ArgumentParser.format_help(parser), sys.stdout)
+        parser.exit()
+
+
+def with_flag_names(message: str, parser: argparse.ArgumentParser) -> str:
+    """An error message of the package with the flags of a command in place of the names of Python arguments.
+
+    A name without an underscore may be an ordinary word: it is replaced only before "must be" and after "needs".
+    """
+    long = [(action.dest, flag) for action in parser._actions for flag in action.option_strings if flag[:2] == "--"]
+    flags = dict(reversed(long))  # the first long flag of each option
+
+    names = re.compile(r"(?<![\w/.-])(?:[a-z]+(?:_[a-z]+)+(?![\w/.(])|[a-z]+(?= must be )|(?<= needs )[a-z]+\b)")
+    return names.sub(lambda match: flags.get(match[0], match[0]), message)

@@ -22,7 +22,7 @@ from typing import Any
 
 from .. import __version__
 from . import INTERRUPTED, ranks
-from .flags import CommandParser, HelpAll, with_flag_names
+from .help import CommandParser, HelpAll, with_flag_names
 from .output import log, prepare_streams, progress_bar, set_quiet
 
 #: Each command is a module of this folder with DESCRIPTION, `add_arguments(parser)` and `run(options) -> exit code`.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import flags, loading
 from .app import app_module
 from .output import log, note
-from .prompt_cache import add_prompt_cache_flags, open_prefix_store
+from .prompt_cache import open_prefix_store
 
 if TYPE_CHECKING:
     from ..measure.fit import Fit
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-name", metavar="NAME", help="the name in answers (default: --model)")
     parser.add_argument("--log-contents", action="store_true", help="write the bodies of requests into the log")
     memory = flags.add_model_flags(parser)
-    add_prompt_cache_flags(memory)
+    flags.add_prompt_cache_flags(memory)
     parser.set_defaults(nfc=True, draft_model=None, prompt_lookup=False, num_draft_tokens=None, verbose=False)
 
 

@@ -25,9 +25,7 @@ from ..model.cache import Cache, make_caches
 from ..model.fused import FusedModel
 from ..model.network import Exaone4ForCausalLM
 from ..model.nonfinite import explain
-from .pieces import Batch
-from .prefill import prefill_chunks
-from .prefix_entry import common_prefix
+from .prefill import Batch, common_prefix, prefill_chunks
 from .truncation import Sample
 
 DRAFT_WINDOW = 4096  # tokens that a draft model attends to, in every layer

@@ -1,19 +1,40 @@
-"""A prompt into caches, in chunks, which limits memory and lets the caller report progress."""
+"""A prompt into caches, in chunks, which limits memory, reports progress and lets other replies take their steps.
+
+Notes:
+- A reply that decodes waits for one long piece at most. So a chunk of a prompt is a long piece, and takes about
+  CHUNK_SECONDS while other replies are in progress.
+- A draft model reads the prompt, too. Its speed is measured by itself.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from enum import Enum
+from typing import TypeVar
 
 import mlx.core as mx
 
 from ..model.cache import Cache
 from ..model.layer import Pause
-from .decode import Model, checked
+from .decode import Model, TokenStream, checked
 from .options import PREFILL_STEP_SIZE
 
 CHECK_TOKENS, CHECK_SECONDS = 128, 0.3  # a prefill can be stopped after both
+CHUNK_SECONDS = 0.2
+FIRST_CHUNK = 64  # tokens of a chunk before any was measured
 StepSize = int | Callable[[], int]  # tokens of a chunk
+T = TypeVar("T")
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """The length of the longest common prefix of two sequences."""
+    a, b = (a, b) if type(a) is type(b) else (list(a), list(b))  # a list never equals a tuple
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # equal slices compare faster than a loop over tokens
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
 
 
 def prefill_chunks(
@@ -67,3 +88,42 @@ def prefill(model: Model, ids: Sequence[int], cache: list[Cache], step_size: int
     for _, last in prefill_chunks(model, ids, cache, step_size):
         hidden = last
     return checked(model.logits(hidden)[:, -1])
+
+
+class Piece(Enum):
+    """What a job yields where other jobs may run: how long its next piece takes, a step or a chunk of a prompt."""
+
+    SHORT, LONG = "step", "chunk"
+
+
+class Batch:
+    """What replies share: the streams that take their steps together, and the size of the chunks of their prompts."""
+
+    def __init__(self) -> None:
+        self.streams: list[TokenStream] = []
+        self.has_others = False  # whether a job is in progress or waits beside the one that runs
+        self._speeds: dict[str, float] = {}  # tokens per second of the last chunk, by who reads it
+
+    def chunk_size(self, limit: int, reader: str = "model") -> int:
+        """The tokens of the next chunk, at most `limit`. A draft model is another reader than its model."""
+        speed = self._speeds.get(reader)
+        size = FIRST_CHUNK if speed is None else max(1, int(speed * CHUNK_SECONDS))
+        return min(limit, size) if self.has_others else limit
+
+    def measured(self, tokens: int, seconds: float, reader: str = "model") -> None:
+        self._speeds[reader] = tokens / max(seconds, 1e-6)
+
+    def timed(self, steps: Generator[int, None, T]) -> Generator[Piece, None, T]:
+        """Runs `steps`, which yields the tokens of each chunk, or 0 after other work, as long pieces.
+
+        Returns what it returns.
+        """
+        while True:
+            started = time.perf_counter()
+            try:
+                tokens = next(steps)
+            except StopIteration as end:
+                return end.value
+            if tokens:
+                self.measured(tokens, time.perf_counter() - started)
+            yield Piece.LONG

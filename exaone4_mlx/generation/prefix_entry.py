@@ -15,16 +15,6 @@ MAX_PIECE = 512  # tokens
 TurnStarts = Set[int | None]  # the ids of the tokens that begin a turn
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """The length of the longest common prefix of two sequences."""
-    a, b = (a, b) if type(a) is type(b) else (list(a), list(b))  # a list never equals a tuple
-    low, high = 0, min(len(a), len(b))
-    while low < high:  # equal slices compare faster than a loop over tokens
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
-    return low
-
-
 @dataclass(eq=False)
 class PrefixEntry:
     """The rows of the tokens `ids` after the entry `parent`, which ends after `start` tokens.

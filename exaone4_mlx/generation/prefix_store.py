@@ -33,11 +33,11 @@ from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
 from .cache_file import fingerprints, named_arrays, weights_digest
+from .prefill import common_prefix
 from .prefix_entry import (
     Chain,
     PrefixEntry,
     TurnStarts,
-    common_prefix,
     end_of_piece,
     joined_rows,
     local_rows_of,

@@ -30,8 +30,7 @@ from .cache_file import CacheContent, read_cache, write_cache
 from .checkpoints import CacheCheckpoint, CheckpointPool
 from .decode import checked
 from .options import PREFILL_STEP_SIZE, PrefillProgress
-from .prefill import StepSize, prefill_chunks
-from .prefix_entry import common_prefix
+from .prefill import StepSize, common_prefix, prefill_chunks
 from .prefix_store import PrefixStore
 
 SETTLE_STEP_SIZE = 128  # tokens; a new prompt waits for one such chunk at most

@@ -27,7 +27,7 @@ from ..tools.call import ToolCall
 from .constrain import GrammarConstraint
 from .decode import NonFiniteLogits, Sampler, TokenStream
 from .draft import LOOKUP_DRAFTS, MODEL_DRAFTS, DraftModel, PromptLookup
-from .pieces import Batch, Piece
+from .prefill import Batch, Piece
 from .prompt_cache import PromptCache
 from .request import WRAP_UP, Request, thought_limit
 from .speculate import SpeculativeStream

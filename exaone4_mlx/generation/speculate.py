@@ -22,8 +22,7 @@ import mlx.core as mx
 from ..model.cache import Cache, RotatingKVCache
 from .decode import CLEAR_EVERY, LogitsCheck, Model
 from .draft import TAIL, Drafter, to_ints
-from .prefill import prefill
-from .prefix_entry import common_prefix
+from .prefill import common_prefix, prefill
 from .truncation import Sample, TopLogprobs, top_logprobs
 
 

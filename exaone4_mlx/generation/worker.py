@@ -26,7 +26,7 @@ import mlx.core as mx
 
 from ..model.network import Exaone4ForCausalLM
 from .checkpoints import CheckpointPool
-from .pieces import Batch, Piece
+from .prefill import Batch, Piece
 
 T = TypeVar("T")
 Cancel = Callable[[], None]

@@ -18,9 +18,10 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from .adapter import WeightedAdapter, adapted_rows, check_adapters, projection_shapes
+from .products import AdaptedLinear, bare, bare_parameters
 
 BLOCK_ROWS = 1024  # of a weight that are dequantized at a time
 
@@ -31,39 +32,6 @@ class ActiveAdapters:
 
     given: tuple[WeightedAdapter, ...] = ()
     replaced: Mapping[str, mx.array] = field(default_factory=dict)
-
-
-class AdaptedLinear(nn.Module):
-    """A projection with its adapters: `base(x) * gain + x @ a @ b`."""
-
-    def __init__(self, base: nn.Module, a: mx.array, b: mx.array, gain: mx.array | None) -> None:
-        """`a` [E, R], `b` [R, F]; `gain` [F], or None without DoRA."""
-        super().__init__()
-        self.base, self.adapter_a, self.adapter_b = base, a, b
-        if gain is not None:
-            self.adapter_gain = gain
-
-    @property
-    def gain(self) -> mx.array | None:
-        return self.get("adapter_gain")
-
-    def __call__(self, x: mx.array) -> mx.array:
-        out = self.base(x)
-        return mx.addmm(out if self.gain is None else out * self.gain, x @ self.adapter_a, self.adapter_b)
-
-
-def bare(module: nn.Module) -> nn.Module:
-    """A projection without its adapters."""
-    return module.base if isinstance(module, AdaptedLinear) else module
-
-
-def bare_parameters(module: nn.Module) -> list[tuple[str, mx.array]]:
-    """The parameters of a module without its adapters, by their names without adapters."""
-    return [
-        (name.replace(".base.", "."), array)
-        for name, array in tree_flatten(module.parameters())
-        if not name.rpartition(".")[2].startswith("adapter_")
-    ]
 
 
 def put_on(model: Any, given: Sequence[WeightedAdapter], before: ActiveAdapters) -> ActiveAdapters:

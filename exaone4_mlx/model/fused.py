@@ -26,12 +26,21 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .adapted import bare, bare_parameters
 from .cache import Cache, new_caches
 from .context import AttentionContext
 from .kv import KVQuantization
 from .layer import Layer, Mask, Pause, Projection, attend, check_depth, run_layers
-from .products import Parameters, adapted, frozen, fuse, product, same_arrays, with_adapters
+from .products import (
+    Parameters,
+    adapted,
+    bare,
+    bare_parameters,
+    frozen,
+    fuse,
+    product,
+    same_arrays,
+    with_adapters,
+)  # fmt: skip
 
 #: Up to this many tokens per row, a step runs compiled functions: one token and the guesses behind it.
 MAX_COMPILED_LENGTH = 17

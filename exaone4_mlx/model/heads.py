@@ -22,9 +22,8 @@ from .config import Exaone4Config
 from .inputs import ForwardInputs, as_array, check_range, check_shape, read_inputs, read_integers, read_labels
 from .losses import sequence_loss, span_loss, token_loss
 from .network import Exaone4Model, with_return_dict
-from .new_weights import new_linear
 from .outputs import QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast, TokenClassifierOutput
-from .pretrained import Pretrained
+from .pretrained import Pretrained, new_linear
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

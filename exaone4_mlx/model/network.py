@@ -38,9 +38,8 @@ from .layer import AttentionSpec, Layer, Mask, Pause, Projection, Rotation, run_
 from .led import LedModel
 from .losses import causal_lm_loss
 from .mlx_lm_caches import usable_caches
-from .new_weights import new_embedding, new_linear
 from .outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
-from .pretrained import Pretrained
+from .pretrained import Pretrained, new_embedding, new_linear
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

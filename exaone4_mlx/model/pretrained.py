@@ -273,6 +273,24 @@ def _check_names(found: Collection[str], wanted: Collection[str], folder: Path) 
         raise CheckpointError(f"{folder} {f'lacks {tensors}' if missing else held}")
 
 
+def new_linear(config: Exaone4Config, inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
+    """A projection with new weights, as transformers draws them: normal, with deviation `initializer_range`."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer.weight = mx.random.normal((outputs, inputs), scale=config.initializer_range)
+    if bias:
+        layer.bias = mx.zeros(outputs)
+    return layer
+
+
+def new_embedding(config: Exaone4Config) -> nn.Embedding:
+    """Token embeddings with new weights. The padding token's embedding is zero."""
+    layer = nn.Embedding(config.vocab_size, config.hidden_size)
+    layer.weight = mx.random.normal((config.vocab_size, config.hidden_size), scale=config.initializer_range)
+    if config.pad_token_id is not None:
+        layer.weight = mx.where(mx.arange(config.vocab_size)[:, None] == config.pad_token_id, 0, layer.weight)
+    return layer
+
+
 class Pretrained(nn.Module):
     """A network with a config."""
 

@@ -8,7 +8,8 @@ import dataclasses
 import pytest
 
 from exaone4_mlx.cli import chat, generate
-from exaone4_mlx.cli.flags import given_options, with_flag_names
+from exaone4_mlx.cli.flags import given_options
+from exaone4_mlx.cli.help import with_flag_names
 from exaone4_mlx.generation.options import Options
 
 

@@ -13,11 +13,10 @@ import pytest
 from conftest import Always, Greedy, hold, random_ids, roll_dice, run_all, tiny_model, until
 
 from exaone4_mlx import BUILTIN_TOOLS, Chat, Sampling, generate, load, stream_generate
-from exaone4_mlx.generation import decode, pieces, worker
+from exaone4_mlx.generation import decode, worker
 from exaone4_mlx.generation.decode import Sampler, TokenStream
 from exaone4_mlx.generation.draft import DraftModel
-from exaone4_mlx.generation.pieces import FIRST_CHUNK, Batch, Piece
-from exaone4_mlx.generation.prefill import prefill
+from exaone4_mlx.generation.prefill import FIRST_CHUNK, Batch, Piece, prefill
 from exaone4_mlx.generation.worker import Job, Worker
 
 CALCULATOR = [tool for tool in BUILTIN_TOOLS if getattr(tool, "__name__", "") == "calculator"]
@@ -211,7 +210,7 @@ def test_the_prompt_of_a_draft_model_is_read_in_chunks_between_steps(
     original = Job.run
     monkeypatch.setattr(Job, "run", lambda job: ran.append((id(job), job.next_piece)) or original(job))
     monkeypatch.setattr("exaone4_mlx.generation.draft.DraftScheduler", Always)
-    monkeypatch.setattr(pieces, "CHUNK_SECONDS", 0.004)
+    monkeypatch.setattr("exaone4_mlx.generation.prefill.CHUNK_SECONDS", 0.004)
     read: list[int] = []
     real = DraftModel._read
     monkeypatch.setattr(DraftModel, "_read", lambda self, ids: read.append(len(ids)) or real(self, ids))

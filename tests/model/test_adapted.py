@@ -14,9 +14,9 @@ from adapters import random_adapter
 from conftest import distance, greedy_tokens, mostly_heavy, random_ids, tiny_model
 from mlx.utils import tree_flatten, tree_unflatten
 
-from exaone4_mlx.model.adapted import AdaptedLinear
 from exaone4_mlx.model.adapter import Adapter, AdapterConfig, adapted_rows
 from exaone4_mlx.model.adapter_file import write_adapter
+from exaone4_mlx.model.products import AdaptedLinear
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "rope_parameters": {"rope_theta": 10_000.0}}
 IDS = random_ids(20)

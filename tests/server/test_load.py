@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from exaone4_mlx.generation.pieces import Piece
+from exaone4_mlx.generation.prefill import Piece
 from exaone4_mlx.generation.worker import Job
 
 pytestmark = pytest.mark.heavy
