@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -87,9 +88,15 @@ def room_of(file: Path) -> str:
     return file.parent.relative_to(PACKAGE).as_posix().removeprefix(".")
 
 
+@cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+@cache
 def imports(file: Path, top_level_only: bool = False) -> list[tuple[str, ...]]:
     """What a file imports, as dotted parts: relative imports resolved; those in functions and for type checkers too."""
-    tree = ast.parse(file.read_text())
+    tree = tree_of(file)
     found = []
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -113,7 +120,9 @@ def imported_files(file: Path) -> set[Path]:
     return found
 
 
-EDGES = {file: imported_files(file) for file in FILES}
+@cache
+def edges() -> dict[Path, set[Path]]:
+    return {file: imported_files(file) for file in FILES}
 
 
 def test_imports_point_down() -> None:
@@ -121,7 +130,7 @@ def test_imports_point_down() -> None:
     assert {room_of(file) for file in FILES} == set(ROOMS)
     up = {
         (name_of(file), name_of(target))
-        for file, targets in EDGES.items()
+        for file, targets in edges().items()
         for target in targets
         if order[room_of(target)] > order[room_of(file)] and file != PACKAGE / "__init__.py"
     }
@@ -130,7 +139,7 @@ def test_imports_point_down() -> None:
 
 def test_no_circle_of_files() -> None:
     """Files are removed that import nothing that is left. A circle is what remains."""
-    left = dict(EDGES)
+    left = dict(edges())
     while leaves := [file for file, targets in left.items() if not targets & left.keys()]:
         for file in leaves:
             del left[file]
@@ -161,7 +170,7 @@ def test_files_of_the_app_are_short() -> None:
 def test_functions_have_few_parameters() -> None:
     found = set()
     for file in FILES:
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(tree_of(file)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 given = node.args
                 names = {argument.arg for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
@@ -174,7 +183,7 @@ def test_a_class_name_has_one_meaning() -> None:
     """In the package and the app together; a leading underscore makes no other name."""
     files: dict[str, set[Path]] = {}
     for file in (*FILES, *APP):
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(tree_of(file)):
             if isinstance(node, ast.ClassDef):
                 files.setdefault(node.name.lstrip("_"), set()).add(file)
     several = {name: found for name, found in files.items() if len(found) > 1}
@@ -207,13 +216,13 @@ def test_heavy_packages_are_imported_where_they_are_used() -> None:
 def test_fronts_are_imported_by_nothing() -> None:
     """A module that is both run and imported exists twice, and its classes do not match themselves."""
     fronts = {PACKAGE / f"{name}.py" for name in ("generate", "chat", "__main__")}
-    for file, targets in EDGES.items():
+    for file, targets in edges().items():
         assert not fronts & targets, file
 
 
 def test_only_the_command_line_prints() -> None:
     for file in FILES:
-        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        calls = [node for node in ast.walk(tree_of(file)) if isinstance(node, ast.Call)]
         printed = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
         assert not printed or name_of(file) in PRINTING_FILES, file
 
@@ -236,7 +245,7 @@ def test_app_uses_public_names_only() -> None:
     import exaone4_mlx
 
     for file in APP:
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(tree_of(file)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "exaone4_mlx":
                 if (file.name, node.module) in APP_SHARES:
                     continue

@@ -61,15 +61,19 @@ def conversation(text: str) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-@pytest.mark.parametrize("text", NASTY)
-@pytest.mark.parametrize("place", conversation(""))
-def test_untrusted_text_is_shown_as_text_in_every_place(place: str, text: str, unread: Any) -> None:
-    harmless, nasty = Page(messages_html(conversation("x")[place])), Page(messages_html(conversation(text)[place]))
-    assert nasty.tags == harmless.tags, "the text has become HTML"
-    assert "alert(1)" in nasty.text, "the text is not shown"
-    chats = [Chat(*unread, messages=conversation(words)[place], settle=False) for words in ("x", text)]
-    tags = [Page(as_front_end(chat_markdown(chat))).tags for chat in chats]
-    assert tags[1] == tags[0], "as Markdown it breaks out of its block"
+def test_untrusted_text_is_shown_as_text_in_every_place(unread: Any) -> None:
+    def pages(text: str, place: str) -> tuple[Page, Page]:
+        messages = conversation(text)[place]
+        markdown = chat_markdown(Chat(*unread, messages=messages, settle=False))
+        return Page(messages_html(messages)), Page(as_front_end(markdown))
+
+    for place in conversation(""):
+        harmless = pages("x", place)
+        for text in NASTY:
+            nasty = pages(text, place)
+            assert nasty[0].tags == harmless[0].tags, f"{place}: {text!r} has become HTML"
+            assert "alert(1)" in nasty[0].text, f"{place}: {text!r} is not shown"
+            assert nasty[1].tags == harmless[1].tags, f"{place}: as Markdown {text!r} breaks out of its block"
 
 
 @pytest.mark.parametrize("text", NASTY)
