@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from conftest import distance, roll_dice
+import pytest
+from conftest import distance, roll_dice, until
 from mlx.utils import tree_flatten
 
-from exaone4_mlx import Chat, PromptCache, generate, load, stream_generate
+from exaone4_mlx import Chat, PrefixStore, PromptCache, generate, load, stream_generate
 from exaone4_mlx.checkpoint.share import Share
 from exaone4_mlx.cluster.ranks import PORT_DISTANCE, join_ranks
+from exaone4_mlx.conversation.chat_file import cache_path
 from exaone4_mlx.generation.follow import follow
 from exaone4_mlx.generation.prefill import prefill
 
@@ -115,6 +117,78 @@ def stopped(model: Any, tokenizer: Any) -> Any:
     return mx.argmax(cache.prefill(ids[:400])[0]).item()
 
 
+def prefixes(model: Any, tokenizer: Any) -> Any:
+    """Prompts that begin as others did: from memory, from files, and after a file of another rank was damaged."""
+    system = {"role": "system", "content": PROMPT * 3}
+    found = []
+
+    def reply(store: PrefixStore, text: str) -> None:
+        cache = PromptCache(model, tokenizer, prefix_store=store)
+        messages = [system, {"role": "user", "content": text}]
+        done = generate(model, tokenizer, messages, temperature=0, max_tokens=4, prompt_cache=cache)
+        found.append((done.token_ids, done.cached_tokens))
+
+    def opened() -> PrefixStore:
+        return PrefixStore(folder="prefixes" if model.ranks else "whole", ranks=model.ranks)
+
+    store = opened()
+    for text in ("Hello", "What is 17 * 23?", "Hello"):
+        reply(store, text)
+    assert found[2] == (found[0][0], found[2][1]) and found[1][1] > 80 and found[2][1] > found[1][1]
+    generate(model, tokenizer, "x", max_tokens=1)  # the others write
+    store.flush()
+    if model.ranks:
+        mine, other = (Path(f"prefixes/rank{rank}of2") for rank in (0, 1))
+        until(lambda: names_in(mine) == names_in(other))
+        assert len(names_in(mine)) > 3
+    store = opened()
+    reply(store, "Hello")
+    assert found[3] == found[2]
+    if model.ranks:
+        for path in other.iterdir():
+            path.write_bytes(path.read_bytes()[:-4] + b"odd.")
+        damaged = opened()
+        reply(damaged, "Hello")
+        assert found.pop() == (found[0][0], 0), "all ranks forget what one has lost"
+    return found
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def files(model: Any, tokenizer: Any, kv: int | None = None) -> Any:
+    """A conversation that goes on from a file; then the file of another rank is of another time, or gone."""
+    path = Path("turns")
+    talk = Chat(model, tokenizer, temperature=0, max_tokens=8, settle=False, kv=kv)
+    talk.ask(PROMPT, thinking=True)
+    talk.save(path, caches=True)
+    again = Chat.load(path, model, tokenizer, caches=True, kv=kv, settle=False)
+    reply = again.ask("And now?")
+    assert reply.cached_tokens > 40
+    found = [reply.text, reply.cached_tokens]
+    if model.ranks is None:
+        return found
+    caches = cache_path(path).name
+    own, other = (Path(f"{caches}.rank{rank}of2") for rank in (0, 1))
+    before = other.read_bytes()
+    talk.ask("More")
+    talk.save(path, caches=True)
+    other.write_bytes(before)
+    with pytest.warns(UserWarning, match=r"^rank 1 \(.*not written together with that of rank 0; starting without it"):
+        assert not PromptCache.load(caches, model, tokenizer, kv=kv).ids
+    other.unlink()
+    with pytest.raises(ValueError, match=r"^rank 1 \(.*there is no prompt cache"):
+        PromptCache.load(caches, model, tokenizer, kv=kv)
+    other.mkdir()
+    with pytest.raises(OSError, match=r"rank 1 \("):
+        talk.save(path, caches=True)
+    own.rename(own.with_name(f"{caches}.rank0of4"))
+    with pytest.raises(ValueError, match="was written by 4 ranks, and here are 2"):
+        PromptCache.load(caches, model, tokenizer, kv=kv)
+    return found
+
+
 def sent_per_token(model: Any, count: int = 10) -> float:
     """Bytes that the sockets of MLX's ring have sent for a token, from the figures of Linux for each connection."""
     fused, cache = model.fused(), model.make_cache()
@@ -139,7 +213,7 @@ def sent_bytes() -> int:
 
 
 CHECKS: dict[str, Callable[..., Any]] = {
-    check.__name__: check for check in (greedy, many, seeded, chat, drafts, batch, stopped)
+    check.__name__: check for check in (greedy, many, seeded, chat, drafts, batch, stopped, prefixes, files)
 }
 
 
@@ -168,7 +242,8 @@ def main(*arguments: str) -> None:
             found[check] = distance(ours, theirs)
             assert mx.max(mx.abs(theirs)).item() > 1
         else:
-            ours, theirs = CHECKS[check](model, tokenizer), CHECKS[check](whole, tokenizer)
+            given = {"kv": kv} if check == "files" else {}
+            ours, theirs = (CHECKS[check](one, tokenizer, **given) for one in (model, whole))
             found[check] = ours == theirs or [ours, theirs]
     ranks.leave()
     print(json.dumps(found))

@@ -27,7 +27,7 @@ def open_prefix_store(options: argparse.Namespace, needs: Fit | None) -> PrefixS
     if folder_limit is not None and options.prompt_cache_dir is None:
         raise ValueError("--prompt-cache-dir-bytes needs --prompt-cache-dir")
     folder_limit = MAX_FOLDER_BYTES if folder_limit is None else folder_limit
-    return PrefixStore(limit, options.prompt_cache_dir, folder_limit)
+    return PrefixStore(limit, options.prompt_cache_dir, folder_limit, getattr(options, "ranks", None))
 
 
 def check_cache_file(path: Path) -> None:
@@ -41,8 +41,11 @@ def check_cache_file(path: Path) -> None:
 
 
 def open_prompt_cache(path: Path | None, made: ReadyModel) -> PromptCache:
+    from ..generation.cache_file import check_count, place_of
     from ..generation.prompt_cache import PromptCache
 
-    if path is None or not path.exists():
+    if path is not None:
+        check_count(path, made.model.ranks)
+    if path is None or not place_of(path, made.model.ranks).exists():
         return PromptCache(made.model, made.tokenizer, kv=made.kv, prefix_store=made.prefix_store)
     return PromptCache.load(path, made.model, made.tokenizer, kv=made.kv)

@@ -26,10 +26,7 @@ if TYPE_CHECKING:
 RANKED = ("generate", "chat", "serve", "bench", "app")
 A_LAYER = "it has one layer at a time in memory"
 ALONE = {"convert": A_LAYER, "fuse": A_LAYER, "evaluate": A_LAYER, "lora": "gradients are not summed over ranks"}
-A_PART = "each has a part of the caches"
 REFUSED = {
-    "prompt_cache_file": A_PART,
-    "prompt_cache_dir": A_PART,
     "adapter_path": "fuse the adapter into the weights first",
     "peer": "other engines run in one process",
 }

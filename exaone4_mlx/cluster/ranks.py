@@ -71,6 +71,11 @@ class Ranks:
         return f"Ranks(rank {self.rank} of {self.size})"
 
     @property
+    def name(self) -> str:
+        """Of the files of this rank: rank0of2."""
+        return f"rank{self.rank}of{self.size}"
+
+    @property
     def peers(self) -> list[Peer]:
         return self.watchdog.peers
 

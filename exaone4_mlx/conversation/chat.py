@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..generation.cache_file import check_count, place_of
 from ..generation.generate import evaluate_weights, make_draft
 from ..generation.options import OPTION_NAMES, SAMPLING_FIELDS, Options, check
 from ..generation.prefix_store import PrefixStore
@@ -354,7 +355,9 @@ class Chat(History):
             chat.system_prompt = system_prompt
         chat.dropped = content["dropped"]
         chat.stop_settling()
-        if caches and cache_path(path).is_file():
+        if caches:
+            check_count(cache_path(path), model.ranks)
+        if caches and place_of(cache_path(path), model.ranks).is_file():
             worker, made = chat._worker, chat._cache
             given = model, tokenizer, worker.checkpoints, made.kv, made.prefix_store
             chat._cache = worker.call(lambda: PromptCache.load(cache_path(path), *given))

@@ -3,21 +3,24 @@
 Notes:
 - The file is a safetensors file. Its metadata holds a digest of the content and fingerprints of everything that the
   numbers depend on: config, weights, tokenizer, chat template, cache layout.
+- Each of several ranks has a file with its part of the rows: see `rank_files.py`.
 - A file of another model is refused. A damaged file raises CheckpointError. Neither gives wrong tokens.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from ..cluster.ranks import Ranks
 from ..files.folders import atomic_file
 from ..files.safetensors import CheckpointError, is_finite, read_header
 from ..model.cache import Cache, KVCache, RotatingKVCache, Snapshot
@@ -49,26 +52,40 @@ class Part:
 
 @dataclass(frozen=True)
 class CacheContent:
-    """What a file holds. `layers` are whole snapshots, `checkpoints` have one snapshot per layer each."""
+    """What a file holds. `layers` are whole snapshots, `checkpoints` have one snapshot per layer each.
+
+    `mark` is the same in the files that several ranks wrote together.
+    """
 
     ids: list[int]
     layers: list[Snapshot]
     checkpoints: list[tuple[Snapshot, ...]]
+    mark: str = ""
 
 
-def write_cache(
-    path: Path,
-    content: CacheContent,
-    model: Exaone4ForCausalLM,
-    tokenizer: Tokenizer,
-    layers: Sequence[Cache],
-    kv: KVQuantization | None,
-) -> None:
-    """Writes the file, whole or not at all. `layers` are the caches that the content comes from.
+def place_of(path: Path, ranks: Ranks | None) -> Path:
+    """The file of this process: `path`, or of rank 0 of 2 `path` with ".rank0of2" at the end."""
+    return path if ranks is None else path.with_name(f"{path.name}.{ranks.name}")
+
+
+def check_count(path: Path, ranks: Ranks | None) -> None:
+    """Raises ValueError where the files of `path` are those of another number of ranks."""
+    if place_of(path, ranks).exists():
+        return
+    parts = path.parent.glob(f"{glob.escape(path.name)}.rank*of*")
+    if found := next((file for file in (path, *sorted(parts)) if file.is_file()), None):
+        count, here = found.name.rpartition("of")[2] if found != path else 1, 1 if ranks is None else ranks.size
+        raise ValueError(
+            f"the prompt cache {found} was written by {count} rank{'s' * (found != path)}, and here "
+            f"{'are' if here > 1 else 'is'} {here}: start as many, or give another file"
+        )
+
+
+def write_cache(path: Path, content: CacheContent, about: Mapping[str, str], layers: Sequence[Cache]) -> None:
+    """Writes the file, whole or not at all. `layers` are the caches that the content comes from, `about` fingerprints.
 
     Raises ValueError for an existing file that is not a prompt cache, and FloatingPointError for NaN and infinity.
     """
-    _check_ranks(model)
     _check_file_kind(path)
     arrays = {"ids": mx.array(content.ids, dtype=mx.int32)}
     for i, (snapshot, layer) in enumerate(zip(content.layers, layers, strict=True)):
@@ -80,7 +97,8 @@ def write_cache(
         raise FloatingPointError(f"the prompt cache is not saved: its layer {wrong[0]} holds NaN or infinity")
     metadata = {
         "format": FILE_FORMAT,
-        "fingerprints": json.dumps(fingerprints(model, tokenizer, layers, kv)),
+        "fingerprints": json.dumps(dict(about)),
+        "mark": content.mark,
         "checkpoints": json.dumps([checkpoint[0].offset for checkpoint in content.checkpoints]),
     }
     metadata["digest"] = _digest(arrays, metadata)
@@ -88,35 +106,28 @@ def write_cache(
         mx.save_safetensors(stream, arrays, metadata)  # type: ignore[arg-type]
 
 
-def read_cache(
-    path: Path, model: Exaone4ForCausalLM, tokenizer: Tokenizer, layers: Sequence[Cache], kv: KVQuantization | None
-) -> CacheContent:
-    """Reads and checks the file. `layers` are the empty caches that the content is for.
+def read_cache(path: Path, about: Mapping[str, str], layers: Sequence[Cache], config: Exaone4Config) -> CacheContent:
+    """Reads and checks the file. `layers` are the empty caches that the content is for, `config` is of their sizes.
 
     Raises FileNotFoundError if there is no file, ValueError for a file that is not a prompt cache or belongs to another
     model or cache layout, and CheckpointError for a damaged file.
     """
-    _check_ranks(model)
     if not path.is_file():
         raise FileNotFoundError(f"there is no prompt cache {path}")
     _check_file_kind(path)
     arrays, metadata = read_arrays(path, FILE_FORMAT)
-    written, expected = json.loads(metadata.get("fingerprints", "{}")), fingerprints(model, tokenizer, layers, kv)
-    if different := [name for name, digest in expected.items() if dict(written).get(name) != digest]:
+    written = json.loads(metadata.get("fingerprints", "{}"))
+    if different := [name for name, digest in about.items() if dict(written).get(name) != digest]:
         if different == ["cache layout"]:
             raise ValueError(
                 f"the prompt cache {path} has another cache layout (other kv_bits, say): give those, or another file"
             )
         raise ValueError(f"the prompt cache {path} belongs to another model: {', '.join(different)} differ")
     try:
-        return _content(arrays, json.loads(metadata["checkpoints"]), layers, model.config)
+        content = _content(arrays, json.loads(metadata["checkpoints"]), layers, config)
+        return replace(content, mark=metadata.get("mark", ""))
     except (CheckpointError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the prompt cache {path} is damaged ({error})") from error
-
-
-def _check_ranks(model: Exaone4ForCausalLM) -> None:
-    if model.ranks is not None:
-        raise ValueError("caches of a model of several ranks cannot be in a file: each rank has a part of them")
 
 
 def _check_file_kind(path: Path) -> None:
@@ -144,12 +155,13 @@ def fingerprints(
     ]
     if kv is not None:
         layout.append(str(kv))
-    return {
+    found = {
         "config": hashlib.sha256(json.dumps(model.config.to_dict()).encode()).hexdigest(),
         "weights": weights or weights_digest(model),
         **tokenizer.fingerprints,
         "cache layout": ", ".join(layout),
     }
+    return found if model.ranks is None else found | {"ranks": model.ranks.name}
 
 
 def weights_digest(model: Exaone4ForCausalLM) -> str:

@@ -19,6 +19,8 @@ from ..model.kv import KVQuantization
 from ..model.led import shared_ids
 from ..model.network import Exaone4ForCausalLM
 from .decode import CLEAR_EVERY
+from .prefix_entry import joined_rows, taken_rows
+from .rank_files import OwnFiles
 from .reply_loop import metal_memory
 
 PAUSE_SECONDS = 0.2
@@ -38,6 +40,7 @@ class Follower:
         self._caches: dict[int, Cache] = {}
         self._lists: dict[int, list[Cache]] = {}  # all layers, by the number of the first
         self._snapshots: dict[int, Snapshot] = {}
+        self._files = OwnFiles(model, self._lists, self._snapshots)
         self._pending: Any = []  # what the last call computes
 
     def run(self) -> None:
@@ -45,6 +48,9 @@ class Follower:
         while "leave" not in (message := self._next()):
             for change in message["changes"]:
                 self._change(*change)
+            if "ask" in message:
+                self.ranks.gather(self._files.ask(*message["ask"]))
+                continue
             call, *arguments = message["call"]
             self.ranks.in_order()
             built = self._prefill(*arguments) if call == "prefill" else self._step(arguments[0])
@@ -54,6 +60,7 @@ class Follower:
             self.ranks.watchdog.done += 1
             if call == "prefill" or self.ranks.watchdog.done % CLEAR_EVERY == 0:
                 mx.clear_cache()
+        self._files.close()
 
     def _next(self) -> Message:
         inbox = self.ranks.peers[0].inbox
@@ -93,18 +100,31 @@ class Follower:
             self._lists.pop(number, None)
             del self._caches[number]
         elif kind == "drop":
-            del self._snapshots[number]
-        elif kind == "snapshot":
-            whole, taken = values
-            self._snapshots[taken] = self._caches[number].snapshot(whole)
-            mx.eval(self._snapshots[taken].arrays)
+            self._snapshots.pop(number, None)
+        elif kind == "files":
+            self._files.change(number, *values)
+        elif kind in ("snapshot", "take", "join"):
+            *how, taken = values
+            self._snapshots[taken] = found = self._copy(self._caches[number], kind, *how)
+            mx.eval(found.arrays)
         elif kind == "restore":
             taken, offset = values
             self._caches[number].restore(self._snapshots[taken] if taken else Snapshot(offset))
+            mx.eval(self._caches[number].buffers)  # layer by layer: this limits the memory
         elif kind == "rewind":
             self._caches[number].rewind(values[0])
         else:
             self._caches[number].undo(values[0])
+
+    def _copy(self, cache: Cache, kind: str, *how: Any) -> Snapshot:
+        """The rows of a snapshot, of an entry of a prefix store, or of several entries."""
+        if kind == "snapshot":
+            return cache.snapshot(*how)
+        if kind == "take":
+            return taken_rows(cache, *how)
+        numbers, spans, length = how
+        empty = Snapshot(0)
+        return joined_rows(cache, [self._snapshots[one] if one else empty for one in numbers], spans, length)
 
 
 def follow(model: Exaone4ForCausalLM) -> None:

@@ -10,6 +10,7 @@ from functools import cached_property
 import mlx.core as mx
 
 from ..model.cache import Cache, KVCache, Snapshot
+from ..model.led import Recorded, number_of
 
 MAX_PIECE = 512  # tokens
 TurnStarts = Set[int | None]  # the ids of the tokens that begin a turn
@@ -40,11 +41,16 @@ class PrefixEntry:
         return self.start + len(self.ids)
 
     @property
+    def span(self) -> Span:
+        return self.start, self.stop
+
+    @property
     def first(self) -> int:
         """The position of the first token whose rows local layers have."""
         return self.stop - self.local_rows
 
 
+Span = Sequence[int]  # the positions of an entry's first token and of the token after its last
 Chain = tuple[PrefixEntry, ...]  # an entry after its parents, the first one first
 
 
@@ -85,19 +91,23 @@ def local_rows_of(layers: Sequence[Cache], start: int, stop: int) -> int:
 def taken_rows(layer: Cache, start: int, stop: int) -> Snapshot:
     """A copy of the rows of the tokens start:stop that the cache of a layer holds."""
     held = _held_from(layer)
-    return Snapshot(stop, layer.rows.copy(max(start, held) - held, max(stop, held) - held))
+    taken = Snapshot(stop, layer.rows.copy(max(start, held) - held, max(stop, held) - held))
+    return layer.numbered(taken, "take", start, stop) if isinstance(layer, Recorded) else taken
 
 
-def joined_rows(layer: Cache, pieces: list[Snapshot], chain: Chain, length: int) -> tuple[mx.array, ...]:
-    """The rows before position `length` that a layer keeps. `pieces` are its rows in the entries of the chain."""
+def joined_rows(layer: Cache, pieces: Sequence[Snapshot], spans: Sequence[Span], length: int) -> Snapshot:
+    """The rows before position `length` that a layer keeps. `pieces` are its rows in entries of these spans."""
     missing = length if isinstance(layer, KVCache) else layer.needed_rows
     parts: list[tuple[mx.array, ...]] = []
-    for snapshot, entry in zip(reversed(pieces), reversed(chain), strict=True):
-        stop = snapshot.rows - max(0, entry.stop - length)
+    for snapshot, (begin, end) in zip(reversed(pieces), reversed(spans), strict=True):
+        stop = snapshot.rows - max(0, end - length)
         start = max(0, stop - missing)
         if stop > start:
             parts.insert(0, tuple(array[:, :, start:stop] for array in snapshot.arrays))
             missing -= stop - start
-        if missing == 0 or snapshot.rows < len(entry.ids):
+        if missing == 0 or snapshot.rows < end - begin:
             break
-    return tuple(mx.concatenate([*arrays], axis=2) for arrays in zip(*parts, strict=True))
+    joined = Snapshot(length, tuple(mx.concatenate([*arrays], axis=2) for arrays in zip(*parts, strict=True)))
+    if isinstance(layer, Recorded):
+        return layer.numbered(joined, "join", [number_of(piece) for piece in pieces], spans, length)
+    return joined

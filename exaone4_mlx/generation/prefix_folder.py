@@ -26,7 +26,9 @@ from ..files.folders import atomic_file, remove_partial_files
 from ..files.safetensors import DTYPE_NAMES, CheckpointError, read_whole_header
 from ..model.cache import Cache, KVCache, Snapshot
 from ..model.config import Exaone4Config
-from .cache_file import Part, check_rows, digest_of_parts, read_arrays
+from ..model.fused import FusedModel
+from ..model.led import LedModel
+from .cache_file import Part, check_rows, digest_of_parts, named_arrays, read_arrays
 
 FILE_FORMAT = "exaone4_mlx prefix, version 1"
 SUFFIX = ".prefix"
@@ -68,8 +70,18 @@ class PrefixFolder:
             except (OSError, CheckpointError, KeyError, TypeError, ValueError):
                 self.remove(path.stem)
 
-    def write(self, key: str, about: dict[str, Any], arrays: dict[str, mx.array], most_waiting: int) -> bool:
+    def use(self, model: FusedModel) -> None:
+        """Call it before rows of a model are read or written. Raises ValueError for a model of several ranks."""
+        if isinstance(model, LedModel):
+            raise ValueError("a prefix store with files of several ranks needs them: PrefixStore(…, ranks=ranks)")
+
+    def write(
+        self, key: str, about: dict[str, Any], rows: Sequence[Snapshot], layers: Sequence[Cache], most_waiting: int
+    ) -> bool:
         """Lets a file be written. Returns False, and does nothing, while more than `most_waiting` bytes wait."""
+        arrays: dict[str, mx.array] = {}
+        for i, (snapshot, layer) in enumerate(zip(rows, layers, strict=True)):
+            arrays |= named_arrays(f"{i}", snapshot, layer)
         if sum(len(part.data) for parts in list(self._waiting.values()) for part in parts) > most_waiting:
             return False
         parts = self._waiting[key] = [Part.of(name, array) for name, array in sorted(arrays.items())]

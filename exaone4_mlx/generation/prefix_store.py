@@ -25,6 +25,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from ..cluster.ranks import Ranks
 from ..files.safetensors import CheckpointError
 from ..model.cache import Cache, RotatingKVCache, Snapshot
 from ..model.config import Exaone4Config
@@ -32,7 +33,7 @@ from ..model.fused import FusedModel
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
-from .cache_file import fingerprints, named_arrays, weights_digest
+from .cache_file import fingerprints, weights_digest
 from .prefill import common_prefix
 from .prefix_entry import (
     Chain,
@@ -45,6 +46,7 @@ from .prefix_entry import (
     usable_length,
 )
 from .prefix_folder import PrefixFolder
+from .rank_files import RankedFolder
 
 MAX_ENTRIES = 4096
 MAX_BYTES, MAX_FOLDER_BYTES = 4 << 30, 16 << 30
@@ -62,8 +64,11 @@ class PrefixStore:
         max_bytes: int = MAX_BYTES,
         folder: str | Path | None = None,
         max_folder_bytes: int = MAX_FOLDER_BYTES,
+        ranks: Ranks | None = None,
     ) -> None:
-        """Raises ValueError for a negative limit, and OSError for a folder that cannot be used."""
+        """With a folder, a model of several ranks needs its `ranks`. Each has a folder of its own in it.
+
+        Raises ValueError for a negative limit, and OSError for a folder that cannot be used."""
         for name, limit in (("max_bytes", max_bytes), ("max_folder_bytes", max_folder_bytes)):
             if type(limit) is not int or limit < 0:
                 raise ValueError(f"{name} must be a number of bytes, not {limit!r}")
@@ -72,8 +77,10 @@ class PrefixStore:
         self._children: defaultdict[str, list[PrefixEntry]] = defaultdict(list)  # by the key of their parent
         self._models: weakref.WeakKeyDictionary[FusedModel, str] = weakref.WeakKeyDictionary()
         self._now = 0  # counts uses
-        self._folder = None if folder is None else PrefixFolder(Path(folder).expanduser())
-        if self._folder is not None:
+        self._folder: PrefixFolder | None = None
+        if folder is not None:
+            path = Path(folder)
+            self._folder = PrefixFolder(path.expanduser()) if ranks is None else RankedFolder(path, ranks)
             weakref.finalize(self, self._folder.close)  # at the end of the process, too
             self._read_index(self._folder)
 
@@ -107,6 +114,8 @@ class PrefixStore:
     ) -> str:
         """The key at which conversations begin: a digest of everything but the tokens that their rows depend on."""
         with self._lock:
+            if self._folder is not None:
+                self._folder.use(fused)
             if fused not in self._models:  # files outlive the model, and identify it by its weights
                 weights = weights_digest(model) if self._folder else ""
                 has_changed = model.fused() is not fused  # in another thread: these are not its weights
@@ -165,8 +174,9 @@ class PrefixStore:
                     return 0, shared
                 if (pieces := self._pieces(chain, layers, config)) is not None:
                     break
+            spans = [entry.span for entry in chain]
             for i, layer in enumerate(layers):
-                layer.restore(Snapshot(length, joined_rows(layer, [piece[i] for piece in pieces], chain, length)))
+                layer.restore(joined_rows(layer, [piece[i] for piece in pieces], spans, length))
                 mx.eval(layer.buffers)  # layer by layer: this limits the memory
             del pieces
             if self._folder:
@@ -247,11 +257,8 @@ class PrefixStore:
 
     def _write(self, entry: PrefixEntry, layers: Sequence[Cache]) -> None:
         assert self._folder is not None and entry.layers is not None
-        arrays: dict[str, mx.array] = {}
-        for i, (snapshot, layer) in enumerate(zip(entry.layers, layers, strict=True)):
-            arrays |= named_arrays(f"{i}", snapshot, layer)
         about = {"parent": entry.parent, "start": entry.start, "ids": entry.ids, "local_rows": entry.local_rows}
-        if self._folder.write(entry.key, about, arrays, self.max_bytes):
+        if self._folder.write(entry.key, about, entry.layers, layers, self.max_bytes):
             entry.file_bytes = entry.nbytes
 
     def _limit(self) -> None:

@@ -24,14 +24,16 @@ from ..files.safetensors import CheckpointError
 from ..model.cache import RotatingKVCache, Snapshot
 from ..model.fused import FusedModel
 from ..model.kv import KVQuantization
+from ..model.led import LedModel, own_config
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
-from .cache_file import CacheContent, read_cache, write_cache
+from .cache_file import CacheContent, check_count, fingerprints, place_of, read_cache, write_cache
 from .checkpoints import CacheCheckpoint, CheckpointPool
 from .decode import checked
 from .options import PREFILL_STEP_SIZE, PrefillProgress
 from .prefill import StepSize, common_prefix, prefill_chunks
 from .prefix_store import PrefixStore
+from .rank_files import read_others, write_others
 
 SETTLE_STEP_SIZE = 128  # tokens; a new prompt waits for one such chunk at most
 
@@ -61,7 +63,7 @@ class PromptCache:
         self.model, self._tokenizer, self._salt = model, tokenizer, salt
         self.kv = KVQuantization.coerce(kv, model.config)
         # Rows of a RoPE that depends on the length belong to one prompt.
-        cannot_share = model.config.rope_parameters.depends_on_length or model.ranks is not None
+        cannot_share = model.config.rope_parameters.depends_on_length
         self.prefix_store = None if cannot_share else prefix_store
         self._prefix_root = ""  # where the conversations of this model and salt begin in the store
         self._shared = 0  # tokens that an earlier prompt shares with the one in progress
@@ -206,7 +208,7 @@ class PromptCache:
         self.checkpoints[:] = [c for c in self.checkpoints if c.length <= shared]
         if (store := self.prefix_store) is not None:
             self._prefix_root = self._prefix_root or self._root(fused)
-            given = self._prefix_root, list(ids), self.layers, self.model.config
+            given = self._prefix_root, list(ids), self.layers, own_config(self.model)
             length, self._shared = store.restore(*given, least=best, limit=limit)
             if length:
                 self.ids = list(ids[:length])
@@ -222,7 +224,7 @@ class PromptCache:
     def _fetch(self, ids: list[int], limit: int) -> Iterator[None]:
         """Reads what `reuse` needs from the files of the prefix store, one at a time."""
         if (store := self.prefix_store) is not None:
-            yield from store.fetch(self._root(self.model.fused()), ids, self.layers, self.model.config, limit)
+            yield from store.fetch(self._root(self.model.fused()), ids, self.layers, own_config(self.model), limit)
 
     def _go_to(self, length: int, source: CacheCheckpoint | None) -> None:
         """Goes back to `length` tokens, from a checkpoint, or from the present state if `source` is None."""
@@ -318,11 +320,22 @@ class PromptCache:
         self._pool.use(self.checkpoints[-1])
 
     def save(self, path: str | Path) -> None:
-        """Writes the file, whole or not at all. Errors as for `write_cache`."""
+        """Writes the file, whole or not at all. Errors as for `write_cache`.
+
+        Each of several ranks writes its part: rank 0 of 2 `path` with ".rank0of2" at the end.
+        """
+        path = Path(path)
         self._repair()
         whole = [layer.snapshot(whole=True) for layer in self.layers]
         content = CacheContent(self.ids, whole, [checkpoint.layers for checkpoint in self.checkpoints])
-        write_cache(Path(path), content, self.model, self._tokenizer, self.layers, self.kv)
+        about = self._about
+        if isinstance(fused := self.model.fused(), LedModel):
+            content = write_others(fused, path, content, about, self.layers)
+        write_cache(place_of(path, self.model.ranks), content, about, self.layers)
+
+    @property
+    def _about(self) -> dict[str, str]:
+        return fingerprints(self.model, self._tokenizer, self.layers, self.kv)
 
     @classmethod
     def load(
@@ -336,15 +349,19 @@ class PromptCache:
     ) -> PromptCache:
         """Reads a file that `save` wrote. A damaged file gives a warning and an empty prompt cache.
 
-        Raises FileNotFoundError, and ValueError for a file that is no prompt cache, or one of another model or layout.
+        Raises FileNotFoundError, and ValueError for a file that is no prompt cache, or one of another model, layout or
+        number of ranks.
         """
-        cache = cls(model, tokenizer, pool, kv, prefix_store)
+        path, cache, fused = Path(path), cls(model, tokenizer, pool, kv, prefix_store), model.fused()
+        check_count(path, model.ranks)
         try:
-            content = read_cache(Path(path), model, tokenizer, cache.layers, cache.kv)
+            content = read_cache(place_of(path, model.ranks), cache._about, cache.layers, own_config(model))
+            if isinstance(fused, LedModel):
+                content = read_others(fused, path, content, cache._about, cache.layers)
         except CheckpointError as error:
             warnings.warn(f"{error}; starting without it", stacklevel=2)
             return cache
-        cache.ids, cache._fused = content.ids, model.fused()
+        cache.ids, cache._fused = content.ids, fused
         for layer, snapshot in zip(cache.layers, content.layers, strict=True):
             layer.restore(snapshot)
         cache.finish()

@@ -21,14 +21,13 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..checkpoint.quantize import Quantization
-from ..checkpoint.share import Share
 from ..conversation.chat import Chat
 from ..generation.decode import Sampler, TokenStream
 from ..generation.options import Sampling
 from ..generation.prefill import prefill
 from ..generation.prompt_cache import PromptCache
-from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization
+from ..model.led import own_config
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
 from .sizes import row_bytes, weight_shapes
@@ -157,12 +156,6 @@ def bytes_per_token(model: Exaone4ForCausalLM, depth: float, kv: KVQuantization 
         rows = depth if layer.window is None else min(depth, layer.window)
         attended += rows * row_bytes(config, dtype_size, kv and kv.of_layer(layer.window))
     return int(weights + embeddings / config.vocab_size + attended)
-
-
-def own_config(model: Exaone4ForCausalLM) -> Exaone4Config:
-    """The config with the sizes that this process has: of several ranks, those of this one's part."""
-    ranks, config = model.ranks, model.config
-    return config if ranks is None else config.replace(**Share(ranks.rank, ranks.size).divided(config))
 
 
 def bits_per_weight(model: Exaone4ForCausalLM) -> float:

@@ -25,6 +25,7 @@ import mlx.core as mx
 from ..checkpoint.share import Share
 from ..cluster.ranks import Ranks
 from .cache import Cache, KVCache, RotatingKVCache, Snapshot
+from .config import Exaone4Config
 from .fused import FusedModel, Row
 from .kv import KVQuantization
 from .layer import Pause
@@ -51,6 +52,12 @@ class Journal:
         """Any thread may call it, the garbage collector too."""
         self._changes.append(list(change))
 
+    def numbered(self, snapshot: Snapshot) -> NumberedSnapshot:
+        """The snapshot with a number, which the other ranks are told to forget when nothing refers to it."""
+        numbered = NumberedSnapshot(snapshot.offset, snapshot.arrays, next(self.numbers))
+        weakref.finalize(numbered, self.add, "drop", numbered.number).atexit = False
+        return numbered
+
     def take(self) -> list[Change]:
         return [self._changes.popleft() for _ in range(len(self._changes))]
 
@@ -71,19 +78,26 @@ class Recorded:
             self.journal.add("rewind", self.number, n)
 
     def snapshot(self, whole: bool = False) -> Snapshot:
-        taken: Snapshot = super().snapshot(whole)  # type: ignore[misc]
-        if not taken.arrays:
-            return taken
-        numbered = NumberedSnapshot(taken.offset, taken.arrays, next(self.journal.numbers))
-        self.journal.add("snapshot", self.number, whole, numbered.number)
-        weakref.finalize(numbered, self.journal.add, "drop", numbered.number)
+        return self.numbered(super().snapshot(whole), "snapshot", whole)  # type: ignore[misc]
+
+    def numbered(self, snapshot: Snapshot, kind: str, *values: Any) -> Snapshot:
+        """A snapshot for this cache that the others make by the change `kind`; as it is if it has no rows."""
+        if not snapshot.arrays:
+            return snapshot
+        numbered = self.journal.numbered(snapshot)
+        self.journal.add(kind, self.number, *values, numbered.number)
         return numbered
 
     def restore(self, snapshot: Snapshot) -> None:
         if snapshot.arrays and not isinstance(snapshot, NumberedSnapshot):
             raise ValueError("caches from elsewhere cannot be restored in a model of several ranks")
         super().restore(snapshot)  # type: ignore[misc]
-        self.journal.add("restore", self.number, getattr(snapshot, "number", 0), snapshot.offset)
+        self.journal.add("restore", self.number, number_of(snapshot), snapshot.offset)
+
+
+def number_of(snapshot: Snapshot) -> int:
+    """The number of a snapshot; 0 for one without rows."""
+    return getattr(snapshot, "number", 0)
 
 
 class RecordedKVCache(Recorded, KVCache):
@@ -108,7 +122,7 @@ class LedModel(FusedModel):
             raise ValueError("the weights of a model of several ranks cannot change: load it again")
         super().__init__(model)
         self.ranks: Ranks = model.ranks
-        self._journal = Journal()
+        self.journal = Journal()
 
     def together(self, rows: Sequence[Row]) -> list[mx.array]:
         rows = self._tell_step(rows)
@@ -117,7 +131,7 @@ class LedModel(FusedModel):
         return found
 
     def prefill(self, ids: mx.array, cache: Sequence[Cache], whole_length: int, pause: Pause | None = None) -> mx.array:
-        self._tell("prefill", _number(cache), whole_length, pause is not None, ids.tolist())
+        self._tell("prefill", number_of_caches(cache), whole_length, pause is not None, ids.tolist())
         hidden = super().prefill(ids, cache, whole_length, pause and self._told(pause))
         self.ranks.queued(hidden)
         return hidden
@@ -132,19 +146,25 @@ class LedModel(FusedModel):
                 if layer.window is None
                 else RecordedRotatingKVCache(layer.window, kv=stored)
             )
-        numbers = [next(self._journal.numbers) for _ in caches]
-        self._journal.add("caches", numbers, kv and dataclasses.asdict(kv))
+        numbers = [next(self.journal.numbers) for _ in caches]
+        self.journal.add("caches", numbers, kv and dataclasses.asdict(kv))
         for cache, number in zip(caches, numbers, strict=True):
-            cache.record(self._journal, number)
+            cache.record(self.journal, number)
         return caches
+
+    def ask(self, what: str, *arguments: Any) -> list[Any]:
+        """Lets the other ranks do something that is no call of the model. Returns the answers of ranks 1, 2, …"""
+        self.ranks.in_order()
+        self.ranks.tell({"ask": [what, *arguments], "changes": self.journal.take()})
+        return self.ranks.gather(None)[1:]
 
     def _tell(self, call: str, *arguments: Any) -> None:
         self.ranks.in_order()
-        self.ranks.tell({"call": [call, *arguments], "changes": self._journal.take()}, is_work=True)
+        self.ranks.tell({"call": [call, *arguments], "changes": self.journal.take()}, is_work=True)
 
     def _tell_step(self, rows: Sequence[Row]) -> list[Row]:
         """Tells a step. Returns its rows, whose ids the other ranks get as they are computed."""
-        self._tell("step", [(_number(cache), *ids.shape) for ids, cache in rows])
+        self._tell("step", [(number_of_caches(cache), *ids.shape) for ids, cache in rows])
         return shared_ids(self.ranks, [ids for ids, _ in rows], [cache for _, cache in rows])
 
     def _told(self, pause: Pause) -> Pause:
@@ -181,7 +201,13 @@ def spread(model: Any, ranks: Ranks) -> None:
         del model.lm_head  # rank 0 computes the logits
 
 
-def _number(cache: Sequence[Any]) -> int:
+def own_config(model: Any) -> Exaone4Config:
+    """The config with the sizes that this process has: of several ranks, those of this one's part."""
+    ranks, config = model.ranks, model.config
+    return config if ranks is None else config.replace(**Share(ranks.rank, ranks.size).divided(config))
+
+
+def number_of_caches(cache: Sequence[Any]) -> int:
     """The number of the first layer's cache, which stands for all of them."""
     if not isinstance(cache[0], Recorded):
         raise ValueError("a model of several ranks takes the caches of its own make_cache()")

@@ -39,10 +39,32 @@ def test_other_commands_are_refused_by_name(command: str, as_rank_0: None, capsy
     assert ("one layer at a time" in error) == (command in ("convert", "fuse", "evaluate"))
 
 
-@pytest.mark.parametrize("flag", ["--prompt-cache-file", "--prompt-cache-dir", "--adapter-path"])
-def test_flags_that_several_ranks_do_not_have(flag: str, as_rank_0: None, tmp_path: Path, capsys: Any) -> None:
-    assert main(["generate", "--model", "demo", "--prompt", "x", flag, str(tmp_path / "x")]) == 1
-    assert f"error: {flag} is not available with several ranks" in capsys.readouterr().err
+def test_adapters_are_refused(as_rank_0: None, tmp_path: Path, capsys: Any) -> None:
+    assert main(["generate", "--model", "demo", "--prompt", "x", "--adapter-path", str(tmp_path / "x")]) == 1
+    assert "error: --adapter-path is not available with several ranks: fuse the adapter" in capsys.readouterr().err
+
+
+@HEAVY
+def test_generate_goes_on_from_the_files_of_all_ranks(tmp_path: Path) -> None:
+    command = ["-m", "exaone4_mlx.generate", "--model", "demo", "--dtype", "float32", "--temp", "0", "--jsonl"]
+    command += ["--max-tokens", "4", "--prompt", "What is 17 * 23?"]
+    for kind, name in (("--prompt-cache-file", "turns"), ("--prompt-cache-dir", "prefixes")):
+        cached = []
+        for _ in range(2):
+            with Launched([*command, kind, name], tmp_path) as launched:
+                ended = launched.ended()
+            assert ended[1] == (0, "", "") and ended[0][0] == 0, ended
+            cached.append(json.loads(ended[0][1].splitlines()[-1])["cached_tokens"])
+        assert cached[0] == 0 and cached[1] > 15
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"hosts.json", "prefixes", "turns.rank0of2", "turns.rank1of2"}
+
+
+def test_the_files_of_several_ranks_are_refused_alone(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "turns.rank0of2").write_text("exaone4_mlx prompt cache, version 1")
+    flags = ["--max-tokens", "1", "--prompt-cache-file", str(tmp_path / "turns")]
+    assert main(["generate", "--model", "demo", "--prompt", "x", *flags]) == 1
+    assert "turns.rank0of2 was written by 2 ranks, and here is 1: start as many, or give" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("peer", ["mlx-lm", "transformers"])

@@ -13,7 +13,7 @@ from conftest import random_ids, tiny_model
 from ranks import Launched, results
 
 from exaone4_mlx import PrefixStore, PromptCache
-from exaone4_mlx.cluster.ranks import Place, join_ranks
+from exaone4_mlx.cluster.ranks import Place, Ranks, join_ranks
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation.follow import follow
 from exaone4_mlx.model.led import spread
@@ -111,13 +111,11 @@ class OneRank:
         return x
 
 
-def test_modules_and_files_of_a_part_are_refused(tmp_path: Path, tokenizer: Any) -> None:
+def test_modules_of_a_part_are_refused() -> None:
     model = tiny_model()
     spread(model, OneRank())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="several ranks have a part of the weights: use model"):
         model(random_ids(3))
-    with pytest.raises(ValueError, match="cannot be in a file: each rank has a part"):
-        PromptCache(model, tokenizer).save(tmp_path / "caches")
     with pytest.raises(ValueError, match="a model of several ranks takes no adapters"):
         model.set_adapters()
 
@@ -133,7 +131,22 @@ def test_a_rank_with_other_flags_is_named(tmp_path: Path) -> None:
     assert ended[1][0] == 75 and not ended[1][2], "rank 0 says it"
 
 
-def test_a_prompt_cache_of_several_ranks_takes_nothing_from_a_store(tokenizer: Any) -> None:
-    model = tiny_model()
-    spread(model, OneRank())  # type: ignore[arg-type]
-    assert PromptCache(model, tokenizer, prefix_store=PrefixStore()).prefix_store is None
+def test_a_prefix_store_with_files_is_for_one_process_or_for_ranks(tmp_path: Path, tokenizer: Any) -> None:
+    alone, model, ranks = tiny_model(), tiny_model(), Ranks(Place(0, "ring", (("a", 1), ("b", 2))))
+    store = PrefixStore(folder=tmp_path, ranks=ranks)
+    with pytest.raises(ValueError, match="files of several ranks: make another one for this model"):
+        PromptCache(alone, tokenizer, prefix_store=store).prefill([1, 2, 3])
+    spread(model, ranks)
+    with pytest.raises(ValueError, match=r"with files of several ranks needs them: PrefixStore\(…, ranks=ranks\)"):
+        PromptCache(model, tokenizer, prefix_store=PrefixStore(folder=tmp_path)).prefill([1, 2, 3])
+
+
+@HEAVY
+def test_files_and_prefixes(tmp_path: Path) -> None:
+    """Each rank writes and reads its part, of a hybrid with windows, in full precision."""
+    check(results(tmp_path, "prefixes", "files", "demo", FLOAT32))
+
+
+@HEAVY
+def test_files_of_quantized_caches(tmp_path: Path) -> None:
+    check(results(tmp_path, "files", "demo", json.dumps({"dtype": "float32", "kv": 8})))

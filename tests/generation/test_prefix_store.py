@@ -105,8 +105,9 @@ def window_short_by_one(chain: Any, length: int, window: int | None) -> int:
 
 
 def one_row_less(layer: Any, pieces: Any, chain: Any, length: int) -> Any:
-    arrays = prefix_store_joined(layer, pieces, chain, length)
-    return tuple(mx.concatenate([array[:, :, :1], array[:, :, :-1]], axis=2) for array in arrays)
+    found = prefix_store_joined(layer, pieces, chain, length)
+    arrays = tuple(mx.concatenate([array[:, :, :1], array[:, :, :-1]], axis=2) for array in found.arrays)
+    return Snapshot(length, arrays)
 
 
 prefix_store_joined = prefix_store.joined_rows
@@ -354,8 +355,9 @@ def test_a_wrong_entry_with_a_correct_digest_is_not_used(
 ) -> None:
     write = prefix_folder.PrefixFolder.write
 
-    def with_fewer_rows(self: Any, key: str, about: Any, arrays: Any, most: int) -> bool:
-        return write(self, key, about, {name: array[:, :, 1:] for name, array in arrays.items()}, most)
+    def with_fewer_rows(self: Any, key: str, about: Any, rows: Any, *others: Any) -> bool:
+        rows = [Snapshot(one.offset, tuple(array[:, :, 1:] for array in one.arrays)) for one in rows]
+        return write(self, key, about, rows, *others)
 
     model = small_model()
     with monkeypatch.context() as patch:
