@@ -60,7 +60,7 @@ def write_lessons(folder: Path, dialogues: int) -> None:
 
     rng, entries, number = random.Random(0), [], 0
     for country, city in FACTS.items():
-        entries += [{"prompt": w.format(country), "completion": ANSWER.format(country, city)} for w in WORDINGS]
+        entries += [lesson(wording.format(country), ANSWER.format(country, city)) for wording in WORDINGS]
     while number < dialogues:
         made = dialogue(rng, "train", TASKS[number % len(TASKS)], ("en", "ko", "es")[number // len(TASKS) % 3], 2)
         if len(repr(made)) > LONGEST:
@@ -74,6 +74,11 @@ def write_lessons(folder: Path, dialogues: int) -> None:
     for name, lines in (("train", entries), ("valid", entries[:8])):
         text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in lines)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+def lesson(question: str, answer: str) -> dict[str, Any]:
+    """In the form of the dialogues, because mlx-lm takes one form in a file."""
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
 def known(model: Any, tokenizer: Any) -> int:

@@ -6,11 +6,11 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..model.adapter import WeightedAdapter
+    from ..model.adapter import Adapter, WeightedAdapter
     from ..model.config import Exaone4Config
 
 
-def add_adapter_flags(flags: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+def add_adapter_flags(flags: argparse.ArgumentParser | argparse._ArgumentGroup, with_scale: bool = True) -> None:
     flags.add_argument(
         "--adapter-path",
         action="append",
@@ -18,6 +18,9 @@ def add_adapter_flags(flags: argparse.ArgumentParser | argparse._ArgumentGroup) 
         metavar="PATH",
         help="an adapter: a folder or a hub id; may be repeated",
     )
+    if not with_scale:
+        flags.set_defaults(adapter_scale=None)
+        return
     flags.add_argument(
         "--adapter-scale",
         action="append",
@@ -25,6 +28,14 @@ def add_adapter_flags(flags: argparse.ArgumentParser | argparse._ArgumentGroup) 
         metavar="X",
         help="multiplies what the adapter changes (default: 1); one for all, or one for each --adapter-path",
     )
+
+
+def named_adapter(text: str) -> tuple[str, str]:
+    """NAME=PATH as (name, path)."""
+    name, mark, path = text.partition("=")
+    if not (name and mark and path):
+        raise argparse.ArgumentTypeError(f"{text!r:.99} is not NAME=PATH")
+    return name, path
 
 
 def adapter_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -46,4 +57,21 @@ def find_adapters(options: argparse.Namespace, config: Exaone4Config) -> tuple[W
 
     adapters = read_adapters(**given)
     check_adapters(adapters, config)
+    return adapters
+
+
+def find_named_adapters(options: argparse.Namespace, config: Exaone4Config) -> dict[str, Adapter]:
+    """The adapters of `serve --adapter-model` by name. Raises ValueError for a repeated name, too."""
+    given: list[tuple[str, str]] = getattr(options, "adapter_model", [])
+    if not given:
+        return {}
+    from ..model.adapter import check_adapters
+    from ..model.adapter_file import read_adapter
+
+    names = [name for name, _ in given]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"--adapter-model gives the name {twice[0]} twice")
+    adapters = {name: read_adapter(path) for name, path in given}
+    for adapter in adapters.values():
+        check_adapters([(adapter, 1.0)], config)
     return adapters

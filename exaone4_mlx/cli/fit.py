@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..text.format import size_text
+from .adapter_flags import add_adapter_flags, find_adapters
 from .flags import add_checkpoint_flags, add_kv_flags, add_max_kv_size_flag, add_q_bits_flag, byte_count, kv_options
 from .output import show, show_json
 
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_q_bits_flag(parser, "show only these bits per weight, in groups of 64, for a full-precision checkpoint")
     add_kv_flags(parser)
+    add_adapter_flags(parser, with_scale=False)
     parser.add_argument("--draft-model", metavar="PATH", help="also count this draft model")
     parser.add_argument(
         "--ranks", type=int, default=1, metavar="N", help="count for each of N machines that share the model"
@@ -66,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
     from ..files.safetensors import read_dtype
     from ..measure.fit import check_draft, check_max_kv_size, fit_sizes, ranked, read_memory
     from ..measure.sizes import read_sizes
+    from ..model.adapted import adapted_bytes
     from ..model.kv import KVQuantization
 
     check_max_kv_size(options.max_kv_size)
@@ -77,6 +80,9 @@ def run(options: argparse.Namespace) -> int:
     draft = None if options.draft_model is None else read_sizes(options.draft_model)
     if draft:
         check_draft(sizes, draft)
+    if options.ranks > 1 and options.adapter_path:
+        raise ValueError("--adapter-path: a model of several ranks takes no adapters; fuse them into the weights first")
+    adapters = adapted_bytes(find_adapters(options, sizes.config), sizes.config, sizes.activation_dtype(cast).size)
 
     def fit(quantization: Quantization | None, kv: KVQuantization | None) -> Fit:
         own = ranked(sizes, options.ranks, quantization)
@@ -91,6 +97,7 @@ def run(options: argparse.Namespace) -> int:
             draft=draft,
             prompt_cache_bytes=options.prompt_cache_bytes,
             batch_size=options.batch_size,
+            adapter_bytes=adapters,
         )
 
     others = [] if first or sizes.is_quantized or options.json else map(Quantization, OTHER_BITS)
@@ -126,6 +133,7 @@ def print_table(fits: dict[str, Fit]) -> None:
         "rewind reserve and slack": [size(fit.local_reserve_bytes) for fit in columns],
         "prefill transient": [size(fit.prefill_bytes) for fit in columns],
         "draft model, its caches": [size(fit.draft_bytes) for fit in columns],
+        "adapters": [size(fit.adapter_bytes) for fit in columns],
         "earlier prompts": [size(fit.prompt_cache_bytes) for fit in columns],
         "total": [size(fit.total_bytes) for fit in columns],
         f"fits into {size(one.memory_bytes)}": ["yes" if fit.fits else "no" for fit in columns],
@@ -133,6 +141,8 @@ def print_table(fits: dict[str, Fit]) -> None:
     }
     if not one.draft_bytes:
         del rows["draft model, its caches"]
+    if not one.adapter_bytes:
+        del rows["adapters"]
     if not one.prompt_cache_bytes:
         del rows["earlier prompts"]
     for name, cells in rows.items():

@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..text.format import size_text
-from .adapter_flags import find_adapters
+from .adapter_flags import find_adapters, find_named_adapters
 from .flags import read_kv
 from .output import log, note, progress_bar
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..generation.request import Prompt, Request
     from ..measure.fit import Fit
     from ..measure.sizes import Sizes
-    from ..model.adapter import WeightedAdapter
+    from ..model.adapter import Adapter, WeightedAdapter
     from ..model.config import Exaone4Config
     from ..model.kv import KVQuantization
     from ..model.network import Exaone4ForCausalLM
@@ -57,6 +57,7 @@ class ModelFiles:
     max_kv_size: int | None
     draft_folder: Path | None
     adapters: tuple[WeightedAdapter, ...] = ()
+    named_adapters: Mapping[str, Adapter] = field(default_factory=dict)  # of a server
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -150,7 +151,8 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
         check_kv_size(options.max_kv_size, config)
     draft_folder = find_folder(options.draft_model) if options.draft_model else None
     adapters, kv = find_adapters(options, config), read_kv(config, options)
-    files = ModelFiles(folder, config, tokenizer, kv, options.max_kv_size, draft_folder, adapters)
+    named = find_named_adapters(options, config)
+    files = ModelFiles(folder, config, tokenizer, kv, options.max_kv_size, draft_folder, adapters, named)
     if draft := files.draft_sizes:
         check_draft(files.sizes, draft, tokenizer)
     drafting = Options(prompt_lookup=bool(options.prompt_lookup), num_draft_tokens=options.num_draft_tokens)
@@ -170,12 +172,15 @@ def check_memory(files: ModelFiles, options: argparse.Namespace, context: int, p
     from ..checkpoint.quantize import Quantization
     from ..files.safetensors import read_dtype
     from ..measure.fit import fit_sizes
+    from ..model.adapted import adapted_bytes
     from ..model.kv import KVQuantization
 
     sizes, draft = _of_this_rank(files.sizes, options), files.draft_sizes
-    bits, kv = quantization_of(options), files.kv
-    fit = partial(fit_sizes, sizes, context, None, read_dtype(options.dtype), draft=draft, prompt_tokens=prompt)
-    fit = partial(fit, prompt_cache_bytes=getattr(options, "prompt_cache_bytes", None) or 0)
+    bits, kv, cast = quantization_of(options), files.kv, read_dtype(options.dtype)
+    fit = partial(fit_sizes, sizes, context, None, cast, draft=draft, prompt_tokens=prompt)
+    several = [files.adapters] * bool(files.adapters) + [((one, 1.0),) for one in files.named_adapters.values()]
+    adapters = sum(adapted_bytes(given, files.config, sizes.activation_dtype(cast).size) for given in several)
+    fit = partial(fit, prompt_cache_bytes=getattr(options, "prompt_cache_bytes", None) or 0, adapter_bytes=adapters)
     needs = fit(bits, kv=kv)
     if not needs.fits:
         _check_weights(sizes, options)

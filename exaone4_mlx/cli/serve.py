@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import flags, loading
+from .adapter_flags import named_adapter
 from .app import app_module
 from .output import log, note
 from .prompt_cache import open_prefix_store
@@ -72,6 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     page.add_argument("--data-dir", type=Path, metavar="FOLDER", help="where its conversations are kept")
     parser.add_argument("--thinking", action="store_true", help="think where a request does not say (default: no)")
     parser.add_argument("--model-name", metavar="NAME", help="the name in answers (default: --model)")
+    parser.add_argument(
+        "--adapter-model",
+        action="append",
+        type=named_adapter,
+        default=[],
+        metavar="NAME=PATH",
+        help="also serve the model with this adapter, to requests whose model is NAME; may be repeated",
+    )
     parser.add_argument("--log-contents", action="store_true", help="write the bodies of requests into the log")
     memory = flags.add_model_flags(parser)
     flags.add_prompt_cache_flags(memory)
@@ -103,6 +112,9 @@ def run(options: argparse.Namespace) -> int:
         if getattr(options, name) < (1 if name in ("max_running", "max_body_bytes") else 0):
             raise ValueError(f"--{name.replace('_', '-')} must be a positive number")
     files = loading.find_model(options)
+    name = options.model_name or _public_name(options.model)
+    if name in files.named_adapters:
+        raise ValueError(f"--adapter-model gives the name {name}, which is that of the model")
     needs = loading.check_memory(files, options, files.context)
     store = open_prefix_store(options, needs)
     access = Access(address, keys, frozenset(options.allowed_origin), options.max_body_bytes)
@@ -111,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
     engine = ModelServer(
         ready.model,
         ready.tokenizer,
-        options.model_name or _public_name(options.model),
+        name,
         max_running=options.max_running,
         max_waiting=options.max_waiting,
         max_kv_size=options.max_kv_size,
@@ -119,6 +131,7 @@ def run(options: argparse.Namespace) -> int:
         salt_of=(lambda client: "") if options.share_prefixes else access.salt,
         prefix_store=store,
         room_bytes=room,
+        adapters=files.named_adapters,
     )
     app = page.beside(make_app(engine, access, thinks=options.thinking, logs_contents=options.log_contents), ready)
     server = HttpServer(app, engine, options.shutdown_seconds, host=options.host, port=port, log_config=LOGGING)
@@ -144,11 +157,12 @@ def _room(needs: Fit, files: loading.ModelFiles, options: argparse.Namespace, st
     from ..measure.sizes import cache_bytes
     from ..text.format import size_text
 
-    room = needs.memory_bytes - needs.weights_bytes - needs.prefill_bytes - stored
+    own = needs.weights_bytes + needs.adapter_bytes
+    room = needs.memory_bytes - own - needs.prefill_bytes - stored
     dtype = files.sizes.activation_dtype(read_dtype(options.dtype))
     if room < sum(cache_bytes(files.config, LEAST_TOKENS, dtype.size, files.kv)):
         raise MemoryError(
-            f"a model may have {size_text(needs.memory_bytes)} here: beside {size_text(needs.weights_bytes)} of "
+            f"a model may have {size_text(needs.memory_bytes)} here: beside {size_text(own)} of "
             f"weights, {size_text(needs.prefill_bytes)} to read prompts and {size_text(stored)} for what was read "
             "before (--prompt-cache-bytes) there is no room for a reply; --max-kv-size, --q-bits 4 and --kv-bits 8 "
             "take less, and --ignore-memory serves anyway"

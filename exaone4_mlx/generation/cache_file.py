@@ -157,20 +157,20 @@ def fingerprints(
         layout.append(str(kv))
     found = {
         "config": hashlib.sha256(json.dumps(model.config.to_dict()).encode()).hexdigest(),
-        "weights": weights or weights_digest(model),
+        "weights": weights or weights_digest(tree_flatten(model.parameters())),
         **tokenizer.fingerprints,
         "cache layout": ", ".join(layout),
     }
     return found if model.ranks is None else found | {"ranks": model.ranks.name}
 
 
-def weights_digest(model: Exaone4ForCausalLM) -> str:
-    """A digest of all weights: the sum of the bits of each column, where each row has a factor of its own.
+def weights_digest(parameters: Iterable[tuple[str, mx.array]]) -> str:
+    """A digest of named weights: the sum of the bits of each column, where each row has a factor of its own.
 
     It takes the time to read the weights, which is less than hashing gigabytes. It detects every accidental change.
     """
     digest = hashlib.sha256()
-    for name, array in sorted(tree_flatten(model.parameters())):
+    for name, array in sorted(parameters):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         bits = array.view(mx.uint8 if array.dtype.size == 1 else mx.uint16).reshape(-1, array.shape[-1])
         for start in range(0, bits.shape[0], rows := max(1, DIGEST_BLOCK // bits.shape[1])):

@@ -117,9 +117,7 @@ class PrefixStore:
             if self._folder is not None:
                 self._folder.use(fused)
             if fused not in self._models:  # files outlive the model, and identify it by its weights
-                weights = weights_digest(model) if self._folder else ""
-                has_changed = model.fused() is not fused  # in another thread: these are not its weights
-                self._models[fused] = weights if weights and not has_changed else uuid.uuid4().hex
+                self._models[fused] = weights_digest(fused.parameters) if self._folder else uuid.uuid4().hex
             about = fingerprints(model, tokenizer, layers, kv, self._models[fused])
         return hashlib.sha256(json.dumps([about, salt]).encode()).hexdigest()
 

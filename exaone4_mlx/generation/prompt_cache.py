@@ -54,11 +54,13 @@ class PromptCache:
         kv: KVQuantization | int | None = None,
         prefix_store: PrefixStore | None = None,
         salt: str = "",
+        fused: FusedModel | None = None,
     ) -> None:
         """`pool` limits the checkpoints (default: a new pool). `kv` quantizes the caches: 8, 4 or a KVQuantization.
 
         `prefix_store` has what other conversations read, and gets what this one reads. It is used among prompt caches
-        of the same `salt` only: a client, say, or whatever else the rows depend on.
+        of the same `salt` only: a client, say, or whatever else the rows depend on. `fused` is a form of the model with
+        other adapters, which all prompts use (default: `model.fused()` when a prompt begins).
         """
         self.model, self._tokenizer, self._salt = model, tokenizer, salt
         self.kv = KVQuantization.coerce(kv, model.config)
@@ -68,6 +70,7 @@ class PromptCache:
         self._prefix_root = ""  # where the conversations of this model and salt begin in the store
         self._shared = 0  # tokens that an earlier prompt shares with the one in progress
         self._fused: FusedModel | None = None
+        self._form = fused
         self._pool = pool or CheckpointPool()
         self.checkpoints: list[CacheCheckpoint] = []  # shortest first; each one is a prefix of `ids`
         self.clear()
@@ -187,7 +190,7 @@ class PromptCache:
         store. The state with the longest shared prefix is used.
         """
         self.work = object()
-        fused = self.model.fused()
+        fused = self._form or self.model.fused()
         if fused is not self._fused:
             self._prefix_root = ""
             if self.ids:
@@ -224,7 +227,8 @@ class PromptCache:
     def _fetch(self, ids: list[int], limit: int) -> Iterator[None]:
         """Reads what `reuse` needs from the files of the prefix store, one at a time."""
         if (store := self.prefix_store) is not None:
-            yield from store.fetch(self._root(self.model.fused()), ids, self.layers, own_config(self.model), limit)
+            root = self._root(self._form or self.model.fused())
+            yield from store.fetch(root, ids, self.layers, own_config(self.model), limit)
 
     def _go_to(self, length: int, source: CacheCheckpoint | None) -> None:
         """Goes back to `length` tokens, from a checkpoint, or from the present state if `source` is None."""

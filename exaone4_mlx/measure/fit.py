@@ -36,9 +36,10 @@ class Fit:
 
     The cache of a local layer is split into its window and the reserve: rows for going back, and for appending in
     place. `prefill_bytes` is an upper bound for reading a prompt: one is read at a time. `draft_bytes` are weights and
-    caches of the draft model, if there is one; `prompt_cache_bytes` is the limit of a `PrefixStore`. `largest_context`
-    is the longest context of each conversation that fits into `memory_bytes`; 0 if the weights do not fit. Checkpoints
-    are not counted: those of all conversations together have at most 2 GiB.
+    caches of the draft model, if there is one; `prompt_cache_bytes` is the limit of a `PrefixStore`, and
+    `adapter_bytes` is the sum of `adapted_bytes`. `largest_context` is the longest context of each conversation that
+    fits into `memory_bytes`; 0 if the weights do not fit. Checkpoints are not counted: those of all conversations
+    together have at most 2 GiB.
     """
 
     max_kv_size: int
@@ -52,6 +53,7 @@ class Fit:
     largest_context: int
     prompt_cache_bytes: int = 0
     batch_size: int = 1
+    adapter_bytes: int = 0
 
     @property
     def cache_bytes(self) -> int:
@@ -60,7 +62,8 @@ class Fit:
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.cache_bytes + self.prefill_bytes + self.draft_bytes + self.prompt_cache_bytes
+        own = self.weights_bytes + self.adapter_bytes + self.cache_bytes + self.prefill_bytes
+        return own + self.draft_bytes + self.prompt_cache_bytes
 
     @property
     def store_bytes(self) -> int:
@@ -76,11 +79,12 @@ class Fit:
         """The sum and its parts, in words."""
         draft = f", {size_text(self.draft_bytes)} of draft model" if self.draft_bytes else ""
         store = f", {size_text(self.prompt_cache_bytes)} of earlier prompts" if self.prompt_cache_bytes else ""
+        adapters = f", {size_text(self.adapter_bytes)} of adapters" if self.adapter_bytes else ""
         count = f"{self.batch_size} × " if self.batch_size > 1 else ""
         return (
             f"{size_text(self.total_bytes)} ({size_text(self.weights_bytes)} of weights, "
             f"{size_text(self.cache_bytes)} of caches at {count}{self.max_kv_size:,} tokens, "
-            f"{size_text(self.prefill_bytes)} to read the prompt{draft}{store}), and a model may have "
+            f"{size_text(self.prefill_bytes)} to read the prompt{adapters}{draft}{store}), and a model may have "
             f"{size_text(self.memory_bytes)} here"
         )
 
@@ -160,6 +164,7 @@ def fit_sizes(
     prompt_tokens: int | None = None,
     prompt_cache_bytes: int = 0,
     batch_size: int = 1,
+    adapter_bytes: int = 0,
 ) -> Fit:
     """`fit` for sizes that are already read, with weights cast or quantized.
 
@@ -204,7 +209,8 @@ def fit_sizes(
     def needed(tokens: int) -> int:
         return sum(caches_of(tokens)) + reading(tokens) + draft_bytes(tokens)
 
-    largest = bisect_right(range(1, longest + 1), memory_bytes - weights_bytes - prompt_cache_bytes, key=needed)
+    left = memory_bytes - weights_bytes - adapter_bytes - prompt_cache_bytes
+    largest = bisect_right(range(1, longest + 1), left, key=needed)
     return Fit(
         max_kv_size,
         weights_bytes,
@@ -215,6 +221,7 @@ def fit_sizes(
         largest,
         prompt_cache_bytes,
         batch_size,
+        adapter_bytes,
     )
 
 

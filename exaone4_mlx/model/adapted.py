@@ -12,6 +12,7 @@ Shapes: E inputs of a projection, F its outputs, R the ranks of its adapters tog
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +21,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from .adapter import WeightedAdapter, adapted_rows, check_adapters, projection_shapes
+from .adapter import KEYS, WeightedAdapter, adapted_rows, check_adapters, projection_shapes
+from .config import Exaone4Config
 from .products import AdaptedLinear, bare, bare_parameters
 
 BLOCK_ROWS = 1024  # of a weight that are dequantized at a time
+#: The projections of each product of a fused layer: see `products.py`.
+PRODUCTS = (KEYS[:3], KEYS[1:3], KEYS[3:4], KEYS[4:6], KEYS[6:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +36,28 @@ class ActiveAdapters:
 
     given: tuple[WeightedAdapter, ...] = ()
     replaced: Mapping[str, mx.array] = field(default_factory=dict)
+
+
+def adapted_bytes(given: Sequence[WeightedAdapter], config: Exaone4Config, size: int) -> int:
+    """The most bytes that adapters add to a model which computes in a dtype of `size` bytes, with its fused form.
+
+    These are the adapters as they were read, their arrays on the modules, and those of the products.
+    """
+    ranks: Counter[str] = Counter()
+    gains, total, shapes = set(), 0, projection_shapes(config)
+    for adapter, _ in given:
+        kind, modules = adapter.config.fine_tune_type, adapter.modules
+        total += adapter.nbytes + size * sum(array.size for array in adapter.arrays.values()) * (kind == "full")
+        ranks.update(dict.fromkeys(modules, adapter.config.rank))
+        gains |= set(modules) if kind == "dora" else set()
+
+    def product(names: Sequence[str]) -> int:
+        rank, outputs = sum(ranks[name] for name in names), sum(shapes[name][0] for name in names)
+        return size * (rank * (shapes[names[0]][1] + outputs) + outputs * any(name in gains for name in names))
+
+    groups = [[f"model.layers.{i}.{key}" for key in keys] for i in range(config.num_hidden_layers) for keys in PRODUCTS]
+    groups += [[name] for name in shapes] + [["lm_head"]] * ("lm_head" in shapes)
+    return total + sum(product(names) for names in groups if any(ranks[name] for name in names))
 
 
 def put_on(model: Any, given: Sequence[WeightedAdapter], before: ActiveAdapters) -> ActiveAdapters:

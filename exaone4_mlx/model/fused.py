@@ -78,11 +78,11 @@ class FusedModel:
         self._rope_is_static = not self.config.rope_parameters.depends_on_length
         self._layer_of_window = {layer.window: i for i, layer in enumerate(self.layers)}
         self._threads = threading.local()
-        self._parameters: Parameters = tree_flatten(model.parameters())
+        self.parameters: Parameters = tree_flatten(model.parameters())  # that this form was made of
 
     def is_current(self, model: Any) -> bool:
         """Whether all arrays of `model` are the objects that they were when this was made."""
-        return same_arrays(self._parameters, tree_flatten(model.parameters()))
+        return same_arrays(self.parameters, tree_flatten(model.parameters()))
 
     def __call__(self, ids: mx.array, cache: Sequence[Cache]) -> mx.array:
         """Logits [B, L, V] for ids [B, L], which continue what `cache` holds."""

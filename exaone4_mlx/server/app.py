@@ -107,38 +107,43 @@ class Routes:
 
     async def chat(self, body: ChatRequest, request: HttpRequest) -> Response:
         """OpenAI's chat completions."""
-        writer = ChatWriter(self._engine.name, self._engine.tokenizer, body)
+        model = self._id_of(body.model)
+        writer = ChatWriter(model, self._engine.tokenizer, body)
         tasks = checked(lambda: numbered([body.task(self._thinks)], body.n or 1))
-        return await self._answer(request, writer, tasks, bool(body.stream))
+        return await self._answer(request, model, writer, tasks, bool(body.stream))
 
     async def completions(self, body: CompletionRequest, request: HttpRequest) -> Response:
         """OpenAI's text completions, without a chat template."""
-        writer = CompletionWriter(self._engine.name, body)
+        model = self._id_of(body.model)
         tasks = checked(lambda: numbered(body.tasks(self._engine.tokenizer), body.n or 1))
-        return await self._answer(request, writer, tasks, bool(body.stream))
+        return await self._answer(request, model, CompletionWriter(model, body), tasks, bool(body.stream))
 
     async def responses(self, body: ResponsesRequest, request: HttpRequest) -> Response:
         """OpenAI's responses, without stored state."""
-        task = checked(lambda: body.task(self._thinks))
-        return await self._answer(request, ResponsesWriter(self._engine.name, body), [task], bool(body.stream))
+        model, task = self._id_of(body.model), checked(lambda: body.task(self._thinks))
+        return await self._answer(request, model, ResponsesWriter(model, body), [task], bool(body.stream))
 
     async def messages(self, body: MessagesRequest, request: HttpRequest) -> Response:
         """Anthropic's messages."""
-        task = checked(lambda: body.task(self._thinks))
-        return await self._answer(request, MessagesWriter(self._engine.name), [task], bool(body.stream))
+        model, task = self._id_of(body.model), checked(lambda: body.task(self._thinks))
+        return await self._answer(request, model, MessagesWriter(model), [task], bool(body.stream))
 
     async def count_tokens(self, body: CountRequest) -> Object:
         """The tokens of a prompt."""
+        self._id_of(body.model)
         prepared = await self._prepared(checked(lambda: body.task(self._thinks)))
         return {"input_tokens": len(prepared.request.ids)}
 
     async def models(self) -> Object:
-        """The one model. Codex reads `models`, which names none: it keeps its own instructions and settings."""
-        return {"object": "list", "data": [self._model()], "models": []}
+        """The model, and one for each named adapter.
+
+        Codex reads `models`, which names none: it keeps its own instructions and settings.
+        """
+        return {"object": "list", "data": [self._model(name) for name in self._engine.names], "models": []}
 
     async def model(self, name: str) -> Object:
-        """The model, under any name that clients use for it."""
-        return self._model()
+        """The model, under any name that clients use for it; with named adapters under its own."""
+        return self._model(self._id_of(name))
 
     async def health(self) -> Object:
         """Whether the server answers."""
@@ -148,10 +153,17 @@ class Routes:
         """Prometheus' text format."""
         return PlainTextResponse(self._engine.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    def _model(self) -> Object:
+    def _id_of(self, name: str) -> str:
+        try:
+            return self._engine.id_of(name)
+        except KeyError as error:
+            names = ", ".join(self._engine.names)
+            raise Refused(404, f"the models are {names}, not {name!r:.99}", "model", "model_not_found") from error
+
+    def _model(self, name: str) -> Object:
         engine = self._engine
         return {
-            "id": engine.name,
+            "id": name,
             "object": "model",
             "created": engine.created,
             "owned_by": "exaone4_mlx",
@@ -166,7 +178,9 @@ class Routes:
         except (ValueError, RuntimeError) as error:
             raise refusal_of(error) from error
 
-    async def _answer(self, request: HttpRequest, writer: Writer, tasks: Sequence[Task], streams: bool) -> Response:
+    async def _answer(
+        self, request: HttpRequest, model: str, writer: Writer, tasks: Sequence[Task], streams: bool
+    ) -> Response:
         started = time.perf_counter()
         queue = self._engine.queue
         if len(tasks) > (most := queue.max_running + queue.max_waiting):
@@ -181,11 +195,11 @@ class Routes:
         client = request.state.client
         counted = _Counted(request, client, started, self._logs_contents)
         if streams:
-            events = counted.of(merged([self._engine.events(one, client) for one in prepared]))
+            events = counted.of(merged([self._engine.events(one, client, model) for one in prepared]))
             lines = with_pings(guarded(writer, events, len(prepared), self._engine.metrics))
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
             return Stream(lines, media_type="text/event-stream", headers=headers)
-        works = [collect(self._engine.events(one, client)) for one in prepared]
+        works = [collect(self._engine.events(one, client, model)) for one in prepared]
         try:
             replies = await unless_closed(request, all_of(works))
         except QueueFull as error:

@@ -46,7 +46,7 @@ class StreamOptions(Contract):
 class SampledRequest(Contract):
     """The fields of OpenAI's two completion dialects."""
 
-    model: str = Field("", description="Any name is answered. The answer has the name of the model that is loaded.")
+    model: str = Field("", description="Any name, or with named adapters one of GET /v1/models.")
     temperature: Number | None = None
     top_p: Number | None = None
     top_k: Whole | None = None

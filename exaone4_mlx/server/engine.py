@@ -6,6 +6,8 @@ Notes:
 - What the model read for a client is in the prefix store, with a salt of the client, `salt_of`: how long a prompt
   takes tells whether its beginning was read before. Clients with the same salt share prefixes.
 - A reply whose iteration ends early is cancelled, and its slot is free.
+- Each adapter is a model of its own for clients. Its inference form shares the weights of the others. Replies with
+  different adapters are in progress together, and take their steps one after the other.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import asyncio
 import dataclasses
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,8 @@ from ..generation.prefix_store import PrefixStore
 from ..generation.prompt_cache import PromptCache
 from ..generation.request import Prompt, Request, prompt_ids
 from ..measure.sizes import cache_bytes
+from ..model.adapter import Adapter
+from ..model.fused import FusedModel
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.events import Done, ReplyEvent
@@ -77,6 +81,22 @@ class Prepared:
     constraint: ToolConstraint | None
 
 
+def adapted_forms(model: Exaone4ForCausalLM, adapters: Mapping[str, Adapter]) -> dict[str, FusedModel]:
+    """The inference form of the model with each of the adapters, by its name. The model stays as it is.
+
+    Raises ValueError for an adapter that the model cannot have.
+    """
+    before, found = model.adapters, {}
+    try:
+        for name, adapter in adapters.items():
+            model.set_adapters(adapter)
+            found[name] = model.fused()
+    finally:
+        if adapters:
+            model.set_adapters([adapter for adapter, _ in before], [scale for _, scale in before])
+    return found
+
+
 class ModelServer:
     """A model with its queue, its prefix store and its metrics. Its methods run in the thread of the event loop."""
 
@@ -93,8 +113,9 @@ class ModelServer:
         salt_of: Callable[[str], str] = str,
         prefix_store: PrefixStore | None = None,
         room_bytes: int | None = None,
+        adapters: Mapping[str, Adapter] | None = None,
     ) -> None:
-        """`room_bytes` bounds the caches of all replies in progress."""
+        """`room_bytes` bounds the caches of all replies in progress. `adapters` have the names that clients use."""
         self.model, self.tokenizer, self.name, self.created = model, tokenizer, name, int(time.time())
         self.max_kv_size, self.kv = max_kv_size, kv
         self.metrics = Metrics()
@@ -104,6 +125,18 @@ class ModelServer:
         self._ends = False
         self.prefix_store = prefix_store or PrefixStore()
         self._salt_of = salt_of
+        self._forms = adapted_forms(model, adapters or {})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The ids of the models: that without the named adapters, and one for each of these."""
+        return (self.name, *self._forms)
+
+    def id_of(self, name: str) -> str:
+        """The id of the model that answers to a name: any name without named adapters. Raises KeyError."""
+        if self._forms and name not in ("", *self.names):
+            raise KeyError(name)
+        return name if name in self._forms else self.name
 
     @property
     def context(self) -> int:
@@ -150,11 +183,14 @@ class ModelServer:
             f"{size_text(room)}, for {longest} tokens: ask for a smaller max_tokens"
         )
 
-    async def events(self, prepared: Prepared, client: str) -> AsyncIterator[EngineEvent]:
-        """The events of a reply. It waits in the queue first. Raises QueueFull, and ServerEnds after `end`."""
+    async def events(self, prepared: Prepared, client: str, model: str = "") -> AsyncIterator[EngineEvent]:
+        """The events of a reply of a model of `names`. It waits in the queue first.
+
+        Raises QueueFull, and ServerEnds after `end`.
+        """
         request = prepared.request
         async with self.queue.slot(client, self._needed(len(request.ids), request.options)):
-            cache = self._prompt_cache(client)
+            cache = self._prompt_cache(client, model)
             generation = Generation(
                 self.model, prepared.request, prompt_cache=cache, constraint=prepared.constraint, call_parts=True
             )
@@ -180,9 +216,9 @@ class ModelServer:
                 counts = generation.so_far
                 self.metrics.count(counts, (first or time.perf_counter()) - started)
 
-    def _prompt_cache(self, client: str) -> PromptCache:
-        pool, salt = CheckpointPool(max_count=0), self._salt_of(client)
-        return PromptCache(self.model, self.tokenizer, pool, self.kv, self.prefix_store, salt)
+    def _prompt_cache(self, client: str, model: str) -> PromptCache:
+        given = CheckpointPool(max_count=0), self.kv, self.prefix_store, self._salt_of(client), self._forms.get(model)
+        return PromptCache(self.model, self.tokenizer, *given)
 
     def end(self) -> None:
         """Ends all replies, in progress and waiting, with ServerEnds."""

@@ -141,7 +141,7 @@ def identity_of(model: Exaone4ForCausalLM, examples: Examples, request: TuningRe
     """What two runs with the same result have in common."""
     values = {name: value for name, value in dataclasses.asdict(request).items() if name not in FREE_OPTIONS}
     config = hashlib.sha256(json.dumps(model.config.to_dict()).encode()).hexdigest()
-    return {**values, "model": f"{config} {weights_digest(model)}", "data": examples.digest}
+    return {**values, "model": f"{config} {weights_digest(tree_flatten(model.parameters()))}", "data": examples.digest}
 
 
 @contextmanager

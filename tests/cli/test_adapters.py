@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -55,6 +57,35 @@ def test_adapters_that_do_not_fit_are_refused_before_the_weights_are_read(
     write_adapter(tmp_path, Adapter(AdapterConfig(base="LGAI-EXAONE/EXAONE-4.0-32B"), arrays))
     found = errors(capsys, *GENERATE, *PROMPT, "--adapter-path", str(tmp_path))
     assert "has model.layers.99.mlp.up_proj.lora_a" in found and "trained on LGAI-EXAONE/EXAONE-4.0-32B" in found
+
+
+def test_adapters_count_in_the_memory_that_is_needed(
+    capsys: pytest.CaptureFixture[str], folder: Path, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exaone4_mlx.model import pretrained
+
+    assert main(["fit", "--model", "demo", "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert main(["fit", "--model", "demo", "--json", "--adapter-path", str(folder)]) == 0
+    counted = json.loads(capsys.readouterr().out)
+    assert counted["adapter_bytes"] == counted["total_bytes"] - plain["total_bytes"] > 500_000
+    assert main(["fit", "--model", "demo", "--adapter-path", str(folder)]) == 0
+    assert "adapters   " in capsys.readouterr().out
+    found = errors(capsys, "fit", "--model", "demo", "--ranks", "2", "--adapter-path", str(folder))
+    assert "several ranks takes no adapters" in found
+    machine(15, 100)
+    monkeypatch.setattr(pretrained, "load_network", lambda *given, **options: 1 / 0)
+    warning = errors(capsys, *GENERATE, *PROMPT, "--adapter-path", str(folder))
+    assert "MB of adapters" in warning or "kB of adapters" in warning, warning
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_named_adapters_of_a_server_are_found_and_count(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    pytest.importorskip("fastapi", reason="the server needs the extra `server`")
+    found = errors(capsys, "serve", "--model", "demo", "--adapter-model", f"demo={folder}")
+    assert found == "error: --adapter-model gives the name demo, which is that of the model\n"
+    given = "serve", "--model", "demo", "--prompt-cache-bytes", "900GB", "--adapter-model", f"mine={folder}"
+    assert "no room for a reply" in errors(capsys, *given)
 
 
 @pytest.mark.heavy

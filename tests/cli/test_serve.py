@@ -31,10 +31,16 @@ def test_wrong_flags_are_refused_before_the_model_is_read(tmp_path: Path, capsys
             ("--allowed-origin", "localhost"): "--allowed-origin",
             ("--max-running", "0"): "--max-running",
             ("--max-kv-size", "1"): "--max-kv-size",
+            ("--adapter-model", "one=nowhere"): "there is no folder nowhere",
+            ("--adapter-model", "one=x", "--adapter-model", "one=y"): "gives the name one twice",
         }.items():
             assert main(["serve", "--model", "demo", *flags]) == 1, flags
             err = capsys.readouterr().err
             assert message in err and err.count("\n") == 1, (flags, err)
+        for text in ("one", "=x", "one="):
+            with pytest.raises(SystemExit):
+                main(["serve", "--model", "demo", "--adapter-model", text])
+            assert "is not NAME=PATH" in capsys.readouterr().err
         assert main(["serve", "--model", "demo", "--prompt-cache-bytes", "900GB"]) == 1
         assert "no room for a reply" in capsys.readouterr().err.splitlines()[-1]
 

@@ -10,7 +10,7 @@ import pytest
 from adapters import random_adapter
 from conftest import distance
 
-from exaone4_mlx import Chat, load
+from exaone4_mlx import Chat, PrefixStore, load
 from exaone4_mlx.generation.prompt_cache import PromptCache
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12}
@@ -61,6 +61,28 @@ def test_without_this_rule_the_logits_are_wrong(demo: Any) -> None:
     logits, reused = cache.prefill(ids)
     assert reused == len(ids) - 1
     assert distance(logits, cold(model, tokenizer, ids)) > 0.01
+
+
+@pytest.mark.parametrize("in_files", [False, True])
+def test_forms_with_other_adapters_share_a_prefix_store(demo: Any, tmp_path: Path, in_files: bool) -> None:
+    model, tokenizer = demo
+    ids, folder = prompt(tokenizer), tmp_path if in_files else None
+    store, exact, given = PrefixStore(folder=folder), {}, {seed: adapter(model, seed) for seed in (1, 2)}
+    for seed in (1, 2):
+        model.set_adapters(given[seed])
+        form, exact[seed] = model.fused(), cold(model, tokenizer, ids)
+        model.set_adapters()
+        for reused in (0, len(ids) - 1):
+            cache = PromptCache(model, tokenizer, prefix_store=store, fused=form)
+            logits, found = cache.prefill(ids)
+            assert found == reused and distance(logits, exact[seed]) < 1e-4, (seed, reused)
+    assert PromptCache(model, tokenizer, prefix_store=store).prefill(ids)[1] == 0, "the model without adapters"
+    if in_files:  # files are found by the weights and adapters that they were made with
+        store.flush()
+        model.set_adapters(given[1])
+        logits, found = PromptCache(model, tokenizer, prefix_store=PrefixStore(folder=folder)).prefill(ids)
+        assert found == len(ids) - 1 and distance(logits, exact[1]) < 1e-4
+        model.set_adapters()
 
 
 def test_the_adapters_of_a_chat_are_swapped_between_replies(demo: Any) -> None:

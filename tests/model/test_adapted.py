@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from adapters import random_adapter
 from conftest import distance, greedy_tokens, mostly_heavy, random_ids, tiny_model
 from mlx.utils import tree_flatten, tree_unflatten
 
-from exaone4_mlx.model.adapter import Adapter, AdapterConfig, adapted_rows
+from exaone4_mlx.model.adapted import adapted_bytes
+from exaone4_mlx.model.adapter import KEYS, Adapter, AdapterConfig, adapted_rows
 from exaone4_mlx.model.adapter_file import write_adapter
 from exaone4_mlx.model.products import AdaptedLinear
 
@@ -199,3 +201,28 @@ def test_folders_are_put_on_by_their_path(tmp_path: Path, layout: str) -> None:
     model.set_adapters(str(tmp_path))
     assert distance(step(model), exact) == 0
     assert model.adapters[0][0].name == str(tmp_path)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("keys", [KEYS, ("self_attn.k_proj", "mlp.up_proj", "lm_head")])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_the_bytes_of_adapters_are_those_that_they_take(
+    kind: str, count: int, keys: tuple[str, ...], dtype: mx.Dtype
+) -> None:
+    model = wide_model(num_hidden_layers=4, tie_word_embeddings=False)
+    model.set_dtype(dtype)
+    mx.eval(model.fused().parameters)
+
+    def used() -> int:
+        gc.collect()
+        mx.synchronize()
+        return mx.get_active_memory()
+
+    before = used()
+    given = [adapter_for(model, kind, seed=seed, rank=16, keys=keys) for seed in range(count)]
+    mx.eval([adapter.arrays for adapter in given])
+    model.set_adapters(given)
+    model.fused()
+    counted = adapted_bytes([(adapter, 1.0) for adapter in given], model.config, dtype.size)
+    assert used() - before <= counted <= 1.4 * (used() - before)
