@@ -59,7 +59,7 @@ def test_four_bits_answer_nearly_the_same(four_bit: Any) -> None:
     assert sum(right) >= len(right) - 2
 
 
-@pytest.mark.parametrize("thinking", [False, True], ids=["plain", "thinking"])
+@pytest.mark.parametrize("thinking", mostly_heavy([True, False], 1), ids=["thinking", "plain"])
 def test_documented_tool_example(demo: Any, thinking: bool) -> None:
     asked = reply(demo, "Roll D6 dice twice!", tools=[ROLL_DICE], thinking=thinking)
     assert asked.tool_calls == (ToolCall("roll_dice", {"max_num": 6}),) * 2

@@ -11,7 +11,7 @@ import pytest
 from adapters import random_adapter
 from commands import GENERATE, errors, output
 
-from exaone4_mlx import load
+from exaone4_mlx import Exaone4Config
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.model.adapter import Adapter, AdapterConfig
 from exaone4_mlx.model.adapter_file import write_adapter
@@ -22,7 +22,7 @@ PROMPT = ("-p", "What is the capital of France?", "-m", "12")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter of the demo that changes every reply."""
-    adapter = random_adapter("lora", load("demo")[0].config, scale=40.0)
+    adapter = random_adapter("lora", Exaone4Config.from_pretrained("demo"), scale=40.0)
     folder = tmp_path_factory.mktemp("adapter")
     write_adapter(folder, adapter)
     return folder

@@ -16,7 +16,7 @@ from conftest import distance
 from conversions import random_checkpoint
 from mlx.utils import tree_flatten
 
-from exaone4_mlx import convert, evaluate, export_adapter, fuse, load
+from exaone4_mlx import Exaone4Config, convert, evaluate, export_adapter, fuse, load
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.conversion.texts import HELD_OUT
 from exaone4_mlx.files.folders import DEMO_FOLDER, read_json
@@ -30,14 +30,14 @@ IDS = mx.array([[40, 50, 60, 70, 80, 90]])
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DoRA of the demo's last two layers."""
     folder = tmp_path_factory.mktemp("adapters") / "dora"
-    write_adapter(folder, random_adapter("dora", load("demo")[0].config, num_layers=2, scale=0.5))
+    write_adapter(folder, random_adapter("dora", Exaone4Config.from_pretrained("demo"), num_layers=2, scale=0.5))
     return folder
 
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapters") / "lora"
-    write_adapter(folder, random_adapter("lora", load("demo")[0].config, num_layers=2, scale=0.5))
+    write_adapter(folder, random_adapter("lora", Exaone4Config.from_pretrained("demo"), num_layers=2, scale=0.5))
     return folder
 
 

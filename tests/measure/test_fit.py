@@ -14,7 +14,7 @@ import mlx.core as mx
 import pytest
 from conftest import TINY
 
-from exaone4_mlx import Exaone4Config, load
+from exaone4_mlx import Exaone4Config
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.measure.fit import fit, memory_of_this_machine
@@ -30,7 +30,7 @@ def test_max_kv_size_is_the_context_of_the_model_by_default() -> None:
 
 def test_quantized_caches_and_a_draft_model_count() -> None:
     plain = fit("demo", max_kv_size=3000)
-    config = load("demo")[0].config
+    config = Exaone4Config.from_pretrained("demo")
     kv = KVQuantization.coerce(8, config)
     estimate = fit("demo", max_kv_size=3000, kv=8)
     assert estimate.cache_bytes == sum(cache_bytes(config, 3000, 2, kv)) < plain.cache_bytes
@@ -67,7 +67,7 @@ def test_weights_beyond_the_physical_memory_raise(monkeypatch: pytest.MonkeyPatc
 
 
 def test_total_is_weights_caches_and_prefill() -> None:
-    estimate, config = fit("demo", max_kv_size=3000), load("demo")[0].config
+    estimate, config = fit("demo", max_kv_size=3000), Exaone4Config.from_pretrained("demo")
     parts = (
         estimate.weights_bytes,
         estimate.global_cache_bytes,

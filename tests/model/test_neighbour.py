@@ -21,7 +21,7 @@ from conftest import distance, greedy_tokens, in_chunks, random_ids, small_cache
 from documented import rope_config
 from mlx.utils import tree_flatten, tree_unflatten
 
-from exaone4_mlx import KVQuantization, Sampling, convert, generate, load
+from exaone4_mlx import KVQuantization, Sampling, Tokenizer, convert, generate, load
 from exaone4_mlx.files.folders import DEMO_FOLDER
 
 PROMPT = "Which one is bigger, 3.12 vs 3.9? What is the capital of France? " * 4  # several windows long
@@ -48,7 +48,7 @@ def their_load(mlx_lm: Any, folder: Path) -> Any:
 
 
 def ids() -> list[int]:
-    return load("demo")[1].encode(PROMPT)
+    return Tokenizer.from_pretrained("demo").encode(PROMPT)
 
 
 def their_greedy_tokens(model: Any, prompt: list[int], count: int = 24) -> list[int]:
