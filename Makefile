@@ -1,6 +1,8 @@
 # Commands for contributors. They use .venv if it is there, else python3. `make test-model` runs the tests of one folder.
 PYTHON := $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 TEST := $(PYTHON) -m pytest
+# pytest rewrites the tests' assertions, which takes half of the collection: the result is kept for the next run.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help test lint format oracle heavy browser docs ci
 help:

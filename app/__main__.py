@@ -158,8 +158,6 @@ def _state(options: argparse.Namespace) -> AppState:
     from .settings import Settings
     from .state import AppState
 
-    if options.max_kv_size == 1:
-        raise ValueError("--max-kv-size must be at least 2: a token of the prompt and a token of the reply")
     kv = kv_options(options)
     adapters = adapter_options(options)
     drafting = _given(options, "num_draft_tokens", "prompt_lookup")

@@ -66,16 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..checkpoint.quantize import Quantization
     from ..files.safetensors import read_dtype
-    from ..measure.fit import check_draft, check_max_kv_size, fit_sizes, ranked, read_memory
+    from ..generation.request import check_kv_size
+    from ..measure.fit import check_draft, fit_sizes, ranked, read_memory
     from ..measure.sizes import read_sizes
     from ..model.adapted import adapted_bytes
     from ..model.kv import KVQuantization
 
-    check_max_kv_size(options.max_kv_size)
     metal = True if options.metal else None
     memory = read_memory(options.memory, metal)
     cast, first = read_dtype(options.dtype), None if options.q_bits is None else Quantization(options.q_bits)
     sizes = read_sizes(options.model, options.revision)
+    check_kv_size(options.max_kv_size, sizes.config)
     kv = KVQuantization.read(sizes.config, **kv_options(options))
     draft = None if options.draft_model is None else read_sizes(options.draft_model)
     if draft:

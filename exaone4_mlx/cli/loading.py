@@ -147,8 +147,7 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
         tokenizer = Tokenizer.from_pretrained(folder, nfc=options.nfc)
     except DownloadError as error:
         raise DownloadError(f"{error}; --model demo needs no download") from error
-    if options.max_kv_size is not None:
-        check_kv_size(options.max_kv_size, config)
+    check_kv_size(options.max_kv_size, config)
     draft_folder = find_folder(options.draft_model) if options.draft_model else None
     adapters, kv = find_adapters(options, config), read_kv(config, options)
     named = find_named_adapters(options, config)

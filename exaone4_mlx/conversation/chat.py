@@ -122,8 +122,7 @@ class Chat(History):
         plain = callable(approve) and not inspect.iscoroutinefunction(approve)
         check("approve", approve, approve is None or plain, "a function that returns True or False, and no coroutine")
         self.approve = approve
-        if max_kv_size is not None:
-            check_kv_size(max_kv_size, model.config)
+        check_kv_size(max_kv_size, model.config)
         self.max_kv_size = max_kv_size or model.config.max_position_embeddings  # prompt and reply together
         self._draft = make_draft(draft_model)
         check_drafting(model.config, self.options, self._draft.model.config if self._draft else None)

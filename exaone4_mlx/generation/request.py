@@ -89,11 +89,9 @@ class Request:
                 f"the prompt has {len(ids)} tokens, but the model's context of {longest} must hold it and a reply: "
                 "make it shorter, or ask about it in parts"
             )
-        limit = self.max_kv_size
-        if limit is not None:
-            check_kv_size(limit, config)
-            if len(ids) >= limit:
-                raise ValueError(f"the prompt has {len(ids)} tokens, and max_kv_size {limit} must hold it and a reply")
+        check_kv_size(self.max_kv_size, config)
+        if len(ids) >= self.limit:
+            raise ValueError(f"the prompt has {len(ids)} tokens, and max_kv_size {self.limit} must hold it and a reply")
         stop_ids = self.stop_ids  # raises for a text that is no token
         if options.logit_bias:
             check_bias(options.logit_bias, config.vocab_size, stop_ids if options.min_tokens else ())
@@ -269,10 +267,10 @@ def check_answerable(messages: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def check_kv_size(size: int, config: Exaone4Config) -> None:
-    """Raises ValueError for a `max_kv_size` that the model does not reach."""
+def check_kv_size(size: int | None, config: Exaone4Config) -> None:
+    """Raises ValueError for a `max_kv_size` that the model does not reach. None is the model's context."""
     longest = config.max_position_embeddings
-    holds = type(size) is int and 1 < size <= longest
+    holds = size is None or (type(size) is int and 1 < size <= longest)
     check("max_kv_size", size, holds, f"a number of tokens from 2 to the model's {longest}")
 
 

@@ -20,6 +20,7 @@ from ..checkpoint.quantize import Quantization
 from ..checkpoint.share import Share
 from ..files.safetensors import read_dtype
 from ..generation.prefix_store import MAX_BYTES
+from ..generation.request import check_kv_size
 from ..model.kv import KVQuantization
 from ..text.format import size_text
 from ..text.tokenizer import Tokenizer
@@ -127,12 +128,12 @@ def fit(
     Raises FileNotFoundError and ValueError as `load` does for what is visible without reading weights, and ValueError
     for a max_kv_size beyond max_position_embeddings, an invalid `kv`, and a draft model with another tokenizer.
     """
-    check_max_kv_size(max_kv_size)
     if type(prompt_cache_bytes) is not int or prompt_cache_bytes < 0:
         raise ValueError(f"prompt_cache_bytes must be a number of bytes, not {prompt_cache_bytes!r}")
     memory_bytes, cast = read_memory(memory, metal), read_dtype(dtype)
     quantization = None if q_bits is None else Quantization(q_bits)
     sizes = ranked(read_sizes(path_or_repo, revision), ranks, quantization)
+    check_kv_size(max_kv_size, sizes.config)
     draft = None if draft_model is None else read_sizes(draft_model)
     if draft:
         check_draft(sizes, draft)
@@ -169,17 +170,11 @@ def fit_sizes(
     """`fit` for sizes that are already read, with weights cast or quantized.
 
     `kv` is complete, as `coerce` returns it. `prompt_tokens` limits how many tokens are read as a prompt; the rest is
-    generated one by one. Raises ValueError for a max_kv_size beyond max_position_embeddings, and for a quantized model
-    that is to be quantized again.
+    generated one by one. Raises ValueError for a quantized model that is to be quantized again.
     """
     config = sizes.config
     longest = config.max_position_embeddings
     max_kv_size = longest if max_kv_size is None else max_kv_size
-    if max_kv_size > longest:
-        raise ValueError(
-            f"max_kv_size {max_kv_size} is more than the {longest} tokens of this model's context "
-            "(max_position_embeddings)"
-        )
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size must be a positive whole number of conversations, not {batch_size!r}")
     if quantization and sizes.is_quantized:
@@ -240,12 +235,6 @@ def ranked(sizes: Sizes, ranks: int, quantization: Quantization | None) -> Sizes
         if cut := share.cut(name):
             tensors[name] = replace(tensor, shape=cut.shape(tensor.shape), nbytes=tensor.nbytes // ranks)
     return replace(sizes, config=sizes.config.replace(**divided), tensors=tensors)
-
-
-def check_max_kv_size(max_kv_size: int | None) -> None:
-    """Raises ValueError for a value that is not a number of tokens."""
-    if max_kv_size is not None and (type(max_kv_size) is not int or max_kv_size < 1):
-        raise ValueError(f"max_kv_size must be a positive whole number of tokens, not {max_kv_size!r}")
 
 
 def read_memory(gigabytes: float | None, metal: bool | None = None) -> int | None:

@@ -62,9 +62,14 @@ def test_messages_and_words_need_no_mlx() -> None:
     [
         (["--model", "demo", "--tools", "missing.py"], "there is no file of tools missing.py"),
         (["--model", "/no/such/folder"], "/no/such/folder"),
-        (["--model", "demo", "--max-kv-size", "9000"], "9000 is more than the 8192 tokens"),
-        (["--model", "demo", "--max-kv-size", "0"], "must be a positive whole number"),
-        (["--model", "demo", "--max-kv-size", "1"], "--max-kv-size must be at least 2"),
+        (
+            ["--model", "demo", "--max-kv-size", "9000"],
+            "--max-kv-size must be a number of tokens from 2 to the model's 8192, not 9000",
+        ),
+        (
+            ["--model", "demo", "--max-kv-size", "1"],
+            "--max-kv-size must be a number of tokens from 2 to the model's 8192, not 1",
+        ),
         (["--model", "demo", "--kv-layers", "global"], "--kv-layers 'global' has no effect without --kv-bits"),
         (["--model", "demo", "--draft-model", "/no/such/folder"], "/no/such/folder"),
         (["--model", "demo", "--num-draft-tokens", "2"], "--num-draft-tokens needs --draft-model or --prompt-lookup"),
@@ -73,7 +78,7 @@ def test_messages_and_words_need_no_mlx() -> None:
 def test_what_is_wrong_is_one_line_before_weights_are_read(
     arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(models, "Loading", lambda path: pytest.fail(f"{path} is being read"))
+    monkeypatch.setattr(models, "Loading", lambda path, **more: pytest.fail(f"{path} is being read"))
     assert main([*arguments, "--data-dir", str(tmp_path)]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and expected in error
@@ -82,7 +87,7 @@ def test_what_is_wrong_is_one_line_before_weights_are_read(
 def test_what_will_not_fit_is_said_and_what_cannot_work_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    def loading(path: str) -> None:
+    def loading(path: str, **more: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(models, "Loading", loading)
@@ -126,7 +131,7 @@ def test_with_debug_an_error_keeps_its_traceback(tmp_path: Path) -> None:
 def test_interrupt_while_a_model_is_read_ends_quietly(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    def interrupted(path: str) -> None:
+    def interrupted(path: str, **more: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(models, "Loading", interrupted)

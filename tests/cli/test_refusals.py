@@ -125,7 +125,7 @@ OTHERS = (
     ("bench --model demo -g 0", "--generation-tokens must be 1 or more, not 0"),
     ("bench --model demo -p 0", "--prompt-tokens must be 1 or more, not 0"),
     ("bench --model demo --depths=-1", "--depths must be 0 or more, not -1"),
-    ("fit --model demo --max-kv-size 0", "--max-kv-size must be a positive whole number of tokens, not 0"),
+    ("fit --model demo --max-kv-size 0", "--max-kv-size must be a number of tokens from 2 to the model's 8192, not 0"),
     ("fit --model demo --memory -1", "--memory must be a positive number of gigabytes, not -1.0"),
 )  # fmt: skip
 
