@@ -3,15 +3,18 @@
 Notes:
 - The projections of a block are quantized in data order, on the hidden states of the quantized layers before them.
   Projections with the same input share one Hessian, which is freed as soon as they are done.
-- Groups are consecutive columns, and their scales and biases are fixed beforehand by error search. Columns are
-  visited in descending order of their input's energy. So the result is plain affine, without a permutation.
+- Groups are consecutive columns, in descending order of their inputs' energy, and so are the columns of a group. The
+  search for a group's scale and bias begins at its compensated columns, and weighs each by the part of its input that
+  the columns after it cannot compensate. The result is plain affine, without a permutation.
+- Then each group is visited again, `SWEEPS` times: with all other groups fixed, its scale and bias have least error for
+  its codes, and then each code for the others. No visit increases the error of the outputs.
 - The Hessian is factored once and never inverted: H = (A + 1) D (A + 1)^T with A strictly triangular. A column is
   rounded after the errors of the earlier columns, times A, were added. QuIP shows that this equals GPTQ.
 - No scaling is folded into the weights: queries, keys, and the outputs of attention and MLP are normalized after the
   projection, and no norm before it could undo a scaling.
 
-Shapes: B batch, L tokens, E hidden size, R rows, C columns, N groups in a row, T columns rounded in one step.
-Sources: GPTQ (arXiv 2210.17323); QuIP (arXiv 2307.13304), section 4.
+Shapes: B batch, L tokens, E hidden size, R rows, C columns, N groups in a row, G columns of a group.
+Sources: GPTQ (arXiv 2210.17323); QuIP (arXiv 2307.13304), section 4; QuantEase (arXiv 2309.01885) for the sweeps.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from .search import check_affine, pack_codes, quantize_mse
 
 DAMPING = 0.01  # of the Hessian's mean diagonal
 HEAD_DAMPING = 1.0  # for a head that is tied to the embedding, where the plain error of a row matters too
-COLUMNS = 128  # T
+SWEEPS = 3
 
 
 def gptq(
@@ -53,7 +56,7 @@ def gptq(
     check_affine(weight, bits, group_size)
     if hessian.shape != (weight.shape[1], weight.shape[1]):
         raise ValueError(f"a weight of shape {weight.shape} has no Hessian of shape {hessian.shape}")
-    return _Solver(*_by_energy(hessian), damping)(weight, bits, group_size, dtype)
+    return _Solver(*_by_energy(hessian, group_size), group_size, damping)(weight, bits, dtype)
 
 
 def quantize_block(
@@ -118,8 +121,11 @@ def _quantized(
         linear = getattr(module, name)
         layer = nn.QuantizedLinear.from_linear(linear, how.group_size, how.bits, how.mode)  # lazy: not evaluated
         if how.mode == "affine":
-            solver = solver or _Solver(*_by_energy(_hessian(states)), damping)
-            parts = solver(linear.weight, how.bits, how.group_size, dtype)
+            if solver is None or solver.group_size != how.group_size:
+                ordered = _by_energy(_hessian(states), how.group_size)
+                solver = _Solver(*ordered, how.group_size, damping)
+                del ordered
+            parts = solver(linear.weight, how.bits, dtype)
             layer.weight, layer.scales, layer.biases = parts[0], *(p.astype(linear.weight.dtype) for p in parts[1:])
         stored = [layer[part] for part in ("weight", "scales", "biases") if part in layer]
         linear.weight = how.dequantized(stored).astype(linear.weight.dtype)
@@ -131,48 +137,93 @@ def _quantized(
 class _Solver:
     """A factored Hessian; a call quantizes a weight that has these inputs."""
 
-    def __init__(self, order: mx.array, energy: mx.array, hessian: mx.array, damping: float) -> None:
-        self.order, self.energy = order, energy  # columns by ascending energy, energy of each
-        self.lower = _cholesky(hessian, damping)  # C C, in that order
+    def __init__(self, order: mx.array, hessian: mx.array, group_size: int, damping: float) -> None:
+        self.order, self.group_size = order, group_size
+        self.hessian, self.lower = _cholesky(hessian, damping)  # C C, in that order
 
-    def __call__(
-        self, weight: mx.array, bits: int, group_size: int, dtype: mx.Dtype | None
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        _, scales, biases = quantize_mse(weight, bits, group_size, self.energy, dtype)
-        steps, starts = scales.astype(mx.float32).T, biases.astype(mx.float32).T  # N R
-        groups = self.order // group_size
+    def __call__(self, weight: mx.array, bits: int, dtype: mx.Dtype | None) -> tuple[mx.array, mx.array, mx.array]:
+        dtype, size = dtype or weight.dtype, self.group_size
         columns = weight.astype(mx.float32).T[self.order]  # C R
         diagonal = mx.diag(self.lower)[:, None]
-        targets, codes = columns, []
-        for stop in range(columns.shape[0], 0, -COLUMNS):
-            begin = max(0, stop - COLUMNS)
-            own = groups[begin:stop]
-            factor = self.lower[begin:stop, begin:stop] / diagonal[begin:stop].T
-            rounded, errors = _rounded(
-                columns[begin:stop], targets[begin:], factor, steps[own], starts[own], 2**bits - 1
+        targets, groups = columns, []
+        spans = [slice(stop - size, stop) for stop in range(columns.shape[0], 0, -size)]
+        for own in spans:
+            _, *grid = quantize_mse(targets[own].T, bits, size, mx.square(diagonal[own, 0]), dtype)
+            step, start = (part[:, 0].astype(mx.float32) for part in grid)
+            factor = self.lower[own, own] / diagonal[own].T
+            codes, errors = _rounded(columns[own], targets[own], factor, step, start, 2**bits - 1)
+            groups.append((codes, step, start))
+            before = slice(own.start)
+            targets = targets[before] + (self.lower[own, before].T @ errors) / diagonal[before]
+            mx.eval(groups[-1], targets)
+        quantized = mx.concatenate([_dequantized(*group) for group in reversed(groups)])
+        pull = self.hessian @ (columns - quantized)  # C R
+        del columns, targets, quantized
+        for _ in range(SWEEPS):
+            for number, own in enumerate(spans):
+                before = _dequantized(*groups[number])
+                groups[number] = _refined(self.hessian[own, own], pull[own], *groups[number], 2**bits - 1, dtype)
+                pull = pull - self.hessian[:, own] @ (_dequantized(*groups[number]) - before)
+                mx.eval(groups[number], pull)
+        codes, steps, starts = (
+            mx.concatenate(list(parts))
+            for parts in zip(
+                *((codes, step[None], start[None]) for codes, step, start in reversed(groups)), strict=True
             )
-            codes.append(rounded)
-            targets = targets[:begin] + (self.lower[begin:stop, :begin].T @ errors) / diagonal[:begin]
-            mx.eval(rounded, targets)
-        ordered = mx.concatenate(codes[::-1])[mx.argsort(self.order)].T  # R C
-        parts = pack_codes(ordered, bits), scales, biases
+        )
+        place = mx.argsort(self.order[::size] // size)
+        parts = pack_codes(codes[mx.argsort(self.order)].T, bits), *(x[place].T.astype(dtype) for x in (steps, starts))
         mx.eval(parts)
         return parts
 
 
+def _dequantized(codes: mx.array, step: mx.array, start: mx.array) -> mx.array:
+    return codes * step + start  # G R
+
+
 def _rounded(
-    columns: mx.array, targets: mx.array, factor: mx.array, steps: mx.array, starts: mx.array, levels: int
+    columns: mx.array, targets: mx.array, factor: mx.array, step: mx.array, start: mx.array, levels: int
 ) -> tuple[mx.array, mx.array]:
-    """Codes and errors [T, R] of `columns` [T, R], last column first. `targets` are the compensated columns."""
+    """Codes and errors [G, R] of a group's `columns` [G, R], last column first. `targets` are the compensated ones."""
     codes, errors = [], []
+    divisor = mx.where(step == 0, 1.0, step)
     for i in reversed(range(columns.shape[0])):
-        step = mx.where(steps[i] == 0, 1.0, steps[i])
-        code = mx.clip(mx.round((targets[i] - starts[i]) / step), 0, levels)
-        error = columns[i] - (code * steps[i] + starts[i])
+        code = mx.clip(mx.round((targets[i] - start) / divisor), 0, levels)
+        error = columns[i] - (code * step + start)
         targets = targets[:i] + factor[i, :i, None] * error
         codes.append(code.astype(mx.uint8))
         errors.append(error)
     return mx.stack(codes[::-1]), mx.stack(errors[::-1])
+
+
+def _refined(
+    hessian: mx.array, pull: mx.array, codes: mx.array, step: mx.array, start: mx.array, levels: int, dtype: mx.Dtype
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Codes [G, R], steps and starts [R] of one group with less error, while the other groups are fixed.
+
+    `pull` [G, R] are this group's rows of H times the errors of all columns, which is half the gradient.
+    """
+    before, x = _dequantized(codes, step, start), codes.astype(mx.float32)
+    product = hessian @ x
+    xx, x1, ones = mx.sum(x * product, axis=0), mx.sum(product, axis=0), mx.sum(hessian)
+    px, p1 = mx.sum(pull * x, axis=0), mx.sum(pull, axis=0)
+    determinant = xx * ones - x1 * x1
+    usable = determinant > 1e-6 * xx * ones  # false where all codes are equal
+    divisor = mx.where(usable, determinant, 1.0)
+    new_step = (step + (px * ones - p1 * x1) / divisor).astype(dtype).astype(mx.float32)
+    new_start = (start + (p1 * xx - px * x1) / divisor).astype(dtype).astype(mx.float32)
+    a, b = new_step - step, new_start - start
+    gain = 2 * (a * px + b * p1) - (a * a * xx + 2 * a * b * x1 + b * b * ones)
+    better = usable & (gain > 0)  # false for NaN; the rounding to dtype may lose what was gained
+    step, start = mx.where(better, new_step, step), mx.where(better, new_start, start)
+    pull = pull - hessian @ (_dequantized(x, step, start) - before)
+    found = []
+    for i in reversed(range(x.shape[0])):
+        width = step * hessian[i, i]
+        code = mx.clip(mx.round(x[i] + mx.where(width == 0, 0.0, pull[i] / width)), 0, levels)
+        pull = pull[:i] - hessian[i, :i, None] * ((code - x[i]) * step)
+        found.append(code.astype(mx.uint8))
+    return mx.stack(found[::-1]), step, start
 
 
 def _hessian(states: Iterable[mx.array]) -> mx.array:
@@ -185,22 +236,23 @@ def _hessian(states: Iterable[mx.array]) -> mx.array:
     return total
 
 
-def _by_energy(hessian: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """Columns by ascending energy, the energy of each, and the Hessian in that order, evaluated.
+def _by_energy(hessian: mx.array, group_size: int) -> tuple[mx.array, mx.array]:
+    """Columns by ascending energy, in groups by ascending energy, and the Hessian in that order, evaluated.
 
     It is separate from the factorization, so that the caller's Hessian can be freed in between.
     """
     if not mx.all(mx.isfinite(hessian)).item():
         raise ValueError("the Hessian has entries that are not finite, and so do the inputs")
-    energy = mx.diag(hessian)
-    order = mx.argsort(energy)
+    energy = mx.diag(hessian).astype(mx.float32).reshape(-1, group_size)  # N G
+    groups = mx.argsort(mx.mean(energy, axis=1))
+    order = (group_size * groups[:, None] + mx.argsort(energy, axis=1)[groups]).reshape(-1)
     ordered = hessian.astype(mx.float32)[order[:, None], order[None]]
-    mx.eval(order, energy, ordered)
-    return order, energy, ordered
+    mx.eval(order, ordered)
+    return order, ordered
 
 
-def _cholesky(hessian: mx.array, damping: float) -> mx.array:
-    """The lower factor of the damped Hessian."""
+def _cholesky(hessian: mx.array, damping: float) -> tuple[mx.array, mx.array]:
+    """The damped Hessian and its lower factor."""
     size = hessian.shape[0]
     mean = float(mx.mean(mx.diag(hessian)))
     along, ones = mx.arange(size), mx.ones((size, 1))
@@ -212,7 +264,7 @@ def _cholesky(hessian: mx.array, damping: float) -> mx.array:
         # LAPACK stops early where a matrix is not positive definite, and MLX reports no error.
         difference = mx.max(mx.abs(lower @ (lower.T @ ones) - damped @ ones))
         if (difference <= 1e-3 * mx.max(mx.abs(damped @ ones))).item() and mx.all(mx.diag(lower) > 0).item():
-            return lower
+            return damped, lower
         damping = max(10 * damping, 1e-6)
 
 

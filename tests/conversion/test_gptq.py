@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
@@ -47,11 +49,10 @@ def test_outputs_have_less_error_than_with_search_alone(bits: int) -> None:
     assert ours < 0.6 * search, f"{ours / search:.2f} of the search's error at {bits} bits"
 
 
-def test_errors_are_passed_on_to_later_column_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_passed_on_to_later_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian = normal(32, 256), correlated()
+    monkeypatch.setattr(module, "SWEEPS", 0)
     whole = output_error(weight, hessian, gptq(weight, hessian, 4, 64))
-    monkeypatch.setattr(module, "COLUMNS", 48)  # not a divisor of 256
-    assert output_error(weight, hessian, gptq(weight, hessian, 4, 64)) == pytest.approx(whole, rel=0.02)
     monkeypatch.setattr(module, "_rounded", lambda *a: (lambda codes, errors: (codes, 0 * errors))(*_rounded(*a)))
     assert output_error(weight, hessian, gptq(weight, hessian, 4, 64)) > 1.2 * whole
 
@@ -59,12 +60,49 @@ def test_errors_are_passed_on_to_later_column_blocks(monkeypatch: pytest.MonkeyP
 _rounded = module._rounded
 
 
-def test_uncorrelated_inputs_give_the_result_of_the_search() -> None:
-    weight = normal(16, 128).astype(mx.bfloat16)
-    assert all(
-        mx.array_equal(a, b)
-        for a, b in zip(gptq(weight, mx.eye(128), 4, 64), quantize_mse(weight, 4, 64, mx.ones(128)), strict=True)
+def uneven(columns: int = 256) -> mx.array:
+    """A Hessian of correlated inputs whose energies differ by a factor of up to 10,000."""
+    size = mx.exp(mx.random.uniform(-2.3, 2.3, (columns,), key=mx.random.key(4)))
+    return correlated(columns) * size * size[:, None]
+
+
+def test_scales_are_found_on_compensated_columns_by_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old way, whose scales were fixed beforehand, and a search without weights have more error."""
+    weight, hessian = normal(32, 256), uneven()
+    monkeypatch.setattr(module, "SWEEPS", 0)
+    ours = output_error(weight, hessian, gptq(weight, hessian, 4, 64))
+    search, starts = (
+        module.quantize_mse,
+        iter(mx.argsort(mx.mean(mx.diag(hessian).reshape(-1, 64), axis=1)).tolist()[::-1]),
     )
+
+    def beforehand(targets: mx.array, bits: int, size: int, *more: Any) -> tuple[mx.array, ...]:
+        own = slice(64 * (first := next(starts)), 64 * first + 64)
+        return search(weight[:, own], bits, size, mx.diag(hessian)[own], more[1])
+
+    for broken in (beforehand, lambda targets, bits, size, importance, dtype: search(targets, bits, size, None, dtype)):
+        monkeypatch.setattr(module, "quantize_mse", broken)
+        assert output_error(weight, hessian, gptq(weight, hessian, 4, 64)) > 1.03 * ours
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_sweeps_never_increase_the_error(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = normal(16, 128).astype(mx.bfloat16), correlated(128)
+    errors = []
+    for sweeps in range(4):
+        monkeypatch.setattr(module, "SWEEPS", sweeps)
+        errors.append(output_error(weight, hessian, gptq(weight, hessian, bits, 64), bits))
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.9 * errors[0], errors
+
+
+def test_uncorrelated_inputs_give_no_more_error_than_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = normal(16, 128).astype(mx.bfloat16)
+    search = quantize_mse(weight, 4, 64, mx.ones(128))
+    assert output_error(weight, mx.eye(128), gptq(weight, mx.eye(128), 4, 64)) <= output_error(
+        weight, mx.eye(128), search
+    )
+    monkeypatch.setattr(module, "SWEEPS", 0)
+    assert all(mx.array_equal(a, b) for a, b in zip(gptq(weight, mx.eye(128), 4, 64), search, strict=True))
 
 
 def test_inputs_that_are_always_zero_are_harmless() -> None:
