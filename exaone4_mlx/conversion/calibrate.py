@@ -1,8 +1,8 @@
 """Calibration of a whole model on texts: GPTQ block by block, then, if asked for, distillation.
 
 Notes:
-- The inputs of a block are the outputs of the quantized blocks before it, so that it can compensate their errors too.
-  One block and its statistics are in memory at a time.
+- The inputs of a block are the outputs of the quantized blocks before it, and the original's hidden states run along,
+  so that a block can correct the errors before it. One block and its statistics are in memory at a time.
 - The output head is quantized first, on the hidden states of the original: where it is also the embedding, all blocks
   depend on it.
 - Each finished block is read back from the disk and run in that form. So a resumed run has the same hidden states as
@@ -86,14 +86,15 @@ class Calibration:
         done = LayerwiseModel(
             open_checkpoint(self.shards.folder, Exaone4ForCausalLM).source, self.opened.config, unpacked=True
         )
-        states = done.embed(self.sequences)
+        states, originals = done.embed(self.sequences), self._original.embed(self.sequences)
         progress = self._steps("calibrating")
         layers = self.opened.config.num_hidden_layers
         for number in range(layers):
             tensors = [tensor for tensor in self.plan.tensors if tensor.name.startswith(f"model.layers.{number}.")]
             if not all(self.shards.is_done(tensor) for tensor in tensors):
-                self._write_block(number, states, tensors)
+                self._write_block(number, states, originals, tensors)
             states = run_block(done.block(number), states)
+            originals = run_block(self._original.block(number), originals)
             mx.clear_cache()
             if progress:
                 progress(number + 1, layers)
@@ -114,7 +115,9 @@ class Calibration:
                 self.shards.write(output.name, part, start)
         self.shards.done(tensor.outputs)
 
-    def _write_block(self, number: int, states: Sequence[mx.array], tensors: Sequence[PlannedTensor]) -> None:
+    def _write_block(
+        self, number: int, states: Sequence[mx.array], originals: Sequence[mx.array], tensors: Sequence[PlannedTensor]
+    ) -> None:
         prefix = f"model.layers.{number}."
         quantized = [tensor for tensor in tensors if tensor.quantization is not None]
         settings = {
@@ -124,7 +127,7 @@ class Calibration:
         }
         block = self._original.block(number)
         if quantized:
-            quantize_block(block, states, settings, dtype=_scale_dtype(quantized[0]))
+            quantize_block(block, states, settings, originals=originals, dtype=_scale_dtype(quantized[0]))
         parameters = dict(tree_flatten(block.parameters()))
         for tensor in tensors:
             if tensor.quantization is None:

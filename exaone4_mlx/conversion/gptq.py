@@ -3,6 +3,8 @@
 Notes:
 - The projections of a block are quantized in data order, on the hidden states of the quantized layers before them.
   Projections with the same input share one Hessian, which is freed as soon as they are done.
+- Each weight is first moved so that its outputs for these states are nearer to the original's for its own, whose
+  hidden states run along. So a layer also corrects the errors of the layers before it (GPTAQ).
 - Groups are consecutive columns, in descending order of their inputs' energy, and so are the columns of a group. The
   search for a group's scale and bias begins at its compensated columns, and weighs each by the part of its input that
   the columns after it cannot compensate. The result is plain affine, without a permutation.
@@ -14,12 +16,14 @@ Notes:
   projection, and no norm before it could undo a scaling.
 
 Shapes: B batch, L tokens, E hidden size, R rows, C columns, N groups in a row, G columns of a group.
-Sources: GPTQ (arXiv 2210.17323); QuIP (arXiv 2307.13304), section 4; QuantEase (arXiv 2309.01885) for the sweeps.
+Sources: GPTQ (arXiv 2210.17323); QuIP (arXiv 2307.13304), section 4; QuantEase (arXiv
+2309.01885) for the sweeps; GPTAQ (arXiv 2504.02692).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -56,7 +60,7 @@ def gptq(
     check_affine(weight, bits, group_size)
     if hessian.shape != (weight.shape[1], weight.shape[1]):
         raise ValueError(f"a weight of shape {weight.shape} has no Hessian of shape {hessian.shape}")
-    return _Solver(*_by_energy(hessian, group_size), group_size, damping)(weight, bits, dtype)
+    return _Solver(hessian, None, group_size, damping)(weight, bits, dtype)
 
 
 def quantize_block(
@@ -64,10 +68,14 @@ def quantize_block(
     inputs: Sequence[mx.array],
     settings: Mapping[str, Quantization],
     *,
+    originals: Sequence[mx.array] | None = None,
     dtype: mx.Dtype | None = None,
     damping: float = DAMPING,
 ) -> list[mx.array]:
     """Quantizes one block's projections for its `inputs` [B, L, E], and returns its outputs, not yet evaluated.
+
+    `originals` are the inputs of this block in the original (default: the same), whose outputs each projection is
+    fitted to.
 
     `settings` are by name of the projection in the block ("self_attn.q_proj"); projections without one are not
     quantized. Each quantized one becomes an `nn.QuantizedLinear`; its scales and biases are rounded to `dtype`
@@ -75,30 +83,33 @@ def quantize_block(
 
     Every text begins at its first token: there are no caches. Raises ValueError as `gptq` does.
     """
-    attention, mlp = block.self_attn, block.mlp
+    original, originals = deepcopy(block), inputs if originals is None else originals
     masks = [causal_mask(0, x.shape[1], block.window) for x in inputs]
     packs: list[tuple[nn.Module, str, nn.Module]] = []
 
-    def quantize(part: str, names: Sequence[str], states: Iterable[mx.array]) -> None:
+    def quantize(part: str, names: Sequence[str], states: Iterable[mx.array], exact: Iterable[mx.array]) -> None:
         chosen = {name: settings[f"{part}.{name}"] for name in names if f"{part}.{name}" in settings}
-        packs.extend(_quantized(block[part], chosen, states, damping, dtype))
+        packs.extend(_quantized(block[part], chosen, zip(states, exact, strict=True), damping, dtype))
 
-    quantize("self_attn", ("q_proj", "k_proj", "v_proj"), inputs)
-    layer = Layer.of(block)
-    attended = [
-        _evaluated(merge_heads(layer.attention(x, mask, None))) for x, mask in zip(inputs, masks, strict=True)
-    ]  # B L H*D
-    quantize("self_attn", ("o_proj",), attended)
-    middle = [
-        _evaluated(x + block.post_attention_layernorm(attention.o_proj(a)))
-        for x, a in zip(inputs, attended, strict=True)
-    ]  # B L E
-    del attended
+    def attended(block: Block, states: Sequence[mx.array]) -> list[mx.array]:  # B L H*D
+        layer = Layer.of(block)
+        return [_evaluated(merge_heads(layer.attention(x, m, None))) for x, m in zip(states, masks, strict=True)]
 
-    quantize("mlp", ("gate_proj", "up_proj"), middle)
-    layer = Layer.of(block)
-    quantize("mlp", ("down_proj",), (layer.mlp_hidden(x) for x in middle))  # B L intermediate size: not kept
-    outputs = [x + block.post_feedforward_layernorm(mlp.down_proj(layer.mlp_hidden(x))) for x in middle]
+    def middle(block: Block, states: Sequence[mx.array], mixed: Sequence[mx.array]) -> list[mx.array]:  # B L E
+        norm, project = block.post_attention_layernorm, block.self_attn.o_proj
+        return [_evaluated(x + norm(project(a))) for x, a in zip(states, mixed, strict=True)]
+
+    quantize("self_attn", ("q_proj", "k_proj", "v_proj"), inputs, originals)
+    mixed, exact = attended(block, inputs), attended(original, originals)
+    quantize("self_attn", ("o_proj",), mixed, exact)
+    inputs, originals = middle(block, inputs, mixed), middle(original, originals, exact)
+    del mixed, exact
+
+    quantize("mlp", ("gate_proj", "up_proj"), inputs, originals)
+    layer, exact_layer = Layer.of(block), Layer.of(original)
+    hidden = (layer.mlp_hidden(x) for x in inputs)  # B L intermediate size: not kept
+    quantize("mlp", ("down_proj",), hidden, (exact_layer.mlp_hidden(x) for x in originals))
+    outputs = [x + block.post_feedforward_layernorm(block.mlp.down_proj(layer.mlp_hidden(x))) for x in inputs]
     for module, name, layer in packs:
         setattr(module, name, layer)
     return outputs
@@ -107,11 +118,11 @@ def quantize_block(
 def _quantized(
     module: nn.Module,
     settings: Mapping[str, Quantization],
-    states: Iterable[mx.array],
+    states: Iterable[tuple[mx.array, mx.array]],
     damping: float,
     dtype: mx.Dtype | None,
 ) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Quantizes projections that have the same inputs `states`: (module, name, quantized layer) of each.
+    """Quantizes projections of the same inputs, `states` and the original's: (module, name, quantized layer) of each.
 
     Until the caller puts the layer there, the module has the unpacked weights, which MLX multiplies faster on a CPU.
     """
@@ -122,9 +133,7 @@ def _quantized(
         layer = nn.QuantizedLinear.from_linear(linear, how.group_size, how.bits, how.mode)  # lazy: not evaluated
         if how.mode == "affine":
             if solver is None or solver.group_size != how.group_size:
-                ordered = _by_energy(_hessian(states), how.group_size)
-                solver = _Solver(*ordered, how.group_size, damping)
-                del ordered
+                solver = _Solver(*_moments(states), how.group_size, damping)
             parts = solver(linear.weight, how.bits, dtype)
             layer.weight, layer.scales, layer.biases = parts[0], *(p.astype(linear.weight.dtype) for p in parts[1:])
         stored = [layer[part] for part in ("weight", "scales", "biases") if part in layer]
@@ -137,13 +146,16 @@ def _quantized(
 class _Solver:
     """A factored Hessian; a call quantizes a weight that has these inputs."""
 
-    def __init__(self, order: mx.array, hessian: mx.array, group_size: int, damping: float) -> None:
-        self.order, self.group_size = order, group_size
-        self.hessian, self.lower = _cholesky(hessian, damping)  # C C, in that order
+    def __init__(self, hessian: mx.array, cross: mx.array | None, group_size: int, damping: float) -> None:
+        self.group_size = group_size
+        self.order = _by_energy(hessian, group_size)
+        rows, columns = self.order[:, None], self.order[None]
+        self.hessian, self.lower = _cholesky(hessian.astype(mx.float32)[rows, columns], damping)  # C C, in that order
+        self.cross = None if cross is None else cross[rows, columns]
 
     def __call__(self, weight: mx.array, bits: int, dtype: mx.Dtype | None) -> tuple[mx.array, mx.array, mx.array]:
         dtype, size = dtype or weight.dtype, self.group_size
-        columns = weight.astype(mx.float32).T[self.order]  # C R
+        columns = self._corrected(weight.astype(mx.float32).T[self.order])  # C R
         diagonal = mx.diag(self.lower)[:, None]
         targets, groups = columns, []
         spans = [slice(stop - size, stop) for stop in range(columns.shape[0], 0, -size)]
@@ -153,8 +165,8 @@ class _Solver:
             factor = self.lower[own, own] / diagonal[own].T
             codes, errors = _rounded(columns[own], targets[own], factor, step, start, 2**bits - 1)
             groups.append((codes, step, start))
-            before = slice(own.start)
-            targets = targets[before] + (self.lower[own, before].T @ errors) / diagonal[before]
+            rest = slice(own.start)
+            targets = targets[rest] + (self.lower[own, rest].T @ errors) / diagonal[rest]
             mx.eval(groups[-1], targets)
         quantized = mx.concatenate([_dequantized(*group) for group in reversed(groups)])
         pull = self.hessian @ (columns - quantized)  # C R
@@ -165,16 +177,20 @@ class _Solver:
                 groups[number] = _refined(self.hessian[own, own], pull[own], *groups[number], 2**bits - 1, dtype)
                 pull = pull - self.hessian[:, own] @ (_dequantized(*groups[number]) - before)
                 mx.eval(groups[number], pull)
-        codes, steps, starts = (
-            mx.concatenate(list(parts))
-            for parts in zip(
-                *((codes, step[None], start[None]) for codes, step, start in reversed(groups)), strict=True
-            )
-        )
+        groups.reverse()  # as in the order
+        codes = mx.concatenate([group[0] for group in groups])[mx.argsort(self.order)].T  # R C
+        steps, starts = (mx.stack([group[part] for group in groups], axis=1) for part in (1, 2))  # R N
         place = mx.argsort(self.order[::size] // size)
-        parts = pack_codes(codes[mx.argsort(self.order)].T, bits), *(x[place].T.astype(dtype) for x in (steps, starts))
+        parts = pack_codes(codes, bits), steps[:, place].astype(dtype), starts[:, place].astype(dtype)
         mx.eval(parts)
         return parts
+
+    def _corrected(self, columns: mx.array) -> mx.array:
+        """Columns [C, R] whose outputs for the inputs x are nearer to the original's for its inputs."""
+        if self.cross is None:
+            return columns
+        half = mx.linalg.solve_triangular(self.lower, self.cross @ columns, stream=mx.cpu)
+        return columns + mx.linalg.solve_triangular(self.lower.T, half, upper=True, stream=mx.cpu)
 
 
 def _dequantized(codes: mx.array, step: mx.array, start: mx.array) -> mx.array:
@@ -226,29 +242,23 @@ def _refined(
     return mx.stack(found[::-1]), step, start
 
 
-def _hessian(states: Iterable[mx.array]) -> mx.array:
-    """Sum of x x^T over the vectors of all states [B, L, C], float32 [C, C]."""
-    total = mx.array(0.0)
-    for state in states:
-        x = state.reshape(-1, state.shape[-1]).astype(mx.float32)
-        total = mx.addmm(total, x.T, x)  # in one buffer
-        mx.eval(total)
-    return total
+def _moments(states: Iterable[tuple[mx.array, mx.array]]) -> tuple[mx.array, mx.array]:
+    """Sums of x x^T and x (y - x)^T, float32 [C, C], over the vectors x of all states and y of the original's."""
+    hessian, cross = mx.array(0.0), mx.array(0.0)
+    for state, original in states:
+        x, y = (part.reshape(-1, part.shape[-1]).astype(mx.float32) for part in (state, original))
+        hessian, cross = mx.addmm(hessian, x.T, x), mx.addmm(cross, x.T, y - x)  # in one buffer each
+        mx.eval(hessian, cross)
+    return hessian, cross
 
 
-def _by_energy(hessian: mx.array, group_size: int) -> tuple[mx.array, mx.array]:
-    """Columns by ascending energy, in groups by ascending energy, and the Hessian in that order, evaluated.
-
-    It is separate from the factorization, so that the caller's Hessian can be freed in between.
-    """
+def _by_energy(hessian: mx.array, group_size: int) -> mx.array:
+    """Columns by ascending energy, in groups by ascending energy."""
     if not mx.all(mx.isfinite(hessian)).item():
         raise ValueError("the Hessian has entries that are not finite, and so do the inputs")
-    energy = mx.diag(hessian).astype(mx.float32).reshape(-1, group_size)  # N G
+    energy = mx.diag(hessian).reshape(-1, group_size)  # N G
     groups = mx.argsort(mx.mean(energy, axis=1))
-    order = (group_size * groups[:, None] + mx.argsort(energy, axis=1)[groups]).reshape(-1)
-    ordered = hessian.astype(mx.float32)[order[:, None], order[None]]
-    mx.eval(order, ordered)
-    return order, ordered
+    return (group_size * groups[:, None] + mx.argsort(energy, axis=1)[groups]).reshape(-1)
 
 
 def _cholesky(hessian: mx.array, damping: float) -> tuple[mx.array, mx.array]:

@@ -72,13 +72,13 @@ class Conversion:
 
     @property
     def _calibration_bytes(self) -> int:
-        """Hidden states of all texts, a block in float32, the statistics of its widest input; the student."""
+        """Hidden states of all texts, twice; a block, in float32; the statistics of its widest input; the student."""
         if self.request.calibrate is None:
             return 0
         config = self.opened.config
         widest = max(config.intermediate_size, config.num_attention_heads * config.head_dim, config.hidden_size)
         block = sum(math.prod(t.shape) for t in self.plan.tensors if t.name.startswith("model.layers.0."))
-        needed = 4 * (4 * sum(map(len, self.sequences)) * config.hidden_size + 2 * block + 5 * widest * widest)
+        needed = 4 * (7 * sum(map(len, self.sequences)) * config.hidden_size + 3 * block + 7 * widest * widest)
         if self.request.calibrate == "distill":
             needed += self.plan.nbytes + 12 * config.vocab_size * (config.hidden_size + 2 * POSITIONS)
         return needed

@@ -138,6 +138,18 @@ def test_a_hessian_of_another_shape_or_not_finite_is_refused(broken: mx.array) -
         gptq(mx.zeros((4, 128)), broken, 4, 64)
 
 
+def test_outputs_are_nearer_to_the_originals() -> None:
+    """The inputs have errors that depend on each other, so that a weight can undo a part of them."""
+    exact = normal(1024, 48, seed=1) @ normal(48, 128, seed=2)
+    states = exact + 0.3 * normal(1024, 16, seed=3) @ normal(16, 128, seed=4)
+    weight, distances = normal(32, 128), []
+    for original in (states, exact):
+        hessian, cross = module._moments([(states, original)])
+        parts = module._Solver(hessian, cross, 64, 0.01)(weight, 4, None)
+        distances.append(mx.sum(mx.square(states @ mx.dequantize(*parts, 64, 4).T - exact @ weight.T)).item())
+    assert distances[1] < 0.7 * distances[0], distances
+
+
 def states_of(model: Exaone4ForCausalLM) -> list[mx.array]:
     """The inputs of the first block, for texts that are longer and shorter than its window."""
     return [model.model.embed_tokens(random_ids(length, seed=length)) for length in (40, 23, 5)]
@@ -186,12 +198,13 @@ def test_each_projection_has_its_own_settings() -> None:
 
 def test_the_input_of_o_proj_comes_from_the_quantized_v_proj(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    hessian_of = module._hessian
-    monkeypatch.setattr(module, "_hessian", lambda states: seen.append(hessian_of(states)) or seen[-1])
+    moments = module._moments
+    monkeypatch.setattr(module, "_moments", lambda states: seen.append(moments(states)) or seen[-1])
     for settings in (["self_attn.o_proj"], ["self_attn.v_proj", "self_attn.o_proj"]):
         model = tiny_model(**WIDE)
         quantize_block(model.layers[0], states_of(model), dict.fromkeys(settings, Quantization(2, 64)))
-    alone, _, after = seen
+    (alone, same), _, (after, other) = seen
+    assert mx.all(same == 0) and mx.any(other != 0), "the original's o_proj has the values before quantization"
     assert distance(alone, after) > 0.01 * mx.max(alone).item()
 
 
