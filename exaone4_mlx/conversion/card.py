@@ -18,6 +18,7 @@ from .licence import EXAONE_NOTICE, REPO_ID, is_exaone, licence_fields, one_line
 from .plot import PLOT_NAME, TENSOR_KINDS, TensorKind, is_finite, kind_of, measured_tensors
 
 LANGUAGES = ("ko", "en", "es")
+UNNAMED = "a model that is not named"
 LARGEST_ERRORS = 5  # tensors in the table of errors
 
 
@@ -52,14 +53,19 @@ def model_card(
 
 def adapter_card(
     name: str,
-    origin: str,
+    origin: str | None,
     adapter: Mapping[str, Any],
     layout: str,
-    licence_files: Sequence[str],
-    source_card: str | None,
+    licence_files: Sequence[str] = (),
+    source_card: str | None = None,
+    training: Sequence[str] = (),
 ) -> str:
-    """The README.md of an exported adapter of the model `origin`. `adapter` has its type, rank and scale."""
-    source, quoted = public_origin(origin), shlex.quote(name)
+    """The README.md of an adapter of the model `origin`. `adapter` has its type, rank and scale.
+
+    `training` are paragraphs about how it was trained.
+    """
+    name, origin, model = one_line(name), origin or UNNAMED, public_origin(origin) if origin else "MODEL"
+    source, named = public_origin(origin), f"--model {shlex.quote(model)} --adapter-path {shlex.quote(name)}"
     fields: dict[str, str | list[str]] = {"library_name": "peft" if layout == "peft" else "mlx"}
     fields |= {"tags": [str(adapter["type"]), "exaone4"], **_base_model(source, "adapter")}
     facts = [(key, _text(value)) for key, value in adapter.items() if key != "name"]
@@ -67,7 +73,8 @@ def adapter_card(
         _yaml(fields | licence_fields(source, licence_files, source_card)),
         f"# {_text(name)}\n\nAn adapter of {_source(source)}, in the format of {layout}.",
         _table(("", ""), facts),
-        f"```bash\nexaone4-mlx generate --model {shlex.quote(source)} --adapter-path {quoted} --prompt Hello\n```",
+        f"```bash\nexaone4-mlx generate {named} --prompt Hello\n```",
+        *training,
         _licence(origin, licence_files, source_card),
     ]
     return "\n\n".join(parts) + "\n"

@@ -82,7 +82,7 @@ def completions(session: TerminalSession, text: str) -> Iterable[tuple[str, int]
         for known in COMMANDS:
             if known.startswith(name):
                 yield known, len(name)
-    elif name in ("/save", "/load"):
+    elif name in ("/save", "/load", "/adapter"):
         for path in sorted(glob.glob(os.path.expanduser(glob.escape(rest)) + "*")):
             yield path + "/" * os.path.isdir(path), len(rest)
     elif name in COMMANDS:
@@ -284,9 +284,8 @@ COMMANDS = {
     "/system": Command("[TEXT|off]", "the system prompt", _system, ("off",)),
     "/set": Command("[NAME VALUE]", "temperature, presence_penalty, max_tokens, seed, …", _set, tuple(SETTINGS)),
     "/retry": Command("", "generate the last reply again", lambda session, _: session.take_turn(session.chat.retry)),
-    "/continue": Command(
-        "", "go on with the last reply", lambda session, _: session.take_turn(session.chat.continue_reply)
-    ),
+    "/continue": Command("", "go on with the last reply", lambda s, _: s.take_turn(s.chat.continue_reply)),
+    "/adapter": Command("[PATH|off]", "the adapter of the next replies", lambda s, path: s.put_on(path), ("off",)),
     "/undo": Command("", "remove the last turn", _undo),
     "/edit": Command("[N]", "edit a turn and send it again", _edit),
     "/save": Command("FILE [caches]", "write the conversation to a file; FILE.md is readable Markdown", _save),

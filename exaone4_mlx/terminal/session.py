@@ -94,6 +94,20 @@ class TerminalSession:
         """Changes options of the chat. Raises ValueError for a value out of range."""
         self.chat.options = dataclasses.replace(self.chat.options, **changes)
 
+    def put_on(self, path: str) -> None:
+        """Puts an adapter onto the model, in place of others; "off" takes all off, and "" changes nothing.
+
+        Raises ValueError for an adapter that cannot be used.
+        """
+        model = self.chat.model
+        try:
+            if path:
+                model.set_adapters([] if path == "off" else path)
+        except OSError as error:
+            raise ValueError(str(error)) from error
+        names = ", ".join(f"{adapter.name} (scale {scale:g})" for adapter, scale in model.adapters)
+        self.screen.note(f"adapters: {names}" if names else "the model has no adapter")
+
     def take_turn(self, begin: Callable[..., Turn]) -> None:
         """Shows the turn that `begin(**options)` starts."""
         dropped_before, began = self.chat.dropped, self.clock()

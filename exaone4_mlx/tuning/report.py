@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..conversion.licence import EXAONE_NOTICE, is_exaone, one_line, public_origin
+from ..conversion.card import adapter_card
+from ..conversion.prepare import describe_adapter
 from ..files.folders import atomic_file
 from ..files.svg import add_legend, has_matplotlib, style_axes, svg_figure
 from ..model.adapter import Adapter
@@ -74,7 +75,14 @@ def write_report(folder: Path, result: TuningResult, request: TuningRequest, exa
     if has_matplotlib():
         write_loss_plot(folder / PLOT_NAME, result.train_losses, result.valid_losses)
     with atomic_file(folder / CARD_NAME) as stream:
-        stream.write(adapter_card(folder.name, result, request, examples).encode())
+        stream.write(training_card(folder.name, result, examples).encode())
+
+
+def training_card(name: str, result: TuningResult, examples: Examples) -> str:
+    """The README.md of a trained adapter."""
+    config, training = result.adapter.config, list(_about_training(result, examples))
+    about = describe_adapter(result.adapter, config.scale)
+    return adapter_card(name, config.base, about, "mlx-lm", training=training)
 
 
 def write_loss_plot(file: Path, train: Sequence[tuple[int, float]], valid: Sequence[tuple[int, float]]) -> None:
@@ -100,12 +108,10 @@ def write_loss_plot(file: Path, train: Sequence[tuple[int, float]], valid: Seque
         add_legend(figure, 2)
 
 
-def adapter_card(name: str, result: TuningResult, request: TuningRequest, examples: Examples) -> str:
-    """The README.md of an adapter's folder."""
+def _about_training(result: TuningResult, examples: Examples) -> Iterator[str]:
+    """The paragraphs of the card: what was measured, and the data."""
     from .. import __version__
 
-    base = result.adapter.config.base
-    origin, exaone = (public_origin(base), is_exaone(base, None)) if base else ("a model that is not named", False)
     rows: list[tuple[str, Any]] = [
         ("steps", f"{result.steps:,}; the adapter is that of step {result.best_step:,}"),
         ("trained numbers", f"{result.trained_parameters:,}, {_percent(result)} of the model's {result.parameters:,}"),
@@ -118,17 +124,9 @@ def adapter_card(name: str, result: TuningResult, request: TuningRequest, exampl
         rows.append(("test loss", f"{result.test_loss:.4g}"))
     rows.append(("drift", f"{result.drift:.4g} nats per token: KL(untuned, tuned) on texts of exaone4_mlx"))
     rows.append(("cost", f"{time_text(result.seconds)}, peak memory {size_text(result.peak_bytes)}"))
-    table = "\n".join(f"| {label} | {value} |" for label, value in rows)
-    kind = {"lora": "A LoRA adapter", "dora": "A DoRA adapter", "full": "Fine-tuned weights"}[request.fine_tune_type]
-    sentences = [f"{kind} for {one_line(origin)}, trained with exaone4_mlx {__version__}."]
-    if origin != "demo":
-        sentences.append("The licence of the model applies to the adapter too." + f" {EXAONE_NOTICE}" * exaone)
-    command = (
-        f"exaone4-mlx generate --model {one_line(origin) if base else 'MODEL'} --adapter-path {name} --prompt Hello"
-    )
-    data = "\n".join(f"- {line}" for line in examples.describe())
-    parts = [f"# {one_line(name)}", *sentences, f"```bash\n{command}\n```", "## Training", f"| | |\n|---|---|\n{table}"]
-    return "\n\n".join([*parts, data]) + "\n"
+    yield f"## Training\n\nIt was trained with exaone4_mlx {__version__}."
+    yield "| | |\n|---|---|\n" + "\n".join(f"| {label} | {value} |" for label, value in rows)
+    yield "\n".join(f"- {line}" for line in examples.describe())
 
 
 def _percent(result: TuningResult) -> str:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapters import random_adapter
 from chat_terminals import Lines, Notes, ScriptedChat, talk
 
 from exaone4_mlx import Answer
 from exaone4_mlx.conversation.chat import Chat
 from exaone4_mlx.generation.options import Options, Sampling
+from exaone4_mlx.model.adapter_file import write_adapter
 from exaone4_mlx.terminal.commands import COMMANDS, completions, continues, read_line
 from exaone4_mlx.terminal.repl import Repl
 from exaone4_mlx.text.events import Done
@@ -132,6 +134,24 @@ def test_a_conversation_with_the_demo(chat: Chat, tmp_path: Path) -> None:
     assert repl.chat.turns == ["What is the capital of Italy?", "What is 348 + 275?"]
     assert repl.chat.options.thinking, "settings come from the file"
     assert notes.lines[-2] == "> What is 348 + 275?" and "623" in notes.lines[-1]
+
+
+def test_adapters_are_swapped_between_replies(chat: Chat, tmp_path: Path) -> None:
+    config = chat.model.config
+    write_adapter(tmp_path / "mine", random_adapter("lora", config, seed=3, num_layers=1, scale=12.0))
+    question = "Who are you?"
+    try:
+        code, _, notes = talk(
+            chat, "/set max_tokens 8", "/adapter", question, f"/adapter {tmp_path / 'mine'}", "/retry", "/adapter nowhere",
+            "/adapter off", "/retry",
+        )  # fmt: skip
+        plain, adapted, again = answers(notes)
+        assert code == 0 and plain == again != adapted
+        assert f"adapters: {tmp_path / 'mine'} (scale 1)" in notes.lines
+        assert [line for line in notes.lines if line.startswith("error")] == ["error: there is no folder nowhere"]
+        assert notes.lines.count("the model has no adapter") == 2
+    finally:
+        chat.model.set_adapters()
 
 
 def test_a_reply_that_was_cut_goes_on(chat: Chat) -> None:

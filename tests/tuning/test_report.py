@@ -12,8 +12,7 @@ import pytest
 from exaone4_mlx import TuningResult
 from exaone4_mlx.model.adapter import Adapter, AdapterConfig
 from exaone4_mlx.tuning.examples import Example, Examples
-from exaone4_mlx.tuning.report import adapter_card, write_loss_plot
-from exaone4_mlx.tuning.request import TuningRequest
+from exaone4_mlx.tuning.report import training_card, write_loss_plot
 
 EXAMPLES = Examples((Example("here", (1, 2, 3), (False, True, True)),), (), ())
 
@@ -26,25 +25,29 @@ def result(base: str | None) -> TuningResult:
 
 
 def test_the_card_has_the_figures_and_the_command() -> None:
-    card = adapter_card("mine", result("demo"), TuningRequest(), EXAMPLES)
-    assert card.startswith("# mine\n\nA LoRA adapter for demo, trained with exaone4_mlx ")
+    card = training_card("mine", result("demo"), EXAMPLES)
+    assert card.startswith('---\nlibrary_name: "mlx"\ntags:\n- "lora"\n- "exaone4"\n')
+    assert (
+        "# mine\n\nAn adapter of the demo model of exaone4_mlx" in card and "It was trained with exaone4_mlx " in card
+    )
     assert "exaone4-mlx generate --model demo --adapter-path mine --prompt Hello" in card
     assert "| steps | 20; the adapter is that of step 10 |" in card
     assert "| trained numbers | 16, 1 % of the model's 1,600 |" in card
     assert "| training loss | 0.2053 nats per learned token" in card, "the mean of the last two of twenty steps"
     assert "| validation loss | 0.5, and 5 before |" in card
     assert "- train: 1 example of 3 to 3 tokens (median 3), 3 in all, 2 of them learned" in card
-    assert "icence" not in card, "the demo is not EXAONE"
+    assert "EXAONE AI Model License" not in card, "the demo is not EXAONE"
 
 
 def test_the_card_has_the_licence_of_exaone_and_no_path(tmp_path: Path) -> None:
-    request = TuningRequest(fine_tune_type="dora")
-    card = adapter_card("mine", result("LGAI-EXAONE/EXAONE-4.0-1.2B"), request, EXAMPLES)
-    assert "A DoRA adapter for LGAI-EXAONE/EXAONE-4.0-1.2B" in card
+    card = training_card("mine", result("LGAI-EXAONE/EXAONE-4.0-1.2B"), EXAMPLES)
+    assert "An adapter of [LGAI-EXAONE/EXAONE-4.0-1.2B]" in card
     assert 'A derivative\'s name begins with "EXAONE"' in card
-    card = adapter_card("mine", result(str(tmp_path / "secret" / "model")), request, EXAMPLES)
-    assert "secret" not in card and "A DoRA adapter for model," in card
-    assert "The licence of the model applies to the adapter too." in adapter_card("x", result(None), request, EXAMPLES)
+    card = training_card("mine", result(str(tmp_path / "secret" / "model")), EXAMPLES)
+    assert "secret" not in card and "An adapter of model," in card
+    card = training_card("x", result(None), EXAMPLES)
+    assert "An adapter of a model that is not named," in card and "generate --model MODEL --adapter-path x" in card
+    assert "The licence of the original weights applies to these too." in card
 
 
 def test_the_picture_has_both_losses(tmp_path: Path) -> None:
