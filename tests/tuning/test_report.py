@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import mlx.core as mx
 import pytest
 
 from exaone4_mlx import TuningResult
+from exaone4_mlx.conversion.texts import HELD_OUT, read_passages
 from exaone4_mlx.model.adapter import Adapter, AdapterConfig
+from exaone4_mlx.tuning.drift import STEP, TEXTS
 from exaone4_mlx.tuning.examples import Example, Examples
 from exaone4_mlx.tuning.report import training_card, write_loss_plot
 
@@ -67,3 +70,8 @@ def test_the_result_shows_what_matters(capsys: Any) -> None:
     assert shown == (
         "TuningResult(20 steps, best 10, training loss 0.2053, validation loss 0.5, drift 0.01, 16 trained numbers)"
     )
+
+
+def test_the_drift_is_measured_on_all_kinds_of_texts() -> None:
+    kinds = Counter(passage.kind for passage in read_passages(HELD_OUT)[::STEP][:TEXTS])
+    assert set(kinds) == {"ko", "en", "es", "code", "math", "chat"} and set(kinds.values()) == {2}
