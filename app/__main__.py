@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m app")
     """Runs the app until Ctrl-C, and returns the exit code. `program` is its name in the usage."""
     options = parser(program).parse_args(arguments)
     try:
-        return ranks.run(options) if ranks.is_launched() else _run(options)
+        return ranks.run(options)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -167,7 +167,7 @@ def _state(options: argparse.Namespace) -> AppState:
         options.model,
         max_kv_size=options.max_kv_size,
         draft_model=options.draft_model,
-        ranks=options.ranks.size if options.ranks else 1,
+        ranks=options.ranks or 1,
         kv=KVQuantization.from_flags(**kv),
     )
     if not options.ignore_memory:

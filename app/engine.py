@@ -133,7 +133,7 @@ class ChatEngine:
         loaded = self._loaded
         given: dict[str, Any] = {"max_kv_size": context, "kv": KVQuantization.from_flags(**self._kv)}
         if loaded is not None and path == loaded.choice.path and loaded.model.ranks is not None:
-            given["ranks"] = loaded.model.ranks.size
+            given["ranks"] = loaded.model.ranks
         if self._draft is not None:
             with contextlib.suppress(ValueError):  # of another tokenizer: that model goes without
                 return fit(path, draft_model=self._draft.path, **given)

@@ -22,10 +22,10 @@ from conftest import distance, roll_dice, until
 from mlx.utils import tree_flatten
 
 from exaone4_mlx import Chat, PrefixStore, PromptCache, generate, load, stream_generate
-from exaone4_mlx.checkpoint.share import Share
+from exaone4_mlx.checkpoint.share import Share, Stage
 from exaone4_mlx.cluster.ranks import PORT_DISTANCE, join_ranks
 from exaone4_mlx.conversation.chat_file import cache_path
-from exaone4_mlx.generation.follow import follow
+from exaone4_mlx.generation.follow import Follower, follow
 from exaone4_mlx.generation.prefill import prefill
 
 PROMPT = "Which one is bigger, 3.12 vs 3.9? " * 4  # several windows of the demo
@@ -153,6 +153,18 @@ def prefixes(model: Any, tokenizer: Any) -> Any:
     return found
 
 
+def shared(model: Any, tokenizer: Any) -> Any:
+    """Prompts that begin as others did, from memory."""
+    store, found = PrefixStore(), []
+    for text in ("Hello", "What is 17 * 23?", "Hello"):
+        messages = [{"role": "system", "content": PROMPT * 3}, {"role": "user", "content": text}]
+        cache = PromptCache(model, tokenizer, prefix_store=store)
+        done = generate(model, tokenizer, messages, temperature=0, max_tokens=4, prompt_cache=cache)
+        found.append((done.token_ids, done.cached_tokens))
+    assert found[1][1] > 80 and found[2][1] > found[1][1]
+    return found
+
+
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -189,54 +201,58 @@ def files(model: Any, tokenizer: Any, kv: int | None = None) -> Any:
     return found
 
 
-def sent_per_token(model: Any, count: int = 10) -> float:
-    """Bytes that the sockets of MLX's ring have sent for a token, from the figures of Linux for each connection."""
+def bytes_per_token(model: Any, count: int = 10) -> list[float]:
+    """Bytes that the sockets of MLX's ring sent and received for a token, as Linux counts them for each connection."""
     fused, cache = model.fused(), model.make_cache()
     mx.eval(fused(mx.array([[5]]), cache))
-    before = sent_bytes()
+    before = ring_bytes()
     for _ in range(count):
         mx.eval(fused(mx.array([[5]]), cache))
     time.sleep(0.5)  # until all is acknowledged
-    return (sent_bytes() - before) / count
+    return [(now - then) / count for now, then in zip(ring_bytes(), before, strict=True)]
 
 
-def sent_bytes() -> int:
-    """Acknowledged bytes of all connections but those of the messages of the ranks."""
+def ring_bytes() -> list[int]:
+    """Acknowledged and received bytes of all connections but those of the messages of the ranks."""
     hosts = json.loads(Path(os.environ["MLX_HOSTFILE"]).read_text())
-    messages, total = {int(host[0].rpartition(":")[2]) + PORT_DISTANCE for host in hosts}, 0
+    messages, found = {int(host[0].rpartition(":")[2]) + PORT_DISTANCE for host in hosts}, [0, 0]
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(fd))) as one:
             if not {one.getsockname()[1], one.getpeername()[1]} & messages:
                 info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-                total += struct.unpack_from("=Q", info, 120)[0]  # tcpi_bytes_acked
-    return total
+                counts = struct.unpack_from("=QQ", info, 120)  # tcpi_bytes_acked, tcpi_bytes_received
+                found = [total + count for total, count in zip(found, counts, strict=True)]
+    return found
 
 
 CHECKS: dict[str, Callable[..., Any]] = {
-    check.__name__: check for check in (greedy, many, seeded, chat, drafts, batch, stopped, prefixes, files)
+    check.__name__: check for check in (greedy, many, seeded, chat, drafts, batch, stopped, prefixes, shared, files)
 }
 
 
 def main(*arguments: str) -> None:
     options = json.loads(arguments[-1]) if arguments[-1].startswith("{") else {}
     *names, name = arguments[:-1] if options else arguments
-    kv = options.pop("kv", None)
-    ranks = join_ranks(60)
+    kv, pipeline = options.pop("kv", None), options.pop("pipeline", False)
+    without = options.pop("without", None)
+    ranks = join_ranks(60, pipeline)
     assert ranks is not None
     before = read_bytes()
     model, tokenizer = load(name, group=ranks, **options)
     read = read_bytes() - before
     if ranks.rank:
+        if without:  # a rule is broken on purpose
+            change = Follower._change
+            Follower._change = lambda self, *given: given[0] == without or change(self, *given)  # type: ignore
         follow(model)
         return
     found: dict[str, Any] = {"read": read, "kept": nbytes(model)}
     whole, _ = load(name, **options)
     found["whole"] = nbytes(whole)
-    share = Share(0, ranks.size)
-    found["cut"] = sum(array.nbytes for name, array in tree_flatten(whole.parameters()) if share.cut(name))
+    found["part"] = part_nbytes(whole, model.part, ranks.size)
     for check in names:
-        if check == "sent":
-            found[check] = sent_per_token(model)
+        if check == "bytes":
+            found[check] = bytes_per_token(model)
         elif check == "logits":
             ours, theirs = logits(model, tokenizer, kv), logits(whole, tokenizer, kv)
             found[check] = distance(ours, theirs)
@@ -247,6 +263,15 @@ def main(*arguments: str) -> None:
             found[check] = ours == theirs or [ours, theirs]
     ranks.leave()
     print(json.dumps(found))
+
+
+def part_nbytes(whole: Any, share: Share | Stage, size: int) -> int:
+    """Bytes of the weights of a rank."""
+    found = 0
+    for name, array in tree_flatten(whole.parameters()):
+        if share.has(f"{name.rpartition('.')[0]}.weight"):
+            found += array.nbytes // (size if share.cut(name) else 1)
+    return found
 
 
 def nbytes(model: Any) -> int:

@@ -11,11 +11,13 @@ from ..text.format import size_text
 from .adapter_flags import add_adapter_flags, find_adapters
 from .flags import add_checkpoint_flags, add_kv_flags, add_max_kv_size_flag, add_q_bits_flag, byte_count, kv_options
 from .output import show, show_json
+from .ranks import add_pipeline_flag
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
     from ..checkpoint.quantize import Quantization
+    from ..checkpoint.share import Stage
     from ..measure.fit import Fit
     from ..measure.sizes import Sizes
     from ..model.kv import KVQuantization
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks", type=int, default=1, metavar="N", help="count for each of N machines that share the model"
     )
+    add_pipeline_flag(parser, "count for machines that have some layers each")
     parser.add_argument(
         "--prompt-cache-bytes",
         type=byte_count,
@@ -67,7 +70,8 @@ def run(options: argparse.Namespace) -> int:
     from ..checkpoint.quantize import Quantization
     from ..files.safetensors import read_dtype
     from ..generation.request import check_kv_size
-    from ..measure.fit import check_draft, fit_sizes, ranked, read_memory
+    from ..measure.fit import check_draft, fit_sizes, read_memory
+    from ..measure.parts import ranked, sizes_of_part
     from ..measure.sizes import read_sizes
     from ..model.adapted import adapted_bytes
     from ..model.kv import KVQuantization
@@ -85,23 +89,26 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--adapter-path: a model of several ranks takes no adapters; fuse them into the weights first")
     adapters = adapted_bytes(find_adapters(options, sizes.config), sizes.config, sizes.activation_dtype(cast).size)
 
-    def fit(quantization: Quantization | None, kv: KVQuantization | None) -> Fit:
-        own = ranked(sizes, options.ranks, quantization)
+    stages = _stages(options, sizes)
+
+    def fit(quantization: Quantization | None, kv: KVQuantization | None, stage: Stage | None = None) -> Fit:
         return fit_sizes(
-            own,
+            sizes_of_part(sizes, stage, quantization) if stage else ranked(sizes, options.ranks, quantization),
             options.max_kv_size,
             memory,
             cast,
             quantization,
             metal,
             kv=kv,
-            draft=draft,
+            draft=None if stage and stage.rank else draft,
             prompt_cache_bytes=options.prompt_cache_bytes,
             batch_size=options.batch_size,
             adapter_bytes=adapters,
         )
 
     others = [] if first or sizes.is_quantized or options.json else map(Quantization, OTHER_BITS)
+    if stages:
+        return _show_stages(options, [fit(first, kv, stage) for stage in stages], stages)
     fits = {_heading(sizes, cast, quantization): fit(quantization, kv) for quantization in (first, *others)}
     if options.json:
         (found,) = fits.values()
@@ -120,6 +127,32 @@ def run(options: argparse.Namespace) -> int:
     for note in _notes(sizes, metal, options.memory):
         show(note)
     return 0 if any(one.fits for one in fits.values()) else 1
+
+
+def _stages(options: argparse.Namespace, sizes: Sizes) -> list[Stage]:
+    """The parts of the ranks of --pipeline."""
+    from ..checkpoint.share import Stage, layers_of_ranks
+
+    if not options.pipeline:
+        return []
+    count = options.ranks if options.ranks > 1 or options.pipeline is True else len(options.pipeline)
+    stored = {name: tensor.nbytes for name, tensor in sizes.tensors.items()}
+    layers = layers_of_ranks(options.pipeline, sizes.config, stored, [1] * count)
+    return [Stage(rank, layers, sizes.config.tie_word_embeddings) for rank in range(count)]
+
+
+def _show_stages(options: argparse.Namespace, fits: list[Fit], stages: list[Stage]) -> int:
+    """Shows what each rank of a pipeline holds."""
+    if options.json:
+        show_json(
+            {"ranks": [dataclasses.asdict(one) | {"layers": n} for one, n in zip(fits, stages[0].layers, strict=True)]}
+        )
+    else:
+        print_table({f"rank {stage.rank}": one for stage, one in zip(stages, fits, strict=True)})
+        for stage in stages:
+            ends = ["the embedding"] * stage.is_first + ["the norm", "the output head"] * (stage.rank == 0)
+            show(f"Rank {stage.rank} has {', '.join([f'layers {stage.own.start + 1} to {stage.own.stop}', *ends])}.")
+    return 0 if all(one.fits for one in fits) else 1
 
 
 def print_table(fits: dict[str, Fit]) -> None:

@@ -185,7 +185,7 @@ def check_memory(files: ModelFiles, options: argparse.Namespace, context: int, p
         _check_weights(sizes, options)
         remedies = {}
         if kv is None and sizes.config.head_dim % 32 == 0:
-            remedies["with --kv-bits 8"] = fit(bits, kv=KVQuantization.read(sizes.config, 8))
+            remedies["with --kv-bits 8"] = fit(bits, kv=KVQuantization.read(files.config, 8))
         if bits is None and not sizes.is_quantized:
             remedies["with --q-bits 4"] = fit(Quantization(4), kv=kv)
         if draft:
@@ -264,10 +264,10 @@ def _check_weights(sizes: Sizes, options: argparse.Namespace) -> None:
 
 def _of_this_rank(sizes: Sizes, options: argparse.Namespace) -> Sizes:
     """The sizes of the part that this process loads."""
-    from ..measure.fit import ranked
+    from ..measure.parts import ranked
 
     ranks = getattr(options, "ranks", None)
-    return sizes if ranks is None else ranked(sizes, ranks.size, quantization_of(options))
+    return sizes if ranks is None else ranked(sizes, ranks, quantization_of(options))
 
 
 def quantization_of(options: argparse.Namespace) -> Quantization | None:

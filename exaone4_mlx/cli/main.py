@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from ..files.folders import downloads_shown_by
 
         with on_ctrl_c(_interrupt), logged_warnings(), downloads_shown_by(_download_bar):
-            return ranks.run(options) if ranks.is_launched() else int(options.run(options))
+            return ranks.run(options)
     except KeyboardInterrupt as interrupt:
         if str(interrupt):
             log(str(interrupt))

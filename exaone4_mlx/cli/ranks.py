@@ -30,6 +30,7 @@ REFUSED = {
     "adapter_path": "fuse the adapter into the weights first",
     "peer": "other engines run in one process",
 }
+NO_FILES = dict.fromkeys(("prompt_cache_file", "prompt_cache_dir"), "each rank has the caches of its layers only")
 #: Values of a command that are no flags.
 NO_FLAGS = {"run", "parser", "ranks", "load_part"}
 
@@ -48,19 +49,42 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="a rank that is silent or makes no progress for so long ends the others (default: %(default)g)",
     )
+    add_pipeline_flag(several, "give each rank some layers, not a part of each layer")
+
+
+def add_pipeline_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup, what: str) -> None:
+    parser.add_argument(
+        "--pipeline",
+        nargs="?",
+        const=True,
+        default=False,
+        type=_layer_counts,
+        metavar="LAYERS",
+        help=f"{what}: as many as LAYERS says (20,12: the last 20 in rank 0), or without it by memory",
+    )
+
+
+def _layer_counts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be the number of layers of each rank, as in 20,12") from None
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs a command as one of several ranks. Returns its exit code."""
-    from ..cluster.ranks import Place, join_ranks
-
-    if Place.of_process() is None or options.command == "cluster":  # which joins by itself
+    """Runs a command, where it was launched beside others as one of several ranks. Returns its exit code."""
+    if not is_launched() or not _is_one_of_several() or options.command == "cluster":  # which joins by itself
+        if options.command in RANKED and options.pipeline:
+            raise ValueError("--pipeline needs several ranks: start them by mlx.launch (see docs/several-macs.md)")
         return int(options.run(options))
+    from ..cluster.ranks import join_ranks
+
     check_command(options.command)
-    for name, reason in REFUSED.items():
+    for name, reason in (REFUSED | (NO_FILES if options.pipeline else {})).items():
         if getattr(options, name, None):
-            raise ValueError(f"--{name.replace('_', '-')} is not available with several ranks: {reason}")
-    ranks = join_ranks(options.rank_timeout)
+            ranks_of = "--pipeline" if name in NO_FILES else "several ranks"
+            raise ValueError(f"--{name.replace('_', '-')} is not available with {ranks_of}: {reason}")
+    ranks = join_ranks(options.rank_timeout, options.pipeline)
     assert ranks is not None
     options.ranks = ranks
     if ranks.rank:
@@ -73,6 +97,12 @@ def run(options: argparse.Namespace) -> int:
         raise
     ranks.leave()
     return code
+
+
+def _is_one_of_several() -> bool:
+    from ..cluster.ranks import Place
+
+    return Place.of_process() is not None
 
 
 def check_command(command: str) -> None:

@@ -210,7 +210,7 @@ class _DesktopChat:
                 dtype=options.dtype,
                 q_bits=options.q_bits,
                 kv=ready.kv,
-                ranks=1 if ready.model.ranks is None else ready.model.ranks.size,
+                ranks=ready.model.ranks or 1,
             ),
             address=self._address,
             folder=options.data_dir,

@@ -15,8 +15,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,13 @@ class Place:
 
 
 class Ranks:
-    """The ranks of one model. `group` is the group of `mx.distributed`; it exists after `join`."""
+    """The ranks of one model. `group` is the group of `mx.distributed`; it exists after `join`.
+
+    `pipeline` says that each rank has some layers: so many in each, or for True as many as its memory allows.
+    """
 
     group: Any
+    pipeline: bool | Sequence[int] = False
 
     def __init__(self, place: Place, timeout: float = TIMEOUT, end: Callable[[str, int], None] | None = None) -> None:
         self.rank, self.size, self._place = place.rank, len(place.addresses), place
@@ -118,6 +123,17 @@ class Ranks:
             return []
         return [value, *(peer.inbox.get()["value"] for peer in self.peers)]
 
+    def exchange(self, value: Any) -> list[Any]:
+        """The JSON values of all ranks, by rank. All ranks call it at the same point of their work."""
+        found = self.gather(value)
+        self.tell({"all": found})
+        return list(self.receive("all")["all"]) if self.rank else found
+
+    @cached_property
+    def memory(self) -> list[int]:
+        """The bytes of memory of the machine of each rank: see `exchange`."""
+        return self.exchange(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
     @property
     def backend(self) -> str:
         return self._place.backend
@@ -131,7 +147,7 @@ class Ranks:
 
     def tell(self, message: Message, is_work: bool = False) -> None:
         """Sends a message of rank 0 to all others. The watchdog expects them to finish work."""
-        for peer in self.peers:
+        for peer in self.peers if self.rank == 0 else ():
             peer.sent += is_work
             peer.send(message)
 
@@ -213,8 +229,11 @@ class Ranks:
         return peer
 
 
-def join_ranks(timeout: float = TIMEOUT) -> Ranks | None:
+def join_ranks(timeout: float = TIMEOUT, pipeline: bool | Sequence[int] = False) -> Ranks | None:
     """This process among the ranks of `mlx.launch`, connected; None if it is alone.
+
+    By default each rank has a part of each layer: some heads, and some rows of the MLP. With `pipeline` it has whole
+    layers: as many as a list says for each rank, or for True by its part of the memory of all. Rank 0 has the last.
 
     `timeout` is in seconds. A rank that ends, that is silent or that makes no progress for so long ends the processes
     of the others with exit code 75, and an error that names it. Raises TimeoutError that names a rank that did not
@@ -222,8 +241,11 @@ def join_ranks(timeout: float = TIMEOUT) -> Ranks | None:
     """
     if not 1 <= timeout < float("inf"):
         raise ValueError(f"the timeout of ranks must be a number of seconds from 1, not {timeout!r}")
-    place = Place.of_process()
-    return None if place is None else Ranks(place, timeout).join()
+    if (place := Place.of_process()) is None:
+        return None
+    ranks = Ranks(place, timeout)
+    ranks.pipeline = pipeline
+    return ranks.join()
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -64,8 +64,15 @@ class CacheContent:
 
 
 def place_of(path: Path, ranks: Ranks | None) -> Path:
-    """The file of this process: `path`, or of rank 0 of 2 `path` with ".rank0of2" at the end."""
+    """The file of this process: `path`, or of rank 0 of 2 `path` with ".rank0of2" at the end. Errors as below."""
+    check_files(path, ranks)
     return path if ranks is None else path.with_name(f"{path.name}.{ranks.name}")
+
+
+def check_files(path: Path, ranks: Ranks | None) -> None:
+    """Raises ValueError for the ranks of a pipeline."""
+    if ranks is not None and ranks.pipeline:
+        raise ValueError(f"caches of a pipeline cannot be in files ({path}): rank 0 has those of its layers only")
 
 
 def check_count(path: Path, ranks: Ranks | None) -> None:

@@ -37,8 +37,9 @@ class Follower:
         assert model.ranks is not None
         self.ranks: Ranks = model.ranks
         self._config, self._fused = model.config, model.fused()
+        self._own = slice(None) if model.pipeline is None else model.pipeline.stage.own  # layers
         self._caches: dict[int, Cache] = {}
-        self._lists: dict[int, list[Cache]] = {}  # all layers, by the number of the first
+        self._lists: dict[int, list[Cache]] = {}  # its layers, by the number of the first of all
         self._snapshots: dict[int, Snapshot] = {}
         self._files = OwnFiles(model, self._lists, self._snapshots)
         self._pending: Any = []  # what the last call computes
@@ -93,16 +94,18 @@ class Follower:
         if kind == "caches":
             kv = values[0] and KVQuantization(**values[0])
             windows = [layer.window for layer in self._config.layers]
-            layers = make_caches(windows, self._config.max_position_embeddings, kv)
+            layers = make_caches(windows[self._own], self._config.max_position_embeddings, kv)
             self._lists[number[0]] = layers
-            self._caches |= zip(number, layers, strict=True)
+            self._caches |= zip(number[self._own], layers, strict=True)
         elif kind == "free":
             self._lists.pop(number, None)
-            del self._caches[number]
+            self._caches.pop(number, None)
         elif kind == "drop":
             self._snapshots.pop(number, None)
         elif kind == "files":
             self._files.change(number, *values)
+        elif number not in self._caches:
+            pass  # a layer of another rank
         elif kind in ("snapshot", "take", "join"):
             *how, taken = values
             self._snapshots[taken] = found = self._copy(self._caches[number], kind, *how)

@@ -329,13 +329,14 @@ class PromptCache:
         Each of several ranks writes its part: rank 0 of 2 `path` with ".rank0of2" at the end.
         """
         path = Path(path)
+        place = place_of(path, self.model.ranks)
         self._repair()
         whole = [layer.snapshot(whole=True) for layer in self.layers]
         content = CacheContent(self.ids, whole, [checkpoint.layers for checkpoint in self.checkpoints])
         about = self._about
         if isinstance(fused := self.model.fused(), LedModel):
             content = write_others(fused, path, content, about, self.layers)
-        write_cache(place_of(path, self.model.ranks), content, about, self.layers)
+        write_cache(place, content, about, self.layers)
 
     @property
     def _about(self) -> dict[str, str]:

@@ -22,7 +22,7 @@ from ..model.config import Exaone4Config
 from ..model.fused import FusedModel
 from ..model.led import LedModel, number_of, number_of_caches, own_config
 from ..model.network import Exaone4ForCausalLM
-from .cache_file import CacheContent, place_of, read_cache, weights_digest, write_cache
+from .cache_file import CacheContent, check_files, place_of, read_cache, weights_digest, write_cache
 from .prefix_folder import PrefixFolder
 
 # --- rank 0 -------------------------------------------------------------------------------------------------------
@@ -70,6 +70,7 @@ class RankedFolder(PrefixFolder):
     """The files of rank 0 in a folder. The other ranks do the same in theirs, once a model uses it."""
 
     def __init__(self, folder: Path, ranks: Ranks) -> None:
+        check_files(folder, ranks)
         super().__init__(folder.expanduser() / ranks.name)
         self._name, self._keys, self._led = str(folder), set[str](), None
 

@@ -160,8 +160,11 @@ def bytes_per_token(model: Exaone4ForCausalLM, depth: float, kv: KVQuantization 
 
 def bits_per_weight(model: Exaone4ForCausalLM) -> float:
     """Bits per weight as stored, including scales and biases."""
-    shapes = weight_shapes(own_config(model)).values()
-    return 8 * nbytes(model) / sum(math.prod(shape) for shape in shapes)
+    part, shapes = model.part, weight_shapes(model.config)
+    if part is not None:
+        cuts = {name: part.cut(name) for name in shapes if part.has(name)}
+        shapes = {name: cut.shape(shapes[name]) if cut else shapes[name] for name, cut in cuts.items()}
+    return 8 * nbytes(model) / sum(map(math.prod, shapes.values()))
 
 
 def quantization_of(model: Any) -> dict[str, Quantization]:

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 
 from ..checkpoint.quantize import Quantization
-from ..checkpoint.share import Share
+from ..cluster.ranks import Ranks
 from ..files.safetensors import read_dtype
 from ..generation.prefix_store import MAX_BYTES
 from ..generation.request import check_kv_size
 from ..model.kv import KVQuantization
 from ..text.format import size_text
 from ..text.tokenizer import Tokenizer
+from .parts import ranked
 from .sizes import Sizes, cache_bytes, draft_cache_bytes, draft_windows, prefill_bytes, read_sizes
 
 MAX_GIGABYTES = 1e6  # a larger number is a number of bytes
@@ -110,7 +111,7 @@ def fit(
     metal: bool | None = None,
     kv: int | KVQuantization | None = None,
     draft_model: str | Path | None = None,
-    ranks: int = 1,
+    ranks: int | Ranks = 1,
     prompt_cache_bytes: int = 0,
     batch_size: int = 1,
 ) -> Fit:
@@ -121,7 +122,8 @@ def fit(
     without them the weights are counted as they are stored, or without weight files as config.json says. `metal` counts
     memory and prefill as on a Mac, or as elsewhere; None means as on this machine. `kv` quantizes the caches, as for
     `Chat`. `draft_model` is a path or id; its weights are cast as those of the model, and not quantized. With
-    several `ranks` it is what rank 0 needs, which has the most: see `load(…, group=)`.
+    several `ranks` it is what rank 0 needs, which has the most: see `load(…, group=)`. With those that `join_ranks()`
+    returned it is what this one needs.
     `prompt_cache_bytes` is the limit of a `PrefixStore`.
     `batch_size` is the number of conversations that have caches at the same time.
 
@@ -132,12 +134,12 @@ def fit(
         raise ValueError(f"prompt_cache_bytes must be a number of bytes, not {prompt_cache_bytes!r}")
     memory_bytes, cast = read_memory(memory, metal), read_dtype(dtype)
     quantization = None if q_bits is None else Quantization(q_bits)
-    sizes = ranked(read_sizes(path_or_repo, revision), ranks, quantization)
-    check_kv_size(max_kv_size, sizes.config)
+    whole = read_sizes(path_or_repo, revision)
+    check_kv_size(max_kv_size, whole.config)
+    kv, sizes = KVQuantization.coerce(kv, whole.config), ranked(whole, ranks, quantization)
     draft = None if draft_model is None else read_sizes(draft_model)
     if draft:
         check_draft(sizes, draft)
-    kv = KVQuantization.coerce(kv, sizes.config)
     return fit_sizes(
         sizes,
         max_kv_size,
@@ -218,23 +220,6 @@ def fit_sizes(
         batch_size,
         adapter_bytes,
     )
-
-
-def ranked(sizes: Sizes, ranks: int, quantization: Quantization | None) -> Sizes:
-    """The sizes of rank 0 of so many ranks, of a model that is to be quantized so."""
-    if type(ranks) is not int or ranks < 1:
-        raise ValueError(f"ranks must be a positive whole number, not {ranks!r}")
-    if ranks == 1:
-        return sizes
-    share, tensors = Share(0, ranks), dict(sizes.tensors)
-    settings = {name: tensor.exact or quantization for name, tensor in tensors.items()}
-    grouped = {name: chosen for name, chosen in settings.items() if chosen is not None}
-    divided = share.divided(sizes.config)
-    share.check_groups(grouped, {name: tensor.shape for name, tensor in tensors.items()})
-    for name, tensor in tensors.items():
-        if cut := share.cut(name):
-            tensors[name] = replace(tensor, shape=cut.shape(tensor.shape), nbytes=tensor.nbytes // ranks)
-    return replace(sizes, config=sizes.config.replace(**divided), tensors=tensors)
 
 
 def read_memory(gigabytes: float | None, metal: bool | None = None) -> int | None:

@@ -22,8 +22,8 @@ import mlx.core as mx
 
 from ..cluster.ranks import Ranks
 from ..model.pretrained import EMBEDDING
-from .fit import ranked
 from .machine import describe_machine, memory_bandwidth
+from .parts import ranked
 from .sizes import Sizes
 
 LINK_BYTES, LINK_ROUNDS = 1 << 25, 3  # of the bandwidth of a link; the best of the rounds counts

@@ -30,6 +30,7 @@ from .cache import Cache, new_caches
 from .context import AttentionContext
 from .kv import KVQuantization
 from .layer import Layer, Mask, Pause, Projection, attend, check_depth, run_layers
+from .pipeline import Pipeline
 from .products import (
     Parameters,
     adapted,
@@ -70,11 +71,13 @@ class FusedModel:
         embedding, norm = frozen(model.model.embed_tokens), frozen(model.model.norm)
         self.embed: Projection = embedding  # ids [B, L] -> [B, L, E]
         self.norm: Projection = norm
+        self.pipeline: Pipeline | None = model.pipeline
+        if self.pipeline is not None:
+            self.embed, self.norm = self.pipeline.ends(embedding, norm)
         self.head: Projection = lambda x: x  # of a rank that computes no logits
-        if self.config.tie_word_embeddings:
-            self.head = embedding.as_linear
-        elif model.ranks is None or model.ranks.rank == 0:
-            self.head = adapted(product(bare(model.lm_head)), model.lm_head)
+        if model.ranks is None or model.ranks.rank == 0:
+            is_tied = self.config.tie_word_embeddings
+            self.head = embedding.as_linear if is_tied else adapted(product(bare(model.lm_head)), model.lm_head)
         self._rope_is_static = not self.config.rope_parameters.depends_on_length
         self._layer_of_window = {layer.window: i for i, layer in enumerate(self.layers)}
         self._threads = threading.local()
@@ -140,7 +143,8 @@ class FusedModel:
     def prefill(self, ids: mx.array, cache: Sequence[Cache], whole_length: int, pause: Pause | None = None) -> mx.array:
         """A chunk of a prompt [B, L] -> the last token's final hidden state [B, 1, E]; see `Exaone4Model.prefill`."""
         context = None if self._rope_is_static else AttentionContext(length=whole_length)
-        return self.norm(run_layers(self.layers, self.embed(ids), cache, context, last=True, pause=pause))
+        last = self.pipeline is None or self.pipeline.stage.rank == 0
+        return self.norm(run_layers(self.layers, self.embed(ids), cache, context, last, pause))
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Final hidden states [B, L, E] -> logits [B, L, V]."""

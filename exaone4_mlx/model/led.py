@@ -22,13 +22,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoint.share import Share
+from ..checkpoint.share import Share, Stage
 from ..cluster.ranks import Ranks
 from .cache import Cache, KVCache, RotatingKVCache, Snapshot
 from .config import Exaone4Config
 from .fused import FusedModel, Row
 from .kv import KVQuantization
 from .layer import Pause
+from .pipeline import NoRows, Pipeline, keep_stage
 
 #: A change of a cache: the name of the method and its arguments, for the others.
 Change = list[Any]
@@ -125,14 +126,15 @@ class LedModel(FusedModel):
         self.journal = Journal()
 
     def together(self, rows: Sequence[Row]) -> list[mx.array]:
-        rows = self._tell_step(rows)
-        found = super().together(rows)
+        found = super().together([(ids, self._own(cache, ids)) for ids, cache in self._tell_step(rows)])
         self.ranks.queued(*found)
         return found
 
     def prefill(self, ids: mx.array, cache: Sequence[Cache], whole_length: int, pause: Pause | None = None) -> mx.array:
-        self._tell("prefill", number_of_caches(cache), whole_length, pause is not None, ids.tolist())
-        hidden = super().prefill(ids, cache, whole_length, pause and self._told(pause))
+        told = pause and self._told(pause)
+        pauses = told is not None and self.pipeline is None
+        self._tell("prefill", number_of_caches(cache), whole_length, pauses, ids.tolist())
+        hidden = super().prefill(ids, self._own(cache, ids), whole_length, told)
         self.ranks.queued(hidden)
         return hidden
 
@@ -146,6 +148,9 @@ class LedModel(FusedModel):
                 if layer.window is None
                 else RecordedRotatingKVCache(layer.window, kv=stored)
             )
+        if self.pipeline is not None:
+            for cache in self.pipeline.of_others(caches):
+                cache.rows = NoRows()
         numbers = [next(self.journal.numbers) for _ in caches]
         self.journal.add("caches", numbers, kv and dataclasses.asdict(kv))
         for cache, number in zip(caches, numbers, strict=True):
@@ -167,8 +172,14 @@ class LedModel(FusedModel):
         self._tell("step", [(number_of_caches(cache), *ids.shape) for ids, cache in rows])
         return shared_ids(self.ranks, [ids for ids, _ in rows], [cache for _, cache in rows])
 
+    def _own(self, cache: Sequence[Cache], ids: mx.array) -> Sequence[Cache]:
+        """The caches of the layers of rank 0. Those of other layers in a pipeline count the new ids."""
+        return cache if self.pipeline is None else self.pipeline.own_caches(cache, ids)
+
     def _told(self, pause: Pause) -> Pause:
-        """The others go on after each layer, or stop, as this pause does."""
+        """The others go on after each layer, or stop, as this pause does. In a pipeline they do not pause."""
+        if (pipeline := self.pipeline) is not None:
+            return lambda layers, x: pause(pipeline.stage.own.start + layers, x)
 
         def told(layers: int, x: mx.array) -> None:
             try:
@@ -189,13 +200,18 @@ def shared_ids(ranks: Ranks, ids: Sequence[mx.array], caches: Sequence[Sequence[
     return [(part.reshape(old.shape), cache) for part, old, cache in zip(parts, ids, caches, strict=True)]
 
 
-def spread(model: Any, ranks: Ranks) -> None:
-    """Makes a causal language model, whose weights are the part of one rank, compute as one of `ranks`."""
-    divided = Share(ranks.rank, ranks.size).divided(model.config)
-    for block in model.layers:
-        heads, key_heads = divided["num_attention_heads"], divided["num_key_value_heads"]
-        block.self_attn.spec = dataclasses.replace(block.self_attn.spec, heads=heads, key_heads=key_heads)
-        block.total = ranks.total
+def spread(model: Any, ranks: Ranks, part: Share | Stage | None = None) -> None:
+    """Makes a causal language model, whose weights are `part`, compute as one of `ranks`. None is some heads."""
+    model.part = part = part or Share(ranks.rank, ranks.size)
+    if isinstance(part, Share):
+        divided = part.divided(model.config)
+        for block in model.layers:
+            heads, key_heads = divided["num_attention_heads"], divided["num_key_value_heads"]
+            block.self_attn.spec = dataclasses.replace(block.self_attn.spec, heads=heads, key_heads=key_heads)
+            block.total = ranks.total
+    else:
+        keep_stage(model, part)
+        model.pipeline = Pipeline(part, ranks, model)
     model.ranks = ranks
     if ranks.rank and not model.config.tie_word_embeddings:
         del model.lm_head  # rank 0 computes the logits
@@ -203,8 +219,7 @@ def spread(model: Any, ranks: Ranks) -> None:
 
 def own_config(model: Any) -> Exaone4Config:
     """The config with the sizes that this process has: of several ranks, those of this one's part."""
-    ranks, config = model.ranks, model.config
-    return config if ranks is None else config.replace(**Share(ranks.rank, ranks.size).divided(config))
+    return model.config if model.part is None else model.config.replace(**model.part.divided(model.config))
 
 
 def number_of_caches(cache: Sequence[Any]) -> int:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..checkpoint.share import Share, Stage
 from ..cluster.ranks import Ranks
 from .adapted import ActiveAdapters, put_on
 from .adapter import WeightedAdapter
@@ -39,6 +40,7 @@ from .led import LedModel
 from .losses import causal_lm_loss
 from .mlx_lm_caches import usable_caches
 from .outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
+from .pipeline import Pipeline
 from .pretrained import Pretrained, new_embedding, new_linear
 
 if TYPE_CHECKING:
@@ -202,6 +204,8 @@ class Exaone4ForCausalLM(Pretrained):
         self._fused: FusedModel | None = None
         self._adapters = ActiveAdapters()
         self.ranks: Ranks | None = None  # that compute this model together: see `led.spread`
+        self.part: Share | Stage | None = None  # of the weights, of one of several ranks
+        self.pipeline: Pipeline | None = None  # of ranks that have some layers each
 
     def __call__(self, input_ids: mx.array, cache: Sequence[Cache] | None = None) -> mx.array:
         return self.logits(self.model(input_ids, cache))

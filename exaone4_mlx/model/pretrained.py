@@ -24,7 +24,15 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoint.formats import Source
 from ..checkpoint.quantize import Quantization, quantization_keys
-from ..checkpoint.share import Share, fingerprint
+from ..checkpoint.share import (
+    EMBEDDING as EMBEDDING,
+    HEAD as HEAD,
+    LAYER,
+    Share,
+    Stage,
+    fingerprint,
+    part_of,
+)
 from ..cluster.ranks import Ranks
 from ..files.folders import atomic_file, find_folder, read_json
 from ..files.safetensors import Checkpoint, CheckpointError, check_finite, read_dtype
@@ -38,11 +46,9 @@ if TYPE_CHECKING:
 #: (bytes read, bytes in all) -> None
 Progress = Callable[[int, int], None]
 
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 #: The prefixes of the names of the heads' weights.
 HEAD_PREFIXES = ("lm_head.", "score.", "qa_outputs.")
 ROTARY_FREQUENCIES = re.compile(r"((model|transformer)\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
-LAYER = re.compile(r"(?:\w+\.)?layers\.(\d+)\.")
 Network = TypeVar("Network", bound=nn.Module)
 #: The modules with a checkpoint's weights, and the files of further ones.
 PLAIN = (nn.Linear, nn.Embedding, nn.RMSNorm, nn.Dropout)
@@ -61,7 +67,7 @@ class OpenCheckpoint:
     source: Source
     shapes: Mapping[str, tuple[int, ...]]
     new: Mapping[str, mx.array] = field(default_factory=dict)
-    share: Share | None = None  # the part that this rank reads
+    share: Share | Stage | None = None  # the part that this rank reads
 
     @property
     def folder(self) -> Path:
@@ -142,10 +148,9 @@ def load_network(
     else:
         settings = {name: quantization for name, shape in opened.shapes.items() if quantization.applies_to(name, shape)}
     if ranks is not None:
-        share = Share(ranks.rank, ranks.size)
-        share.divided(opened.config)
+        share = part_of(ranks, opened.config, source.tensors.values())
         share.check_groups(settings, opened.shapes)
-        casts = {"dtype": str(dtype), "q_bits": q_bits, "q_group_size": q_group_size}
+        casts = {"dtype": str(dtype), "q_bits": q_bits, "q_group_size": q_group_size, "pipeline": ranks.pipeline}
         ranks.agree("the checkpoint", fingerprint(opened.checkpoint) | casts)
         kept = {name: shape for name, shape in opened.shapes.items() if share.has(name)}
         opened = replace(opened, shapes=kept, share=share)
@@ -161,7 +166,7 @@ def load_network(
     quantize_layers(network, {name.removesuffix(".weight"): chosen for name, chosen in settings.items()})
     fill(network, _weights(opened, settings, cast, progress))
     if ranks is not None:
-        spread(network, ranks)
+        spread(network, ranks, share)
         ranks.agree("the end of loading", {})
     return network
 

@@ -97,7 +97,7 @@ def test_the_desktop_chat_answers_on_several_ranks(tmp_path: Path) -> None:
     with Launched(command, tmp_path) as launched:
         error = launched.processes[0].stderr
         assert error is not None
-        address = next(line.split()[2] for line in error if line.startswith("EXAONE is at "))
+        address = next(line.split()[3] for line in error if line.startswith("EXAONE is at "))
         client = Client(address, verbose=False)
         found = client.predict("Hello", {"temperature": 0, "max_tokens": 4}, api_name="/chat")
         assert found["stats"]["answer_tokens"] == 4

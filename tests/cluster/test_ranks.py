@@ -22,11 +22,11 @@ FLOAT32 = json.dumps({"dtype": "float32"})
 HEAVY = pytest.mark.heavy
 
 
-def check(found: dict[str, Any], size: int = 2, limit: float = 1e-4) -> None:
+def check(found: dict[str, Any], limit: float = 1e-4) -> None:
     """All checks of `ranks_script.py` hold, and rank 0 has its part of the weights."""
     assert found.pop("logits", 0) < limit
-    whole, kept, cut = found.pop("whole"), found.pop("kept"), found.pop("cut")
-    assert kept == whole - cut + cut // size, "a rank keeps its part, and what is not divided"
+    whole, kept, part = found.pop("whole"), found.pop("kept"), found.pop("part")
+    assert kept == part < whole, "a rank keeps its part, and what is not divided"
     del found["read"]
     assert found == dict.fromkeys(found, True)
 
@@ -52,8 +52,8 @@ def test_quantized_weights_and_caches(tmp_path: Path, options: dict[str, int]) -
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's figures of a connection")
 def test_bytes_sent_for_a_token(tmp_path: Path) -> None:
     """Two sums of 256 numbers for each of 8 layers, and one of the token's id, which a ring of two sends in halves."""
-    sent = results(tmp_path, "sent", "demo", FLOAT32)["sent"]
-    assert sent == 2 * 8 * 256 * 4 + 2 * 4
+    sent, received = results(tmp_path, "bytes", "demo", FLOAT32)["bytes"]
+    assert sent == received == 2 * 8 * 256 * 4 + 2 * 4
 
 
 @HEAVY
@@ -71,7 +71,7 @@ def test_four_ranks_of_a_hybrid_with_a_head_of_its_own(tmp_path: Path, bits: int
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(DEMO_FOLDER / name, model)
     options = {"dtype": "float32"} | ({"q_bits": bits, "q_group_size": 32} if bits else {})
-    check(results(tmp_path, "logits", "greedy", "stopped", str(model), json.dumps(options), size=4), size=4)
+    check(results(tmp_path, "logits", "greedy", "stopped", str(model), json.dumps(options), size=4))
 
 
 def test_the_place_of_a_process(tmp_path: Path) -> None:
