@@ -1,7 +1,8 @@
 """A request and a checkpoint -> a `Conversion`: checked, planned, with its memory and disk needs, not yet begun.
 
 Notes:
-- Only headers, small files and the calibration texts are read, and nothing is written.
+- Only headers, small files and the calibration texts are read, and nothing is written. For 4bit-quality with texts the
+  weights are read too, since their errors decide the bits.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..checkpoint.quantize import Quantization
 from ..files.folders import find_folder
 from ..files.safetensors import read_dtype
 from ..model.adapter import Adapter, WeightedAdapter
@@ -26,8 +28,10 @@ from .adapted_source import adapters_digest, with_adapters
 from .distill import POSITIONS
 from .licence import is_exaone, public_origin, source_card
 from .plan import ConversionPlan, PlannedTensor, make_plan
+from .recipe import QUALITY
 from .request import ConversionRequest
 from .search import SLICE_WEIGHTS
+from .sensitivity import block_errors
 from .settings import choose_quantization, digest_options, notes_on, read_texts, uses_search
 from .staging import check_target, staging_path
 from .upload import check_upload_name
@@ -123,6 +127,9 @@ def prepare(
     tokenizer = Tokenizer.from_pretrained(source)  # without it the result could not be loaded
     sequences = read_texts(request, tokenizer, opened.config.max_position_embeddings)
     settings, keep_packed, recipe = choose_quantization(opened, request)
+    if recipe == QUALITY and sequences:
+        errors = block_errors(opened, sequences, Quantization(4, request.q_group_size or 64))
+        settings, keep_packed, recipe = choose_quantization(opened, request, errors)
     options = digest_options(request, recipe) | ({"adapters": adapters_digest(adapters)} if adapters else {})
     plan = make_plan(opened, settings, keep_packed, read_dtype(request.dtype), options)
     is_done = bool(request.upload_repo) and not request.overwrite and _is_result(target, plan, request)

@@ -8,6 +8,7 @@ Notes:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,12 @@ from .texts import CALIBRATION, HELD_OUT, encode, overlap, read_passages, window
 
 
 def choose_quantization(
-    opened: OpenCheckpoint, request: ConversionRequest
+    opened: OpenCheckpoint, request: ConversionRequest, errors: Mapping[str, float] | None = None
 ) -> tuple[dict[str, Quantization], bool, str]:
-    """The quantization by weight name, whether packed weights keep their codes, and the recipe's name for reports."""
+    """The quantization by weight name, whether packed weights keep their codes, and the recipe's name for reports.
+
+    `errors` are the measured ones of the weights, for the recipe 4bit-quality.
+    """
     quantized = [tensor for tensor in opened.source.tensors.values() if tensor.is_quantized]
     if request.dequantize:
         if not quantized:
@@ -56,6 +60,7 @@ def choose_quantization(
             group_size=request.q_group_size,
             target_bpw=request.target_bpw,
             float_bits=8 * dtype.size,
+            errors=errors,
         )
         return settings, False, request.recipe
     quantization = request.quantization

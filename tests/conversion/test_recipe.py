@@ -57,6 +57,19 @@ def test_v_proj_is_first_and_the_ends_of_the_network_come_before_its_middle() ->
     assert any(more[f"model.layers.{i}.self_attn.o_proj.weight"].bits == 5 for i in range(30))
 
 
+def test_measured_errors_decide_the_bits() -> None:
+    """The most error per bit first: a small weight before a large one, and 8 bits before another gets its fifth."""
+    names = [name for name, shape in shapes().items() if "proj" in name]
+    errors = dict.fromkeys(names, 1e-6) | {names[-1]: 1.0, names[9]: 1e-3}
+    chosen = settings_of("4bit-quality", shapes(), target_bpw=4.9, errors=errors)
+    assert (chosen[names[-1]].bits, chosen[names[9]].bits, chosen[names[0]].bits) == (8, 8, 4)
+    assert 4.89 < bits_per_weight(chosen, shapes()) <= 4.9
+    equal = settings_of("4bit-quality", shapes(), errors=dict.fromkeys(names, 1e-3))
+    assert 4.84 < bits_per_weight(equal, shapes()) <= 4.85
+    raised = [name for name in names if equal[name].bits > 4]
+    assert raised and all("k_proj" in name or "v_proj" in name for name in raised), "the smallest weights"
+
+
 def test_a_larger_target_removes_no_bit() -> None:
     less, more = (settings_of("4bit-quality", shapes(), target_bpw=target) for target in (4.9, 5.2))
     assert all(less[name].bits <= more[name].bits for name in less)
