@@ -70,6 +70,7 @@ class Ranks:
     def __init__(self, place: Place, timeout: float = TIMEOUT, end: Callable[[str, int], None] | None = None) -> None:
         self.rank, self.size, self._place = place.rank, len(place.addresses), place
         self.watchdog = Watchdog(timeout, end)
+        self.before_leaving: list[Callable[[], None]] = []  # they end work that goes on in other threads
         self._queued: tuple[int, Any] = (0, [])  # the thread that built it, and what it built last
 
     def __repr__(self) -> str:
@@ -179,6 +180,8 @@ class Ranks:
                 peer.send({"end": str(error), "code": INTERRUPTED if isinstance(error, KeyboardInterrupt) else LOST})
         if error is not None:
             return
+        for end_work in self.before_leaving:
+            end_work()
         if self.rank == 0:
             self.tell({"leave": True})
         with self.watchdog.limited("the last sum"):

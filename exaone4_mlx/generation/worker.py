@@ -237,7 +237,9 @@ class Worker:
             worker = cls._all.get(id(model))
             if worker is None:
                 worker = cls._all[id(model)] = cls()
-                weakref.finalize(model, cls._retire, id(model), worker._queue, worker._thread)
+                end = weakref.finalize(model, cls._retire, id(model), worker._queue, worker._thread)
+                if model.ranks is not None:
+                    model.ranks.before_leaving.append(end)
             return worker
 
     @classmethod

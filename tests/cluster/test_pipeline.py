@@ -107,6 +107,20 @@ def test_bytes_of_a_token(tmp_path: Path) -> None:
 
 
 @HEAVY
+@pytest.mark.parametrize("more", [[], ["--pipeline"]], ids=["heads", "layers"])
+def test_a_chat_that_ends_while_the_next_turn_is_prepared(tmp_path: Path, more: list[str]) -> None:
+    """All ranks leave together: rank 0 ends its idle work first."""
+    command = ["-m", "exaone4_mlx.chat", "--model", "demo", "--dtype", "float32", "--temp", "0", "--max-tokens", "20"]
+    with Launched([*command, *more], tmp_path) as launched:
+        stdin = launched.processes[0].stdin
+        assert stdin is not None
+        stdin.write("Hello\nAnd what is 2+2?\n")
+        ended = launched.ended()
+    assert ended[1] == (0, "", "") and ended[0][0] == 0, ended
+    assert "lost" not in ended[0][2] and "failed" not in ended[0][2]
+
+
+@HEAVY
 def test_the_command_and_its_refusals(tmp_path: Path) -> None:
     command = ["-m", "exaone4_mlx.generate", "--model", "demo", "--temp", "0", "--max-tokens", "8", "--prompt", "Hi"]
     with Launched([*command, "--pipeline"], tmp_path, 3) as launched:
