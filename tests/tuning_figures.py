@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--iters", type=int, default=150)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--dialogues", type=int, default=54)
-    parser.add_argument("--count", type=int, default=8, help="items of the gate for each task, language and mode")
+    parser.add_argument("--count", type=int, default=4, help="items of the gate for each task, language and mode")
     parser.add_argument("--compared-iters", type=int, default=10, help="steps of the comparison with mlx-lm")
     parser.add_argument("--folder", type=Path, help="a folder to work in, which is kept")
     parser.add_argument("--unpacked", action="store_true")
