@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 from conftest import ROOT
 
+from exaone4_mlx import Exaone4ForCausalLM
 from exaone4_mlx.cluster.ranks import PORT_DISTANCE
+from exaone4_mlx.model.pretrained import load_network, named_parameters
 
 SCRIPT = Path(__file__).parent / "ranks_script.py"
 
@@ -90,3 +93,21 @@ def results(folder: Path, *arguments: str, size: int = 2) -> dict[str, Any]:
     assert not any(out for rank, (_, out, _) in ended.items() if rank), "only rank 0 speaks"
     found: dict[str, Any] = json.loads(ended[0][1].splitlines()[-1])
     return found
+
+
+class Alone:
+    """A rank that reads its part in this process, and agrees with itself."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+    def agree(self, what: str, value: Any) -> None: ...
+
+    def total(self, x: mx.array) -> mx.array:
+        return x
+
+
+def parts(folder: Path, size: int, **options: Any) -> list[dict[str, mx.array]]:
+    """The weights of each rank."""
+    given = [Alone(rank, size) for rank in range(size)]
+    return [named_parameters(load_network(Exaone4ForCausalLM, folder, ranks=one, **options)) for one in given]  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ import pytest
 from conftest import distance, roll_dice, until
 from mlx.utils import tree_flatten
 
-from exaone4_mlx import Chat, PrefixStore, PromptCache, generate, load, stream_generate
+from exaone4_mlx import Chat, KVQuantization, PrefixStore, PromptCache, generate, load, stream_generate
 from exaone4_mlx.checkpoint.share import Share, Stage
 from exaone4_mlx.cluster.ranks import PORT_DISTANCE, join_ranks
 from exaone4_mlx.conversation.chat_file import cache_path
@@ -201,15 +201,38 @@ def files(model: Any, tokenizer: Any, kv: int | None = None) -> Any:
     return found
 
 
-def bytes_per_token(model: Any, count: int = 10) -> list[float]:
+def differing_codes(model: Any, whole: Any, tokenizer: Any, kv: int) -> list[tuple[int, int]]:
+    """Of the quantized keys of each layer: how many codes of rank 0 are not those of one process, and by how much."""
+    ids, caches = tokenizer.encode(PROMPT), []
+    for one in (model, whole):
+        caches.append(one.make_cache(KVQuantization(kv, kv, layers="all")))
+        mx.eval(prefill(one.fused(), ids, caches[-1]))
+    found = []
+    for own, all_heads in zip(*caches, strict=True):
+        rows, heads = min(own.past, len(ids)), own.rows.buffers[0].shape[1]
+        codes = [cache.rows.buffers[0][:, :heads, :rows].view(mx.uint8) for cache in (own, all_heads)]
+        places = [mx.stack([part & 15, part >> 4]) if kv == 4 else part for part in codes]
+        steps = mx.abs(places[0].astype(mx.int32) - places[1].astype(mx.int32))
+        found.append((mx.sum(steps > 0).item(), mx.max(steps).item()))
+    return found
+
+
+def ring_bytes_of(step: Callable[[], Any], tokens: int, count: int = 10) -> list[float]:
     """Bytes that the sockets of MLX's ring sent and received for a token, as Linux counts them for each connection."""
-    fused, cache = model.fused(), model.make_cache()
-    mx.eval(fused(mx.array([[5]]), cache))
     before = ring_bytes()
     for _ in range(count):
-        mx.eval(fused(mx.array([[5]]), cache))
+        mx.eval(step())
     time.sleep(0.5)  # until all is acknowledged
-    return [(now - then) / count for now, then in zip(ring_bytes(), before, strict=True)]
+    return [(now - then) / count / tokens for now, then in zip(ring_bytes(), before, strict=True)]
+
+
+def bytes_per_token(model: Any, tokens: int = 1) -> list[float]:
+    """Those of a step of one token, or of a prompt."""
+    fused, cache = model.fused(), model.make_cache()
+    mx.eval(fused(mx.array([[5]]), cache))
+    if tokens == 1:
+        return ring_bytes_of(lambda: fused(mx.array([[5]]), cache), 1)
+    return ring_bytes_of(lambda: prefill(fused, [5] * tokens, cache), tokens)
 
 
 def ring_bytes() -> list[int]:
@@ -251,8 +274,10 @@ def main(*arguments: str) -> None:
     found["whole"] = nbytes(whole)
     found["part"] = part_nbytes(whole, model.part, ranks.size)
     for check in names:
-        if check == "bytes":
-            found[check] = bytes_per_token(model)
+        if check in ("bytes", "prompt bytes"):
+            found[check] = bytes_per_token(model, 1 if check == "bytes" else 100)
+        elif check == "codes":
+            found[check] = differing_codes(model, whole, tokenizer, kv)
         elif check == "logits":
             ours, theirs = logits(model, tokenizer, kv), logits(whole, tokenizer, kv)
             found[check] = distance(ours, theirs)

@@ -18,7 +18,14 @@ PAGES = {file.stem: file.read_text(encoding="utf-8") for file in FILES}
 EVERYTHING = "\n".join(PAGES.values())
 OF_OTHER_PROGRAMS = set(
     "--version --seed --python --backend --hostfile --no-index --find-links --local-dir --to --execute --output-dir --strict".split()
-) | {"--CoalesceStreamsPreprocessor"}
+) | {
+    "--CoalesceStreamsPreprocessor",
+    "--over",
+    "--hosts",
+    "--auto-setup",
+    "--output-hostfile",
+    "--env",
+}  # the last five of MLX
 SNIPPETS = re.findall(r"```python\n(.*?)```", EVERYTHING, re.DOTALL)
 
 

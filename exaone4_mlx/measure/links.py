@@ -14,12 +14,13 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
+from ..checkpoint.quantize import Quantization
 from ..cluster.ranks import Ranks
 from ..model.pretrained import EMBEDDING
 from .machine import describe_machine, memory_bandwidth
@@ -100,7 +101,8 @@ def measure(ranks: Ranks, sizes: Sizes | None = None, width: int = 5120) -> Clus
     Returns the report in rank 0, and None in the others. Raises ValueError for a model that cannot be divided so.
     """
     width = width if sizes is None else sizes.config.hidden_size
-    part = None if sizes is None else ranked(sizes, ranks.size, None)
+    if sizes is not None:
+        ranked(sizes, ranks.size, None)  # raises for a model that cannot be divided so
     found = ranks.gather(dataclasses.asdict(_machine(ranks.rank)))
     pairs = [(rank, rank + 1) for rank in range(ranks.size - 1)]
     pairs += [(ranks.size - 1, 0)] if ranks.size > 2 else []
@@ -116,11 +118,18 @@ def measure(ranks: Ranks, sizes: Sizes | None = None, width: int = 5120) -> Clus
         return None
     machines = tuple(RankMachine(**machine) for machine in found)
     predicted = None
-    if sizes is not None and part is not None:
-        slowest = min(machine.bandwidth for machine in machines)
-        layers, alone = sizes.config.num_hidden_layers, _read_bytes(sizes) / machines[0].bandwidth
-        predicted = Prediction(ranks.size, _read_bytes(part) / slowest, 2 * layers + 1, seconds, alone)
+    if sizes is not None:
+        predicted = predict(sizes, [machine.bandwidth for machine in machines], seconds)
     return ClusterReport(ranks.backend, machines, tuple(links), 2 * width, seconds, predicted)
+
+
+def predict(
+    sizes: Sizes, bandwidths: Sequence[float], sum_seconds: float, quantization: Quantization | None = None
+) -> Prediction:
+    """The seconds of a token on machines of these bandwidths of memory, whose sums take so long."""
+    size, sums = len(bandwidths), 2 * sizes.config.num_hidden_layers + 1
+    part, whole = (_read_bytes(ranked(sizes, count, quantization), quantization) for count in (size, 1))
+    return Prediction(size, part / min(bandwidths), sums, sum_seconds, whole / bandwidths[0])
 
 
 def _machine(rank: int) -> RankMachine:
@@ -184,11 +193,11 @@ def _sum_seconds(ranks: Ranks, width: int) -> float:
     return best
 
 
-def _read_bytes(sizes: Sizes) -> int:
+def _read_bytes(sizes: Sizes, quantization: Quantization | None) -> int:
     """The bytes of weights that a token reads: all, but for an embedding that is not the output head."""
     skipped = () if sizes.config.tie_word_embeddings else (EMBEDDING,)
     kept = {name: tensor for name, tensor in sizes.tensors.items() if name not in skipped}
-    return dataclasses.replace(sizes, tensors=kept).weights_bytes()
+    return dataclasses.replace(sizes, tensors=kept).weights_bytes(None, quantization)
 
 
 def jaccl_advice(report: ClusterReport) -> list[str]:
@@ -210,5 +219,5 @@ def jaccl_advice(report: ClusterReport) -> list[str]:
     return [
         *advice,
         f"Join them by {cables}, and write a host file: mlx.distributed_config --backend jaccl --over thunderbolt "
-        "--hosts HOST,… --auto-setup --output hosts.json; then mlx.launch --backend jaccl.",
+        "--hosts HOST,… --auto-setup --output-hostfile hosts.json; then mlx.launch --backend jaccl.",
     ]

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from conftest import tiny_model
+from ranks import parts
 
 from exaone4_mlx import Exaone4ForCausalLM, convert
 from exaone4_mlx.checkpoint.quantize import Quantization
@@ -15,23 +16,6 @@ from exaone4_mlx.checkpoint.share import COLUMNS, ROWS, Share, fingerprint
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.files.safetensors import Checkpoint
 from exaone4_mlx.model.pretrained import load_network, named_parameters
-
-
-class Alone:
-    """A rank that reads its part in this process, and agrees with itself."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
-
-    def agree(self, what: str, value: Any) -> None: ...
-
-    def total(self, x: mx.array) -> mx.array:
-        return x
-
-
-def parts(folder: Path, size: int, **options: Any) -> list[dict[str, mx.array]]:
-    given = [Alone(rank, size) for rank in range(size)]
-    return [named_parameters(load_network(Exaone4ForCausalLM, folder, ranks=one, **options)) for one in given]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", [{}, {"q_bits": 4}], ids=str)

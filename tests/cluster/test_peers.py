@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,27 +27,97 @@ ENDLESS += ["--max-tokens", "3000", "--min-tokens", "3000", "--rank-timeout", st
 KILLED, SILENT = "ended, or its connection was lost", f"has been silent for {TIMEOUT} s"
 
 
-def moments() -> Iterator[tuple[signal.Signals, int, float]]:
-    """Random moments between the start and the middle of a reply, in which a rank is killed or stopped."""
+Moment = tuple[signal.Signals, int, str, float]
+
+
+def moments() -> Iterator[Moment]:
+    """Random moments: the fault, the rank, and when it happens: SECONDS after the start, or after CHARACTERS of a reply.
+
+    So they are before and within the reply on slow and fast machines.
+    """
     rng = random.Random(7)
     for number in range(10):
-        yield (signal.SIGKILL, signal.SIGSTOP)[number % 2], number // 2 % 2, rng.uniform(0, 8)
+        fault, rank = (signal.SIGKILL, signal.SIGSTOP)[number % 2], number // 2 % 2
+        yield (
+            (fault, rank, "seconds", rng.uniform(0, 2))
+            if number < 4
+            else (fault, rank, "characters", rng.randint(1, 150))
+        )
 
 
-@pytest.mark.parametrize("moment", mostly_heavy(moments(), 1), ids=str)
-def test_a_lost_rank_ends_the_other_with_its_name(tmp_path: Path, moment: tuple[signal.Signals, int, float]) -> None:
-    fault, rank, after = moment
-    with Launched(ENDLESS, tmp_path) as launched:
-        time.sleep(after)
-        lost, other = launched.processes[rank], launched.processes[1 - rank]
-        lost.send_signal(fault)
-        _, error = other.communicate(timeout=4 * TIMEOUT)
+def after(launched: Launched, unit: str, count: float) -> None:
+    """Waits for a moment of `generate` or `chat`."""
+    if unit == "seconds":
+        time.sleep(count)
+    else:
+        stream = launched.processes[0].stdout
+        assert stream is not None and len(stream.read(int(count))) == count
+
+
+def check_end(launched: Launched, fault: signal.Signals, rank: int) -> None:
+    """Sends a signal to a rank. The other must end, and name it."""
+    lost, other = launched.processes[rank], launched.processes[1 - rank]
+    assert lost.poll() is None and other.poll() is None, "the moment is before the end"
+    lost.send_signal(fault)
+    _, error = other.communicate(timeout=4 * TIMEOUT)
     before = "did not come within", "did not answer within", "did not start MLX's ring"  # it was lost before
     assert f"rank {rank} (" in error, error
     if not any(text in error for text in before):
         assert (SILENT if fault is signal.SIGSTOP else KILLED) in error, error
         assert other.returncode == LOST
+
+
+@pytest.mark.parametrize("moment", mostly_heavy(moments(), 1), ids=str)
+def test_a_lost_rank_ends_the_other_with_its_name(tmp_path: Path, moment: Moment) -> None:
+    fault, rank, unit, count = moment
+    with Launched(ENDLESS, tmp_path) as launched:
+        after(launched, unit, count)
+        check_end(launched, fault, rank)
     assert [file.name for file in tmp_path.iterdir()] == ["hosts.json"], "nothing else is written"
+
+
+FAULTS = [(fault, rank) for fault in (signal.SIGKILL, signal.SIGSTOP) for rank in (0, 1)]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("fault", "rank"), FAULTS, ids=str)
+def test_a_lost_rank_ends_a_chat(tmp_path: Path, fault: signal.Signals, rank: int) -> None:
+    command = ["-m", "exaone4_mlx.chat", "--model", "demo", *ENDLESS[ENDLESS.index("--dtype") :]]
+    with Launched(command, tmp_path) as launched:
+        stdin = launched.processes[0].stdin
+        assert stdin is not None
+        stdin.write("x\n")
+        stdin.flush()
+        after(launched, "characters", 20)
+        check_end(launched, fault, rank)
+
+
+def answers(address: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/models", timeout=10):
+        return True
+    return False
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("characters", [0, 2000], ids=["idle", "in a reply"])
+@pytest.mark.parametrize(("fault", "rank"), FAULTS, ids=str)
+def test_a_lost_rank_ends_a_server(tmp_path: Path, fault: signal.Signals, rank: int, characters: int) -> None:
+    pytest.importorskip("uvicorn", reason="the server needs the extra `server`")
+    command = ["-m", "exaone4_mlx.serve", "--model", "demo", "--dtype", "float32", "--rank-timeout", str(TIMEOUT)]
+    with Launched(command, tmp_path) as launched:
+        error = launched.processes[0].stderr
+        assert error is not None
+        address = next(line.split()[3] for line in error if line.startswith("EXAONE is at "))
+        body = {"messages": [{"role": "user", "content": "x"}], "stream": True, "max_tokens": 3000, "min_tokens": 3000}
+        with contextlib.ExitStack() as opened:
+            if characters:
+                request = urllib.request.Request(
+                    f"{address}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+                )
+                until(lambda: answers(address))
+                reply = opened.enter_context(urllib.request.urlopen(request, timeout=60))
+                assert len(reply.read(characters)) == characters
+            check_end(launched, fault, rank)
 
 
 @pytest.mark.heavy

@@ -13,8 +13,10 @@ import mlx.core as mx
 import pytest
 from conftest import TINY, distance, mostly_heavy, tiny_model
 from packing import PACKERS, SMALL, e4m3, known, tensor, write
+from ranks import parts
 
 from exaone4_mlx import Exaone4Config, Exaone4ForCausalLM, convert, fit, load
+from exaone4_mlx.checkpoint.share import Share
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.model.pretrained import fill, named_parameters
 
@@ -70,6 +72,18 @@ def test_a_release_loads_as_the_model_with_its_weights(title: str, tmp_path: Pat
         model, _ = load(folder, dtype="float32")
         assert model.layers[0].mlp.down_proj.bits == 4, "MLX's kernels compute it"
     assert distance(model(IDS), exact(IDS)) < 0.05, "except for the rounding of weights or biases to float16"
+
+
+@pytest.mark.parametrize("title", mostly_heavy(TITLES, 1))
+@pytest.mark.filterwarnings("ignore:.*MLX has no kernels for")
+def test_ranks_have_slices_of_a_release(title: str, tmp_path: Path) -> None:
+    """With the same data types: the ranks add their outputs."""
+    folder, _ = release(tmp_path / "release", title)
+    whole, found, share = named_parameters(load(folder)[0]), parts(folder, 2), Share(0, 2)
+    for name, array in whole.items():
+        if cut := share.cut(name):
+            joined = mx.concatenate([part[name] for part in found], axis=cut.axis)
+            assert {part[name].dtype for part in found} == {array.dtype} and mx.array_equal(joined, array), name
 
 
 @pytest.mark.parametrize("title", mostly_heavy(TITLES, 1))

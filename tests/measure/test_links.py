@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,9 +13,11 @@ import pytest
 from conftest import ROOT
 from ranks import free_ports
 
+from exaone4_mlx.checkpoint.quantize import Quantization
 from exaone4_mlx.cli.cluster import _lines
 from exaone4_mlx.cli.main import main
-from exaone4_mlx.measure.links import ClusterReport, Link, Prediction, RankMachine, jaccl_advice
+from exaone4_mlx.measure.links import ClusterReport, Link, Prediction, RankMachine, jaccl_advice, predict
+from exaone4_mlx.measure.sizes import read_sizes
 
 VERSIONS = {"exaone4_mlx": "0.2.0", "Python": "3.12.1", "mlx": "0.32.4"}
 MAC = RankMachine(0, "mac0", "Apple M4 Max", "Darwin 25 arm64", "26.2", VERSIONS, 96 * 10**9, 500e9, 3)
@@ -58,6 +61,36 @@ def test_a_host_file_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["cluster", "check", "--hostfile", str(tmp_path / "none")]) == 1
     error = capsys.readouterr().err
     assert "--hostfile FILE is needed" in error and "there is no file" in error
+
+
+#: Seconds of a short sum and bytes per second, as docs/several-macs.md assumes them, with its sources.
+LINKS = ((25e-6, 8e9), (300e-6, 6e9), (300e-6, 1.2e9))
+BANDWIDTH, OPERATIONS = 546e9, 15e12  # of the memory of an M4 Max, and of its GPU
+
+
+@pytest.mark.parametrize("name", ["1.2B", "32B"])
+def test_the_predicted_times_of_the_documentation(shared: Path, name: str) -> None:
+    sizes = read_sizes(shared / "configs" / f"EXAONE-4.0-{name}.config.json")
+    row_bytes, layers = 2 * sizes.config.hidden_size, sizes.config.num_hidden_layers
+
+    def seconds(latency: float, link: float, rows: int) -> float:
+        return latency + rows * row_bytes / link  # 2 ranks send 2 (2 - 1) / 2 of the bytes of a sum
+
+    def row(title: str, times: list[float], unit: str) -> str:
+        digits = [f"{time:#.2g}" if time < 10 else f"{time:.0f}" for time in times]
+        return f"| {name}, {title} | " + " | ".join(f"{text} {unit}" for text in digits) + " |"
+
+    rows = []
+    for bits in (4, 8):
+        found = [predict(sizes, [BANDWIDTH] * 2, seconds(*link, 1), Quantization(bits)) for link in LINKS]
+        times = [found[0].alone_seconds, *(1 / one.tokens_per_second for one in found)]
+        rows.append(row(f"{bits} bits, a token", [1e3 * time for time in times], "ms"))
+    weights = sum(math.prod(tensor.shape) for key, tensor in sizes.tensors.items() if ".layers." in key)
+    computed = 2 * weights * 1000 / OPERATIONS
+    sums = [2 * (layers - 1) * seconds(*link, 1000) + 2 * seconds(*link, 1) for link in LINKS]
+    rows.append(row("1,000 tokens of a prompt", [computed, *(computed / 2 + time for time in sums)], "s"))
+    documented = (ROOT / "docs" / "several-macs.md").read_text()
+    assert all(row in documented for row in rows), "\n".join(rows)
 
 
 @pytest.mark.heavy
