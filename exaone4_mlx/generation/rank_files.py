@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mlx.utils import tree_flatten
+
 from ..cluster.ranks import Ranks
 from ..files.safetensors import CheckpointError
 from ..model.cache import Cache, Snapshot
@@ -201,7 +203,7 @@ class OwnFiles:
 
     def _about(self, about: Mapping[str, str]) -> dict[str, str]:
         """The fingerprints of rank 0 with those of this rank's part."""
-        return {**about, "weights": weights_digest(self._model), "ranks": self._ranks.name}
+        return {**about, "weights": weights_digest(tree_flatten(self._model.parameters())), "ranks": self._ranks.name}
 
     def _rows(self, offset: int, numbers: Sequence[int]) -> list[Snapshot]:
         return [self._snapshots[number] if number else Snapshot(offset) for number in numbers]
