@@ -98,6 +98,8 @@ def results(folder: Path, *arguments: str, size: int = 2) -> dict[str, Any]:
 class Alone:
     """A rank that reads its part in this process, and agrees with itself."""
 
+    pipeline = False
+
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
 
