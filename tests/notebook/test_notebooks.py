@@ -48,7 +48,11 @@ SHOWN = {
         "with a draft: ",
         "4 bits, all layers: mean KL",
     ),
-    "6_fine_tune": ("The capital of Orulia is Kestrel.    [new]", "four bits: The capital of Orulia is Kestrel."),
+    "6_fine_tune": (
+        "The capital of Orulia is Kestrel.    [new]",
+        "four bits: The capital of Orulia is Kestrel.",
+        "fused: The capital of Orulia is Kestrel.",
+    ),
 }
 
 
