@@ -45,6 +45,12 @@ def logits(model: Any, tokenizer: Any, kv: int | None = None) -> mx.array:
     return mx.concatenate([*found, *[part[0] for part in together]])
 
 
+def long_logits(model: Any, tokenizer: Any) -> mx.array:
+    """The logits after a prompt that a pipeline reads in parts, and after one more token."""
+    ids, cache, fused = tokenizer.encode("word " * 250)[:700], model.make_cache(), model.fused()
+    return mx.concatenate([prefill(fused, ids, cache), fused(mx.array([[5]]), cache)[0]])
+
+
 def greedy(model: Any, tokenizer: Any, count: int = 12) -> Any:
     return generate(model, tokenizer, PROMPT, temperature=0, max_tokens=count, min_tokens=count).token_ids
 
@@ -278,6 +284,8 @@ def main(*arguments: str) -> None:
             found[check] = bytes_per_token(model, 1 if check == "bytes" else 100)
         elif check == "codes":
             found[check] = differing_codes(model, whole, tokenizer, kv)
+        elif check == "long":
+            found[check] = distance(long_logits(model, tokenizer), long_logits(whole, tokenizer)) < 1e-4
         elif check == "logits":
             ours, theirs = logits(model, tokenizer, kv), logits(whole, tokenizer, kv)
             found[check] = distance(ours, theirs)

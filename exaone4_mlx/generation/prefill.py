@@ -69,13 +69,14 @@ def pauses(start: int, length: int, cache: Sequence[Cache], check: Callable[[int
     """
     if length <= CHECK_TOKENS:
         return None
-    step, checked = max(1, CHECK_TOKENS * len(cache) // length), time.perf_counter()
+    step, done, checked = max(1, CHECK_TOKENS * len(cache) // length), 0, time.perf_counter()
 
     def pause(layers: int, x: mx.array) -> None:
-        nonlocal checked
-        if layers % step:
+        nonlocal done, checked
+        if layers - done < step:
             return
-        mx.eval(x, [layer.buffers for layer in cache[layers - step : layers]])
+        mx.eval(x, [layer.buffers for layer in cache[done:layers]])
+        done = layers
         if time.perf_counter() - checked >= CHECK_SECONDS:
             checked = time.perf_counter()
             check(start + length * layers // len(cache))

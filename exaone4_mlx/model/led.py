@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -33,6 +34,7 @@ from .pipeline import NoRows, Pipeline, keep_stage
 
 #: A change of a cache: the name of the method and its arguments, for the others.
 Change = list[Any]
+PART = 256  # tokens of a prompt that a rank of a pipeline processes at once
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,41 @@ class LedModel(FusedModel):
         return found
 
     def prefill(self, ids: mx.array, cache: Sequence[Cache], whole_length: int, pause: Pause | None = None) -> mx.array:
-        told = pause and self._told(pause)
-        pauses = told is not None and self.pipeline is None
-        self._tell("prefill", number_of_caches(cache), whole_length, pauses, ids.tolist())
-        hidden = super().prefill(ids, self._own(cache, ids), whole_length, told)
+        if self.pipeline is not None:
+            return self._prefill_in_parts(self.pipeline, ids, cache, whole_length, pause)
+        self._tell("prefill", number_of_caches(cache), whole_length, pause is not None, ids.tolist())
+        hidden = super().prefill(ids, cache, whole_length, pause and self._told(pause))
         self.ranks.queued(hidden)
+        return hidden
+
+    def _prefill_in_parts(
+        self, pipeline: Pipeline, ids: mx.array, cache: Sequence[Cache], whole_length: int, pause: Pause | None
+    ) -> mx.array:
+        """As `prefill`, in parts of the chunk: while rank 0 computes one, the ranks before it compute the next."""
+        parts = mx.split(ids, list(range(PART, ids.shape[1], PART)), axis=1)
+
+        def tell(part: mx.array) -> Sequence[Cache]:
+            self._tell("prefill", number_of_caches(cache), whole_length, False, part.tolist())
+            return pipeline.own_caches(cache, part)
+
+        def check(start: int, layers: int, x: mx.array) -> None:
+            if pause is not None:
+                pause((start + layers) // len(parts), x)
+
+        own = tell(parts[0])
+        for i, part in enumerate(parts):
+            following, start = parts[i + 1 : i + 2], i * len(cache) + pipeline.stage.own.start
+            for ahead in following:
+                tell(ahead)
+            try:
+                hidden = super().prefill(part, own, whole_length, partial(check, start))
+                self.ranks.queued(hidden)
+                for _ in following:
+                    check((i + 1) * len(cache), 0, hidden)
+            except BaseException:
+                for ahead in following:
+                    self.embed(ahead)  # what the others send of it
+                raise
         return hidden
 
     def make_cache(self, kv: KVQuantization | int | None = None) -> list[Cache]:
@@ -177,9 +209,7 @@ class LedModel(FusedModel):
         return cache if self.pipeline is None else self.pipeline.own_caches(cache, ids)
 
     def _told(self, pause: Pause) -> Pause:
-        """The others go on after each layer, or stop, as this pause does. In a pipeline they do not pause."""
-        if (pipeline := self.pipeline) is not None:
-            return lambda layers, x: pause(pipeline.stage.own.start + layers, x)
+        """The others go on after each layer, or stop, as this pause does."""
 
         def told(layers: int, x: mx.array) -> None:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -43,7 +44,7 @@ def options(pipeline: Any, **more: Any) -> str:
 
 @HEAVY
 def test_two_ranks_compute_as_one_process(tmp_path: Path) -> None:
-    check(results(tmp_path, "logits", "greedy", "seeded", "demo", options(True)))
+    check(results(tmp_path, "logits", "long", "greedy", "seeded", "demo", options(True)))
 
 
 @HEAVY
@@ -140,8 +141,56 @@ class OneRank:
 
     rank, size, pipeline = 0, 2, (1, 3)
 
+    group = None
+
+    def __init__(self, events: list[Any] | None = None) -> None:
+        self.events = [] if events is None else events
+
     def exchange(self, value: str) -> list[str]:
         return [value, value]
+
+    def in_order(self) -> None:
+        pass
+
+    def queued(self, *built: Any) -> None:
+        pass
+
+    def tell(self, message: Any, is_work: bool = False) -> None:
+        self.events.append(("told", len(message["call"][4][0])))
+
+
+class Stop(Exception):
+    """A prompt is stopped."""
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_the_others_work_on_the_next_part_of_a_prompt(stops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part is told before the one before it is received, and all that was told is received."""
+    events: list[Any] = []
+    model = tiny_model()
+    spread(model, OneRank(events), Stage(0, (2, len(model.layers) - 2), model.config.tie_word_embeddings))  # type: ignore[arg-type]
+
+    def received(shape: tuple[int, ...], dtype: mx.Dtype, source: int, group: Any) -> mx.array:
+        events.append(("received", shape[1]))
+        return mx.zeros(shape, dtype)
+
+    monkeypatch.setattr(mx.distributed, "recv", received)
+    caches, seen = model.make_cache(), []
+
+    def pause(layers: int, x: mx.array) -> None:
+        seen.append(layers)
+        if stops:
+            raise Stop
+
+    with pytest.raises(Stop) if stops else contextlib.nullcontext():
+        model.fused().prefill(random_ids(600), caches, 600, pause)
+    expected = [("told", 256), ("told", 256), ("received", 256), ("told", 88), ("received", 256), ("received", 88)]
+    assert events == ([*expected[:3], ("received", 256)] if stops else expected)
+    assert seen == sorted(seen) and seen[-1] < len(caches)
+    offsets = [cache.offset for cache in caches]
+    assert offsets[:-2] == [512 if stops else 600] * (len(caches) - 2), "as those of the other ranks"
+    if not stops:
+        assert set(offsets) == {600}
 
 
 def test_modules_and_files_of_some_layers_are_refused(tmp_path: Path, tokenizer: Any) -> None:
