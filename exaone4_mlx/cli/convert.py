@@ -42,6 +42,7 @@ def add_request_flags(parser: argparse.ArgumentParser, without: str = "") -> Non
     bits = parser.add_argument_group("bits", "4 bits in groups of 64, unless the checkpoint is quantized already")
     whether = bits.add_mutually_exclusive_group()
     quality = parser.add_argument_group("quality at the same size")
+    calibrate = quality.add_mutually_exclusive_group()
     trust = parser.add_argument_group("trust")
     trust.add_argument("--dry-run", action="store_true", help="show the plan of every tensor, and stop")
     rerun = trust.add_mutually_exclusive_group()
@@ -49,7 +50,7 @@ def add_request_flags(parser: argparse.ArgumentParser, without: str = "") -> Non
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="the plan or the summary as one JSON object")
     groups = {"": parser, "bits": bits, "whether": whether, "quality": quality, "trust": trust, "rerun": rerun}
-    groups["output"] = output
+    groups |= {"output": output, "calibrate": calibrate}
     for option in dataclasses.fields(ConversionRequest):
         if option.name == without:
             parser.set_defaults(**{without: option.default})
@@ -60,6 +61,9 @@ def add_request_flags(parser: argparse.ArgumentParser, without: str = "") -> Non
         if isinstance(option.default, bool):
             keywords["action"] = argparse.BooleanOptionalAction if option.default else "store_true"
         groups[option.metadata["group"]].add_argument(*flags, **keywords)
+    calibrate.add_argument(
+        "--no-calibrate", dest="calibrate", action="store_const", const=None, help="use no texts, also on a GPU"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

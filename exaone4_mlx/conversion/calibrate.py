@@ -1,16 +1,17 @@
-"""Calibration of a whole model on texts: GPTQ block by block, then, if asked for, distillation.
+"""Calibration of a whole model on texts: weighted error search or GPTQ, block by block, then, if asked, distillation.
 
 Notes:
-- The inputs of a block are the outputs of the quantized blocks before it, and the original's hidden states run along,
-  so that a block can correct the errors before it. One block and its statistics are in memory at a time.
-- The output head is quantized first, on the hidden states of the original: where it is also the embedding, all blocks
-  depend on it.
+- One block and its statistics are in memory at a time. Weighted search takes its inputs from the original.
+- For GPTQ the inputs of a block are the outputs of the quantized blocks before it, and the original's hidden states run
+  along, so that a block can correct the errors before it. The output head is quantized first, on the hidden states of
+  the original: where it is also the embedding, all blocks depend on it.
 - Each finished block is read back from the disk and run in that form. So a resumed run has the same hidden states as
   an uninterrupted one, and writes the same bytes.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,46 +23,73 @@ from mlx.utils import tree_flatten
 from ..files.folders import atomic_file
 from ..model.network import Exaone4ForCausalLM
 from ..model.pretrained import EMBEDDING, HEAD, OpenCheckpoint, load_network, open_checkpoint
+from ..text.tokenizer import Tokenizer
+from .chats import make_chats
 from .distill import distill
 from .gptq import DAMPING, HEAD_DAMPING, gptq, quantize_block
+from .importance import block_importance, second_moment
 from .layerwise import LayerwiseModel, run_block
 from .plan import ConversionPlan, PlannedTensor
 from .shards import Shards
+from .texts import windows
 
 MAX_TOKENS = 512  # of one window
 TUNED = "tuned.safetensors"  # the result of distillation, until it is in the shards
+CHATS = "chats.json"  # the ids of the chats, until the end of the calibration
+TIED_SHARE = 1.0  # of the mean importance, added to each column of a head that is the embedding
 HEAD_WEIGHTS = 1 << 24  # weights of the head that are quantized in one step
 
 #: (done, total, stage) -> None. Counts source bytes in the stages "converting" and "verifying", else steps.
 StageProgress = Callable[[int, int, str], None]
+#: Writes a tensor by the importance of its columns, or without.
+Write = Callable[[PlannedTensor, mx.array | None], None]
 
 
 @dataclass
 class Calibration:
-    """Fills the shards of a plan by a method, "gptq" or "distill" (GPTQ, then tuning).
+    """Fills the shards of a plan by a method: "weighted", "gptq", or "distill" (GPTQ, then tuning).
 
-    `sequences` are the windows of the texts, as token ids. `write` writes a tensor that needs no text. The folder of
-    the shards must have its config.json already.
+    `texts` are the windows of the texts, as token ids. With a `tokenizer`, chats that the original answers join them.
+    `write` writes a tensor by error search. The folder of the shards must have its config.json already.
     """
 
     method: str
-    sequences: Sequence[Sequence[int]]
+    texts: Sequence[list[int]]
+    tokenizer: Tokenizer | None
     opened: OpenCheckpoint
     plan: ConversionPlan
     shards: Shards
-    write: Callable[[PlannedTensor], None]
+    write: Write
     progress: StageProgress | None = None
 
     def run(self) -> None:
         """Runs the method, or resumes an interrupted run."""
         tuned = self.shards.folder / TUNED
-        if not tuned.exists() and not self.shards.is_tuned:
+        if self.method == "weighted":
+            if not all(map(self.shards.is_done, self.plan.tensors)):
+                self._search()
+        elif not tuned.exists() and not self.shards.is_tuned:
             self._quantize()
             if self.method == "distill":
                 self._distill(tuned)
         if tuned.exists() and not self.shards.is_tuned:
             self.shards.replace(mx.load(str(tuned)))  # type: ignore[arg-type]
         tuned.unlink(missing_ok=True)
+        (self.shards.folder / CHATS).unlink(missing_ok=True)
+
+    @cached_property
+    def sequences(self) -> Sequence[list[int]]:
+        """The windows of the texts and chats."""
+        if self.tokenizer is None:
+            return self.texts
+        file = self.shards.folder / CHATS
+        if not file.exists():
+            chats = make_chats(self.opened, self.tokenizer, progress=self._steps("answering prompts"))
+            mx.clear_cache()
+            with atomic_file(file) as stream:
+                stream.write(json.dumps([ids for ids, _ in chats]).encode())
+        size = min(MAX_TOKENS, self.opened.config.max_position_embeddings)
+        return [*self.texts, *(window for ids in json.loads(file.read_text()) for window in windows(ids, size))]
 
     @cached_property
     def _original(self) -> LayerwiseModel:
@@ -76,12 +104,33 @@ class Calibration:
     def _head(self) -> str:
         return EMBEDDING if self.opened.config.tie_word_embeddings else HEAD
 
+    def _search(self) -> None:
+        """Writes block by block, then the rest. A resumed run measures all blocks again."""
+        progress, layers = self._steps("calibrating"), self.opened.config.num_hidden_layers
+        states = self._original.embed(self.sequences)
+        for number in range(layers):
+            importance, states = block_importance(self._original.block(number), states)
+            for tensor in self._tensors(number):
+                self.write(tensor, importance.get(tensor.name.removeprefix(_prefix(number))))
+            mx.clear_cache()
+            if progress:
+                progress(number + 1, layers)
+        energy = second_moment(map(self._original.norm(), states))
+        if self._head == EMBEDDING:  # where the plain error of a row matters too
+            energy = energy + TIED_SHARE * mx.mean(energy)
+        for tensor in self.plan.tensors:
+            if not tensor.name.startswith("model.layers."):
+                self.write(tensor, energy if tensor.name == self._head else None)
+
+    def _tensors(self, number: int) -> list[PlannedTensor]:
+        return [tensor for tensor in self.plan.tensors if tensor.name.startswith(_prefix(number))]
+
     def _quantize(self) -> None:
         for tensor in self.plan.tensors:
             if tensor.name == self._head and tensor.quantization and not self.shards.is_done(tensor):
                 self._write_head(tensor)
             elif not tensor.name.startswith("model.layers."):
-                self.write(tensor)
+                self.write(tensor, None)
         # Many rows pass each weight, and unpacked weights are faster then.
         done = LayerwiseModel(
             open_checkpoint(self.shards.folder, Exaone4ForCausalLM).source, self.opened.config, unpacked=True
@@ -90,7 +139,7 @@ class Calibration:
         progress = self._steps("calibrating")
         layers = self.opened.config.num_hidden_layers
         for number in range(layers):
-            tensors = [tensor for tensor in self.plan.tensors if tensor.name.startswith(f"model.layers.{number}.")]
+            tensors = self._tensors(number)
             if not all(self.shards.is_done(tensor) for tensor in tensors):
                 self._write_block(number, states, originals, tensors)
             states = run_block(done.block(number), states)
@@ -118,7 +167,7 @@ class Calibration:
     def _write_block(
         self, number: int, states: Sequence[mx.array], originals: Sequence[mx.array], tensors: Sequence[PlannedTensor]
     ) -> None:
-        prefix = f"model.layers.{number}."
+        prefix = _prefix(number)
         quantized = [tensor for tensor in tensors if tensor.quantization is not None]
         settings = {
             tensor.name.removeprefix(prefix).removesuffix(".weight"): tensor.quantization
@@ -131,7 +180,7 @@ class Calibration:
         parameters = dict(tree_flatten(block.parameters()))
         for tensor in tensors:
             if tensor.quantization is None:
-                self.write(tensor)
+                self.write(tensor, None)
                 continue
             for output in tensor.outputs:
                 self.shards.write(output.name, parameters[output.name.removeprefix(prefix)].astype(output.dtype))
@@ -148,6 +197,10 @@ class Calibration:
     def _steps(self, stage: str) -> Callable[[int, int], None] | None:
         progress = self.progress
         return (lambda done, total: progress(done, total, stage)) if progress else None
+
+
+def _prefix(number: int) -> str:
+    return f"model.layers.{number}."
 
 
 def _scale_dtype(tensor: PlannedTensor) -> mx.Dtype:

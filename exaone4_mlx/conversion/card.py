@@ -154,7 +154,10 @@ def _usage(name: str) -> str:
 def _quantization(conversion: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]) -> str:
     facts = [
         ("recipe", _text(conversion.get("recipe"))),
-        ("calibration", _text(conversion.get("calibrate"))),
+        (
+            "calibration",
+            _text(conversion.get("calibrate")) + ", also on the model's own chats" * bool(conversion.get("chats")),
+        ),
         ("bits per weight", _number(conversion.get("bits_per_weight"), ".3f")),
         ("parameters", _number(conversion.get("parameters"), ",")),
         ("bytes", _number(conversion.get("bytes"), ",")),

@@ -94,8 +94,9 @@ def convert(
       groups of `q_group_size` of `q_mode` (4, 64, affine), or by a `recipe`; `target_bpw` is the bits per weight of
       the recipe 4bit-quality. Quantized weights keep their codes unless one of these is given; `dequantize` converts
       them to full precision.
-    - `search` finds the scales and biases of least error. `calibrate` is "gptq" or "distill" (GPTQ, then tuning) on
-      the texts of `calibration_data`.
+    - `search` finds the scales and biases of least error. `calibrate` is "weighted" (the error counts by the input of
+      each column), "gptq", "distill" (GPTQ, then tuning), None, or "auto": weighted on a GPU, else None. The texts
+      are those of `calibration_data`; the package's are joined by chats that the original answers, where it fits.
     - `verify` compares each tensor with its source; `evaluate` measures the loss on the texts of `evaluation_data`.
       Both results go into report.json and the model card.
     - `overwrite` replaces an existing folder. `upload_repo` publishes the result; if that fails, the same call tries
@@ -176,13 +177,14 @@ def _make_folder(conversion: Conversion, progress: StageProgress | None, notice:
 
 
 def _write_weights(conversion: Conversion, shards: Shards, progress: StageProgress | None) -> None:
-    def write(tensor: PlannedTensor) -> None:
+    def write(tensor: PlannedTensor, importance: mx.array | None = None) -> None:
         if not shards.is_done(tensor):
-            _write_tensor(conversion, shards, tensor)
+            _write_tensor(conversion, shards, tensor, importance)
 
     opened, plan, method = conversion.opened, conversion.plan, conversion.request.calibrate
     if method is not None:
-        Calibration(method, conversion.sequences, opened, plan, shards, write, progress).run()
+        tokenizer = Tokenizer.from_pretrained(opened.folder) if conversion.has_chats else None
+        Calibration(method, conversion.sequences, tokenizer, opened, plan, shards, write, progress).run()
         return
     done = 0
     for tensor in plan.tensors:
@@ -192,7 +194,9 @@ def _write_weights(conversion: Conversion, shards: Shards, progress: StageProgre
             progress(done, plan.source_bytes, "converting")
 
 
-def _write_tensor(conversion: Conversion, shards: Shards, tensor: PlannedTensor) -> None:
+def _write_tensor(
+    conversion: Conversion, shards: Shards, tensor: PlannedTensor, importance: mx.array | None = None
+) -> None:
     """Writes some rows at a time, so that memory does not depend on the tensor's size."""
     opened = conversion.opened
     if tensor.work in ("copy", "repack") and tensor.quantization is not None:
@@ -203,7 +207,7 @@ def _write_tensor(conversion: Conversion, shards: Shards, tensor: PlannedTensor)
     else:
         ready: tuple[int, list[tuple[str, mx.array]]] = 0, []
         for start in range(0, tensor.shape[0], tensor.rows_at_a_time):
-            converted = _convert_rows(conversion, tensor, start)
+            converted = _convert_rows(conversion, tensor, start, importance)
             mx.async_eval([array for _, array in converted])  # while the rows before them are written
             _write_rows(shards, *ready)
             ready = start, converted
@@ -218,7 +222,9 @@ def _write_rows(shards: Shards, start: int, converted: list[tuple[str, mx.array]
     mx.clear_cache()
 
 
-def _convert_rows(conversion: Conversion, tensor: PlannedTensor, start: int) -> list[tuple[str, mx.array]]:
+def _convert_rows(
+    conversion: Conversion, tensor: PlannedTensor, start: int, importance: mx.array | None
+) -> list[tuple[str, mx.array]]:
     """The outputs of the rows from `start` on, not yet evaluated."""
     dtype, source = read_dtype(conversion.request.dtype), conversion.opened.source
     stop = start + tensor.rows_at_a_time
@@ -229,7 +235,8 @@ def _convert_rows(conversion: Conversion, tensor: PlannedTensor, start: int) -> 
     if quantization is None:
         return [(tensor.name, weight)]
     if conversion.request.search and quantization.mode == "affine":
-        return quantization.named(tensor.name, quantize_mse(weight, quantization.bits, quantization.group_size))
+        parts = quantize_mse(weight, quantization.bits, quantization.group_size, importance)
+        return quantization.named(tensor.name, parts)
     return quantization.tensors(tensor.name, weight)
 
 

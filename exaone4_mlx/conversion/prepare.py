@@ -25,6 +25,7 @@ from ..model.network import Exaone4ForCausalLM
 from ..model.pretrained import OpenCheckpoint, open_checkpoint
 from ..text.tokenizer import Tokenizer
 from .adapted_source import adapters_digest, with_adapters
+from .chats import CHATS_TOKENS, answering_bytes, can_answer
 from .distill import POSITIONS
 from .licence import is_exaone, public_origin, source_card
 from .plan import ConversionPlan, PlannedTensor, make_plan
@@ -32,7 +33,15 @@ from .recipe import QUALITY
 from .request import ConversionRequest
 from .search import SLICE_WEIGHTS
 from .sensitivity import block_errors
-from .settings import choose_quantization, digest_options, notes_on, read_texts, uses_search
+from .settings import (
+    choose_quantization,
+    digest_options,
+    note_on_calibration,
+    notes_on,
+    read_texts,
+    resolved,
+    uses_search,
+)
 from .staging import check_target, staging_path
 from .upload import check_upload_name
 
@@ -47,8 +56,8 @@ class Conversion:
     """A conversion that is checked and planned, and not yet begun.
 
     `disk_bytes` is the free space that the target's disk must have. `sequences` are the windows of the calibration
-    texts, as token ids. `is_done` says that an earlier run made the folder and only its upload failed. `adapters` are
-    added to the weights.
+    texts, as token ids; with `has_chats` chats that the original answers join them. `is_done` says that an earlier run
+    made the folder and only its upload failed. `adapters` are added to the weights.
     """
 
     origin: str
@@ -60,8 +69,9 @@ class Conversion:
     disk_bytes: int
     free_bytes: int
     is_done: bool
-    sequences: Sequence[Sequence[int]]
+    sequences: Sequence[list[int]]
     adapters: Sequence[WeightedAdapter] = ()
+    has_chats: bool = False
 
     @property
     def peak_bytes(self) -> int:
@@ -76,16 +86,20 @@ class Conversion:
 
     @property
     def _calibration_bytes(self) -> int:
-        """Hidden states of all texts, twice; a block, in float32; the statistics of its widest input; the student."""
+        """Hidden states of all texts, twice; a block, in float32; the statistics of its widest input; the student.
+
+        Before that, for the chats, the whole model.
+        """
         if self.request.calibrate is None:
             return 0
         config = self.opened.config
         widest = max(config.intermediate_size, config.num_attention_heads * config.head_dim, config.hidden_size)
         block = sum(math.prod(t.shape) for t in self.plan.tensors if t.name.startswith("model.layers.0."))
-        needed = 4 * (7 * sum(map(len, self.sequences)) * config.hidden_size + 3 * block + 7 * widest * widest)
+        tokens = sum(map(len, self.sequences)) + self.has_chats * CHATS_TOKENS
+        needed = 4 * (7 * tokens * config.hidden_size + 3 * block + 7 * widest * widest)
         if self.request.calibrate == "distill":
             needed += self.plan.nbytes + 12 * config.vocab_size * (config.hidden_size + 2 * POSITIONS)
-        return needed
+        return max(needed, self.has_chats * answering_bytes(self.opened))
 
     def describe(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -96,6 +110,7 @@ class Conversion:
             "recipe": self.plan.options["recipe"],
             "search": uses_search(self.request, self.plan),
             "calibrate": self.request.calibrate,
+            "chats": self.has_chats,
             "bits_per_weight": self.plan.bits_per_weight,
             "bytes": self.plan.nbytes,
             "source_bytes": self.plan.source_bytes,
@@ -125,12 +140,15 @@ def prepare(
         check_upload_name(request.upload_repo, str(hf_path), source_card(source))
     opened = with_adapters(open_checkpoint(source, Exaone4ForCausalLM), adapters)
     tokenizer = Tokenizer.from_pretrained(source)  # without it the result could not be loaded
-    sequences = read_texts(request, tokenizer, opened.config.max_position_embeddings)
     settings, keep_packed, recipe = choose_quantization(opened, request)
+    is_auto, request = request.calibrate == "auto", resolved(request, settings, keep_packed)
+    sequences = read_texts(request, tokenizer, opened.config.max_position_embeddings)
     if recipe == QUALITY and sequences:
         errors = block_errors(opened, sequences, Quantization(4, request.q_group_size or 64))
         settings, keep_packed, recipe = choose_quantization(opened, request, errors)
-    options = digest_options(request, recipe) | ({"adapters": adapters_digest(adapters)} if adapters else {})
+    own_texts = request.calibrate in ("gptq", "distill") and request.calibration_data is None
+    has_chats = own_texts and can_answer(opened)
+    options = digest_options(request, recipe, has_chats) | ({"adapters": adapters_digest(adapters)} if adapters else {})
     plan = make_plan(opened, settings, keep_packed, read_dtype(request.dtype), options)
     is_done = bool(request.upload_repo) and not request.overwrite and _is_result(target, plan, request)
     if not is_done and not dry_run:
@@ -144,12 +162,17 @@ def prepare(
         request=request,
         opened=opened,
         plan=plan,
-        notes=(*notes_on(opened, plan, request), *naming_notes(target, str(hf_path), source, adapters)),
+        notes=(
+            *notes_on(opened, plan, request),
+            *naming_notes(target, str(hf_path), source, adapters),
+            *(note_on_calibration(request, plan) if is_auto else ()),
+        ),
         disk_bytes=plan.nbytes + DISK_MARGIN,
         free_bytes=shutil.disk_usage(existing).free + held,
         is_done=is_done,
         sequences=sequences,
         adapters=tuple(adapters),
+        has_chats=has_chats,
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..checkpoint.quantize import Quantization
 
-CALIBRATION_METHODS = ("gptq", "distill")
+CALIBRATION_METHODS = ("auto", "weighted", "gptq", "distill")
 
 
 class ConversionOptions(TypedDict, total=False):
@@ -75,8 +75,8 @@ class ConversionRequest:
         "(default: yes)",
     )  # fmt: skip
     calibrate: str | None = _option(
-        None, "quality",
-        "gptq compensates rounding errors on texts, block by block; distill also tunes scales, biases and norms",
+        "auto", "calibrate",
+        "by texts, in rising cost: weighted, gptq, distill (default: auto, weighted on a GPU, else none)",
         choices=CALIBRATION_METHODS,
     )  # fmt: skip
     calibration_data: str | Path | None = _option(
@@ -101,7 +101,7 @@ class ConversionRequest:
         read_dtype(self.dtype)
         if self.dequantize or not self.quantize:
             names = ("q_bits", "q_group_size", "q_mode", "recipe", "calibrate", "target_bpw")
-            if given := [name for name in names if getattr(self, name) is not None]:
+            if given := [name for name in names if getattr(self, name) not in (None, "auto")]:
                 raise ValueError(f"nothing is quantized here, so leave out {', '.join(given)}")
         if self.dequantize and not self.quantize:
             raise ValueError("dequantize and quantize=False exclude each other: give one of them")
@@ -119,11 +119,13 @@ class ConversionRequest:
                 raise ValueError(f"q_bits and q_group_size: {error}") from error
         if self.calibrate is not None and self.calibrate not in CALIBRATION_METHODS:
             raise ValueError(f"calibrate must be one of {', '.join(CALIBRATION_METHODS)}, not {self.calibrate!r}")
-        if self.calibrate and (self.q_mode or self.recipe) in {*DEFAULTS} - {"affine"}:
+        if self.calibrate not in (None, "auto") and (self.q_mode or self.recipe) in {*DEFAULTS} - {"affine"}:
             raise ValueError(
                 f"q_mode or recipe must be affine to calibrate, not {self.q_mode or self.recipe}: calibration "
                 "fits scales and biases"
             )
+        if self.calibrate == "weighted" and not self.search:
+            raise ValueError("weighted is a search: leave out search=False (--no-search)")
         if self.calibration_data is not None and self.calibrate is None:
             raise ValueError("calibration_data needs calibrate")
         if self.evaluation_data is not None and not self.evaluate:
@@ -146,4 +148,4 @@ class ConversionRequest:
     def names_quantization(self) -> bool:
         """Whether the caller chose a quantization, in place of the default."""
         given = (self.q_bits, self.q_group_size, self.q_mode, self.recipe, self.calibrate)
-        return any(value is not None for value in given)
+        return any(value not in (None, "auto") for value in given)

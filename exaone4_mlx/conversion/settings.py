@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import mlx.core as mx
 
 from .. import __version__
 from ..checkpoint.quantize import Quantization
@@ -20,10 +23,14 @@ from ..files.svg import INSTALL_MATPLOTLIB, has_matplotlib
 from ..model.pretrained import EMBEDDING, OpenCheckpoint
 from ..text.tokenizer import Tokenizer
 from .calibrate import MAX_TOKENS
+from .chats import chats_digest
 from .plan import ConversionPlan
 from .recipe import settings_of, uniform
 from .request import ConversionRequest
 from .texts import CALIBRATION, HELD_OUT, encode, overlap, read_passages, windows
+
+PASSAGES, PASSAGE_TOKENS = 240, 350  # of the package's calibration texts, about
+WEIGHTED_PASSAGES = 48  # of them, in a weighted search: the first ones are a fair sample
 
 
 def choose_quantization(
@@ -68,7 +75,19 @@ def choose_quantization(
     return uniform(quantization, opened.shapes), False, name
 
 
-def digest_options(request: ConversionRequest, recipe: str) -> dict[str, Any]:
+def resolved(request: ConversionRequest, settings: Mapping[str, Quantization], kept: bool) -> ConversionRequest:
+    """The request with the method that "auto" stands for: weighted on a GPU or where texts are given, else None."""
+    if request.calibrate != "auto":
+        return request
+    given = request.calibration_data is not None
+    searches = request.search and not kept and any(how.mode == "affine" for how in settings.values())
+    if given and not searches:
+        raise ValueError("calibration_data needs an error search: nothing here is quantized by one")
+    has_gpu = mx.default_device() == mx.Device(mx.gpu)
+    return replace(request, calibrate="weighted" if searches and (has_gpu or given) else None)
+
+
+def digest_options(request: ConversionRequest, recipe: str, has_chats: bool) -> dict[str, Any]:
     """What determines the bytes of the result besides the tensors, as JSON values."""
     options: dict[str, Any] = {
         "exaone4_mlx": __version__,
@@ -79,6 +98,8 @@ def digest_options(request: ConversionRequest, recipe: str) -> dict[str, Any]:
     }
     if request.calibrate:
         options["text"] = hashlib.sha256(calibration_file(request).read_bytes()).hexdigest()
+    if has_chats:
+        options["chats"] = chats_digest()
     return options
 
 
@@ -112,6 +133,21 @@ def notes_on(opened: OpenCheckpoint, plan: ConversionPlan, request: ConversionRe
     return tuple(notes)
 
 
+def note_on_calibration(request: ConversionRequest, plan: ConversionPlan) -> tuple[str, ...]:
+    """What "auto" stands for, and what the next better method takes. `request` is the resolved one."""
+    if not uses_search(request, plan):
+        return ()
+    if request.calibrate is None:
+        return (
+            "error search without texts, because MLX has no GPU here; --calibrate weighted loses less, and takes as "
+            f"long as a prompt of {WEIGHTED_PASSAGES} passages, about {WEIGHTED_PASSAGES * PASSAGE_TOKENS:,} tokens",
+        )
+    return (
+        "error search weighted by texts; --calibrate gptq loses less, and takes at least as long as a prompt of all "
+        f"passages three times, about {3 * PASSAGES * PASSAGE_TOKENS:,} tokens; --no-calibrate is the fastest",
+    )
+
+
 def read_texts(request: ConversionRequest, tokenizer: Tokenizer, context: int) -> list[list[int]]:
     """The windows of the calibration texts, as token ids. Reads the evaluation texts too.
 
@@ -119,6 +155,8 @@ def read_texts(request: ConversionRequest, tokenizer: Tokenizer, context: int) -
     and for a single window, because distillation holds one out.
     """
     calibration = read_passages(calibration_file(request)) if request.calibrate else []
+    if request.calibrate == "weighted":
+        calibration = calibration[:WEIGHTED_PASSAGES]
     evaluation = read_passages(evaluation_file(request)) if request.evaluate else []
     for passage in evaluation:
         encode(passage, tokenizer)  # raises where the template refuses it

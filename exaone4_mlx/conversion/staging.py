@@ -26,7 +26,7 @@ from .upload import PUBLISHED
 #: Temporary files of atomic writes, such as that of a new journal.
 TEMPORARY = ".*.partial"
 #: Every name that a conversion writes.
-KNOWN = (*PUBLISHED, "model*.safetensors", JOURNAL, "tuned.safetensors", TEMPORARY)
+KNOWN = (*PUBLISHED, "model*.safetensors", JOURNAL, "tuned.safetensors", "chats.json", TEMPORARY)
 
 
 @dataclass

@@ -9,7 +9,6 @@ Notes:
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..files.safetensors import read_dtype
 from ..generation.prefix_store import MAX_BYTES
 from ..generation.request import check_kv_size
 from ..model.kv import KVQuantization
+from ..model.pretrained import memory_of_this_machine as memory_of_this_machine, physical_memory as physical_memory
 from ..text.format import size_text
 from ..text.tokenizer import Tokenizer
 from .parts import ranked
@@ -260,15 +260,3 @@ def check_draft(sizes: Sizes, draft: Sizes, tokenizer: Tokenizer | None = None) 
             f"the draft model {draft.title} has another tokenizer than {sizes.title}, so that the same ids are other "
             "texts: take one of the same family"
         )
-
-
-def memory_of_this_machine() -> int:
-    """Bytes that a model may use here: Metal's recommended maximum, or without Metal the physical memory."""
-    if mx.metal.is_available():
-        return int(mx.device_info()["max_recommended_working_set_size"])
-    return physical_memory()
-
-
-def physical_memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

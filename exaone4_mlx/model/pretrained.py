@@ -11,6 +11,7 @@ Notes:
 from __future__ import annotations
 
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -369,3 +370,15 @@ class Pretrained(nn.Module):
             mx.save_safetensors(stream, weights, metadata={"format": "mlx"})  # type: ignore[arg-type]
             keys = {"architectures": [type(self).__name__], "dtype": str(dtype).removeprefix("mlx.core.")}
             self.config.save_pretrained(folder, **keys, **quantization_keys(settings))
+
+
+def memory_of_this_machine() -> int:
+    """Bytes that a model may use here: Metal's recommended maximum, or without Metal the physical memory."""
+    if mx.metal.is_available():
+        return int(mx.device_info()["max_recommended_working_set_size"])
+    return physical_memory()
+
+
+def physical_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -12,12 +12,15 @@ import mlx.core as mx
 import pytest
 from conversions import digests, interrupted, killed, peak_memory, random_checkpoint, weights_of
 
-from exaone4_mlx import ConversionSummary, Exaone4ForCausalLM, convert, evaluate, load
-from exaone4_mlx.conversion import calibrate, convert as converter
+from exaone4_mlx import ConversionSummary, Exaone4ForCausalLM, Tokenizer, convert, evaluate, load
+from exaone4_mlx.conversion import calibrate, convert as converter, prepare as prepared, settings
+from exaone4_mlx.conversion.importance import block_importance
+from exaone4_mlx.conversion.layerwise import LayerwiseModel, run_block
 from exaone4_mlx.conversion.prepare import prepare
 from exaone4_mlx.conversion.request import ConversionRequest
 from exaone4_mlx.conversion.shards import Shards
-from exaone4_mlx.model.pretrained import named_parameters
+from exaone4_mlx.files.folders import DEMO_FOLDER
+from exaone4_mlx.model.pretrained import named_parameters, open_checkpoint
 
 TEXTS = (
     "Which one is bigger, 3.12 vs 3.9? 3.9 is bigger than 3.12.",
@@ -40,7 +43,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def converted(data: Path) -> dict[str | None, Path]:
     """The demo, converted by each method."""
     texts = {"calibration_data": str(data / "calibration.jsonl")}
-    options: dict[str | None, dict[str, str]] = {None: {}} | {m: texts | {"calibrate": m} for m in ("gptq", "distill")}
+    options: dict[str | None, dict[str, str]] = {None: {}} | {
+        m: texts | {"calibrate": m} for m in ("weighted", "gptq", "distill")
+    }
     peak_memory(*(("demo", data / str(method), chosen) for method, chosen in options.items()))
     return {method: data / str(method) for method in options}
 
@@ -53,7 +58,7 @@ def loss(folder: Path, texts: Path) -> float:
 def test_each_method_reduces_the_loss_at_the_same_size(converted: dict[str | None, Path], data: Path) -> None:
     """On a few texts, which are also the evaluation texts. The README has figures on disjoint texts."""
     losses = {method: loss(folder, data / "calibration.jsonl") for method, folder in converted.items()}
-    assert losses["distill"] <= losses["gptq"] < losses[None]
+    assert losses["distill"] <= losses["gptq"] < losses["weighted"] < losses[None]
     sizes = {json.loads((folder / "report.json").read_text())["conversion"]["bytes"] for folder in converted.values()}
     assert len(sizes) == 1
 
@@ -79,12 +84,15 @@ def test_distillation_tunes_scales_biases_and_norms_only(converted: dict[str | N
 
 
 @pytest.mark.heavy
-def test_a_resumed_calibration_writes_the_same_bytes(converted: dict[str | None, Path], data: Path) -> None:
-    options = {"calibrate": "distill", "calibration_data": str(data / "calibration.jsonl")}
-    assert killed(data / "killed", options, number=4)
-    interrupted(data / "killed", number=9, **options)
-    convert("demo", data / "killed", **options)
-    assert digests(data / "killed") | {"README.md": ""} == digests(converted["distill"]) | {"README.md": ""}
+@pytest.mark.parametrize("method", ["weighted", "distill"])
+def test_a_resumed_calibration_writes_the_same_bytes(
+    converted: dict[str | None, Path], data: Path, tmp_path: Path, method: str
+) -> None:
+    options = {"calibrate": method, "calibration_data": str(data / "calibration.jsonl")}
+    assert killed(tmp_path / "out", options, number=4)
+    interrupted(tmp_path / "out", number=6, **options)
+    convert("demo", tmp_path / "out", **options)
+    assert digests(tmp_path / "out") | {"README.md": ""} == digests(converted[method]) | {"README.md": ""}
 
 
 @pytest.fixture
@@ -145,6 +153,65 @@ def test_damage_after_the_tuning_starts_the_calibration_again(
     monkeypatch.setattr(converter, "check_written", lambda shards, plan: None)
     small()
     assert digests(tmp_path / "out") == whole
+
+
+def test_chats_are_answered_once_in_a_conversion(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are kept beside the weights for a resumed run, and are not in the result."""
+    source, made = random_checkpoint(tmp_path / "source", 1), []
+
+    def answer(*_: Any, **__: Any) -> list[tuple[list[int], int]]:
+        made.append(1)
+        return [([5, 6, 7] * 300, 1)]
+
+    monkeypatch.setattr(calibrate, "make_chats", answer)
+    monkeypatch.setattr(settings, "CALIBRATION", data / "calibration.jsonl")
+    partial = interrupted(tmp_path / "out", number=1, source=source, calibrate="gptq")
+    assert (partial / "chats.json").exists()
+    folder = convert(source, tmp_path / "out", calibrate="gptq").path
+    assert len(made) == 1 and not (folder / "chats.json").exists()
+    assert "gptq, also on the model's own chats" in (folder / "README.md").read_text()
+    with_chats = {
+        method: "chats" in prepare(source, tmp_path / "x", ConversionRequest(calibrate=method)).plan.options
+        for method in ("weighted", "gptq", "distill")
+    }
+    assert with_chats == {"weighted": False, "gptq": True, "distill": True}
+    given = ConversionRequest(calibrate="gptq", calibration_data=data / "calibration.jsonl")
+    assert not prepare(source, tmp_path / "x", given).has_chats, "texts that are given are the only ones"
+    monkeypatch.setattr(prepared, "can_answer", lambda opened: False)
+    assert not prepare(source, tmp_path / "x", ConversionRequest(calibrate="gptq")).has_chats
+
+
+def test_auto_is_weighted_where_a_gpu_makes_it_quick(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def method(**options: Any) -> tuple[str | None, str]:
+        found = prepare("demo", tmp_path / "out", ConversionRequest(**options))
+        return found.request.calibrate, " ".join(found.notes)
+
+    assert method()[0] is None and "MLX has no GPU here; --calibrate weighted loses less" in method()[1]
+    assert method(calibration_data=data / "calibration.jsonl")[0] == "weighted", "texts were given to be used"
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    assert method()[0] == "weighted" and "--calibrate gptq loses less" in method()[1]
+    assert method(search=False) == method(recipe="mxfp4") == method(quantize=False) == (None, "")
+    assert method(calibrate=None) == (None, ""), "who asks for a method gets no advice"
+    with pytest.raises(ValueError, match="calibration_data needs an error search"):
+        method(recipe="mxfp4", calibration_data=data / "calibration.jsonl")
+
+
+def test_columns_that_matter_lose_less(data: Path, tmp_path: Path) -> None:
+    """The columns of a projection count by the second moment of their input."""
+    opened = open_checkpoint(DEMO_FOLDER, Exaone4ForCausalLM)
+    model = LayerwiseModel(opened.source, opened.config)
+    states = model.embed([Tokenizer.from_pretrained(DEMO_FOLDER).encode(text) for text in TEXTS])
+    importance, outputs = block_importance(model.block(0), states)
+    assert mx.allclose(outputs[0], run_block(model.block(0), states[:1])[0], atol=1e-5).item()
+    options = {"calibrate": "weighted", "calibration_data": data / "calibration.jsonl"}
+    folders = [convert("demo", tmp_path / str(number), **o).path for number, o in enumerate((options, {}))]
+    for projection, weights in importance.items():
+        name = f"model.layers.0.{projection}"
+        read = [open_checkpoint(folder, Exaone4ForCausalLM).source.weight(name, dtype=mx.float32) for folder in folders]
+        change = [mx.sum(mx.square(one - opened.source.weight(name)) * weights).item() for one in read]
+        assert change[0] < change[1], name
 
 
 def test_every_token_of_a_long_text_is_calibrated_on(tmp_path: Path, demo: Any) -> None:
