@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="FILE",
-        help="texts to measure on: .txt or .jsonl (default: the held-out texts of the package)",
+        help="texts to measure on: .txt or .jsonl, or own-chats: prompts that the original answers itself, in memory "
+        "(default: the held-out texts of the package)",
     )
     parser.add_argument(
         "--max-tokens",

@@ -27,10 +27,13 @@ from ..model.network import Exaone4ForCausalLM
 from ..model.pretrained import OpenCheckpoint, Progress, open_checkpoint
 from ..text.tokenizer import Tokenizer
 from .adapted_source import with_adapters
+from .chats import HELD_OUT_PROMPTS, Chat, make_chats
 from .evaluation import Evaluation, TextResult, rows_of
 from .layerwise import LayerwiseModel
 from .texts import HELD_OUT, Passage, encode_reply, read_passages, windows
 
+OWN_CHATS = "own-chats"  # in place of a file of texts
+PART_NAMES: dict[str | Path | None, str] = {None: "held-out texts of exaone4_mlx", OWN_CHATS: "chats of the reference"}
 MAX_TOKENS = 512  # of one window
 BATCH_TOKENS = 1 << 15  # whose hidden states are in memory at a time
 POSITIONS = 64  # whose logits are in memory at a time
@@ -67,7 +70,8 @@ def evaluate(
 
     `model` and `reference` are folders, hub ids or "demo". `adapter_path` and `adapter_scale` are adapters of the
     model, as for `load`; with them the reference may be None for the model without them. `reference_adapters` are
-    those of the reference. `data` is a file of texts (default: the package's held-out texts). A longer text is read in
+    those of the reference. `data` is a file of texts (default: the package's held-out texts), or "own-chats": prompts
+    of the package that the reference answers itself, in memory. A longer text is read in
     windows of `max_tokens`, each without the ones before. The last row counts the last replies of the conversations;
     `replies_only` counts nothing else, and leaves texts without one out. `revision` is the reference's. `kv` (8, 4 or a
     `KVQuantization`) quantizes the candidate's cache. `progress(done, total)` counts blocks of both models.
@@ -81,16 +85,21 @@ def evaluate(
     if reference is None and not adapters:
         raise ValueError("reference is needed: the model to compare with")
     file = HELD_OUT if data is None else Path(data).expanduser()
-    passages = read_passages(file)
+    passages = [] if data == OWN_CHATS else read_passages(file)
     base = find_folder(model if reference is None else reference, revision)
     folders = base if reference is None else find_folder(model), base
-    parts = _encode(passages, folders, max_tokens, replies_only)
-    if not parts:
-        raise ValueError(f"no {'conversation' if replies_only else 'text'} of {file} has two tokens")
     candidate, original = (
         with_adapters(open_checkpoint(folder, Exaone4ForCausalLM), own)
         for folder, own in zip(folders, (adapters, reference_adapters), strict=True)
     )
+    tokenizers = [Tokenizer.from_pretrained(folder) for folder in folders]
+    if data == OWN_CHATS:
+        chats = make_chats(original, tokenizers[1], HELD_OUT_PROMPTS)
+        parts = [part for chat in enumerate(chats) for part in _windows("chat", *chat, max_tokens, replies_only)]
+    else:
+        parts = _encode(passages, tokenizers, folders, max_tokens, replies_only)
+    if not parts:
+        raise ValueError(f"no {'conversation' if replies_only else 'text'} of {file} has two tokens")
     _check_comparable(candidate, original, parts)
     kv = KVQuantization.coerce(kv, candidate.config)
 
@@ -108,7 +117,7 @@ def evaluate(
     return Evaluation(
         model=" + ".join([str(model), *(adapter.name for adapter, _ in adapters)]),
         reference=" + ".join([str(reference or model), *(adapter.name for adapter, _ in reference_adapters)]),
-        data=("held-out texts of exaone4_mlx" if file == HELD_OUT else file.name) + ", replies only" * replies_only,
+        data=PART_NAMES.get(data, file.name) + ", replies only" * replies_only,
         dtype=str(computed).removeprefix("mlx.core."),
         kv=str(kv or ""),
         documents=len(results),
@@ -123,10 +132,13 @@ def evaluate(
 
 
 def _encode(
-    passages: Sequence[Passage], folders: tuple[Path, Path], max_tokens: int, replies_only: bool
+    passages: Sequence[Passage],
+    tokenizers: Sequence[Tokenizer],
+    folders: tuple[Path, Path],
+    max_tokens: int,
+    replies_only: bool,
 ) -> list[_Window]:
     """The windows with tokens that count. Raises ValueError where the two tokenizers differ."""
-    tokenizers = [Tokenizer.from_pretrained(folder) for folder in folders]
     parts: list[_Window] = []
     for number, passage in enumerate(passages):
         if replies_only and not passage.messages:
@@ -134,11 +146,19 @@ def _encode(
         (ids, reply), (reference_ids, _) = (encode_reply(passage, tokenizer) for tokenizer in tokenizers)
         if ids != reference_ids:
             raise ValueError(f"{folders[0]} and {folders[1]} have different tokenizers")
-        for place, window in enumerate(windows(ids, max_tokens)):
-            start = max(1, reply - place * max_tokens) if passage.messages else len(window)
-            first = start if replies_only else 1
-            if len(window) > first:
-                parts.append(_Window(passage.kind, number, window, first, start))
+        chat = ids, reply if passage.messages else len(ids)
+        parts += _windows(passage.kind, number, chat, max_tokens, replies_only)
+    return parts
+
+
+def _windows(kind: str, number: int, chat: Chat, max_tokens: int, replies_only: bool) -> list[_Window]:
+    ids, reply = chat
+    parts = []
+    for place, window in enumerate(windows(ids, max_tokens)):
+        start = max(1, reply - place * max_tokens)
+        first = start if replies_only else 1
+        if len(window) > first:
+            parts.append(_Window(kind, number, window, first, start))
     return parts
 
 

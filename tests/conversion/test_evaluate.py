@@ -16,6 +16,7 @@ from conversions import random_checkpoint
 
 from exaone4_mlx import KVQuantization, convert, evaluate, load
 from exaone4_mlx.cli.main import main
+from exaone4_mlx.conversion import evaluate as evaluating
 from exaone4_mlx.conversion.evaluate import divergence
 
 TEXTS = [
@@ -98,6 +99,20 @@ def test_replies_alone_can_be_counted(tmp_path: Path, quantized: Path, texts: Pa
     assert len(reply) - 3 <= parts.rows[0].tokens < len(reply) and parts.data == "chat.jsonl, replies only"
     with pytest.raises(ValueError, match=r"no conversation of .*texts.jsonl has two tokens"):
         evaluate(quantized, "demo", data=texts, replies_only=True)
+
+
+def test_a_reference_answers_held_out_prompts_itself(
+    quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = {"messages": [{"role": "user", "content": "What is the capital of Peru?"}]}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(prompt))
+    monkeypatch.setattr(evaluating, "HELD_OUT_PROMPTS", tmp_path / "prompts.jsonl")
+    found = evaluate(quantized, "demo", data="own-chats")
+    tokenizer = load("demo")[1]
+    said = len(tokenizer.encode("The capital of Peru is Lima.[|endofturn|]"))
+    assert [(row.kind, row.documents) for row in found.rows] == [("all", 1), ("replies", 1)]
+    assert found.rows[1].tokens == said and found.data == "chats of the reference"
+    assert found.rows[0].tokens == said + len(tokenizer.apply_chat_template(prompt["messages"])) - 1
 
 
 def log_probabilities(logits: mx.array) -> list[list[float]]:
