@@ -217,6 +217,7 @@ def test_the_bytes_of_adapters_are_those_that_they_take(
     def used() -> int:
         gc.collect()
         mx.synchronize()
+        mx.clear_cache()  # a cached buffer may be larger than the array that it is reused for
         return mx.get_active_memory()
 
     before = used()
@@ -225,4 +226,5 @@ def test_the_bytes_of_adapters_are_those_that_they_take(
     model.set_adapters(given)
     model.fused()
     counted = adapted_bytes([(adapter, 1.0) for adapter in given], model.config, dtype.size)
-    assert used() - before <= counted <= 1.4 * (used() - before)
+    taken = used() - before
+    assert 0.95 * taken <= counted <= 1.4 * taken
