@@ -26,13 +26,12 @@ if TYPE_CHECKING:
 RANKED = ("generate", "chat", "serve", "bench", "app")
 A_LAYER = "it has one layer at a time in memory"
 ALONE = {"convert": A_LAYER, "fuse": A_LAYER, "evaluate": A_LAYER, "lora": "gradients are not summed over ranks"}
-REFUSED = {
-    "adapter_path": "fuse the adapter into the weights first",
+REFUSED = dict.fromkeys(("adapter_path", "adapter_model"), "fuse the adapter into the weights first") | {
     "peer": "other engines run in one process",
 }
 NO_FILES = dict.fromkeys(("prompt_cache_file", "prompt_cache_dir"), "each rank has the caches of its layers only")
-#: Values of a command that are no flags.
-NO_FLAGS = {"run", "parser", "ranks", "load_part"}
+#: Values of a command that ranks do not compare: secrets, which rank 0 alone uses, and those that are no flags.
+NOT_COMPARED = {"api_key", "password", "run", "parser", "ranks", "load_part"}
 
 
 def is_launched() -> bool:
@@ -139,5 +138,5 @@ def _command(options: argparse.Namespace) -> dict[str, str]:
     """What all ranks must have in common."""
     from importlib.metadata import version
 
-    flags = {name: str(value) for name, value in vars(options).items() if name not in NO_FLAGS}
+    flags = {name: str(value) for name, value in vars(options).items() if name not in NOT_COMPARED}
     return {"exaone4_mlx": __version__, "mlx": version("mlx"), **flags}

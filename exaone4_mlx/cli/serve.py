@@ -134,10 +134,14 @@ def run(options: argparse.Namespace) -> int:
         adapters=files.named_adapters,
     )
     app = page.beside(make_app(engine, access, thinks=options.thinking, logs_contents=options.log_contents), ready)
-    server = HttpServer(app, engine, options.shutdown_seconds, host=options.host, port=port, log_config=LOGGING)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     at = f"http://{_shown(options.host)}:{port}"
-    note(f"EXAONE is at {at}/v1{f', and the desktop chat at {at}' if options.app else ''} (Ctrl-C ends it)")
+
+    def say_address() -> None:
+        note(f"EXAONE is at {at}/v1{f', and the desktop chat at {at}' if options.app else ''} (Ctrl-C ends it)")
+
+    serving = {"host": options.host, "port": port, "log_config": LOGGING}
+    server = HttpServer(app, engine, options.shutdown_seconds, say_address, **serving)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if not address.is_local:
         log("this server is reachable from other computers; keys travel in the clear without HTTPS in front of it")
     try:

@@ -73,6 +73,8 @@ def generate(
     stops = stop_ids(model, chosen)
     pad_id = chosen.pad_token_id if chosen.pad_token_id is not None else model.config.pad_token_id
     pads = read_padding(ids, attention_mask, None if pad_id in stops else pad_id)
+    if model.ranks is not None and any(pads):
+        raise ValueError("several ranks do not take padding: give the rows one after the other, or of equal lengths")
     sampling = read_sampling(chosen, options)
     count = new_tokens(model, chosen, options, ids.shape[1], ids.shape[1] - min(pads))
     copies = 1 if chosen.num_return_sequences is None else chosen.num_return_sequences

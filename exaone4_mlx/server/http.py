@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -71,7 +72,8 @@ class HttpServer(uvicorn.Server):
     A second Ctrl-C ends them at once.
     """
 
-    def __init__(self, app: Any, engine: ModelServer, seconds: int, **settings: Any) -> None:
+    def __init__(self, app: Any, engine: ModelServer, seconds: int, ready: Callable[[], None], **settings: Any) -> None:
+        """`ready` is called when connections are accepted."""
         self._page = app.page if isinstance(app, Beside) else None
         config = uvicorn.Config(
             app,
@@ -84,7 +86,12 @@ class HttpServer(uvicorn.Server):
             **settings,
         )
         super().__init__(config)
-        self._engine, self._seconds = engine, seconds
+        self._engine, self._seconds, self._ready = engine, seconds, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         ending = asyncio.ensure_future(self._end())

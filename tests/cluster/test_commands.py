@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ranks import Launched
 
+from exaone4_mlx.cli import ranks
 from exaone4_mlx.cli.main import main
+from exaone4_mlx.cluster import ranks as joined
 
 HEAVY = pytest.mark.heavy
 
@@ -40,8 +43,23 @@ def test_other_commands_are_refused_by_name(command: str, as_rank_0: None, capsy
 
 
 def test_adapters_are_refused(as_rank_0: None, tmp_path: Path, capsys: Any) -> None:
-    assert main(["generate", "--model", "demo", "--prompt", "x", "--adapter-path", str(tmp_path / "x")]) == 1
-    assert "error: --adapter-path is not available with several ranks: fuse the adapter" in capsys.readouterr().err
+    for command, flag, value in (("generate", "--adapter-path", "x"), ("serve", "--adapter-model", "name=x")):
+        assert main([command, "--model", "demo", flag, value]) == 1
+        assert f"error: {flag} is not available with several ranks: fuse the adapter" in capsys.readouterr().err
+
+
+def test_secrets_are_not_sent_to_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+    monkeypatch.setattr(ranks, "_is_one_of_several", lambda: True)
+    monkeypatch.setenv("MLX_RANK", "0")
+    monkeypatch.setattr(
+        joined,
+        "join_ranks",
+        lambda *_: SimpleNamespace(rank=0, agree=lambda *what: sent.append(what), leave=sent.append),
+    )
+    flags = ["--api-key", "hunter2", "--password", "hunter3", "--app", "--model-name", "shown"]
+    main(["serve", "--model", "absent", *flags])
+    assert "shown" in str(sent) and "hunter" not in str(sent)
 
 
 @HEAVY

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -328,6 +329,10 @@ def test_wrong_calls_are_refused_by_name() -> None:
     for options, message in REFUSED:
         with pytest.raises(ValueError, match=message):
             model.generate(**({"input_ids": IDS} | options))
+    model.ranks = SimpleNamespace(rank=0)
+    with pytest.raises(ValueError, match="several ranks do not take padding: give the rows one after the other"):
+        model.generate(IDS, attention_mask=[[0] + [1] * 19])
+    model.ranks = None
     with pytest.raises(TypeError, match=r"generate\(\) has no option 'max_tokens'; the options are .*max_new_tokens"):
         model.generate(IDS, max_tokens=5)
     for name, (neutral, _) in NOT_OFFERED.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,11 +48,11 @@ def serving(keys: tuple[str, ...] = (), origins: tuple[str, ...] = (), **options
     app = make_app(engine, access)
     if page is not None:
         app = Beside(app, page(model, tokenizer, port))
-    server = HttpServer(app, engine, seconds, log_level="error")
+    is_ready = threading.Event()
+    server = HttpServer(app, engine, seconds, is_ready.set, log_level="error")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    assert is_ready.wait(30)
     try:
         yield Served(f"http://127.0.0.1:{port}", engine, server)
     finally:
