@@ -20,9 +20,10 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from ..checkpoint.share import EMBEDDING, HEAD
 from ..files.folders import atomic_file
 from ..model.network import Exaone4ForCausalLM
-from ..model.pretrained import EMBEDDING, HEAD, OpenCheckpoint, load_network, open_checkpoint
+from ..model.pretrained import OpenCheckpoint, load_network, open_checkpoint
 from ..text.tokenizer import Tokenizer
 from .chats import make_chats
 from .distill import distill

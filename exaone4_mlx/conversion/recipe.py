@@ -16,7 +16,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from ..checkpoint.quantize import DEFAULTS, Quantization
-from ..model.pretrained import EMBEDDING, HEAD
+from ..checkpoint.share import EMBEDDING, HEAD
 
 #: mlx-lm's: (low bits, high bits)
 MIXED = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed_4_6": (4, 6)}

@@ -18,9 +18,10 @@ import mlx.core as mx
 
 from .. import __version__
 from ..checkpoint.quantize import Quantization
+from ..checkpoint.share import EMBEDDING
 from ..files.safetensors import read_dtype
 from ..files.svg import INSTALL_MATPLOTLIB, has_matplotlib
-from ..model.pretrained import EMBEDDING, OpenCheckpoint
+from ..model.pretrained import OpenCheckpoint
 from ..text.tokenizer import Tokenizer
 from .calibrate import MAX_TOKENS
 from .chats import chats_digest

@@ -21,8 +21,8 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.quantize import Quantization
+from ..checkpoint.share import EMBEDDING
 from ..cluster.ranks import Ranks
-from ..model.pretrained import EMBEDDING
 from .machine import describe_machine, memory_bandwidth
 from .parts import ranked
 from .sizes import Sizes

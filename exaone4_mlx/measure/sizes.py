@@ -23,6 +23,7 @@ import mlx.core as mx
 from ..checkpoint.formats import Source
 from ..checkpoint.layouts import StoredTensor
 from ..checkpoint.quantize import Quantization, read_quantization, stored_settings
+from ..checkpoint.share import EMBEDDING, HEAD
 from ..files.folders import BUILT_IN, find_folder, read_json
 from ..files.safetensors import INDEX_NAME, Checkpoint, CheckpointError, read_dtype
 from ..generation.draft import DRAFT_STEP_SIZE, DRAFT_WINDOW
@@ -30,7 +31,7 @@ from ..generation.options import PREFILL_STEP_SIZE
 from ..model.cache import RotatingKVCache
 from ..model.config import Exaone4Config
 from ..model.kv import KVQuantization, grown_capacity
-from ..model.pretrained import EMBEDDING, HEAD, check_layers
+from ..model.pretrained import check_layers
 
 #: Files that hold weights or list them.
 WEIGHT_FILES = ("*.safetensors", INDEX_NAME, "*.bin", "*.pt", "*.pth", "*.gguf")

@@ -25,15 +25,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoint.formats import Source
 from ..checkpoint.quantize import Quantization, quantization_keys
-from ..checkpoint.share import (
-    EMBEDDING as EMBEDDING,
-    HEAD as HEAD,
-    LAYER,
-    Share,
-    Stage,
-    fingerprint,
-    part_of,
-)
+from ..checkpoint.share import EMBEDDING, HEAD, LAYER, Share, Stage, fingerprint, part_of
 from ..cluster.ranks import Ranks
 from ..files.folders import atomic_file, find_folder, read_json
 from ..files.safetensors import Checkpoint, CheckpointError, check_finite, read_dtype
