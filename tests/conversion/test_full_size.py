@@ -114,7 +114,7 @@ from mlx.utils import tree_flatten
 from exaone4_mlx import Exaone4ForCausalLM
 from exaone4_mlx.model.pretrained import load_network
 read = lambda: int(pathlib.Path("/proc/self/io").read_text().split()[1])
-ranks = types.SimpleNamespace(rank={rank}, size={size}, agree=lambda *a: None, total=lambda x: x)
+ranks = types.SimpleNamespace(rank={rank}, size={size}, pipeline=False, agree=lambda *a: None, total=lambda x: x)
 before = read()
 model = load_network(Exaone4ForCausalLM, pathlib.Path({folder!r}), ranks=ranks)
 weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
