@@ -111,7 +111,7 @@ def stopped(model: Any, tokenizer: Any) -> Any:
         if done > 0:
             raise Stop
 
-    import exaone4_mlx.generation.prompt_cache as module
+    import exaone4_mlx.generation.prefill as module
 
     module.CHECK_SECONDS = 0.0
     try:

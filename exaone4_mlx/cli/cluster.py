@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cluster import TIMEOUT
+from ..files.text import parse_json
 from ..text.format import size_text
 from .output import show, show_json
 from .ranks import is_launched
@@ -72,6 +73,10 @@ def _launch(options: argparse.Namespace) -> int:
         raise ValueError("--hostfile FILE is needed: mlx.distributed_config writes one")
     if not options.hostfile.is_file():
         raise FileNotFoundError(f"--hostfile: there is no file {options.hostfile}")
+    hosts = parse_json(options.hostfile.read_bytes(), str(options.hostfile))
+    hosts = hosts.get("hosts") if isinstance(hosts, dict) else hosts
+    if not isinstance(hosts, list) or len(hosts) < 2:
+        raise ValueError(f"{options.hostfile} must name two hosts or more: mlx.distributed_config writes such a file")
     beside = Path(sys.executable).parent / "mlx.launch"
     program = str(beside) if beside.is_file() else shutil.which("mlx.launch")
     if program is None:

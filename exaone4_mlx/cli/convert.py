@@ -69,9 +69,12 @@ def add_request_flags(parser: argparse.ArgumentParser, without: str = "") -> Non
 def run(options: argparse.Namespace) -> int:
     from ..conversion.prepare import prepare
 
-    return carry_out(
-        prepare(options.hf_path, options.mlx_path, request_of(options), options.revision, options.dry_run), options
-    )
+    request = request_of(options)
+    with stages() as progress:
+        conversion = prepare(
+            options.hf_path, options.mlx_path, request, options.revision, options.dry_run, progress=progress
+        )
+    return carry_out(conversion, options)
 
 
 def request_of(options: argparse.Namespace) -> ConversionRequest:
@@ -95,7 +98,7 @@ def carry_out(conversion: Conversion, options: argparse.Namespace) -> int:
         _show_plan(conversion, options.json)
         return 0
     try:
-        with _stages() as progress:
+        with stages() as progress:
             summary = run_conversion(conversion, progress, notice=note)
     except KeyboardInterrupt:
         log(f"stopped; the same command resumes from {conversion.target}.partial")
@@ -169,7 +172,7 @@ def _show_summary(summary: ConversionSummary, as_json: bool) -> None:
 
 
 @contextmanager
-def _stages() -> Iterator[Callable[[int, int, str], None]]:
+def stages() -> Iterator[Callable[[int, int, str], None]]:
     """A function (done, total, stage) that draws one bar after the other, each with rate and time left."""
     with ExitStack() as stack:
         current: list[Any] = [None, stack.enter_context(progress_bar("preparing", " steps"))]

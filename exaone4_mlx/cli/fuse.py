@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .adapter_flags import adapter_options, add_adapter_flags
-from .convert import add_request_flags, carry_out, request_of
+from .convert import add_request_flags, carry_out, request_of, stages
 from .output import show
 
 DESCRIPTION = (
@@ -42,5 +42,8 @@ def run(options: argparse.Namespace) -> int:
         show(str(export_adapter(options.model, path, options.mlx_path, options.export, options.revision)))
         return 0
     adapters, request = read_adapters(**adapter_options(options)), request_of(options)
-    conversion = prepare(options.model, options.mlx_path, request, options.revision, options.dry_run, adapters)
+    with stages() as progress:
+        conversion = prepare(
+            options.model, options.mlx_path, request, options.revision, options.dry_run, adapters, progress
+        )
     return carry_out(conversion, options)

@@ -156,7 +156,9 @@ def _quantization(conversion: Mapping[str, Any], tensors: Sequence[Mapping[str, 
         ("recipe", _text(conversion.get("recipe"))),
         (
             "calibration",
-            _text(conversion.get("calibrate")) + ", also on the model's own chats" * bool(conversion.get("chats")),
+            _text(conversion.get("calibrate"))
+            + ", also on the model's own chats" * bool(conversion.get("chats"))
+            + ", on other texts than the package's" * bool(conversion.get("given_texts")),
         ),
         ("bits per weight", _number(conversion.get("bits_per_weight"), ".3f")),
         ("parameters", _number(conversion.get("parameters"), ",")),

@@ -31,6 +31,7 @@ MAX_TOKENS = 192  # of one reply
 TEMPERATURE, SEED = 1.0, 0
 CPU_PARAMETERS = 1 << 26  # of a model that answers the prompts in minutes without a GPU
 CHATS_TOKENS = 1 << 15  # of all chats, at most about
+LEAST_CONTEXT = 2048  # tokens: room for the prompts and their replies
 CACHE_BYTES = 1 << 28  # for caches and activations
 
 #: The token ids of a chat, and how many are before its last reply.
@@ -44,9 +45,14 @@ def chats_digest(file: Path = PROMPTS) -> str:
 
 
 def can_answer(opened: OpenCheckpoint) -> bool:
-    """Whether the whole model fits into memory here, and answers quickly: on a GPU, or a small one."""
+    """Whether the whole model fits into memory here, and answers quickly: on a GPU, or a small one.
+
+    The prompts must have room in its context.
+    """
     parameters = sum(map(math.prod, opened.shapes.values()))
     if mx.default_device() != mx.Device(mx.gpu) and parameters > CPU_PARAMETERS:
+        return False
+    if opened.config.max_position_embeddings < LEAST_CONTEXT:
         return False
     return answering_bytes(opened) <= memory_of_this_machine()
 

@@ -109,7 +109,8 @@ def convert(
     Ctrl-C, or an error once the weights are complete, the same call resumes from `MLX_PATH.partial`.
     """
     refuse_unknown(options, [field.name for field in fields(ConversionRequest)])
-    return run_conversion(prepare(hf_path, mlx_path, ConversionRequest(**options), revision), progress, notice)
+    conversion = prepare(hf_path, mlx_path, ConversionRequest(**options), revision, progress=progress)
+    return run_conversion(conversion, progress, notice)
 
 
 def run_conversion(

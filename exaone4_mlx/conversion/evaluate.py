@@ -94,6 +94,7 @@ def evaluate(
     )
     tokenizers = [Tokenizer.from_pretrained(folder) for folder in folders]
     if data == OWN_CHATS:
+        _check_same_ids(*(tokenizer.encode(HELD_OUT_PROMPTS.read_text("utf-8")) for tokenizer in tokenizers), folders)
         chats = make_chats(original, tokenizers[1], HELD_OUT_PROMPTS)
         parts = [part for chat in enumerate(chats) for part in _windows("chat", *chat, max_tokens, replies_only)]
     else:
@@ -144,8 +145,7 @@ def _encode(
         if replies_only and not passage.messages:
             continue
         (ids, reply), (reference_ids, _) = (encode_reply(passage, tokenizer) for tokenizer in tokenizers)
-        if ids != reference_ids:
-            raise ValueError(f"{folders[0]} and {folders[1]} have different tokenizers")
+        _check_same_ids(ids, reference_ids, folders)
         chat = ids, reply if passage.messages else len(ids)
         parts += _windows(passage.kind, number, chat, max_tokens, replies_only)
     return parts
@@ -160,6 +160,11 @@ def _windows(kind: str, number: int, chat: Chat, max_tokens: int, replies_only: 
         if len(window) > first:
             parts.append(_Window(kind, number, window, first, start))
     return parts
+
+
+def _check_same_ids(ids: list[int], reference_ids: list[int], folders: tuple[Path, Path]) -> None:
+    if ids != reference_ids:
+        raise ValueError(f"{folders[0]} and {folders[1]} have different tokenizers")
 
 
 def _check_comparable(candidate: OpenCheckpoint, original: OpenCheckpoint, parts: Sequence[_Window]) -> None:

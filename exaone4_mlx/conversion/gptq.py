@@ -37,6 +37,7 @@ from .search import check_affine, pack_codes, quantize_mse
 DAMPING = 0.01  # of the Hessian's mean diagonal
 HEAD_DAMPING = 1.0  # for a head that is tied to the embedding, where the plain error of a row matters too
 SWEEPS = 3
+MAX_DAMPING = 1e6  # before a Hessian is refused
 
 
 def gptq(
@@ -55,7 +56,7 @@ def gptq(
     to its diagonal, and multiplied by ten until the sum is positive definite.
 
     Raises ValueError where a row is not a whole number of groups, for bits that MLX does not pack, and for a Hessian
-    of another shape or with entries that are not finite.
+    of another shape, with entries that are not finite, or that no damping makes positive definite.
     """
     check_affine(weight, bits, group_size)
     if hessian.shape != (weight.shape[1], weight.shape[1]):
@@ -275,7 +276,8 @@ def _cholesky(hessian: mx.array, damping: float) -> tuple[mx.array, mx.array]:
         difference = mx.max(mx.abs(lower @ (lower.T @ ones) - damped @ ones))
         if (difference <= 1e-3 * mx.max(mx.abs(damped @ ones))).item() and mx.all(mx.diag(lower) > 0).item():
             return damped, lower
-        damping = max(10 * damping, 1e-6)
+        if not (damping := max(10 * damping, 1e-6)) < MAX_DAMPING:
+            raise ValueError("the Hessian is no sum of x x^T, or its entries are too large for float32")
 
 
 def _evaluated(x: mx.array) -> mx.array:

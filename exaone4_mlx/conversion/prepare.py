@@ -22,9 +22,10 @@ from ..files.folders import find_folder
 from ..files.safetensors import read_dtype
 from ..model.adapter import Adapter, WeightedAdapter
 from ..model.network import Exaone4ForCausalLM
-from ..model.pretrained import OpenCheckpoint, open_checkpoint
+from ..model.pretrained import OpenCheckpoint, Progress, open_checkpoint
 from ..text.tokenizer import Tokenizer
 from .adapted_source import adapters_digest, with_adapters
+from .calibrate import StageProgress
 from .chats import CHATS_TOKENS, answering_bytes, can_answer
 from .distill import POSITIONS
 from .licence import is_exaone, public_origin, source_card
@@ -111,6 +112,7 @@ class Conversion:
             "search": uses_search(self.request, self.plan),
             "calibrate": self.request.calibrate,
             "chats": self.has_chats,
+            "given_texts": self.request.calibration_data is not None,
             "bits_per_weight": self.plan.bits_per_weight,
             "bytes": self.plan.nbytes,
             "source_bytes": self.plan.source_bytes,
@@ -129,10 +131,12 @@ def prepare(
     revision: str | None = None,
     dry_run: bool = False,
     adapters: Sequence[WeightedAdapter] = (),
+    progress: StageProgress | None = None,
 ) -> Conversion:
     """Checks and plans a conversion of a checkpoint, with `adapters` added to its weights.
 
-    With `dry_run` the target may exist, since nothing will be written.
+    With `dry_run` the target may exist, since nothing will be written. `progress(done, total, stage)` counts the layers
+    whose errors are measured.
     """
     target = Path(os.path.abspath(Path(mlx_path).expanduser()))
     source = find_folder(hf_path, revision)
@@ -144,7 +148,10 @@ def prepare(
     is_auto, request = request.calibrate == "auto", resolved(request, settings, keep_packed)
     sequences = read_texts(request, tokenizer, opened.config.max_position_embeddings)
     if recipe == QUALITY and sequences:
-        errors = block_errors(opened, sequences, Quantization(4, request.q_group_size or 64))
+        if not dry_run and not request.upload_repo:
+            check_target(target, source, request.overwrite)  # before the weights are read
+        counter: Progress | None = (lambda *count: progress(*count, "measuring errors")) if progress else None
+        errors = block_errors(opened, sequences, Quantization(4, request.q_group_size or 64), counter)
         settings, keep_packed, recipe = choose_quantization(opened, request, errors)
     own_texts = request.calibrate in ("gptq", "distill") and request.calibration_data is None
     has_chats = own_texts and can_answer(opened)

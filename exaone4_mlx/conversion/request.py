@@ -125,9 +125,9 @@ class ConversionRequest:
                 "fits scales and biases"
             )
         if self.calibrate == "weighted" and not self.search:
-            raise ValueError("weighted is a search: leave out search=False (--no-search)")
+            raise ValueError("calibrate weighted is an error search, and there is to be none: leave one of them out")
         if self.calibration_data is not None and self.calibrate is None:
-            raise ValueError("calibration_data needs calibrate")
+            raise ValueError("calibration_data is not read without calibration: leave one of them out")
         if self.evaluation_data is not None and not self.evaluate:
             raise ValueError("evaluation_data needs evaluate")
 

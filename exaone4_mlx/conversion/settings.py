@@ -143,9 +143,10 @@ def note_on_calibration(request: ConversionRequest, plan: ConversionPlan) -> tup
             "error search without texts, because MLX has no GPU here; --calibrate weighted loses less, and takes as "
             f"long as a prompt of {WEIGHTED_PASSAGES} passages, about {WEIGHTED_PASSAGES * PASSAGE_TOKENS:,} tokens",
         )
+    tokens = f", about {3 * PASSAGES * PASSAGE_TOKENS:,} tokens" if request.calibration_data is None else ""
     return (
         "error search weighted by texts; --calibrate gptq loses less, and takes at least as long as a prompt of all "
-        f"passages three times, about {3 * PASSAGES * PASSAGE_TOKENS:,} tokens; --no-calibrate is the fastest",
+        f"passages three times{tokens}; --no-calibrate is the fastest",
     )
 
 

@@ -67,7 +67,7 @@ class PrefixFolder:
                     raise CheckpointError(f"{path} is of another version")
                 about = json.loads(metadata["entry"])
                 yield path.stem, {"parent": str(about["parent"])} | _whole_numbers(about), size
-            except (OSError, CheckpointError, KeyError, TypeError, ValueError):
+            except (OSError, CheckpointError, KeyError, TypeError, ValueError, RecursionError):
                 self.remove(path.stem)
 
     def use(self, model: FusedModel) -> None:
@@ -92,11 +92,12 @@ class PrefixFolder:
         return True
 
     def read(
-        self, key: str, stop: int, tokens: int, layers: Sequence[Cache], config: Exaone4Config
+        self, key: str, stop: int, tokens: int, local_rows: int, layers: Sequence[Cache], config: Exaone4Config
     ) -> tuple[Snapshot, ...]:
-        """The rows of each layer: those of `tokens` tokens before position `stop`.
+        """The rows of each layer: of `tokens` tokens before position `stop`, in local layers `local_rows` or more.
 
-        Raises OSError and CheckpointError for a file that is gone or damaged.
+        Raises OSError and CheckpointError for a file that is gone or damaged, or that another process has replaced by
+        one with fewer rows.
         """
         arrays, _ = read_arrays(self.path(key), FILE_FORMAT)
         found = []
@@ -105,7 +106,7 @@ class PrefixFolder:
             found.append(Snapshot(stop, tuple(arrays[name] for name in names if name in arrays)))
             check_rows(found[-1], layer, config)
             rows = found[-1].rows
-            if rows > tokens or (isinstance(layer, KVCache) and rows != tokens):
+            if not (tokens if isinstance(layer, KVCache) else local_rows) <= rows <= tokens:
                 raise CheckpointError(f"{rows} rows of {tokens} tokens")
         return tuple(found)
 

@@ -236,7 +236,8 @@ class PrefixStore:
             if entry.layers is None:
                 assert self._folder is not None
                 try:
-                    entry.layers = self._folder.read(entry.key, entry.stop, len(entry.ids), layers, config)
+                    rows = len(entry.ids), entry.local_rows
+                    entry.layers = self._folder.read(entry.key, entry.stop, *rows, layers, config)
                 except (OSError, CheckpointError):
                     self._remove_file(entry)
                     self._forget(entry)

@@ -99,10 +99,10 @@ class RankedFolder(PrefixFolder):
         return is_written
 
     def read(
-        self, key: str, stop: int, tokens: int, layers: Sequence[Cache], config: Exaone4Config
+        self, key: str, stop: int, tokens: int, local_rows: int, layers: Sequence[Cache], config: Exaone4Config
     ) -> tuple[Snapshot, ...]:
         assert self._led is not None
-        found = tuple(_numbered(self._led, one) for one in super().read(key, stop, tokens, layers, config))
+        found = tuple(_numbered(self._led, one) for one in super().read(key, stop, tokens, local_rows, layers, config))
         wanted, first = [(number_of(one), one.rows) for one in found], number_of_caches(layers)
         for error, _ in _answers(self._led, "read prefix", first, self._name, key, stop, tokens, wanted):
             raise CheckpointError(error)
@@ -196,7 +196,7 @@ class OwnFiles:
     ) -> None:
         own = self._folder(folder)
         own.flush()  # rank 0 may be faster
-        found = own.read(key, stop, tokens, layers, self._config)
+        found = own.read(key, stop, tokens, 0, layers, self._config)
         if [one.rows for one in found] != [rows for _, rows in wanted]:
             raise CheckpointError(f"{key} has other rows than in rank 0")
         self._snapshots |= {number: one for (number, _), one in zip(wanted, found, strict=True) if number}

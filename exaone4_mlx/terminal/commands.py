@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +66,10 @@ def run_command(session: TerminalSession, name: str, rest: str) -> None:
     command = COMMANDS.get(name)
     if command is None:
         first = name.splitlines()[0]
-        raise ValueError(
-            f"there is no command {first}: /help lists the commands; to send this as a text, type /{first}"
-        )
+        raise ValueError(f"there is no command {first}: /help lists all; to send this as a text, type /{first}")
     if rest and not command.usage:
         raise ValueError(f"{name} takes no argument, but got {rest!r}")
-    command.run(session, rest)
+    command.run(session, QUOTED.sub(r"\2", rest) if name in WITH_PATH else rest)
 
 
 def completions(session: TerminalSession, text: str) -> Iterable[tuple[str, int]]:
@@ -82,7 +81,7 @@ def completions(session: TerminalSession, text: str) -> Iterable[tuple[str, int]
         for known in COMMANDS:
             if known.startswith(name):
                 yield known, len(name)
-    elif name in ("/save", "/load", "/adapter"):
+    elif name in WITH_PATH:
         for path in sorted(glob.glob(os.path.expanduser(glob.escape(rest)) + "*")):
             yield path + "/" * os.path.isdir(path), len(rest)
     elif name in COMMANDS:
@@ -277,6 +276,7 @@ def _whole(text: str, name: str, least: int) -> int:
 
 
 ON_OFF = ("on", "off")
+WITH_PATH, QUOTED = ("/save", "/load", "/adapter"), re.compile(r"^(['\"])(.+)\1")  # as a shell would need it
 COMMANDS = {
     "/think": Command("[on|off]", "let the model think before it answers", _think, ON_OFF),
     "/budget": Command("[N|off]", "maximum number of tokens of a thought", _budget, ("off",)),

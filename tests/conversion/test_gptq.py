@@ -126,6 +126,12 @@ def test_an_indefinite_hessian_is_damped() -> None:
     assert output_error(weight, hessian, parts) < output_error(weight, hessian, quantize_mse(weight, 4, 64))
 
 
+@pytest.mark.parametrize("hessian", [-2 * mx.eye(64), mx.full((64, 64), 1e37)])
+def test_a_hessian_that_no_damping_mends_is_refused(hessian: mx.array) -> None:
+    with pytest.raises(ValueError, match="the Hessian"):
+        gptq(mx.ones((4, 64)), hessian, 4, 64)
+
+
 def test_scales_have_the_requested_dtype() -> None:
     weight, hessian = normal(8, 128), correlated(128)
     assert [part.dtype for part in gptq(weight, hessian, 4, 64, dtype=mx.bfloat16)[1:]] == [mx.bfloat16] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from conversions import random_checkpoint
 
@@ -30,6 +31,16 @@ def test_each_projection_has_the_error_of_its_rounding(tmp_path: Path, monkeypat
     seen: list[int] = []
     block_errors(opened, texts, Quantization(4, 32))
     assert seen == [2], "240 tokens are read in part"
+
+
+def test_outputs_that_are_zero_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_checkpoint(random_checkpoint(tmp_path / "source", 1), Exaone4ForCausalLM)
+    one, size = mx.random.normal((1, 4, opened.config.hidden_size)), Quantization(4, 32)
+    found = []
+    for states in (one, mx.concatenate([mx.zeros_like(one), one], axis=1)):
+        monkeypatch.setattr(sensitivity.LayerwiseModel, "embed", lambda *_, states=states: [states])
+        found.append(block_errors(opened, [[1]], size))
+    assert all(0 < error < 1 for errors in found for error in errors.values()), found
 
 
 @pytest.mark.heavy

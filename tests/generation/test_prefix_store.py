@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import stat
+import struct
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from exaone4_mlx.generation import prefix_folder, prefix_store
 from exaone4_mlx.generation.checkpoints import CheckpointPool
 from exaone4_mlx.generation.prefill import Batch
 from exaone4_mlx.generation.prefix_entry import PrefixEntry, usable_length
+from exaone4_mlx.generation.prefix_folder import FILE_FORMAT
 from exaone4_mlx.model.cache import Snapshot
 from exaone4_mlx.model.kv import BUCKET
 
@@ -365,6 +368,25 @@ def test_a_wrong_entry_with_a_correct_digest_is_not_used(
         prompt = stored(model, tokenizer, tmp_path)
     logits, cached = fresh(model, tokenizer, PrefixStore(folder=tmp_path)).prefill(prompt)
     assert cached == 0 and distance(logits, cold(model, prompt)) < 1e-4
+
+
+def test_a_file_that_another_process_replaced_by_one_with_fewer_rows_is_not_used(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model, prompt = small_model(max_position_embeddings=4096, sliding_window=7), ids(1600)
+    one, other = PrefixStore(folder=tmp_path), PrefixStore(folder=tmp_path)
+    for store, length in ((one, 514), (other, 1600)):  # the longer one is read in one chunk
+        fresh(model, tokenizer, store).prefill(prompt[:length])
+        store.flush()
+    one.clear()
+    again = [*prompt[:503], *ids(5, 1)]
+    assert distance(fresh(model, tokenizer, one).prefill(again)[0], cold(model, again)) < 1e-4
+
+
+def test_a_file_whose_entry_nests_too_deep_is_removed(tmp_path: Path) -> None:
+    text = json.dumps({"__metadata__": {"format": FILE_FORMAT, "entry": "[" * 200_000}}).encode()
+    (tmp_path / f"{'a' * 40}.prefix").write_bytes(struct.pack("<Q", len(text)) + text)
+    assert not PrefixStore(folder=tmp_path).nbytes and not list(tmp_path.iterdir())
 
 
 def test_files_of_others_stay(tokenizer: Tokenizer, tmp_path: Path) -> None:

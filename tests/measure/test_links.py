@@ -61,6 +61,10 @@ def test_a_host_file_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["cluster", "check", "--hostfile", str(tmp_path / "none")]) == 1
     error = capsys.readouterr().err
     assert "--hostfile FILE is needed" in error and "there is no file" in error
+    for text, message in (("[]", "must name two hosts or more"), ('{"a": 1}', "must name two"), ("{", "is not JSON")):
+        (tmp_path / "hosts").write_text(text)
+        assert main(["cluster", "check", "--hostfile", str(tmp_path / "hosts")]) == 1
+        assert message in capsys.readouterr().err
 
 
 #: Seconds of a short sum and bytes per second, as docs/several-macs.md assumes them, with its sources.

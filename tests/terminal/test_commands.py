@@ -142,7 +142,7 @@ def test_adapters_are_swapped_between_replies(chat: Chat, tmp_path: Path) -> Non
     question = "Who are you?"
     try:
         code, _, notes = talk(
-            chat, "/set max_tokens 8", "/adapter", question, f"/adapter {tmp_path / 'mine'}", "/retry", "/adapter nowhere",
+            chat, "/set max_tokens 8", "/adapter", question, f"/adapter '{tmp_path / 'mine'}'", "/retry", "/adapter nowhere",
             "/adapter off", "/retry",
         )  # fmt: skip
         plain, adapted, again = answers(notes)

@@ -12,7 +12,7 @@ def test_texts_are_sent_and_commands_are_not() -> None:
     code, _, notes = talk(chat, "Hello", "", "   ", "/foo bar", "//foo", "/retry now")
     assert chat.sent == [("send", "Hello"), ("send", "/foo")]
     assert code == 0
-    assert any(line.startswith("error: there is no command /foo: /help lists the commands") for line in notes.lines)
+    assert any(line.startswith("error: there is no command /foo: /help lists all") for line in notes.lines)
     assert any("/retry takes no argument" in line for line in notes.lines)
 
 
