@@ -94,7 +94,8 @@ def evaluate(
     )
     tokenizers = [Tokenizer.from_pretrained(folder) for folder in folders]
     if data == OWN_CHATS:
-        _check_same_ids(*(tokenizer.encode(HELD_OUT_PROMPTS.read_text("utf-8")) for tokenizer in tokenizers), folders)
+        prompts = HELD_OUT_PROMPTS.read_text("utf-8")
+        _check_same_ids([tokenizer.encode(prompts) for tokenizer in tokenizers], folders)
         chats = make_chats(original, tokenizers[1], HELD_OUT_PROMPTS)
         parts = [part for chat in enumerate(chats) for part in _windows("chat", *chat, max_tokens, replies_only)]
     else:
@@ -145,7 +146,7 @@ def _encode(
         if replies_only and not passage.messages:
             continue
         (ids, reply), (reference_ids, _) = (encode_reply(passage, tokenizer) for tokenizer in tokenizers)
-        _check_same_ids(ids, reference_ids, folders)
+        _check_same_ids((ids, reference_ids), folders)
         chat = ids, reply if passage.messages else len(ids)
         parts += _windows(passage.kind, number, chat, max_tokens, replies_only)
     return parts
@@ -162,8 +163,8 @@ def _windows(kind: str, number: int, chat: Chat, max_tokens: int, replies_only: 
     return parts
 
 
-def _check_same_ids(ids: list[int], reference_ids: list[int], folders: tuple[Path, Path]) -> None:
-    if ids != reference_ids:
+def _check_same_ids(ids: Sequence[list[int]], folders: tuple[Path, Path]) -> None:
+    if ids[0] != ids[1]:
         raise ValueError(f"{folders[0]} and {folders[1]} have different tokenizers")
 
 

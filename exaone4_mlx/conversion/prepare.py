@@ -150,7 +150,7 @@ def prepare(
     if recipe == QUALITY and sequences:
         if not dry_run and not request.upload_repo:
             check_target(target, source, request.overwrite)  # before the weights are read
-        counter: Progress | None = (lambda *count: progress(*count, "measuring errors")) if progress else None
+        counter: Progress | None = (lambda done, of: progress(done, of, "measuring errors")) if progress else None
         errors = block_errors(opened, sequences, Quantization(4, request.q_group_size or 64), counter)
         settings, keep_packed, recipe = choose_quantization(opened, request, errors)
     own_texts = request.calibrate in ("gptq", "distill") and request.calibration_data is None

@@ -171,8 +171,9 @@ def test_models_and_texts_that_cannot_be_compared_are_refused(
     tokenizer = json.loads((hf_folder / "tokenizer.json").read_text())
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:100]
     (hf_folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ValueError, match="have different tokenizers"):
-        evaluate(quantized, hf_folder, data=texts)
+    for data in (texts, "own-chats"):
+        with pytest.raises(ValueError, match="have different tokenizers"):
+            evaluate(quantized, hf_folder, data=data)
 
 
 def test_texts_longer_than_the_context_are_refused(
