@@ -63,6 +63,7 @@ def fit_html(fit: Fit) -> str:
             "context": f"{fit.max_kv_size:,} tokens",
             **({"conversations": f"{fit.batch_size:,}"} if fit.batch_size > 1 else {}),
             "weights": size_text(fit.weights_bytes),
+            **({"adapters": size_text(fit.adapter_bytes)} if fit.adapter_bytes else {}),
             "global cache": size_text(fit.global_cache_bytes),
             "local windows": size_text(fit.local_window_bytes),
             "rewind reserve and slack": size_text(fit.local_reserve_bytes),

@@ -198,7 +198,7 @@ def test_compiled_functions_of_every_thread_are_freed_with_the_model(threads: in
     def use() -> None:
         model = tiny_model(hidden_size=256, intermediate_size=512)
         exact = model(IDS)
-        mx.eval(model.fused()._parameters, exact)
+        mx.eval(model.fused().parameters, exact)
         for _ in range(threads):
             assert distance(step(model, model.fused()), exact) < 1e-3
             assert in_a_thread(lambda: distance(step(model, model.fused()), exact)) < 1e-3
