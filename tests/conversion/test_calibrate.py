@@ -110,6 +110,7 @@ def tune_all(model: Exaone4ForCausalLM, *_: Any, **__: Any) -> dict[str, mx.arra
     return {name: (1.1 * array).astype(array.dtype) for name, array in tuned.items()}
 
 
+@pytest.mark.heavy
 def test_tuned_norms_are_verified_as_tuned(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are not copies, although they have the dtype of the source."""
     monkeypatch.setattr(calibrate, "distill", tune_all)
@@ -119,6 +120,7 @@ def test_tuned_norms_are_verified_as_tuned(small: Any, tmp_path: Path, monkeypat
     assert {tensor["work"] for tensor in report["conversion"]["tensors"]} == {"quantize", "tune"}
 
 
+@pytest.mark.heavy
 def test_a_failed_distillation_keeps_the_weights_of_gptq(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +157,7 @@ def test_damage_after_the_tuning_starts_the_calibration_again(
     assert digests(tmp_path / "out") == whole
 
 
+@pytest.mark.heavy
 def test_chats_are_answered_once_in_a_conversion(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are kept beside the weights for a resumed run, and are not in the result."""
     source, made = random_checkpoint(tmp_path / "source", 1), []

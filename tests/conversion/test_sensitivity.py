@@ -18,6 +18,7 @@ from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.model.pretrained import open_checkpoint
 
 
+@pytest.mark.heavy
 def test_each_projection_has_the_error_of_its_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_checkpoint(random_checkpoint(tmp_path / "source", 2), Exaone4ForCausalLM)
     texts = [[3 * i % 60 for i in range(40)] for _ in range(6)]
