@@ -208,7 +208,10 @@ def _write_tensor(
     else:
         ready: tuple[int, list[tuple[str, mx.array]]] = 0, []
         for start in range(0, tensor.shape[0], tensor.rows_at_a_time):
-            converted = _convert_rows(conversion, tensor, start, importance)
+            converted = [
+                (name, shards.bytes_of(name, array))
+                for name, array in _convert_rows(conversion, tensor, start, importance)
+            ]
             mx.async_eval([array for _, array in converted])  # while the rows before them are written
             _write_rows(shards, *ready)
             ready = start, converted
@@ -218,7 +221,7 @@ def _write_tensor(
 
 def _write_rows(shards: Shards, start: int, converted: list[tuple[str, mx.array]]) -> None:
     for name, array in converted:
-        shards.write(name, array, start)
+        shards.write_bytes(name, array, start)
     converted.clear()
     mx.clear_cache()
 

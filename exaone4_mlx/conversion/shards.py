@@ -2,8 +2,8 @@
 
 Notes:
 - Headers are written first, then each tensor at its planned offset, some rows at a time.
-- A tensor is done when its bytes are on the disk and a line of the journal has their hashes. Bytes that do not match
-  their hashes are written again.
+- A tensor is done when a line of the journal has the hashes of its bytes. A resumed run reads the bytes: those that do
+  not match their hashes, after a loss of power, are written again. So they are synchronized with the disk at the end.
 - The files contain no times and no paths: a resumed result equals an uninterrupted one, byte for byte.
 """
 
@@ -60,9 +60,18 @@ class Shards:
 
     def write(self, name: str, array: mx.array, row: int = 0) -> None:
         """Writes the rows of an output from `row` on. Rows must come in order, because they are hashed."""
-        descriptor, offset, output = self._offsets[name]
+        self.write_bytes(name, self.bytes_of(name, array), row)
+
+    def bytes_of(self, name: str, array: mx.array) -> mx.array:
+        """The bytes of rows of an output, not yet evaluated."""
+        output = self._offsets[name][2]
         assert array.dtype == output.dtype and array.shape[1:] == output.shape[1:], f"{name} differs from the plan"
-        data = memoryview(mx.contiguous(array).view(mx.uint8)).cast("B")  # type: ignore[arg-type]
+        return mx.contiguous(array).view(mx.uint8)
+
+    def write_bytes(self, name: str, array: mx.array, row: int) -> None:
+        """Writes what `bytes_of` returned. If it is evaluated, this waits for no other work of MLX."""
+        descriptor, offset, output = self._offsets[name]
+        data = memoryview(array).cast("B")  # type: ignore[arg-type]
         if row == 0:
             self._hashes[name] = hashlib.sha256()
         self._hashes[name].update(data)
@@ -72,7 +81,7 @@ class Shards:
             data, place = data[written:], place + written
 
     def done(self, outputs: Iterable[OutputTensor]) -> None:
-        """Adds the outputs to the journal after the disk has their bytes."""
+        """Adds the outputs to the journal."""
         self._note([output.name for output in outputs])
 
     def replace(self, tuned: Mapping[str, mx.array]) -> None:
@@ -83,11 +92,9 @@ class Shards:
         self.is_tuned = True
 
     def _note(self, names: Sequence[str], **more: bool) -> None:
-        for descriptor in {self._offsets[name][0] for name in names}:
-            os.fsync(descriptor)
         digests = {name: self._hashes.pop(name).hexdigest() for name in names}
         self._journal.write(json.dumps({"sha256": digests} | more) + "\n")
-        self._journal.flush()  # without fsync: a tensor whose line is lost is written again
+        self._journal.flush()
         self.digests |= digests
 
     def digest(self, name: str) -> str:
@@ -97,6 +104,7 @@ class Shards:
     def close(self) -> None:
         self._journal.close()
         for descriptor in self._descriptors:
+            os.fsync(descriptor)
             os.close(descriptor)
         self._descriptors = []
 
