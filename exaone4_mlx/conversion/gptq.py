@@ -32,6 +32,7 @@ from ..checkpoint.quantize import Quantization
 from ..model.cache import causal_mask
 from ..model.layer import Layer, merge_heads
 from ..model.network import Block
+from .importance import PROJECTIONS
 from .search import check_affine, pack_codes, quantize_mse
 
 DAMPING = 0.01  # of the Hessian's mean diagonal
@@ -88,31 +89,30 @@ def quantize_block(
     masks = [causal_mask(0, x.shape[1], block.window) for x in inputs]
     packs: list[tuple[nn.Module, str, nn.Module]] = []
 
-    def quantize(part: str, names: Sequence[str], states: Iterable[mx.array], exact: Iterable[mx.array]) -> None:
-        chosen = {name: settings[f"{part}.{name}"] for name in names if f"{part}.{name}" in settings}
-        packs.extend(_quantized(block[part], chosen, zip(states, exact, strict=True), damping, dtype))
+    def quantize(names: Sequence[str], states: Iterable[mx.array], exact: Iterable[mx.array]) -> None:
+        module = block[names[0].partition(".")[0]]
+        chosen = {name.partition(".")[2]: settings[name] for name in names if name in settings}
+        packs.extend(_quantized(module, chosen, zip(states, exact, strict=True), damping, dtype))
 
-    def attended(block: Block, states: Sequence[mx.array]) -> list[mx.array]:  # B L H*D
-        layer = Layer.of(block)
-        return [_evaluated(merge_heads(layer.attention(x, m, None))) for x, m in zip(states, masks, strict=True)]
+    def attended(layer: Layer, states: Sequence[mx.array]) -> list[mx.array]:  # B H L D
+        return [_evaluated(layer.attention(x, mask, None)) for x, mask in zip(states, masks, strict=True)]
 
-    def middle(block: Block, states: Sequence[mx.array], mixed: Sequence[mx.array]) -> list[mx.array]:  # B L E
-        norm, project = block.post_attention_layernorm, block.self_attn.o_proj
-        return [_evaluated(x + norm(project(a))) for x, a in zip(states, mixed, strict=True)]
+    def middle(layer: Layer, states: Sequence[mx.array], mixed: Sequence[mx.array]) -> list[mx.array]:  # B L E
+        return [_evaluated(layer.after_attention(x, a)) for x, a in zip(states, mixed, strict=True)]
 
-    quantize("self_attn", ("q_proj", "k_proj", "v_proj"), inputs, originals)
-    mixed, exact = attended(block, inputs), attended(original, originals)
-    quantize("self_attn", ("o_proj",), mixed, exact)
-    inputs, originals = middle(block, inputs, mixed), middle(original, originals, exact)
+    layer, exact_layer = Layer.of(block), Layer.of(original)
+    qkv, output, gate_up, down = PROJECTIONS
+    quantize(qkv, inputs, originals)
+    mixed, exact = attended(layer, inputs), attended(exact_layer, originals)
+    quantize(output, map(merge_heads, mixed), map(merge_heads, exact))
+    inputs, originals = middle(layer, inputs, mixed), middle(exact_layer, originals, exact)
     del mixed, exact
 
-    quantize("mlp", ("gate_proj", "up_proj"), inputs, originals)
-    layer, exact_layer = Layer.of(block), Layer.of(original)
-    hidden = (layer.mlp_hidden(x) for x in inputs)  # B L intermediate size: not kept
-    quantize("mlp", ("down_proj",), hidden, (exact_layer.mlp_hidden(x) for x in originals))
-    outputs = [x + block.post_feedforward_layernorm(block.mlp.down_proj(layer.mlp_hidden(x))) for x in inputs]
-    for module, name, layer in packs:
-        setattr(module, name, layer)
+    quantize(gate_up, inputs, originals)
+    quantize(down, map(layer.mlp_hidden, inputs), map(exact_layer.mlp_hidden, originals))  # the states are not kept
+    outputs = [layer.after_mlp(x) for x in inputs]
+    for module, name, packed in packs:
+        setattr(module, name, packed)
     return outputs
 
 

@@ -35,11 +35,12 @@ def block_importance(block: Block, inputs: Sequence[mx.array]) -> tuple[dict[str
     """
     layer, sums, outputs = Layer.of(block), [mx.array(0.0)] * 4, []
     for x in inputs:
-        attended = merge_heads(layer.attention(x, causal_mask(0, x.shape[1], block.window), None))
-        middle = x + block.post_attention_layernorm(block.self_attn.o_proj(attended))
+        attended = layer.attention(x, causal_mask(0, x.shape[1], block.window), None)
+        middle = layer.after_attention(x, attended)
         hidden = layer.mlp_hidden(middle)
         outputs.append(middle + block.post_feedforward_layernorm(block.mlp.down_proj(hidden)))
-        sums = [total + second_moment([y]) for total, y in zip(sums, (x, attended, middle, hidden), strict=True)]
+        states = x, merge_heads(attended), middle, hidden
+        sums = [total + second_moment([y]) for total, y in zip(sums, states, strict=True)]
         mx.eval(sums, outputs[-1])
     shared = {name: one for names, one in zip(PROJECTIONS, sums, strict=True) for name in names}
     return {f"{name}.weight": one for name, one in shared.items()}, outputs

@@ -20,13 +20,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from .calibrate import CHATS, TUNED
 from .shards import JOURNAL, begin_journal, journal_of
 from .upload import PUBLISHED
 
 #: Temporary files of atomic writes, such as that of a new journal.
 TEMPORARY = ".*.partial"
 #: Every name that a conversion writes.
-KNOWN = (*PUBLISHED, "model*.safetensors", JOURNAL, "tuned.safetensors", "chats.json", TEMPORARY)
+KNOWN = (*PUBLISHED, "model*.safetensors", JOURNAL, TUNED, CHATS, TEMPORARY)
 
 
 @dataclass
