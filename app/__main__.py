@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exaone4_mlx.cli import ranks
-from exaone4_mlx.cli.adapter_flags import adapter_options, add_adapter_flags
 from exaone4_mlx.cli.flags import (
-    DEFAULT_MODEL,
+    adapter_options,
+    add_adapter_flags,
     add_draft_flags,
     add_ignore_memory_flag,
     add_kv_flags,
     add_max_kv_size_flag,
+    add_model_flag,
     add_prompt_cache_flags,
+    add_rank_flags,
     check_draft_flags,
     kv_options,
 )
@@ -71,9 +73,7 @@ def _load_part(options: argparse.Namespace) -> Exaone4ForCausalLM:
 def parser(program: str = "python -m app") -> argparse.ArgumentParser:
     parser = CommandParser(prog=program, description="EXAONE 4.0 as a chat in the browser, on this computer.")
     parser.command = "app"
-    parser.add_argument(
-        "--model", default=DEFAULT_MODEL, metavar="PATH", help='a folder, a hub id, or "demo" (default: %(default)s)'
-    )
+    add_model_flag(parser)
     parser.add_argument(
         "--models",
         type=Path,
@@ -128,10 +128,10 @@ def parser(program: str = "python -m app") -> argparse.ArgumentParser:
     parser.add_argument("--help-all", action=HelpAll, nargs=0, help="show all options and exit")
     memory = parser.add_argument_group("memory")
     add_kv_flags(memory)
-    add_prompt_cache_flags(memory)
+    add_prompt_cache_flags(memory, in_memory=True)
     add_ignore_memory_flag(memory)
     add_draft_flags(parser)
-    ranks.add_flags(parser)
+    add_rank_flags(parser)
     parser.set_defaults(command="app", run=_run, load_part=_load_part, ranks=None)
     return parser
 

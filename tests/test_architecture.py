@@ -46,7 +46,6 @@ APP_ORDER = [
 ]  # fmt: skip
 #: The flags that all programs share, what Markdown means, and the models at hand.
 APP_SHARES = {
-    ("__main__.py", "exaone4_mlx.cli.adapter_flags"),
     ("__main__.py", "exaone4_mlx.cli.flags"),
     ("__main__.py", "exaone4_mlx.cli.help"),
     ("__main__.py", "exaone4_mlx.cli.program"),

@@ -23,9 +23,11 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files.attachments import read_text
 from ..files.text import json_text, parse_json
 from ..generation.options import Options
 from ..generation.worker import WAIT_SECONDS
+from ..text.input_messages import as_messages
 from . import INTERRUPTED, flags, loading
 from .main import on_ctrl_c
 from .output import note, progress_bar, reply_json
@@ -49,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    text = flags.read_text(None if options.batch == "-" else Path(options.batch))
+    text = read_text(None if options.batch == "-" else Path(options.batch))
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         raise ValueError("--batch has no lines")
@@ -146,7 +148,7 @@ def _request(
         if "prompt" not in line or "system_prompt" in line:
             raise ValueError("--raw uses no chat template: a line has a prompt, and no messages and no system_prompt")
         return files.request(files.tokenizer.encode(given), own), None
-    messages = flags.as_messages(given, line.get("system_prompt", options.system_prompt))
+    messages = as_messages(given, line.get("system_prompt", options.system_prompt))
     return files.request(messages, own, tools or None), messages
 
 

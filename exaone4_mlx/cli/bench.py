@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..text.format import size_text
-from .adapter_flags import adapter_options, add_adapter_flags
-from .flags import add_checkpoint_flags, add_kv_flags, add_q_bits_flag, kv_options
+from . import flags
+from .help import counts
 from .output import note, progress_bar, show, show_json
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ HEADINGS = ("", "engine", "median", "lowest to highest", "ours / it", "lowest to
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="PATH", help="a folder, a hub id, or demo")
-    add_checkpoint_flags(parser)
-    add_q_bits_flag(parser, "quantize while loading, in groups of 64")
-    add_adapter_flags(parser)
+    flags.add_checkpoint_flags(parser)
+    flags.add_q_bits_flag(parser, "quantize while loading, in groups of 64")
+    flags.add_adapter_flags(parser)
 
     measured = parser.add_argument_group("measurements", "lengths in tokens; several are separated by commas")
     measured.add_argument(
         "-p",
         "--prompt-tokens",
-        type=_counts,
+        type=counts,
         default="512,4096",
         metavar="N,…",
         help="lengths of prompts (default: %(default)s)",
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured.add_argument(
         "-d",
         "--depths",
-        type=_counts,
+        type=counts,
         default="0,4096",
         metavar="N,…",
         help="tokens in the cache before that (default: %(default)s)",
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare with this engine, in alternation; may be repeated",
     )
 
-    add_kv_flags(parser.add_argument_group("caches", "of this package; the caches of the peers stay as they are"))
+    flags.add_kv_flags(parser.add_argument_group("caches", "of this package; the caches of the peers stay as they are"))
 
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -91,14 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument("--plot", type=Path, metavar="FILE.svg", help="also draw the speeds")
     parser.set_defaults(load_part=_load_part, ranks=None)
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    """Parses numbers that are separated by commas."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers separated by commas") from None
+    flags.add_rank_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -150,8 +143,8 @@ def _request(options: argparse.Namespace) -> BenchRequest:
         dtype=options.dtype,
         q_bits=options.q_bits,
         prefill_step_size=options.prefill_step_size,
-        kv=KVQuantization.from_flags(**kv_options(options)),
-        **adapter_options(options),
+        kv=KVQuantization.from_flags(**flags.kv_options(options)),
+        **flags.adapter_options(options),
     )
 
 

@@ -68,8 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     chat.add_argument("--json", action="store_true", help="without a terminal: print one JSON object for each turn")
     chat.add_argument("-v", "--verbose", action="store_true", help="print the model")
-    flags.add_prompt_cache_dir_flags(parser)
+    flags.add_prompt_cache_flags(parser)
     flags.add_reply_flags(parser, prefill_step_size=STEP_SIZE)
+    flags.add_rank_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:

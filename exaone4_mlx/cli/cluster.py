@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from ..cluster import TIMEOUT
 from ..files.text import parse_json
 from ..text.format import size_text
+from .main import is_launched
 from .output import show, show_json
-from .ranks import is_launched
 
 if TYPE_CHECKING:
     from ..measure.links import ClusterReport

@@ -7,8 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from ..text.format import size_text
-from .adapter_flags import adapter_options, add_adapter_flags
-from .flags import DTYPES, add_kv_flags, kv_options
+from .flags import DTYPES, adapter_options, add_adapter_flags, add_kv_flags, kv_options
 from .output import progress_bar, show, show_json
 
 if TYPE_CHECKING:

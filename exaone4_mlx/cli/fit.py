@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..text.format import size_text
-from .adapter_flags import add_adapter_flags, find_adapters
-from .flags import add_checkpoint_flags, add_kv_flags, add_max_kv_size_flag, add_q_bits_flag, byte_count, kv_options
+from . import flags
+from .help import byte_count
+from .loading import find_adapters
 from .output import show, show_json
-from .ranks import add_pipeline_flag
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a folder, a config.json, a hub id (its weights are not downloaded), or demo",
     )
-    add_checkpoint_flags(parser)
-    add_max_kv_size_flag(parser, "number of tokens in the caches (default: the context length of the model)")
+    flags.add_checkpoint_flags(parser)
+    flags.add_max_kv_size_flag(parser, "number of tokens in the caches (default: the context length of the model)")
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="N", help="conversations at the same time (default: %(default)s)"
     )
@@ -47,14 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GB",
         help="memory of the machine; Metal gives a model about three quarters of it (default: this machine)",
     )
-    add_q_bits_flag(parser, "show only these bits per weight, in groups of 64, for a full-precision checkpoint")
-    add_kv_flags(parser)
-    add_adapter_flags(parser, with_scale=False)
+    flags.add_q_bits_flag(parser, "show only these bits per weight, in groups of 64, for a full-precision checkpoint")
+    flags.add_kv_flags(parser)
+    flags.add_adapter_flags(parser, with_scale=False)
     parser.add_argument("--draft-model", metavar="PATH", help="also count this draft model")
     parser.add_argument(
         "--ranks", type=int, default=1, metavar="N", help="count for each of N machines that share the model"
     )
-    add_pipeline_flag(parser, "count for machines that have some layers each")
+    flags.add_pipeline_flag(parser, "count for machines that have some layers each")
     parser.add_argument(
         "--prompt-cache-bytes",
         type=byte_count,
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     cast, first = read_dtype(options.dtype), None if options.q_bits is None else Quantization(options.q_bits)
     sizes = read_sizes(options.model, options.revision)
     check_kv_size(options.max_kv_size, sizes.config)
-    kv = KVQuantization.read(sizes.config, **kv_options(options))
+    kv = KVQuantization.read(sizes.config, **flags.kv_options(options))
     draft = None if options.draft_model is None else read_sizes(options.draft_model)
     if draft:
         check_draft(sizes, draft)

@@ -10,20 +10,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..files.text import parse_json
+from ..cluster import TIMEOUT
+from ..files.attachments import read_text, without_line_end
 from ..generation.options import OPTION_NAMES, Options
-from ..text.input_messages import check_messages
-from .adapter_flags import add_adapter_flags
-
-if TYPE_CHECKING:
-    from ..model.config import Exaone4Config
-    from ..model.kv import KVQuantization
+from .help import byte_count, counts, json_object
 
 DEFAULT_MODEL = "LGAI-EXAONE/EXAONE-4.0-1.2B"
 DTYPES = ("bfloat16", "float16", "float32")
@@ -31,6 +25,12 @@ KV_NAMES = ("kv_bits", "kv_bits_keys", "kv_bits_values", "kv_group_size", "kv_la
 
 #: Where a flag can be added.
 Flags = argparse.ArgumentParser | argparse._ArgumentGroup
+
+
+def add_model_flag(flags: Flags) -> None:
+    flags.add_argument(
+        "--model", default=DEFAULT_MODEL, metavar="PATH", help='a folder, a hub id, or "demo" (default: %(default)s)'
+    )
 
 
 def add_checkpoint_flags(flags: Flags, dtype_help: str = "cast the weights (default: keep their type)") -> None:
@@ -41,9 +41,7 @@ def add_checkpoint_flags(flags: Flags, dtype_help: str = "cast the weights (defa
 def add_model_flags(parser: argparse.ArgumentParser) -> Flags:
     """Adds them, and returns the group of those about memory."""
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model", default=DEFAULT_MODEL, metavar="PATH", help='a folder, a hub id, or "demo" (default: %(default)s)'
-    )
+    add_model_flag(model)
     add_checkpoint_flags(model, "cast the weights; float16 may be faster on M1 and M2, and an overflow is an error")
     add_q_bits_flag(model, "quantize a full-precision checkpoint while it loads")
     model.add_argument(
@@ -92,19 +90,60 @@ def add_kv_flags(flags: Flags) -> None:
     )
 
 
-def add_prompt_cache_flags(flags: Flags) -> None:
-    """Adds the flags of a prefix store."""
+def add_adapter_flags(flags: Flags, with_scale: bool = True) -> None:
     flags.add_argument(
-        "--prompt-cache-bytes",
-        type=byte_count,
-        metavar="SIZE",
-        help="what was read for earlier prompts is kept in this much memory, such as 2GB (default: what is left of the "
-        "memory, an eighth at least and 4 GiB at most)",
+        "--adapter-path",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="an adapter: a folder or a hub id; may be repeated",
     )
-    add_prompt_cache_dir_flags(flags)
+    if not with_scale:
+        flags.set_defaults(adapter_scale=None)
+        return
+    flags.add_argument(
+        "--adapter-scale",
+        action="append",
+        type=float,
+        metavar="X",
+        help="multiplies what the adapter changes (default: 1); one for all, or one for each --adapter-path",
+    )
 
 
-def add_prompt_cache_dir_flags(flags: Flags) -> None:
+def add_rank_flags(parser: argparse.ArgumentParser) -> None:
+    several = parser.add_argument_group("several machines", "with mlx.launch: see docs/several-macs.md")
+    several.add_argument(
+        "--rank-timeout",
+        type=float,
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help="a rank that is silent or makes no progress for so long ends the others (default: %(default)g)",
+    )
+    add_pipeline_flag(several, "give each rank some layers, not a part of each layer")
+
+
+def add_pipeline_flag(flags: Flags, what: str) -> None:
+    flags.add_argument(
+        "--pipeline",
+        nargs="?",
+        const=True,
+        default=False,
+        type=counts,
+        metavar="LAYERS",
+        help=f"{what}: as many as LAYERS says (20,12: the last 20 in rank 0), or without it by memory",
+    )
+
+
+def add_prompt_cache_flags(flags: Flags, in_memory: bool = False) -> None:
+    """Adds the flags of a prefix store; `in_memory` is for those that keep one without a folder, too."""
+    if in_memory:
+        flags.add_argument(
+            "--prompt-cache-bytes",
+            type=byte_count,
+            metavar="SIZE",
+            help="what was read for earlier prompts is kept in this much memory, such as 2GB (default: what is left of "
+            "the memory, an eighth at least and 4 GiB at most)",
+        )
     flags.add_argument(
         "--prompt-cache-dir",
         type=Path,
@@ -117,18 +156,18 @@ def add_prompt_cache_dir_flags(flags: Flags) -> None:
     )
 
 
-def byte_count(text: str) -> int:
-    """The type of a flag for a size: 500000, 500MB, 2GB, 2GiB."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGT])(i?)B?)?", text.strip(), re.IGNORECASE)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a size such as 500MB or 2GB")
-    power = " KMGT".index((found[2] or " ").upper())
-    return round(float(found[1]) * (1024 if found[3] else 1000) ** power)
-
-
 def kv_options(options: argparse.Namespace) -> dict[str, Any]:
     """The flags of quantized caches that were given, as keyword arguments."""
     return {name: value for name in KV_NAMES if (value := getattr(options, name)) is not None}
+
+
+def adapter_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The flags of adapters that were given, as keyword arguments of `load`."""
+    if options.adapter_scale and not options.adapter_path:
+        raise ValueError("--adapter-scale needs --adapter-path")
+    scales = options.adapter_scale or [1.0]
+    given = {"adapter_path": options.adapter_path, "adapter_scale": scales if len(scales) > 1 else scales[0]}
+    return given if options.adapter_path else {}
 
 
 def add_option_flags(flags: Flags, group: str, **defaults: Any) -> None:
@@ -144,21 +183,10 @@ def add_option_flags(flags: Flags, group: str, **defaults: Any) -> None:
         if kind is bool:
             arguments["action"] = argparse.BooleanOptionalAction
         else:
-            arguments |= {"type": _json_object if kind is dict else kind, "metavar": about["metavar"]}
+            arguments |= {"type": json_object if kind is dict else kind, "metavar": about["metavar"]}
             if isinstance(default, tuple):
                 arguments |= {"action": "extend", "nargs": "+"}
         flags.add_argument(*about["flags"], **arguments)
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    """The type of a flag that takes an object in JSON."""
-    try:
-        value = parse_json(text, repr(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} must be an object in JSON")
-    return value
 
 
 def add_reply_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
@@ -234,13 +262,6 @@ def given_options(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name in OPTION_NAMES if (value := getattr(options, name, None)) is not None}
 
 
-def read_kv(config: Exaone4Config, options: argparse.Namespace) -> KVQuantization | None:
-    """How the caches are quantized. Raises ValueError if those of this model cannot be quantized so."""
-    from ..model.kv import KVQuantization
-
-    return KVQuantization.read(config, **kv_options(options))
-
-
 def has_tools(options: argparse.Namespace) -> bool:
     return bool(options.tools or options.builtin_tools or options.mcp_config)
 
@@ -252,35 +273,3 @@ def read_tools(options: argparse.Namespace, failed: Callable[[str], None] | None
     from . import tools
 
     return tools.read_tools(options, failed)
-
-
-def read_text(path: Path | None) -> str:
-    """The text of a text file or of a PDF, or of standard input. Errors name the source."""
-    from ..files.pdf import read_pdf
-    from ..files.text import decode_text
-
-    source = "standard input" if path is None else str(path)
-    try:
-        data = sys.stdin.buffer.read() if path is None else path.read_bytes()
-    except OSError as error:
-        raise OSError(f"cannot read {source}: {error.strerror}") from error
-    return read_pdf(data, source) if data.startswith(b"%PDF-") else decode_text(data, source)
-
-
-def as_messages(given: str | list[dict[str, Any]], system_prompt: str | None) -> list[dict[str, Any]]:
-    """A prompt or messages as checked messages, the system prompt first."""
-    if isinstance(given, str):
-        if not given.strip():
-            raise ValueError("the prompt is empty")
-        given = [{"role": "user", "content": given}]
-    given = check_messages(given)
-    if system_prompt is None:
-        return given
-    if given[0]["role"] == "system":
-        raise ValueError("the messages begin with a system prompt, and --system-prompt gives another one")
-    return [{"role": "system", "content": system_prompt}, *given]
-
-
-def without_line_end(text: str) -> str:
-    """The text without the line end that closes a file or a pipe."""
-    return text.removesuffix("\n").removesuffix("\r")

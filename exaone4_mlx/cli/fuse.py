@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .adapter_flags import adapter_options, add_adapter_flags
 from .convert import add_request_flags, carry_out, request_of, stages
+from .flags import adapter_options, add_adapter_flags
 from .output import show
 
 DESCRIPTION = (

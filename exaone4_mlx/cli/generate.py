@@ -14,9 +14,10 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files.attachments import read_text, without_line_end
 from ..files.text import parse_json
 from ..generation.options import Options
-from ..text.input_messages import check_messages
+from ..text.input_messages import as_messages, check_messages
 from . import flags, loading
 from .main import on_ctrl_c
 from .output import (
@@ -84,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="store the processed prompt in FILE, and reuse it for the next prompt that begins the same",
     )
-    flags.add_prompt_cache_dir_flags(parser)
+    flags.add_prompt_cache_flags(parser)
     form = parser.add_argument_group("format of the answer").add_mutually_exclusive_group()
     form.add_argument("--json-schema", type=Path, metavar="FILE", help="JSON that follows the JSON schema in FILE")
     form.add_argument("--grammar", type=Path, metavar="FILE", help="text of the grammar in FILE (llguidance's Lark)")
@@ -98,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_option_flags(output, "output")
     output.add_argument("--hide-thinking", action="store_true", help="do not print the thought")
     output.add_argument("-v", "--verbose", action="store_true", help="print the model and the sampling options")
+    flags.add_rank_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -120,7 +122,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.raw:
         request = files.request(files.tokenizer.encode(given), chosen)
     else:
-        given = flags.as_messages(given, options.system_prompt)
+        given = as_messages(given, options.system_prompt)
         request = files.request(given, chosen, tools or None)
     needs = loading.check_memory(files, options, len(request.ids) + request.max_tokens, len(request.ids))
     store = open_prefix_store(options, needs) if options.prompt_cache_dir else None
@@ -149,10 +151,10 @@ def _run(options: argparse.Namespace) -> int:
 def _response_format(options: argparse.Namespace) -> dict[str, Any] | None:
     """The `response_format` of --json-schema, --grammar or --regex."""
     if options.json_schema:
-        schema = parse_json(flags.read_text(options.json_schema), f"--json-schema: {options.json_schema}")
+        schema = parse_json(read_text(options.json_schema), f"--json-schema: {options.json_schema}")
         return {"type": "json_schema", "json_schema": {"schema": schema}}
     if options.grammar:
-        return {"type": "grammar", "grammar": flags.read_text(options.grammar)}
+        return {"type": "grammar", "grammar": read_text(options.grammar)}
     return None if options.regex is None else {"type": "regex", "regex": options.regex}
 
 
@@ -202,14 +204,14 @@ def _read_prompt(options: argparse.Namespace) -> str:
     """The prompt as given: an instruction, the text of a file, or the instruction and then the file."""
     texts = []
     if options.prompt == "-":
-        texts.append(flags.without_line_end(flags.read_text(None)))
+        texts.append(without_line_end(read_text(None)))
     elif options.prompt is not None:  # the bytes that the shell passed, independent of the locale
         try:
             texts.append(os.fsencode(options.prompt).decode())
         except UnicodeDecodeError as error:
             raise ValueError("--prompt is not UTF-8 text") from error
     if options.prompt_file:
-        texts.append(flags.without_line_end(flags.read_text(options.prompt_file)))
+        texts.append(without_line_end(read_text(options.prompt_file)))
     return "\n\n".join(texts)
 
 
@@ -218,7 +220,7 @@ def _read_messages(source: str) -> list[dict[str, Any]]:
     from ..storage.transcript import read_content
 
     name = "standard input" if source == "-" else source
-    text = flags.read_text(None if source == "-" else Path(source))
+    text = read_text(None if source == "-" else Path(source))
     try:
         return check_messages(read_content(text)["messages"])
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The parser of all commands: help on one screen, usage errors with a hint, and flags named in errors.
+"""The parser of all commands: help on one screen, usage errors with a hint, types of flags, flags named in errors.
 
 Notes:
 - `--help` lists the common flags of a command and two examples. `--help-all` has all flags.
@@ -11,7 +11,9 @@ import re
 import sys
 import textwrap
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from ..files.text import parse_json
 
 WIDTH = 80
 #: Command -> its common flags in order, and two examples.
@@ -130,6 +132,34 @@ class HelpAll(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
         parser._print_message(argparse.ArgumentParser.format_help(parser), sys.stdout)
         parser.exit()
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """The type of a flag for whole numbers that are separated by commas."""
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers separated by commas") from None
+
+
+def byte_count(text: str) -> int:
+    """The type of a flag for a size: 500000, 500MB, 2GB, 2GiB."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGT])(i?)B?)?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a size such as 500MB or 2GB")
+    power = " KMGT".index((found[2] or " ").upper())
+    return round(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The type of a flag that takes an object in JSON."""
+    try:
+        value = parse_json(text, repr(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} must be an object in JSON")
+    return value
 
 
 def with_flag_names(message: str, parser: argparse.ArgumentParser) -> str:

@@ -10,7 +10,6 @@ Notes:
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..text.format import size_text
-from .adapter_flags import find_adapters, find_named_adapters
-from .flags import read_kv
+from .flags import adapter_options, kv_options
 from .output import log, note, progress_bar
 
 if TYPE_CHECKING:
@@ -42,8 +40,6 @@ if TYPE_CHECKING:
 
 #: A remedy is listed if it saves at least this part of the total.
 WORTH_LISTING = 0.05
-#: MiB: Metal's limit is suggested in multiples of LIMIT_STEP, and LIMIT_SPARE is left to the system.
-LIMIT_STEP, LIMIT_SPARE = 512, 3072
 
 
 @dataclass(frozen=True)
@@ -137,6 +133,7 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
     from ..measure.fit import check_draft
     from ..measure.sizes import read_sizes
     from ..model.config import Exaone4Config
+    from ..model.kv import KVQuantization
     from ..text.tokenizer import Tokenizer
 
     try:
@@ -149,9 +146,8 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
         raise DownloadError(f"{error}; --model demo needs no download") from error
     check_kv_size(options.max_kv_size, config)
     draft_folder = find_folder(options.draft_model) if options.draft_model else None
-    adapters, kv = find_adapters(options, config), read_kv(config, options)
-    named = find_named_adapters(options, config)
-    files = ModelFiles(folder, config, tokenizer, kv, options.max_kv_size, draft_folder, adapters, named)
+    adapters, kv = find_adapters(options, config), KVQuantization.read(config, **kv_options(options))
+    files = ModelFiles(folder, config, tokenizer, kv, options.max_kv_size, draft_folder, adapters)
     if draft := files.draft_sizes:
         check_draft(files.sizes, draft, tokenizer)
     drafting = Options(prompt_lookup=bool(options.prompt_lookup), num_draft_tokens=options.num_draft_tokens)
@@ -159,6 +155,18 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
     if warning := config.vocabulary_warning(tokenizer.vocab_size):
         log(f"warning: {warning}")
     return files
+
+
+def find_adapters(options: argparse.Namespace, config: Exaone4Config) -> tuple[WeightedAdapter, ...]:
+    """The adapters of the flags, with their scales. Raises ValueError for one that a model of `config` cannot have."""
+    if not (given := adapter_options(options)):
+        return ()
+    from ..model.adapter import check_adapters
+    from ..model.adapter_file import read_adapters
+
+    adapters = read_adapters(**given)
+    check_adapters(adapters, config)
+    return adapters
 
 
 def check_memory(files: ModelFiles, options: argparse.Namespace, context: int, prompt: int | None = None) -> Fit | None:
@@ -176,10 +184,10 @@ def check_memory(files: ModelFiles, options: argparse.Namespace, context: int, p
 
     sizes, draft = _of_this_rank(files.sizes, options), files.draft_sizes
     bits, kv, cast = quantization_of(options), files.kv, read_dtype(options.dtype)
-    fit = partial(fit_sizes, sizes, context, None, cast, draft=draft, prompt_tokens=prompt)
     several = [files.adapters] * bool(files.adapters) + [((one, 1.0),) for one in files.named_adapters.values()]
     adapters = sum(adapted_bytes(given, files.config, sizes.activation_dtype(cast).size) for given in several)
-    fit = partial(fit, prompt_cache_bytes=getattr(options, "prompt_cache_bytes", None) or 0, adapter_bytes=adapters)
+    fit = partial(fit_sizes, sizes, context, None, cast, draft=draft, prompt_tokens=prompt, adapter_bytes=adapters)
+    fit = partial(fit, prompt_cache_bytes=getattr(options, "prompt_cache_bytes", None) or 0)
     needs = fit(bits, kv=kv)
     if not needs.fits:
         _check_weights(sizes, options)
@@ -199,9 +207,7 @@ def load(files: ModelFiles, options: argparse.Namespace) -> ReadyModel:
     """Reads the weights of the model and its draft model, with progress bars."""
     started = time.perf_counter()
     ranks = getattr(options, "ranks", None)
-    given = {"q_bits": options.q_bits, "q_group_size": options.q_group_size} | (
-        {} if ranks is None else {"ranks": ranks}
-    )
+    given = {"q_bits": options.q_bits, "q_group_size": options.q_group_size, "ranks": ranks}
     model = _load(files.folder, options, **given)
     if files.adapters:
         model.set_adapters(*zip(*files.adapters, strict=True))
@@ -235,15 +241,12 @@ def _load(folder: Path, options: argparse.Namespace, **given: Any) -> Exaone4For
 def _needs_download(model: str, revision: str | None) -> bool:
     """Whether it is a hub id whose weights are not in the cache of the hub."""
     from ..files.folders import BUILT_IN
-    from ..files.safetensors import INDEX_NAME, WHOLE_NAME
 
     if model in BUILT_IN or Path(model).expanduser().exists() or model.count("/") != 1:
         return False
-    from huggingface_hub import try_to_load_from_cache  # here: its import takes longer than a reply of the demo
+    from ..files.hub import has_weights
 
-    return not any(
-        isinstance(try_to_load_from_cache(model, name, revision=revision), str) for name in (WHOLE_NAME, INDEX_NAME)
-    )
+    return not has_weights(model, revision)
 
 
 def _check_weights(sizes: Sizes, options: argparse.Namespace) -> None:
@@ -278,6 +281,8 @@ def quantization_of(options: argparse.Namespace) -> Quantization | None:
 
 
 def _remedies(needs: Fit, remedies: dict[str, Fit], shortest: int) -> Iterator[str]:
+    from ..measure.fit import more_metal_memory
+
     if needs.largest_context >= shortest:
         yield f"--max-kv-size {needs.largest_context} fits"
     for how, fit in remedies.items():
@@ -285,14 +290,3 @@ def _remedies(needs: Fit, remedies: dict[str, Fit], shortest: int) -> Iterator[s
             yield f"{size_text(fit.total_bytes)} {how}"
     yield from more_metal_memory(needs.total_bytes)
     yield "--ignore-memory hides this warning"
-
-
-def more_metal_memory(needed: int) -> Iterator[str]:
-    """The command that raises Metal's memory limit, on a Mac that has enough physical memory."""
-    import mlx.core as mx
-
-    from ..measure.fit import physical_memory
-
-    limit = math.ceil(needed / 2**20 / LIMIT_STEP) * LIMIT_STEP
-    if mx.metal.is_available() and limit + LIMIT_SPARE < physical_memory() / 2**20:
-        yield f"sudo sysctl iogpu.wired_limit_mb={limit} raises the memory limit of models"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..text.format import clean, count_text, size_text, time_text
 from . import INTERRUPTED
-from .flags import DEFAULT_MODEL, add_checkpoint_flags, add_q_bits_flag
+from .flags import add_checkpoint_flags, add_model_flag, add_q_bits_flag
 from .output import DIM, NORMAL, has_styles, log, note, progress_bar, results, show, show_json
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ LEARNED = "\x1b[32m"  # green
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ..tuning.request import TuningRequest
 
-    parser.add_argument(
-        "--model", default=DEFAULT_MODEL, metavar="PATH", help='a folder, a hub id, or "demo" (default: %(default)s)'
-    )
+    add_model_flag(parser)
     parser.add_argument(
         "--data", required=True, metavar="FOLDER", help="train.jsonl and perhaps valid.jsonl, test.jsonl: messages, "
         "prompt and completion, or text",

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from .. import __version__
-from . import INTERRUPTED, ranks
+from . import INTERRUPTED
 from .help import CommandParser, HelpAll, with_flag_names
 from .output import log, prepare_streams, progress_bar, set_quiet
 
@@ -58,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from ..files.folders import downloads_shown_by
 
         with on_ctrl_c(_interrupt), logged_warnings(), downloads_shown_by(_download_bar):
-            return ranks.run(options)
+            if is_launched() or getattr(options, "pipeline", False):
+                from . import ranks
+
+                return ranks.run(options)
+            return int(options.run(options))
     except KeyboardInterrupt as interrupt:
         if str(interrupt):
             log(str(interrupt))
@@ -86,6 +90,11 @@ def _app(arguments: Sequence[str]) -> int:
     except ValueError as error:
         log(f"error: {error}")
         return 1
+
+
+def is_launched() -> bool:
+    """Whether `mlx.launch`, or MPI, started this process beside others."""
+    return "MLX_RANK" in os.environ or "OMPI_COMM_WORLD_SIZE" in os.environ
 
 
 @contextmanager
@@ -137,8 +146,6 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
             module = importlib.import_module(f".{name}", __package__)
             command.command, command.description = name, module.DESCRIPTION
             module.add_arguments(command)
-            if name in ranks.RANKED:
-                ranks.add_flags(command)
             command.add_argument("--quiet", action="store_true", help="print no progress and no remarks")
             command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
             command.add_argument("--help-all", action=HelpAll, nargs=0, help="show all options and exit")

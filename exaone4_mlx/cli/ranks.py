@@ -8,13 +8,11 @@ Notes:
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import warnings
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..cluster import TIMEOUT
 from . import loading
 from .output import set_quiet
 
@@ -34,45 +32,9 @@ NO_FILES = dict.fromkeys(("prompt_cache_file", "prompt_cache_dir"), "each rank h
 NOT_COMPARED = {"api_key", "password", "run", "parser", "ranks", "load_part"}
 
 
-def is_launched() -> bool:
-    """Whether `mlx.launch`, or MPI, started this process beside others."""
-    return "MLX_RANK" in os.environ or "OMPI_COMM_WORLD_SIZE" in os.environ
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    several = parser.add_argument_group("several machines", "with mlx.launch: see docs/several-macs.md")
-    several.add_argument(
-        "--rank-timeout",
-        type=float,
-        default=TIMEOUT,
-        metavar="SECONDS",
-        help="a rank that is silent or makes no progress for so long ends the others (default: %(default)g)",
-    )
-    add_pipeline_flag(several, "give each rank some layers, not a part of each layer")
-
-
-def add_pipeline_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup, what: str) -> None:
-    parser.add_argument(
-        "--pipeline",
-        nargs="?",
-        const=True,
-        default=False,
-        type=_layer_counts,
-        metavar="LAYERS",
-        help=f"{what}: as many as LAYERS says (20,12: the last 20 in rank 0), or without it by memory",
-    )
-
-
-def _layer_counts(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(map(int, text.split(",")))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be the number of layers of each rank, as in 20,12") from None
-
-
 def run(options: argparse.Namespace) -> int:
     """Runs a command, where it was launched beside others as one of several ranks. Returns its exit code."""
-    if not is_launched() or not _is_one_of_several() or options.command == "cluster":  # which joins by itself
+    if not _is_one_of_several() or options.command == "cluster":  # which joins by itself
         if options.command in RANKED and options.pipeline:
             raise ValueError("--pipeline needs several ranks: start them by mlx.launch (see docs/several-macs.md)")
         return int(options.run(options))

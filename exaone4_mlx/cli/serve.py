@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import flags, loading
-from .adapter_flags import named_adapter
 from .app import app_module
 from .output import log, note
 from .prompt_cache import open_prefix_store
 
 if TYPE_CHECKING:
     from ..measure.fit import Fit
+    from ..model.adapter import Adapter
+    from ..model.config import Exaone4Config
     from ..server.address import Address
 
 DESCRIPTION = (
@@ -76,15 +78,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter-model",
         action="append",
-        type=named_adapter,
+        type=_named_adapter,
         default=[],
         metavar="NAME=PATH",
         help="also serve the model with this adapter, to requests whose model is NAME; may be repeated",
     )
     parser.add_argument("--log-contents", action="store_true", help="write the bodies of requests into the log")
     memory = flags.add_model_flags(parser)
-    flags.add_prompt_cache_flags(memory)
+    flags.add_prompt_cache_flags(memory, in_memory=True)
     parser.set_defaults(nfc=True, draft_model=None, prompt_lookup=False, num_draft_tokens=None, verbose=False)
+    flags.add_rank_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -112,6 +115,7 @@ def run(options: argparse.Namespace) -> int:
         if getattr(options, name) < (1 if name in ("max_running", "max_body_bytes") else 0):
             raise ValueError(f"--{name.replace('_', '-')} must be a positive number")
     files = loading.find_model(options)
+    files = dataclasses.replace(files, named_adapters=_find_named_adapters(options, files.config))
     name = options.model_name or _public_name(options.model)
     if name in files.named_adapters:
         raise ValueError(f"--adapter-model gives the name {name}, which is that of the model")
@@ -150,6 +154,31 @@ def run(options: argparse.Namespace) -> int:
         engine.close()
         page.close(at_once=server.force_exit)
     return 0
+
+
+def _named_adapter(text: str) -> tuple[str, str]:
+    """NAME=PATH as (name, path)."""
+    name, mark, path = text.partition("=")
+    if not (name and mark and path):
+        raise argparse.ArgumentTypeError(f"{text!r:.99} is not NAME=PATH")
+    return name, path
+
+
+def _find_named_adapters(options: argparse.Namespace, config: Exaone4Config) -> dict[str, Adapter]:
+    """The adapters of `serve --adapter-model` by name. Raises ValueError for a repeated name, too."""
+    given: list[tuple[str, str]] = options.adapter_model
+    if not given:
+        return {}
+    from ..model.adapter import check_adapters
+    from ..model.adapter_file import read_adapter
+
+    names = [name for name, _ in given]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"--adapter-model gives the name {twice[0]} twice")
+    adapters = {name: read_adapter(path) for name, path in given}
+    for adapter in adapters.values():
+        check_adapters([(adapter, 1.0)], config)
+    return adapters
 
 
 def _room(needs: Fit, files: loading.ModelFiles, options: argparse.Namespace, stored: int) -> int:

@@ -1,14 +1,15 @@
-"""A dropped file -> its text, and that text in a prompt.
+"""A file -> its text, and that text in a prompt.
 
 Notes:
-- The bytes of a file decide its type. The suffix gives only the language of the code fence, and identifies a damaged
-  PDF.
+- The bytes of a file decide its type. The suffix of a dropped file gives only the language of the code fence, and
+  identifies a damaged PDF.
 - PDFs are read in a process of their own: see pdf.py.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,21 @@ def read_file(path: str | Path, name: str | None = None, cancelled: Callable[[],
     if not text.strip():
         raise ValueError(f"{name} holds nothing but blanks")
     return Attachment(name, text)
+
+
+def read_text(path: Path | None) -> str:
+    """The text of a text file or of a PDF, or of standard input. Errors name the source."""
+    source = "standard input" if path is None else str(path)
+    try:
+        data = sys.stdin.buffer.read() if path is None else path.read_bytes()
+    except OSError as error:
+        raise OSError(f"cannot read {source}: {error.strerror}") from error
+    return read_pdf(data, source) if data.startswith(b"%PDF-") else decode_text(data, source)
+
+
+def without_line_end(text: str) -> str:
+    """The text without the line end that closes a file or a pipe."""
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def in_prompt(text: str, attachments: Sequence[Attachment]) -> str:

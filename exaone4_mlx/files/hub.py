@@ -22,6 +22,7 @@ from typing import Any
 from .hub_errors import DownloadError, reason_of
 from .resumable import KEPT, blobs_of, continue_kept_files, set_chunk_size
 
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 STOP_SECONDS = 0.5  # the longest wait for a download that is stopped
 
 
@@ -51,6 +52,13 @@ def download(
         raise DownloadError(
             f"there is no folder {repo}, and it cannot be downloaded: {part}{reason}", cause, detail
         ) from error
+
+
+def has_weights(repo: str, revision: str | None) -> bool:
+    """Whether the weights of a repository, or their index, are in the cache of the hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(repo, name, revision=revision), str) for name in (WHOLE, INDEX))
 
 
 def _until_ctrl_c(
@@ -105,10 +113,10 @@ def _is_whole(folder: Path, files: Sequence[str]) -> bool:
     """Whether a folder of the cache has its config, and its weights if `files` include them."""
     if not (folder / "config.json").is_file():
         return False
-    if not any("safetensors" in pattern for pattern in files) or (folder / "model.safetensors").is_file():
+    if not any("safetensors" in pattern for pattern in files) or (folder / WHOLE).is_file():
         return True
     try:
-        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         return all((folder / name).is_file() for name in index["weight_map"].values())
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return False

@@ -9,7 +9,9 @@ Notes:
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,8 @@ from .sizes import Sizes, cache_bytes, draft_cache_bytes, draft_windows, prefill
 MAX_GIGABYTES = 1e6  # a larger number is a number of bytes
 #: The part of a Mac's memory that Metal recommends for a model, about: it differs by machine and macOS.
 METAL_PART = 0.75
+#: MiB: Metal's limit is suggested in multiples of LIMIT_STEP, and LIMIT_SPARE is left to the system.
+LIMIT_STEP, LIMIT_SPARE = 512, 3072
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,13 @@ def read_memory(gigabytes: float | None, metal: bool | None = None) -> int | Non
     if gigabytes >= MAX_GIGABYTES:
         raise ValueError(f"memory must be in gigabytes (1e9 bytes), and {gigabytes!r} is more than any machine has")
     return round(gigabytes * 1e9 * (METAL_PART if uses_metal(metal) else 1))
+
+
+def more_metal_memory(needed: int) -> Iterator[str]:
+    """The command that raises Metal's memory limit, on a Mac that has enough physical memory."""
+    limit = math.ceil(needed / 2**20 / LIMIT_STEP) * LIMIT_STEP
+    if mx.metal.is_available() and limit + LIMIT_SPARE < physical_memory() / 2**20:
+        yield f"sudo sysctl iogpu.wired_limit_mb={limit} raises the memory limit of models"
 
 
 def uses_metal(metal: bool | None) -> bool:

@@ -58,6 +58,20 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return checked
 
 
+def as_messages(given: str | list[dict[str, Any]], system_prompt: str | None) -> list[dict[str, Any]]:
+    """A prompt or messages as checked messages, the system prompt first."""
+    if isinstance(given, str):
+        if not given.strip():
+            raise ValueError("the prompt is empty")
+        given = [{"role": "user", "content": given}]
+    given = check_messages(given)
+    if system_prompt is None:
+        return given
+    if given[0]["role"] == "system":
+        raise ValueError("the messages begin with a system prompt, and system_prompt gives another one")
+    return [{"role": "system", "content": system_prompt}, *given]
+
+
 def _check_message(message: Message, where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise ValueError(f"{where} must be an object with role and content, not {type(message).__name__}")

@@ -11,7 +11,6 @@ import mlx.core as mx
 import pytest
 from commands import GENERATE, errors
 
-from exaone4_mlx.cli import loading
 from exaone4_mlx.cli.main import main
 
 
@@ -79,15 +78,6 @@ def test_weights_that_exceed_the_memory_are_not_downloaded(
     for extra in (["--ignore-memory"], ["--q-bits", "4", "-m", "2"]):
         main([*command, *extra])
         assert "*.json" in requested[-1], "everything is downloaded"
-
-
-def test_a_mac_with_enough_memory_can_raise_its_limit(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(8_000, 16_000)
-    assert list(loading.more_metal_memory(9_000_000_000)) == []
-    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
-    command = "sudo sysctl iogpu.wired_limit_mb=8704 raises the memory limit of models"
-    assert list(loading.more_metal_memory(9_000_000_000)) == [command]
-    assert list(loading.more_metal_memory(15_000_000_000)) == [], "the system needs some"
 
 
 @pytest.mark.usefixtures("no_weights")

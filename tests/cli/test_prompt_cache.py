@@ -11,7 +11,7 @@ import pytest
 from commands import errors, output, process
 
 from exaone4_mlx import fit
-from exaone4_mlx.cli.flags import byte_count
+from exaone4_mlx.cli.help import byte_count
 from exaone4_mlx.cli.prompt_cache import open_prefix_store
 
 PROMPT = ["--prompt", "Who are you?", "--json"]

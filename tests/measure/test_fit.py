@@ -17,7 +17,7 @@ from conftest import TINY
 from exaone4_mlx import Exaone4Config
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.files.folders import DEMO_FOLDER
-from exaone4_mlx.measure.fit import fit, memory_of_this_machine
+from exaone4_mlx.measure.fit import fit, memory_of_this_machine, more_metal_memory
 from exaone4_mlx.measure.sizes import cache_bytes, draft_cache_bytes, prefill_bytes
 from exaone4_mlx.model.kv import KVQuantization
 
@@ -54,6 +54,15 @@ def test_quantized_caches_and_a_draft_model_count() -> None:
 def test_invalid_cache_quantization_raises(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit("demo", **options)
+
+
+def test_a_mac_with_enough_memory_can_raise_its_limit(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(8_000, 16_000)
+    assert list(more_metal_memory(9_000_000_000)) == []
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    command = "sudo sysctl iogpu.wired_limit_mb=8704 raises the memory limit of models"
+    assert list(more_metal_memory(9_000_000_000)) == [command]
+    assert list(more_metal_memory(15_000_000_000)) == [], "the system needs some"
 
 
 def test_weights_beyond_the_physical_memory_raise(monkeypatch: pytest.MonkeyPatch) -> None:
