@@ -22,10 +22,10 @@ from ..text.events import Done, ReplyEvent
 from ..text.message import Reply
 from ..text.tokenizer import Tokenizer
 from ..tools.describe import Tool, schemas
-from .checkpoints import CheckpointPool
 from .constrain import GrammarConstraint, ToolConstraint
 from .draft import DraftModel
 from .options import Options, Sampling, check
+from .prefill import CheckpointPool
 from .prompt_cache import PromptCache
 from .reply_loop import ReplyLoop
 from .reply_options import ReplyOptions

@@ -1,21 +1,24 @@
-"""A prompt into caches, in chunks, which limits memory, reports progress and lets other replies take their steps.
+"""A prompt into caches, in chunks, and the states of caches that are kept of it.
 
 Notes:
 - A reply that decodes waits for one long piece at most. So a chunk of a prompt is a long piece, and takes about
   CHUNK_SECONDS while other replies are in progress.
+- Chunks limit memory, report progress and let other replies take their steps.
 - A draft model reads the prompt, too. Its speed is measured by itself.
 """
 
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import mlx.core as mx
 
-from ..model.cache import Cache
+from ..model.cache import Cache, Snapshot
 from ..model.layer import Pause
 from .decode import Model, TokenStream, checked
 from .options import PREFILL_STEP_SIZE
@@ -23,6 +26,8 @@ from .options import PREFILL_STEP_SIZE
 CHECK_TOKENS, CHECK_SECONDS = 128, 0.3  # a prefill can be stopped after both
 CHUNK_SECONDS = 0.2
 FIRST_CHUNK = 64  # tokens of a chunk before any was measured
+MAX_CHECKPOINTS = 16  # of all conversations that share a pool
+MAX_CHECKPOINT_BYTES = 2 << 30  # of all of them together; one checkpoint of the 32B has 0.8 GB in bfloat16
 StepSize = int | Callable[[], int]  # tokens of a chunk
 T = TypeVar("T")
 
@@ -89,6 +94,56 @@ def prefill(model: Model, ids: Sequence[int], cache: list[Cache], step_size: int
     for _, last in prefill_chunks(model, ids, cache, step_size):
         hidden = last
     return checked(model.logits(hidden)[:, -1])
+
+
+class HasCheckpoints(Protocol):
+    """A prompt cache, as far as a pool knows it."""
+
+    checkpoints: list[CacheCheckpoint]
+
+
+@dataclass(frozen=True, eq=False)
+class CacheCheckpoint:
+    """The state of every layer after `length` tokens. `conversation` is the prompt cache that it belongs to."""
+
+    length: int
+    layers: tuple[Snapshot, ...]
+    conversation: weakref.ref[HasCheckpoints]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(snapshot.nbytes for snapshot in self.layers)
+
+
+class CheckpointPool:
+    """Limits many conversations' checkpoints. It removes the least recently used first, the newest of each last."""
+
+    def __init__(self, max_count: int = MAX_CHECKPOINTS, max_bytes: int = MAX_CHECKPOINT_BYTES) -> None:
+        self.max_count, self.max_bytes = max_count, max_bytes
+        self._used: list[weakref.ref[CacheCheckpoint]] = []  # least recently used first
+
+    @property
+    def checkpoints(self) -> list[CacheCheckpoint]:
+        """The existing checkpoints, least recently used first."""
+        return [checkpoint for ref in self._used if (checkpoint := ref()) is not None]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(checkpoint.nbytes for checkpoint in self.checkpoints)
+
+    def use(self, checkpoint: CacheCheckpoint) -> None:
+        """Adds a checkpoint, or marks it as used again, and removes others to stay within the limits."""
+        all_used = [*(other for other in self.checkpoints if other is not checkpoint), checkpoint]
+        self._used = [weakref.ref(used) for used in all_used]
+        newest = {id(used.conversation()): used for used in all_used}
+        victims = sorted(all_used, key=lambda used: newest[id(used.conversation())] is used)
+        count, size = len(victims), sum(used.nbytes for used in victims)
+        for victim in victims:
+            if count <= self.max_count and size <= self.max_bytes:
+                break
+            if (conversation := victim.conversation()) is not None:
+                conversation.checkpoints[:] = [kept for kept in conversation.checkpoints if kept is not victim]
+            count, size = count - 1, size - victim.nbytes
 
 
 class Piece(Enum):

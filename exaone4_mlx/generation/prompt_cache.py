@@ -28,10 +28,9 @@ from ..model.led import LedModel, own_config
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
 from .cache_file import CacheContent, check_count, fingerprints, place_of, read_cache, write_cache
-from .checkpoints import CacheCheckpoint, CheckpointPool
 from .decode import checked
 from .options import PREFILL_STEP_SIZE, PrefillProgress
-from .prefill import StepSize, common_prefix, prefill_chunks
+from .prefill import CacheCheckpoint, CheckpointPool, StepSize, common_prefix, prefill_chunks
 from .prefix_store import PrefixStore
 from .rank_files import read_others, write_others
 

@@ -25,8 +25,7 @@ from typing import Any, Generic, TypeVar
 import mlx.core as mx
 
 from ..model.network import Exaone4ForCausalLM
-from .checkpoints import CheckpointPool
-from .prefill import Batch, Piece
+from .prefill import Batch, CheckpointPool, Piece
 
 T = TypeVar("T")
 Cancel = Callable[[], None]

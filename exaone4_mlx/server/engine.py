@@ -21,11 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from ..generation.checkpoints import CheckpointPool
 from ..generation.constrain import ToolConstraint
 from ..generation.forced_call import ForcedCall
 from ..generation.generate import Generation
 from ..generation.options import Options
+from ..generation.prefill import CheckpointPool
 from ..generation.prefix_store import PrefixStore
 from ..generation.prompt_cache import PromptCache
 from ..generation.request import Prompt, Request, prompt_ids

@@ -20,8 +20,7 @@ from turns import TURN, cold, ids, tokenizer  # noqa: F401
 
 from exaone4_mlx import Chat, PrefixStore, PromptCache, Tokenizer
 from exaone4_mlx.generation import prefix_folder, prefix_store
-from exaone4_mlx.generation.checkpoints import CheckpointPool
-from exaone4_mlx.generation.prefill import Batch
+from exaone4_mlx.generation.prefill import Batch, CheckpointPool
 from exaone4_mlx.generation.prefix_entry import PrefixEntry, usable_length
 from exaone4_mlx.generation.prefix_folder import FILE_FORMAT
 from exaone4_mlx.model.cache import Snapshot

@@ -24,8 +24,7 @@ from exaone4_mlx import PromptCache, Tokenizer
 from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation import cache_file, prefill, prompt_cache
 from exaone4_mlx.generation.cache_file import weights_digest
-from exaone4_mlx.generation.checkpoints import CheckpointPool
-from exaone4_mlx.generation.prefill import common_prefix
+from exaone4_mlx.generation.prefill import CheckpointPool, common_prefix
 from exaone4_mlx.model.cache import RotatingKVCache
 
 # --- reuse --------------------------------------------------------------------
