@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_adapter_flags(parser, with_scale=False)
     parser.add_argument("--draft-model", metavar="PATH", help="also count this draft model")
     parser.add_argument(
-        "--ranks", type=int, default=1, metavar="N", help="count for each of N machines that share the model"
+        "--ranks", type=int, metavar="N", help="count for each of N machines that share the model (default: 1)"
     )
     flags.add_pipeline_flag(parser, "count for machines that have some layers each")
     parser.add_argument(
@@ -85,15 +85,13 @@ def run(options: argparse.Namespace) -> int:
     draft = None if options.draft_model is None else read_sizes(options.draft_model)
     if draft:
         check_draft(sizes, draft)
-    if options.ranks > 1 and options.adapter_path:
-        raise ValueError("--adapter-path: a model of several ranks takes no adapters; fuse them into the weights first")
+    ranks = _rank_count(options)
     adapters = adapted_bytes(find_adapters(options, sizes.config), sizes.config, sizes.activation_dtype(cast).size)
-
-    stages = _stages(options, sizes)
+    stages = _stages(options.pipeline, ranks, sizes)
 
     def fit(quantization: Quantization | None, kv: KVQuantization | None, stage: Stage | None = None) -> Fit:
         return fit_sizes(
-            sizes_of_part(sizes, stage, quantization) if stage else ranked(sizes, options.ranks, quantization),
+            sizes_of_part(sizes, stage, quantization) if stage else ranked(sizes, ranks, quantization),
             options.max_kv_size,
             memory,
             cast,
@@ -122,22 +120,32 @@ def run(options: argparse.Namespace) -> int:
         saved = total - fit(first, KVQuantization.read(sizes.config, 8)).total_bytes
         if saved > WORTH_LISTING * total:
             show(f"--kv-bits 8 saves {size_text(saved)}.")
-    if options.ranks > 1:
-        show(f"This is what rank 0 of {options.ranks} needs. The others need no draft model and no output head.")
+    if ranks > 1:
+        show(f"This is what rank 0 of {ranks} needs. The others need no draft model and no output head.")
     for note in _notes(sizes, metal, options.memory):
         show(note)
     return 0 if any(one.fits for one in fits.values()) else 1
 
 
-def _stages(options: argparse.Namespace, sizes: Sizes) -> list[Stage]:
-    """The parts of the ranks of --pipeline."""
+def _rank_count(options: argparse.Namespace) -> int:
+    """--ranks, or without it the length of --pipeline. Raises ValueError for what `generate` refuses on these ranks."""
+    stated = 1 if isinstance(options.pipeline, bool) else len(options.pipeline)
+    count: int = stated if options.ranks is None else options.ranks
+    if options.pipeline and count < 2:
+        raise ValueError("--pipeline needs several ranks: give --ranks N, or the layers of each, as in 20,12")
+    if count > 1 and options.adapter_path:
+        raise ValueError("--adapter-path: a model of several ranks takes no adapters; fuse them into the weights first")
+    return count
+
+
+def _stages(pipeline: bool | tuple[int, ...], count: int, sizes: Sizes) -> list[Stage]:
+    """The parts of `count` ranks of --pipeline."""
     from ..checkpoint.share import Stage, layers_of_ranks
 
-    if not options.pipeline:
+    if not pipeline:
         return []
-    count = options.ranks if options.ranks > 1 or options.pipeline is True else len(options.pipeline)
     stored = {name: tensor.nbytes for name, tensor in sizes.tensors.items()}
-    layers = layers_of_ranks(options.pipeline, sizes.config, stored, [1] * count)
+    layers = layers_of_ranks(pipeline, sizes.config, stored, [1] * count)
     return [Stage(rank, layers, sizes.config.tie_word_embeddings) for rank in range(count)]
 
 

@@ -300,6 +300,21 @@ def test_fit_of_each_rank(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Rank 2 has layers 1 to 2, the embedding.\n" in text
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--pipeline"], "--pipeline needs several ranks: give --ranks N, or the layers of each"),
+        (["--pipeline", "8"], "--pipeline needs several ranks"),
+        (["--pipeline", "3,5", "--ranks", "1"], "--pipeline needs several ranks"),
+        (["--pipeline", "3,5", "--ranks", "3"], "pipeline 3,5 has the layers of 2 ranks, and there are 3"),
+        (["--pipeline", "3,5", "--adapter-path", "x"], "several ranks takes no adapters"),
+    ],
+)
+def test_fit_refuses_what_generate_refuses(flags: list[str], expected: str, capsys: Any) -> None:
+    assert main(["fit", "--model", "demo", *flags]) == 1
+    assert expected in capsys.readouterr().err
+
+
 def test_a_pipeline_needs_ranks(capsys: Any) -> None:
     assert main(["generate", "--model", "demo", "--prompt", "x", "--pipeline"]) == 1
     assert "--pipeline needs several ranks: start them by mlx.launch" in capsys.readouterr().err
