@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from ..checkpoint.formats import Source
 from ..files.safetensors import CheckpointError
-from ..model.adapter import WeightedAdapter, adapted_rows, check_adapters
+from ..model.adapter import WeightedAdapter, adapted_rows, cast_adapted, check_adapters
 from ..model.pretrained import OpenCheckpoint
 
 
@@ -32,9 +32,8 @@ class AdaptedSource(Source):
         if name not in self.changed:
             return self._base.weight(name, start, stop, dtype)
         rows = self._base.weight(name, start, stop, mx.float32)
-        fused = adapted_rows(self._adapters, name, rows, start).astype(dtype or self.tensors[name].dtype)
-        mx.eval(fused)
-        return fused
+        fused = adapted_rows(self._adapters, name, rows, start)
+        return cast_adapted(fused, dtype or self.tensors[name].dtype, name, self._adapters)
 
 
 def adapters_digest(adapters: Sequence[WeightedAdapter]) -> str:

@@ -113,12 +113,16 @@ def evaluate(
         LayerwiseModel(original.source, original.config, mx.float32),
     )
     results, replies, seconds = _measure(*sides, parts, kv, progress)
+    names = [
+        " + ".join([str(name), *(adapter.name for adapter, _ in own)])
+        for name, own in ((model, adapters), (reference or model, reference_adapters))
+    ]
     if any(math.isnan(value) for result in results for value in result.kl):
-        raise ValueError(f"{model} or {reference or 'its base'} computes NaN on these texts")
+        raise ValueError(f"{' or '.join(names)} computes NaN on these texts")
     tokens = sum(len(result.kl) for result in results)
     return Evaluation(
-        model=" + ".join([str(model), *(adapter.name for adapter, _ in adapters)]),
-        reference=" + ".join([str(reference or model), *(adapter.name for adapter, _ in reference_adapters)]),
+        model=names[0],
+        reference=names[1],
         data=PART_NAMES.get(data, file.name) + ", replies only" * replies_only,
         dtype=str(computed).removeprefix("mlx.core."),
         kv=str(kv or ""),

@@ -220,7 +220,7 @@ class PaddedBatch:
                 check.finish()
             except NonFiniteLogits as error:
                 row, pad = self._rows[0], self._pads[0]
-                raise FloatingPointError(explain(self._model, row[pad:])) from error
+                raise FloatingPointError(explain(self._model, row[pad:], fused)) from error
 
     def _sampler(self, number: int) -> Sampler:
         """The sampler of a row: with a seed, the row's number added to it."""

@@ -129,7 +129,7 @@ class DraftModel:
         self.processed_tokens = len(missing)
         before, logits = sample.state, fused.logits(hidden)[:, -1]
         if not self._is_checked and not is_finite(logits):  # the model would reject every draft
-            raise FloatingPointError(f"the draft model computes no drafts: {explain(self.model, history)}")
+            raise FloatingPointError(f"the draft model computes no drafts: {explain(self.model, history, fused)}")
         self._is_checked = True
         drafts = [sample(logits)]
         while len(drafts) < count:

@@ -87,7 +87,8 @@ class ReplyLoop:
                 if self._draft is not None:
                     self._draft.clear()
                 if isinstance(error, NonFiniteLogits):
-                    raise FloatingPointError(explain(self._model, [*self._ids, *self.token_ids])) from error
+                    ids = [*self._ids, *self.token_ids]
+                    raise FloatingPointError(explain(self._model, ids, self._cache.fused)) from error
                 raise
             finally:
                 self._batch.streams[:] = [other for other in self._batch.streams if other is not stream]

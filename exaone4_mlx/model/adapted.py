@@ -21,7 +21,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from .adapter import KEYS, WeightedAdapter, adapted_rows, check_adapters, projection_shapes
+from .adapter import KEYS, WeightedAdapter, adapted_rows, cast_adapted, check_adapters, projection_shapes
 from .config import Exaone4Config
 from .products import AdaptedLinear, bare, bare_parameters
 
@@ -63,7 +63,8 @@ def adapted_bytes(given: Sequence[WeightedAdapter], config: Exaone4Config, size:
 def put_on(model: Any, given: Sequence[WeightedAdapter], before: ActiveAdapters) -> ActiveAdapters:
     """Replaces the adapters `before` on a causal language model by those given.
 
-    Everything is checked and computed before the model changes. Raises ValueError that names the adapter and the array.
+    Everything is checked and computed before the model changes. Raises ValueError that names the adapter and the array,
+    also for one that the dtype of the model cannot hold.
     """
     check_adapters(given, model.config)
     names = projection_shapes(model.config)
@@ -91,7 +92,7 @@ def _whole_weights(given: Sequence[WeightedAdapter], plain: Mapping[str, mx.arra
                     f"{adapter.name}: {name} has shape {array.shape}, and in this model {own.shape} of {own.dtype}: "
                     "whole weights need the model that they were trained from, in full precision"
                 )
-            yield name, adapted_rows(given, name, own.astype(mx.float32)).astype(own.dtype)
+            yield name, cast_adapted(adapted_rows(given, name, own.astype(mx.float32)), own.dtype, name, given)
 
 
 def _adapted(name: str, module: nn.Module, given: Sequence[WeightedAdapter], dtype: mx.Dtype) -> nn.Module:
@@ -112,7 +113,8 @@ def _adapted(name: str, module: nn.Module, given: Sequence[WeightedAdapter], dty
     if not a:
         return module
     joint = mx.concatenate(a, axis=1), mx.concatenate(b), gain
-    return AdaptedLinear(module, *(None if array is None else array.astype(dtype) for array in joint))  # type: ignore[arg-type]
+    arrays = (None if array is None else cast_adapted(array, dtype, name, given) for array in joint)
+    return AdaptedLinear(module, *arrays)  # type: ignore[arg-type]
 
 
 def _weight_blocks(module: nn.Linear | nn.QuantizedLinear) -> Iterator[tuple[int, mx.array]]:

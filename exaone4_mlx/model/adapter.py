@@ -19,6 +19,7 @@ from typing import Any, TypeGuard
 
 import mlx.core as mx
 
+from ..files.safetensors import check_finite
 from .config import Exaone4Config
 
 TYPES = ("lora", "dora", "full")
@@ -150,6 +151,17 @@ def adapted_rows(given: Sequence[WeightedAdapter], name: str, weight: mx.array, 
             change, gain = adapter.rows(module, weight, start)
             total = total + share * (change if gain is None else gain[:, None] * (weight + change) - weight)
     return total
+
+
+def adapter_names(given: Sequence[WeightedAdapter]) -> str:
+    return " and ".join(adapter.name for adapter, _ in given)
+
+
+def cast_adapted(array: mx.array, dtype: mx.Dtype, name: str, given: Sequence[WeightedAdapter]) -> mx.array:
+    """An array that the adapters changed, evaluated. Raises CheckpointError that names them if it is not finite."""
+    cast = array.astype(dtype)
+    check_finite(cast, f"{name} with {adapter_names(given)}", lambda: [array])
+    return cast
 
 
 def check_adapters(given: Sequence[WeightedAdapter], config: Exaone4Config) -> None:

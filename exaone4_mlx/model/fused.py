@@ -59,7 +59,7 @@ class FusedModel:
 
     def __init__(self, model: Any, previous: FusedModel | None = None) -> None:
         """Makes the weights of `model` slices of joint arrays. Layers that `previous` holds unchanged are kept."""
-        self.config = model.config
+        self.config, self.adapters = model.config, model.adapters
         kept = [] if previous is None else previous._bare
         self._bare: list[tuple[Parameters, Layer]] = []  # the layers without adapters, and what they are made of
         for number, block in enumerate(model.layers):

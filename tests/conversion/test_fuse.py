@@ -16,7 +16,7 @@ from conftest import distance
 from conversions import random_checkpoint
 from mlx.utils import tree_flatten
 
-from exaone4_mlx import Exaone4Config, convert, evaluate, export_adapter, fuse, load
+from exaone4_mlx import CheckpointError, Exaone4Config, convert, evaluate, export_adapter, fuse, load
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.conversion.texts import HELD_OUT
 from exaone4_mlx.files.folders import DEMO_FOLDER, read_json
@@ -85,6 +85,12 @@ def test_without_options_the_form_is_that_of_the_base(adapter: Path, tmp_path: P
     assert distance(logits(tmp_path / "out"), exact) < distance(logits(tmp_path / "base"), exact)
 
 
+def test_an_adapter_beyond_the_range_of_the_new_weights_is_named(lora: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"weight with .*/lora holds values beyond the range of float16; use bfl"):
+        fuse("demo", mlx_path=tmp_path / "out", adapter_path=[lora], adapter_scale=1e7, dtype="float16")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.heavy
 def test_error_search_loses_less_than_minimum_and_maximum(adapter: Path, texts: Path, tmp_path: Path) -> None:
     found = {}
@@ -111,6 +117,11 @@ def test_evaluate_compares_with_the_model_without_the_adapter(adapter: Path, tex
     assert evaluate("demo", adapter_path=adapter, adapter_scale=0.0, data=texts).rows[0].mean_kl < 1e-6
     with pytest.raises(ValueError, match="reference is needed: the model to compare with"):
         evaluate("demo", data=texts)
+
+
+def test_an_evaluation_that_computes_nan_names_the_adapter(lora: Path, texts: Path) -> None:
+    with pytest.raises(ValueError, match=r"demo \+ .*/lora or demo computes NaN on these texts"):
+        evaluate("demo", adapter_path=lora, adapter_scale=1e34, data=texts, max_tokens=8)
 
 
 def test_whole_weights_are_fused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from adapters import random_adapter
 from conftest import tiny_model
 from mlx.utils import tree_map
 
@@ -18,6 +19,7 @@ from exaone4_mlx.generation.draft import DraftModel, PromptLookup
 from exaone4_mlx.generation.options import Sampling
 from exaone4_mlx.generation.prefill import prefill
 from exaone4_mlx.generation.speculate import SpeculativeStream
+from exaone4_mlx.model.adapter import Adapter, AdapterConfig
 from exaone4_mlx.model.nonfinite import explain
 
 GATE, NORM = "model.layers.2.mlp.gate_proj.weight", "model.layers.2.post_feedforward_layernorm.weight"
@@ -102,7 +104,8 @@ def test_an_overflow_of_float16_ends_the_reply_and_empties_its_cache(hf_folder: 
 
 def test_the_first_part_that_is_not_finite_is_named(tokenizer: Any) -> None:
     nothing = tiny_model()
-    assert "the logits are NaN or infinite in float32: the weights are damaged" in explain(nothing, [5, 6, 7])
+    found = explain(nothing, [5, 6, 7], nothing.fused())
+    assert "the logits are NaN or infinite in float32: the weights are damaged" in found
     for name, where in {
         "model.embed_tokens": "the embeddings",
         "model.layers.1.self_attn.v_proj": r"the attention of layer 1 (local)",
@@ -112,7 +115,35 @@ def test_the_first_part_that_is_not_finite_is_named(tokenizer: Any) -> None:
         model = tiny_model()
         part = dict(model.named_modules())[name]
         part.weight = part.weight * NAN
-        assert where in explain(model, [5, 6, 7]), name
+        assert where in explain(model, [5, 6, 7], model.fused()), name
+
+
+def test_an_adapter_that_overflows_is_named_and_not_the_weights(unread: Any) -> None:
+    """Its arrays are finite, and what the model computes with them is not."""
+    tokenizer = unread[1]
+    model = tiny_model(vocab_size=unread[0].config.vocab_size)
+    model.set_adapters(random_adapter(model=model.config, scale=1e30))
+    with pytest.raises(FloatingPointError) as error:
+        generate(model, tokenizer, "Hello", max_tokens=2)
+    assert str(error.value) == (
+        "the reply cannot be computed: the values after the attention of layer 0 (local) with the adapter are NaN or "
+        "infinite in float32: lower the scale of the adapter (--adapter-scale), or leave it out"
+    )
+    cache = PromptCache(model, tokenizer, fused=model.fused())  # a named adapter of a server
+    model.set_adapters()
+    with pytest.raises(FloatingPointError, match=r"layer 0 \(local\) with the adapter are NaN"):
+        generate(model, tokenizer, "Hello", max_tokens=2, prompt_cache=cache)
+    generate(model, tokenizer, "Hello", max_tokens=2)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_an_adapter_beyond_the_range_of_the_model_is_refused(kind: str) -> None:
+    model, name = tiny_model(dtype=mx.float16), "model.layers.1.mlp.up_proj"
+    whole = Adapter(AdapterConfig("full"), {f"{name}.weight": mx.ones((48, 32))})
+    adapter = whole if kind == "full" else random_adapter()
+    with pytest.raises(CheckpointError, match=r"with the adapter holds values beyond the range of float16; use bfl"):
+        model.set_adapters(adapter, 1e7)
+    assert not model.adapters
 
 
 class Breaks:
