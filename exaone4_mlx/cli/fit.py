@@ -213,7 +213,8 @@ def _notes(sizes: Sizes, metal: bool | None, memory: float | None) -> Iterator[s
     """The assumptions behind the figures."""
     import mlx.core as mx
 
-    from ..measure.fit import physical_memory, uses_metal
+    from ..files.folders import physical_memory
+    from ..measure.fit import uses_metal
     from ..measure.sizes import has_fused_attention
 
     if sizes.has_no_files:

@@ -23,6 +23,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..files.folders import physical_memory
 from . import TIMEOUT
 from .peers import CAUSE_SECONDS, INTERRUPTED, LOST, MAX_LINE, Message, Peer, Watchdog, killed_after
 
@@ -133,7 +134,7 @@ class Ranks:
     @cached_property
     def memory(self) -> list[int]:
         """The bytes of memory of the machine of each rank: see `exchange`."""
-        return self.exchange(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        return self.exchange(physical_memory())
 
     @property
     def backend(self) -> str:

@@ -118,6 +118,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def physical_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def shortened(message: str) -> str:
     """An error message without its middle if that is long: it may quote a name or a value of any length."""
     return message if len(message) <= 600 else f"{message[:400]} … {message[-190:]}"

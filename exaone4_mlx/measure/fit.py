@@ -19,11 +19,12 @@ import mlx.core as mx
 
 from ..checkpoint.quantize import Quantization
 from ..cluster.ranks import Ranks
+from ..files.folders import physical_memory
 from ..files.safetensors import read_dtype
 from ..generation.prefix_store import MAX_BYTES
 from ..generation.request import check_kv_size
 from ..model.kv import KVQuantization
-from ..model.pretrained import memory_of_this_machine as memory_of_this_machine, physical_memory as physical_memory
+from ..model.pretrained import memory_of_this_machine as memory_of_this_machine
 from ..text.format import size_text
 from ..text.tokenizer import Tokenizer
 from .parts import ranked

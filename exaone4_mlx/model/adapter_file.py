@@ -41,11 +41,6 @@ PEFT_REFUSED: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-def is_adapter_folder(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no model."""
-    return (folder / CONFIG_NAME).is_file() and not (folder / "config.json").is_file()
-
-
 def read_adapters(adapter_path: AdapterPaths = (), adapter_scale: Scales = 1.0) -> tuple[WeightedAdapter, ...]:
     """Adapters with their scales. Each adapter is a folder, a hub id or an `Adapter`. Errors as for `read_adapter`."""
     several = [adapter_path] if isinstance(adapter_path, str | Path | Adapter) else list(adapter_path)

@@ -11,7 +11,6 @@ Notes:
 from __future__ import annotations
 
 import math
-import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from ..checkpoint.formats import Source
 from ..checkpoint.quantize import Quantization, quantization_keys
 from ..checkpoint.share import EMBEDDING, HEAD, LAYER, Share, Stage, fingerprint, part_of
 from ..cluster.ranks import Ranks
-from ..files.folders import atomic_file, find_folder, read_json
+from ..files.folders import atomic_file, find_folder, physical_memory, read_json
 from ..files.safetensors import Checkpoint, CheckpointError, check_finite, read_dtype
 from .config import Exaone4Config
 from .generation_config import GenerationConfig
@@ -369,8 +368,3 @@ def memory_of_this_machine() -> int:
     if mx.metal.is_available():
         return int(mx.device_info()["max_recommended_working_set_size"])
     return physical_memory()
-
-
-def physical_memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
