@@ -239,14 +239,14 @@ def _load(folder: Path, options: argparse.Namespace, **given: Any) -> Exaone4For
 
 
 def _needs_download(model: str, revision: str | None) -> bool:
-    """Whether it is a hub id whose weights are not in the cache of the hub."""
+    """Whether it is a hub id whose weights are not all in the cache of the hub."""
     from ..files.folders import BUILT_IN
 
     if model in BUILT_IN or Path(model).expanduser().exists() or model.count("/") != 1:
         return False
-    from ..files.hub import has_weights
+    from ..files.hub import is_cached
 
-    return not has_weights(model, revision)
+    return not is_cached(model, revision)
 
 
 def _check_weights(sizes: Sizes, options: argparse.Namespace) -> None:

@@ -22,7 +22,6 @@ from typing import Any
 from .hub_errors import DownloadError, reason_of
 from .resumable import KEPT, blobs_of, continue_kept_files, set_chunk_size
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 STOP_SECONDS = 0.5  # the longest wait for a download that is stopped
 
 
@@ -54,11 +53,12 @@ def download(
         ) from error
 
 
-def has_weights(repo: str, revision: str | None) -> bool:
-    """Whether the weights of a repository, or their index, are in the cache of the hub."""
+def is_cached(repo: str, revision: str | None) -> bool:
+    """Whether a repository is in the cache of the hub with all its weights."""
     from huggingface_hub import try_to_load_from_cache
 
-    return any(isinstance(try_to_load_from_cache(repo, name, revision=revision), str) for name in (WHOLE, INDEX))
+    config = try_to_load_from_cache(repo, "config.json", revision=revision)
+    return isinstance(config, str) and _is_whole(Path(config).parent, ("*.safetensors",))
 
 
 def _until_ctrl_c(
@@ -111,12 +111,12 @@ def _until_ctrl_c(
 
 def _is_whole(folder: Path, files: Sequence[str]) -> bool:
     """Whether a folder of the cache has its config, and its weights if `files` include them."""
-    if not (folder / "config.json").is_file():
-        return False
-    if not any("safetensors" in pattern for pattern in files) or (folder / WHOLE).is_file():
-        return True
+    config = "adapter_config.json" if "adapter_config.json" in files else "config.json"
+    if not (folder / config).is_file() or not any("safetensors" in pattern for pattern in files):
+        return (folder / config).is_file()
+    if not (index := folder / "model.safetensors.index.json").is_file() or (folder / "model.safetensors").is_file():
+        return any(folder.glob("*.safetensors"))
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return all((folder / name).is_file() for name in index["weight_map"].values())
+        return all((folder / name).is_file() for name in json.loads(index.read_bytes())["weight_map"].values())
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return False

@@ -16,10 +16,12 @@ from conftest import ROOT, until
 from fake_hub import FileServer
 
 from exaone4_mlx.cli import output
+from exaone4_mlx.cli.loading import _needs_download
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.files import resumable
 from exaone4_mlx.files.folders import DEMO_FOLDER, USEFUL_FILES, find_folder
 from exaone4_mlx.files.hub_errors import DownloadError
+from exaone4_mlx.model.adapter_file import FILES
 
 LOGIN_PAGE = (200, "text/html", b"<html>log in</html>")
 
@@ -126,9 +128,19 @@ def test_a_whole_model_in_the_cache_is_used_whatever_the_network_answers(
     (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     with pytest.raises(DownloadError, match="only a part"):
         find_folder("x/y")
+    assert _needs_download("x/y", None), "a command checks the memory before it continues the download"
     (snapshot / "model-1.safetensors").touch()
+    assert not _needs_download("x/y", None)
     with pytest.warns(UserWarning, match="from the cache"):
         assert find_folder("x/y") == snapshot
+    (snapshot / "model.safetensors.index.json").unlink()
+    gptq = (snapshot / "model-1.safetensors").rename(snapshot / "gptq_model-4bit.safetensors")
+    with pytest.warns(UserWarning, match="from the cache"):
+        assert find_folder("x/y") == snapshot
+    gptq.rename(snapshot / "adapters.safetensors")
+    (snapshot / "config.json").rename(snapshot / "adapter_config.json")
+    with pytest.warns(UserWarning, match="from the cache"):
+        assert find_folder("x/y", files=FILES) == snapshot
     assert "*.json" in USEFUL_FILES
 
 
