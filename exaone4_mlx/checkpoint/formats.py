@@ -262,12 +262,7 @@ def _compressed_group(group: dict[str, Any], common: dict[str, Any]) -> Layout:
 
 
 #: quant_method -> function that reads its settings
-LAYOUTS = {
-    "awq": _awq_layout,
-    "gptq": _gptq_layout,
-    "fp8": _fp8_layout,
-    "compressed-tensors": _compressed_layout,
-}
+LAYOUTS = {"awq": _awq_layout, "gptq": _gptq_layout, "fp8": _fp8_layout, "compressed-tensors": _compressed_layout}
 
 
 def _float8(title: str, key: str, block: Any, common: dict[str, Any]) -> Layout:

@@ -145,11 +145,7 @@ class History:
     # --- prompts --------------------------------------------------------------
 
     def request(
-        self,
-        messages: Sequence[Message],
-        tools: tuple[Tool, ...],
-        options: Options,
-        begun: BegunReply | None = None,
+        self, messages: Sequence[Message], tools: tuple[Tool, ...], options: Options, begun: BegunReply | None = None
     ) -> tuple[Request, int]:
         """The request for a reply to `messages`, and how many of the oldest messages it leaves out.
 

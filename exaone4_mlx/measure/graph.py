@@ -51,12 +51,7 @@ def in_own_process(function: str, *arguments: Any, module: str = __name__) -> An
 
 
 def host_seconds(
-    engines: Sequence[str],
-    config: Mapping[str, Any],
-    dtype: str,
-    is_quantized: bool,
-    adapter: str | None,
-    repeat: int,
+    engines: Sequence[str], config: Mapping[str, Any], dtype: str, is_quantized: bool, adapter: str | None, repeat: int
 ) -> dict[str, list[float]]:
     """The seconds that Python takes to build the graph of one decode step, in each of `repeat` rounds, by engine.
 

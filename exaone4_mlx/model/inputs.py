@@ -109,10 +109,7 @@ def read_inputs(
             starts = context.positions[:, 1:] != context.positions[:, :-1] + 1
             first = mx.zeros((batch, 1), mx.int32)
             context.segments = mx.cumsum(mx.concatenate([first, starts.astype(mx.int32)], axis=1), axis=1)
-    for name, default in (
-        ("hidden_states", config.output_hidden_states),
-        ("attentions", config.output_attentions),
-    ):
+    for name, default in (("hidden_states", config.output_hidden_states), ("attentions", config.output_attentions)):
         flag = flags[f"output_{name}"]
         if default if flag is None else flag:
             setattr(context, name, [])

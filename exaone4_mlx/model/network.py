@@ -148,10 +148,7 @@ class Exaone4Model(Pretrained):
 
     @with_return_dict
     def forward(
-        self,
-        input_ids: mx.array | None = None,
-        attention_mask: mx.array | None = None,
-        **inputs: Unpack[ForwardInputs],
+        self, input_ids: mx.array | None = None, attention_mask: mx.array | None = None, **inputs: Unpack[ForwardInputs]
     ) -> BaseModelOutputWithPast:
         """transformers' call. `ForwardInputs` documents the arguments.
 

@@ -192,10 +192,7 @@ def fill(module: nn.Module, weights: Iterable[tuple[str, mx.array]]) -> None:
 
 
 def _weights(
-    opened: OpenCheckpoint,
-    settings: Mapping[str, Quantization],
-    cast: mx.Dtype | None,
-    progress: Progress | None,
+    opened: OpenCheckpoint, settings: Mapping[str, Quantization], cast: mx.Dtype | None, progress: Progress | None
 ) -> Iterator[tuple[str, mx.array]]:
     """The parameters of a network, one by one. Those in `settings` are quantized."""
     source, done = opened.source, 0

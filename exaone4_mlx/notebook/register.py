@@ -17,10 +17,7 @@ VIEWS = {
     ("conversation.chat", "Chat"): ("conversation_view", {"text/html": "chat_html", "text/markdown": "chat_markdown"}),
     ("conversion.convert", "ConversionSummary"): ("report_view", {"text/html": "summary_html"}),
     ("conversion.evaluation", "Evaluation"): ("report_view", {"text/html": "evaluation_html"}),
-    ("text.message", "Reply"): (
-        "conversation_view",
-        {"text/html": "reply_html", "text/markdown": "reply_markdown"},
-    ),
+    ("text.message", "Reply"): ("conversation_view", {"text/html": "reply_html", "text/markdown": "reply_markdown"}),
     ("measure.fit", "Fit"): ("report_view", {"text/html": "fit_html"}),
     ("model.config", "Exaone4Config"): ("config_view", {"text/html": "config_html"}),
     ("notebook.attention", "AttentionMaps"): ("attention", {"text/html": "attention_html"}),

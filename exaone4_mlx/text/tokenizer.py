@@ -80,12 +80,7 @@ class Tokenizer(EncodesBatches):
 
     @classmethod
     def from_pretrained(
-        cls,
-        path_or_repo: str | Path,
-        *,
-        revision: str | None = None,
-        padding_side: str | None = None,
-        nfc: bool = True,
+        cls, path_or_repo: str | Path, *, revision: str | None = None, padding_side: str | None = None, nfc: bool = True
     ) -> Tokenizer:
         """The tokenizer of a folder, a hub id (nothing else is downloaded), or "demo", with its chat template.
 

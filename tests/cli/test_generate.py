@@ -217,10 +217,7 @@ def test_an_instruction_and_a_file_are_one_prompt_and_a_file_may_hold_the_system
     file.write_text("The sea.\n")
     system.write_text("Be brief.\n")
     given = prompt_given("-p", "Translate:", "--prompt-file", str(file), "--system-prompt-file", str(system))
-    assert given == [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Translate:\n\nThe sea."},
-    ]
+    assert given == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Translate:\n\nThe sea."}]
 
 
 @pytest.mark.usefixtures("demo_model")

@@ -43,10 +43,7 @@ def test_usual_encodings_are_read(file: Any) -> None:
 
 @pytest.mark.parametrize(
     ("data", "text"),
-    [
-        (b"one\r\ntwo\rthree\nfour", "one\ntwo\nthree\nfour"),
-        (b"\x1b[1mok\x1b[0m\n" * 20, "\x1b[1mok\x1b[0m\n" * 20),
-    ],
+    [(b"one\r\ntwo\rthree\nfour", "one\ntwo\nthree\nfour"), (b"\x1b[1mok\x1b[0m\n" * 20, "\x1b[1mok\x1b[0m\n" * 20)],
     ids=["line ends", "colours of a terminal"],
 )
 def test_unusual_bytes_are_text(file: Any, data: bytes, text: str) -> None:

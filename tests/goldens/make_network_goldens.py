@@ -26,11 +26,7 @@ CASES = {
         "head_dim": 24,
         "tie_word_embeddings": True,
     },
-    "all global": {
-        "sliding_window": None,
-        "sliding_window_pattern": None,
-        "layer_types": ["full_attention"] * 4,
-    },
+    "all global": {"sliding_window": None, "sliding_window_pattern": None, "layer_types": ["full_attention"] * 4},
     "window 16, explicit types, default rope": {
         "sliding_window": 16,
         "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],

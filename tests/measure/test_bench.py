@@ -67,10 +67,7 @@ def test_engines_take_turns_and_the_first_round_does_not_count() -> None:
 
 def test_ratios_are_of_neighbours_in_time() -> None:
     test = Measurement({"decode": 10}, "tokens/s", lambda engine: None, depth=3)
-    taken = {
-        "exaone4_mlx": engines.Samples(((1.0, 2.0, 5.0),), 70),
-        "mlx-lm": engines.Samples(((2.0, 2.0, 15.0),), 80),
-    }
+    taken = {"exaone4_mlx": engines.Samples(((1.0, 2.0, 5.0),), 70), "mlx-lm": engines.Samples(((2.0, 2.0, 15.0),), 80)}
     ours, theirs = bench._rows(test, taken, tiny_model(), bandwidth=1e6)
     assert (ours.median, ours.low, ours.high) == (5, 2, 10)
     assert (theirs.ratio, theirs.ratio_low, theirs.ratio_high) == (2, 1, 3)

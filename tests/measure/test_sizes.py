@@ -351,11 +351,7 @@ STEPS = {"scores of a late chunk": 256, "buffers": 16}
 
 
 def peak_of_prefill(
-    model: Exaone4ForCausalLM,
-    length: int,
-    step: int,
-    kv: KVQuantization | None = None,
-    with_caches: bool = False,
+    model: Exaone4ForCausalLM, length: int, step: int, kv: KVQuantization | None = None, with_caches: bool = False
 ) -> int:
     """Bytes at the peak of reading a prompt, without weights, and without caches as they are afterwards."""
     mx.eval(model.parameters())
@@ -446,9 +442,7 @@ def test_no_length_takes_more_with_quantized_caches(choice: str, name: str, shar
 @on_the_cpu
 @pytest.mark.heavy
 @pytest.mark.parametrize("choice", ["4", "keys 8, values 4"])
-def test_the_peak_of_a_prompt_is_lower_with_quantized_caches_and_below_the_bound(
-    choice: str,
-) -> None:
+def test_the_peak_of_a_prompt_is_lower_with_quantized_caches_and_below_the_bound(choice: str) -> None:
     sizes = ALL_GLOBAL | {"head_dim": 128, "num_hidden_layers": 8}
     model = Exaone4ForCausalLM(Exaone4Config.from_dict(TINY | SMALL | sizes))
     model.set_dtype(mx.bfloat16)

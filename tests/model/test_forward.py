@@ -9,19 +9,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from conftest import distance, in_a_thread, random_ids, tiny_model
-from documented import (
-    CALLS,
-    GOLDENS,
-    LENGTH,
-    PADDED,
-    POSITION,
-    arrays,
-    config_of,
-    ours,
-    rope_config,
-    texts,
-    token_ids,
-)
+from documented import CALLS, GOLDENS, LENGTH, PADDED, POSITION, arrays, config_of, ours, rope_config, texts, token_ids
 
 from exaone4_mlx import Exaone4Model
 from exaone4_mlx.generation.prefill import prefill

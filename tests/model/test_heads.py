@@ -139,11 +139,7 @@ def test_a_loss_without_labels_is_zero() -> None:
     [
         ([0.5], {"id2label": {"0": "score"}}, lambda z: mx.square(z[0, 0] - 0.5)),
         ([2], {}, lambda z: mx.logsumexp(z[0]) - z[0, 2]),
-        (
-            [[1.0, 0.0, 1.0]],
-            {},
-            lambda z: mx.mean(mx.logaddexp(z[0], mx.zeros(3)) - z[0] * mx.array([1.0, 0.0, 1.0])),
-        ),
+        ([[1.0, 0.0, 1.0]], {}, lambda z: mx.mean(mx.logaddexp(z[0], mx.zeros(3)) - z[0] * mx.array([1.0, 0.0, 1.0]))),
         ([[1.0, 2.0, 3.0]], {"problem_type": "regression"}, lambda z: mx.mean(mx.square(z[0] - mx.array([1.0, 2, 3])))),
     ],
     ids=["one label", "one of several", "any of several", "regression of several"],

@@ -83,9 +83,7 @@ def test_mlx_lm_reads_what_we_convert(mlx_lm: Any, tmp_path: Path, options: dict
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"q_bits": 4, "q_group_size": 64}, {"quant_predicate": "mixed_4_6"}],
-    ids=["4 bit", "mixed"],
+    "options", [{"q_bits": 4, "q_group_size": 64}, {"quant_predicate": "mixed_4_6"}], ids=["4 bit", "mixed"]
 )
 @pytest.mark.heavy
 def test_we_read_what_mlx_lm_converts(mlx_lm: Any, tmp_path: Path, options: dict[str, Any]) -> None:

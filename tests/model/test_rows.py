@@ -96,9 +96,7 @@ def shared_position(patch: pytest.MonkeyPatch) -> None:
     """RoPE rotates all rows by the position of the first one."""
     original = fused.Layer.before
     patch.setattr(
-        fused.Layer,
-        "before",
-        lambda self, x, at, *more: original(self, x, mx.broadcast_to(at[:1], at.shape), *more),
+        fused.Layer, "before", lambda self, x, at, *more: original(self, x, mx.broadcast_to(at[:1], at.shape), *more)
     )
 
 

@@ -12,10 +12,7 @@ from conftest import tiny_model
 
 from exaone4_mlx import Exaone4Config
 from exaone4_mlx.model.cache import KVCache, RotatingKVCache
-from exaone4_mlx.notebook import (
-    cache_view,
-    draw_cache,
-)
+from exaone4_mlx.notebook import cache_view, draw_cache
 
 
 def test_a_drawn_cache_equals_a_real_one() -> None:

@@ -14,13 +14,7 @@ from shown import Page, reply, summary
 
 from exaone4_mlx import Chat, Exaone4Config, PromptCache, fit
 from exaone4_mlx.conversion.verify import TensorError
-from exaone4_mlx.notebook.conversation_view import (
-    chat_html,
-    chat_markdown,
-    messages_html,
-    reply_html,
-    reply_markdown,
-)
+from exaone4_mlx.notebook.conversation_view import chat_html, chat_markdown, messages_html, reply_html, reply_markdown
 from exaone4_mlx.notebook.markdown import inert_markdown
 from exaone4_mlx.tools.call import ToolCall
 

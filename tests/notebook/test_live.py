@@ -14,10 +14,7 @@ from typing import Any
 import pytest
 
 from exaone4_mlx import Answer, Chat, Done, Sampling, Thinking, ToolCall, ToolResult, stream_generate
-from exaone4_mlx.notebook import (
-    display_stream,
-    live,
-)
+from exaone4_mlx.notebook import display_stream, live
 from exaone4_mlx.notebook.conversation_view import reply_html
 from exaone4_mlx.text.message import Reply
 

@@ -13,12 +13,7 @@ from shown import reply, summary
 
 from exaone4_mlx import Chat, Exaone4Config, fit
 from exaone4_mlx.notebook.config_view import config_html
-from exaone4_mlx.notebook.conversation_view import (
-    chat_html,
-    chat_markdown,
-    reply_html,
-    reply_markdown,
-)
+from exaone4_mlx.notebook.conversation_view import chat_html, chat_markdown, reply_html, reply_markdown
 from exaone4_mlx.notebook.register import VIEWS, register
 from exaone4_mlx.notebook.report_view import fit_html, summary_html
 

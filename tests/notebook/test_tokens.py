@@ -8,11 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from exaone4_mlx.notebook import (
-    inspect_tokens,
-    token_view,
-    tokens as inside,
-)
+from exaone4_mlx.notebook import inspect_tokens, token_view, tokens as inside
 from exaone4_mlx.notebook.html import percent_text, visible
 
 

@@ -8,10 +8,7 @@ import mlx.core as mx
 import pytest
 from conftest import random_ids
 
-from exaone4_mlx.notebook import (
-    token_tree,
-    token_view,
-)
+from exaone4_mlx.notebook import token_tree, token_view
 
 
 def test_a_tree_holds_the_probabilities_of_each_path(unread: Any) -> None:

@@ -13,11 +13,7 @@ import pytest
 
 from exaone4_mlx import Chat, Options, Sampling
 from exaone4_mlx.conversation.turn import TurnState
-from exaone4_mlx.notebook import (
-    attention_maps,
-    chat_widget,
-    live,
-)
+from exaone4_mlx.notebook import attention_maps, chat_widget, live
 
 
 @pytest.mark.parametrize("name", ["ipywidgets", "matplotlib.pyplot"])

@@ -58,10 +58,7 @@ def test_portable_gives_another_parser_the_same_meaning() -> None:
     """CommonMark's own rules, and GitHub's single tildes, as Gradio and Jupyter have them."""
     other = MarkdownIt("commonmark", {"html": False, "breaks": True, "strikethrough_single_tilde": True})
     other.enable(["table", "strikethrough"])
-    before, after = (
-        ["", "은", "(", "2*3*4 ", "3~5시 ", "**가**나 "],
-        ["", "은", " 은", ")", ", 3*4"],
-    )
+    before, after = (["", "은", "(", "2*3*4 ", "3~5시 ", "**가**나 "], ["", "은", " 은", ")", ", 3*4"])
     inside = [
         "엑사원(EXAONE)",
         '"중요"',
