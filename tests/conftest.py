@@ -399,8 +399,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
 
     def make(limit: float, physical: float) -> None:
         monkeypatch.setattr("exaone4_mlx.measure.fit.memory_of_this_machine", lambda: int(limit * 1e6))
-        for room in ("files.folders", "measure.fit"):
-            monkeypatch.setattr(f"exaone4_mlx.{room}.physical_memory", lambda: int(physical * 1e6))
+        monkeypatch.setattr("exaone4_mlx.measure.fit.physical_memory", lambda: int(physical * 1e6))
 
     return make
 
