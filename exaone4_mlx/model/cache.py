@@ -125,22 +125,8 @@ class KVCache(ForMlxLm):
             raise ValueError(f"cannot restore {snapshot.offset} tokens: this cache holds {self.offset}")
         self.offset = snapshot.offset
 
-    @property
-    def nbytes(self) -> int:
-        return self.rows.nbytes
-
-    @property
-    def buffers(self) -> list[mx.array]:
-        """The buffers, for evaluation; empty before the first token."""
-        return self.rows.buffers
-
     def is_trimmable(self) -> bool:
         return True
-
-    def trim(self, n: int) -> int:
-        """mlx-lm's name for `rewind`; returns `n`."""
-        self.rewind(n)
-        return n
 
     def to_quantized(self, group_size: int = 64, bits: int = 4) -> Any:
         """For mlx-lm's `kv_bits`: mlx-lm's `QuantizedKVCache` with the same tokens."""
@@ -249,22 +235,8 @@ class RotatingKVCache(ForMlxLm):
         self.rows.fill(snapshot.arrays, self.max_rows)
         self.stop, self.offset = snapshot.rows, snapshot.offset
 
-    @property
-    def nbytes(self) -> int:
-        return self.rows.nbytes
-
-    @property
-    def buffers(self) -> list[mx.array]:
-        """The buffers, for evaluation; empty before the first token."""
-        return self.rows.buffers
-
     def is_trimmable(self) -> bool:
         return self.stop == self.offset or self.rewind_capacity > 0
-
-    def trim(self, n: int) -> int:
-        """mlx-lm's name for `rewind`; returns `n`."""
-        self.rewind(n)
-        return n
 
 
 Cache = KVCache | RotatingKVCache

@@ -7,7 +7,7 @@ Notes:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -47,10 +47,25 @@ class NotSaved:
 
 
 class ForMlxLm:
-    """What mlx-lm's tools call on a cache beyond its protocol: each result is a cache of mlx-lm with the same rows."""
+    """What our caches share, and what mlx-lm's tools call on them beyond its protocol, with results of its kinds."""
 
     offset: int
     rows: KVBuffer
+    rewind: Callable[[int], None]
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes
+
+    @property
+    def buffers(self) -> list[mx.array]:
+        """The buffers, for evaluation; empty before the first token."""
+        return self.rows.buffers
+
+    def trim(self, n: int) -> int:
+        """mlx-lm's name for `rewind`; returns `n`."""
+        self.rewind(n)
+        return n
 
     def to_mlx_lm(self) -> Any:
         """mlx-lm's `KVCache` or `RotatingKVCache` with the same tokens. Raises ValueError if this one is quantized."""

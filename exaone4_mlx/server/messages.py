@@ -16,6 +16,7 @@ from pydantic import Field
 from ..generation.options import Options
 from .contract import Collected, Contract, Number, Object, Whole, WrittenCall, is_continued, new_id, sse
 from .engine import EngineEvent, Task
+from .openai import Function, FunctionTool, NamedChoice, NamedFunction, chosen_tools
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "repetition": "max_tokens"}
 BILLING = "x-anthropic-billing-header"
@@ -32,6 +33,12 @@ class Tool(Contract):
     defer_loading: bool | None = Field(None, description="No effect: each tool is offered from the beginning.")
     input_examples: list[Object] | None = Field(None, description="No effect.")
     allowed_callers: list[str] | None = Field(None, description="No effect.")
+
+    def as_openai(self) -> FunctionTool:
+        function = Function(
+            name=self.name, description=self.description or None, parameters=self.input_schema, strict=self.strict
+        )
+        return FunctionTool(function=function)
 
 
 class ToolChoice(Contract):
@@ -66,30 +73,12 @@ class CountRequest(Contract):
         if self.thinking and self.thinking.budget_tokens and not continued:
             options["thinking_budget"] = self.thinking.budget_tokens
         choice = self.tool_choice or ToolChoice(type="auto")
-        offered: tuple[Object, ...] = tuple(
-            {
-                "type": "function",
-                "function": {
-                    "name": tool.name,
-                    **({"description": tool.description} if tool.description else {}),
-                    "parameters": tool.input_schema,
-                },
-            }
-            for tool in self.tools or ()
-        )
-        forced: tuple[Object, ...] = ()
-        if choice.type in ("any", "tool"):
-            forced = tuple(tool for tool in offered if choice.name in (None, tool["function"]["name"]))
-            if not forced:
-                raise ValueError("tool_choice requires a call of a tool that is not there")
-        return Task(
-            messages,
-            Options(**options, thinking=thinking and not continued, continue_final_message=continued),
-            () if choice.type == "none" else offered,
-            forced,
-            bool(forced) or any(tool.strict for tool in self.tools or ()),
-            bool(choice.disable_parallel_tool_use),
-        )
+        wanted: Any = "required" if choice.type in ("any", "tool") else choice.type
+        if choice.name is not None and wanted == "required":
+            wanted = NamedChoice(function=NamedFunction(name=choice.name))
+        offered, forced, strict = chosen_tools([tool.as_openai() for tool in self.tools or ()], wanted)
+        options |= {"thinking": thinking and not continued, "continue_final_message": continued}
+        return Task(messages, Options(**options), offered, forced, strict, bool(choice.disable_parallel_tool_use))
 
 
 class MessagesRequest(CountRequest):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files.folders import atomic_file, remove_partial_files
 from ..text.message import turn_starts
 from .conversation import ID, MAX_BYTES, Conversation, check, new_id, read_conversation, timestamp, to_json
 from .forms import folded, moment, one_line
@@ -190,20 +191,9 @@ class ConversationStore:
             raise ValueError(
                 f"it has {len(data):,} bytes, and at most {MAX_BYTES:,} are kept; start a new conversation"
             )
-        for left in self.folder.glob(".????????-??????-????????.partial"):
-            left.unlink(missing_ok=True)
-        path = self._path(conversation.id)
-        partial = path.with_name(f".{conversation.id}.partial")
-        try:
-            with open(partial, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
+        remove_partial_files(self.folder)
+        with atomic_file(self._path(conversation.id), mode=0o600) as stream:
+            stream.write(data)
 
 
 @dataclass(frozen=True)
