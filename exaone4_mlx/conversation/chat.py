@@ -169,9 +169,7 @@ class Chat(History):
 
     def ask(self, text: str | Message, **options: Unpack[TurnOptions]) -> Reply:
         """Sends `text` and returns the whole reply: the texts and calls of all rounds of the turn, joined."""
-        turn = self.send(text, **options)
-        events = list(turn)
-        return Reply.from_events(events, turn.token_ids)
+        return self.send(text, **options).whole()
 
     def reply(self, **options: Unpack[TurnOptions]) -> Turn:
         """Replies to the history, which must end with a message of the user or a tool."""

@@ -38,7 +38,8 @@ def generate_batch(
     error of a reply, and an exception in the caller's thread such as KeyboardInterrupt, ends all others and is raised.
     Each prompt is checked before the first reply begins; the error names the prompt by its index.
     """
-    check_batch_size(batch_size)
+    fits = type(batch_size) is int and 1 <= batch_size <= MOST_TOGETHER
+    check("batch_size", batch_size, fits, f"1 to {MOST_TOGETHER}")
     check("prompts", prompts, isinstance(prompts, (list, tuple)), "a list of prompts")
     check(
         "each", each, each is None or len(each) == len(prompts), f"None or {len(prompts)} mappings, one for each prompt"
@@ -51,7 +52,7 @@ def generate_batch(
         except (ValueError, TypeError) as error:
             raise type(error)(f"prompt {index}: {error}") from error
     with ThreadPoolExecutor(batch_size) as pool:
-        waiting: dict[Future[Reply], int] = {pool.submit(_reply, made): i for i, made in enumerate(generations)}
+        waiting: dict[Future[Reply], int] = {pool.submit(made.whole): i for i, made in enumerate(generations)}
         replies: dict[int, Reply] = {}
         try:
             while waiting:
@@ -67,16 +68,6 @@ def generate_batch(
             _cancel(generations)
             raise
     return [replies[index] for index in range(len(prompts))]
-
-
-def check_batch_size(size: int) -> None:
-    """Raises ValueError unless so many replies can be made together."""
-    check("batch_size", size, type(size) is int and 1 <= size <= MOST_TOGETHER, f"1 to {MOST_TOGETHER}")
-
-
-def _reply(generation: Generation) -> Reply:
-    events = list(generation)
-    return Reply.from_events(events, generation.token_ids)
 
 
 def _cancel(generations: Sequence[Generation]) -> None:

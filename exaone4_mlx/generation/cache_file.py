@@ -226,12 +226,9 @@ def _content(
     """The checked content. `lengths` are the numbers of tokens of the checkpoints."""
 
     def snapshots(prefix: str, length: int) -> list[Snapshot]:
-        found = []
-        for i, layer in enumerate(layers):
-            names = [f"{prefix}{i} {kind}" for kind in layer.rows.layout(0)]
-            found.append(Snapshot(length, tuple(arrays[name] for name in names if name in arrays)))
-            check_rows(found[-1], layer, config)
-            _check_window(found[-1], layer)
+        found = [read_rows(arrays, f"{prefix}{i}", length, layer, config) for i, layer in enumerate(layers)]
+        for snapshot, layer in zip(found, layers, strict=True):
+            _check_window(snapshot, layer)
         return found
 
     ids: Any = arrays["ids"].tolist()
@@ -247,8 +244,10 @@ def _content(
     return CacheContent(ids, whole, checkpoints)
 
 
-def check_rows(snapshot: Snapshot, layer: Cache, config: Exaone4Config) -> None:
-    """Raises CheckpointError for a snapshot whose shapes, data types or values do not fit the layer."""
+def read_rows(arrays: Mapping[str, mx.array], name: str, offset: int, layer: Cache, config: Exaone4Config) -> Snapshot:
+    """The snapshot that `named_arrays` named. Raises CheckpointError if shapes, dtypes or values do not fit `layer`."""
+    names = [f"{name} {kind}" for kind in layer.rows.layout(0)]
+    snapshot = Snapshot(offset, tuple(arrays[name] for name in names if name in arrays))
     layout = layer.rows.layout(config.head_dim).values()
     shapes = [(1, config.num_key_value_heads, snapshot.rows, width) for width, _ in layout]
     found = [array.shape for array in snapshot.arrays]
@@ -259,6 +258,7 @@ def check_rows(snapshot: Snapshot, layer: Cache, config: Exaone4Config) -> None:
             raise CheckpointError(f"rows of {array.dtype}")
         if not is_finite(array):
             raise CheckpointError("rows with NaN or infinity")
+    return snapshot
 
 
 def _check_window(snapshot: Snapshot, layer: Cache) -> None:

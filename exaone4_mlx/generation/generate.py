@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlx.core as mx
 
@@ -97,9 +97,7 @@ def generate(
     model: Exaone4ForCausalLM, tokenizer: Tokenizer, prompt: Prompt, **options: Unpack[GenerateOptions]
 ) -> Reply:
     """The complete reply to `prompt`. Options and errors are those of `stream_generate`."""
-    generation = stream_generate(model, tokenizer, prompt, **options)
-    events = list(generation)
-    return Reply.from_events(events, generation.token_ids)
+    return stream_generate(model, tokenizer, prompt, **options).whole()
 
 
 def tool_constraint(config: Exaone4Config, tokenizer: Tokenizer, tools: Sequence[Tool] | None) -> ToolConstraint | None:
@@ -135,6 +133,16 @@ class EventStream(Iterator[T], ABC):
         if event is None:
             raise StopAsyncIteration
         return event
+
+    def whole(self) -> Reply:
+        """The complete reply. It consumes the events."""
+        events: list[Any] = list(self)
+        return Reply.from_events(events, self.token_ids)
+
+    @property
+    @abstractmethod
+    def token_ids(self) -> tuple[int, ...]:
+        """The token ids of thought and answer so far."""
 
     @abstractmethod
     def cancel(self) -> None:

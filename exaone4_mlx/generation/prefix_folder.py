@@ -28,7 +28,7 @@ from ..model.cache import Cache, KVCache, Snapshot
 from ..model.config import Exaone4Config
 from ..model.fused import FusedModel
 from ..model.led import LedModel
-from .cache_file import Part, check_rows, digest_of_parts, named_arrays, read_arrays
+from .cache_file import Part, digest_of_parts, named_arrays, read_arrays, read_rows
 
 FILE_FORMAT = "exaone4_mlx prefix, version 1"
 SUFFIX = ".prefix"
@@ -102,9 +102,7 @@ class PrefixFolder:
         arrays, _ = read_arrays(self.path(key), FILE_FORMAT)
         found = []
         for i, layer in enumerate(layers):
-            names = [f"{i} {kind}" for kind in layer.rows.layout(0)]
-            found.append(Snapshot(stop, tuple(arrays[name] for name in names if name in arrays)))
-            check_rows(found[-1], layer, config)
+            found.append(read_rows(arrays, f"{i}", stop, layer, config))
             rows = found[-1].rows
             if not (tokens if isinstance(layer, KVCache) else local_rows) <= rows <= tokens:
                 raise CheckpointError(f"{rows} rows of {tokens} tokens")

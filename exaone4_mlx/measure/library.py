@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ..conversion.staging import remove_result, staging_path
-from ..files.folders import BUILT_IN, USEFUL_FILES, read_json
+from ..files.folders import BUILT_IN, read_json
 from ..files.hub_errors import DownloadError as DownloadError, download_error
-from ..files.resumable import discard_incomplete, download_resumably
+from ..files.resumable import discard_incomplete
 from .fit import fit, memory_of_this_machine as memory_of_this_machine
 
 MAX_MODELS = 100
@@ -103,11 +103,6 @@ def search_hub(text: str = "") -> list[HubModel]:
         raise download_error("the list of models", error) from error
     known = {model.repo: model for model in known_models()}
     return [known.get(one.id) or HubModel(one.id, bits=_bits(one)) for one in found if "gguf" not in (one.tags or ())]
-
-
-def download_model(repo: str, progress: Callable[[int, int], None]) -> Path:
-    """The folder of a repository in the cache of the hub. The process may be killed: see `download_resumably`."""
-    return download_resumably(repo, USEFUL_FILES, progress)
 
 
 def discard_conversion(target: Path) -> int:

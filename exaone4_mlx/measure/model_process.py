@@ -17,7 +17,9 @@ import threading
 from typing import Any
 
 from ..conversion.convert import convert
-from .library import DownloadError, download_model
+from ..files.folders import USEFUL_FILES
+from ..files.hub_errors import DownloadError
+from ..files.resumable import download_resumably
 
 NICENESS = 10  # the chat goes first
 
@@ -27,7 +29,7 @@ def main(kind: str, *arguments: str) -> None:
     os.nice(NICENESS)
     try:
         if kind == "download":
-            download_model(arguments[0], lambda done, total: _tell("progress", done, total))
+            download_resumably(arguments[0], USEFUL_FILES, lambda done, total: _tell("progress", done, total))
         else:
             source, target, bits = arguments
             convert(source, target, q_bits=int(bits), progress=lambda done, total, _: _tell("progress", done, total))

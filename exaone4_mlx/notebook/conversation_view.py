@@ -8,10 +8,11 @@ Notes:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..text.format import call_text, clean, count_text, result_text, size_text
+from ..text.message import PartialReply, Reply
 from ..tools.call import ToolCall
 from ..tools.schema import shortened
 from .html import BLUE, FAINT, GREEN, GREY, RED, escaped, pretty, seconds_text, small_html
@@ -20,7 +21,6 @@ from .markdown import inert_markdown, markdown_html, plain_markdown
 if TYPE_CHECKING:
     from ..conversation.chat import Chat
     from ..text.events import Done
-    from ..text.message import Reply
 
 Message = Mapping[str, Any]
 
@@ -95,14 +95,9 @@ def counts_text(counts: Reply | Done) -> str:
 
 def reply_message(reply: Reply) -> dict[str, Any]:
     """A reply as a message of a chat."""
-    return {
-        "role": "assistant",
-        "content": reply.text,
-        "reasoning_content": reply.thinking,
-        "tool_calls": [{"function": asdict(call)} for call in reply.tool_calls],
-        "finish_reason": reply.finish_reason,
-        "stats": {"thinking_tokens": reply.thinking_tokens, "thinking_seconds": reply.thinking_seconds},
-    }
+    stats = {"thinking_tokens": reply.thinking_tokens, "thinking_seconds": reply.thinking_seconds}
+    partial = PartialReply(reply.thinking, reply.text, list(reply.tool_calls))
+    return partial.message(finish_reason=reply.finish_reason, stats=stats)
 
 
 def sections(messages: Sequence[Message], in_progress: bool = False) -> list[ViewSection]:
