@@ -41,6 +41,7 @@ from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.model.pretrained import OpenCheckpoint, open_checkpoint
 
 WINDOW, RESAMPLES = 512, 1000
+DWQ_RATE = 1e-4  # its default, 1e-6, moves little in 56 steps
 ROWS = ("greet", "unknown", "compare", "add", "follow", "capital", "recall", "not_told", "tool_call", "tool_answer", "no_tool")  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def theirs(source: Path, folder: Path, method: str) -> None:
         model, config["quantization"] = gptq.gptq_quantize(model, data, 4, 64, 4, 64)
     elif method == "dynamic":
         found = dict(dynamic_quant.estimate_sensitivities(model, data[:16], 4, 64, 5, 64))
-        threshold = dynamic_quant.estimate_threshold(model, found, 4.85, 4, 64, 5, 64)
+        threshold = dynamic_quant.estimate_threshold(model, found, 4.85 + 0.5, 4, 64, 5, 64)  # scales in float32 here
         high = {"bits": 5, "group_size": 64}
         chosen = lambda path, layer: hasattr(layer, "to_quantized") and (found[path] <= threshold or high)  # noqa: E731
         model, config = quantize_model(model, config, 64, 4, quant_predicate=lambda p, m, *_: chosen(p, m))
@@ -75,7 +76,7 @@ def theirs(source: Path, folder: Path, method: str) -> None:
         model, config = quantize_model(model, config, 64, 4)
         rows = {split: [(row, 0) for row in part.tolist()] for split, part in targets.items()}
         dwq.dwq_quantize(
-            model, lambda batch, *_, **__: original(batch), Adam(1e-6, bias_correction=True), rows["train"] * 4,
+            model, lambda batch, *_, **__: original(batch), Adam(DWQ_RATE, bias_correction=True), rows["train"] * 4,
             rows["valid"], 4, WINDOW, 0, dtype=mx.float32,
         )  # fmt: skip
     model.set_dtype(mx.bfloat16)
@@ -86,6 +87,7 @@ METHODS: dict[str, Callable[[Path, Path], None]] = {
     "mlx-lm's plain 4 bits (`--no-search`: the same bytes)": partial(ours, search=False),
     "least error (`--no-calibrate`)": ours,
     "`--calibrate weighted`": partial(ours, calibrate="weighted"),
+    "`--calibrate gptq --num-samples 48` (the default on a GPU)": partial(ours, calibrate="gptq", num_samples=48),
     "`--calibrate gptq`": partial(ours, calibrate="gptq"),
     "`--calibrate distill`": partial(ours, calibrate="distill"),
     "`--recipe 4bit-quality`": partial(ours, recipe="4bit-quality"),

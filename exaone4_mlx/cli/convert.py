@@ -114,14 +114,8 @@ def _memory_warning(conversion: Conversion) -> str | None:
     needed, memory = conversion.peak_bytes, memory_of_this_machine()
     if needed <= memory:
         return None
-    less = {
-        "distill": "; --calibrate gptq needs less, and a run without --calibrate the least",
-        "gptq": "; a run without --calibrate needs less",
-    }
-    return (
-        f"this needs about {size_text(needed)} of memory at its peak, and MLX may use {size_text(memory)} here"
-        f"{less.get(conversion.request.calibrate or '', '')}"
-    )
+    less = "; --no-calibrate needs less" if conversion.request.calibrate else ""
+    return f"this needs about {size_text(needed)} of memory at its peak, and MLX may use {size_text(memory)} here{less}"
 
 
 def _show_plan(conversion: Conversion, as_json: bool) -> None:

@@ -157,6 +157,7 @@ def _quantization(conversion: Mapping[str, Any], tensors: Sequence[Mapping[str, 
         (
             "calibration",
             _text(conversion.get("calibrate"))
+            + (f", on {samples} texts" if (samples := _number(conversion.get("num_samples"), "d")) else "")
             + ", also on the model's own chats" * bool(conversion.get("chats"))
             + ", on other texts than the package's" * bool(conversion.get("given_texts")),
         ),

@@ -35,6 +35,7 @@ from .request import ConversionRequest
 from .search import SLICE_WEIGHTS
 from .sensitivity import block_errors
 from .settings import (
+    calibration_bytes,
     choose_quantization,
     digest_options,
     note_on_calibration,
@@ -87,17 +88,11 @@ class Conversion:
 
     @property
     def _calibration_bytes(self) -> int:
-        """Hidden states of all texts, twice; a block, in float32; the statistics of its widest input; the student.
-
-        Before that, for the chats, the whole model.
-        """
+        """Those of the method; the student; before that, for the chats, the whole model."""
         if self.request.calibrate is None:
             return 0
         config = self.opened.config
-        widest = max(config.intermediate_size, config.num_attention_heads * config.head_dim, config.hidden_size)
-        block = sum(math.prod(t.shape) for t in self.plan.tensors if t.name.startswith("model.layers.0."))
-        tokens = sum(map(len, self.sequences)) + self.has_chats * CHATS_TOKENS
-        needed = 4 * (7 * tokens * config.hidden_size + 3 * block + 7 * widest * widest)
+        needed = calibration_bytes(self.opened, sum(map(len, self.sequences)) + self.has_chats * CHATS_TOKENS)
         if self.request.calibrate == "distill":
             needed += self.plan.nbytes + 12 * config.vocab_size * (config.hidden_size + 2 * POSITIONS)
         return max(needed, self.has_chats * answering_bytes(self.opened))
@@ -112,6 +107,7 @@ class Conversion:
             "search": uses_search(self.request, self.plan),
             "calibrate": self.request.calibrate,
             "chats": self.has_chats,
+            "num_samples": self.request.num_samples,
             "given_texts": self.request.calibration_data is not None,
             "bits_per_weight": self.plan.bits_per_weight,
             "bytes": self.plan.nbytes,
@@ -145,7 +141,7 @@ def prepare(
     opened = with_adapters(open_checkpoint(source, Exaone4ForCausalLM), adapters)
     tokenizer = Tokenizer.from_pretrained(source)  # without it the result could not be loaded
     settings, keep_packed, recipe = choose_quantization(opened, request)
-    is_auto, request = request.calibrate == "auto", resolved(request, settings, keep_packed)
+    is_auto, request = request.calibrate == "auto", resolved(request, opened, settings, keep_packed)
     sequences = read_texts(request, tokenizer, opened.config.max_position_embeddings)
     if recipe == QUALITY and sequences:
         if not dry_run and not request.upload_repo:
@@ -153,7 +149,7 @@ def prepare(
         counter: Progress | None = (lambda done, of: progress(done, of, "measuring errors")) if progress else None
         errors = block_errors(opened, sequences, Quantization(4, request.q_group_size or 64), counter)
         settings, keep_packed, recipe = choose_quantization(opened, request, errors)
-    own_texts = request.calibrate in ("gptq", "distill") and request.calibration_data is None
+    own_texts = request.calibrate in ("gptq", "distill") and not (request.calibration_data or request.num_samples)
     has_chats = own_texts and can_answer(opened)
     options = digest_options(request, recipe, has_chats) | ({"adapters": adapters_digest(adapters)} if adapters else {})
     plan = make_plan(opened, settings, keep_packed, read_dtype(request.dtype), options)

@@ -35,6 +35,7 @@ class ConversionOptions(TypedDict, total=False):
     search: bool
     calibrate: str | None
     calibration_data: str | Path | None
+    num_samples: int | None
     verify: bool
     evaluate: bool
     evaluation_data: str | Path | None
@@ -76,12 +77,16 @@ class ConversionRequest:
     )  # fmt: skip
     calibrate: str | None = _option(
         "auto", "calibrate",
-        "by texts, in rising cost: weighted, gptq, distill (default: auto, weighted on a GPU, else none)",
+        "by texts, in rising cost: weighted, gptq, distill (default: auto, on a GPU gptq on some texts)",
         choices=CALIBRATION_METHODS,
     )  # fmt: skip
     calibration_data: str | Path | None = _option(
         None, "quality", "texts to calibrate on: .txt or .jsonl (default: the package's)", metavar="FILE"
     )
+    num_samples: int | None = _option(
+        None, "quality", "texts to calibrate on (default: all; 48 of the package's for auto and weighted)", type=int,
+        metavar="N",
+    )  # fmt: skip
     verify: bool = _option(False, "trust", "compare every written tensor with its source")
     evaluate: bool = _option(False, "trust", "measure the quality loss for the model card; implies --verify")
     evaluation_data: str | Path | None = _option(
@@ -126,8 +131,11 @@ class ConversionRequest:
             )
         if self.calibrate == "weighted" and not self.search:
             raise ValueError("calibrate weighted is an error search, and there is to be none: leave one of them out")
-        if self.calibration_data is not None and self.calibrate is None:
-            raise ValueError("calibration_data is not read without calibration: leave one of them out")
+        for name in ("calibration_data", "num_samples"):
+            if getattr(self, name) is not None and self.calibrate is None:
+                raise ValueError(f"{name} has no effect without calibration: leave one of them out")
+        if self.num_samples is not None and self.num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, not {self.num_samples}")
         if self.evaluation_data is not None and not self.evaluate:
             raise ValueError("evaluation_data needs evaluate")
 

@@ -8,6 +8,7 @@ Notes:
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
@@ -21,7 +22,7 @@ from ..checkpoint.quantize import Quantization
 from ..checkpoint.share import EMBEDDING
 from ..files.safetensors import read_dtype
 from ..files.svg import INSTALL_MATPLOTLIB, has_matplotlib
-from ..model.pretrained import OpenCheckpoint
+from ..model.pretrained import OpenCheckpoint, memory_of_this_machine
 from ..text.tokenizer import Tokenizer
 from .calibrate import MAX_TOKENS
 from .chats import chats_digest
@@ -31,7 +32,9 @@ from .request import ConversionRequest
 from .texts import CALIBRATION, HELD_OUT, encode, overlap, read_passages, windows
 
 PASSAGES, PASSAGE_TOKENS = 240, 350  # of the package's calibration texts, about
-WEIGHTED_PASSAGES = 48  # of them, in a weighted search: the first ones are a fair sample
+SAMPLES = 48  # of them, where little is to be read: the first ones are a fair sample
+QUICK_PARAMETERS = 1 << 32  # of a model that "auto" calibrates by GPTQ: a larger one takes long
+GPTQ_READINGS = 5  # how often the texts pass the network: the head's inputs, both sides of each block, and its outputs
 
 
 def choose_quantization(
@@ -76,16 +79,38 @@ def choose_quantization(
     return uniform(quantization, opened.shapes), False, name
 
 
-def resolved(request: ConversionRequest, settings: Mapping[str, Quantization], kept: bool) -> ConversionRequest:
-    """The request with the method that "auto" stands for: weighted on a GPU or where texts are given, else None."""
+def resolved(
+    request: ConversionRequest, opened: OpenCheckpoint, settings: Mapping[str, Quantization], kept: bool
+) -> ConversionRequest:
+    """The request with the method and the number of texts that the defaults stand for.
+
+    "auto" is GPTQ on a GPU or where texts are given, weighted search where GPTQ would take long or has no memory, and
+    no calibration elsewhere.
+    """
+    samples, given = request.num_samples, request.calibration_data is not None
+    some = samples or (None if given else SAMPLES)
+    if request.calibrate == "weighted":
+        return replace(request, num_samples=some)
     if request.calibrate != "auto":
         return request
-    given = request.calibration_data is not None
     searches = request.search and not kept and any(how.mode == "affine" for how in settings.values())
-    if given and not searches:
-        raise ValueError("calibration_data needs an error search: nothing here is quantized by one")
-    has_gpu = mx.default_device() == mx.Device(mx.gpu)
-    return replace(request, calibrate="weighted" if searches and (has_gpu or given) else None)
+    if (given or samples) and not searches:
+        name = "calibration_data" if given else "num_samples"
+        raise ValueError(f"{name} needs an error search: nothing here is quantized by one")
+    if not searches or not (given or samples or mx.default_device() == mx.Device(mx.gpu)):
+        return replace(request, calibrate=None)
+    quick = sum(map(math.prod, opened.shapes.values())) <= QUICK_PARAMETERS
+    if quick and calibration_bytes(opened, SAMPLES * PASSAGE_TOKENS) <= memory_of_this_machine():
+        return replace(request, calibrate="gptq", num_samples=some)
+    return replace(request, calibrate="weighted", num_samples=some)
+
+
+def calibration_bytes(opened: OpenCheckpoint, tokens: int) -> int:
+    """The memory of a calibration: hidden states, twice; a block in float32; the statistics of its widest input."""
+    config = opened.config
+    widest = max(config.intermediate_size, config.num_attention_heads * config.head_dim, config.hidden_size)
+    block = sum(math.prod(shape) for name, shape in opened.shapes.items() if name.startswith("model.layers.0."))
+    return 4 * (7 * tokens * config.hidden_size + 3 * block + 7 * widest * widest)
 
 
 def digest_options(request: ConversionRequest, recipe: str, has_chats: bool) -> dict[str, Any]:
@@ -98,6 +123,7 @@ def digest_options(request: ConversionRequest, recipe: str, has_chats: bool) -> 
         "calibrate": request.calibrate,
     }
     if request.calibrate:
+        options["num_samples"] = request.num_samples
         options["text"] = hashlib.sha256(calibration_file(request).read_bytes()).hexdigest()
     if has_chats:
         options["chats"] = chats_digest()
@@ -138,16 +164,17 @@ def note_on_calibration(request: ConversionRequest, plan: ConversionPlan) -> tup
     """What "auto" stands for, and what the next better method takes. `request` is the resolved one."""
     if not uses_search(request, plan):
         return ()
-    if request.calibrate is None:
-        return (
-            "error search without texts, because MLX has no GPU here; --calibrate weighted loses less, and takes as "
-            f"long as a prompt of {WEIGHTED_PASSAGES} passages, about {WEIGHTED_PASSAGES * PASSAGE_TOKENS:,} tokens",
-        )
-    tokens = f", about {3 * PASSAGES * PASSAGE_TOKENS:,} tokens" if request.calibration_data is None else ""
-    return (
-        "error search weighted by texts; --calibrate gptq loses less, and takes at least as long as a prompt of all "
-        f"passages three times{tokens}; --no-calibrate is the fastest",
-    )
+    if request.calibrate and request.calibration_data:
+        return (f"{request.calibrate} on texts of {calibration_file(request)}",)
+    few, fastest = GPTQ_READINGS * SAMPLES * PASSAGE_TOKENS, "; --no-calibrate is the fastest"
+    better = f"; --calibrate gptq --num-samples {SAMPLES} loses less and takes a prompt of {few:,} tokens or more"
+    said = {
+        None: "error search without texts, because MLX has no GPU here" + better,
+        "weighted": "error search weighted by texts: GPTQ takes long or much memory for this size" + better + fastest,
+        "gptq": f"GPTQ on {request.num_samples} texts; --calibrate gptq, on all and on the model's own chats, loses less "
+        f"and takes a prompt of {few * PASSAGES // SAMPLES:,} tokens or more" + fastest,
+    }
+    return (said[request.calibrate],)
 
 
 def read_texts(request: ConversionRequest, tokenizer: Tokenizer, context: int) -> list[list[int]]:
@@ -156,9 +183,7 @@ def read_texts(request: ConversionRequest, tokenizer: Tokenizer, context: int) -
     `context` limits the windows. Raises ValueError for texts that the template refuses, for a sentence in both files,
     and for a single window, because distillation holds one out.
     """
-    calibration = read_passages(calibration_file(request)) if request.calibrate else []
-    if request.calibrate == "weighted":
-        calibration = calibration[:WEIGHTED_PASSAGES]
+    calibration = read_passages(calibration_file(request))[: request.num_samples] if request.calibrate else []
     evaluation = read_passages(evaluation_file(request)) if request.evaluate else []
     for passage in evaluation:
         encode(passage, tokenizer)  # raises where the template refuses it

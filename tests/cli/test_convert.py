@@ -41,7 +41,7 @@ def test_a_conversion_that_needs_too_much_memory_gets_a_warning(
     assert main(command) == 0
     assert re.search(
         r"warning: this needs about \d+ MB of memory at its peak, and MLX may use 100 MB here; "
-        "a run without --calibrate needs less",
+        "--no-calibrate needs less",
         capsys.readouterr().err,
     )
     machine(100_000, 200_000)

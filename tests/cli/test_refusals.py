@@ -118,7 +118,7 @@ OTHERS = (
     ("convert --hf-path demo --recipe 4bit --q-bits 4", "the recipe 4bit sets the bits: leave out --q-bits and --q-mode"),
     ("convert --hf-path demo --recipe no", "--recipe must be one of 4bit, "),
     ("convert --hf-path demo --target-bpw 4", "--target-bpw needs the recipe 4bit-quality"),
-    ("convert --hf-path demo --no-calibrate --calibration-data x", "--calibration-data is not read without calibration: leave one of them out"),
+    ("convert --hf-path demo --no-calibrate --calibration-data x", "--calibration-data has no effect without calibration: leave one of them out"),
     ("convert --hf-path demo --evaluation-data x", "--evaluation-data needs --evaluate"),
     ("evaluate --model demo --reference demo --max-tokens 0", "--max-tokens must be a whole number of at least 2, not 0"),
     ("bench --model demo --repeat 0", "--repeat must be 1 or more, not 0"),

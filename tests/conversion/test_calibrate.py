@@ -184,21 +184,46 @@ def test_chats_are_answered_once_in_a_conversion(data: Path, tmp_path: Path, mon
     assert not prepare(source, tmp_path / "x", ConversionRequest(calibrate="gptq")).has_chats
 
 
-def test_auto_is_weighted_where_a_gpu_makes_it_quick(
+def test_auto_is_gptq_on_some_texts_where_a_gpu_makes_it_quick(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def method(**options: Any) -> tuple[str | None, str]:
-        found = prepare("demo", tmp_path / "out", ConversionRequest(**options))
-        return found.request.calibrate, " ".join(found.notes)
+    texts = data / "calibration.jsonl"
 
-    assert method()[0] is None and "MLX has no GPU here; --calibrate weighted loses less" in method()[1]
-    assert method(calibration_data=data / "calibration.jsonl")[0] == "weighted", "texts were given to be used"
+    def method(**options: Any) -> tuple[str | None, int | None, str]:
+        found = prepare("demo", tmp_path / "out", ConversionRequest(**options))
+        assert not found.has_chats
+        return found.request.calibrate, found.request.num_samples, " ".join(found.notes)
+
+    assert method()[0] is None and "no GPU here; --calibrate gptq --num-samples 48 loses" in method()[2]
+    assert method(calibration_data=texts)[:2] == ("gptq", None), "texts were given to be used"
+    assert method(num_samples=3)[:2] == ("gptq", 3)
+    assert method(calibrate="weighted") == ("weighted", 48, ""), "who asks for a method gets no advice"
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    assert method()[0] == "weighted" and "--calibrate gptq loses less" in method()[1]
-    assert method(search=False) == method(recipe="mxfp4") == method(quantize=False) == (None, "")
-    assert method(calibrate=None) == (None, ""), "who asks for a method gets no advice"
-    with pytest.raises(ValueError, match="calibration_data needs an error search"):
-        method(recipe="mxfp4", calibration_data=data / "calibration.jsonl")
+    assert method()[:2] == ("gptq", 48) and "--calibrate gptq, on all" in method()[2]
+    nothing = method(search=False), method(recipe="mxfp4"), method(quantize=False), method(calibrate=None)
+    assert {*nothing} == {(None, None, "")}
+    for given in ({"calibration_data": texts}, {"num_samples": 2}):
+        with pytest.raises(ValueError, match=f"{next(iter(given))} needs an error search"):
+            method(recipe="mxfp4", **given)
+    monkeypatch.setattr(settings, "memory_of_this_machine", lambda: 1 << 20)
+    assert method()[:2] == ("weighted", 48) and "GPTQ takes long or much memory" in method()[2]
+    monkeypatch.setattr(settings, "memory_of_this_machine", lambda: 1 << 40)
+    monkeypatch.setattr(settings, "QUICK_PARAMETERS", 1 << 20)
+    assert method()[:2] == ("weighted", 48)
+
+
+def test_the_number_of_texts_is_part_of_the_plan(data: Path, tmp_path: Path) -> None:
+    def plan(**options: Any) -> tuple[int, str]:
+        request = ConversionRequest(calibrate="gptq", calibration_data=data / "calibration.jsonl", **options)
+        found = prepare("demo", tmp_path / "out", request)
+        return len(found.sequences), found.plan.digest
+
+    (every, whole), (few, part) = plan(), plan(num_samples=2)
+    assert few == 2 < every and whole != part
+    with pytest.raises(ValueError, match="num_samples must be at least 1, not 0"):
+        plan(num_samples=0)
+    with pytest.raises(ValueError, match="num_samples has no effect without calibration"):
+        ConversionRequest(calibrate=None, num_samples=2)
 
 
 def test_columns_that_matter_lose_less(data: Path, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_peak_memory_does_not_depend_on_layers_or_tensor_size(options: dict[str,
         (
             {"calibrate": None, "calibration_data": "texts.jsonl"},
             ValueError,
-            "calibration_data is not read without calibration",
+            "calibration_data has no effect without calibration",
         ),
         ({"evaluation_data": "texts.jsonl"}, ValueError, "evaluation_data needs evaluate"),
         ({"calibrate": "gptq", "calibration_data": "texts.jsonl"}, FileNotFoundError, "there is no file texts.jsonl"),
