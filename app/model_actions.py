@@ -201,13 +201,14 @@ def _job_row(job: ModelJob, words: Words) -> Row:
     key = {"failed": "job_failed", "paused": "job_paused", "waiting": "job_waiting"}.get(job.state)
     key = key or ("job_download" if job.kind == DOWNLOAD else "job_convert")
     error = _download_text(words, job.cause, job.detail, job.error)
+    done, total = (size_text(count) if job.in_bytes else f"{count:,}" for count in (job.done, job.total))
     return {
         "id": job.id,
         "state": job.state,
         "text": words(key, name=job.name, error=error) if key == "job_failed" else words(key, name=job.name),
         "done": job.done,
         "total": job.total,
-        "progress": words("of", done=size_text(job.done), total=size_text(job.total)) if job.total else "",
+        "progress": words("of", done=done, total=total) if job.total else "",
     }
 
 

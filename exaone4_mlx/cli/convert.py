@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..conversion.request import BYTE_STAGES
 from ..text.format import size_text
 from .evaluate import print_table
 from .output import log, note, progress_bar, show, show_json
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from ..conversion.request import ConversionRequest
 
 DESCRIPTION = "Converts a checkpoint to an MLX folder, by default in 4 bits."
-#: Stages that count bytes; the others count steps.
-BYTE_STAGES = ("converting", "verifying")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -174,10 +173,8 @@ def stages() -> Iterator[Callable[[int, int, str], None]]:
         def report(done: int, total: int, stage: str) -> None:
             if stage != current[0]:
                 stack.close()
-                current[:] = (
-                    stage,
-                    stack.enter_context(progress_bar(stage, "B" if stage in BYTE_STAGES else " steps")),
-                )
+                bar = progress_bar(stage, "B" if stage in BYTE_STAGES else " steps")
+                current[:] = stage, stack.enter_context(bar)
             current[1](done, total)
 
         yield report

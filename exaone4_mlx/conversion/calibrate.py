@@ -40,7 +40,7 @@ CHATS = "chats.json"  # the ids of the chats, until the end of the calibration
 TIED_SHARE = 1.0  # of the mean importance, added to each column of a head that is the embedding
 HEAD_WEIGHTS = 1 << 24  # weights of the head that are quantized in one step
 
-#: (done, total, stage) -> None. Counts source bytes in the stages "converting" and "verifying", else steps.
+#: (done, total, stage) -> None. Counts source bytes in the stages of BYTE_STAGES, else steps.
 StageProgress = Callable[[int, int, str], None]
 #: Writes a tensor by the importance of its columns, or without.
 Write = Callable[[PlannedTensor, mx.array | None], None]

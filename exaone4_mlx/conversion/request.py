@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..checkpoint.quantize import Quantization
 
+BYTE_STAGES = ("converting", "verifying")  # whose progress counts bytes; that of others counts steps
 CALIBRATION_METHODS = ("auto", "weighted", "gptq", "distill")
 
 

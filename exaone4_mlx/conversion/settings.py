@@ -33,6 +33,7 @@ from .texts import CALIBRATION, HELD_OUT, encode, overlap, read_passages, window
 
 PASSAGES, PASSAGE_TOKENS = 240, 350  # of the package's calibration texts, about
 SAMPLES = 48  # of them, where little is to be read: the first ones are a fair sample
+LOW_BITS = 5  # more bits lose little without calibration
 QUICK_PARAMETERS = 1 << 32  # of a model that "auto" calibrates by GPTQ: a larger one takes long
 GPTQ_READINGS = 5  # how often the texts pass the network: the head's inputs, both sides of each block, and its outputs
 
@@ -93,16 +94,16 @@ def resolved(
         return replace(request, num_samples=some)
     if request.calibrate != "auto":
         return request
-    searches = request.search and not kept and any(how.mode == "affine" for how in settings.values())
-    if (given or samples) and not searches:
+    searched = [how.bits for how in settings.values() if how.mode == "affine"] if request.search and not kept else []
+    if (given or samples) and not searched:
         name = "calibration_data" if given else "num_samples"
         raise ValueError(f"{name} needs an error search: nothing here is quantized by one")
-    if not searches or not (given or samples or mx.default_device() == mx.Device(mx.gpu)):
+    is_quick = mx.default_device() == mx.Device(mx.gpu) and min(searched, default=8) <= LOW_BITS
+    if not (given or samples or is_quick):
         return replace(request, calibrate=None)
-    quick = sum(map(math.prod, opened.shapes.values())) <= QUICK_PARAMETERS
-    if quick and calibration_bytes(opened, SAMPLES * PASSAGE_TOKENS) <= memory_of_this_machine():
-        return replace(request, calibrate="gptq", num_samples=some)
-    return replace(request, calibrate="weighted", num_samples=some)
+    is_small = sum(map(math.prod, opened.shapes.values())) <= QUICK_PARAMETERS
+    has_room = calibration_bytes(opened, SAMPLES * PASSAGE_TOKENS) <= memory_of_this_machine()
+    return replace(request, calibrate="gptq" if is_small and has_room else "weighted", num_samples=some)
 
 
 def calibration_bytes(opened: OpenCheckpoint, tokens: int) -> int:
@@ -162,7 +163,7 @@ def notes_on(opened: OpenCheckpoint, plan: ConversionPlan, request: ConversionRe
 
 def note_on_calibration(request: ConversionRequest, plan: ConversionPlan) -> tuple[str, ...]:
     """What "auto" stands for, and what the next better method takes. `request` is the resolved one."""
-    if not uses_search(request, plan):
+    if not uses_search(request, plan) or min(t.quantization.bits for t in plan.tensors if t.quantization) > LOW_BITS:
         return ()
     if request.calibrate and request.calibration_data:
         return (f"{request.calibrate} on texts of {calibration_file(request)}",)
@@ -171,7 +172,7 @@ def note_on_calibration(request: ConversionRequest, plan: ConversionPlan) -> tup
     said = {
         None: "error search without texts, because MLX has no GPU here" + better,
         "weighted": "error search weighted by texts: GPTQ takes long or much memory for this size" + better + fastest,
-        "gptq": f"GPTQ on {request.num_samples} texts; --calibrate gptq, on all and on the model's own chats, loses less "
+        "gptq": f"GPTQ on {request.num_samples} texts; --calibrate gptq, on all and the model's own chats, loses less "
         f"and takes a prompt of {few * PASSAGES // SAMPLES:,} tokens or more" + fastest,
     }
     return (said[request.calibrate],)

@@ -42,6 +42,7 @@ class ModelJob:
     state: str = WAITING
     done: int = 0
     total: int = 0
+    in_bytes: bool = True  # or in steps
     error: str = ""
     cause: str = ""
     detail: str = ""
@@ -187,7 +188,7 @@ class ModelJobs:
             for line in process.stdout:
                 what, *values = json.loads(line)
                 if what == "progress":
-                    job.done, job.total = values
+                    job.done, job.total, job.in_bytes = values
                 elif what == "error":
                     ended, (job.error, job.cause, job.detail) = FAILED, values
                 else:

@@ -1,7 +1,7 @@
 """A process of its own for a download or a conversion: `python -m exaone4_mlx.measure.model_process download REPO`.
 
 Notes:
-- It writes one JSON list per line: ["progress", done, total], ["error", text, cause, detail] or ["done"].
+- It writes one JSON list per line: ["progress", done, total, is_bytes], ["error", text, cause, detail] or ["done"].
 - It ends with the program that started it, because its input ends then. It may be killed at any time: what is on the
   disk is continued by the next process with the same arguments.
 - A process and not a thread: it takes no time from the chat's interpreter lock, its memory goes back as a whole, and a
@@ -17,6 +17,7 @@ import threading
 from typing import Any
 
 from ..conversion.convert import convert
+from ..conversion.request import BYTE_STAGES
 from ..files.folders import USEFUL_FILES
 from ..files.hub_errors import DownloadError
 from ..files.resumable import download_resumably
@@ -29,10 +30,13 @@ def main(kind: str, *arguments: str) -> None:
     os.nice(NICENESS)
     try:
         if kind == "download":
-            download_resumably(arguments[0], USEFUL_FILES, lambda done, total: _tell("progress", done, total))
+            download_resumably(arguments[0], USEFUL_FILES, lambda done, total: _tell("progress", done, total, True))
         else:
             source, target, bits = arguments
-            convert(source, target, q_bits=int(bits), progress=lambda done, total, _: _tell("progress", done, total))
+            convert(
+                source, target, q_bits=int(bits),
+                progress=lambda done, total, stage: _tell("progress", done, total, stage in BYTE_STAGES),
+            )  # fmt: skip
         _tell("done")
     except DownloadError as error:
         _tell("error", f"{error}", error.cause, error.detail)

@@ -162,6 +162,8 @@ def test_errors_of_the_hub_come_in_the_language_of_the_page() -> None:
         assert "5.00 GB" in texts["ko"] or cause != "disk"
         assert ("HF_TOKEN" in texts["ko"]) or cause != "token"
     assert set(CAUSES) < set(HUB_CAUSES)
+    steps = ModelJob("convert", "x", [], "running", done=3, total=30, in_bytes=False)
+    assert _job_row(steps, Words("en"))["progress"] == "3 of 30", "a calibration counts steps"
 
 
 def test_a_search_without_a_network_is_one_line(do: ModelActions, exaone: FileServer) -> None:

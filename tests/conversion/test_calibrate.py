@@ -200,7 +200,9 @@ def test_auto_is_gptq_on_some_texts_where_a_gpu_makes_it_quick(
     assert method(calibrate="weighted") == ("weighted", 48, ""), "who asks for a method gets no advice"
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     assert method()[:2] == ("gptq", 48) and "--calibrate gptq, on all" in method()[2]
-    nothing = method(search=False), method(recipe="mxfp4"), method(quantize=False), method(calibrate=None)
+    nothing = (
+        method(q_bits=8), method(search=False), method(recipe="mxfp4"), method(quantize=False), method(calibrate=None)
+    )  # fmt: skip
     assert {*nothing} == {(None, None, "")}
     for given in ({"calibration_data": texts}, {"num_samples": 2}):
         with pytest.raises(ValueError, match=f"{next(iter(given))} needs an error search"):
