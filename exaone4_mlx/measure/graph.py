@@ -122,7 +122,7 @@ def zero_model(engine: str, config: Exaone4Config, dtype: str, is_quantized: boo
             (Path(folder) / "config.json").write_text(json.dumps(config.to_dict()))
             mx.save_safetensors(f"{folder}/model.safetensors", zeros)
             network = load_network(Exaone4ForCausalLM, Path(folder), q_bits=4 if is_quantized else None)
-            network.set_adapters([] if adapter is None else _zero_adapter(adapter, config))
+            network.set_adapters([] if adapter is None else _uniform_adapter(adapter, config))
             return network.fused()
     from mlx_lm.models import exaone4
 
@@ -141,15 +141,15 @@ def zero_model(engine: str, config: Exaone4Config, dtype: str, is_quantized: boo
     return model
 
 
-def _zero_adapter(kind: str, config: Exaone4Config) -> Adapter:
-    """An adapter on all projections of the layers."""
+def _uniform_adapter(kind: str, config: Exaone4Config) -> Adapter:
+    """An adapter on all projections of the layers. Of zeros, DoRA's norms would be zero."""
     settings, shapes = AdapterConfig(kind), projection_shapes(config)
     arrays: dict[str, mx.array] = {}
     for name in settings.modules(config):
         outputs, inputs = shapes[name]
         arrays |= {
-            f"{name}.lora_a": mx.zeros((inputs, settings.rank)),
-            f"{name}.lora_b": mx.zeros((settings.rank, outputs)),
+            f"{name}.lora_a": mx.ones((inputs, settings.rank)),
+            f"{name}.lora_b": mx.ones((settings.rank, outputs)),
         }
         if kind == "dora":
             arrays[f"{name}.m"] = mx.ones(outputs)

@@ -200,10 +200,8 @@ def test_auto_is_gptq_on_some_texts_where_a_gpu_makes_it_quick(
     assert method(calibrate="weighted") == ("weighted", 48, ""), "who asks for a method gets no advice"
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     assert method()[:2] == ("gptq", 48) and "--calibrate gptq, on all" in method()[2]
-    nothing = (
-        method(q_bits=8), method(search=False), method(recipe="mxfp4"), method(quantize=False), method(calibrate=None)
-    )  # fmt: skip
-    assert {*nothing} == {(None, None, "")}
+    none = ({"q_bits": 8}, {"search": False}, {"recipe": "mxfp4"}, {"quantize": False}, {"calibrate": None})
+    assert {method(**options) for options in none} == {(None, None, "")}
     for given in ({"calibration_data": texts}, {"num_samples": 2}):
         with pytest.raises(ValueError, match=f"{next(iter(given))} needs an error search"):
             method(recipe="mxfp4", **given)
