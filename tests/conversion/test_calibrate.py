@@ -184,9 +184,7 @@ def test_chats_are_answered_once_in_a_conversion(data: Path, tmp_path: Path, mon
     assert not prepare(source, tmp_path / "x", ConversionRequest(calibrate="gptq")).has_chats
 
 
-def test_auto_is_gptq_on_some_texts_where_a_gpu_makes_it_quick(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_is_gptq_on_some_texts_on_a_gpu(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = data / "calibration.jsonl"
 
     def method(**options: Any) -> tuple[str | None, int | None, str]:
