@@ -776,13 +776,19 @@ def test_weights_beyond_the_memory_are_not_loaded(make: Any, held: Any, monkeypa
     list(make(ignores_memory=True).engine.switch(str(DEMO_FOLDER)))
 
 
-def test_long_conversation_is_seen_from_its_newest_turns_only(make: Any, unread: Any) -> None:
+def overfull(make: Any, unread: Any) -> tuple[AppState, Session, Any]:
+    """A state, its conversation of four turns, of which a context of 400 tokens holds the last ones, and its view."""
     state = AppState(
         ChatEngine(LoadedModel(Choice("demo", "demo"), *unread, fit("demo", max_kv_size=400))), make().store
     )
     session = state.tab("one").session
     for _ in range(4):
         view = say(session, "word " * 40)
+    return state, session, view
+
+
+def test_long_conversation_is_seen_from_its_newest_turns_only(make: Any, unread: Any) -> None:
+    state, session, view = overfull(make, unread)
     assert len(view.messages) == 8 and view.dropped > 0
     assert state.store.read(session.id).dropped == view.dropped
     state.show(state.tab("one"), state.new_session())
@@ -792,12 +798,7 @@ def test_long_conversation_is_seen_from_its_newest_turns_only(make: Any, unread:
 
 
 def test_larger_context_shows_the_model_everything_again(make: Any, unread: Any) -> None:
-    state = AppState(
-        ChatEngine(LoadedModel(Choice("demo", "demo"), *unread, fit("demo", max_kv_size=400))), make().store
-    )
-    session = state.tab("one").session
-    for _ in range(4):
-        view = say(session, "word " * 40)
+    state, session, view = overfull(make, unread)
     assert view.dropped > 0
     list(state.engine.switch("demo", 8192))
     assert say(session, "Hi").dropped == 0

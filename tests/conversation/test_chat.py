@@ -843,29 +843,22 @@ def test_reply_that_is_cut_behind_a_call_leaves_none_open(scripted: Any) -> None
     assert reply(chat.send("b")).text == "Well."
 
 
+def read(path: str) -> str:
+    """Read a file.
+
+    Args:
+        path: which
+    """
+    return "word " * 9000
+
+
 def test_result_too_long_for_the_context_is_replaced(scripted: Any) -> None:
-    def read(path: str) -> str:
-        """Read a file.
-
-        Args:
-            path: which
-        """
-        return "word " * 9000
-
     chat = Chat(*scripted(call_text("read", path="x"), "Too long."), tools=[read])
     assert reply(chat.send("a")).text == "Too long."
     assert "too long for what is left of the context" in chat.messages[2]["content"]["error"]
 
 
 def test_result_too_long_of_a_turn_that_was_cancelled(scripted: Any) -> None:
-    def read(path: str) -> str:
-        """Read a file.
-
-        Args:
-            path: which
-        """
-        return "word " * 9000
-
     chat = Chat(*scripted(call_text("read", path="x") * 2, "Well."), tools=[read])
     for event in chat.send("a"):
         if isinstance(event, ToolResult):

@@ -26,6 +26,18 @@ def terminal() -> Terminal:
     return Terminal(60, 12)
 
 
+class Written(io.StringIO):
+    """A terminal's file that keeps each write in `texts`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.texts.append(text)
+        return len(text)
+
+
 def screen_on(terminal: Any, clock: Callable[[], float] = time.monotonic, **options: Any) -> Screen:
     width, height = getattr(terminal, "width", 60), getattr(terminal, "height", 12)
     console = TerminalConsole(
@@ -78,14 +90,8 @@ def test_the_items_of_a_loose_list_are_printed_one_by_one_with_their_numbers() -
 
 
 def test_erased_rows_are_counted_at_the_present_width() -> None:
-    written: list[str] = []
-
-    class File(io.StringIO):
-        def write(self, text: str) -> int:
-            written.append(text)
-            return len(text)
-
-    screen = screen_on(File(), markdown=False)
+    file = Written()
+    screen = screen_on(file, markdown=False)
     screen.console.width = 80
     with screen.reply():
         screen.show(Answer("x" * 70))
@@ -93,7 +99,7 @@ def test_erased_rows_are_counted_at_the_present_width() -> None:
         screen.console.width = 31
         screen.show(Answer("y"))
         screen.refresh()
-        assert written[-1].count("\x1b[1A") == 2, "70 columns take 3 rows in a terminal of 31 columns"
+        assert file.texts[-1].count("\x1b[1A") == 2, "70 columns take 3 rows in a terminal of 31 columns"
 
 
 def test_a_thought_is_dim_and_folds_to_a_line() -> None:
@@ -111,25 +117,19 @@ def test_a_thought_is_dim_and_folds_to_a_line() -> None:
 
 
 def test_every_write_ends_in_the_default_style() -> None:
-    written: list[str] = []
-
-    class File(io.StringIO):
-        def write(self, text: str) -> int:
-            written.append(text)
-            return len(text)
-
-    screen = screen_on(File())
+    file = Written()
+    screen = screen_on(file)
     events = [*pieces(Thinking, "dim " * 9), *pieces(Answer, "**bold** `code`"), ToolCall("f", {})]
     with contextlib.suppress(KeyboardInterrupt), screen.reply():
         for event in events:
             screen.show(event)
             screen.refresh()
         raise KeyboardInterrupt
-    for text in written:
+    for text in file.texts:
         styles = re.findall(r"\x1b\[([\d;]*)m", text)
         assert not styles or styles[-1] == "0", "an interrupted terminal is not left dim"
         assert "\x1b[?25l" not in text, "the cursor stays visible"
-    assert "not run" in "".join(written)
+    assert "not run" in "".join(file.texts)
 
 
 def test_escape_codes_of_a_model_do_not_reach_the_terminal(terminal: Terminal) -> None:
