@@ -57,7 +57,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .tools.builtin import BUILTIN_TOOLS as BUILTIN_TOOLS
     from .tools.call import ToolCall as ToolCall, ToolResult as ToolResult
     from .tools.load import load_tools as load_tools
-    from .tools.mcp_load import load_mcp as load_mcp, mcp_servers as mcp_servers, mcp_tools as mcp_tools
+    from .tools.mcp_server import load_mcp as load_mcp, mcp_servers as mcp_servers, mcp_tools as mcp_tools
     from .tuning.loop import TuningStep as TuningStep
     from .tuning.report import TuningResult as TuningResult
     from .tuning.tune import tune as tune
@@ -98,7 +98,7 @@ _HOME = {
     "tools.builtin": ("BUILTIN_TOOLS",),
     "tools.call": ("ToolCall", "ToolResult"),
     "tools.load": ("load_tools",),
-    "tools.mcp_load": ("load_mcp", "mcp_servers", "mcp_tools"),
+    "tools.mcp_server": ("load_mcp", "mcp_servers", "mcp_tools"),
     "tuning.loop": ("TuningStep",),
     "tuning.report": ("TuningResult",),
     "tuning.tune": ("tune",),

@@ -31,7 +31,7 @@ def read_tools(options: argparse.Namespace, failed: Callable[[str], None] | None
         tools += BUILTIN_TOOLS
     schemas(tools)  # raises ValueError for two tools with one name
     if options.mcp_config:
-        from ..tools.mcp_load import load_mcp
+        from ..tools.mcp_server import load_mcp
 
         taken = [tool.__name__ for tool in tools]
         tools += load_mcp(options.mcp_config, options.mcp_server, taken=taken, before=_announce, failed=failed)

@@ -125,6 +125,11 @@ class KVCache(ForMlxLm):
             raise ValueError(f"cannot restore {snapshot.offset} tokens: this cache holds {self.offset}")
         self.offset = snapshot.offset
 
+    @property
+    def buffers(self) -> list[mx.array]:
+        """The buffers, for evaluation; empty before the first token."""
+        return self.rows.buffers
+
     def is_trimmable(self) -> bool:
         return True
 
@@ -234,6 +239,11 @@ class RotatingKVCache(ForMlxLm):
         """Takes the state of a snapshot of any cache with this window and rewind_capacity."""
         self.rows.fill(snapshot.arrays, self.max_rows)
         self.stop, self.offset = snapshot.rows, snapshot.offset
+
+    @property
+    def buffers(self) -> list[mx.array]:
+        """The buffers, for evaluation; empty before the first token."""
+        return self.rows.buffers
 
     def is_trimmable(self) -> bool:
         return self.stop == self.offset or self.rewind_capacity > 0

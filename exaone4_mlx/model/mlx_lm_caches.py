@@ -47,7 +47,7 @@ class NotSaved:
 
 
 class ForMlxLm:
-    """What our caches share, and what mlx-lm's tools call on them beyond its protocol, with results of its kinds."""
+    """What mlx-lm's tools call on a cache beyond its protocol, with results of mlx-lm's kinds."""
 
     offset: int
     rows: KVBuffer
@@ -56,11 +56,6 @@ class ForMlxLm:
     @property
     def nbytes(self) -> int:
         return self.rows.nbytes
-
-    @property
-    def buffers(self) -> list[mx.array]:
-        """The buffers, for evaluation; empty before the first token."""
-        return self.rows.buffers
 
     def trim(self, n: int) -> int:
         """mlx-lm's name for `rewind`; returns `n`."""

@@ -4,12 +4,15 @@ Notes:
 - Each server has an asyncio thread of its own. Whoever calls a tool waits in another thread.
 - Nothing that a server sends is trusted: names, texts, schemas and results are cleaned and bounded. Its schemas of
   results are not used, because their patterns could take years.
+- The model reads text only: an image or a sound is named as what it is. A result of structured data usually repeats it
+  as text, for older clients. Then the data is used. Long results are cut, because they would fill the context.
 - The standard error of a server is kept for messages, at most its end. It goes to no terminal.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import threading
@@ -18,9 +21,8 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from ..files.text import clean
+from ..files.text import clean, parse_json
 from .mcp_config import ServerConfig
-from .mcp_result import content_of
 from .mcp_transport import http_transport, process_transport
 from .remote_tool import RemoteTool, plain_description, plain_name, plain_parameters
 from .schema import shortened
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 STOP_SECONDS = 8.0  # the longest wait for the end of a server
 MAX_TOOLS = 128
+MAX_RESULT = 40_000  # characters of JSON
 KEPT = 2_000  # bytes that are kept of the standard error
 
 
@@ -218,3 +221,45 @@ def _plain(tool: Any, origin: str) -> RemoteTool:
 
 def _not_connected(arguments: Mapping[str, Any]) -> Future[Any]:
     raise ToolError("the tool has no server")
+
+
+def content_of(result: Any) -> Any:
+    """The content of a `CallToolResult`. Raises ToolError for a result that is an error."""
+    parts = [_part(block) for block in result.content]
+    if result.is_error:
+        raise ToolError(" ".join(map(str, parts)).strip() or "the tool failed and did not say why")
+    if result.structured_content is not None:
+        others = [part for part, block in zip(parts, result.content, strict=True) if block.type != "text"]
+        return _bounded([result.structured_content, *others] if others else result.structured_content)
+    return _bounded(parts[0] if len(parts) == 1 else parts)
+
+
+def _part(block: Any) -> Any:
+    if block.type == "text":
+        return _json_or_text(block.text)
+    if block.type in ("image", "audio"):
+        return f"[{block.type}, {block.mime_type}, {len(block.data) * 3 // 4:,} bytes, not shown]"
+    if block.type == "resource_link":
+        return f"[link to a resource: {block.name}, {block.uri}]"
+    resource = block.resource
+    if (text := getattr(resource, "text", None)) is not None:
+        return {"uri": str(resource.uri), "text": text}
+    return (
+        f"[resource {resource.uri}, {resource.mime_type or 'binary'}, {len(resource.blob) * 3 // 4:,} bytes, not shown]"
+    )
+
+
+def _json_or_text(text: str) -> Any:
+    """The text, or the JSON object or list that it holds."""
+    if text[:1] in ("{", "["):
+        with suppress(ValueError):
+            return parse_json(text)
+    return text
+
+
+def _bounded(value: Any) -> Any:
+    """The value, or the begin of its text."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if len(text) <= MAX_RESULT:
+        return value
+    return f"{text[:MAX_RESULT]}… [cut: the result has {len(text):,} characters]"

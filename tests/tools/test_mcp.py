@@ -18,7 +18,7 @@ from conftest import ROOT
 from mcp_servers import config, gone, served, stdio
 
 from exaone4_mlx.tools.call import ToolCall
-from exaone4_mlx.tools.mcp_load import load_mcp, mcp_servers
+from exaone4_mlx.tools.mcp_server import load_mcp, mcp_servers
 from exaone4_mlx.tools.remote_tool import MAX_DESCRIPTION, RemoteTool, named_apart, plain_description, plain_parameters
 from exaone4_mlx.tools.toolbox import Toolbox
 
@@ -179,7 +179,7 @@ def test_a_server_ends_with_its_last_tool_and_can_start_again(tmp_path: Path) ->
 
 PROGRAM = """
 import sys, time
-from exaone4_mlx.tools.mcp_load import load_mcp
+from exaone4_mlx.tools.mcp_server import load_mcp
 tools = load_mcp(sys.argv[1])
 print("ready", flush=True)
 if sys.argv[2] == "wait":
