@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..files.folders import read_json, shortened
+from ..files.folders import read_json, without_middle
 from ..files.safetensors import DTYPES, FLOAT_DTYPES, FLOATS, Checkpoint, CheckpointError, check_finite
 from .integer_layouts import AWQLayout, GPTQLayout, Int8Layout, PackedLayout
 from .layouts import Float8Layout, Layout, MLXLayout, StoredTensor
@@ -66,7 +66,7 @@ class Source:
             raise
         except (ValueError, AttributeError, TypeError, KeyError, ArithmeticError) as error:  # most: of a wrong type
             what = "" if isinstance(error, ValueError) else "the quantization in config.json is malformed: "
-            raise ValueError(shortened(f"{what}{error}")) from error
+            raise ValueError(without_middle(f"{what}{error}")) from error
         self.format = self._layout.title if self._layout and self.tensors else "full precision"
         self._add_full_precision()
 

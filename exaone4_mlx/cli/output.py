@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from ..files.text import json_text
-from ..text.format import ENDS, call_text, clean, count_text, shortened, size_text
+from ..text.format import ENDS, call_text, clean, count_text, cut_to_width, size_text
 
 if TYPE_CHECKING:
     from ..text.events import Done
@@ -227,10 +227,10 @@ class TextPrinter:
         if isinstance(event, ToolResult):
             self.close()
             result = json.dumps(event.content, ensure_ascii=False)
-            note(f"[{event.call.name} {'failed' if event.failed else 'returned'}: {shortened(result, 200)}]")
+            note(f"[{event.call.name} {'failed' if event.failed else 'returned'}: {cut_to_width(result, 200)}]")
         elif isinstance(event, ToolCall) and self._runs_calls:
             self.close()
-            note(f"[calls {shortened(call_text(event), 200)}]")
+            note(f"[calls {cut_to_width(call_text(event), 200)}]")
         elif isinstance(event, ToolCall):
             call = json.dumps({"name": event.name, "arguments": event.arguments}, ensure_ascii=False)
             self._write(f"<tool_call>{call}</tool_call>")

@@ -123,7 +123,7 @@ def physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def shortened(message: str) -> str:
+def without_middle(message: str) -> str:
     """An error message without its middle if that is long: it may quote a name or a value of any length."""
     return message if len(message) <= 600 else f"{message[:400]} … {message[-190:]}"
 

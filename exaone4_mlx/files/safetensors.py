@@ -20,7 +20,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .folders import other_format, read_json, shortened
+from .folders import other_format, read_json, without_middle
 
 WHOLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
@@ -53,7 +53,7 @@ class CheckpointError(ValueError):
     """A damaged or incomplete checkpoint, or one of another architecture."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(shortened(message))
+        super().__init__(without_middle(message))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from ..files.folders import shortened
+from ..files.folders import without_middle
 from ..text.reply import CALL_END, CALL_START, ReplyParser
 from ..text.tokenizer import Tokenizer
 from ..tools.describe import name_of
@@ -287,4 +287,4 @@ def compile_problem(grammar: str) -> str:
 
 def reason_of(report: str) -> str:
     """The reason of a report, without the position in the generated grammar."""
-    return shortened(report.splitlines()[0].rpartition("failed to compile JSON schema: ")[2])
+    return without_middle(report.splitlines()[0].rpartition("failed to compile JSON schema: ")[2])

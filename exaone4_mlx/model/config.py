@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from ..files.folders import atomic_file, find_folder, other_format, read_json, shortened
+from ..files.folders import atomic_file, find_folder, other_format, read_json, without_middle
 from . import config_keys as keys
 from .rope import ORIGINAL, RopeParameters
 
@@ -225,7 +225,7 @@ class Exaone4Config:
             config = cls.from_dict(read_json(path))
             return config.replace(**changes) if changes else config
         except (ValueError, TypeError) as error:
-            raise ValueError(shortened(f"{path}: {error}")) from error
+            raise ValueError(without_middle(f"{path}: {error}")) from error
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None, **changes: Any) -> Exaone4Config:

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from ..model.config import LayerAttention
 from ..model.network import Exaone4ForCausalLM
-from ..text.format import shortened
+from ..text.format import cut_to_width
 from ..text.tokenizer import Tokenizer
 from .config_view import layer_text
 from .figure import draw_figure
@@ -74,7 +74,7 @@ class AttentionMaps:
         fonts = ["DejaVu Sans", *(font for font in KOREAN_FONTS if font in installed)]
         step = -(-len(self.tokens) // MAX_LABELS)
         places = range(0, len(self.tokens), step)
-        names = [shortened(visible(self.tokens[i]), LABEL_WIDTH).replace("$", r"\$") for i in places]
+        names = [cut_to_width(visible(self.tokens[i]), LABEL_WIDTH).replace("$", r"\$") for i in places]
         image = None
         for axis, head in itertools.zip_longest(axes.flat, chosen):
             if head is None:

@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from ..generation.answer import ForcedCall
 from ..generation.constrain import ToolConstraint
-from ..generation.forced_call import ForcedCall
 from ..generation.generate import Generation
 from ..generation.options import Options
 from ..generation.prefill import CheckpointPool

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, redi
 from typing import TYPE_CHECKING, TextIO
 
 from ..files.text import BOMS_16, decode_text
-from ..text.format import call_text, result_text, shortened
+from ..text.format import call_text, cut_to_width, result_text
 from .status import end_text
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class PipeScreen:
             self._end_line()
             mark = "failed: " if event.failed else ""
             line = f"{call_text(event.call)} -> {mark}{result_text(event.content, event.failed)}"
-            self._say(f"{shortened(line, LINE_WIDTH)}  {event.seconds:.2f} s\n")
+            self._say(f"{cut_to_width(line, LINE_WIDTH)}  {event.seconds:.2f} s\n")
         elif isinstance(event, Done):
             self._end_line()
             if text := end_text(event.finish_reason):

@@ -19,7 +19,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from ..text.events import Answer, Done, Thinking
-from ..text.format import call_text, cell_width, clean, count_text, result_text, shortened
+from ..text.format import call_text, cell_width, clean, count_text, cut_to_width, result_text
 from ..text.message import TurnEvent
 from ..tools.call import ToolCall, ToolResult
 from .drawing import THEME, Line, Lines, LiveLines, TerminalConsole, block_content, lines_of
@@ -206,8 +206,8 @@ class Screen:
             self._print(Text.assemble((line, "cyan"), " ", (outcome, style), (seconds, "dim")))
             return
         if not shown:
-            self._print(Text(shortened(line, width), style="cyan"))
-        outcome = shortened(outcome, width - 2 - len(seconds))
+            self._print(Text(cut_to_width(line, width), style="cyan"))
+        outcome = cut_to_width(outcome, width - 2 - len(seconds))
         self._print(Text.assemble("  ", (outcome, style), (seconds, "dim")))
 
     def _end(self) -> None:
@@ -247,7 +247,7 @@ class Screen:
             lines = [[]] * (self._last != "" and self._markdown) + self._lines(self._block(self._blocks.open))
         below = ["  …"] * (self._asked is not None) + [f"▸ {call_text(call)} …" for call in self._calls]
         below += [text for text in (self._progress, self._status) if text]
-        ends = [line for text in below for line in self._lines(Text(shortened(text, self._width), style="cyan"))]
+        ends = [line for text in below for line in self._lines(Text(cut_to_width(text, self._width), style="cyan"))]
         room = max(1, self._room - len(ends))
         if len(lines) > room:
             lines = [*self._lines(Text("⋮", style="dim")), *lines[len(lines) - room + 1 :]]

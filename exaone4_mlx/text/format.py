@@ -80,7 +80,7 @@ def cell_width(text: str) -> int:
     return sum(_columns(letter) for letter in text)
 
 
-def shortened(text: str, width: int) -> str:
+def cut_to_width(text: str, width: int) -> str:
     """The text in at most `width` columns."""
     if cell_width(text) <= width:
         return text

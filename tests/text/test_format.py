@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from exaone4_mlx import ToolCall
-from exaone4_mlx.text.format import call_text, cell_width, clean, result_text, shortened, size_text
+from exaone4_mlx.text.format import call_text, cell_width, clean, cut_to_width, result_text, size_text
 
 
 def test_korean_letters_take_two_columns() -> None:
     assert cell_width("한국어 a") == 8
-    assert shortened("한국어 문장", 7) == "한국어…"
-    assert shortened("short", 7) == "short"
+    assert cut_to_width("한국어 문장", 7) == "한국어…"
+    assert cut_to_width("short", 7) == "short"
 
 
 def test_sizes_have_the_unit_that_their_digits_fill() -> None:
