@@ -169,24 +169,10 @@ def print_table(fits: dict[str, Fit]) -> None:
     one, size = columns[0], size_text
     rows = {
         (f"{one.batch_size} × " if one.batch_size > 1 else "") + f"{one.max_kv_size:,} tokens": list(fits),
-        "weights": [size(fit.weights_bytes) for fit in columns],
-        "global cache": [size(fit.global_cache_bytes) for fit in columns],
-        "local windows": [size(fit.local_window_bytes) for fit in columns],
-        "rewind reserve and slack": [size(fit.local_reserve_bytes) for fit in columns],
-        "prefill transient": [size(fit.prefill_bytes) for fit in columns],
-        "draft model, its caches": [size(fit.draft_bytes) for fit in columns],
-        "adapters": [size(fit.adapter_bytes) for fit in columns],
-        "earlier prompts": [size(fit.prompt_cache_bytes) for fit in columns],
-        "total": [size(fit.total_bytes) for fit in columns],
+        **{name: [size(fit.parts.get(name, 0)) for fit in columns] for name in one.parts},
         f"fits into {size(one.memory_bytes)}": ["yes" if fit.fits else "no" for fit in columns],
         "largest context that fits": [f"{fit.largest_context:,}" if fit.largest_context else "none" for fit in columns],
     }
-    if not one.draft_bytes:
-        del rows["draft model, its caches"]
-    if not one.adapter_bytes:
-        del rows["adapters"]
-    if not one.prompt_cache_bytes:
-        del rows["earlier prompts"]
     for name, cells in rows.items():
         show(f"{name:26}" + "".join(f"{cell:>12}" for cell in cells))
 

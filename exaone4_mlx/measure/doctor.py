@@ -47,6 +47,7 @@ QUESTION = "Which one is bigger, 3.12 vs 3.9?"
 THOUGHT = "Integer parts 3 and 3: =. Decimals 12 and 90: <."
 ANSWER = "3.9 is bigger than 3.12."
 PACKAGES = ("mlx", "mlx-lm", "tokenizers")
+DETOUR = 45  # tokens that are read and taken back
 
 #: The largest differences of logits that pass (they go up to 28): to the stored ones, and between two ways to compute
 #: the same; the last where float32 products are rounded, for which 6e-3 are to be expected.
@@ -147,14 +148,15 @@ def _chunked(demo: Demo) -> Finding:
     return demo.compared(_in_chunks(demo, 23), demo.logits)
 
 
-def _rewound(demo: Demo) -> Finding:
-    cache = demo.model.make_cache()
-    prefill(demo.model, demo.ids[:70], cache)
-    for start in range(0, 45, 5):  # beyond a window, with other tokens than those that follow
-        prefill(demo.model, demo.ids[start : start + 5], cache)
+def rewound(subject: Any, kept: int) -> Finding:
+    """The logits of the last `kept` tokens, after other tokens that were taken back; `subject` is as `Demo`."""
+    cache, ids = subject.model.make_cache(), subject.ids
+    prefill(subject.model, ids[:-kept], cache)
+    for start in range(0, DETOUR, 5):  # beyond a window of the demo, with other tokens than those that follow
+        prefill(subject.model, ids[start : start + 5], cache)
     for layer in cache:
-        layer.rewind(45)
-    return demo.compared(demo.model(mx.array([demo.ids[70:]]), cache)[0], demo.logits[70:])
+        layer.rewind(DETOUR)
+    return subject.compared(subject.model(mx.array([ids[-kept:]]), cache)[0], subject.logits[-kept:])
 
 
 def _padded(demo: Demo) -> Finding:
@@ -236,7 +238,7 @@ CHECKS: dict[str, Callable[[Demo], Finding]] = {
     "logits, beside the stored ones": _stored,
     "token by token, beside all at once": _cached,
     "in chunks, beside all at once": _chunked,
-    "rewound past a window, beside never gone there": _rewound,
+    "rewound past a window, beside never gone there": partial(rewound, kept=45),
     "a padded batch, beside row by row": _padded,
     **{
         f"{bits}-bit products in {str(dtype).removeprefix('mlx.core.')}, beside dequantized ones": partial(

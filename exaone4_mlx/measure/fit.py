@@ -82,6 +82,21 @@ class Fit:
         return self.total_bytes <= self.memory_bytes
 
     @property
+    def parts(self) -> dict[str, int]:
+        """The bytes of each part by name, and of the sum; what not every model has is there where it is not 0."""
+        more = {"draft model, its caches": self.draft_bytes, "adapters": self.adapter_bytes}
+        more["earlier prompts"] = self.prompt_cache_bytes
+        return {
+            "weights": self.weights_bytes,
+            "global cache": self.global_cache_bytes,
+            "local windows": self.local_window_bytes,
+            "rewind reserve and slack": self.local_reserve_bytes,
+            "prefill transient": self.prefill_bytes,
+            **{name: count for name, count in more.items() if count},
+            "total": self.total_bytes,
+        }
+
+    @property
     def arithmetic(self) -> str:
         """The sum and its parts, in words."""
         draft = f", {size_text(self.draft_bytes)} of draft model" if self.draft_bytes else ""

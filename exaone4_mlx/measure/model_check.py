@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -26,12 +26,11 @@ from ..model.load import load
 from ..model.network import Exaone4ForCausalLM
 from ..model.pretrained import open_checkpoint
 from ..text.tokenizer import Tokenizer
-from .doctor import ROUNDED_PRODUCT_LIMIT, Check, Demo, Finding, relative_distance, run_checks, within
+from .doctor import DETOUR, ROUNDED_PRODUCT_LIMIT, Check, Demo, Finding, relative_distance, rewound, run_checks, within
 from .fit import fit
 from .peers import Transformers, check_installed
 
 KEPT = 32  # tokens at the end of the text that are compared
-DETOUR = 45  # tokens that are read and taken back
 LEAST_TOKENS = 256
 REPLY_TOKENS = 48
 LIMITS = {mx.float32: 2e-4, mx.float16: 2e-2, mx.bfloat16: 1e-1}
@@ -153,16 +152,6 @@ def _one_by_one(model: CheckedModel) -> Finding:
     return model.compared(mx.concatenate([model.read([id], cache) for id in model.ids[-KEPT:]]), model.logits)
 
 
-def _rewound(model: CheckedModel) -> Finding:
-    cache = model.model.make_cache()
-    prefill(model.model, model.ids[:-KEPT], cache)
-    for start in range(0, DETOUR, 5):
-        prefill(model.model, model.ids[start : start + 5], cache)
-    for layer in cache:
-        layer.rewind(DETOUR)
-    return model.compared(model.read(model.ids[-KEPT:], cache), model.logits)
-
-
 def _greedy(model: CheckedModel) -> Finding:
     """Each token of a reply has the highest logit when prompt and reply are read at once, but for rounding."""
     prompt, ids = model.prompts[0], _reply(model)
@@ -210,7 +199,7 @@ BESIDE_TRANSFORMERS = "logits, beside transformers'"
 CHECKS: dict[str, Callable[[CheckedModel], Finding]] = {
     "in chunks, beside all at once": _chunked,
     "token by token, beside all at once": _one_by_one,
-    "rewound past a window, beside never gone there": _rewound,
+    "rewound past a window, beside never gone there": partial(rewound, kept=KEPT),
     "a greedy reply, beside all at once": _greedy,
     "the same with guesses": _with_guesses,
     "4 bits, beside the weights as they are": _four_bits,

@@ -62,15 +62,7 @@ def fit_html(fit: Fit) -> str:
         {
             "context": f"{fit.max_kv_size:,} tokens",
             **({"conversations": f"{fit.batch_size:,}"} if fit.batch_size > 1 else {}),
-            "weights": size_text(fit.weights_bytes),
-            **({"adapters": size_text(fit.adapter_bytes)} if fit.adapter_bytes else {}),
-            "global cache": size_text(fit.global_cache_bytes),
-            "local windows": size_text(fit.local_window_bytes),
-            "rewind reserve and slack": size_text(fit.local_reserve_bytes),
-            "prefill transient": size_text(fit.prefill_bytes),
-            **({"draft model": size_text(fit.draft_bytes)} if fit.draft_bytes else {}),
-            **({"earlier prompts": size_text(fit.prompt_cache_bytes)} if fit.prompt_cache_bytes else {}),
-            "total": size_text(fit.total_bytes),
+            **{name: size_text(count) for name, count in fit.parts.items()},
             f"fits into {size_text(fit.memory_bytes)}": "yes" if fit.fits else "no",
             "largest context that fits": f"{fit.largest_context:,} tokens" if fit.largest_context else "none",
         }
