@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import json
 import math
 import random
@@ -263,6 +264,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Files of the `browser` tests are not imported where these are deselected: gradio and playwright take seconds."""
     browser_files = ("test_app_api.py", "test_app_browser.py", "test_jupyter_browser.py")
     return True if "not browser" in config.option.markexpr and collection_path.name in browser_files else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """The collected tests live to the end: the garbage collector walks through none of their objects."""
+    gc.disable()
+    result = yield
+    gc.freeze()
+    gc.enable()
+    return result
 
 
 @pytest.fixture(scope="session")

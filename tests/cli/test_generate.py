@@ -41,22 +41,20 @@ def test_decomposed_text_is_composed_unless_the_flag_says_otherwise(capsys: pyte
         assert counts[0] == counts[1] == counts[2] < counts[3]
 
 
-@pytest.mark.usefixtures("demo_model")
 def test_text_files_are_read_in_any_usual_encoding_and_pdfs_as_their_text(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], prompt_given: Any, tmp_path: Path
 ) -> None:
     """A byte order mark is not part of the text."""
     prompt, messages = tmp_path / "prompt.txt", tmp_path / "messages.json"
-    expected = json.loads(output(capsys, "-p", "안녕?", "--json", "-m", "3"))
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "cp949"):
         prompt.write_bytes("안녕?\n".encode(encoding))
         messages.write_bytes('[{"role": "user", "content": "안녕?"}]'.encode(encoding))
         for flags in (["--prompt-file", str(prompt)], ["--messages", str(messages)]):
-            found = json.loads(output(capsys, *flags, "--json", "-m", "3"))
-            assert [found[key] for key in ("prompt_tokens", "text")] == [expected["prompt_tokens"], expected["text"]]
+            assert prompt_given(*flags) == [{"role": "user", "content": "안녕?"}]
     pytest.importorskip("pypdf", reason="PDFs need the extra `pdf`")
     prompt.write_bytes(pdf(["Name the capital of Peru."]))
-    assert output(capsys, "--prompt-file", str(prompt)) == output(capsys, "-p", "Name the capital of Peru.")
+    assert prompt_given("--prompt-file", str(prompt)) == prompt_given("-p", "Name the capital of Peru.")
+    capsys.readouterr()
     prompt.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
     assert errors(capsys, *GENERATE, "--prompt-file", str(prompt)) == f"error: {prompt} holds no text\n"
 
@@ -220,9 +218,8 @@ def test_an_instruction_and_a_file_are_one_prompt_and_a_file_may_hold_the_system
     assert given == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Translate:\n\nThe sea."}]
 
 
-@pytest.mark.usefixtures("demo_model")
 def test_messages_come_from_a_file_a_saved_chat_an_export_or_a_pipe(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prompt_given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "messages.json"
     export = to_markdown(dataclasses.replace(Conversation.new(), messages=CLARA))
@@ -233,9 +230,9 @@ def test_messages_come_from_a_file_a_saved_chat_an_export_or_a_pipe(
         export,
     ):
         file.write_text(content)
-        assert output(capsys, "--messages", str(file)) == "Your name is Clara.\n"
+        assert prompt_given("--messages", str(file)) == CLARA
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps(CLARA).encode())))
-    assert output(capsys, "--messages", "-") == "Your name is Clara.\n"
+    assert prompt_given("--messages", "-") == CLARA
 
 
 @pytest.mark.usefixtures("demo_model")

@@ -26,7 +26,7 @@ def adapter(model: Any, seed: int) -> Any:
 
 
 def prompt(tokenizer: Any) -> list[int]:
-    return tokenizer.encode("What is the capital of France? Which one is bigger, 3.12 or 3.9? " * 3)
+    return tokenizer.encode("What is the capital of France? Which one is bigger, 3.12 or 3.9?")
 
 
 def cold(model: Any, tokenizer: Any, ids: list[int]) -> mx.array:

@@ -109,7 +109,7 @@ def test_prompt_chunks_need_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 LOGITS = mx.array([[2.0, 1.0, 0.0, -1.0, 1.0, -3.0]])
 SIZE = LOGITS.shape[1]
-DRAWS = 1000
+DRAWS = 400
 
 
 def softmax(logits: list[float]) -> list[float]:
@@ -216,7 +216,7 @@ def test_sampling_at_once_allows_the_same_tokens_as_sorting() -> None:
         draw = Sampler(Sampling(temperature=1.0, top_p=0.9, top_k=500, seed=seed), [], 2000)
         kept = Truncation(draw._sampling, mx.array(False)).cut_off(logits)[0].tolist()
         left = {token for token, logit in enumerate(kept) if logit > -math.inf}
-        drawn = set(mx.concatenate([draw(logits) for _ in range(500)]).tolist())
+        drawn = set(mx.concatenate([draw(logits) for _ in range(200)]).tolist())
         assert drawn <= left, "a token was sampled that sorting excludes"
         assert min(kept[token] for token in drawn) == min(kept[token] for token in left), (
             "the least probable allowed token must be sampled"
