@@ -181,7 +181,8 @@ def test_settings_in_a_separate_file_are_found(tmp_path: Path) -> None:
 def fp8(block: tuple[int, int], scale: str = "weight_scale_inv") -> tuple[mx.array, dict[str, Any]]:
     """(weight, its stored tensors) with a scale for each block of [rows, columns]."""
     rng = random.Random(1)
-    codes = [[rng.choice([b for b in range(256) if b & 0x7F != 0x7F]) for _ in range(COLUMNS)] for _ in range(ROWS)]
+    numbers = [code for code in range(256) if code & 0x7F != 0x7F]
+    codes = [[rng.choice(numbers) for _ in range(COLUMNS)] for _ in range(ROWS)]
     blocks = math.ceil(ROWS / block[0]), math.ceil(COLUMNS / block[1])
     scales = [[rng.randrange(128, 256) * 2.0**-18 for _ in range(blocks[1])] for _ in range(blocks[0])]
     weight = [[e4m3(codes[i][j]) * scales[i // block[0]][j // block[1]] for j in range(COLUMNS)] for i in range(ROWS)]

@@ -37,7 +37,9 @@ def test_all_entry_points_run_the_same_program() -> None:
     fronts = [[sys.executable, "-m", "exaone4_mlx.generate"], [*PROGRAM, "generate"]]
     if (script := Path(sys.executable).with_name("exaone4-mlx")).exists():
         fronts.append([str(script), "generate"])
-    runs = [subprocess.run([*front, "-p", ""], capture_output=True, text=True, cwd=ROOT) for front in fronts]
+    runs = [
+        subprocess.run([*front, *GENERATE[1:], "-p", ""], capture_output=True, text=True, cwd=ROOT) for front in fronts
+    ]
     assert {(run.returncode, run.stdout, run.stderr) for run in runs} == {(1, "", "error: the prompt is empty\n")}
 
 

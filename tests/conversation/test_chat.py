@@ -229,14 +229,6 @@ def test_settling_that_is_waited_for_takes_its_turn_among_busy_chats(scripted: A
     assert len(chat._cache.ids) == chat.context_tokens
 
 
-def test_two_chats_of_a_model_do_not_mix(demo: Any) -> None:
-    one, two = Chat(*demo, sampling=GREEDY), Chat(*demo, sampling=GREEDY)
-    assert reply(one.send("My name is Clara.")).text == "Nice to meet you, Clara."
-    assert "Daniel" in reply(two.send("My name is Daniel.")).text
-    assert reply(one.send("What is my name?")).text == "Your name is Clara."
-    assert reply(two.send("What is my name?")).text == "Your name is Daniel."
-
-
 def test_new_message_interrupts_settling(scripted: Any) -> None:
     """A turn waits for one piece of idle work at most, and what was prepared is not lost."""
     chat = Chat(*scripted("word " * 100, "Yes."))

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from exaone4_mlx.tools.mcp_server import load_mcp, mcp_servers
 from exaone4_mlx.tools.remote_tool import MAX_DESCRIPTION, RemoteTool, named_apart, plain_description, plain_parameters
 from exaone4_mlx.tools.toolbox import Toolbox
 
-pytest.importorskip("mcp", reason="the extra mcp is not installed")
+pytestmark = pytest.mark.skipif(find_spec("mcp") is None, reason="the extra mcp is not installed")
 
 
 @pytest.fixture(scope="module")
