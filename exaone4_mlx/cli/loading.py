@@ -207,7 +207,7 @@ def load(files: ModelFiles, options: argparse.Namespace) -> ReadyModel:
     """Reads the weights of the model and its draft model, with progress bars."""
     started = time.perf_counter()
     ranks = getattr(options, "ranks", None)
-    given = {"q_bits": options.q_bits, "q_group_size": options.q_group_size, "ranks": ranks}
+    given = {"config": files.config, "q_bits": options.q_bits, "q_group_size": options.q_group_size, "ranks": ranks}
     model = _load(files.folder, options, **given)
     if files.adapters:
         model.set_adapters(*zip(*files.adapters, strict=True))

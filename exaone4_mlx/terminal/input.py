@@ -66,7 +66,7 @@ class TerminalInput:
     def __init__(
         self, complete: Callable[[str], Iterable[tuple[str, int]]], warn: Callable[[str], None], stores: bool = True
     ) -> None:
-        self._output = _cleaned(get_app_session().output)
+        self._output = cleaned(get_app_session().output)
         history: History = InMemoryHistory()
         if stores:
             try:
@@ -132,7 +132,7 @@ class TerminalInput:
             termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
 
-def _cleaned(output: Output) -> Output:
+def cleaned(output: Output) -> Output:
     """The output, where names of files and texts of a saved chat cannot hold escape codes."""
     write = output.write
     output.write = lambda data: write(data if set(data) <= {"\r", "\n"} else clean(data))  # type: ignore[method-assign]

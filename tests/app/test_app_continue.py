@@ -17,7 +17,6 @@ from app.settings import Settings
 from exaone4_mlx import Chat, Conversation, ConversationStore
 
 SHORT = Settings(max_tokens=3)
-THINKING = Settings(thinking=True, max_tokens=3)
 
 
 @pytest.fixture

@@ -144,9 +144,9 @@ def paths(folder: Path) -> dict[str, Callable[[str], Any]]:
     def prompt(evil: str) -> None:
         from prompt_toolkit.output import create_output
 
-        from exaone4_mlx.terminal.input import _cleaned
+        from exaone4_mlx.terminal.input import cleaned
 
-        output = _cleaned(create_output())
+        output = cleaned(create_output())
         output.write(evil)
         output.flush()
 
