@@ -22,6 +22,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
+from .text import not_json
+
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 #: The models in the package: one to talk to, and its draft model.
 BUILT_IN = {"demo": DEMO_FOLDER, "demo-draft": DEMO_FOLDER / "draft"}
@@ -112,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())  # with a byte order mark, too
     except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise not_json(path, error) from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} does not hold a JSON object")
     return values

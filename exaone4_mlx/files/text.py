@@ -46,9 +46,15 @@ def parse_json(data: str | bytes, name: str = "it", **options: Any) -> Any:
     except RecursionError as error:
         raise ValueError(f"{name} is nested too deeply") from error
     except ValueError as error:
-        raise ValueError(f"{name} is not JSON: {error}") from error
+        raise not_json(name, error) from error
     check_depth(value, name)
     return value
+
+
+def not_json(name: object, error: Exception) -> ValueError:
+    """What is wrong with `name`, which json.loads refused with `error`."""
+    is_encoding = isinstance(error, UnicodeDecodeError)
+    return ValueError(f"{name} is not UTF-8: save it as UTF-8" if is_encoding else f"{name} is not JSON: {error}")
 
 
 def check_depth(value: Any, name: str = "it") -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files.text import decode_text
 from .address import Address
 
 MAX_BODY_BYTES = 4_000_000
@@ -40,7 +41,7 @@ def read_keys(given: Sequence[str], file: Path | None) -> tuple[str, ...]:
     """The keys of the command line, of a file with one in each line, and of the environment. Raises ValueError."""
     keys = [*given]
     if file is not None:
-        lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+        lines = (line.strip() for line in decode_text(file.read_bytes(), str(file)).splitlines())
         keys += [line for line in lines if line and not line.startswith("#")]
         if not keys:
             raise ValueError(f"{file} holds no key")

@@ -20,7 +20,7 @@ from exaone4_mlx.cli.main import main
 
 
 def test_wrong_flags_are_refused_before_the_model_is_read(tmp_path: Path, capsys: Any) -> None:
-    (tmp_path / "keys").write_text("# none\n")
+    (tmp_path / "keys").write_bytes("# 없음\n".encode("cp949"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for flags, message in {
             ("--host", "0.0.0.0"): "give --api-key",

@@ -63,6 +63,8 @@ def test_json_of_others_has_a_limit_of_depth_and_one_line_of_error() -> None:
             parse_json(text)
     with pytest.raises(ValueError, match=r"^it is not JSON: Expecting value"):
         parse_json("")
+    with pytest.raises(ValueError, match=r"^it is not UTF-8: save it as UTF-8$"):
+        parse_json('{"이름": "하나"}'.encode("cp949"))
 
 
 def test_json_holds_no_half_characters_no_infinity_and_no_objects() -> None:

@@ -229,7 +229,7 @@ DAMAGED = {
     good(dropped=True): "dropped cannot be True",
     "[" * 200_000: "it is nested too deeply",
     '{"a": ' * 200_000: "it is nested too deeply",
-    "\udcff": "it is not JSON: 'utf-8' codec can't decode byte 0xff",
+    "\udcff": "it is not UTF-8: save it as UTF-8",
 }
 
 
