@@ -152,12 +152,7 @@ def test_errors_name_the_wrong_key(changes: dict[str, Any], message: str) -> Non
 
 def test_errors_name_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
-    wrong = {
-        "{": "is not JSON",
-        "[]": "does not hold a JSON object",
-        "{}": "model_type is None",
-        '"가"': "is not UTF-8",
-    }
+    wrong = {"{": "is not JSON", "[]": "not hold a JSON object", "{}": "model_type is None", '"가"': "is not UTF-8"}
     for text, message in wrong.items():
         file.write_bytes(text.encode("cp949"))
         with pytest.raises(ValueError, match=f"config.json.*{message}"):
