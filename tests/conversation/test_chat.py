@@ -835,11 +835,7 @@ def test_reply_that_is_cut_behind_a_call_leaves_none_open(scripted: Any) -> None
 
 
 def read(path: str) -> str:
-    """Read a file.
-
-    Args:
-        path: which
-    """
+    """Read a file."""
     return "word " * 9000
 
 

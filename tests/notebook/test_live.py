@@ -56,11 +56,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 
 
 def beep(times: int) -> str:
-    """Beeps.
-
-    Args:
-        times: How often
-    """
+    """Beeps."""
     return "beep"
 
 

@@ -85,11 +85,7 @@ def person() -> Callable[[Chat], Person]:
 
 
 def beep(times: int) -> str:
-    """Beeps.
-
-    Args:
-        times: How often
-    """
+    """Beeps."""
     return "beep"
 
 
