@@ -50,10 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the prompt, taken literally (--prompt=TEXT if it begins with a dash); - reads standard input",
     )
     prompt.add_argument(
-        "--prompt-file",
-        type=Path,
-        metavar="FILE",
-        help="a text or PDF file that holds the prompt, or follows --prompt",
+        "--prompt-file", type=Path, metavar="FILE", help="a text or PDF file that holds the prompt, or follows --prompt"
     )
     prompt.add_argument(
         "--messages",
@@ -62,9 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "- reads standard input",
     )
     prompt.add_argument(
-        "--batch",
-        metavar="FILE",
-        help="many prompts: JSON objects with prompt or messages, one in a line; or -",
+        "--batch", metavar="FILE", help="many prompts: JSON objects with prompt or messages, one in a line; or -"
     )
     prompt.add_argument(
         "--batch-size",

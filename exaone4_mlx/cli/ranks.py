@@ -28,7 +28,7 @@ RANKED = ("generate", "chat", "serve", "bench", "app")
 A_LAYER = "it has one layer at a time in memory"
 ALONE = {"convert": A_LAYER, "fuse": A_LAYER, "evaluate": A_LAYER, "lora": "gradients are not summed over ranks"}
 REFUSED = dict.fromkeys(("adapter_path", "adapter_model"), "fuse the adapter into the weights first") | {
-    "peer": "other engines run in one process",
+    "peer": "other engines run in one process"
 }
 NO_FILES = dict.fromkeys(("prompt_cache_file", "prompt_cache_dir"), "each rank has the caches of its layers only")
 #: Values of a command that ranks do not compare: secrets, which rank 0 alone uses, and those that are no flags.

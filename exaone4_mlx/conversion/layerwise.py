@@ -58,10 +58,7 @@ class LayerwiseModel:
         return lambda hidden: head(hidden).astype(mx.float32)
 
     def hidden_states(
-        self,
-        sequences: Sequence[Sequence[int]],
-        progress: Progress | None = None,
-        kv: KVQuantization | None = None,
+        self, sequences: Sequence[Sequence[int]], progress: Progress | None = None, kv: KVQuantization | None = None
     ) -> list[mx.array]:
         """Token ids -> final hidden states [L, E] of each sequence, ready for the head; `kv` as in `run_block`."""
         states = self.embed(sequences)

@@ -31,11 +31,7 @@ LEAST_IMPORTANCE = 1e-4  # of the group's mean, so that every weight counts
 
 
 def quantize_mse(
-    weight: mx.array,
-    bits: int,
-    group_size: int,
-    importance: mx.array | None = None,
-    dtype: mx.Dtype | None = None,
+    weight: mx.array, bits: int, group_size: int, importance: mx.array | None = None, dtype: mx.Dtype | None = None
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Quantizes a weight [R, C] with little squared error, weighted by the `importance` [C] of its columns if given.
 

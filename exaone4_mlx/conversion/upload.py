@@ -42,14 +42,7 @@ CARRIED_FILES = (
 #: Files that are published with the weights, if they exist.
 PUBLISHED = (*WRITTEN, "report.json", PLOT_NAME, *CARRIED_FILES)
 #: Files that could contain a path of the user's machine.
-PATH_CHECKED = (
-    "config.json",
-    "README.md",
-    "report.json",
-    PLOT_NAME,
-    "tokenizer_config.json",
-    "generation_config.json",
-)
+PATH_CHECKED = ("config.json", "README.md", "report.json", PLOT_NAME, "tokenizer_config.json", "generation_config.json")
 #: The hub's rule for the owner and the name of a repository.
 HUB_NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
 
