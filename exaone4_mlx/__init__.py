@@ -28,11 +28,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from .generation.batch import generate_batch as generate_batch
     from .generation.causal_lm import Exaone4ForCausalLM as Exaone4ForCausalLM, load as load
     from .generation.follow import follow as follow
-    from .generation.generate import (
-        Generation as Generation,
-        generate as generate,
-        stream_generate as stream_generate,
-    )
+    from .generation.generate import Generation as Generation, generate as generate, stream_generate as stream_generate
     from .generation.options import Options as Options, Sampling as Sampling
     from .generation.prefix_store import PrefixStore as PrefixStore
     from .generation.prompt_cache import PromptCache as PromptCache

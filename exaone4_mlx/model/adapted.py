@@ -63,8 +63,7 @@ def adapted_bytes(given: Sequence[WeightedAdapter], config: Exaone4Config, size:
 def put_on(model: Any, given: Sequence[WeightedAdapter], before: ActiveAdapters) -> ActiveAdapters:
     """Replaces the adapters `before` on a causal language model by those given.
 
-    Everything is checked and computed before the model changes. Raises ValueError that names the adapter and the array,
-    also for one that the dtype of the model cannot hold.
+    Everything is checked and computed before the model changes. Raises ValueError that names the adapter and the array.
     """
     check_adapters(given, model.config)
     names = projection_shapes(model.config)

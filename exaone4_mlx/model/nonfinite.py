@@ -1,8 +1,7 @@
 """Which part of a network first computes NaN or infinity. It runs after a failure only.
 
 Notes:
-- `load` and `set_adapters` refuse weights that are NaN or infinite. Activations can still overflow: float16 ends at
-  65,504.
+- `load` and `set_adapters` refuse weights that are not finite. Activations can still overflow: float16 ends at 65,504.
 - A NaN spreads through attention to all later tokens, and the sampled token is always the same one.
 """
 
@@ -24,7 +23,6 @@ CHUNK = 512  # tokens that are examined at once
 def explain(model: Any, ids: Sequence[int], fused: FusedModel) -> str:
     """An error message for a causal language model whose form `fused` has logits after `ids` that are not finite."""
     dtype = str(model.model.norm.weight.dtype).removeprefix("mlx.core.")
-    # A rank alone has no whole layer.
     parts = () if model.ranks else _first_parts(fused, model.make_cache(), list(ids)[:EXAMINED])
     where = next(filter(None, parts), "the logits")
     if dtype == "float16":

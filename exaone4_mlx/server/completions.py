@@ -69,7 +69,7 @@ class CompletionWriter:
 
     def whole(self, replies: Sequence[Collected]) -> Object:
         choices = [
-            self._choice(index, whole_text(reply), reply.logprobs, finish_reason(reply.counts))
+            self._choice(index, whole_text(reply), reply.logprobs, finish_reason(reply.counts), 0, len(reply.thinking))
             for index, reply in enumerate(replies)
         ]
         return {**self._head, "choices": choices, "usage": usage(replies, self._n)}
@@ -79,23 +79,31 @@ class CompletionWriter:
         async for index, event in events:
             if isinstance(event, CallPart):
                 continue  # a call is text here, which is written at its end
-            piece = replies[index].add(event)
+            at, piece = len(whole_text(replies[index])), replies[index].add(event)
             if piece is not None:
-                yield sse({**self._head, "choices": [self._choice(index, text_of(piece), piece.logprobs, None)]})
+                yield sse({**self._head, "choices": [self._choice(index, text_of(piece), piece.logprobs, None, at)]})
             elif isinstance(event, Done):
                 yield sse({**self._head, "choices": [self._choice(index, "", [], finish_reason(event))]})
         if self._request.stream_options and self._request.stream_options.include_usage:
             yield sse({**self._head, "choices": [], "usage": usage(replies, self._n)})
         yield sse("[DONE]")
 
-    def _choice(self, index: int, text: str, tokens: Sequence[Logprobs], finish: str | None) -> Object:
+    def _choice(
+        self, index: int, text: str, tokens: Sequence[Logprobs], finish: str | None, at: int = 0, place: int = 0
+    ) -> Object:
+        """A text after `at` characters of the reply. Its tokens begin at `place` of it."""
         logprobs = None
         if self._request.logprobs is not None:
+            offsets = []
+            for token in tokens:
+                place = max(text.find(token.text, place, place + len(token.text) + 4), place)
+                offsets.append(at + place)
+                place += len(token.text) * (token.text != "\ufffd")  # of an incomplete character
             logprobs = {
                 "tokens": [token.text for token in tokens],
                 "token_logprobs": [token.logprob for token in tokens],
                 "top_logprobs": [{top.text: top.logprob for top in token.top} for token in tokens],
-                "text_offset": [],
+                "text_offset": offsets,
             }
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 

@@ -110,14 +110,7 @@ def test_the_config_has_every_spelling(four_bit: Path) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"search": False},
-        {"quantize": False, "dtype": "float16"},
-    ],
-)
+@pytest.mark.parametrize("options", [{}, {"search": False}, {"quantize": False, "dtype": "float16"}])
 def test_peak_memory_does_not_depend_on_layers_or_tensor_size(options: dict[str, Any], tmp_path: Path) -> None:
     """A few rows of one tensor are in memory at a time."""
     conversions = []

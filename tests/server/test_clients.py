@@ -145,9 +145,15 @@ def test_openai_continues_a_last_message(openai: Any) -> None:
 def test_openai_completions(openai: Any) -> None:
     answer = openai.completions.create(model="demo", prompt=["Hello", "One"], max_tokens=5, temperature=0, logprobs=2)
     assert [choice.index for choice in answer.choices] == [0, 1]
-    assert len(answer.choices[0].logprobs.tokens) == 5
-    stream = openai.completions.create(model="demo", prompt="Hello", max_tokens=5, temperature=0, stream=True)
-    assert "".join(chunk.choices[0].text for chunk in stream) == answer.choices[0].text
+    whole = answer.choices[0]
+    tokens, offsets = whole.logprobs.tokens, whole.logprobs.text_offset
+    assert len(tokens) == 5 and all(whole.text.startswith(*one) for one in zip(tokens, offsets, strict=True))
+    stream = openai.completions.create(
+        model="demo", prompt="Hello", max_tokens=5, temperature=0, logprobs=2, stream=True
+    )
+    chunks = [chunk.choices[0] for chunk in stream]
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert [at for chunk in chunks for at in chunk.logprobs.text_offset] == whole.logprobs.text_offset
 
 
 def test_openai_responses(openai: Any) -> None:
