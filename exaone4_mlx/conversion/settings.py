@@ -168,12 +168,12 @@ def note_on_calibration(request: ConversionRequest, plan: ConversionPlan) -> tup
     if request.calibrate and request.calibration_data:
         return (f"{request.calibrate} on texts of {calibration_file(request)}",)
     few, fastest = GPTQ_READINGS * SAMPLES * PASSAGE_TOKENS, "; --no-calibrate is the fastest"
-    better = f"; --calibrate gptq --num-samples {SAMPLES} loses less and takes a prompt of {few:,} tokens or more"
+    better = f"; --calibrate gptq --num-samples {SAMPLES} loses less; it reads about {few:,} tokens"
     said = {
         None: "error search without texts, because MLX has no GPU here" + better,
         "weighted": "error search weighted by texts: GPTQ takes long or much memory for this size" + better + fastest,
         "gptq": f"GPTQ on {request.num_samples} texts; --calibrate gptq, on all and the model's own chats, loses less "
-        f"and takes a prompt of {few * PASSAGES // SAMPLES:,} tokens or more" + fastest,
+        f"and reads about {few * PASSAGES // SAMPLES:,} tokens" + fastest,
     }
     return (said[request.calibrate],)
 
