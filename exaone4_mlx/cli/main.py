@@ -45,14 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. `arguments` default to those of the process."""
     prepare_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
-    if os.environ.get("MLX_RANK", "0") == "0":
-        return _main(arguments)
-    from .ranks import run_held_back
-
-    return run_held_back(lambda: _main(arguments))
-
-
-def _main(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["app"]:
         return _app(arguments[1:])
     parser = _parser(next((argument for argument in arguments if not argument.startswith("-")), ""))

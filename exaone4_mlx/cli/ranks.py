@@ -8,16 +8,13 @@ Notes:
 from __future__ import annotations
 
 import argparse
-import io
 import signal
-import sys
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from .. import __version__
-from . import INTERRUPTED, loading
-from .output import log, set_quiet
+from . import loading
+from .output import set_quiet
 
 if TYPE_CHECKING:
     from ..cluster.ranks import Ranks
@@ -33,29 +30,6 @@ REFUSED = dict.fromkeys(("adapter_path", "adapter_model"), "fuse the adapter int
 NO_FILES = dict.fromkeys(("prompt_cache_file", "prompt_cache_dir"), "each rank has the caches of its layers only")
 #: Values of a command that ranks do not compare: secrets, which rank 0 alone uses, and those that are no flags.
 NOT_COMPARED = {"api_key", "password", "run", "parser", "ranks", "load_part"}
-
-
-_printed: list[TextIO] = []  # the standard error of a rank that holds back what it prints
-
-
-def run_held_back(program: Callable[[], int]) -> int:
-    """Runs the program of another rank than 0. An error before it joins is for rank 0 to print."""
-    from ..cluster.ranks import hand_over
-
-    _printed.append(sys.stderr)
-    sys.stderr, code = (held := io.StringIO()), 0
-    try:
-        code = program()
-    except SystemExit as end:  # of the parser
-        code = int(end.code or 0)
-    if _printed:
-        sys.stderr = _printed.pop()
-        if code not in (0, INTERRUPTED):
-            try:
-                hand_over(held.getvalue())  # if rank 0 has the same error, mlx.launch ends this process meanwhile
-            except (OSError, ValueError):
-                log(held.getvalue().rstrip())
-    return code
 
 
 def run(options: argparse.Namespace) -> int:
@@ -74,8 +48,6 @@ def run(options: argparse.Namespace) -> int:
     ranks = join_ranks(options.rank_timeout, options.pipeline)
     assert ranks is not None
     options.ranks = ranks
-    if _printed:
-        sys.stderr = _printed.pop()
     if ranks.rank:
         return _follow(options, ranks)
     try:

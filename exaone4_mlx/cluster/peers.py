@@ -25,7 +25,7 @@ from typing import Any
 LOST = 75  # the exit code of ranks that another rank was lost to: EX_TEMPFAIL
 INTERRUPTED = 130  # the exit code of all ranks after Ctrl-C
 MOST_BEATS = 1.0  # seconds between two signs of life, or less with a short timeout
-CAUSE_SECONDS = 1.0  # after an error, until another rank must have turned out to be the cause
+CAUSE_SECONDS = 1.0  # after an error of MLX, until another rank must have been found lost
 MAX_LINE = 1 << 24  # bytes of a message
 
 Message = dict[str, Any]
@@ -119,19 +119,11 @@ class Watchdog:
                 peer.send({"end": reason}, waits=False)
             self._end(reason, code)
 
-    def end_no_more(self) -> None:
-        """Call it before an error of this process is printed. It waits where another thread is ending the process."""
-        if not self._ended.acquire(blocking=False):
-            time.sleep(CAUSE_SECONDS)
-
     def end_by(self, error: BaseException) -> None:
-        """Ends this process and the others by an error of this rank. Rank 0 prints it, the same one, or the cause."""
-        time.sleep(CAUSE_SECONDS)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        for peer in self.peers:
-            peer.send({"end": reason})
-        time.sleep(CAUSE_SECONDS)
-        self.end(reason)
+        """Ends this process and the others by an error of this rank, unless another rank turns out to be the cause."""
+        if isinstance(error, RuntimeError):  # of MLX, perhaps because another rank was lost
+            time.sleep(CAUSE_SECONDS)
+        self.end(" ".join(str(error).split()) or type(error).__name__)
 
     def _read(self, peer: Peer) -> None:
         # Rank 0 prints the reason. The others have told it theirs.

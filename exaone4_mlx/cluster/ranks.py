@@ -29,7 +29,6 @@ from .peers import CAUSE_SECONDS, INTERRUPTED, LOST, MAX_LINE, Message, Peer, Wa
 
 PORT_DISTANCE = 1000  # between the port of rank 0 in MLX's file and that of its messages
 RETRY_SECONDS = 0.2
-HAND_OVER_SECONDS = 10.0  # rank 0 may start so much later than a rank with an error
 MOST_NAMED = 3  # differences in one error
 
 
@@ -181,7 +180,7 @@ class Ranks:
             if error is not None:
                 peer.send({"end": str(error), "code": INTERRUPTED if isinstance(error, KeyboardInterrupt) else LOST})
         if error is not None:
-            return self.watchdog.end_no_more()
+            return
         for end_work in self.before_leaving:
             end_work()
         if self.rank == 0:
@@ -203,21 +202,19 @@ class Ranks:
                     connection, _ = server.accept()
                     connection.settimeout(max(0.01, until - time.monotonic()))
                     hello = json.loads(_line(connection))
-                    rank, host = hello["rank"], str(hello["host"])
+                    rank = hello["rank"]
                 except TimeoutError:
-                    names = ", ".join(f"rank {rank} ({place[0]})" for rank, place in missing.items())
+                    names = ", ".join(f"rank {rank} ({host[0]})" for rank, host in missing.items())
                     raise TimeoutError(f"{names} did not come within {self.watchdog.timeout:g} s") from None
                 except (OSError, ValueError, KeyError, TypeError):
                     continue  # not a rank
-                if rank in missing and "error" in hello:
-                    raise ValueError(f"rank {rank} ({host}): {hello['error']}")
                 if rank in missing:
                     del missing[rank]
-                    self.watchdog.add(Peer(connection, rank, host))
+                    self.watchdog.add(Peer(connection, rank, str(hello["host"])))
         self.peers.sort(key=lambda peer: peer.rank)
 
-    def _connect(self, **more: str) -> Peer:
-        """Connects to rank 0, which may start later, and says who this rank is."""
+    def _connect(self) -> Peer:
+        """Connects to rank 0, which may start later."""
         host, port = self._place.addresses[0]
         until = time.monotonic() + self.watchdog.timeout
         while True:
@@ -232,14 +229,8 @@ class Ranks:
                     ) from None
                 time.sleep(RETRY_SECONDS)
         peer = Peer(connection, 0, host)
-        peer.send({"rank": self.rank, "host": socket.gethostname(), **more})
+        peer.send({"rank": self.rank, "host": socket.gethostname()})
         return peer
-
-
-def hand_over(error: str) -> None:
-    """Gives rank 0 the error of this rank, which cannot join. Raises OSError where rank 0 does not wait for ranks."""
-    if place := Place.of_process():
-        Ranks(place, HAND_OVER_SECONDS)._connect(error=error)
 
 
 def join_ranks(timeout: float = TIMEOUT, pipeline: bool | Sequence[int] = False) -> Ranks | None:

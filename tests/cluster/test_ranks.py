@@ -147,19 +147,6 @@ def test_a_rank_with_other_flags_is_named(tmp_path: Path) -> None:
     assert ended[1][0] == 75 and not ended[1][2], "rank 0 says it"
 
 
-@HEAVY
-@pytest.mark.parametrize("last", [("--nonsense",) * 2, ("--quiet", "--nonsense"), ("--model=nowhere",) * 2], ids=str)
-def test_an_error_before_work_is_printed_once(tmp_path: Path, last: tuple[str, str]) -> None:
-    command = ["-m", "exaone4_mlx", "generate", "--model", "demo", "--prompt", "x"]
-    with Launched([*command, last[0]], tmp_path, ranks=[0]) as launched:
-        launched.start(1, [*command, last[1]])
-        first, second = launched.processes.values()
-        error = first.communicate(timeout=60)[1]
-        second.terminate()  # as mlx.launch does
-        assert error.count(last[1][-7:]) == 1 and ("rank 1 (" in error or last[0] == last[1]), error
-        assert second.communicate(timeout=30)[1] == ""
-
-
 def test_a_prefix_store_with_files_is_for_one_process_or_for_ranks(tmp_path: Path, tokenizer: Any) -> None:
     alone, model, ranks = tiny_model(), tiny_model(), Ranks(Place(0, "ring", (("a", 1), ("b", 2))))
     store = PrefixStore(folder=tmp_path, ranks=ranks)
