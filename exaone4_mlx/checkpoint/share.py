@@ -70,6 +70,11 @@ class Share:
     rank: int
     size: int
 
+    own = slice(None)  # its layers: all
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.size} with some heads"
+
     def cut(self, name: str) -> Cut | None:
         """How the weight of this name is cut; None for one that each rank has."""
         module = name.split(".")[-2] if "." in name else ""
@@ -113,6 +118,9 @@ class Stage:
     rank: int
     layers: tuple[int, ...]
     tied: bool
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {len(self.layers)} with pipeline {','.join(map(str, self.layers))}"
 
     @property
     def own(self) -> slice:

@@ -27,7 +27,6 @@ ALONE = {"convert": A_LAYER, "fuse": A_LAYER, "evaluate": A_LAYER, "lora": "grad
 REFUSED = dict.fromkeys(("adapter_path", "adapter_model"), "fuse the adapter into the weights first") | {
     "peer": "other engines run in one process"
 }
-NO_FILES = dict.fromkeys(("prompt_cache_file", "prompt_cache_dir"), "each rank has the caches of its layers only")
 #: Values of a command that ranks do not compare: secrets, which rank 0 alone uses, and those that are no flags.
 NOT_COMPARED = {"api_key", "password", "run", "parser", "ranks", "load_part"}
 
@@ -41,10 +40,9 @@ def run(options: argparse.Namespace) -> int:
     from ..cluster.ranks import join_ranks
 
     check_command(options.command)
-    for name, reason in (REFUSED | (NO_FILES if options.pipeline else {})).items():
+    for name, reason in REFUSED.items():
         if getattr(options, name, None):
-            ranks_of = "--pipeline" if name in NO_FILES else "several ranks"
-            raise ValueError(f"--{name.replace('_', '-')} is not available with {ranks_of}: {reason}")
+            raise ValueError(f"--{name.replace('_', '-')} is not available with several ranks: {reason}")
     ranks = join_ranks(options.rank_timeout, options.pipeline)
     assert ranks is not None
     options.ranks = ranks

@@ -3,7 +3,7 @@
 Notes:
 - The file is a safetensors file. Its metadata holds a digest of the content and fingerprints of everything that the
   numbers depend on: config, weights, tokenizer, chat template, cache layout.
-- Each of several ranks has a file with its part of the rows: see `rank_files.py`.
+- Each of several ranks has a file with its part of the rows, and says which part: see `rank_files.py`.
 - A file of another model is refused. A damaged file raises CheckpointError. Neither gives wrong tokens.
 """
 
@@ -64,15 +64,8 @@ class CacheContent:
 
 
 def place_of(path: Path, ranks: Ranks | None) -> Path:
-    """The file of this process: `path`, or of rank 0 of 2 `path` with ".rank0of2" at the end. Errors as below."""
-    check_files(path, ranks)
+    """The file of this process: `path`, or of rank 0 of 2 `path` with ".rank0of2" at the end."""
     return path if ranks is None else path.with_name(f"{path.name}.{ranks.name}")
-
-
-def check_files(path: Path, ranks: Ranks | None) -> None:
-    """Raises ValueError for the ranks of a pipeline."""
-    if ranks is not None and ranks.pipeline:
-        raise ValueError(f"caches of a pipeline cannot be in files ({path}): rank 0 has those of its layers only")
 
 
 def check_count(path: Path, ranks: Ranks | None) -> None:
@@ -129,6 +122,11 @@ def read_cache(path: Path, about: Mapping[str, str], layers: Sequence[Cache], co
             raise ValueError(
                 f"the prompt cache {path} has another cache layout (other kv_bits, say): give those, or another file"
             )
+        if "ranks" in different:
+            raise ValueError(
+                f"the prompt cache {path} is of {written.get('ranks', 'one process')}, and here is {about['ranks']}: "
+                "divide the model as then, or give another file"
+            )
         raise ValueError(f"the prompt cache {path} belongs to another model: {', '.join(different)} differ")
     try:
         content = _content(arrays, json.loads(metadata["checkpoints"]), layers, config)
@@ -168,7 +166,7 @@ def fingerprints(
         **tokenizer.fingerprints,
         "cache layout": ", ".join(layout),
     }
-    return found if model.ranks is None else found | {"ranks": model.ranks.name}
+    return found if model.ranks is None else found | {"ranks": str(model.part)}
 
 
 def weights_digest(parameters: Iterable[tuple[str, mx.array]]) -> str:
@@ -249,7 +247,7 @@ def read_rows(arrays: Mapping[str, mx.array], name: str, offset: int, layer: Cac
     names = [f"{name} {kind}" for kind in layer.rows.layout(0)]
     snapshot = Snapshot(offset, tuple(arrays[name] for name in names if name in arrays))
     layout = layer.rows.layout(config.head_dim).values()
-    shapes = [(1, config.num_key_value_heads, snapshot.rows, width) for width, _ in layout]
+    shapes = [(1, config.num_key_value_heads if width else 0, snapshot.rows, width) for width, _ in layout]
     found = [array.shape for array in snapshot.arrays]
     if found and found != shapes:
         raise CheckpointError(f"rows of shape {found}, not {shapes}")

@@ -34,10 +34,10 @@ class Follower:
     """A rank other than 0: its part of the model, and of the caches and snapshots of rank 0 by their numbers."""
 
     def __init__(self, model: Exaone4ForCausalLM) -> None:
-        assert model.ranks is not None
+        assert model.ranks is not None and model.part is not None
         self.ranks: Ranks = model.ranks
         self._config, self._fused = model.config, model.fused()
-        self._own = slice(None) if model.pipeline is None else model.pipeline.stage.own  # layers
+        self._own = model.part.own  # layers
         self._caches: dict[int, Cache] = {}
         self._lists: dict[int, list[Cache]] = {}  # its layers, by the number of the first of all
         self._snapshots: dict[int, Snapshot] = {}

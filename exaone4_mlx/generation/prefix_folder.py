@@ -28,7 +28,7 @@ from ..model.cache import Cache, KVCache, Snapshot
 from ..model.config import Exaone4Config
 from ..model.fused import FusedModel
 from ..model.led import LedModel
-from .cache_file import Part, digest_of_parts, named_arrays, read_arrays, read_rows
+from .cache_file import Part, digest_of_parts, named_arrays, read_arrays, read_rows, weights_digest
 
 FILE_FORMAT = "exaone4_mlx prefix, version 1"
 SUFFIX = ".prefix"
@@ -70,10 +70,11 @@ class PrefixFolder:
             except (OSError, CheckpointError, KeyError, TypeError, ValueError, RecursionError):
                 self.remove(path.stem)
 
-    def use(self, model: FusedModel) -> None:
-        """Call it before rows of a model are read or written. Raises ValueError for a model of several ranks."""
+    def digest(self, model: FusedModel) -> str:
+        """A digest of the weights of a model whose rows are in files. Raises ValueError for one of several ranks."""
         if isinstance(model, LedModel):
             raise ValueError("a prefix store with files of several ranks needs them: PrefixStore(…, ranks=ranks)")
+        return weights_digest(model.parameters)
 
     def write(
         self, key: str, about: dict[str, Any], rows: Sequence[Snapshot], layers: Sequence[Cache], most_waiting: int

@@ -33,7 +33,7 @@ from ..model.fused import FusedModel
 from ..model.kv import KVQuantization
 from ..model.network import Exaone4ForCausalLM
 from ..text.tokenizer import Tokenizer
-from .cache_file import fingerprints, weights_digest
+from .cache_file import fingerprints
 from .prefill import common_prefix
 from .prefix_entry import (
     Chain,
@@ -114,10 +114,8 @@ class PrefixStore:
     ) -> str:
         """The key at which conversations begin: a digest of everything but the tokens that their rows depend on."""
         with self._lock:
-            if self._folder is not None:
-                self._folder.use(fused)
             if fused not in self._models:  # files outlive the model, and identify it by its weights
-                self._models[fused] = weights_digest(fused.parameters) if self._folder else uuid.uuid4().hex
+                self._models[fused] = self._folder.digest(fused) if self._folder else uuid.uuid4().hex
             about = fingerprints(model, tokenizer, layers, kv, self._models[fused])
         return hashlib.sha256(json.dumps([about, salt]).encode()).hexdigest()
 

@@ -354,7 +354,7 @@ class PromptCache:
         """Reads a file that `save` wrote. A damaged file gives a warning and an empty prompt cache.
 
         Raises FileNotFoundError, and ValueError for a file that is no prompt cache, or one of another model, layout or
-        number of ranks.
+        division of ranks.
         """
         path, cache, fused = Path(path), cls(model, tokenizer, pool, kv, prefix_store), model.fused()
         check_count(path, model.ranks)

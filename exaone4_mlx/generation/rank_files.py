@@ -24,7 +24,7 @@ from ..model.config import Exaone4Config
 from ..model.fused import FusedModel
 from ..model.led import LedModel, number_of, number_of_caches, own_config
 from ..model.network import Exaone4ForCausalLM
-from .cache_file import CacheContent, check_files, place_of, read_cache, weights_digest, write_cache
+from .cache_file import CacheContent, place_of, read_cache, weights_digest, write_cache
 from .prefix_folder import PrefixFolder
 
 # --- rank 0 -------------------------------------------------------------------------------------------------------
@@ -72,18 +72,18 @@ class RankedFolder(PrefixFolder):
     """The files of rank 0 in a folder. The other ranks do the same in theirs, once a model uses it."""
 
     def __init__(self, folder: Path, ranks: Ranks) -> None:
-        check_files(folder, ranks)
         super().__init__(folder.expanduser() / ranks.name)
         self._name, self._keys, self._led = str(folder), set[str](), None
 
     _led: LedModel | None
 
-    def use(self, model: FusedModel) -> None:
+    def digest(self, model: FusedModel) -> str:
         if not isinstance(model, LedModel):
             raise ValueError("this prefix store writes files of several ranks: make another one for this model")
         if self._led is None:
             self._led = model
             self._tell(0, "keep", list(self._keys))
+        return " ".join([weights_digest(model.parameters), *(text for text, _ in model.ask("weights", 0))])
 
     def index(self) -> Iterator[tuple[str, dict[str, Any], int]]:
         for found in super().index():
@@ -133,7 +133,8 @@ class OwnFiles:
     ) -> None:
         assert model.ranks is not None
         self._model, self._ranks, self._config = model, model.ranks, own_config(model)
-        self._lists, self._snapshots = lists, snapshots
+        assert model.part is not None
+        self._lists, self._snapshots, self._part = lists, snapshots, model.part
         self._folders: dict[str, PrefixFolder] = {}
 
     def change(self, caches: int, folder: str, what: str, *values: Any) -> None:
@@ -151,7 +152,9 @@ class OwnFiles:
             own.touch(values[0])
 
     def ask(self, what: str, caches: int, *values: Any) -> tuple[str, bool]:
-        """Does what rank 0 asks for. Returns the error, and whether a damaged file is the cause."""
+        """Does what rank 0 asks for. Returns the error, and whether a damaged file is the cause; or the digest."""
+        if what == "weights":
+            return self._digest, False
         work: dict[str, Callable[..., None]] = {
             "write cache": self._write_cache,
             "read cache": self._read_cache,
@@ -188,8 +191,8 @@ class OwnFiles:
         content = read_cache(place, self._about(about), layers, self._config)
         if content.mark != mark:
             raise CheckpointError(f"the prompt cache {place} was not written together with that of rank 0")
-        for own, each in zip(numbers, (content.layers, *content.checkpoints), strict=True):
-            self._snapshots |= {number: one for number, one in zip(own, each, strict=True) if number}
+        for all_layers, each in zip(numbers, (content.layers, *content.checkpoints), strict=True):
+            self._keep(all_layers, each)
 
     def _read_prefix(
         self, layers: Sequence[Cache], folder: str, key: str, stop: int, tokens: int, wanted: list[tuple[int, int]]
@@ -197,16 +200,26 @@ class OwnFiles:
         own = self._folder(folder)
         own.flush()  # rank 0 may be faster
         found = own.read(key, stop, tokens, 0, layers, self._config)
-        if [one.rows for one in found] != [rows for _, rows in wanted]:
+        if [one.rows for one in found] != [rows for _, rows in wanted][self._part.own]:
             raise CheckpointError(f"{key} has other rows than in rank 0")
-        self._snapshots |= {number: one for (number, _), one in zip(wanted, found, strict=True) if number}
+        self._keep([number for number, _ in wanted], found)
 
     def _about(self, about: Mapping[str, str]) -> dict[str, str]:
         """The fingerprints of rank 0 with those of this rank's part."""
-        return {**about, "weights": weights_digest(tree_flatten(self._model.parameters())), "ranks": self._ranks.name}
+        return {**about, "weights": self._digest, "ranks": str(self._part)}
+
+    @property
+    def _digest(self) -> str:
+        return weights_digest(tree_flatten(self._model.parameters()))
 
     def _rows(self, offset: int, numbers: Sequence[int]) -> list[Snapshot]:
-        return [self._snapshots[number] if number else Snapshot(offset) for number in numbers]
+        """Of the layers of this rank. `numbers` are those of all layers."""
+        return [self._snapshots[number] if number else Snapshot(offset) for number in numbers[self._part.own]]
+
+    def _keep(self, numbers: Sequence[int], found: Sequence[Snapshot]) -> None:
+        """Gives what was found, of the layers of this rank, the `numbers` of all layers."""
+        own = zip(numbers[self._part.own], found, strict=True)
+        self._snapshots |= {number: one for number, one in own if number}
 
     def _folder(self, name: str) -> PrefixFolder:
         if name not in self._folders:

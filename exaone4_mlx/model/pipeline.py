@@ -5,8 +5,8 @@ Notes:
   the rank before it, and in place of the norm it sends its own. The last stage is rank 0.
 - To receive depends on no array. So what was built before is queued first, and what is received at once: else MLX could
   order it before the sum of the ids, and the ranks would wait for each other for ever.
-- Rank 0 also has caches of the layers of the others. They count tokens and have no rows, so that rank 0 knows how far
-  each layer of each rank can go back.
+- Rank 0 also has caches of the layers of the others. They count rows and store none, so that rank 0 knows how far each
+  layer of each rank can go back. In files they are arrays without numbers.
 
 Shapes: B batch, L new tokens, E hidden size.
 """
@@ -40,6 +40,9 @@ class NoRows(KVBuffer):
 
     def parts(self, keys: mx.array, values: mx.array) -> tuple[mx.array, ...]:
         return ()
+
+    def layout(self, head_dim: int) -> dict[str, tuple[int, mx.DtypeCategory]]:
+        return {"keys": (0, mx.floating)}
 
     def resize(self, capacity: int, start: int, stop: int, parts: tuple[mx.array, ...]) -> None:
         self.capacity = capacity

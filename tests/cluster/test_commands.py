@@ -62,20 +62,34 @@ def test_secrets_are_not_sent_to_other_ranks(monkeypatch: pytest.MonkeyPatch) ->
     assert "shown" in str(sent) and "hunter" not in str(sent)
 
 
+def ended_of(command: list[str], folder: Path, *more: str) -> dict[int, tuple[int, str, str]]:
+    with Launched([*command, *more], folder) as launched:
+        return launched.ended()
+
+
 @HEAVY
-def test_generate_goes_on_from_the_files_of_all_ranks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [[], ["--pipeline", "5,3"]], ids=["heads", "layers"])
+def test_generate_goes_on_from_the_files_of_all_ranks(tmp_path: Path, how: list[str]) -> None:
     command = ["-m", "exaone4_mlx.generate", "--model", "demo", "--dtype", "float32", "--temp", "0", "--jsonl"]
     command += ["--max-tokens", "4", "--prompt", "What is 17 * 23?"]
     for kind, name in (("--prompt-cache-file", "turns"), ("--prompt-cache-dir", "prefixes")):
-        cached = []
+        found = []
         for _ in range(2):
-            with Launched([*command, kind, name], tmp_path) as launched:
-                ended = launched.ended()
+            ended = ended_of(command, tmp_path, *how, kind, name)
             assert ended[1] == (0, "", "") and ended[0][0] == 0, ended
-            cached.append(json.loads(ended[0][1].splitlines()[-1])["cached_tokens"])
-        assert cached[0] == 0 and cached[1] > 15
+            *words, done = map(json.loads, ended[0][1].splitlines())
+            found.append((words, done["cached_tokens"]))
+        assert found[0][1] == 0 and found[1][1] > 15
+        assert found[0][0] == found[1][0], "as without the files"
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"hosts.json", "prefixes", "turns.rank0of2", "turns.rank1of2"}
+    here = f"rank 0 of 2 with {'pipeline 5,3' if how else 'some heads'}"
+    for other, named in ([], "some heads"), (["--pipeline", "4,4"], "pipeline 4,4"):
+        if named not in here:
+            ended = ended_of(command, tmp_path, *other, "--prompt-cache-file", "turns")
+            assert f"turns.rank0of2 is of {here}, and here is rank 0 of 2 with {named}: divide" in ended[0][2]
+            cold = ended_of(command, tmp_path, *other, "--prompt-cache-dir", "prefixes")[0][1].splitlines()[-1]
+            assert json.loads(cold)["cached_tokens"] == 0, "the rows are of another division"
 
 
 def test_the_files_of_several_ranks_are_refused_alone(tmp_path: Path, capsys: Any) -> None:

@@ -16,7 +16,6 @@ from conftest import random_ids, tiny_model
 from mlx.utils import tree_map_with_path
 from ranks import Launched, results
 
-from exaone4_mlx import PromptCache
 from exaone4_mlx.checkpoint.share import Stage, layers_of_ranks
 from exaone4_mlx.cli.main import main
 from exaone4_mlx.files.folders import DEMO_FOLDER
@@ -84,11 +83,34 @@ def test_four_ranks_of_a_model_whose_heads_do_not_divide(tmp_path: Path, layers:
             model.parameters(),
         )
         model.update(cast)
-    model.save_pretrained(tmp_path / "model")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(DEMO_FOLDER / name, tmp_path / "model")
     given = json.dumps({"pipeline": layers})
-    check(results(tmp_path, "logits", "greedy", "batch", str(tmp_path / "model"), given, size=4))
+    check(results(tmp_path, "logits", "greedy", "batch", saved(model, tmp_path), given, size=4))
+
+
+def saved(model: Any, folder: Path) -> str:
+    """The folder of a model with the tokenizer of the demo."""
+    model.save_pretrained(folder / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(DEMO_FOLDER / name, folder / "model")
+    return str(folder / "model")
+
+
+@HEAVY
+@pytest.mark.parametrize("kv", [None, 8])
+def test_files_and_prefixes(tmp_path: Path, kv: int | None) -> None:
+    check(results(tmp_path, "prefixes", "files", "demo", options([5, 3], **({"kv": kv} if kv else {}))))
+
+
+@HEAVY
+@pytest.mark.parametrize(
+    ("layers", "changes"),
+    [([1, 9], {"num_hidden_layers": 10, "sliding_window": 12}), (True, {"sliding_window": None})],
+    ids=["one local layer", "all global"],
+)
+def test_files_and_prefixes_of_other_layers(tmp_path: Path, layers: Any, changes: dict[str, Any]) -> None:
+    """Also where rank 0 has a layer that is local, and so no rows of some pieces."""
+    model = tiny_model(seed=3, **SIZES, **MORE, **changes)
+    check(results(tmp_path, "prefixes", "files", saved(model, tmp_path), options(layers)))
 
 
 @HEAVY
@@ -134,6 +156,28 @@ def test_the_command_and_its_refusals(tmp_path: Path) -> None:
     with Launched([*command, "--pipeline", "4,3"], tmp_path) as launched:
         ended = launched.ended()
     assert "pipeline 4,3 must be the layers of each rank, 8 in all" in ended[0][2]
+
+
+@HEAVY
+def test_files_of_a_model_that_differs_in_a_layer_of_rank_1_only(tmp_path: Path) -> None:
+    model = tiny_model(seed=3, **SIZES, **MORE)
+    command = ["-m", "exaone4_mlx.generate", "--model", str(tmp_path / "model"), "--temp", "0", "--jsonl"]
+    command += ["--max-tokens", "4", "--prompt", "What is 17 * 23?", "--pipeline", "1,3"]
+
+    def ended(*flags: str) -> tuple[str, str]:
+        with Launched([*command, *flags], tmp_path) as launched:
+            _, out, error = launched.ended()[0]
+        return out, error
+
+    saved(model, tmp_path)
+    file, folder = ("--prompt-cache-file", "turns"), ("--prompt-cache-dir", "prefixes")
+    before = [ended(*flags)[0] for flags in (file, folder)]
+    assert all('"cached_tokens": 0' in out for out in before)
+    mlp = model.layers[0].mlp
+    mlp.up_proj.weight = -mlp.up_proj.weight
+    saved(model, tmp_path)
+    assert "error: rank 1 (" in (error := ended(*file)[1]) and "rank1of2 belongs to another model: weights" in error
+    assert '"cached_tokens": 0' in ended(*folder)[0]
 
 
 class OneRank:
@@ -193,7 +237,7 @@ def test_the_others_work_on_the_next_part_of_a_prompt(stops: bool, monkeypatch: 
         assert set(offsets) == {600}
 
 
-def test_modules_and_files_of_some_layers_are_refused(tmp_path: Path, tokenizer: Any) -> None:
+def test_modules_of_some_layers_are_refused() -> None:
     for tied in (False, True):
         model = tiny_model(tie_word_embeddings=tied)
         count = len(model.layers)
@@ -201,17 +245,6 @@ def test_modules_and_files_of_some_layers_are_refused(tmp_path: Path, tokenizer:
         assert len(model.layers) == 1
         with pytest.raises(ValueError, match=r"use model\.fused\(\)"):
             model(random_ids(3))
-        with pytest.raises(ValueError, match="caches of a pipeline cannot be in files"):
-            PromptCache(model, tokenizer).save(tmp_path / "caches")
-
-
-@pytest.mark.parametrize("flag", ["--prompt-cache-file", "--prompt-cache-dir"])
-def test_flags_that_a_pipeline_does_not_have(flag: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    (tmp_path / "hosts").write_text('[["127.0.0.1:1"], ["127.0.0.1:2"]]')
-    monkeypatch.setenv("MLX_RANK", "0")
-    monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts"))
-    assert main(["generate", "--model", "demo", "--prompt", "x", "--pipeline", flag, "x"]) == 1
-    assert f"error: {flag} is not available with --pipeline: each rank has" in capsys.readouterr().err
 
 
 def test_layers_follow_the_memory() -> None:
