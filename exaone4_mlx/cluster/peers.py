@@ -72,19 +72,17 @@ class Peer:
         self.is_closed = True
         self._connection.close()
 
-    def problem(self, timeout: float) -> str | None:
-        """What is wrong with this rank; None if it is well."""
+    @property
+    def silent(self) -> float:
+        """Seconds since its last sign of life; 0 for a connection that is closed."""
+        return 0 if self.is_closed else time.monotonic() - self.heard
+
+    def is_halted(self, timeout: float) -> bool:
+        """Whether there is work, and it has not finished any for so long."""
         now = time.monotonic()
         if self.done >= self.sent:
             self.moved = now
-        if self.is_closed:
-            return None if self.leaves else f"{self} ended, or its connection was lost"
-        silent = now - self.heard
-        if silent > timeout:
-            return f"{self} has been silent for {timeout:g} s: it is stopped or cannot be reached"
-        if now - self.moved > timeout and silent < timeout / 2:  # a silent rank gets the message above, a little later
-            return f"{self} has made no progress for {timeout:g} s"
-        return None
+        return now - self.moved > timeout
 
 
 class Watchdog:
@@ -140,8 +138,15 @@ class Watchdog:
                 self.end(f"{deadline[1]} took over {self.timeout:g} s")
 
     def _check(self, peers: Iterable[Peer]) -> None:
-        if problem := next(filter(None, (peer.problem(self.timeout) for peer in peers)), None):
-            self.end(problem)
+        """Ends this process if one of `peers` is lost. A rank that is silent may be the cause, and is named first."""
+        halted = [str(peer) for peer in peers if peer.is_halted(self.timeout) and not peer.is_closed]
+        timeout, silent = self.timeout, [peer for peer in self.peers if peer.silent > self.timeout / 2]
+        closed = [f"{peer} ended, or its connection was lost" for peer in peers if peer.is_closed and not peer.leaves]
+        if closed or any(peer.silent > timeout for peer in silent):
+            long = [f"{peer} has been silent for {min(peer.silent, timeout):.0f} s" for peer in silent]
+            self.end("; ".join([*(f"{text}: it is stopped or cannot be reached" for text in long), *closed]))
+        elif halted and not silent:
+            self.end(f"{halted[0]} has made no progress for {timeout:g} s")
 
 
 #: Kills its parent after some seconds. It ends with its parent.

@@ -24,7 +24,7 @@ from exaone4_mlx.cluster.peers import LOST, Peer, Watchdog
 TIMEOUT = 10  # seconds; a busy machine may let a process wait for some
 ENDLESS = ["-m", "exaone4_mlx.generate", "--model", "demo", "--prompt", "x", "--dtype", "float32"]
 ENDLESS += ["--max-tokens", "3000", "--min-tokens", "3000", "--rank-timeout", str(TIMEOUT)]
-KILLED, SILENT = "ended, or its connection was lost", f"has been silent for {TIMEOUT} s"
+KILLED, SILENT = "ended, or its connection was lost", "has been silent for "
 
 
 Moment = tuple[signal.Signals, int, str, float]
@@ -45,6 +45,15 @@ def moments() -> Iterator[Moment]:
         )
 
 
+def pipeline_moments() -> Iterator[Moment]:
+    """As `moments`, of three ranks."""
+    rng = random.Random(11)
+    for rank in range(3):
+        for fault in (signal.SIGKILL, signal.SIGSTOP):
+            yield fault, rank, "seconds", rng.uniform(1, 6)
+            yield fault, rank, "characters", rng.randint(1, 150)
+
+
 def after(launched: Launched, unit: str, count: float) -> None:
     """Waits for a moment of `generate` or `chat`."""
     if unit == "seconds":
@@ -55,22 +64,36 @@ def after(launched: Launched, unit: str, count: float) -> None:
 
 
 def check_end(launched: Launched, fault: signal.Signals, rank: int) -> None:
-    """Sends a signal to a rank. The other must end, and name it."""
-    lost, other = launched.processes[rank], launched.processes[1 - rank]
-    assert lost.poll() is None and other.poll() is None, "the moment is before the end"
-    lost.send_signal(fault)
-    _, error = other.communicate(timeout=4 * TIMEOUT)
+    """Sends a signal to a rank. The others must end, and name it: rank 0, or where it is lost all others."""
+    assert all(one.poll() is None for one in launched.processes.values()), "the moment is before the end"
+    launched.processes[rank].send_signal(fault)
+    others = {number: one for number, one in launched.processes.items() if number != rank}
     before = "did not come within", "did not answer within", "did not start MLX's ring"  # it was lost before
-    assert f"rank {rank} (" in error, error
-    if not any(text in error for text in before):
-        assert (SILENT if fault is signal.SIGSTOP else KILLED) in error, error
-        assert other.returncode == LOST
+    for number, other in others.items():
+        _, error = other.communicate(timeout=4 * TIMEOUT)
+        if number == 0 or rank == 0 or "error: " in error:
+            assert f"rank {rank} (" in error, (number, error)
+        if not any(text in error for text in before):
+            assert (number and rank) or (SILENT if fault is signal.SIGSTOP else KILLED) in error, error
+            assert other.returncode == LOST
 
 
 @pytest.mark.parametrize("moment", mostly_heavy(moments(), 1), ids=str)
 def test_a_lost_rank_ends_the_other_with_its_name(tmp_path: Path, moment: Moment) -> None:
     fault, rank, unit, count = moment
     with Launched(ENDLESS, tmp_path) as launched:
+        after(launched, unit, count)
+        check_end(launched, fault, rank)
+    assert [file.name for file in tmp_path.iterdir()] == ["hosts.json"], "nothing else is written"
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("moment", list(pipeline_moments()), ids=str)
+def test_a_lost_rank_ends_a_pipeline(tmp_path: Path, moment: Moment) -> None:
+    """Before the reply, while a prompt is read in parts, and within the reply."""
+    fault, rank, unit, count = moment
+    command = [word if word != "x" else "word " * 1500 for word in ENDLESS] if unit == "seconds" else ENDLESS
+    with Launched([*command, "--pipeline", "3,3,2"], tmp_path, 3) as launched:
         after(launched, unit, count)
         check_end(launched, fault, rank)
     assert [file.name for file in tmp_path.iterdir()] == ["hosts.json"], "nothing else is written"
@@ -194,6 +217,27 @@ def test_a_rank_without_progress_is_found_and_one_without_work_is_not(pair: Any)
         theirs.sendall(b'{"beat": 0}\n')
         time.sleep(0.1)
     assert reasons == ["rank 3 (mac3) has made no progress for 1 s"]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_silent_rank_is_named_before_those_that_wait_for_it(ends: bool, pair: Any) -> None:
+    """One that waits makes no progress, or ended by a timeout of its own."""
+    watchdog, theirs, reasons = pair(2)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as silent:
+        peer = Peer(server.accept()[0], 4, "mac4")
+        peer.heard += 0.2  # it is stopped a little later
+        watchdog.add(peer)
+        watchdog.peers[0].sent = 1
+        for _ in range(15 if ends else 24):
+            theirs.sendall(b'{"beat": 0}\n')
+            time.sleep(0.1)
+        theirs.close()
+        until(lambda: bool(reasons))
+        silent.close()
+        until(lambda: peer.is_closed)
+    assert reasons[0].startswith(f"rank 4 (mac4) has been silent for {1 if ends else 2} s: it is stopped or"), reasons
+    assert reasons[0].endswith("; rank 3 (mac3) ended, or its connection was lost") == ends
 
 
 def test_a_rank_that_fails_tells_why(pair: Any) -> None:
