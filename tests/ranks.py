@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from conftest import ROOT
 
 from exaone4_mlx import Exaone4ForCausalLM
 from exaone4_mlx.cluster.ranks import PORT_DISTANCE
+from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.model.pretrained import load_network, named_parameters
 
 SCRIPT = Path(__file__).parent / "ranks_script.py"
@@ -85,14 +87,35 @@ class Launched:
         return found
 
 
+def ended_of(command: Sequence[str], folder: Path, size: int = 2) -> dict[int, tuple[int, str, str]]:
+    """Starts the ranks, and waits until all have ended: as `Launched.ended`."""
+    with Launched(command, folder, size) as launched:
+        return launched.ended()
+
+
 def results(folder: Path, *arguments: str, size: int = 2) -> dict[str, Any]:
     """What rank 0 of `ranks_script.py` printed. All ranks must end well."""
-    with Launched([str(SCRIPT), *arguments], folder, size) as launched:
-        ended = launched.ended()
+    ended = ended_of([str(SCRIPT), *arguments], folder, size)
     assert all(code == 0 for code, _, _ in ended.values()), ended
     assert not any(out for rank, (_, out, _) in ended.items() if rank), "only rank 0 speaks"
     found: dict[str, Any] = json.loads(ended[0][1].splitlines()[-1])
     return found
+
+
+def check(found: dict[str, Any], limit: float = 1e-4) -> None:
+    """All checks of `ranks_script.py` hold, and rank 0 has its part of the weights."""
+    assert found.pop("logits", 0) <= limit
+    assert found.pop("kept") == found.pop("part") < found.pop("whole"), "a rank keeps its part, and what is not divided"
+    del found["read"]
+    assert found == dict.fromkeys(found, True)
+
+
+def saved(model: Any, folder: Path) -> str:
+    """The folder of a model with the tokenizer of the demo."""
+    model.save_pretrained(folder / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(DEMO_FOLDER / name, folder / "model")
+    return str(folder / "model")
 
 
 class Alone:

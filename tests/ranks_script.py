@@ -159,18 +159,6 @@ def prefixes(model: Any, tokenizer: Any) -> Any:
     return found
 
 
-def shared(model: Any, tokenizer: Any) -> Any:
-    """Prompts that begin as others did, from memory."""
-    store, found = PrefixStore(), []
-    for text in ("Hello", "What is 17 * 23?", "Hello"):
-        messages = [{"role": "system", "content": PROMPT * 3}, {"role": "user", "content": text}]
-        cache = PromptCache(model, tokenizer, prefix_store=store)
-        done = generate(model, tokenizer, messages, temperature=0, max_tokens=4, prompt_cache=cache)
-        found.append((done.token_ids, done.cached_tokens))
-    assert found[1][1] > 80 and found[2][1] > found[1][1]
-    return found
-
-
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -255,7 +243,7 @@ def ring_bytes() -> list[int]:
 
 
 CHECKS: dict[str, Callable[..., Any]] = {
-    check.__name__: check for check in (greedy, many, seeded, chat, drafts, batch, stopped, prefixes, shared, files)
+    check.__name__: check for check in (greedy, many, seeded, chat, drafts, batch, stopped, prefixes, files)
 }
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ranks import Launched
+from ranks import Launched, ended_of
 
 from exaone4_mlx.cli import ranks
 from exaone4_mlx.cli.main import main
@@ -62,11 +62,6 @@ def test_secrets_are_not_sent_to_other_ranks(monkeypatch: pytest.MonkeyPatch) ->
     assert "shown" in str(sent) and "hunter" not in str(sent)
 
 
-def ended_of(command: list[str], folder: Path, *more: str) -> dict[int, tuple[int, str, str]]:
-    with Launched([*command, *more], folder) as launched:
-        return launched.ended()
-
-
 @HEAVY
 @pytest.mark.parametrize("how", [[], ["--pipeline", "5,3"]], ids=["heads", "layers"])
 def test_generate_goes_on_from_the_files_of_all_ranks(tmp_path: Path, how: list[str]) -> None:
@@ -75,7 +70,7 @@ def test_generate_goes_on_from_the_files_of_all_ranks(tmp_path: Path, how: list[
     for kind, name in (("--prompt-cache-file", "turns"), ("--prompt-cache-dir", "prefixes")):
         found = []
         for _ in range(2):
-            ended = ended_of(command, tmp_path, *how, kind, name)
+            ended = ended_of([*command, *how, kind, name], tmp_path)
             assert ended[1] == (0, "", "") and ended[0][0] == 0, ended
             *words, done = map(json.loads, ended[0][1].splitlines())
             found.append((words, done["cached_tokens"]))
@@ -86,9 +81,9 @@ def test_generate_goes_on_from_the_files_of_all_ranks(tmp_path: Path, how: list[
     here = f"rank 0 of 2 with {'pipeline 5,3' if how else 'some heads'}"
     for other, named in ([], "some heads"), (["--pipeline", "4,4"], "pipeline 4,4"):
         if named not in here:
-            ended = ended_of(command, tmp_path, *other, "--prompt-cache-file", "turns")
+            ended = ended_of([*command, *other, "--prompt-cache-file", "turns"], tmp_path)
             assert f"turns.rank0of2 is of {here}, and here is rank 0 of 2 with {named}: divide" in ended[0][2]
-            cold = ended_of(command, tmp_path, *other, "--prompt-cache-dir", "prefixes")[0][1].splitlines()[-1]
+            cold = ended_of([*command, *other, "--prompt-cache-dir", "prefixes"], tmp_path)[0][1].splitlines()[-1]
             assert json.loads(cold)["cached_tokens"] == 0, "the rows are of another division"
 
 
@@ -108,8 +103,7 @@ def test_bench_of_several_ranks_has_no_peers(peer: str, as_rank_0: None, capsys:
 @HEAVY
 def test_bench_measures_all_ranks_together(tmp_path: Path) -> None:
     sizes = ["-p", "32", "-d", "0", "-g", "4", "--repeat", "1", "--dtype", "float32", "--format", "json"]
-    with Launched(["-m", "exaone4_mlx", "bench", "--model", "demo", *sizes, "--q-bits", "4"], tmp_path) as launched:
-        ended = launched.ended()
+    ended = ended_of(["-m", "exaone4_mlx", "bench", "--model", "demo", *sizes, "--q-bits", "4"], tmp_path)
     assert ended[1] == (0, "", "") and ended[0][0] == 0, ended
     found = json.loads(ended[0][1])
     assert (found["conditions"]["ranks"], found["conditions"]["backend"]) == (2, "ring")

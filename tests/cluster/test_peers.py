@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from conftest import ROOT, mostly_heavy, until
@@ -27,31 +28,17 @@ ENDLESS += ["--max-tokens", "3000", "--min-tokens", "3000", "--rank-timeout", st
 KILLED, SILENT = "ended, or its connection was lost", "has been silent for "
 
 
-Moment = tuple[signal.Signals, int, str, float]
+Moment = tuple[signal.Signals, int, str, float, int]
 
 
-def moments() -> Iterator[Moment]:
-    """Random moments: the fault, the rank, and when it happens: SECONDS after the start, or after CHARACTERS of a reply.
-
-    So they are before and within the reply on slow and fast machines.
+def moments(size: int) -> list[Moment]:
+    """Random moments: the fault, the rank, when it happens (SECONDS after the start, or after CHARACTERS of a reply), and
+    the number of ranks. So they are before and within the reply on slow and fast machines.
     """
     rng = random.Random(7)
-    for number in range(10):
-        fault, rank = (signal.SIGKILL, signal.SIGSTOP)[number % 2], number // 2 % 2
-        yield (
-            (fault, rank, "seconds", rng.uniform(0, 2))
-            if number < 4
-            else (fault, rank, "characters", rng.randint(1, 150))
-        )
-
-
-def pipeline_moments() -> Iterator[Moment]:
-    """As `moments`, of three ranks."""
-    rng = random.Random(11)
-    for rank in range(3):
-        for fault in (signal.SIGKILL, signal.SIGSTOP):
-            yield fault, rank, "seconds", rng.uniform(1, 6)
-            yield fault, rank, "characters", rng.randint(1, 150)
+    faults = [(fault, rank) for rank in range(size) for fault in (signal.SIGKILL, signal.SIGSTOP)]
+    found: list[Moment] = [(*one, "seconds", rng.uniform(0, 2 * size), size) for one in faults]
+    return found + [(*one, "characters", rng.randint(1, 150), size) for one in faults]
 
 
 def after(launched: Launched, unit: str, count: float) -> None:
@@ -78,22 +65,12 @@ def check_end(launched: Launched, fault: signal.Signals, rank: int) -> None:
             assert other.returncode == LOST
 
 
-@pytest.mark.parametrize("moment", mostly_heavy(moments(), 1), ids=str)
-def test_a_lost_rank_ends_the_other_with_its_name(tmp_path: Path, moment: Moment) -> None:
-    fault, rank, unit, count = moment
-    with Launched(ENDLESS, tmp_path) as launched:
-        after(launched, unit, count)
-        check_end(launched, fault, rank)
-    assert [file.name for file in tmp_path.iterdir()] == ["hosts.json"], "nothing else is written"
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("moment", list(pipeline_moments()), ids=str)
-def test_a_lost_rank_ends_a_pipeline(tmp_path: Path, moment: Moment) -> None:
-    """Before the reply, while a prompt is read in parts, and within the reply."""
-    fault, rank, unit, count = moment
+@pytest.mark.parametrize("moment", mostly_heavy([*moments(2), *moments(3)], 1), ids=str)
+def test_a_lost_rank_ends_the_others_with_its_name(tmp_path: Path, moment: Moment) -> None:
+    """Two ranks have heads, three have layers."""
+    fault, rank, unit, count, size = moment
     command = [word if word != "x" else "word " * 1500 for word in ENDLESS] if unit == "seconds" else ENDLESS
-    with Launched([*command, "--pipeline", "3,3,2"], tmp_path, 3) as launched:
+    with Launched([*command, *(["--pipeline", "3,3,2"] if size > 2 else [])], tmp_path, size) as launched:
         after(launched, unit, count)
         check_end(launched, fault, rank)
     assert [file.name for file in tmp_path.iterdir()] == ["hosts.json"], "nothing else is written"
@@ -219,25 +196,18 @@ def test_a_rank_without_progress_is_found_and_one_without_work_is_not(pair: Any)
     assert reasons == ["rank 3 (mac3) has made no progress for 1 s"]
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("ends", [False, True])
-def test_a_silent_rank_is_named_before_those_that_wait_for_it(ends: bool, pair: Any) -> None:
-    """One that waits makes no progress, or ended by a timeout of its own."""
-    watchdog, theirs, reasons = pair(2)
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as silent:
-        peer = Peer(server.accept()[0], 4, "mac4")
-        peer.heard += 0.2  # it is stopped a little later
-        watchdog.add(peer)
-        watchdog.peers[0].sent = 1
-        for _ in range(15 if ends else 24):
-            theirs.sendall(b'{"beat": 0}\n')
-            time.sleep(0.1)
-        theirs.close()
-        until(lambda: bool(reasons))
-        silent.close()
-        until(lambda: peer.is_closed)
-    assert reasons[0].startswith(f"rank 4 (mac4) has been silent for {1 if ends else 2} s: it is stopped or"), reasons
-    assert reasons[0].endswith("; rank 3 (mac3) ended, or its connection was lost") == ends
+def test_a_silent_rank_is_named_before_those_that_wait_for_it() -> None:
+    """One that waits makes no progress, or it ends after a timeout of its own."""
+    reasons: list[str] = []
+    watchdog = Watchdog(2, lambda reason, code: reasons.append(reason))
+    watchdog.peers = waits, silent = [Peer(Mock(), rank, f"mac{rank}") for rank in (3, 4)]
+    waits.sent, waits.moved, silent.heard = 1, waits.moved - 3, silent.heard - 1.8
+    watchdog._check(watchdog.peers)
+    assert not reasons, "until the silent one is lost"
+    waits.is_closed = True
+    watchdog._check([waits])
+    silence = "rank 4 (mac4) has been silent for 2 s: it is stopped or cannot be reached"
+    assert reasons == [f"{silence}; rank 3 (mac3) ended, or its connection was lost"]
 
 
 def test_a_rank_that_fails_tells_why(pair: Any) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
+import ranks
 from conftest import random_ids, tiny_model
 from mlx.utils import tree_map_with_path
-from ranks import Launched, results
+from ranks import Launched, ended_of, results, saved
 
 from exaone4_mlx.checkpoint.share import Stage, layers_of_ranks
 from exaone4_mlx.cli.main import main
@@ -29,12 +30,7 @@ HEAVY = pytest.mark.heavy
 DEMO = Exaone4Config.from_file(DEMO_FOLDER / "config.json")
 
 
-def check(found: dict[str, Any]) -> None:
-    """All checks of `ranks_script.py` hold, and rank 0 has its layers only."""
-    assert found.pop("logits", 0) == 0, "no sum is cut, so that nothing rounds in another order"
-    assert found.pop("kept") == found.pop("part") < found.pop("whole")
-    del found["read"]
-    assert found == dict.fromkeys(found, True)
+check = partial(ranks.check, limit=0)  # no sum is cut, so that nothing rounds in another order
 
 
 def options(pipeline: Any, **more: Any) -> str:
@@ -42,25 +38,20 @@ def options(pipeline: Any, **more: Any) -> str:
 
 
 @HEAVY
-def test_two_ranks_compute_as_one_process(tmp_path: Path) -> None:
-    check(results(tmp_path, "logits", "long", "greedy", "seeded", "demo", options(True)))
-
-
-@HEAVY
-def test_two_ranks_reply_as_one_process(tmp_path: Path) -> None:
-    """Turns with thought, tools and reuse, drafts, replies together, shared prefixes, and a prompt that is stopped."""
-    check(results(tmp_path, "chat", "drafts", "batch", "shared", "stopped", "demo", options([3, 5])))
-
-
-@HEAVY
-@pytest.mark.parametrize("more", [{"q_bits": 4}, {"q_bits": 8}, {"kv": 8}, {"q_bits": 4, "kv": 4}], ids=str)
-def test_quantized_weights_and_caches(tmp_path: Path, more: dict[str, int]) -> None:
-    check(results(tmp_path, "logits", "greedy", "seeded", "demo", options(True, **more)))
-
-
-@HEAVY
-def test_500_tokens(tmp_path: Path) -> None:
-    check(results(tmp_path, "many", "demo", options([7, 1])))
+@pytest.mark.parametrize(
+    ("checks", "layers", "more"),
+    [
+        ("logits long greedy seeded", True, {}),
+        ("chat drafts batch stopped", [3, 5], {}),
+        ("many", [7, 1], {}),
+        *[("logits greedy seeded", True, more) for more in ({"q_bits": 4}, {"q_bits": 8}, {"kv": 8}, {"q_bits": 4, "kv": 4})],
+        ("prefixes files", [5, 3], {}),
+        ("prefixes files", [5, 3], {"kv": 8}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_two_ranks_are_as_one_process(tmp_path: Path, checks: str, layers: Any, more: dict[str, int]) -> None:
+    check(results(tmp_path, *checks.split(), "demo", options(layers, **more)))
 
 
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 6, "num_key_value_heads": 2}
@@ -87,30 +78,14 @@ def test_four_ranks_of_a_model_whose_heads_do_not_divide(tmp_path: Path, layers:
     check(results(tmp_path, "logits", "greedy", "batch", saved(model, tmp_path), given, size=4))
 
 
-def saved(model: Any, folder: Path) -> str:
-    """The folder of a model with the tokenizer of the demo."""
-    model.save_pretrained(folder / "model")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(DEMO_FOLDER / name, folder / "model")
-    return str(folder / "model")
-
-
-@HEAVY
-@pytest.mark.parametrize("kv", [None, 8])
-def test_files_and_prefixes(tmp_path: Path, kv: int | None) -> None:
-    check(results(tmp_path, "prefixes", "files", "demo", options([5, 3], **({"kv": kv} if kv else {}))))
-
-
 @HEAVY
 @pytest.mark.parametrize(
-    ("layers", "changes"),
-    [([1, 9], {"num_hidden_layers": 10, "sliding_window": 12}), (True, {"sliding_window": None})],
-    ids=["one local layer", "all global"],
+    "changes", [{"num_hidden_layers": 10, "sliding_window": 12}, {"sliding_window": None}], ids=str
 )
-def test_files_and_prefixes_of_other_layers(tmp_path: Path, layers: Any, changes: dict[str, Any]) -> None:
-    """Also where rank 0 has a layer that is local, and so no rows of some pieces."""
+def test_files_and_prefixes(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """A hybrid of which rank 0 has local layers only, and so no rows of some pieces; a model without local layers."""
     model = tiny_model(seed=3, **SIZES, **MORE, **changes)
-    check(results(tmp_path, "prefixes", "files", saved(model, tmp_path), options(layers)))
+    check(results(tmp_path, "prefixes", "files", saved(model, tmp_path), options([2, len(model.layers) - 2])))
 
 
 @HEAVY
@@ -146,15 +121,12 @@ def test_a_chat_that_ends_while_the_next_turn_is_prepared(tmp_path: Path, more: 
 @HEAVY
 def test_the_command_and_its_refusals(tmp_path: Path) -> None:
     command = ["-m", "exaone4_mlx.generate", "--model", "demo", "--temp", "0", "--max-tokens", "8", "--prompt", "Hi"]
-    with Launched([*command, "--pipeline"], tmp_path, 3) as launched:
-        ended = launched.ended()
+    ended = ended_of([*command, "--pipeline"], tmp_path, 3)
     assert [code for code, _, _ in ended.values()] == [0, 0, 0], ended
     assert ended[0][1].strip() and not ended[1][1]
-    with Launched(command, tmp_path, 3) as launched:
-        ended = launched.ended()
+    ended = ended_of(command, tmp_path, 3)
     assert "is not a multiple of 3 ranks" in ended[0][2] and "--pipeline" in ended[0][2]
-    with Launched([*command, "--pipeline", "4,3"], tmp_path) as launched:
-        ended = launched.ended()
+    ended = ended_of([*command, "--pipeline", "4,3"], tmp_path)
     assert "pipeline 4,3 must be the layers of each rank, 8 in all" in ended[0][2]
 
 
@@ -164,20 +136,13 @@ def test_files_of_a_model_that_differs_in_a_layer_of_rank_1_only(tmp_path: Path)
     command = ["-m", "exaone4_mlx.generate", "--model", str(tmp_path / "model"), "--temp", "0", "--jsonl"]
     command += ["--max-tokens", "4", "--prompt", "What is 17 * 23?", "--pipeline", "1,3"]
 
-    def ended(*flags: str) -> tuple[str, str]:
-        with Launched([*command, *flags], tmp_path) as launched:
-            _, out, error = launched.ended()[0]
-        return out, error
-
-    saved(model, tmp_path)
-    file, folder = ("--prompt-cache-file", "turns"), ("--prompt-cache-dir", "prefixes")
-    before = [ended(*flags)[0] for flags in (file, folder)]
-    assert all('"cached_tokens": 0' in out for out in before)
-    mlp = model.layers[0].mlp
-    mlp.up_proj.weight = -mlp.up_proj.weight
-    saved(model, tmp_path)
-    assert "error: rank 1 (" in (error := ended(*file)[1]) and "rank1of2 belongs to another model: weights" in error
-    assert '"cached_tokens": 0' in ended(*folder)[0]
+    file, folder = [*command, "--prompt-cache-file", "turns"], [*command, "--prompt-cache-dir", "prefixes"]
+    for change in (1, -1):
+        model.layers[0].mlp.up_proj.weight *= change
+        saved(model, tmp_path)
+        assert '"cached_tokens": 0' in ended_of(folder, tmp_path)[0][1]
+        code, _, error = ended_of(file, tmp_path)[0]
+        assert not code if change == 1 else "rank1of2 belongs to another model: weights" in error, error
 
 
 class OneRank:
@@ -255,6 +220,8 @@ def test_layers_follow_the_memory() -> None:
     assert layers_of_ranks(True, tied, sizes, [24, 8]) == (7, 1)
     assert layers_of_ranks(True, tied, sizes, [1, 1000]) == (1, 7), "a rank has one layer at least"
     assert layers_of_ranks((6, 2), tied, sizes, [1, 1000]) == (6, 2)
+    with pytest.raises(ValueError, match="has 8 layers, and a pipeline of 9 ranks needs one for each"):
+        layers_of_ranks(True, tied, sizes, [1] * 9)
 
 
 @pytest.mark.parametrize(
@@ -268,11 +235,6 @@ def test_layers_follow_the_memory() -> None:
 def test_wrong_numbers_of_layers(layers: tuple[int, ...], error: str) -> None:
     with pytest.raises(ValueError, match=error):
         layers_of_ranks(layers, DEMO, {}, [1, 1])
-
-
-def test_more_ranks_than_layers() -> None:
-    with pytest.raises(ValueError, match="has 8 layers, and a pipeline of 9 ranks needs one for each"):
-        layers_of_ranks(True, DEMO, {}, [1] * 9)
 
 
 def test_each_weight_is_in_one_rank_but_for_a_tied_embedding() -> None:

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import random_ids, tiny_model
-from ranks import Launched, results
+from ranks import Alone, Launched, check, results, saved
 
 from exaone4_mlx import PrefixStore, PromptCache
 from exaone4_mlx.cluster.ranks import Place, Ranks, join_ranks
-from exaone4_mlx.files.folders import DEMO_FOLDER
 from exaone4_mlx.generation.follow import follow
 from exaone4_mlx.model.led import spread
 
 FLOAT32 = json.dumps({"dtype": "float32"})
 HEAVY = pytest.mark.heavy
-
-
-def check(found: dict[str, Any], limit: float = 1e-4) -> None:
-    """All checks of `ranks_script.py` hold, and rank 0 has its part of the weights."""
-    assert found.pop("logits", 0) < limit
-    whole, kept, part = found.pop("whole"), found.pop("kept"), found.pop("part")
-    assert kept == part < whole, "a rank keeps its part, and what is not divided"
-    del found["read"]
-    assert found == dict.fromkeys(found, True)
 
 
 def test_two_ranks_compute_as_one_process(tmp_path: Path) -> None:
@@ -82,12 +71,9 @@ def test_500_tokens(tmp_path: Path) -> None:
 def test_four_ranks_of_a_hybrid_with_a_head_of_its_own(tmp_path: Path, bits: int | None) -> None:
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4}
     more = {"head_dim": 32, "vocab_size": 3072, "max_position_embeddings": 2048, "sliding_window": 12}
-    model = tmp_path / "model"
-    tiny_model(seed=3, **sizes, **more).save_pretrained(model)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(DEMO_FOLDER / name, model)
+    model = tiny_model(seed=3, **sizes, **more)
     options = {"dtype": "float32"} | ({"q_bits": bits, "q_group_size": 32} if bits else {})
-    check(results(tmp_path, "logits", "greedy", "stopped", str(model), json.dumps(options), size=4))
+    check(results(tmp_path, "logits", "greedy", "stopped", saved(model, tmp_path), json.dumps(options), size=4))
 
 
 def test_the_place_of_a_process(tmp_path: Path) -> None:
@@ -118,18 +104,9 @@ def test_wrong_uses(monkeypatch: pytest.MonkeyPatch) -> None:
         follow(tiny_model())
 
 
-class OneRank:
-    """Stands for the ranks of a model in this process: sums are those of rank 0 alone."""
-
-    rank, size = 0, 2
-
-    def total(self, x: Any) -> Any:
-        return x
-
-
 def test_modules_of_a_part_are_refused() -> None:
     model = tiny_model()
-    spread(model, OneRank())  # type: ignore[arg-type]
+    spread(model, Alone(0, 2))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="several ranks have a part of the weights: use model"):
         model(random_ids(3))
     with pytest.raises(ValueError, match="a model of several ranks takes no adapters"):
@@ -158,11 +135,7 @@ def test_a_prefix_store_with_files_is_for_one_process_or_for_ranks(tmp_path: Pat
 
 
 @HEAVY
-def test_files_and_prefixes(tmp_path: Path) -> None:
-    """Each rank writes and reads its part, of a hybrid with windows, in full precision."""
-    check(results(tmp_path, "prefixes", "files", "demo", FLOAT32))
-
-
-@HEAVY
-def test_files_of_quantized_caches(tmp_path: Path) -> None:
-    check(results(tmp_path, "files", "demo", json.dumps({"dtype": "float32", "kv": 8})))
+@pytest.mark.parametrize("more", [{}, {"kv": 8}], ids=str)
+def test_files_and_prefixes(tmp_path: Path, more: dict[str, int]) -> None:
+    """Each rank writes and reads its part, of a hybrid with windows."""
+    check(results(tmp_path, "prefixes", "files", "demo", json.dumps({"dtype": "float32", **more})))
