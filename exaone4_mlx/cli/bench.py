@@ -186,7 +186,8 @@ def _conditions(conditions: Conditions) -> Iterator[str]:
         c.kv and f"; {c.kv}"
     )
     if c.ranks > 1:
-        yield f"{c.ranks} ranks by {c.backend}; memory and bytes, and the machine below, are those of rank 0"
+        how = f" with pipeline {','.join(map(str, c.pipeline))}" if c.pipeline else ""
+        yield f"{c.ranks} ranks by {c.backend}{how}; memory and bytes, and the machine below, are those of rank 0"
     yield f"{c.machine}, {c.cores} cores, {size_text(c.memory_bytes)}, {c.system}; MLX on the {c.device.upper()}"
     yield ", ".join(f"{name} {version}" for name, version in c.versions.items())
     yield (

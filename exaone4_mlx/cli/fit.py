@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from ..text.format import size_text
 from . import flags
@@ -43,9 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--memory",
-        type=float,
+        type=gigabytes,
         metavar="GB",
-        help="memory of the machine; Metal gives a model about three quarters of it (default: this machine)",
+        help="memory of the machine, or with --pipeline of each, as in 64,32; Metal gives a model about three quarters "
+        "of it (default: this machine)",
     )
     flags.add_q_bits_flag(parser, "show only these bits per weight, in groups of 64, for a full-precision checkpoint")
     flags.add_kv_flags(parser)
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     from ..model.kv import KVQuantization
 
     metal = True if options.metal else None
-    memory = read_memory(options.memory, metal)
+    memories = [read_memory(one, metal) for one in options.memory or [None]]
     cast, first = read_dtype(options.dtype), None if options.q_bits is None else Quantization(options.q_bits)
     sizes = read_sizes(options.model, options.revision)
     check_kv_size(options.max_kv_size, sizes.config)
@@ -87,13 +88,14 @@ def run(options: argparse.Namespace) -> int:
         check_draft(sizes, draft)
     ranks = _rank_count(options)
     adapters = adapted_bytes(find_adapters(options, sizes.config), sizes.config, sizes.activation_dtype(cast).size)
-    stages = _stages(options.pipeline, ranks, sizes)
+    memories *= ranks if len(memories) == 1 else 1
+    stages = _stages(options.pipeline, memories, sizes)
 
     def fit(quantization: Quantization | None, kv: KVQuantization | None, stage: Stage | None = None) -> Fit:
         return fit_sizes(
             sizes_of_part(sizes, stage, quantization) if stage else ranked(sizes, ranks, quantization),
             options.max_kv_size,
-            memory,
+            memories[stage.rank if stage else 0],
             cast,
             quantization,
             metal,
@@ -106,11 +108,13 @@ def run(options: argparse.Namespace) -> int:
 
     others = [] if first or sizes.is_quantized or options.json else map(Quantization, OTHER_BITS)
     if stages:
-        return _show_stages(options, [fit(first, kv, stage) for stage in stages], stages)
+        return _show_stages(
+            options, [fit(first, kv, stage) for stage in stages], stages, _notes(sizes, metal, options.memory)
+        )
     fits = {_heading(sizes, cast, quantization): fit(quantization, kv) for quantization in (first, *others)}
     if options.json:
         (found,) = fits.values()
-        show_json(dataclasses.asdict(found) | {"total_bytes": found.total_bytes, "fits": found.fits})
+        show_json(_values(found))
         return 0 if found.fits else 1
     print_table(fits)
     if kv:
@@ -127,50 +131,65 @@ def run(options: argparse.Namespace) -> int:
     return 0 if any(one.fits for one in fits.values()) else 1
 
 
+def gigabytes(text: str) -> list[float]:
+    """The values of --memory."""
+    return [float(one) for one in text.split(",")]
+
+
 def _rank_count(options: argparse.Namespace) -> int:
     """--ranks, or without it the length of --pipeline. Raises ValueError for what `generate` refuses on these ranks."""
-    stated = 1 if isinstance(options.pipeline, bool) else len(options.pipeline)
+    machines = len(options.memory or [0])
+    stated = machines if isinstance(options.pipeline, bool) else len(options.pipeline)
     count: int = stated if options.ranks is None else options.ranks
     if options.pipeline and count < 2:
         raise ValueError("--pipeline needs several ranks: give --ranks N, or the layers of each, as in 20,12")
+    if machines > 1 and not (options.pipeline and machines == count):
+        raise ValueError("--memory has one number, or with --pipeline one for each rank")
     if count > 1 and options.adapter_path:
         raise ValueError("--adapter-path: a model of several ranks takes no adapters; fuse them into the weights first")
     return count
 
 
-def _stages(pipeline: bool | tuple[int, ...], count: int, sizes: Sizes) -> list[Stage]:
-    """The parts of `count` ranks of --pipeline."""
+def _stages(pipeline: bool | tuple[int, ...], memories: list[int | None], sizes: Sizes) -> list[Stage]:
+    """The parts of the ranks of --pipeline that have these memories."""
     from ..checkpoint.share import Stage, layers_of_ranks
 
     if not pipeline:
         return []
     stored = {name: tensor.nbytes for name, tensor in sizes.tensors.items()}
-    layers = layers_of_ranks(pipeline, sizes.config, stored, [1] * count)
-    return [Stage(rank, layers, sizes.config.tie_word_embeddings) for rank in range(count)]
+    layers = layers_of_ranks(pipeline, sizes.config, stored, [memory or 1 for memory in memories])
+    return [Stage(rank, layers, sizes.config.tie_word_embeddings) for rank in range(len(memories))]
 
 
-def _show_stages(options: argparse.Namespace, fits: list[Fit], stages: list[Stage]) -> int:
+def _show_stages(options: argparse.Namespace, fits: list[Fit], stages: list[Stage], notes: Iterable[str]) -> int:
     """Shows what each rank of a pipeline holds."""
     if options.json:
-        show_json(
-            {"ranks": [dataclasses.asdict(one) | {"layers": n} for one, n in zip(fits, stages[0].layers, strict=True)]}
-        )
+        show_json({"ranks": [_values(one) | {"layers": n} for one, n in zip(fits, stages[0].layers, strict=True)]})
     else:
         print_table({f"rank {stage.rank}": one for stage, one in zip(stages, fits, strict=True)})
         for stage in stages:
             ends = ["the embedding"] * stage.is_first + ["the norm", "the output head"] * (stage.rank == 0)
             show(f"Rank {stage.rank} has {', '.join([f'layers {stage.own.start + 1} to {stage.own.stop}', *ends])}.")
+        for note in notes:
+            show(note)
     return 0 if all(one.fits for one in fits) else 1
 
 
+def _values(fit: Fit) -> dict[str, Any]:
+    """For JSON."""
+    return dataclasses.asdict(fit) | {"total_bytes": fit.total_bytes, "fits": fit.fits}
+
+
 def print_table(fits: dict[str, Fit]) -> None:
-    """One column per fit, for the same context and the same memory."""
+    """One column per fit, for the same context."""
     columns = list(fits.values())
     one, size = columns[0], size_text
+    is_same = len({fit.memory_bytes for fit in columns}) == 1
     rows = {
         (f"{one.batch_size} × " if one.batch_size > 1 else "") + f"{one.max_kv_size:,} tokens": list(fits),
         **{name: [size(fit.parts.get(name, 0)) for fit in columns] for name in one.parts},
-        f"fits into {size(one.memory_bytes)}": ["yes" if fit.fits else "no" for fit in columns],
+        **({} if is_same else {"memory for a model": [size(fit.memory_bytes) for fit in columns]}),
+        f"fits into {size(one.memory_bytes) if is_same else 'it'}": ["yes" if fit.fits else "no" for fit in columns],
         "largest context that fits": [f"{fit.largest_context:,}" if fit.largest_context else "none" for fit in columns],
     }
     for name, cells in rows.items():
@@ -195,7 +214,7 @@ def _cache_note(kv: KVQuantization) -> str:
     return f"{text}, in groups of {kv.group_size}, in the caches of {layers}."
 
 
-def _notes(sizes: Sizes, metal: bool | None, memory: float | None) -> Iterator[str]:
+def _notes(sizes: Sizes, metal: bool | None, memory: list[float] | None) -> Iterator[str]:
     """The assumptions behind the figures."""
     import mlx.core as mx
 
@@ -213,8 +232,9 @@ def _notes(sizes: Sizes, metal: bool | None, memory: float | None) -> Iterator[s
     if memory is None and mx.metal.is_available():
         which = "Metal's recommended working set on this machine"
     elif uses_metal(metal):
-        whole = physical_memory() if memory is None else memory * 1e9
-        which = f"what Metal gives a model by default, about three quarters of {size_text(round(whole))}"
+        whole = [physical_memory()] if memory is None else [one * 1e9 for one in memory]
+        sizes_of = " or ".join(size_text(round(one)) for one in whole)
+        which = f"what Metal gives a model by default, about three quarters of {sizes_of}"
     else:
         if memory is None:
             yield "The memory is the physical memory of this machine."

@@ -211,6 +211,8 @@ def load(files: ModelFiles, options: argparse.Namespace) -> ReadyModel:
     model = _load(files.folder, options, **given)
     if files.adapters:
         model.set_adapters(*zip(*files.adapters, strict=True))
+    if model.pipeline is not None:
+        note(f"this is {model.part}")
     if options.verbose:
         note(
             f"{files.folder}: {files.config.num_hidden_layers} layers, context {files.context} tokens, "

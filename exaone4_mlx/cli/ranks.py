@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: The commands that several ranks can run, and why others cannot.
 RANKED = ("generate", "chat", "serve", "bench", "app")
-A_LAYER = "it has one layer at a time in memory"
+A_LAYER = "it has one layer at a time in memory, so that one machine is enough"
 ALONE = {"convert": A_LAYER, "fuse": A_LAYER, "evaluate": A_LAYER, "lora": "gradients are not summed over ranks"}
 REFUSED = dict.fromkeys(("adapter_path", "adapter_model"), "fuse the adapter into the weights first") | {
     "peer": "other engines run in one process"

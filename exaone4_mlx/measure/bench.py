@@ -78,6 +78,7 @@ class Conditions:
     bandwidth_bytes_per_second: float
     ranks: int = 1
     backend: str = ""  # that joins the ranks
+    pipeline: tuple[int, ...] = ()  # the layers of each rank, if they have whole layers
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ def _conditions(
         bandwidth_bytes_per_second=bandwidth,
         ranks=1 if model.ranks is None else model.ranks.size,
         backend="" if model.ranks is None else model.ranks.backend,
+        pipeline=() if model.pipeline is None else model.pipeline.stage.layers,
     )
 
 

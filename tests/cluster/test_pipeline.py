@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -148,9 +149,7 @@ def test_files_of_a_model_that_differs_in_a_layer_of_rank_1_only(tmp_path: Path)
 class OneRank:
     """Stands for rank 0 of a pipeline of two."""
 
-    rank, size, pipeline = 0, 2, (1, 3)
-
-    group = None
+    rank, size, pipeline, group = 0, 2, (1, 3), None
 
     def __init__(self, events: list[Any] | None = None) -> None:
         self.events = [] if events is None else events
@@ -293,6 +292,9 @@ def test_fit_of_each_rank(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed("--ranks", "3", "--pipeline")
     assert "Rank 0 has layers 7 to 8, the norm, the output head.\n" in text
     assert "Rank 2 has layers 1 to 2, the embedding.\n" in text
+    text = printed("--pipeline", "--memory", "64,32", "--metal")
+    assert re.search(r"memory for a model +48.00 GB +24.00 GB\nfits into it +yes +yes\n", text), text
+    assert "Rank 1 has layers 1 to 2, the embedding.\n" in text and "three quarters of 64.00 GB or 32.00 GB" in text
 
 
 @pytest.mark.parametrize(
@@ -302,6 +304,8 @@ def test_fit_of_each_rank(capsys: pytest.CaptureFixture[str]) -> None:
         (["--pipeline", "8"], "--pipeline needs several ranks"),
         (["--pipeline", "3,5", "--ranks", "1"], "--pipeline needs several ranks"),
         (["--pipeline", "3,5", "--ranks", "3"], "pipeline 3,5 has the layers of 2 ranks, and there are 3"),
+        (["--pipeline", "3,5", "--memory", "8,8,8"], "--memory has one number, or with --pipeline one for each rank"),
+        (["--ranks", "2", "--memory", "8,8"], "--memory has one number"),
         (["--pipeline", "3,5", "--adapter-path", "x"], "several ranks takes no adapters"),
     ],
 )

@@ -25,9 +25,10 @@ def test_two_ranks_compute_as_one_process(tmp_path: Path) -> None:
 
 
 @HEAVY
-def test_two_ranks_reply_as_one_process(tmp_path: Path) -> None:
-    """Seeded draws, turns with thought, tools and reuse, drafts, and replies together."""
-    check(results(tmp_path, "seeded", "chat", "drafts", "batch", "stopped", "demo", FLOAT32))
+@pytest.mark.parametrize("checks", ["seeded chat drafts batch stopped", "many"])
+def test_two_ranks_reply_as_one_process(tmp_path: Path, checks: str) -> None:
+    """Seeded draws, turns with thought, tools and reuse, drafts, replies together, and 500 tokens."""
+    check(results(tmp_path, *checks.split(), "demo", FLOAT32))
 
 
 @HEAVY
@@ -59,11 +60,6 @@ def test_bytes_sent_for_a_token(tmp_path: Path) -> None:
     found = results(tmp_path, "bytes", "prompt bytes", "demo", FLOAT32)
     assert found["bytes"] == [2 * 8 * 256 * 4 + 2 * 4] * 2
     assert found["prompt bytes"] == [2 * (7 + 1 / 100) * 256 * 4] * 2
-
-
-@HEAVY
-def test_500_tokens(tmp_path: Path) -> None:
-    check(results(tmp_path, "many", "demo", FLOAT32))
 
 
 @HEAVY
