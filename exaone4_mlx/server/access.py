@@ -29,12 +29,9 @@ KEY_VARIABLE = "EXAONE4_MLX_API_KEY"
 MIN_KEY = 8  # characters
 OPEN_PATHS = ("/health",)
 ERROR_KINDS = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
     429: "rate_limit_error",
-}
+}  # fmt: skip
 
 
 def read_keys(given: Sequence[str], file: Path | None) -> tuple[str, ...]:

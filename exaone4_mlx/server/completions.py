@@ -60,12 +60,9 @@ class CompletionWriter:
     def __init__(self, model: str, request: CompletionRequest) -> None:
         self._request, self._n = request, request.n or 1
         self._head = {
-            "id": new_id("cmpl-"),
-            "object": "text_completion",
-            "created": now(),
-            "model": model,
+            "id": new_id("cmpl-"), "object": "text_completion", "created": now(), "model": model,
             "system_fingerprint": FINGERPRINT,
-        }
+        }  # fmt: skip
 
     def whole(self, replies: Sequence[Collected]) -> Object:
         choices = [

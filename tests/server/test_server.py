@@ -19,7 +19,7 @@ from exaone4_mlx.generation.options import Options
 from exaone4_mlx.server import access, streams
 from exaone4_mlx.server.access import read_keys
 from exaone4_mlx.server.address import Address
-from exaone4_mlx.server.engine import Task
+from exaone4_mlx.server.engine import ModelServer, Task
 from exaone4_mlx.server.metrics import Metrics
 from exaone4_mlx.server.queue import Queue, QueueFull
 
@@ -275,6 +275,13 @@ def test_a_stream_pings_while_a_prompt_is_read(served: Any, monkeypatch: pytest.
 
     lines = asyncio.run(run())
     assert lines[0] == ": ping\n\n" and lines[-1] == "data: x\n\n"
+
+
+def test_a_slow_import_is_done_before_a_request_waits_for_it(unread: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr("exaone4_mlx.server.engine.import_module", imported.append)
+    ModelServer(*unread, "demo").threads.shutdown()
+    assert imported == ["jsonschema"]
 
 
 def test_an_address_is_checked() -> None:
