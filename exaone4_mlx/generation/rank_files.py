@@ -9,6 +9,7 @@ Notes:
 from __future__ import annotations
 
 import errno
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +27,8 @@ from ..model.led import LedModel, number_of, number_of_caches, own_config
 from ..model.network import Exaone4ForCausalLM
 from .cache_file import CacheContent, place_of, read_cache, weights_digest, write_cache
 from .prefix_folder import PrefixFolder
+
+ORPHAN_SECONDS = 7 * 86_400  # a file of a prefix that rank 0 does not have is kept so long after its last use
 
 # --- rank 0 -------------------------------------------------------------------------------------------------------
 
@@ -145,7 +148,8 @@ class OwnFiles:
             own.write(key, about, self._rows(about["start"], numbers), self._lists[caches], most_waiting)
         elif what == "keep":
             for key in {key for key, _, _ in own.index()} - set(values[0]):
-                own.remove(key)
+                if time.time() - own.path(key).stat().st_mtime > ORPHAN_SECONDS:  # else another cluster may use it
+                    own.remove(key)
         elif what == "remove":
             own.remove(values[0])
         else:

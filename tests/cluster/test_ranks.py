@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ranks import Alone, Launched, check, results, saved
 from exaone4_mlx import PrefixStore, PromptCache
 from exaone4_mlx.cluster.ranks import Place, Ranks, join_ranks
 from exaone4_mlx.generation.follow import follow
+from exaone4_mlx.generation.prefix_folder import FILE_FORMAT, PrefixFolder
+from exaone4_mlx.generation.rank_files import OwnFiles
 from exaone4_mlx.model.led import spread
 
 FLOAT32 = json.dumps({"dtype": "float32"})
@@ -118,6 +121,19 @@ def test_a_rank_with_other_flags_is_named(tmp_path: Path) -> None:
     assert ended[0][0] == 1 and "(" in ended[0][2]
     assert "differs from rank 0 in the command and its versions: --q-bits 4 there, None here" in ended[0][2]
     assert ended[1][0] == 75 and not ended[1][2], "rank 0 says it"
+
+
+def test_a_rank_keeps_files_that_another_cluster_may_use(tmp_path: Path) -> None:
+    """Those that its rank 0 does not have, until they are a week old."""
+    files, own = PrefixFolder(tmp_path / "rank1of2"), OwnFiles.__new__(OwnFiles)
+    own._folders = {str(tmp_path): files}
+    entry = {"parent": "", "start": 0, "ids": [1], "local_rows": 0}
+    keys = ["a" * 40, "b" * 40, "c" * 40]
+    for key in keys:
+        files._write(files.path(key), {"format": FILE_FORMAT, "entry": json.dumps(entry)}, [])
+    os.utime(files.path(keys[2]), (0, 0))
+    own.change(0, str(tmp_path), "keep", keys[:1])
+    assert sorted(key for key, _, _ in files.index()) == keys[:2]
 
 
 def test_a_prefix_store_with_files_is_for_one_process_or_for_ranks(tmp_path: Path, tokenizer: Any) -> None:
