@@ -36,6 +36,8 @@ STOP = """async () => {
     while (document.querySelector('#chat .send').hidden) await new Promise(requestAnimationFrame);
     return (performance.now() - began) / 1000;
 }"""
+#: A page that takes three seconds to draw.
+SLOW = "() => { const next = requestAnimationFrame; window.requestAnimationFrame = (f) => setTimeout(() => next(f), 3000); }"
 #: Records the titles of a thought in progress while its text is visible (`innerText` omits hidden text).
 WATCH = """() => {
     window.seen = [];
@@ -107,6 +109,7 @@ def test_a_tool_of_ones_own_asks_before_it_runs(browser: Browser, asking: tuple[
         tab.settings()
         expect(tab.page.locator("#ask").get_by_role("checkbox")).to_be_checked()
         tab.page.locator("#use-tools").get_by_role("checkbox").check()
+        tab.page.evaluate(SLOW)  # the question comes, as the last frame, while the page draws an earlier one
         tab.say("Roll D6 dice!")
         expect(tab.chat.locator(".question")).to_contain_text("May this tool run? from the file tools.py")
         assert not ran.exists(), "it ran before it was allowed"
