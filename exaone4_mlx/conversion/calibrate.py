@@ -28,7 +28,7 @@ from ..text.tokenizer import Tokenizer
 from .chats import make_chats
 from .distill import distill
 from .gptq import DAMPING, HEAD_DAMPING, gptq, quantize_block
-from .importance import block_importance, second_moment
+from .importance import TOO_LARGE, block_importance, second_moment
 from .layerwise import LayerwiseModel, run_block
 from .plan import ConversionPlan, PlannedTensor
 from .shards import Shards
@@ -111,6 +111,8 @@ class Calibration:
         states = self._original.embed(self.sequences)
         for number in range(layers):
             importance, states = block_importance(self._original.block(number), states)
+            if not mx.all(mx.isfinite(mx.concatenate(list(importance.values())))).item():
+                raise ValueError(f"layer {number}: {TOO_LARGE}")
             for tensor in self._tensors(number):
                 self.write(tensor, importance.get(tensor.name.removeprefix(_prefix(number))))
             mx.clear_cache()
@@ -176,8 +178,11 @@ class Calibration:
             if tensor.quantization is not None
         }
         block = self._original.block(number)
-        if quantized:
-            quantize_block(block, states, settings, originals=originals, dtype=_scale_dtype(quantized[0]))
+        try:
+            if quantized:
+                quantize_block(block, states, settings, originals=originals, dtype=_scale_dtype(quantized[0]))
+        except ValueError as error:
+            raise ValueError(f"layer {number}: {error}") from error
         parameters = dict(tree_flatten(block.parameters()))
         for tensor in tensors:
             if tensor.quantization is None:

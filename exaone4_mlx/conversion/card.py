@@ -138,7 +138,7 @@ def _adapters(adapters: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _usage(name: str) -> str:
-    quoted, literal = shlex.quote(name), json.dumps(name)
+    quoted, literal = shlex.quote(name), json.dumps(name, ensure_ascii=False)
     question = '"Tell me about the Miracle on the Han river."'
     return (
         "## Use\n\n"
@@ -157,7 +157,7 @@ def _quantization(conversion: Mapping[str, Any], tensors: Sequence[Mapping[str, 
         (
             "calibration",
             _text(conversion.get("calibrate"))
-            + (f", on {samples} texts" if (samples := _number(conversion.get("num_samples"), "d")) else "")
+            + (f", on {samples} of the texts" if (samples := _number(conversion.get("num_samples"), "d")) else "")
             + ", also on the model's own chats" * bool(conversion.get("chats"))
             + ", on other texts than the package's" * bool(conversion.get("given_texts")),
         ),

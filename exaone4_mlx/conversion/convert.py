@@ -95,9 +95,9 @@ def convert(
       the recipe 4bit-quality. Quantized weights keep their codes unless one of these is given; `dequantize` converts
       them to full precision.
     - `search` finds the scales and biases of least error. `calibrate` is "weighted" (the error counts by the input of
-      each column), "gptq", "distill" (GPTQ, then tuning), None, or "auto": on a GPU GPTQ on 48 texts (weighted for a
-      model that is large or short of memory), else None. The texts are the first `num_samples` of `calibration_data`;
-      all of the package's are joined by chats that the original answers, where it fits.
+      each column), "gptq", "distill" (GPTQ, then tuning), None, or "auto": None without a GPU, unless texts are given;
+      else GPTQ on 48 texts (weighted for a model that is large or short of memory). The texts are the first
+      `num_samples` of `calibration_data`; all of the package's are joined by chats of the original, where it fits.
     - `verify` compares each tensor with its source; `evaluate` measures the loss on the texts of `evaluation_data`.
       Both results go into report.json and the model card.
     - `overwrite` replaces an existing folder. `upload_repo` publishes the result; if that fails, the same call tries

@@ -32,7 +32,7 @@ from ..checkpoint.quantize import Quantization
 from ..model.cache import causal_mask
 from ..model.layer import Layer, merge_heads
 from ..model.network import Block
-from .importance import PROJECTIONS
+from .importance import PROJECTIONS, TOO_LARGE
 from .search import check_affine, pack_codes, quantize_mse
 
 DAMPING = 0.01  # of the Hessian's mean diagonal
@@ -256,7 +256,7 @@ def _moments(states: Iterable[tuple[mx.array, mx.array]]) -> tuple[mx.array, mx.
 def _by_energy(hessian: mx.array, group_size: int) -> mx.array:
     """Columns by ascending energy, in groups by ascending energy."""
     if not mx.all(mx.isfinite(hessian)).item():
-        raise ValueError("the Hessian has entries that are not finite, and so do the inputs")
+        raise ValueError(TOO_LARGE)
     energy = mx.diag(hessian).reshape(-1, group_size)  # N G
     groups = mx.argsort(mx.mean(energy, axis=1))
     return (group_size * groups[:, None] + mx.argsort(energy, axis=1)[groups]).reshape(-1)

@@ -28,6 +28,9 @@ PROJECTIONS = (
 )
 
 
+TOO_LARGE = "the Hessian is not finite in float32: the hidden states are too large"
+
+
 def block_importance(block: Block, inputs: Sequence[mx.array]) -> tuple[dict[str, mx.array], list[mx.array]]:
     """The importance [C] of the columns of each projection of a block by its weight's name, and the block's outputs.
 

@@ -41,8 +41,9 @@ from .settings import (
     note_on_calibration,
     notes_on,
     read_texts,
-    resolved,
+    texts_wanted,
     uses_search,
+    with_method,
 )
 from .staging import check_target, staging_path
 from .upload import check_upload_name
@@ -141,8 +142,9 @@ def prepare(
     opened = with_adapters(open_checkpoint(source, Exaone4ForCausalLM), adapters)
     tokenizer = Tokenizer.from_pretrained(source)  # without it the result could not be loaded
     settings, keep_packed, recipe = choose_quantization(opened, request)
-    is_auto, request = request.calibrate == "auto", resolved(request, opened, settings, keep_packed)
-    sequences = read_texts(request, tokenizer, opened.config.max_position_embeddings)
+    is_auto, request = request.calibrate == "auto", texts_wanted(request, settings, keep_packed)
+    request, sequences = read_texts(request, tokenizer, opened.config.max_position_embeddings)
+    request = with_method(request, opened, sum(map(len, sequences)))
     if recipe == QUALITY and sequences:
         if not dry_run and not request.upload_repo:
             check_target(target, source, request.overwrite)  # before the weights are read
@@ -151,7 +153,8 @@ def prepare(
         settings, keep_packed, recipe = choose_quantization(opened, request, errors)
     own_texts = request.calibrate in ("gptq", "distill") and not (request.calibration_data or request.num_samples)
     has_chats = own_texts and can_answer(opened)
-    options = digest_options(request, recipe, has_chats) | ({"adapters": adapters_digest(adapters)} if adapters else {})
+    options = digest_options(request, opened.config, recipe, sequences, has_chats)
+    options |= {"adapters": adapters_digest(adapters)} if adapters else {}
     plan = make_plan(opened, settings, keep_packed, read_dtype(request.dtype), options)
     is_done = bool(request.upload_repo) and not request.overwrite and _is_result(target, plan, request)
     if not is_done and not dry_run:

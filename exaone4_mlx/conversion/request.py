@@ -78,20 +78,20 @@ class ConversionRequest:
     )  # fmt: skip
     calibrate: str | None = _option(
         "auto", "calibrate",
-        "by texts, in rising cost: weighted, gptq, distill (default: auto, on a GPU gptq on some texts)",
+        "by texts, in rising cost: weighted, gptq, distill (default: auto, on a GPU gptq on 48 texts)",
         choices=CALIBRATION_METHODS,
     )  # fmt: skip
     calibration_data: str | Path | None = _option(
-        None, "quality", "texts to calibrate on: .txt or .jsonl (default: the package's)", metavar="FILE"
+        None, "quality", "texts to calibrate on: .txt, .md or .jsonl (default: the package's)", metavar="FILE"
     )
     num_samples: int | None = _option(
-        None, "quality", "texts to calibrate on (default: all; 48 of the package's for auto and weighted)", type=int,
-        metavar="N",
+        None, "quality", "the first N texts, without chats (default: all; 48 of the package's for auto and weighted)",
+        type=int, metavar="N",
     )  # fmt: skip
     verify: bool = _option(False, "trust", "compare every written tensor with its source")
     evaluate: bool = _option(False, "trust", "measure the quality loss for the model card; implies --verify")
     evaluation_data: str | Path | None = _option(
-        None, "trust", "texts to evaluate on: .txt or .jsonl (default: the package's)", metavar="FILE"
+        None, "trust", "texts to evaluate on: .txt, .md or .jsonl (default: the package's)", metavar="FILE"
     )
     overwrite: bool = _option(False, "rerun", "replace the folder, and the files of an interrupted run")
     upload_repo: str | None = _option(
@@ -106,7 +106,8 @@ class ConversionRequest:
 
         read_dtype(self.dtype)
         if self.dequantize or not self.quantize:
-            names = ("q_bits", "q_group_size", "q_mode", "recipe", "calibrate", "target_bpw")
+            names = ["q_bits", "q_group_size", "q_mode", "recipe", "target_bpw"]
+            names += ["calibrate", "calibration_data", "num_samples"]
             if given := [name for name in names if getattr(self, name) not in (None, "auto")]:
                 raise ValueError(f"nothing is quantized here, so leave out {', '.join(given)}")
         if self.dequantize and not self.quantize:
@@ -130,13 +131,13 @@ class ConversionRequest:
                 f"q_mode or recipe must be affine to calibrate, not {self.q_mode or self.recipe}: calibration "
                 "fits scales and biases"
             )
-        if self.calibrate == "weighted" and not self.search:
-            raise ValueError("calibrate weighted is an error search, and there is to be none: leave one of them out")
+        if self.calibrate not in (None, "auto") and not self.search:
+            raise ValueError(f"calibrate {self.calibrate} is a search, and there is to be none: leave one of them out")
         for name in ("calibration_data", "num_samples"):
             if getattr(self, name) is not None and self.calibrate is None:
                 raise ValueError(f"{name} has no effect without calibration: leave one of them out")
-        if self.num_samples is not None and self.num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, not {self.num_samples}")
+        if self.num_samples is not None and not (isinstance(self.num_samples, int) and self.num_samples > 0):
+            raise ValueError(f"num_samples must be a whole number from 1 on, not {self.num_samples!r}")
         if self.evaluation_data is not None and not self.evaluate:
             raise ValueError("evaluation_data needs evaluate")
 

@@ -8,8 +8,9 @@ Notes:
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..checkpoint.quantize import Quantization
 from ..checkpoint.share import EMBEDDING
 from ..files.safetensors import read_dtype
 from ..files.svg import INSTALL_MATPLOTLIB, has_matplotlib
+from ..model.config import Exaone4Config
 from ..model.pretrained import OpenCheckpoint, memory_of_this_machine
 from ..text.tokenizer import Tokenizer
 from .calibrate import MAX_TOKENS
@@ -33,6 +35,7 @@ from .texts import CALIBRATION, HELD_OUT, encode, overlap, read_passages, window
 
 PASSAGES, PASSAGE_TOKENS = 240, 350  # of the package's calibration texts, about
 SAMPLES = 48  # of them, where little is to be read: the first ones are a fair sample
+LEAST_TOKENS = 2048  # of texts for GPTQ: it fits fewer too closely, and loses more on others
 LOW_BITS = 5  # more bits lose little without calibration
 QUICK_PARAMETERS = 1 << 32  # of a model that "auto" calibrates by GPTQ: a larger one takes long
 GPTQ_READINGS = 5  # how often the texts pass the network: the head's inputs, both sides of each block, and its outputs
@@ -80,30 +83,36 @@ def choose_quantization(
     return uniform(quantization, opened.shapes), False, name
 
 
-def resolved(
-    request: ConversionRequest, opened: OpenCheckpoint, settings: Mapping[str, Quantization], kept: bool
-) -> ConversionRequest:
-    """The request with the method and the number of texts that the defaults stand for.
+def texts_wanted(request: ConversionRequest, settings: Mapping[str, Quantization], kept: bool) -> ConversionRequest:
+    """The request with the default number of texts, and no method where "auto" reads none.
 
-    "auto" is GPTQ on a GPU or where texts are given, weighted search where GPTQ would take long or has no memory, and
-    no calibration elsewhere.
+    "auto" reads texts for low bits on a GPU, and where texts are given.
     """
-    samples, given = request.num_samples, request.calibration_data is not None
-    some = samples or (None if given else SAMPLES)
-    if request.calibrate == "weighted":
-        return replace(request, num_samples=some)
+    given = [name for name in ("calibration_data", "num_samples") if getattr(request, name) is not None]
+    if request.calibrate == "auto":
+        bits = [how.bits for how in settings.values() if how.mode == "affine"] if request.search and not kept else []
+        if given and not bits:
+            why = "the weights keep their codes; give q_bits" if kept else "there is no search for scales and biases"
+            raise ValueError(f"{given[0]} has no effect: {why}")
+        if not given and not (has_gpu() and min(bits, default=8) <= LOW_BITS):
+            return replace(request, calibrate=None)
+    return replace(request, num_samples=SAMPLES) if request.calibrate in ("auto", "weighted") and not given else request
+
+
+def with_method(request: ConversionRequest, opened: OpenCheckpoint, tokens: int) -> ConversionRequest:
+    """The request with the method of "auto" for so many tokens: GPTQ, or weighted search.
+
+    That is for a model that is large or short of memory, and for few tokens, which GPTQ would fit too closely.
+    """
     if request.calibrate != "auto":
         return request
-    searched = [how.bits for how in settings.values() if how.mode == "affine"] if request.search and not kept else []
-    if (given or samples) and not searched:
-        name = "calibration_data" if given else "num_samples"
-        raise ValueError(f"{name} needs an error search: nothing here is quantized by one")
-    is_quick = mx.default_device() == mx.Device(mx.gpu) and min(searched, default=8) <= LOW_BITS
-    if not (given or samples or is_quick):
-        return replace(request, calibrate=None)
-    is_small = sum(map(math.prod, opened.shapes.values())) <= QUICK_PARAMETERS
-    has_room = calibration_bytes(opened, SAMPLES * PASSAGE_TOKENS) <= memory_of_this_machine()
-    return replace(request, calibrate="gptq" if is_small and has_room else "weighted", num_samples=some)
+    is_quick = sum(map(math.prod, opened.shapes.values())) <= QUICK_PARAMETERS
+    has_room = calibration_bytes(opened, tokens) <= memory_of_this_machine()
+    return replace(request, calibrate="gptq" if tokens >= LEAST_TOKENS and is_quick and has_room else "weighted")
+
+
+def has_gpu() -> bool:
+    return bool(mx.default_device() == mx.Device(mx.gpu))
 
 
 def calibration_bytes(opened: OpenCheckpoint, tokens: int) -> int:
@@ -114,21 +123,24 @@ def calibration_bytes(opened: OpenCheckpoint, tokens: int) -> int:
     return 4 * (7 * tokens * config.hidden_size + 3 * block + 7 * widest * widest)
 
 
-def digest_options(request: ConversionRequest, recipe: str, has_chats: bool) -> dict[str, Any]:
+def digest_options(
+    request: ConversionRequest, config: Exaone4Config, recipe: str, sequences: Sequence[list[int]], has_chats: bool
+) -> dict[str, Any]:
     """What determines the bytes of the result besides the tensors, as JSON values."""
     options: dict[str, Any] = {
         "exaone4_mlx": __version__,
         "mlx": metadata.version("mlx"),
+        "config": _digest(config.to_dict()),
         "recipe": recipe,
         "search": request.search,
         "calibrate": request.calibrate,
     }
-    if request.calibrate:
-        options["num_samples"] = request.num_samples
-        options["text"] = hashlib.sha256(calibration_file(request).read_bytes()).hexdigest()
-    if has_chats:
-        options["chats"] = chats_digest()
-    return options
+    options |= {"texts": _digest(sequences)} if request.calibrate else {}
+    return options | ({"chats": chats_digest()} if has_chats else {})
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def uses_search(request: ConversionRequest, plan: ConversionPlan) -> bool:
@@ -163,42 +175,50 @@ def notes_on(opened: OpenCheckpoint, plan: ConversionPlan, request: ConversionRe
 
 def note_on_calibration(request: ConversionRequest, plan: ConversionPlan) -> tuple[str, ...]:
     """What "auto" stands for, and what the next better method takes. `request` is the resolved one."""
-    if not uses_search(request, plan) or min(t.quantization.bits for t in plan.tensors if t.quantization) > LOW_BITS:
-        return ()
-    if request.calibrate and request.calibration_data:
-        return (f"{request.calibrate} on texts of {calibration_file(request)}",)
-    few, fastest = GPTQ_READINGS * SAMPLES * PASSAGE_TOKENS, "; --no-calibrate is the fastest"
+    given, fastest = request.calibration_data is not None, "; --no-calibrate is the fastest"
+    few = GPTQ_READINGS * SAMPLES * PASSAGE_TOKENS
     better = f"; --calibrate gptq --num-samples {SAMPLES} loses less; it reads about {few:,} tokens"
-    said = {
-        None: "error search without texts, because MLX has no GPU here" + better,
-        "weighted": "error search weighted by texts: GPTQ takes long or much memory for this size" + better + fastest,
-        "gptq": f"GPTQ on {request.num_samples} texts; --calibrate gptq, on all and the model's own chats, loses less "
-        f"and reads about {few * PASSAGES // SAMPLES:,} tokens" + fastest,
-    }
-    return (said[request.calibrate],)
+    texts = f"{request.num_samples or 'all'} of the texts" + (f" of {calibration_file(request).name}" if given else "")
+    if request.calibrate == "weighted":
+        why = "GPTQ needs more of them, or takes long or much memory here"
+        return (f"error search weighted by {texts}: {why}{'' if given else better}{fastest}",)
+    if request.calibrate == "gptq":
+        better = f"; --calibrate gptq reads all, about {few * PASSAGES // SAMPLES:,} tokens, and loses less"
+        return (f"GPTQ on {texts}{better if request.num_samples and not given else ''}{fastest}",)
+    kept = [tensor for tensor in plan.tensors if tensor.work in ("copy", "repack") and tensor.quantization]
+    bits = min((tensor.quantization.bits for tensor in plan.tensors if tensor.quantization), default=8)
+    if not uses_search(request, plan) or kept or has_gpu() or bits > LOW_BITS:
+        return ()
+    return (f"error search without texts, because MLX has no GPU here{better}",)
 
 
-def read_texts(request: ConversionRequest, tokenizer: Tokenizer, context: int) -> list[list[int]]:
-    """The windows of the calibration texts, as token ids. Reads the evaluation texts too.
+def read_texts(
+    request: ConversionRequest, tokenizer: Tokenizer, context: int
+) -> tuple[ConversionRequest, list[list[int]]]:
+    """The windows of the calibration texts, as token ids, and the request, without a number of texts that is all.
 
-    `context` limits the windows. Raises ValueError for texts that the template refuses, for a sentence in both files,
-    and for a single window, because distillation holds one out.
+    Reads the evaluation texts too. `context` limits the windows. Raises ValueError for texts that the template refuses,
+    for a sentence in both files, and for a single window, because distillation holds one out.
     """
-    calibration = read_passages(calibration_file(request))[: request.num_samples] if request.calibrate else []
+    calibration = read_passages(calibration_file(request)) if request.calibrate else []
+    if request.num_samples is not None and request.num_samples >= len(calibration):
+        request = replace(request, num_samples=None)
+    calibration = calibration[: request.num_samples]
     evaluation = read_passages(evaluation_file(request)) if request.evaluate else []
     for passage in evaluation:
         encode(passage, tokenizer)  # raises where the template refuses it
     if shared := overlap(calibration, evaluation):
         raise ValueError(
-            f"the calibration and the evaluation texts share {shared[0]!r}: the measured loss would be too small"
+            f"the calibration and the evaluation texts share {shared[0][:80]!r}: the measured loss would be too small"
         )
     size = min(MAX_TOKENS, context)
     parts = [window for passage in calibration for window in windows(encode(passage, tokenizer), size)]
     if request.calibrate == "distill" and len(parts) < 2:
         raise ValueError(
-            f"distill needs two texts, or one of more than {size} tokens, and {calibration_file(request)} has less"
+            f"distill needs two texts, or one of more than {size} tokens, and the "
+            f"{len(calibration)} of {calibration_file(request)} that it reads have less"
         )
-    return parts
+    return request, parts
 
 
 def calibration_file(request: ConversionRequest) -> Path:

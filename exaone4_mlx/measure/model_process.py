@@ -56,3 +56,4 @@ def _end_with_the_program() -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    os._exit(0)  # the interpreter cannot end while a thread reads the standard input

@@ -193,31 +193,40 @@ def test_auto_is_gptq_on_some_texts_on_a_gpu(data: Path, tmp_path: Path, monkeyp
         return found.request.calibrate, found.request.num_samples, " ".join(found.notes)
 
     assert method()[0] is None and "no GPU here; --calibrate gptq --num-samples 48 loses" in method()[2]
-    assert method(calibration_data=texts)[:2] == ("gptq", None), "texts were given to be used"
+    assert method(calibration_data=texts)[:2] == ("weighted", None), "few tokens, but given to be used"
+    monkeypatch.setattr(settings, "LEAST_TOKENS", 100)
+    assert method(calibration_data=texts)[:2] == ("gptq", None)
     assert method(num_samples=3)[:2] == ("gptq", 3)
     assert method(calibrate="weighted") == ("weighted", 48, ""), "who asks for a method gets no advice"
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    assert method()[:2] == ("gptq", 48) and "--calibrate gptq, on all" in method()[2]
+    assert method()[:2] == ("gptq", 48) and "--calibrate gptq reads all" in method()[2]
     none = ({"q_bits": 8}, {"search": False}, {"recipe": "mxfp4"}, {"quantize": False}, {"calibrate": None})
     assert {method(**options) for options in none} == {(None, None, "")}
     for given in ({"calibration_data": texts}, {"num_samples": 2}):
-        with pytest.raises(ValueError, match=f"{next(iter(given))} needs an error search"):
+        with pytest.raises(ValueError, match=f"{next(iter(given))} has no effect: there is no search for scales"):
             method(recipe="mxfp4", **given)
     monkeypatch.setattr(settings, "memory_of_this_machine", lambda: 1 << 20)
-    assert method()[:2] == ("weighted", 48) and "GPTQ takes long or much memory" in method()[2]
+    assert method()[:2] == ("weighted", 48) and "GPTQ needs more of them, or takes long" in method()[2]
     monkeypatch.setattr(settings, "memory_of_this_machine", lambda: 1 << 40)
     monkeypatch.setattr(settings, "QUICK_PARAMETERS", 1 << 20)
     assert method()[:2] == ("weighted", 48)
 
 
-def test_the_number_of_texts_is_part_of_the_plan(data: Path, tmp_path: Path) -> None:
-    def plan(**options: Any) -> tuple[int, str]:
-        request = ConversionRequest(calibrate="gptq", calibration_data=data / "calibration.jsonl", **options)
-        found = prepare("demo", tmp_path / "out", request)
+def test_texts_and_config_are_part_of_the_plan(data: Path, tmp_path: Path) -> None:
+    def plan(source: Any = "demo", texts: Path = data / "calibration.jsonl", n: int | None = None) -> tuple[int, str]:
+        request = ConversionRequest(calibrate="gptq", calibration_data=texts, num_samples=n)
+        found = prepare(source, tmp_path / "out", request)
         return len(found.sequences), found.plan.digest
 
-    (every, whole), (few, part) = plan(), plan(num_samples=2)
+    (every, whole), (few, part) = plan(), plan(n=2)
     assert few == 2 < every and whole != part
+    assert plan(n=99) == (every, whole), "all texts are all texts"
+    (tmp_path / "same.txt").write_bytes((data / "calibration.jsonl").read_bytes())
+    assert plan(texts=tmp_path / "same.txt")[1] != whole
+    source = Path(shutil.copytree(DEMO_FOLDER, tmp_path / "source"))
+    before, config = plan(source)[1], json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-4}))
+    assert plan(source)[1] != before, "other hidden states"
 
 
 def test_columns_that_matter_lose_less(data: Path, tmp_path: Path) -> None:
@@ -245,7 +254,7 @@ def test_every_token_of_a_long_text_is_calibrated_on(tmp_path: Path, demo: Any) 
     assert demo[1].decode([id for ids in sequences for id in ids]) == text
     (tmp_path / "book.txt").write_text(TEXTS[0])
     with pytest.raises(
-        ValueError, match=r"distill needs two texts, or one of more than 512 tokens, and .*book.txt has"
+        ValueError, match=r"distill needs two texts, or one of more than 512 .* 1 of .*book.txt that it"
     ):
         prepare("demo", tmp_path / "out", request)
 
