@@ -61,7 +61,8 @@ def check_end(launched: Launched, fault: signal.Signals, rank: int) -> None:
         if number == 0 or rank == 0 or "error: " in error:
             assert f"rank {rank} (" in error, (number, error)
         if not any(text in error for text in before):
-            assert (number and rank) or (SILENT if fault is signal.SIGSTOP else KILLED) in error, error
+            # A rank that is stopped while it starts is killed by its own process that watches calls of MLX.
+            assert (number and rank) or KILLED in error or (fault is signal.SIGSTOP and SILENT in error), error
             assert other.returncode == LOST
 
 
