@@ -92,6 +92,9 @@ METHODS: dict[str, Callable[[Path, Path], None]] = {
     "`--calibrate distill`": partial(ours, calibrate="distill"),
     "`--recipe 4bit-quality`": partial(ours, recipe="4bit-quality"),
     "`--recipe 4bit-quality --calibrate weighted`": partial(ours, recipe="4bit-quality", calibrate="weighted"),
+    "`--recipe 4bit-quality --calibrate gptq --num-samples 48`": partial(
+        ours, recipe="4bit-quality", calibrate="gptq", num_samples=48
+    ),
     "`--recipe 4bit-quality --calibrate gptq`": partial(ours, recipe="4bit-quality", calibrate="gptq"),
     "`--recipe 4bit-quality --calibrate distill`": partial(ours, recipe="4bit-quality", calibrate="distill"),
     "mlx-lm's DWQ": partial(theirs, method="dwq"),

@@ -35,7 +35,7 @@ ROOMS = [
     "",  # the files of the package itself: fronts and public names
 ]
 #: Bounds of size. MOST_LINES is set to what is there; it goes down, and up only with a feature.
-MOST_LINES = {"exaone4_mlx": 38_145, "tests": 40_960, "app": 4_400}
+MOST_LINES = {"exaone4_mlx": 38_145, "tests": 40_965, "app": 4_400}
 LONG_FILE, MOST_LONG_FILES = 300, 4  # lines
 LONGEST_FILE, LONGEST_APP_FILE = 400, 350  # lines
 MOST_PARAMETERS = 12
