@@ -99,7 +99,7 @@ def test_a_resumed_calibration_writes_the_same_bytes(
 def small(tmp_path: Path, data: Path) -> Callable[..., ConversionSummary]:
     """Distills a model of one layer into tmp_path / "out"."""
     source = random_checkpoint(tmp_path / "source", 1)
-    options = {"calibrate": "distill", "calibration_data": data / "evaluation.jsonl", "search": False}
+    options = {"calibrate": "distill", "calibration_data": data / "evaluation.jsonl"}
     return lambda **more: convert(source, tmp_path / "out", **options, **more)
 
 
