@@ -24,11 +24,11 @@ HEAVY = pytest.mark.heavy
 
 
 def test_two_ranks_compute_as_one_process(tmp_path: Path) -> None:
-    check(results(tmp_path, "logits", "greedy", "demo", FLOAT32))
+    check(results(tmp_path, "logits", "demo", FLOAT32))
 
 
 @HEAVY
-@pytest.mark.parametrize("checks", ["seeded chat drafts batch stopped", "many"])
+@pytest.mark.parametrize("checks", ["greedy seeded chat drafts batch stopped", "many"])
 def test_two_ranks_reply_as_one_process(tmp_path: Path, checks: str) -> None:
     """Seeded draws, turns with thought, tools and reuse, drafts, replies together, and 500 tokens."""
     check(results(tmp_path, *checks.split(), "demo", FLOAT32))
