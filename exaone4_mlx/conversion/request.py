@@ -132,7 +132,7 @@ class ConversionRequest:
                 "fits scales and biases"
             )
         if self.calibrate not in (None, "auto") and not self.search:
-            raise ValueError(f"calibrate {self.calibrate} is a search, and there is to be none: leave one of them out")
+            raise ValueError(f"calibrate {self.calibrate} searches for scales: leave out --no-search (search=False)")
         for name in ("calibration_data", "num_samples"):
             if getattr(self, name) is not None and self.calibrate is None:
                 raise ValueError(f"{name} has no effect without calibration: leave one of them out")

@@ -215,8 +215,8 @@ def read_texts(
     parts = [window for passage in calibration for window in windows(encode(passage, tokenizer), size)]
     if request.calibrate == "distill" and len(parts) < 2:
         raise ValueError(
-            f"distill needs two texts, or one of more than {size} tokens, and the "
-            f"{len(calibration)} of {calibration_file(request)} that it reads have less"
+            f"distill needs two texts, or one of more than {size} tokens; this run reads {len(calibration)} short text "
+            f"of {calibration_file(request)}"
         )
     return request, parts
 

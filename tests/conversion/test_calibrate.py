@@ -254,7 +254,7 @@ def test_every_token_of_a_long_text_is_calibrated_on(tmp_path: Path, demo: Any) 
     assert demo[1].decode([id for ids in sequences for id in ids]) == text
     (tmp_path / "book.txt").write_text(TEXTS[0])
     with pytest.raises(
-        ValueError, match=r"distill needs two texts, or one of more than 512 .* 1 of .*book.txt that it"
+        ValueError, match=r"distill needs two texts, or one of more than 512 .* 1 short text of .*book.txt"
     ):
         prepare("demo", tmp_path / "out", request)
 
