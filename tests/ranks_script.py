@@ -216,7 +216,6 @@ def ring_bytes_of(step: Callable[[], Any], tokens: int, count: int = 10) -> list
     before = ring_bytes()
     for _ in range(count):
         mx.eval(step())
-    time.sleep(0.5)  # until all is acknowledged
     return [(now - then) / count / tokens for now, then in zip(ring_bytes(), before, strict=True)]
 
 
@@ -232,6 +231,7 @@ def bytes_per_token(model: Any, tokens: int = 1) -> list[float]:
 def ring_bytes() -> list[int]:
     """Acknowledged and received bytes of all connections but those of the messages of the ranks."""
     hosts = json.loads(Path(os.environ["MLX_HOSTFILE"]).read_text())
+    time.sleep(0.5)  # until all is acknowledged
     messages, found = {int(host[0].rpartition(":")[2]) + PORT_DISTANCE for host in hosts}, [0, 0]
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(fd))) as one:
