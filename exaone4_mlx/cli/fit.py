@@ -107,10 +107,9 @@ def run(options: argparse.Namespace) -> int:
         )
 
     others = [] if first or sizes.is_quantized or options.json else map(Quantization, OTHER_BITS)
+    notes = _notes(sizes, metal, options.memory)
     if stages:
-        return _show_stages(
-            options, [fit(first, kv, stage) for stage in stages], stages, _notes(sizes, metal, options.memory)
-        )
+        return _show_stages(options, [fit(first, kv, stage) for stage in stages], stages, notes)
     fits = {_heading(sizes, cast, quantization): fit(quantization, kv) for quantization in (first, *others)}
     if options.json:
         (found,) = fits.values()
@@ -126,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
             show(f"--kv-bits 8 saves {size_text(saved)}.")
     if ranks > 1:
         show(f"This is what rank 0 of {ranks} needs. The others need no draft model and no output head.")
-    for note in _notes(sizes, metal, options.memory):
+    for note in notes:
         show(note)
     return 0 if any(one.fits for one in fits.values()) else 1
 

@@ -21,7 +21,7 @@ import mlx.core as mx
 
 from ..generation.generate import generate
 from ..model.network import Exaone4ForCausalLM
-from ..model.pretrained import OpenCheckpoint, Progress, fill, memory_of_this_machine
+from ..model.pretrained import OpenCheckpoint, Progress, fill, has_gpu, memory_of_this_machine
 from ..text.input_messages import Message
 from ..text.tokenizer import Tokenizer
 from .texts import CALIBRATION
@@ -50,7 +50,7 @@ def can_answer(opened: OpenCheckpoint) -> bool:
     The prompts must have room in its context.
     """
     parameters = sum(map(math.prod, opened.shapes.values()))
-    if mx.default_device() != mx.Device(mx.gpu) and parameters > CPU_PARAMETERS:
+    if not has_gpu() and parameters > CPU_PARAMETERS:
         return False
     if opened.config.max_position_embeddings < LEAST_CONTEXT:
         return False
@@ -103,4 +103,4 @@ def _answered(model: Exaone4ForCausalLM, tokenizer: Tokenizer, entry: Mapping[st
 
 def _dtype() -> mx.Dtype:
     """The fast type of this device."""
-    return mx.bfloat16 if mx.default_device() == mx.Device(mx.gpu) else mx.float32
+    return mx.bfloat16 if has_gpu() else mx.float32

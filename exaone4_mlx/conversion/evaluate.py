@@ -113,10 +113,8 @@ def evaluate(
         LayerwiseModel(original.source, original.config, mx.float32),
     )
     results, replies, seconds = _measure(*sides, parts, kv, progress)
-    names = [
-        " + ".join([str(name), *(adapter.name for adapter, _ in own)])
-        for name, own in ((model, adapters), (reference or model, reference_adapters))
-    ]
+    compared = (model, adapters), (reference or model, reference_adapters)
+    names = [" + ".join([str(name), *(adapter.name for adapter, _ in own)]) for name, own in compared]
     if any(math.isnan(value) for result in results for value in result.kl):
         raise ValueError(f"{' or '.join(names)} computes NaN on these texts")
     tokens = sum(len(result.kl) for result in results)

@@ -26,8 +26,6 @@ PROJECTIONS = (
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
-
-
 TOO_LARGE = "the Hessian is not finite in float32: the hidden states are too large"
 
 

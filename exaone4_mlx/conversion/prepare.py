@@ -153,8 +153,9 @@ def prepare(
         settings, keep_packed, recipe = choose_quantization(opened, request, errors)
     own_texts = request.calibrate in ("gptq", "distill") and not (request.calibration_data or request.num_samples)
     has_chats = own_texts and can_answer(opened)
-    options = digest_options(request, opened.config, recipe, sequences, has_chats)
-    options |= {"adapters": adapters_digest(adapters)} if adapters else {}
+    options = digest_options(request, opened, recipe, sequences, has_chats)
+    if adapters:
+        options["adapters"] = adapters_digest(adapters)
     plan = make_plan(opened, settings, keep_packed, read_dtype(request.dtype), options)
     is_done = bool(request.upload_repo) and not request.overwrite and _is_result(target, plan, request)
     if not is_done and not dry_run:
@@ -171,7 +172,7 @@ def prepare(
         notes=(
             *notes_on(opened, plan, request),
             *naming_notes(target, str(hf_path), source, adapters),
-            *(note_on_calibration(request, plan) if is_auto else ()),
+            *(note_on_calibration(request, settings, keep_packed) if is_auto else ()),
         ),
         disk_bytes=plan.nbytes + DISK_MARGIN,
         free_bytes=shutil.disk_usage(existing).free + held,

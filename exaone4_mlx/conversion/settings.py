@@ -16,15 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from .. import __version__
 from ..checkpoint.quantize import Quantization
 from ..checkpoint.share import EMBEDDING
 from ..files.safetensors import read_dtype
 from ..files.svg import INSTALL_MATPLOTLIB, has_matplotlib
-from ..model.config import Exaone4Config
-from ..model.pretrained import OpenCheckpoint, memory_of_this_machine
+from ..model.pretrained import OpenCheckpoint, has_gpu, memory_of_this_machine
 from ..text.tokenizer import Tokenizer
 from .calibrate import MAX_TOKENS
 from .chats import chats_digest
@@ -90,13 +87,19 @@ def texts_wanted(request: ConversionRequest, settings: Mapping[str, Quantization
     """
     given = [name for name in ("calibration_data", "num_samples") if getattr(request, name) is not None]
     if request.calibrate == "auto":
-        bits = [how.bits for how in settings.values() if how.mode == "affine"] if request.search and not kept else []
-        if given and not bits:
+        bits = _searched_bits(request, settings, kept)
+        if given and bits is None:
             why = "the weights keep their codes; give q_bits" if kept else "there is no search for scales and biases"
             raise ValueError(f"{given[0]} has no effect: {why}")
-        if not given and not (has_gpu() and min(bits, default=8) <= LOW_BITS):
+        if not given and not (has_gpu() and bits is not None and bits <= LOW_BITS):
             return replace(request, calibrate=None)
     return replace(request, num_samples=SAMPLES) if request.calibrate in ("auto", "weighted") and not given else request
+
+
+def _searched_bits(request: ConversionRequest, settings: Mapping[str, Quantization], kept: bool) -> int | None:
+    """The fewest bits of a weight that error search quantizes. None where none is, or where packed weights are kept."""
+    searched = [how.bits for how in settings.values() if how.mode == "affine"] if request.search and not kept else []
+    return min(searched, default=None)
 
 
 def with_method(request: ConversionRequest, opened: OpenCheckpoint, tokens: int) -> ConversionRequest:
@@ -111,10 +114,6 @@ def with_method(request: ConversionRequest, opened: OpenCheckpoint, tokens: int)
     return replace(request, calibrate="gptq" if tokens >= LEAST_TOKENS and is_quick and has_room else "weighted")
 
 
-def has_gpu() -> bool:
-    return bool(mx.default_device() == mx.Device(mx.gpu))
-
-
 def calibration_bytes(opened: OpenCheckpoint, tokens: int) -> int:
     """The memory of a calibration: hidden states, twice; a block in float32; the statistics of its widest input."""
     config = opened.config
@@ -124,19 +123,22 @@ def calibration_bytes(opened: OpenCheckpoint, tokens: int) -> int:
 
 
 def digest_options(
-    request: ConversionRequest, config: Exaone4Config, recipe: str, sequences: Sequence[list[int]], has_chats: bool
+    request: ConversionRequest, opened: OpenCheckpoint, recipe: str, sequences: Sequence[list[int]], has_chats: bool
 ) -> dict[str, Any]:
     """What determines the bytes of the result besides the tensors, as JSON values."""
     options: dict[str, Any] = {
         "exaone4_mlx": __version__,
         "mlx": metadata.version("mlx"),
-        "config": _digest(config.to_dict()),
+        "config": _digest(opened.config.to_dict()),
         "recipe": recipe,
         "search": request.search,
         "calibrate": request.calibrate,
     }
-    options |= {"texts": _digest(sequences)} if request.calibrate else {}
-    return options | ({"chats": chats_digest()} if has_chats else {})
+    if request.calibrate:
+        options["texts"] = _digest(sequences)
+    if has_chats:
+        options["chats"] = chats_digest()
+    return options
 
 
 def _digest(values: Any) -> str:
@@ -173,23 +175,22 @@ def notes_on(opened: OpenCheckpoint, plan: ConversionPlan, request: ConversionRe
     return tuple(notes)
 
 
-def note_on_calibration(request: ConversionRequest, plan: ConversionPlan) -> tuple[str, ...]:
+def note_on_calibration(request: ConversionRequest, settings: Mapping[str, Quantization], kept: bool) -> list[str]:
     """What "auto" stands for, and what the next better method takes. `request` is the resolved one."""
     given, fastest = request.calibration_data is not None, "; --no-calibrate is the fastest"
     few = GPTQ_READINGS * SAMPLES * PASSAGE_TOKENS
-    better = f"; --calibrate gptq --num-samples {SAMPLES} loses less; it reads about {few:,} tokens"
+    quick = f"; --calibrate gptq --num-samples {SAMPLES} loses less; it reads about {few:,} tokens"
     texts = f"{request.num_samples or 'all'} of the texts" + (f" of {calibration_file(request).name}" if given else "")
     if request.calibrate == "weighted":
         why = "GPTQ needs more of them, or takes long or much memory here"
-        return (f"error search weighted by {texts}: {why}{'' if given else better}{fastest}",)
+        return [f"error search weighted by {texts}: {why}{'' if given else quick}{fastest}"]
     if request.calibrate == "gptq":
         better = f"; --calibrate gptq reads all, about {few * PASSAGES // SAMPLES:,} tokens, and loses less"
-        return (f"GPTQ on {texts}{better if request.num_samples and not given else ''}{fastest}",)
-    kept = [tensor for tensor in plan.tensors if tensor.work in ("copy", "repack") and tensor.quantization]
-    bits = min((tensor.quantization.bits for tensor in plan.tensors if tensor.quantization), default=8)
-    if not uses_search(request, plan) or kept or has_gpu() or bits > LOW_BITS:
-        return ()
-    return (f"error search without texts, because MLX has no GPU here{better}",)
+        return [f"GPTQ on {texts}{better if request.num_samples and not given else ''}{fastest}"]
+    bits = _searched_bits(request, settings, kept)
+    if has_gpu() or bits is None or bits > LOW_BITS:
+        return []
+    return [f"error search without texts, because MLX has no GPU here{quick}"]
 
 
 def read_texts(

@@ -112,9 +112,12 @@ def _until_ctrl_c(
 def _is_whole(folder: Path, files: Sequence[str]) -> bool:
     """Whether a folder of the cache has its config, and its weights if `files` include them."""
     config = "adapter_config.json" if "adapter_config.json" in files else "config.json"
-    if not (folder / config).is_file() or not any("safetensors" in pattern for pattern in files):
-        return (folder / config).is_file()
-    if not (index := folder / "model.safetensors.index.json").is_file() or (folder / "model.safetensors").is_file():
+    if not (folder / config).is_file():
+        return False
+    if not any("safetensors" in pattern for pattern in files):
+        return True
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or not index.is_file():
         return any(folder.glob("*.safetensors"))
     try:
         return all((folder / name).is_file() for name in json.loads(index.read_bytes())["weight_map"].values())

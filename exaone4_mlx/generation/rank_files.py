@@ -134,9 +134,8 @@ class OwnFiles:
     def __init__(
         self, model: Exaone4ForCausalLM, lists: Mapping[int, Sequence[Cache]], snapshots: dict[int, Snapshot]
     ) -> None:
-        assert model.ranks is not None
+        assert model.ranks is not None and model.part is not None
         self._model, self._ranks, self._config = model, model.ranks, own_config(model)
-        assert model.part is not None
         self._lists, self._snapshots, self._part = lists, snapshots, model.part
         self._folders: dict[str, PrefixFolder] = {}
 

@@ -360,6 +360,11 @@ class Pretrained(nn.Module):
             self.config.save_pretrained(folder, **keys, **quantization_keys(settings))
 
 
+def has_gpu() -> bool:
+    """Whether MLX computes on a GPU here."""
+    return bool(mx.default_device() == mx.Device(mx.gpu))
+
+
 def memory_of_this_machine() -> int:
     """Bytes that a model may use here: Metal's recommended maximum, or without Metal the physical memory."""
     if mx.metal.is_available():

@@ -76,7 +76,8 @@ class CompletionWriter:
         async for index, event in events:
             if isinstance(event, CallPart):
                 continue  # a call is text here, which is written at its end
-            at, piece = len(whole_text(replies[index])), replies[index].add(event)
+            at = 0 if self._request.logprobs is None else len(whole_text(replies[index]))
+            piece = replies[index].add(event)
             if piece is not None:
                 yield sse({**self._head, "choices": [self._choice(index, text_of(piece), piece.logprobs, None, at)]})
             elif isinstance(event, Done):
